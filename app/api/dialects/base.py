@@ -1,0 +1,70 @@
+"""What a dialect is: one family of clients' words for a rerank request and its answer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from app.domain import RerankRequest, RerankResult
+from app.errors import InvalidRequest
+
+Json = dict[str, Any]
+
+_PROBLEMS_SHOWN = 3
+
+
+class Call(BaseModel, ABC):
+    """A request body in a dialect's words. Unknown fields are ignored, as clients expect of a drop-in."""
+
+    @abstractmethod
+    def to_request(self) -> RerankRequest:
+        """Say it in our words.
+
+        Raises:
+            InvalidRequest: a document is neither text nor an object with the fields to read.
+        """
+
+    @abstractmethod
+    def render(self, result: RerankResult, *, request_id: str) -> Json | list[Json]:
+        """The answer in the dialect's words."""
+
+
+def _every_call(_body: Mapping[str, Any], _headers: Mapping[str, str]) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """Paths may be shared: the first registered dialect that `claims` a body on its path gets it. `answer` describes
+    the answer in the OpenAPI document; `example` is a request body for the same purpose.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    call: type[Call]
+    answer: type[BaseModel]
+    example: Json
+    claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _every_call
+
+    def parse(self, body: Mapping[str, Any]) -> Call:
+        """Read a body.
+
+        Raises:
+            InvalidRequest: a field is missing or has the wrong type; the message names it.
+        """
+        try:
+            return self.call.model_validate(body)
+        except ValidationError as error:
+            raise InvalidRequest(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    shown = [
+        f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:_PROBLEMS_SHOWN]
+    ]
+    if len(problems) > _PROBLEMS_SHOWN:
+        shown.append(f"and {len(problems) - _PROBLEMS_SHOWN} more")
+    return "; ".join(shown)

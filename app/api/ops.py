@@ -1,0 +1,106 @@
+"""What operators and clients ask beside reranking: health, readiness, metrics, the served models."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import __version__
+from app.api.answers import json_answer
+from app.api.auth import ApiKeys
+from app.api.lifecycle import Lifecycle
+from app.model import ServedModel
+from app.service import RerankService
+
+Json = dict[str, Any]
+
+
+class OperationsEndpoints:
+    def __init__(self, *, service: RerankService, lifecycle: Lifecycle, metrics: CollectorRegistry) -> None:
+        self._service = service
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+
+    async def health(self) -> Response:
+        """200 while the process can answer at all. Restart it when this fails."""
+        return json_answer({"status": "ok", "version": __version__})
+
+    async def ready(self) -> Response:
+        """200 when every model passes its canary inference now; else 503 with what is wrong with which."""
+        states = await asyncio.gather(*(model.check() for model in self._service.models))
+        ready = all(states) and not self._lifecycle.draining
+        body: Json = {
+            "status": "draining" if self._lifecycle.draining else "ready" if ready else "not ready",
+            "models": {
+                model.name: {"status": model.status, **({"reason": model.reason} if model.reason else {})}
+                for model in self._service.models
+            },
+        }
+        headers = {} if ready else {"Retry-After": "5"}
+        return json_answer(body, status=200 if ready else 503, headers=headers)
+
+    async def metrics(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._metrics), media_type=content_type)
+
+    async def models(self) -> Response:
+        """The served models, as OpenAI's clients and NVIDIA's expect the list."""
+        return json_answer({"object": "list", "data": [_describe(model) for model in self._service.models]})
+
+    async def model(self, name: str) -> Response:
+        return json_answer(_describe(self._service.model_named(name)))
+
+    async def info(self) -> Response:
+        """The default model and the limits, as clients of text-embeddings-inference expect them."""
+        default = self._service.model_named(None)
+        return json_answer(
+            {
+                "model_id": default.name,
+                "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+                "max_client_batch_size": self._service.limits.max_documents,
+                "max_input_length": default.details.get("max_length"),
+                "version": __version__,
+                "models": [_describe(model) for model in self._service.models],
+            }
+        )
+
+
+def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys) -> APIRouter:
+    """Health, readiness and metrics are open to whoever reaches the port; what names models needs a key."""
+    open_routes: dict[str, Callable[..., Any]] = {
+        "/health": endpoints.health,
+        "/ready": endpoints.ready,
+        "/metrics": endpoints.metrics,
+    }
+    keyed_routes: dict[str, Callable[..., Any]] = {
+        "/v1/models": endpoints.models,
+        "/models": endpoints.models,
+        "/v1/models/{name:path}": endpoints.model,
+        "/info": endpoints.info,
+    }
+    router = APIRouter(tags=["operations"])
+    for path, endpoint in open_routes.items():
+        router.add_api_route(path, endpoint, methods=["GET"])
+    guarded = APIRouter(tags=["operations"], dependencies=[keys.required()])
+    for path, endpoint in keyed_routes.items():
+        guarded.add_api_route(path, endpoint, methods=["GET"])
+    router.include_router(guarded)
+    return router
+
+
+def _describe(model: ServedModel) -> Json:
+    return {
+        "id": model.name,
+        "object": "model",
+        "owned_by": "rerankd",
+        "created": model.created,
+        "model_type": "rerank",
+        "aliases": list(model.aliases),
+        "status": model.status,
+        **model.details,
+    }

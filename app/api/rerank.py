@@ -1,0 +1,196 @@
+"""The rerank endpoints: one per path, whatever dialects share it."""
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from time import perf_counter
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive
+
+from app.api.answers import error_answer, json_answer, server_timing
+from app.api.auth import ApiKeys
+from app.api.dialects.base import Dialect, Json
+from app.domain import RerankResult
+from app.errors import InvalidRequest, RerankError
+from app.logs import request_id
+from app.observer import Observer
+from app.service import RerankService
+
+T = TypeVar("T")
+
+_CLIENT_GONE = 499
+
+
+def rerank_routes(
+    dialects: Sequence[Dialect], *, service: RerankService, keys: ApiKeys, observer: Observer
+) -> APIRouter:
+    """A router with every path of every dialect."""
+    router = APIRouter()
+    for path in dict.fromkeys(path for dialect in dialects for path in dialect.paths):
+        sharing = [dialect for dialect in dialects if path in dialect.paths]
+        endpoint = _Endpoint(sharing, service=service, keys=keys, observer=observer)
+        router.add_api_route(
+            path,
+            endpoint.answer,
+            methods=["POST"],
+            name=f"rerank {path}",
+            summary="Order documents by relevance to a query",
+            tags=["rerank"],
+            openapi_extra=_description(sharing),
+            responses=_answers(sharing),
+        )
+    return router
+
+
+class _Endpoint:
+    def __init__(
+        self, dialects: Sequence[Dialect], *, service: RerankService, keys: ApiKeys, observer: Observer
+    ) -> None:
+        self._dialects = dialects
+        self._service = service
+        self._keys = keys
+        self._observer = observer
+
+    async def answer(self, request: Request) -> Response:
+        finish = _Finish(dialect=self._dialects[-1].name, observer=self._observer)
+        try:
+            self._keys.check(request.headers)
+            body = await _read_body(request)
+            dialect = self._choose(body, request.headers)
+            finish.dialect = dialect.name
+            call = dialect.parse(body)
+            wanted = call.to_request()
+            finish.model = self._service.model_named(wanted.model).name
+            result = await _while_connected(request.receive, self._service.rerank(wanted))
+        except RerankError as error:
+            finish(error.status)
+            return error_answer(error)
+        except _ClientGone:
+            finish(_CLIENT_GONE)
+            return Response(status_code=_CLIENT_GONE)
+        except Exception:
+            finish(500)
+            raise
+        answer = json_answer(call.render(result, request_id=request_id.get() or ""), headers=finish.headers(result))
+        finish(200)
+        return answer
+
+    def _choose(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
+        return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self._dialects[-1])
+
+
+class _Finish:
+    """States the fact that a request ended, whichever way it did."""
+
+    def __init__(self, *, dialect: str, observer: Observer) -> None:
+        self.dialect = dialect
+        self.model = "none"
+        self._observer = observer
+        self._started = perf_counter()
+
+    def __call__(self, status: int) -> None:
+        self._observer.request_finished(
+            model=self.model,
+            dialect=self.dialect,
+            status=status,
+            duration_s=perf_counter() - self._started,
+        )
+
+    def headers(self, result: RerankResult) -> dict[str, str]:
+        return {"Server-Timing": server_timing(result.timings, total_s=perf_counter() - self._started)}
+
+
+async def _read_body(request: Request) -> Json:
+    raw = await request.body()
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is no valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"the body is a JSON {type(body).__name__}; send an object with query and documents")
+    return body
+
+
+class _ClientGone(Exception):
+    """The client closed the connection before its answer was there."""
+
+
+async def _while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """Do the work, but give it up when the client goes away."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return await working
+        raise _ClientGone
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _description(dialects: Sequence[Dialect]) -> Json:
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": _any_of([dialect.call.model_json_schema() for dialect in dialects]),
+                    "examples": {dialect.name: {"value": dialect.example} for dialect in dialects},
+                }
+            },
+        }
+    }
+
+
+def _answers(dialects: Sequence[Dialect]) -> dict[int | str, Json]:
+    errors = {
+        400: "The request must be changed; the message says how.",
+        401: "No API key, or a wrong one.",
+        404: "No such model.",
+        413: "Too many documents, or too large a body.",
+        429: "Too much waits already; Retry-After says when to come back.",
+        503: "The model is not ready; Retry-After says when to come back.",
+        504: "Not answered in time.",
+    }
+    error_schema = {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in ("message", "detail", "error", "error_type")},
+    }
+    schema = _any_of([_inlined(dialect.answer.model_json_schema()) for dialect in dialects])
+    return {
+        200: {"description": "Results, best first.", "content": {"application/json": {"schema": schema}}},
+        **{
+            status: {"description": text, "content": {"application/json": {"schema": error_schema}}}
+            for status, text in errors.items()
+        },
+    }
+
+
+def _any_of(schemas: list[Json]) -> Json:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _inlined(schema: Json) -> Json:
+    """A schema without references of its own, which would point nowhere inside an OpenAPI document."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:  # noqa: ANN401 - any JSON
+        if isinstance(part, dict):
+            if "$ref" in part:
+                return resolve(definitions[part["$ref"].rsplit("/", 1)[-1]])
+            return {name: resolve(value) for name, value in part.items()}
+        return [resolve(item) for item in part] if isinstance(part, list) else part
+
+    inlined: Json = resolve(schema)
+    return inlined

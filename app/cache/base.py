@@ -1,0 +1,15 @@
+"""What a cache is: bytes by key, many at a time. What the bytes mean is decided in `keys.py`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+
+class Cache(Protocol):
+    """Every method may raise `CacheUnavailable`; none takes longer than the cache's own timeout."""
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Look keys up in one round trip; None where a key is unknown."""
+
+    async def put_many(self, entries: Mapping[bytes, bytes]) -> None: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,51 @@
+"""Cache keys and the bytes kept under them. Pure.
+
+A key is a hash over length-prefixed parts, so that ("ab", "c") is not ("a", "bc"); the store never sees a text.
+"""
+
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+_KEY_BYTES = 16
+_LENGTH = struct.Struct("<Q")
+
+ENTRY = np.dtype([("value", "<f4"), ("tokens", "<u4"), ("dropped", "<u4")])
+
+
+def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[bytes]:
+    """One key per document. `fingerprint` says everything else that changes a score (model, length, precision)."""
+    common = blake2b(digest_size=_KEY_BYTES)
+    for part in (fingerprint, query):
+        _add(common, part)
+    keys = []
+    for document in documents:
+        key = common.copy()
+        _add(key, document)
+        keys.append(key.digest())
+    return keys
+
+
+def pack_entries(entries: NDArray[np.void]) -> list[bytes]:
+    """Bytes to store, one element of `entries` (dtype `ENTRY`) each."""
+    whole = entries.tobytes()
+    return [whole[start : start + ENTRY.itemsize] for start in range(0, len(whole), ENTRY.itemsize)]
+
+
+def unpack_entries(stored: Sequence[bytes]) -> NDArray[np.void]:
+    """Stored bytes as an array of dtype `ENTRY`."""
+    return np.frombuffer(b"".join(stored), dtype=ENTRY)
+
+
+def is_entry(stored: bytes | None) -> bool:
+    """Whether bytes from a store can be an entry: a shared store may hold anything under our key."""
+    return stored is not None and len(stored) == ENTRY.itemsize
+
+
+def _add(digest: blake2b, text: str) -> None:
+    encoded = text.encode("utf-8", "surrogatepass")
+    digest.update(_LENGTH.pack(len(encoded)))
+    digest.update(encoded)

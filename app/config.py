@@ -1,0 +1,166 @@
+"""Settings from the environment (prefix RERANKD_) and the registry of served models.
+
+The only file that reads the environment; only the composition root and the command line read this one.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import ConfigError
+from app.options import explain
+
+SHIPPED_REGISTRY = Path(__file__).resolve().parent.parent / "models" / "registry.toml"
+
+
+class Settings(BaseSettings):
+    """Every setting of the service. docs/configuration.md is generated from this class."""
+
+    model_config = SettingsConfigDict(env_prefix="RERANKD_", env_ignore_empty=True, extra="ignore")
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="Comma-separated API keys. None: the service is open to everybody who reaches it."
+    )
+    registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
+    cache_url: str = Field(
+        default="memory://",
+        description="Where scores are kept: `memory://?max_entries=N`, `redis://host:port/db?ttl_s=N`, or `none://`.",
+    )
+    hub_token: SecretStr | None = Field(
+        default=None, description="Token for gated or private repositories on the Hugging Face hub."
+    )
+    hub_offline: bool = Field(default=False, description="Never ask the hub: use only what was downloaded before.")
+    hub_cache: Path | None = Field(
+        default=None, description="Folder for downloaded models; default: the hub client's own."
+    )
+    max_documents: int = Field(default=10_000, ge=1, description="Most documents in one request.")
+    max_query_chars: int = Field(default=32_768, ge=1, description="Longest query, in characters.")
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1024, description="Largest request body, in bytes.")
+    max_waiting_tokens: int = Field(
+        default=4_000_000,
+        ge=1,
+        description="Tokens that may wait for one model. A request that would exceed it is refused with 429 "
+        "(one that finds nothing waiting is always taken).",
+    )
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, description="A request that takes longer is given up with 504."
+    )
+    shutdown_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="After SIGTERM, go on answering this long with /ready false, so that load balancers notice.",
+    )
+    shutdown_timeout_s: float = Field(
+        default=30.0, ge=0, description="Then finish running requests for at most this long."
+    )
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+            raise ValueError(f"unknown log level {value!r}; use DEBUG, INFO, WARNING or ERROR")
+        return value.upper()
+
+
+def read_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - each override has its own field's type
+    """Read the environment; keyword arguments that are not None win over it.
+
+    Raises:
+        ConfigError: a variable has an unusable value; the message names the variable, never a secret's value.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise ConfigError(f"environment (prefix RERANKD_): {explain(error)}") from None
+
+
+def _plain_name(name: str) -> str:
+    if not name or name != name.strip() or any(ord(character) < 33 for character in name):
+        raise ValueError(f"{name!r} is no model name: it must be non-empty, without spaces or control characters")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class ModelSpec(BaseModel):
+    """One `[[model]]` table of the registry. docs/models.md explains every key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    aliases: tuple[Name, ...] = ()
+    scorer: str = "cross-encoder"
+    engine: str = "onnx"
+    path: str = Field(description="A folder (relative to the registry) or `hub:org/name@revision`.")
+    revision: str | None = Field(
+        default=None, description="Your own version label; part of every cache key. Change it when weights change."
+    )
+    max_length: int | None = Field(default=None, ge=16, description="Tokens per pair, at most what the model can read.")
+    workers: int | None = Field(default=None, ge=1, description="Forward passes at a time.")
+    batch_tokens: int | None = Field(default=None, ge=16, description="Padded tokens per forward pass.")
+    batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that the model's repository brings. Only for code you have read."
+    )
+    options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the scorer.")
+    engine_options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the engine.")
+
+
+class Registry(BaseModel):
+    """Every served model. A request that names none gets `default`, or else the first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default: str | None = None
+    model: tuple[ModelSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Registry":
+        seen: dict[str, str] = {}
+        for spec in self.model:
+            for name in (spec.name, *spec.aliases):
+                if name in seen:
+                    raise ValueError(f"{name!r} is named by {seen[name]!r} and by {spec.name!r}")
+                seen[name] = spec.name
+        if self.default is not None and self.default not in seen:
+            raise ValueError(f"default = {self.default!r} is no served model; known: {', '.join(seen)}")
+        return self
+
+
+def read_registry(path: Path) -> Registry:
+    """Read the registry.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or a key in it is unusable; the message names which.
+    """
+    try:
+        return Registry.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read the model registry {path} ({error.strerror}); set RERANKD_REGISTRY") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error)}") from None

@@ -1,0 +1,46 @@
+"""The engines by name. A new one is a file of this folder and one line here."""
+
+from collections.abc import Callable
+from typing import Final
+
+from app.engines.base import Engine, EngineSpec
+from app.errors import ConfigError
+
+
+def _onnx(spec: EngineSpec) -> Engine:
+    from app.engines.onnx import OnnxEngine  # noqa: PLC0415 - a service needs the runtimes of its own engines only
+
+    return OnnxEngine.load(spec)
+
+
+def _torch_encoder(spec: EngineSpec) -> Engine:
+    from app.engines.torch_encoder import TorchEncoderEngine  # noqa: PLC0415 - as above
+
+    return TorchEncoderEngine.load(spec)
+
+
+ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
+    "onnx": _onnx,
+    "torch-encoder": _torch_encoder,
+}
+
+_EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "transformers": "torch"}
+
+
+def load_engine(name: str, spec: EngineSpec) -> Engine:
+    """Load an engine.
+
+    Raises:
+        ConfigError: no such engine, its runtime is not installed, or the model's files do not suit it.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    try:
+        return ENGINES[name](spec)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        raise ConfigError(
+            f"engine {name!r} needs {error.name}, which is not installed; run: pip install 'rerankd[{extra}]'"
+        ) from None

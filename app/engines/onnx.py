@@ -1,0 +1,168 @@
+"""ONNX Runtime, on CPU, CUDA or TensorRT."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnxruntime as ort
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.domain import Encoding, FloatArray, IntArray
+from app.engines.base import BatchLimits, EngineSpec, PaddedBatch, pad
+from app.errors import ConfigError
+from app.options import read_options
+from app.worker import available_cores
+
+Device = Literal["cpu", "cuda", "tensorrt"]
+
+_PROVIDERS: Final[Mapping[Device, Sequence[str]]] = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+_OPTIMIZATION: Final = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+# Where exporters put the graph, best first for a processor.
+_USUAL_FILES = ("model.int8.onnx", "model.onnx", "onnx/model.onnx")
+
+
+class OnnxOptions(BaseModel):
+    """`[model.engine_options]` of the engine `onnx`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str | None = Field(default=None, description="The graph, relative to the model's folder.")
+    device: Device = "cpu"
+    device_id: int = Field(default=0, ge=0)
+    threads: int = Field(default=1, ge=1, description="Threads per forward pass on the CPU.")
+    graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
+    io_binding: bool | None = Field(default=None, description="Bind inputs and outputs; default: on a GPU.")
+    provider_options: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class OnnxEngine:
+    """One session that several threads call: ONNX Runtime sessions are thread-safe and share their weights."""
+
+    def __init__(
+        self, session: ort.InferenceSession, *, pad_id: int, workers: int, device: Device, io_binding: bool
+    ) -> None:
+        self._session = session
+        self._pad_id = pad_id
+        self._device = device
+        self._io_binding = io_binding
+        self._inputs = {node.name: node.type for node in session.get_inputs()}
+        self._output = session.get_outputs()[0].name
+        self.workers = workers
+        self.name = f"onnx/{device}"
+
+    @classmethod
+    def load(cls, spec: EngineSpec) -> "OnnxEngine":
+        """Open the model's graph.
+
+        Raises:
+            ConfigError: no graph in the folder, one that ONNX Runtime cannot open, inputs that are not a
+                transformer's, or a device that this installation does not have.
+        """
+        options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
+        on_cpu = options.device == "cpu"
+        session = _open(_find_graph(spec.folder, options.file), options)
+        _check_inputs(session)
+        return cls(
+            session,
+            pad_id=spec.pad_id,
+            workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
+            device=options.device,
+            io_binding=not on_cpu if options.io_binding is None else options.io_binding,
+        )
+
+    @property
+    def preferred_batch(self) -> BatchLimits:
+        """Small batches stay in a processor's cache; a GPU wants them large (docs/benchmarks.md)."""
+        if self._device == "cpu":
+            return BatchLimits(tokens=512, pairs=64)
+        return BatchLimits(tokens=32_768, pairs=256)
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """Score sequences; the result has shape [sequences, outputs of the head], float32."""
+        inputs = self._arrays(pad(encodings, pad_id=self._pad_id))
+        logits = self._run_bound(inputs) if self._io_binding else self._run(inputs)
+        return logits.astype(np.float32, copy=False)
+
+    def _arrays(self, batch: PaddedBatch) -> dict[str, IntArray]:
+        given = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "token_type_ids": batch.token_type_ids,
+        }
+        return {
+            name: given[name].astype(np.int32) if kind == "tensor(int32)" else given[name]
+            for name, kind in self._inputs.items()
+        }
+
+    def _run(self, inputs: Mapping[str, IntArray]) -> FloatArray:
+        logits: FloatArray = self._session.run([self._output], dict(inputs))[0]
+        return logits
+
+    def _run_bound(self, inputs: Mapping[str, IntArray]) -> FloatArray:
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output(self._output, "cpu")
+        self._session.run_with_iobinding(binding)
+        logits: FloatArray = binding.copy_outputs_to_cpu()[0]
+        return logits
+
+
+def _find_graph(folder: Path, file: str | None) -> Path:
+    candidates = [folder / file] if file else [folder / usual for usual in _USUAL_FILES]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    tried = ", ".join(str(candidate.relative_to(folder)) for candidate in candidates)
+    raise ConfigError(
+        f"no ONNX graph in {folder} (tried: {tried}); make one with `rerankd export`, or name it: "
+        'engine_options = { file = "..." }'
+    )
+
+
+def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
+    missing = set(_PROVIDERS[options.device][:1]) - set(ort.get_available_providers())
+    if missing:
+        raise ConfigError(
+            f"device {options.device!r} needs {', '.join(missing)}, which this onnxruntime does not have; "
+            "install 'rerankd[gpu]', or set device = \"cpu\""
+        )
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = options.threads
+    session_options.inter_op_num_threads = 1
+    session_options.graph_optimization_level = _OPTIMIZATION[options.graph_optimization]
+    session_options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(
+            graph,
+            sess_options=session_options,
+            providers=[(provider, _provider_options(provider, options)) for provider in _PROVIDERS[options.device]],
+        )
+    except Exception as error:
+        raise ConfigError(f"ONNX Runtime cannot open {graph}: {error}") from error
+
+
+def _provider_options(provider: str, options: OnnxOptions) -> dict[str, Any]:
+    if provider == "CPUExecutionProvider":
+        return {}
+    return {"device_id": options.device_id, **options.provider_options}
+
+
+def _check_inputs(session: ort.InferenceSession) -> None:
+    names = {node.name for node in session.get_inputs()}
+    unknown = names - {"input_ids", "attention_mask", "token_type_ids"}
+    if unknown or "input_ids" not in names:
+        raise ConfigError(
+            f"the ONNX graph takes {', '.join(sorted(names))}; a cross-encoder takes input_ids, attention_mask "
+            "and for some models token_type_ids"
+        )

@@ -1,0 +1,98 @@
+"""PyTorch sequence classifiers of the transformers library, on CPU or CUDA."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from app.domain import Encoding, FloatArray
+from app.engines.base import BatchLimits, EngineSpec, pad
+from app.errors import ConfigError
+from app.options import read_options
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class TorchEncoderOptions(BaseModel):
+    """`[model.engine_options]` of the engine `torch-encoder`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:N".')
+    precision: Precision | None = Field(default=None, description="Default: bfloat16 on CUDA, float32 on the CPU.")
+    attention: str = Field(default="sdpa", description="transformers' attn_implementation.")
+
+
+class TorchEncoderEngine:
+    """A `*ForSequenceClassification` model; its head is computed in the model's precision, returned as float32."""
+
+    def __init__(
+        self, model: PreTrainedModel, *, device: torch.device, precision: Precision, pad_id: int, workers: int
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._pad_id = pad_id
+        self._takes_token_types = getattr(model.config, "type_vocab_size", 0) > 1
+        self.workers = workers
+        self.name = f"torch/{device.type}/{precision}"
+
+    @classmethod
+    def load(cls, spec: EngineSpec) -> "TorchEncoderEngine":
+        """Load safetensors weights; pickled ones are refused.
+
+        Raises:
+            ConfigError: the folder holds no such model, or the device is not there.
+        """
+        options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
+        device = _device(options.device)
+        precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                spec.folder,
+                dtype=_TORCH_PRECISION[precision],
+                attn_implementation=options.attention,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=spec.trust_remote_code,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ConfigError(f"transformers cannot load {spec.folder}: {error}") from error
+        model = model.eval().to(device)
+        return cls(model, device=device, precision=precision, pad_id=spec.pad_id, workers=spec.workers or 1)
+
+    @property
+    def preferred_batch(self) -> BatchLimits:
+        if self._device.type == "cpu":
+            return BatchLimits(tokens=1024, pairs=64)
+        return BatchLimits(tokens=32_768, pairs=256)
+
+    @torch.inference_mode()
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """Score sequences; the result has shape [sequences, outputs of the head], float32."""
+        batch = pad(encodings, pad_id=self._pad_id)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self._takes_token_types:
+            inputs["token_type_ids"] = batch.token_type_ids
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in inputs.items()}
+        logits = self._model(**tensors).logits
+        return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+
+
+def _device(name: str) -> torch.device:
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f'unknown device {name!r}; use "auto", "cpu", "cuda" or "cuda:N"') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f'device {name!r}: this machine or this torch has no CUDA; set device = "cpu"')
+    return device

@@ -1,0 +1,92 @@
+"""Every error that a caller can meet.
+
+    RerankError                 500 internal_error
+    |- InvalidRequest           400 invalid_request     the caller must change the request
+    |  |- Unauthorized          401 unauthorized
+    |  |- ModelNotFound         404 model_not_found
+    |  `- RequestTooLarge       413 request_too_large
+    |- Unavailable              503 unavailable         the same request may succeed later: Retry-After
+    |  |- Overloaded            429 overloaded
+    |  `- ModelNotReady         503 model_not_ready
+    |- DeadlineExceeded         504 deadline_exceeded
+    `- ScoringFailed            500 scoring_failed      the cause goes to the log, never to the client
+
+`ConfigError` and `CacheUnavailable` stand outside of the tree: the first stops the start (or the loading of one
+model) and names the key, the second is caught where the cache is used and becomes a miss.
+"""
+
+from typing import ClassVar
+
+
+class RerankError(Exception):
+    """An error with a stable code; `status` is a hint for HTTP and means nothing to anybody else."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InvalidRequest(RerankError):
+    status = 400
+    code = "invalid_request"
+
+
+class Unauthorized(InvalidRequest):
+    status = 401
+    code = "unauthorized"
+
+
+class ModelNotFound(InvalidRequest):
+    status = 404
+    code = "model_not_found"
+
+
+class RequestTooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class Unavailable(RerankError):
+    """The same request may succeed after `retry_after_s` seconds."""
+
+    status = 503
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    status = 429
+    code = "overloaded"
+
+
+class ModelNotReady(Unavailable):
+    status = 503
+    code = "model_not_ready"
+
+
+class DeadlineExceeded(RerankError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class ScoringFailed(RerankError):
+    status = 500
+    code = "scoring_failed"
+
+
+class ConfigError(Exception):
+    """A setting, a registry entry or a model folder that cannot be used; the message names it and the way out."""
+
+
+class SourceUnreachable(ConfigError):
+    """A model's files could not be fetched now; fetching them later may succeed."""
+
+
+class CacheUnavailable(Exception):
+    """The cache did not answer in time, or answered with an error."""

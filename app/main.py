@@ -1,0 +1,127 @@
+"""The HTTP application and the server that runs it until a signal says stop."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import __version__
+from app.api.answers import error_answer, plain_error
+from app.api.auth import ApiKeys
+from app.api.dialects import DIALECTS
+from app.api.lifecycle import Lifecycle
+from app.api.middleware import BodyLimit, RequestContext
+from app.api.ops import OperationsEndpoints, operations_routes
+from app.api.rerank import rerank_routes
+from app.assembly import running_service
+from app.config import Settings
+from app.errors import RerankError
+from app.metrics import PrometheusObserver
+from app.service import RerankService
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings, service: RerankService, observer: PrometheusObserver, lifecycle: Lifecycle
+) -> FastAPI:
+    """The HTTP application over a running service."""
+    app = FastAPI(
+        title="rerankd",
+        version=__version__,
+        description="A query and candidate documents go in, the documents come back in order of relevance.",
+    )
+    keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
+    app.include_router(rerank_routes(DIALECTS, service=service, keys=keys, observer=observer))
+    operations = OperationsEndpoints(service=service, lifecycle=lifecycle, metrics=observer.registry)
+    app.include_router(operations_routes(operations, keys=keys))
+    app.add_exception_handler(RerankError, _known_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext)
+    if keys.open:
+        logger.warning("NO API KEYS ARE SET: everybody who reaches this port may use it; set RERANKD_API_KEYS")
+    return app
+
+
+async def _known_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RerankError)  # noqa: S101 - Starlette calls this for nothing else
+    return error_answer(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405, in the body that every client can read."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    code = "not_found" if error.status_code == 404 else "invalid_request"
+    message = f"{request.method} {request.url.path}: {error.detail}; GET /docs lists what there is"
+    return plain_error(error.status_code, code=code, message=message, headers=dict(error.headers or {}))
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Raises:
+        ConfigError: the registry or the cache URL is unusable.
+    """
+    observer = PrometheusObserver()
+    lifecycle = Lifecycle()
+    async with running_service(settings, observer) as service:
+        app = create_app(settings, service, observer, lifecycle)
+        server = DrainingServer(_uvicorn(app, settings), lifecycle, delay_s=settings.shutdown_delay_s)
+        await server.serve()
+
+
+def _uvicorn(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=round(settings.shutdown_timeout_s),
+    )
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first signal turns `/ready` false, and after `delay_s` stops listening and finishes what runs. On the
+    second signal it stops at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, delay_s: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._delay_s = delay_s
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's own, do not raise the signal again afterwards: models and caches are closed first."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._drain)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _drain(self) -> None:
+        if self._lifecycle.draining:
+            self.force_exit = self.should_exit = True
+            return
+        logger.info("draining: running requests are finished, new ones are taken for %g s more", self._delay_s)
+        self._lifecycle.draining = True
+        asyncio.get_running_loop().call_later(self._delay_s, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True

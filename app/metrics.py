@@ -1,0 +1,138 @@
+"""Prometheus metrics from the facts of the scoring path. Only this file and `/metrics` know Prometheus."""
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from app.domain import Timings
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75)
+
+
+class PrometheusObserver:
+    """Keeps every metric in a registry of its own, so that two services in one process do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._requests = Counter(
+            "rerank_requests_total", "Requests answered.", ["model", "dialect", "status"], registry=registry
+        )
+        self._durations = Histogram(
+            "rerank_request_duration_seconds",
+            "From a request's first byte to its answer.",
+            ["model", "dialect"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "rerank_stage_duration_seconds",
+            "Time of a request in one part of the scoring path.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._make_batch_metrics()
+        self._make_cache_metrics()
+        self._ready = Gauge("rerank_model_ready", "1 while the model can answer.", ["model"], registry=registry)
+        memory = Gauge("rerank_process_memory_bytes", "Resident memory of the service.", registry=registry)
+        memory.set_function(lambda: float(psutil.Process().memory_info().rss))
+
+    def _make_batch_metrics(self) -> None:
+        self._batch_pairs = Histogram(
+            "rerank_batch_pairs", "Pairs per forward pass.", ["model"], buckets=_PAIRS, registry=self.registry
+        )
+        self._batch_tokens = Histogram(
+            "rerank_batch_tokens",
+            "Tokens per forward pass, padding left out.",
+            ["model"],
+            buckets=_TOKENS,
+            registry=self.registry,
+        )
+        self._padding = Histogram(
+            "rerank_padding_ratio",
+            "Share of a forward pass's padded area that is padding.",
+            ["model"],
+            buckets=_RATIOS,
+            registry=self.registry,
+        )
+        self._failed_batches = Counter(
+            "rerank_failed_batches_total", "Forward passes that raised.", ["model"], registry=self.registry
+        )
+        self._queue = Gauge("rerank_queue_tokens", "Tokens that wait.", ["model"], registry=self.registry)
+        self._cancelled = Counter(
+            "rerank_cancelled_tokens_total",
+            "Tokens that waited and were dropped because nobody wanted the answer any more.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._shed = Counter(
+            "rerank_shed_total", "Requests refused at once.", ["model", "reason"], registry=self.registry
+        )
+        self._truncated = Counter(
+            "rerank_truncated_tokens_total",
+            "Document tokens that truncation cut off.",
+            ["model"],
+            registry=self.registry,
+        )
+
+    def _make_cache_metrics(self) -> None:
+        self._cache_pairs = Counter("rerank_cache_pairs_total", "Pairs looked up.", ["result"], registry=self.registry)
+        for result in ("hit", "miss"):
+            self._cache_pairs.labels(result)
+        self._cache_errors = Counter(
+            "rerank_cache_errors_total",
+            "Cache calls that failed; each is a miss.",
+            ["operation"],
+            registry=self.registry,
+        )
+        for operation in ("get", "put"):
+            self._cache_errors.labels(operation)
+
+    def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
+        self._requests.labels(model, dialect, str(status)).inc()
+        self._durations.labels(model, dialect).observe(duration_s)
+
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int) -> None:
+        for stage, seconds in (
+            ("cache", timings.cache_s),
+            ("tokenize", timings.tokenize_s),
+            ("queue", timings.queue_s),
+            ("inference", timings.inference_s),
+        ):
+            self._stages.labels(model, stage).observe(seconds)
+        self._truncated.labels(model).inc(dropped_tokens)
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:
+        self._batch_pairs.labels(model).observe(pairs)
+        self._batch_tokens.labels(model).observe(tokens)
+        self._padding.labels(model).observe(1 - tokens / padded_tokens)
+
+    def batch_failed(self, *, model: str, pairs: int) -> None:  # noqa: ARG002 - the fact has more than the metric
+        self._failed_batches.labels(model).inc()
+
+    def queue_changed(self, *, model: str, waiting_tokens: int) -> None:
+        self._queue.labels(model).set(waiting_tokens)
+
+    def work_cancelled(self, *, model: str, tokens: int) -> None:
+        self._cancelled.labels(model).inc(tokens)
+
+    def request_shed(self, *, model: str, reason: str) -> None:
+        self._shed.labels(model, reason).inc()
+
+    def cache_looked_up(self, *, hits: int, misses: int) -> None:
+        self._cache_pairs.labels("hit").inc(hits)
+        self._cache_pairs.labels("miss").inc(misses)
+
+    def cache_failed(self, *, operation: str) -> None:
+        self._cache_errors.labels(operation).inc()
+
+    def model_readiness_changed(self, *, model: str, ready: bool) -> None:
+        self._ready.labels(model).set(ready)

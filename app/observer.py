@@ -1,0 +1,61 @@
+"""Facts of the scoring path. The hot path states them; who listens (Prometheus, a test) is not its concern."""
+
+from typing import Protocol
+
+from app.domain import Timings
+
+
+class Observer(Protocol):
+    def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None: ...
+
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int) -> None: ...
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None: ...
+
+    def batch_failed(self, *, model: str, pairs: int) -> None: ...
+
+    def queue_changed(self, *, model: str, waiting_tokens: int) -> None: ...
+
+    def work_cancelled(self, *, model: str, tokens: int) -> None: ...
+
+    def request_shed(self, *, model: str, reason: str) -> None: ...
+
+    def cache_looked_up(self, *, hits: int, misses: int) -> None: ...
+
+    def cache_failed(self, *, operation: str) -> None: ...
+
+    def model_readiness_changed(self, *, model: str, ready: bool) -> None: ...
+
+
+class Silent:
+    """An observer that nobody listens to, for work outside of the service."""
+
+    def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
+        pass
+
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int) -> None:
+        pass
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:
+        pass
+
+    def batch_failed(self, *, model: str, pairs: int) -> None:
+        pass
+
+    def queue_changed(self, *, model: str, waiting_tokens: int) -> None:
+        pass
+
+    def work_cancelled(self, *, model: str, tokens: int) -> None:
+        pass
+
+    def request_shed(self, *, model: str, reason: str) -> None:
+        pass
+
+    def cache_looked_up(self, *, hits: int, misses: int) -> None:
+        pass
+
+    def cache_failed(self, *, operation: str) -> None:
+        pass
+
+    def model_readiness_changed(self, *, model: str, ready: bool) -> None:
+        pass

@@ -1,0 +1,79 @@
+"""Answers known pairs from the cache, so that only unknown ones go on. A broken cache is a cache that knows nothing."""
+
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.cache.base import Cache
+from app.cache.keys import ENTRY, is_entry, pack_entries, pair_keys, unpack_entries
+from app.domain import ScoreOptions, Scores, Timings
+from app.errors import CacheUnavailable
+from app.observer import Observer
+from app.pipeline.stage import Stage
+
+
+class CachedStage:
+    """Wraps a stage whose scores depend on the pair alone. `fingerprint` says everything else that changes them."""
+
+    def __init__(self, inner: Stage, cache: Cache, *, fingerprint: str, observer: Observer) -> None:
+        self._inner = inner
+        self._cache = cache
+        self._fingerprint = fingerprint
+        self._observer = observer
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Score every document, in the order given; equal documents are scored once.
+
+        Raises:
+            RerankError: what the inner stage raises.
+        """
+        started = perf_counter()
+        keys = pair_keys(f"{self._fingerprint}|{options.max_tokens_per_doc}", query, documents)
+        first_of = {key: index for index, key in reversed(list(enumerate(keys)))}
+        known = await self._look_up(list(first_of))
+        cache_s = perf_counter() - started
+
+        unknown = [key for key in first_of if key not in known]
+        self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
+        timings = Timings(cache_s=cache_s)
+        if unknown:
+            fresh = await self._inner.score(query, [documents[first_of[key]] for key in unknown], options)
+            entries = _entries(fresh)
+            stored = dict(zip(unknown, pack_entries(entries), strict=True))
+            timings = timings + fresh.timings + Timings(cache_s=await self._fill(stored))
+            known |= stored
+        found = unpack_entries([known[key] for key in keys])
+        return Scores(
+            values=found["value"],
+            tokens=found["tokens"].astype(np.int64),
+            dropped=found["dropped"].astype(np.int64),
+            cached=len(keys) - len(unknown),
+            timings=timings,
+        )
+
+    async def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        try:
+            found = await self._cache.get_many(keys)
+        except CacheUnavailable:
+            self._observer.cache_failed(operation="get")
+            return {}
+        return {key: value for key, value in zip(keys, found, strict=True) if value is not None and is_entry(value)}
+
+    async def _fill(self, entries: dict[bytes, bytes]) -> float:
+        """Store what was scored now and return how many seconds that took."""
+        started = perf_counter()
+        try:
+            await self._cache.put_many(entries)
+        except CacheUnavailable:
+            self._observer.cache_failed(operation="put")
+        return perf_counter() - started
+
+
+def _entries(scores: Scores) -> NDArray[np.void]:
+    entries = np.empty(len(scores.values), dtype=ENTRY)
+    entries["value"] = scores.values
+    entries["tokens"] = scores.tokens
+    entries["dropped"] = scores.dropped
+    return entries

@@ -1,0 +1,54 @@
+"""What a scorer is: it knows what a model's numbers mean. A scorer of pairs gives each document its own score."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from app.domain import Encoding, FloatArray, IntArray
+from app.ranking import Activation
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPairs:
+    """One encoding per document; `dropped` counts the document tokens that did not fit, shape [documents]."""
+
+    encodings: Sequence[Encoding]
+    dropped: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerSpec:
+    """What a scorer is loaded from. `max_length` None: as long as the model can read."""
+
+    folder: Path
+    max_length: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PairScorer(Protocol):
+    """Scores are absolute: a pair's score does not depend on the request's other documents."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Everything about this scorer that changes a score: length, template, options. Part of cache keys."""
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest pair that the model reads."""
+
+    @property
+    def activation(self) -> Activation: ...
+
+    def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
+        """Tokenise the query once and all documents in one call; cut documents, never the query.
+
+        Raises:
+            InvalidRequest: the query leaves no room for a document.
+        """
+
+    def interpret(self, logits: FloatArray) -> FloatArray:
+        """Turn the head's outputs, shape [pairs, outputs], into raw scores, shape [pairs]."""

@@ -1,0 +1,1 @@
+"""What ships as a model, and the recipes that make it."""

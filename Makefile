@@ -34,7 +34,7 @@ format: $(VENV)/.development ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.development ## load a running server, or one that it starts (loadtest/README.md)
-	$(BIN)/python -m loadtest.smoke $(ARGS)
+	$(BIN)/python -m loadtest.closed_loop $(ARGS)
 
 docker: ## build the CPU image
 	docker build --target cpu --tag rerankd:cpu .

@@ -1,0 +1,74 @@
+"""Writes docs/configuration.md from the settings and the registry's models: `python -m docs.generate`."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from app.config import SHIPPED_REGISTRY, ModelSpec, Settings
+
+TARGET = Path(__file__).parent / "configuration.md"
+
+_HEAD = """# Configuration
+
+Written by `python -m docs.generate` from `app/config.py`; a test fails when this page is stale.
+
+## Environment
+
+Every setting is an environment variable. An empty value counts as not set. `rerankd serve --host --port --registry`
+win over the environment.
+
+| variable | default | meaning |
+|---|---|---|
+"""
+
+_REGISTRY = """
+## Registry
+
+One `[[model]]` table a served model, in the TOML file that `RERANKD_REGISTRY` names ([models.md](models.md) explains
+them by example). `default = "name"` at the top says which one answers requests that name none; without it the first.
+
+| key | default | meaning |
+|---|---|---|
+"""
+
+
+def configuration_page() -> str:
+    """The whole page."""
+    settings = [_row(f"RERANKD_{name.upper()}", field) for name, field in Settings.model_fields.items()]
+    return _HEAD + "\n".join(settings) + "\n" + _REGISTRY + "\n".join(_rows(ModelSpec)) + "\n"
+
+
+def _rows(model: type[BaseModel]) -> list[str]:
+    return [_row(name, field) for name, field in model.model_fields.items()]
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    meaning = (field.description or _MEANINGS[name]).replace("|", "\\|")
+    return f"| `{name}` | {_default(field)} | {meaning} |"
+
+
+# What the name says by itself needs no description in the code, but a table without words looks unfinished.
+_MEANINGS = {
+    "name": "What requests call the model.",
+    "aliases": "Other names for it, such as the one that a client library insists on.",
+    "scorer": "What its numbers mean: `cross-encoder`.",
+    "engine": "What computes them: `onnx` or `torch-encoder`.",
+}
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value: Any = field.get_default(call_default_factory=True, validated_data={})
+    if value is None or value is PydanticUndefined or value in ((), {}):
+        return "none"
+    if value == SHIPPED_REGISTRY:
+        return "the shipped `models/registry.toml`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(configuration_page(), encoding="utf-8")

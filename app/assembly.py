@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +45,19 @@ class _Parts:
 
 
 @asynccontextmanager
-async def running_service(settings: Settings, observer: Observer) -> AsyncIterator[RerankService]:
+async def running_service(
+    settings: Settings, observer: Observer, *, only: Collection[str | None] | None = None
+) -> AsyncIterator[RerankService]:
     """A service whose models load in the background; leaving the context stops all of it.
+
+    `only` names the models to load, None among them for the default one; without it all of the registry are loaded.
 
     Raises:
         ConfigError: the registry or the cache URL is unusable.
     """
     registry = read_registry(settings.registry)
+    if only is not None:
+        registry = registry.only(only)
     cache = open_cache(settings.cache_url)
     models = [ServedModel(name=spec.name, aliases=spec.aliases, observer=observer) for spec in registry.model]
     with (

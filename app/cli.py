@@ -2,23 +2,35 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import uvloop
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from app import logs
 from app.assembly import model_folder
 from app.config import ModelSpec, read_registry, read_settings
-from app.errors import ConfigError
+from app.errors import ConfigError, RerankError
+from app.evaluation import arguments
+from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
+
+if TYPE_CHECKING:
+    from app.evaluation.evaluation import Evaluation, Outputs
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help="A reranking service."
+)
+_PROGRESS_COLUMNS = (
+    *Progress.get_default_columns(),
+    TextColumn("{task.completed}/{task.total} {task.fields[speed]}"),
 )
 _Registry = Annotated[Path | None, typer.Option(help="The registry of served models.", show_default=False)]
 
@@ -36,6 +48,111 @@ def serve(
     logs.configure(settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve_http(settings))
+
+
+@cli.command()
+def rank(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Requests (JSONL), or a TREC run (with --corpus).")],
+    output: Annotated[Path, typer.Argument(help="Where answers are appended; an interrupted run goes on there.")],
+    corpus: Annotated[Path | None, typer.Option(help="The run's documents (JSONL with id and text).")] = None,
+    queries: Annotated[Path | None, typer.Option(help="The run's queries (JSONL with id and text).")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all.")] = None,
+    model: Annotated[str | None, typer.Option(help="A served model; default: the registry's.")] = None,
+    registry: _Registry = None,
+) -> None:
+    """Rerank a file of requests, or a TREC run, through the service's own pipeline."""
+    settings = read_settings(registry=registry)
+    logs.configure("WARNING")
+    if (corpus is None) != (queries is None):
+        raise ConfigError("a TREC run needs both --corpus and --queries; a file of requests needs neither")
+    if corpus is not None and queries is not None:
+        plan = plan_run(source, output, corpus=corpus, queries=queries, depth=depth, model=model)
+    else:
+        plan = plan_requests(source, output, model=model)
+    failed = asyncio.run(_show_progress(plan, rerank_file(settings, plan, output)))
+    if failed:
+        raise typer.Exit(1)
+
+
+async def _show_progress(plan: Plan, outcomes: AsyncIterator[Outcome]) -> int:
+    """Draw a bar while requests finish, and return how many failed."""
+    errors = Console(stderr=True)
+    failed = pairs = 0
+    started = perf_counter()
+    with Progress(*_PROGRESS_COLUMNS, console=errors) as progress:
+        bar = progress.add_task("reranking", total=plan.total, completed=plan.done, speed="")
+        async for outcome in outcomes:
+            pairs += outcome.pairs
+            if outcome.error is not None:
+                failed += 1
+                errors.print(f"[red]{outcome.error.code}:[/] {escape(outcome.error.message)}", highlight=False)
+            progress.update(bar, advance=1, speed=f"{pairs / (perf_counter() - started):.0f} pairs/s")
+    return failed
+
+
+@cli.command("eval")
+def evaluate(
+    folders: arguments.Folders = None,
+    *,
+    model: arguments.Models = None,
+    url: arguments.Urls = None,
+    biencoder: arguments.BiEncoders = None,
+    baseline: arguments.Baseline = "first-stage",
+    depth: arguments.Depth = 100,
+    depths: arguments.DepthCurve = "",
+    max_tokens_per_doc: arguments.MaxTokens = None,
+    queries: arguments.Queries = None,
+    run: arguments.Run = None,
+    qrels: arguments.Qrels = None,
+    corpus: arguments.Corpus = None,
+    topics: arguments.Topics = None,
+    level: arguments.Levels = None,
+    output: arguments.Output = None,
+    markdown: arguments.Markdown = None,
+    plot: arguments.Plot = None,
+    fresh: arguments.Fresh = False,
+    api_key: arguments.ApiKey = None,
+    registry: _Registry = None,
+) -> None:
+    """Measure models, or a served URL, on judged data: quality, significance, speed."""
+    settings = read_settings(registry=registry)
+    logs.configure("WARNING")
+    with _needing("eval"):
+        from app.evaluation import evaluation as ev  # noqa: PLC0415 - a service needs none of it
+
+        outputs = ev.Outputs(json=output, markdown=markdown, plot=plot)
+        outputs.prepare()
+    sets = ev.SetOptions(
+        folders=folders or (), run=run, qrels=qrels, corpus=corpus, topics=topics, queries=queries, levels=level or ()
+    )
+    targets = ev.TargetOptions(models=model or (), urls=url or (), biencoders=biencoder or (), api_key=api_key)
+    comparison = ev.Comparison(baseline=baseline, depth=depth, depths=depths, max_tokens_per_doc=max_tokens_per_doc)
+    evaluation = ev.prepare(sets, targets, comparison, settings)
+    asyncio.run(_evaluate(evaluation, outputs, fresh=fresh))
+
+
+async def _evaluate(evaluation: "Evaluation", outputs: "Outputs", *, fresh: bool) -> None:
+    """Score with a bar, save the report, and show it."""
+    from app.evaluation.evaluation import save_report  # noqa: PLC0415 - a service needs none of it
+    from app.evaluation.tables import notes, terminal_tables  # noqa: PLC0415
+
+    with outputs.journal(fresh=fresh) as journal:
+        scoring = await evaluation.scoring(journal)
+        pairs, started = 0, perf_counter()
+        with Progress(*_PROGRESS_COLUMNS, console=Console(stderr=True)) as progress:
+            bar = progress.add_task("starting", total=scoring.total, completed=scoring.done, speed="")
+            async for work in scoring.run():
+                pairs += len(work.question.document_ids)
+                speed = f"{pairs / (perf_counter() - started):.0f} pairs/s"
+                progress.update(bar, advance=1, description=f"{work.target.name} on {work.data_set.name}", speed=speed)
+            progress.update(bar, description="measuring")
+            report = evaluation.report(scoring)
+    save_report(report, outputs)
+    console = Console()
+    for table in terminal_tables(report):
+        console.print(table)
+    for note in notes(report):
+        console.print(note, highlight=False)
 
 
 @cli.command()
@@ -102,6 +219,10 @@ def main() -> None:
     """Run the command line; a configuration that cannot be used ends it with status 2 and one line of why."""
     try:
         cli()
-    except ConfigError as error:
-        Console(stderr=True).print(f"[bold red]rerankd:[/] {error}", highlight=False, soft_wrap=True)
+    except (ConfigError, RerankError) as error:
+        Console(stderr=True).print(f"[bold red]rerankd:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

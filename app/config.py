@@ -4,7 +4,7 @@ The only file that reads the environment; only the composition root and the comm
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,7 +116,7 @@ class ModelSpec(BaseModel):
     engine: str = "onnx"
     path: str = Field(description="A folder (relative to the registry) or `hub:org/name@revision`.")
     revision: str | None = Field(
-        default=None, description="Your own version label; part of every cache key. Change it when weights change."
+        default=None, description="Your own version label, shown by /v1/models. Cache keys hash the files too."
     )
     max_length: int | None = Field(default=None, ge=16, description="Tokens per pair, at most what the model can read.")
     workers: int | None = Field(default=None, ge=1, description="Forward passes at a time.")
@@ -148,6 +148,21 @@ class Registry(BaseModel):
         if self.default is not None and self.default not in seen:
             raise ValueError(f"default = {self.default!r} is no served model; known: {', '.join(seen)}")
         return self
+
+    def only(self, names: Collection[str | None]) -> "Registry":
+        """Leave out the models that none of these names or aliases means; None means the default.
+
+        Raises:
+            ConfigError: a name is no served model's.
+        """
+        wanted = {name or self.default or self.model[0].name for name in names}
+        kept = tuple(spec for spec in self.model if wanted & {spec.name, *spec.aliases})
+        unknown = wanted - {name for spec in kept for name in (spec.name, *spec.aliases)}
+        if unknown:
+            known = ", ".join(spec.name for spec in self.model)
+            raise ConfigError(f"unknown model {', '.join(sorted(unknown))}; known: {known}")
+        default = self.default if self.default in wanted else None
+        return Registry(default=default or kept[0].name, model=kept)
 
 
 def read_registry(path: Path) -> Registry:

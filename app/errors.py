@@ -26,7 +26,8 @@ class RerankError(Exception):
 
     @property
     def message(self) -> str:
-        return str(self)
+        """Never empty: some clients raise an error of their own for an empty one."""
+        return str(self) or self.code
 
 
 class InvalidRequest(RerankError):

@@ -1,12 +1,15 @@
 """Turns a Hugging Face cross-encoder into ONNX graphs, and measures how far each is from the torch original.
 
-The graph comes from torch's own exporter (torch.export), whose dynamic shapes hold for every batch and length. int8
-quantises the weights of matrix products per channel and activations dynamically.
+The graph comes from torch's own exporter (torch.export), whose dynamic shapes hold for every batch and length. float32
+must agree with torch, or nothing is written that could be served; how far float16 and int8 are is reported.
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -14,14 +17,15 @@ from typing import Final, Literal
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
-from app.domain import FloatArray
+from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import EngineSpec
+from app.engines.torch_encoder import TorchEncoderEngine, load_classifier, takes_token_types
 from app.errors import ConfigError
+from app.quantizing import quantize_per_token
 from app.scorers import load_scorer
 from app.scorers.base import PairScorer, ScorerSpec
 
@@ -36,7 +40,17 @@ GRAPHS: Final[dict[Precision, str]] = {
 # because the golden pairs are a sample and another processor rounds otherwise.
 _TOLERANCE_FACTOR = 3.0
 _LEAST_TOLERANCE = 1e-3
-_FILES_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "config_sentence_transformers.json")
+# A float32 graph that is further from torch computes something else. Relative to the largest logit.
+_ROUNDING = 1e-3
+# Protocol buffers hold 2 GiB at most; weights beyond this lie in a file beside the graph.
+LARGEST_FILE: Final = int(1.8 * 2**30)
+_FILES_BESIDE = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "config_sentence_transformers.json",
+)
 
 PROBE_PAIRS: Final[tuple[tuple[str, str], ...]] = (
     ("what is the capital of france", "Paris is the capital and largest city of France."),
@@ -54,13 +68,16 @@ PROBE_PAIRS: Final[tuple[tuple[str, str], ...]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """Distance of one graph's logits from torch float32 over the probe pairs."""
+    """Distance of one graph's logits from torch float32 over the probe pairs, each alone and all in one batch.
+    `largest_batch_effect` is the distance between these two.
+    """
 
     precision: Precision
     file: str
     megabytes: float
     largest_difference: float
     mean_difference: float
+    largest_batch_effect: float
 
 
 def export_cross_encoder(
@@ -69,63 +86,62 @@ def export_cross_encoder(
     *,
     precisions: Sequence[Precision],
     trust_remote_code: bool = False,
+    largest_file: int = LARGEST_FILE,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> list[Parity]:
     """Write a servable folder: graphs, tokenizer, configuration, golden pairs and `parity.json`.
 
     Raises:
-        ConfigError: the source is no sequence-classification model with safetensors weights and a fast tokenizer.
+        ConfigError: the source is no sequence-classification model with safetensors weights and a fast tokenizer, or
+            its graph does not compute what torch computes.
     """
     on_step("loading the torch model")
-    model = _load(source, trust_remote_code=trust_remote_code)
+    model = load_classifier(source, attention="eager", trust_remote_code=trust_remote_code)
     target.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer_and_config(source, target, model)
+    _write_tokenizer_and_config(source, target)
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=target, options=_label_option(model)))
-    reference = _torch_logits(model, scorer)
+    encodings = [
+        scorer.encode(query, [document], max_document_tokens=None).encodings[0] for query, document in PROBE_PAIRS
+    ]
+    reference = _reference(model, encodings, pad_id=scorer.pad_id)
 
     on_step("exporting float32")
     graph = target / GRAPHS["float32"]
-    _export_graph(model, graph)
+    _save(_export_graph(model), graph, largest_file=largest_file)
+    _refuse_wrong(_measure(graph, "float32", scorer, encodings, reference), reference, graph)
     parities = []
     for precision in precisions:
         on_step(f"making and checking {precision}")
-        made = _convert(graph, precision)
-        parities.append(_measure(made, precision, scorer, reference))
+        made = _convert(graph, precision, largest_file=largest_file)
+        parities.append(_measure(made, precision, scorer, encodings, reference))
     if "float32" not in precisions:
-        graph.unlink()
+        _delete(graph)
     _write_golden(target, reference, parities)
     (target / "parity.json").write_text(json.dumps([asdict(parity) for parity in parities], indent=2) + "\n")
     return parities
 
 
-def _load(source: Path, *, trust_remote_code: bool) -> PreTrainedModel:
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"transformers cannot load {source}: {error}") from error
-    return model.eval()
-
-
-def _write_tokenizer_and_config(source: Path, target: Path, model: PreTrainedModel) -> None:
-    if (source / "tokenizer.json").is_file():
-        shutil.copyfile(source / "tokenizer.json", target / "tokenizer.json")
-    else:
-        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
-    for name in _FILES_BESIDE:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    model.config.save_pretrained(target)
+def _write_tokenizer_and_config(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        for name in _FILES_BESIDE:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+    if not (source / "tokenizer.json").is_file():
+        try:
+            AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(target)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise ConfigError(f"transformers cannot load the tokenizer in {source}: {error}") from error
 
 
 def _label_option(model: PreTrainedModel) -> dict[str, int]:
-    """Parity is measured on any one output; which one means relevant is the registry's business."""
+    """Parity is measured on all outputs; which one means relevant is the registry's business."""
     return {"label": 0} if model.config.num_labels > 1 else {}
+
+
+def _reference(model: PreTrainedModel, encodings: Sequence[Encoding], *, pad_id: int) -> FloatArray:
+    """One pair at a time, without padding; shape [pairs, outputs]."""
+    engine = TorchEncoderEngine(model, device=torch.device("cpu"), precision="float32", pad_id=pad_id, workers=1)
+    return np.concatenate([engine.forward([encoding]) for encoding in encodings])
 
 
 class _LogitsOnly(torch.nn.Module):
@@ -146,73 +162,108 @@ class _LogitsOnly(torch.nn.Module):
         return logits
 
 
-def _export_graph(model: PreTrainedModel, graph: Path) -> None:
-    names = ["input_ids", "attention_mask"]
-    if getattr(model.config, "type_vocab_size", 0) > 1:
-        names.append("token_type_ids")
-    sample = torch.ones((2, 16), dtype=torch.int64)
-    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
-    torch.onnx.export(
-        _LogitsOnly(model).eval(),
-        tuple(sample for _ in names),
-        graph,
-        input_names=names,
-        output_names=["logits"],
-        dynamo=True,
-        dynamic_shapes=tuple({0: batch, 1: sequence} for _ in names),
-        external_data=_is_too_large_for_one_file(model),
-        verbose=False,
-    )
+def _export_graph(model: PreTrainedModel) -> onnx.ModelProto:
+    shape = (2, 16)
+    # A tensor of its own for each input: one that is passed twice becomes one input of the graph.
+    samples = {"input_ids": torch.full(shape, 7), "attention_mask": torch.ones(shape, dtype=torch.int64)}
+    if takes_token_types(model):
+        samples["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
+    with _quiet():
+        program = torch.onnx.export(
+            _LogitsOnly(model).eval(),
+            tuple(samples.values()),
+            input_names=list(samples),
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes=tuple({0: "batch", 1: "sequence"} for _ in samples),
+            verbose=False,
+        )
+    assert program is not None  # noqa: S101 - it is None only for the exporter that dynamo=False chooses
+    exported: onnx.ModelProto = program.model_proto
+    return exported
 
 
-def _is_too_large_for_one_file(model: PreTrainedModel) -> bool:
-    """Protocol buffers hold 2 GiB at most."""
-    return bool(sum(parameter.numel() for parameter in model.parameters()) * 4 > 1.8 * 2**30)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what torch's exporter says about itself: nothing of it is about the model."""
+    talkers = [
+        logging.getLogger("torch.onnx._internal.exporter._registration"),  # "torchvision is not installed. Skipping"
+        logging.getLogger("onnxscript.optimizer._constant_folding"),  # "Skipping constant folding for op"
+    ]
+    levels = [talker.level for talker in talkers]
+    for talker in talkers:
+        talker.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*The axis name: .* will not be used", category=UserWarning)
+        try:
+            yield
+        finally:
+            for talker, level in zip(talkers, levels, strict=True):
+                talker.setLevel(level)
 
 
-def _convert(graph: Path, precision: Precision) -> Path:
+def _convert(graph: Path, precision: Precision, *, largest_file: int) -> Path:
     made = graph.parent / GRAPHS[precision]
     if precision == "float16":
-        half = convert_float_to_float16(onnx.load(graph), keep_io_types=True)
-        onnx.save(half, made)
+        # The exporter noted every type and shape; to infer them again fails on graphs over 2 GiB.
+        half = convert_float_to_float16(onnx.load(graph), keep_io_types=True, disable_shape_infer=True)
+        _save(half, made, largest_file=largest_file)
     elif precision == "int8":
-        quantize_dynamic(
-            graph, made, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
-        )
+        _save(quantize_per_token(onnx.load(graph)), made, largest_file=largest_file)
     return made
 
 
-def _measure(graph: Path, precision: Precision, scorer: PairScorer, reference: FloatArray) -> Parity:
-    engine = load_engine("onnx", EngineSpec(folder=graph.parent, pad_id=scorer.pad_id, options={"file": graph.name}))
-    logits = np.concatenate(
-        [
-            engine.forward(scorer.encode(query, [document], max_document_tokens=None).encodings)
-            for query, document in PROBE_PAIRS
-        ]
+def _save(model: onnx.ModelProto, graph: Path, *, largest_file: int) -> None:
+    """Write a graph without the stack traces that the exporter left in every node."""
+    del model.graph.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    _delete(graph)
+    onnx.save(
+        model,
+        graph,
+        save_as_external_data=sum(len(tensor.raw_data) for tensor in model.graph.initializer) > largest_file,
+        location=_weights_beside(graph).name,
     )
-    difference = np.abs(logits - reference)
+
+
+def _weights_beside(graph: Path) -> Path:
+    return graph.with_name(f"{graph.name}_data")
+
+
+def _delete(graph: Path) -> None:
+    graph.unlink(missing_ok=True)
+    _weights_beside(graph).unlink(missing_ok=True)
+
+
+def _measure(
+    graph: Path, precision: Precision, scorer: PairScorer, encodings: Sequence[Encoding], reference: FloatArray
+) -> Parity:
+    engine = load_engine("onnx", EngineSpec(folder=graph.parent, pad_id=scorer.pad_id, options={"file": graph.name}))
+    alone = np.concatenate([engine.forward([encoding]) for encoding in encodings])
+    together = engine.forward(encodings)
+    difference = np.maximum(np.abs(alone - reference), np.abs(together - reference))
+    files = [file for file in (graph, _weights_beside(graph)) if file.is_file()]
     return Parity(
         precision=precision,
         file=graph.name,
-        megabytes=round(graph.stat().st_size / 1e6, 1),
+        megabytes=round(sum(file.stat().st_size for file in files) / 1e6, 1),
         largest_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
+        largest_batch_effect=float(np.abs(alone - together).max()),
     )
 
 
-@torch.inference_mode()
-def _torch_logits(model: PreTrainedModel, scorer: PairScorer) -> FloatArray:
-    """The reference: one pair at a time, without padding; shape [pairs, outputs]."""
-    takes_segments = getattr(model.config, "type_vocab_size", 0) > 1
-    rows = []
-    for query, document in PROBE_PAIRS:
-        encoding = scorer.encode(query, [document], max_document_tokens=None).encodings[0]
-        inputs = {"input_ids": torch.from_numpy(encoding.ids)[None]}
-        if takes_segments:
-            segments = np.arange(len(encoding.ids)) >= encoding.boundary
-            inputs["token_type_ids"] = torch.from_numpy(segments.astype(np.int64))[None]
-        rows.append(model(**inputs).logits[0].float().numpy())
-    return np.stack(rows).astype(np.float32)
+def _refuse_wrong(parity: Parity, reference: FloatArray, graph: Path) -> None:
+    bound = _ROUNDING * max(1.0, float(np.abs(reference).max()))
+    # in this form it refuses logits that are no numbers too
+    if not parity.largest_difference <= bound:
+        _delete(graph)
+        raise ConfigError(
+            "the exported graph does not compute what torch computes (logits differ by "
+            f'{parity.largest_difference:.3g}); serve this model with engine = "torch-encoder"'
+        )
 
 
 def _write_golden(target: Path, reference: FloatArray, parities: Sequence[Parity]) -> None:

@@ -3,11 +3,14 @@
 import logging
 from contextvars import ContextVar
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-_FORMAT = "{asctime}{levelname}{name}{message}"
+_FORMAT = "{levelname}{name}{message}"
+# uvicorn adds its message again, with terminal colours
+_LEFT_OUT = ("color_message", "taskName")
 
 
 class _WithRequestId(logging.Filter):
@@ -21,7 +24,15 @@ class _WithRequestId(logging.Filter):
 def configure(level: str) -> None:
     """Send every logger of this process, uvicorn's too, through one JSON handler."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter(_FORMAT, style="{", rename_fields={"asctime": "time", "levelname": "level"}))
+    handler.setFormatter(
+        JsonFormatter(
+            _FORMAT,
+            style="{",
+            timestamp="time",
+            rename_fields={"levelname": "level"},
+            reserved_attrs=[*RESERVED_ATTRS, *_LEFT_OUT],
+        )
+    )
     handler.addFilter(_WithRequestId())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("httpx", "httpcore", "urllib3", "filelock", "uvicorn.access"):

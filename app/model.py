@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from time import monotonic, time
 
 import numpy as np
@@ -17,8 +18,6 @@ from app.ranking import Activation
 
 logger = logging.getLogger(__name__)
 
-_CANARY_TIMEOUT_S = 10.0
-_CANARY_IS_FRESH_S = 1.0
 _PAIRS_PER_CHECK = 2
 
 
@@ -39,12 +38,14 @@ class GoldenPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
-    """Pairs that a healthy model scores within `tolerance` of their logits. Without a reference (`tolerance` None)
-    only that the scores are finite is checked.
+    """Pairs that a healthy model scores within `tolerance` of their logits, and within `timeout_s`. Without a
+    reference (`tolerance` None) only that the scores are finite is checked. A verdict is good for `fresh_s`.
     """
 
     pairs: Sequence[GoldenPair]
     tolerance: float | None
+    timeout_s: float = 10.0
+    fresh_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,8 @@ class ServedModel:
         self.created = int(time())
         self._loaded: LoadedModel | None = None
         self._checking = asyncio.Lock()
-        self._checked_at = -_CANARY_IS_FRESH_S
+        self._settled = asyncio.Event()
+        self._checked_at = -inf
         observer.model_readiness_changed(model=name, ready=False)
 
     @property
@@ -78,14 +80,16 @@ class ServedModel:
         """What answers.
 
         Raises:
-            ModelNotReady: the model is loading, or could not be loaded; the message says which and why.
+            ModelNotReady: the model is loading, or could not be loaded. Why is for the operator: a reason may name
+                a path of the server.
         """
-        if self._loaded is None:
-            waiting = self.status is Status.LOADING
-            raise ModelNotReady(
-                f"model {self.name!r} is not ready: {self.reason}", retry_after_s=2.0 if waiting else 60.0
-            )
-        return self._loaded
+        if self._loaded is not None:
+            return self._loaded
+        if self.status is Status.LOADING:
+            raise ModelNotReady(f"model {self.name!r} is still loading; try again soon", retry_after_s=2.0)
+        raise ModelNotReady(
+            f"model {self.name!r} could not be loaded; GET /ready and the server's log say why", retry_after_s=60.0
+        )
 
     @property
     def details(self) -> Mapping[str, str | int]:
@@ -109,13 +113,25 @@ class ServedModel:
         self._loaded = None
         self._turn(Status.FAILED, reason)
 
+    async def settled(self) -> LoadedModel:
+        """Wait until the model is loaded or has failed, and give what answers.
+
+        Raises:
+            ModelNotReady: it failed.
+        """
+        await self._settled.wait()
+        return self.loaded
+
     async def check(self) -> bool:
         """Run the canary, at most once a second however often this is asked; the answer is the model's readiness."""
         async with self._checking:
-            if self._loaded is not None and monotonic() - self._checked_at >= _CANARY_IS_FRESH_S:
-                problem = await _problem(self._loaded, pairs=self._loaded.canary.pairs[:_PAIRS_PER_CHECK])
-                self._turn(Status.FAILED if problem else Status.READY, problem)
-                self._checked_at = monotonic()
+            loaded = self._loaded
+            if loaded is not None and monotonic() - self._checked_at >= loaded.canary.fresh_s:
+                problem = await _problem(loaded, pairs=loaded.canary.pairs[:_PAIRS_PER_CHECK])
+                # Else the model was taken out of service meanwhile, and a canary that got through says nothing.
+                if self._loaded is loaded:
+                    self._turn(Status.FAILED if problem else Status.READY, problem)
+                    self._checked_at = monotonic()
         return self.status is Status.READY
 
     def _turn(self, status: Status, reason: str) -> None:
@@ -124,28 +140,33 @@ class ServedModel:
             log("model is %s", status, extra={"model": self.name, "reason": reason})
         self.status = status
         self.reason = reason
+        self._settled.set()
         self._observer.model_readiness_changed(model=self.name, ready=status is Status.READY)
 
 
 async def _problem(loaded: LoadedModel, *, pairs: Sequence[GoldenPair]) -> str:
     """What the canary found wrong; empty when all is well."""
     try:
-        async with asyncio.timeout(_CANARY_TIMEOUT_S):
+        async with asyncio.timeout(loaded.canary.timeout_s):
             values = await asyncio.gather(*(_value(loaded.direct, pair) for pair in pairs))
+        return _difference(loaded.canary, values, pairs)
     except TimeoutError:
-        return f"the canary inference took longer than {_CANARY_TIMEOUT_S:.0f} s"
+        return f"the canary inference took longer than {loaded.canary.timeout_s:g} s"
     except RerankError as error:
         return f"the canary inference failed: {error.message}"
+    except Exception as error:
+        logger.exception("the canary inference failed")
+        return f"the canary inference failed: {error!r:.200}"
+
+
+def _difference(canary: Canary, values: Sequence[float], pairs: Sequence[GoldenPair]) -> str:
     if not np.isfinite(values).all():
         return "the canary inference gave a score that is no finite number"
-    tolerance = loaded.canary.tolerance
-    if tolerance is None:
-        return ""
     for value, pair in zip(values, pairs, strict=True):
-        if abs(value - pair.logit) > tolerance:
+        if canary.tolerance is not None and abs(value - pair.logit) > canary.tolerance:
             return (
                 f"the golden pair with query {pair.query!r} scored {value:.4f}, the reference is {pair.logit:.4f} "
-                f"(tolerance {tolerance}): wrong weights, tokenizer or quantisation"
+                f"(tolerance {canary.tolerance}): wrong weights, tokenizer or quantisation"
             )
     return ""
 

@@ -25,7 +25,9 @@ ACTIVATIONS: Final[Mapping[str, Activation]] = {"sigmoid": sigmoid, "identity": 
 
 
 def rank(values: FloatArray, *, blank: BoolArray, activation: Activation, top_n: int | None) -> list[RankedDocument]:
-    """Sort documents by raw score, highest first, ties by index; blank documents come last with relevance 0.
+    """Sort documents by raw score, highest first, ties by index.
+
+    Blank documents come last, with relevance 0, or the lowest of the others where that is negative.
 
     Args:
         values: raw scores, shape [documents].
@@ -41,9 +43,9 @@ def rank(values: FloatArray, *, blank: BoolArray, activation: Activation, top_n:
         raise ScoringFailed(f"the model gave no finite score to document {int(np.argmax(unusable))}")
     keys = np.where(blank, -np.inf, values)
     order = np.argsort(-keys, kind="stable")[:top_n]
-    relevance = np.where(blank, np.float32(0), activation(np.where(blank, np.float32(0), values)))
-    lowest = float(values[~blank].min()) if not blank.all() else 0.0
-    raw = np.where(blank, np.float32(lowest), values)
+    relevance = activation(np.where(blank, np.float32(0), values))
+    relevance = np.where(blank, relevance[~blank].min(initial=np.float32(0)), relevance)
+    raw = np.where(blank, values[~blank].min() if not blank.all() else np.float32(0), values)
     return [
         RankedDocument(index, score, value)
         for index, score, value in zip(order.tolist(), relevance[order].tolist(), raw[order].tolist(), strict=True)

@@ -12,6 +12,9 @@ from app.model import LoadedModel, ServedModel
 from app.observer import Observer
 from app.ranking import rank
 
+# A caller's text in a message: enough to recognise it, not enough to fill an answer with.
+_NAME_SHOWN = 100
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -40,7 +43,7 @@ class RerankService:
             return self._default
         if name not in self._by_name:
             known = ", ".join(model.name for model in self.models)
-            raise ModelNotFound(f"unknown model {name!r}; known: {known}")
+            raise ModelNotFound(f"unknown model {name[:_NAME_SHOWN]!r}; known: {known}")
         return self._by_name[name]
 
     async def rerank(self, request: RerankRequest) -> RerankResult:

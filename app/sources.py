@@ -16,12 +16,13 @@ from typing import Final
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import disable_progress_bars
 
 from app.errors import ConfigError, SourceUnreachable
 
@@ -30,7 +31,11 @@ logger = logging.getLogger(__name__)
 _HUB: Final = "hub:"
 _HUB_NAME: Final = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _CONFIGURATION: Final = ("*.json", "*.txt", "*.model", "*.jinja")
-_WEIGHTS: Final = {"onnx": ("*.onnx", "*.onnx_data", "*.onnx.data"), "torch-encoder": ("*.safetensors",)}
+# Repositories offer the same graph in many precisions: without a choice, only those that the engine looks for.
+_WEIGHTS: Final = {
+    "onnx": ("model.int8.onnx*", "model.float16.onnx*", "model.onnx*", "onnx/model.onnx*"),
+    "torch-encoder": ("*.safetensors",),
+}
 _CODE: Final = ("*.py",)
 
 
@@ -46,9 +51,9 @@ class Hub:
 
 def allowed_files(engine: str, *, file: str | None, remote_code: bool) -> list[str]:
     """The patterns of the files that a model needs; `file` narrows the weights down to one graph and its data."""
-    weights: Sequence[str] = _WEIGHTS.get(engine, ("*.safetensors", "*.onnx"))
+    weights: Sequence[str] = _WEIGHTS.get(engine, ("*.safetensors", "*.onnx*"))
     if file is not None:
-        weights = (file, f"{file}_data", f"{file}.data")
+        weights = (f"{file}*",)
     return [*_CONFIGURATION, *weights, *(_CODE if remote_code else ())]
 
 
@@ -83,6 +88,7 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
     if match is None:
         raise ConfigError(f"{_HUB}{name} is no repository; write hub:org/name or hub:org/name@revision")
     logger.info("looking for model %s", name)
+    disable_progress_bars()
     try:
         return Path(
             snapshot_download(
@@ -95,14 +101,23 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
                 endpoint=hub.endpoint,
             )
         )
+    except HFValidationError as error:
+        raise ConfigError(f"{_HUB}{name} is no repository: {error}") from None
     except GatedRepoError:
         raise ConfigError(f"{name} is gated: accept its terms on the hub, then set RERANKD_HUB_TOKEN") from None
     except RepositoryNotFoundError:
         raise ConfigError(f"no repository {name} on the hub, or it is private: set RERANKD_HUB_TOKEN") from None
     except RevisionNotFoundError:
         raise ConfigError(f"{match['repository']} has no revision {match['revision']!r}") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        hint = "unset RERANKD_HUB_OFFLINE" if hub.offline else "is there a network? Is the endpoint right?"
-        raise SourceUnreachable(f"{name} was not downloaded before and the hub cannot be asked: {hint}") from None
-    except (HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        if hub.offline:
+            raise SourceUnreachable(
+                f"{name} was not downloaded before; unset RERANKD_HUB_OFFLINE to fetch it"
+            ) from None
+        raise SourceUnreachable(
+            f"{name} was not downloaded before and the hub cannot be asked ({error.__cause__ or error}); "
+            "is there a network? Is the endpoint right?"
+        ) from error
+    except Exception as error:
+        # the client has changed its HTTP library, and with it these errors, more than once
         raise SourceUnreachable(f"cannot fetch {name} from the hub: {error}") from error

@@ -4,16 +4,31 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
+
+_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def available_cores() -> int:
-    """Cores that this process may run on; in a container they can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; in a container they can be fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = read_quota(_QUOTA_FILE)
+    return cores if quota is None else max(1, min(cores, ceil(quota)))
+
+
+def read_quota(path: Path) -> float | None:
+    """Cores that a control group may use (cgroup v2's cpu.max: a quota and a period); None where nothing limits it."""
+    try:
+        quota, period = path.read_text(encoding="ascii").split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
 
 
 class Worker:
@@ -27,8 +42,14 @@ class Worker:
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: call(*args, **kwargs))
+        def guarded() -> R:
+            try:
+                return call(*args, **kwargs)
+            except StopIteration as error:
+                # A future cannot carry it: whoever awaits would wait for ever.
+                raise RuntimeError("StopIteration was raised in a worker") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, guarded)
 
     def close(self) -> None:
         """Let the running calls finish and end the threads."""

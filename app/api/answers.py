@@ -1,13 +1,20 @@
 """JSON answers and the one error body that every dialect's clients can read."""
 
 from math import ceil
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from starlette.responses import Response
 
 from app.domain import Timings
 from app.errors import RerankError, Unauthorized, Unavailable
+
+# For the OpenAPI document.
+ERROR_SCHEMA: Final = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("message", "detail", "error", "error_type")},
+    "required": ["message", "detail", "error", "error_type"],
+}
 
 
 def json_answer(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401 - JSON

@@ -98,8 +98,8 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        encoding = headers.get("content-encoding", "identity")
-        if encoding != "identity":
+        encoding = headers.get("content-encoding", "").strip()
+        if encoding.lower() not in {"", "identity"}:
             refusal = InvalidRequest(f"Content-Encoding {encoding!r} is not supported; send the body as it is")
             await error_answer(refusal)(scope, receive, send)
             return

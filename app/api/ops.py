@@ -11,13 +11,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__
-from app.api.answers import json_answer
+from app.api.answers import ERROR_SCHEMA, json_answer
 from app.api.auth import ApiKeys
 from app.api.lifecycle import Lifecycle
 from app.model import ServedModel
 from app.service import RerankService
 
 Json = dict[str, Any]
+
+_ERRORS: dict[int | str, Json] = {
+    "default": {
+        "description": "Whatever is wrong; the message says what.",
+        "content": {"application/json": {"schema": ERROR_SCHEMA}},
+    }
+}
 
 
 class OperationsEndpoints:
@@ -85,10 +92,10 @@ def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys) -> APIRo
     }
     router = APIRouter(tags=["operations"])
     for path, endpoint in open_routes.items():
-        router.add_api_route(path, endpoint, methods=["GET"])
+        router.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
     guarded = APIRouter(tags=["operations"], dependencies=[keys.required()])
     for path, endpoint in keyed_routes.items():
-        guarded.add_api_route(path, endpoint, methods=["GET"])
+        guarded.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
     router.include_router(guarded)
     return router
 

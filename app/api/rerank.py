@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 import orjson
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from app.api.answers import error_answer, json_answer, server_timing
+from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys
 from app.api.dialects.base import Dialect, Json
 from app.domain import RerankResult
@@ -66,16 +66,17 @@ class _Endpoint:
             wanted = call.to_request()
             finish.model = self._service.model_named(wanted.model).name
             result = await _while_connected(request.receive, self._service.rerank(wanted))
+            content = call.render(result, request_id=request_id.get() or "")
+            answer = _rendered(content, headers=finish.headers(result))
         except RerankError as error:
             finish(error.status)
             return error_answer(error)
-        except _ClientGone:
+        except (_ClientGone, ClientDisconnect):
             finish(_CLIENT_GONE)
             return Response(status_code=_CLIENT_GONE)
         except Exception:
             finish(500)
             raise
-        answer = json_answer(call.render(result, request_id=request_id.get() or ""), headers=finish.headers(result))
         finish(200)
         return answer
 
@@ -115,6 +116,16 @@ async def _read_body(request: Request) -> Json:
     return body
 
 
+def _rendered(content: Json | list[Json], *, headers: dict[str, str]) -> Response:
+    try:
+        return json_answer(content, headers=headers)
+    except orjson.JSONEncodeError as error:
+        if "Recursion" not in str(error):
+            raise
+        # What a client sends along with a document comes back as it was, and JSON is read deeper than it is written.
+        raise InvalidRequest("a document's fields are nested too deeply to be sent back; flatten them") from None
+
+
 class _ClientGone(Exception):
     """The client closed the connection before its answer was there."""
 
@@ -145,7 +156,7 @@ def _description(dialects: Sequence[Dialect]) -> Json:
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": _any_of([dialect.call.model_json_schema() for dialect in dialects]),
+                    "schema": _any_of([_inlined(dialect.call.model_json_schema()) for dialect in dialects]),
                     "examples": {dialect.name: {"value": dialect.example} for dialect in dialects},
                 }
             },
@@ -163,15 +174,11 @@ def _answers(dialects: Sequence[Dialect]) -> dict[int | str, Json]:
         503: "The model is not ready; Retry-After says when to come back.",
         504: "Not answered in time.",
     }
-    error_schema = {
-        "type": "object",
-        "properties": {name: {"type": "string"} for name in ("message", "detail", "error", "error_type")},
-    }
     schema = _any_of([_inlined(dialect.answer.model_json_schema()) for dialect in dialects])
     return {
         200: {"description": "Results, best first.", "content": {"application/json": {"schema": schema}}},
         **{
-            status: {"description": text, "content": {"application/json": {"schema": error_schema}}}
+            status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
             for status, text in errors.items()
         },
     }

@@ -148,27 +148,33 @@ class Batcher:
         return batch
 
     async def _serve(self, batch: Sequence[Entry]) -> None:
-        started = perf_counter()
         try:
             await self._score(batch)
         finally:
             self._idle_workers.release()
-        self._learn_speed(sum(entry.length for entry in batch), perf_counter() - started)
 
     async def _score(self, batch: Sequence[Entry]) -> None:
         """Score a batch; if it fails, its halves, down to the one encoding that the engine cannot take."""
         batch = [entry for entry in batch if self._is_awaited(entry)]
         if not batch:
             return
-        encodings = [self._jobs[entry.job].encodings[entry.position] for entry in batch]
+        started = perf_counter()
         try:
-            logits = await self._worker.run(self._engine.forward, encodings)
+            logits = await self._forward(batch)
         except Exception:
             logger.exception("batch of %d pairs failed", len(batch), extra={"model": self._model})
             self._observer.batch_failed(model=self._model, pairs=len(batch))
             await self._isolate_failure(batch)
         else:
             self._deliver(batch, logits)
+            self._learn_speed(sum(entry.length for entry in batch), perf_counter() - started)
+
+    async def _forward(self, batch: Sequence[Entry]) -> FloatArray:
+        encodings = [self._jobs[entry.job].encodings[entry.position] for entry in batch]
+        logits = await self._worker.run(self._engine.forward, encodings)
+        if logits.ndim != 2 or len(logits) != len(batch):
+            raise ValueError(f"the engine gave logits of shape {logits.shape} for {len(batch)} encodings")
+        return logits
 
     async def _isolate_failure(self, batch: Sequence[Entry]) -> None:
         if len(batch) > 1:

@@ -6,12 +6,15 @@ A key is a hash over length-prefixed parts, so that ("ab", "c") is not ("a", "bc
 import struct
 from collections.abc import Sequence
 from hashlib import blake2b
+from math import isfinite
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 _KEY_BYTES = 16
 _LENGTH = struct.Struct("<Q")
+_VALUE = struct.Struct("<f")
 
 ENTRY = np.dtype([("value", "<f4"), ("tokens", "<u4"), ("dropped", "<u4")])
 
@@ -40,9 +43,11 @@ def unpack_entries(stored: Sequence[bytes]) -> NDArray[np.void]:
     return np.frombuffer(b"".join(stored), dtype=ENTRY)
 
 
-def is_entry(stored: bytes | None) -> bool:
-    """Whether bytes from a store can be an entry: a shared store may hold anything under our key."""
-    return stored is not None and len(stored) == ENTRY.itemsize
+def is_entry(stored: bytes | None) -> TypeGuard[bytes]:
+    """Whether bytes can be an entry with a score: a shared store may hold anything under our key, and a score that is
+    no number is not worth keeping.
+    """
+    return stored is not None and len(stored) == ENTRY.itemsize and isfinite(_VALUE.unpack_from(stored)[0])
 
 
 def _add(digest: blake2b, text: str) -> None:

@@ -10,7 +10,7 @@ DEFAULT_MAX_ENTRIES = 500_000
 
 
 class MemoryCache:
-    """At most `max_entries` scores, of about 150 bytes each."""
+    """At most `max_entries` scores, of about 200 bytes each."""
 
     def __init__(self, *, max_entries: int) -> None:
         self._max_entries = max_entries

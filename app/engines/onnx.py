@@ -27,8 +27,15 @@ _OPTIMIZATION: Final = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-# Where exporters put the graph, best first for a processor.
-_USUAL_FILES = ("model.int8.onnx", "model.onnx", "onnx/model.onnx")
+# Where exporters put the graph, best first. int8 products are fast on processors only, float16 on GPUs only.
+_PLAIN: Final = ("model.onnx", "onnx/model.onnx")
+_USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
+    "cpu": ["model.int8.onnx", *_PLAIN],
+    "cuda": ["model.float16.onnx", *_PLAIN],
+    "tensorrt": ["model.float16.onnx", *_PLAIN],
+}
+_INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
+_OUTPUT: Final = "logits"
 
 
 class OnnxOptions(BaseModel):
@@ -49,31 +56,33 @@ class OnnxEngine:
     """One session that several threads call: ONNX Runtime sessions are thread-safe and share their weights."""
 
     def __init__(
-        self, session: ort.InferenceSession, *, pad_id: int, workers: int, device: Device, io_binding: bool
+        self, session: ort.InferenceSession, *, name: str, pad_id: int, workers: int, device: Device, io_binding: bool
     ) -> None:
         self._session = session
         self._pad_id = pad_id
         self._device = device
         self._io_binding = io_binding
         self._inputs = {node.name: node.type for node in session.get_inputs()}
-        self._output = session.get_outputs()[0].name
+        self._output = _output(session).name
         self.workers = workers
-        self.name = f"onnx/{device}"
+        self.name = name
 
     @classmethod
     def load(cls, spec: EngineSpec) -> "OnnxEngine":
         """Open the model's graph.
 
         Raises:
-            ConfigError: no graph in the folder, one that ONNX Runtime cannot open, inputs that are not a
-                transformer's, or a device that this installation does not have.
+            ConfigError: no graph in the folder, one that ONNX Runtime cannot open, inputs or outputs that are not a
+                sequence classifier's, or a device that this installation does not have.
         """
         options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
         on_cpu = options.device == "cpu"
-        session = _open(_find_graph(spec.folder, options.file), options)
+        file = _find_graph(spec.folder, options)
+        session = _open(spec.folder / file, options)
         _check_inputs(session)
         return cls(
             session,
+            name=f"onnx/{options.device}/{file}",
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
             device=options.device,
@@ -118,15 +127,16 @@ class OnnxEngine:
         return logits
 
 
-def _find_graph(folder: Path, file: str | None) -> Path:
-    candidates = [folder / file] if file else [folder / usual for usual in _USUAL_FILES]
+def _find_graph(folder: Path, options: OnnxOptions) -> str:
+    """The graph's name, relative to the folder."""
+    candidates = [options.file] if options.file else _USUAL_FILES[options.device]
     for candidate in candidates:
-        if candidate.is_file():
+        if (folder / candidate).is_file():
             return candidate
-    tried = ", ".join(str(candidate.relative_to(folder)) for candidate in candidates)
+    there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx"))
     raise ConfigError(
-        f"no ONNX graph in {folder} (tried: {tried}); make one with `rerankd export`, or name it: "
-        'engine_options = { file = "..." }'
+        f"no ONNX graph in {folder} (tried: {', '.join(candidates)}; there: {', '.join(there) or 'none'}); "
+        'make one with `rerankd export`, or name it: engine_options = { file = "..." }'
     )
 
 
@@ -142,27 +152,54 @@ def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
     session_options.inter_op_num_threads = 1
     session_options.graph_optimization_level = _OPTIMIZATION[options.graph_optimization]
     session_options.log_severity_level = 3
+    wanted = _PROVIDERS[options.device]
     try:
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             graph,
             sess_options=session_options,
-            providers=[(provider, _provider_options(provider, options)) for provider in _PROVIDERS[options.device]],
+            providers=[(provider, _provider_options(provider, options)) for provider in wanted],
         )
     except Exception as error:
         raise ConfigError(f"ONNX Runtime cannot open {graph}: {error}") from error
+    if wanted[0] not in session.get_providers():
+        raise ConfigError(
+            f"device {options.device!r}: ONNX Runtime could not start {wanted[0]} and would use the processor instead; "
+            'are the driver and the CUDA libraries installed? Or set device = "cpu"'
+        )
+    return session
 
 
 def _provider_options(provider: str, options: OnnxOptions) -> dict[str, Any]:
+    """The operator's options are for the device's own provider; those that it falls back to would refuse them."""
     if provider == "CPUExecutionProvider":
         return {}
-    return {"device_id": options.device_id, **options.provider_options}
+    own = options.provider_options if provider == _PROVIDERS[options.device][0] else {}
+    return {"device_id": options.device_id, **own}
 
 
 def _check_inputs(session: ort.InferenceSession) -> None:
-    names = {node.name for node in session.get_inputs()}
-    unknown = names - {"input_ids", "attention_mask", "token_type_ids"}
-    if unknown or "input_ids" not in names:
+    inputs = session.get_inputs()
+    names = {node.name for node in inputs}
+    if names - _INPUTS or "input_ids" not in names:
         raise ConfigError(
             f"the ONNX graph takes {', '.join(sorted(names))}; a cross-encoder takes input_ids, attention_mask "
             "and for some models token_type_ids"
         )
+    for node in inputs:
+        if len(node.shape) != 2 or any(isinstance(size, int) for size in node.shape):
+            raise ConfigError(
+                f"the ONNX graph takes {node.name} of the fixed shape {node.shape}; export it with a free number of "
+                "sequences and a free length: `rerankd export`"
+            )
+
+
+def _output(session: ort.InferenceSession) -> ort.NodeArg:
+    """The output with one row a sequence; exporters call it logits."""
+    outputs = session.get_outputs()
+    output = next((node for node in outputs if node.name == _OUTPUT), outputs[0])
+    if output.shape and len(output.shape) != 2:
+        raise ConfigError(
+            f"the ONNX graph gives {output.name} of shape {output.shape}; a cross-encoder gives logits of shape "
+            "[sequences, outputs]: is this the graph of an embedding model?"
+        )
+    return output

@@ -1,12 +1,14 @@
 """PyTorch sequence classifiers of the transformers library, on CPU or CUDA."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from app.domain import Encoding, FloatArray
 from app.engines.base import BatchLimits, EngineSpec, pad
@@ -29,7 +31,9 @@ class TorchEncoderOptions(BaseModel):
 
     device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:N".')
     precision: Precision | None = Field(default=None, description="Default: bfloat16 on CUDA, float32 on the CPU.")
-    attention: str = Field(default="sdpa", description="transformers' attn_implementation.")
+    attention: str | None = Field(
+        default=None, description="transformers' attn_implementation; default: its own choice for the model."
+    )
 
 
 class TorchEncoderEngine:
@@ -41,7 +45,7 @@ class TorchEncoderEngine:
         self._model = model
         self._device = device
         self._pad_id = pad_id
-        self._takes_token_types = getattr(model.config, "type_vocab_size", 0) > 1
+        self._takes_token_types = takes_token_types(model)
         self.workers = workers
         self.name = f"torch/{device.type}/{precision}"
 
@@ -55,18 +59,12 @@ class TorchEncoderEngine:
         options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
         device = _device(options.device)
         precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                spec.folder,
-                dtype=_TORCH_PRECISION[precision],
-                attn_implementation=options.attention,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=spec.trust_remote_code,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise ConfigError(f"transformers cannot load {spec.folder}: {error}") from error
-        model = model.eval().to(device)
+        model = load_classifier(
+            spec.folder,
+            dtype=_TORCH_PRECISION[precision],
+            attention=options.attention,
+            trust_remote_code=spec.trust_remote_code,
+        ).to(device)
         return cls(model, device=device, precision=precision, pad_id=spec.pad_id, workers=spec.workers or 1)
 
     @property
@@ -87,12 +85,46 @@ class TorchEncoderEngine:
         return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
 
 
+def load_classifier(
+    folder: Path, *, dtype: torch.dtype = torch.float32, attention: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a sequence classifier with all of its weights, from safetensors only.
+
+    Raises:
+        ConfigError: the folder holds no such model, or not all of its weights.
+    """
+    transformers_logging.disable_progress_bar()
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"transformers cannot load {folder}: {error}") from error
+    # transformers fills what is missing with random numbers, for example the head of a model that has none
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"]))
+        raise ConfigError(f"the weights in {folder} lack {missing:.200}: this is no complete sequence classifier")
+    return model.eval()
+
+
+def takes_token_types(model: PreTrainedModel) -> bool:
+    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1
+
+
 def _device(name: str) -> torch.device:
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         device = torch.device(wanted)
     except RuntimeError:
         raise ConfigError(f'unknown device {name!r}; use "auto", "cpu", "cuda" or "cuda:N"') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f'device {name!r}: this machine or this torch has no CUDA; set device = "cpu"')
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f'device {name!r} is not supported; use "auto", "cpu", "cuda" or "cuda:N"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f'device {name!r}: this machine or this torch has no such GPU; set device = "cpu"')
     return device

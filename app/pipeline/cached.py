@@ -31,7 +31,9 @@ class CachedStage:
         """
         started = perf_counter()
         keys = pair_keys(f"{self._fingerprint}|{options.max_tokens_per_doc}", query, documents)
-        first_of = {key: index for index, key in reversed(list(enumerate(keys)))}
+        first_of: dict[bytes, int] = {}
+        for index, key in enumerate(keys):
+            first_of.setdefault(key, index)
         known = await self._look_up(list(first_of))
         cache_s = perf_counter() - started
 
@@ -40,10 +42,9 @@ class CachedStage:
         timings = Timings(cache_s=cache_s)
         if unknown:
             fresh = await self._inner.score(query, [documents[first_of[key]] for key in unknown], options)
-            entries = _entries(fresh)
-            stored = dict(zip(unknown, pack_entries(entries), strict=True))
-            timings = timings + fresh.timings + Timings(cache_s=await self._fill(stored))
-            known |= stored
+            entries = dict(zip(unknown, pack_entries(_entries(fresh)), strict=True))
+            timings = timings + fresh.timings + Timings(cache_s=await self._fill(entries))
+            known |= entries
         found = unpack_entries([known[key] for key in keys])
         return Scores(
             values=found["value"],
@@ -59,13 +60,13 @@ class CachedStage:
         except CacheUnavailable:
             self._observer.cache_failed(operation="get")
             return {}
-        return {key: value for key, value in zip(keys, found, strict=True) if value is not None and is_entry(value)}
+        return {key: value for key, value in zip(keys, found, strict=True) if is_entry(value)}
 
     async def _fill(self, entries: dict[bytes, bytes]) -> float:
         """Store what was scored now and return how many seconds that took."""
         started = perf_counter()
         try:
-            await self._cache.put_many(entries)
+            await self._cache.put_many({key: entry for key, entry in entries.items() if is_entry(entry)})
         except CacheUnavailable:
             self._observer.cache_failed(operation="put")
         return perf_counter() - started

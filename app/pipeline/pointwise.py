@@ -7,8 +7,12 @@ import numpy as np
 
 from app.batching.batcher import Batcher
 from app.domain import ScoreOptions, Scores, Timings
-from app.scorers.base import PairScorer
+from app.scorers.base import EncodedPairs, PairScorer
 from app.worker import Worker
+
+# A larger request is tokenised in portions: others get their turn between two of them, a client that goes away stops
+# the rest, and smaller calls are faster as well (docs/benchmarks.md).
+_DOCUMENTS_PER_CALL = 500
 
 
 class PointwiseStage:
@@ -25,9 +29,7 @@ class PointwiseStage:
             Overloaded, ScoringFailed, Unavailable: see `Batcher.forward`.
         """
         started = perf_counter()
-        pairs = await self._tokenizing.run(
-            self._scorer.encode, query, documents, max_document_tokens=options.max_tokens_per_doc
-        )
+        pairs = await self._encode(query, documents, options)
         tokenized = perf_counter()
         forwarded = await self._batcher.forward(pairs.encodings, urgent=options.urgent)
         return Scores(
@@ -39,4 +41,19 @@ class PointwiseStage:
                 queue_s=forwarded.queue_s,
                 inference_s=forwarded.inference_s,
             ),
+        )
+
+    async def _encode(self, query: str, documents: Sequence[str], options: ScoreOptions) -> EncodedPairs:
+        portions = [
+            await self._tokenizing.run(
+                self._scorer.encode,
+                query,
+                documents[start : start + _DOCUMENTS_PER_CALL],
+                max_document_tokens=options.max_tokens_per_doc,
+            )
+            for start in range(0, len(documents), _DOCUMENTS_PER_CALL)
+        ]
+        return EncodedPairs(
+            [encoding for portion in portions for encoding in portion.encodings],
+            np.concatenate([portion.dropped for portion in portions]),
         )

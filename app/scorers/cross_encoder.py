@@ -6,8 +6,8 @@ sigmoid equals the class's softmax probability.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,13 +20,15 @@ from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
 from app.scorers.base import EncodedPairs, ScorerSpec
 from app.scorers.pair_template import PairTemplate, read_template
-from app.scorers.tokenizer_files import load_tokenizer, longest_input, read_json
+from app.scorers.tokenizer_files import load_tokenizer, longest_input, pad_id_of, read_json, read_optional_json
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
 _TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
 _MIN_DOCUMENT_TOKENS = 16
-# No tokenizer that we know of needs more characters for a token in running text; what lies beyond is not tokenised.
+# Of a long document only the beginning is tokenised: so many characters for each token that is read, which gives far
+# more tokens than needed unless the text is mostly white space or very long words.
 _CHARS_PER_TOKEN = 64
+_LEAST_CHARS = 4096
 
 
 class CrossEncoderOptions(BaseModel):
@@ -66,15 +68,22 @@ class CrossEncoder:
         """
         options = read_options(spec.options, CrossEncoderOptions, of="scorer 'cross-encoder'")
         config = read_json(spec.folder / "config.json")
+        beside = read_optional_json(spec.folder / "config_sentence_transformers.json")
+        tokenizer_config = read_optional_json(spec.folder / "tokenizer_config.json")
         tokenizer = load_tokenizer(spec.folder)
         template = read_template(tokenizer)
+        # A tokenizer may know segments that it does not give to its model.
+        if "token_type_ids" not in tokenizer_config.get("model_input_names", ["token_type_ids"]):
+            template = replace(template, segments=False)
+        _refuse_prompts(beside)
+        label = _label(config, options)
         return cls(
             tokenizer,
             template,
-            max_length=_max_length(spec, config, template),
-            pad_id=int(config.get("pad_token_id") or 0),
-            activation=_activation(spec.folder, config, options),
-            label=_label(config, options),
+            max_length=_max_length(spec, longest_input(config, tokenizer_config), template),
+            pad_id=pad_id_of(tokenizer, config, tokenizer_config),
+            activation=_activation(config, beside, options, label=label),
+            label=label,
         )
 
     def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
@@ -87,15 +96,11 @@ class CrossEncoder:
         room = self._room_beside(len(query_ids))
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
-        shortened = [text[: room * _CHARS_PER_TOKEN] for text in documents]
-        tokenised = self._tokenizer.encode_batch_fast(shortened, add_special_tokens=False)
         encodings = []
         dropped = np.zeros(len(documents), dtype=np.int64)
-        for position, encoding in enumerate(tokenised):
-            ids = encoding.ids
+        for position, (ids, tokens) in enumerate(self._document_ids(documents, room=room)):
             encodings.append(self._template.join(query_ids, np.asarray(ids[:room], dtype=np.int64)))
-            if len(ids) > room:
-                dropped[position] = _whole_length(len(ids), shortened[position], documents[position]) - room
+            dropped[position] = max(0, tokens - room)
         return EncodedPairs(encodings, dropped)
 
     def interpret(self, logits: FloatArray) -> FloatArray:
@@ -108,6 +113,22 @@ class CrossEncoder:
         log_odds: FloatArray = (logits[:, self._label] - rest).astype(np.float32)
         return log_odds
 
+    def _document_ids(self, documents: Sequence[str], *, room: int) -> Iterator[tuple[list[int], int]]:
+        """Each document's first tokens, at least `room` if it has so many, and how many it has in all; that is an
+        estimate for a document of which only the beginning was tokenised.
+        """
+        chars = max(_LEAST_CHARS, room * _CHARS_PER_TOKEN)
+        beginnings = self._tokenizer.encode_batch_fast([text[:chars] for text in documents], add_special_tokens=False)
+        for document, encoding in zip(documents, beginnings, strict=True):
+            ids = encoding.ids
+            if len(document) <= chars:
+                yield ids, len(ids)
+            elif len(ids) >= 2 * room:
+                yield ids, round(len(ids) * len(document) / chars)
+            else:
+                whole = self._tokenizer.encode(document, add_special_tokens=False).ids
+                yield whole, len(whole)
+
     def _room_beside(self, query_tokens: int) -> int:
         room = self.max_length - self._template.special_tokens - query_tokens
         if room < _MIN_DOCUMENT_TOKENS:
@@ -119,13 +140,17 @@ class CrossEncoder:
         return room
 
 
-def _whole_length(tokens: int, shortened: str, document: str) -> int:
-    """Tokens of the whole document, estimated where only its beginning was tokenised."""
-    return tokens if len(shortened) == len(document) else round(tokens * len(document) / len(shortened))
+def _refuse_prompts(beside: Mapping[str, Any]) -> None:
+    """sentence-transformers puts a default prompt before the texts; scores without it would be other scores."""
+    name = beside.get("default_prompt_name")
+    if name is not None and (beside.get("prompts") or {}).get(name):
+        raise ConfigError(
+            f"config_sentence_transformers.json names the default prompt {name!r}, which this scorer does not apply; "
+            "remove default_prompt_name if the model works without"
+        )
 
 
-def _max_length(spec: ScorerSpec, config: Mapping[str, Any], template: PairTemplate) -> int:
-    longest = longest_input(spec.folder, config)
+def _max_length(spec: ScorerSpec, longest: int, template: PairTemplate) -> int:
     if spec.max_length is not None and spec.max_length > longest:
         raise ConfigError(f"max_length = {spec.max_length}, but the model in {spec.folder} reads {longest} tokens")
     max_length = spec.max_length or longest
@@ -149,12 +174,15 @@ def _label(config: Mapping[str, Any], options: CrossEncoderOptions) -> int | Non
     return options.label
 
 
-def _activation(folder: Path, config: Mapping[str, Any], options: CrossEncoderOptions) -> str:
+def _activation(
+    config: Mapping[str, Any], beside: Mapping[str, Any], options: CrossEncoderOptions, *, label: int | None
+) -> str:
     if options.activation is not None:
         if options.activation not in ACTIVATIONS:
             raise ConfigError(f"unknown activation {options.activation!r}; known: {', '.join(ACTIVATIONS)}")
         return options.activation
-    name = _named_activation(folder, config)
+    # What a config says of a head of several outputs is meant for each output, not for the log-odds of one.
+    name = None if label is not None else _named_activation(config, beside)
     if name is None:
         return "sigmoid"
     short = name.rsplit(".", 1)[-1]
@@ -166,15 +194,15 @@ def _activation(folder: Path, config: Mapping[str, Any], options: CrossEncoderOp
     return _TORCH_ACTIVATIONS[short]
 
 
-def _named_activation(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The activation that sentence-transformers wrote down, in each of the places that it used over the years."""
+def _named_activation(config: Mapping[str, Any], beside: Mapping[str, Any]) -> str | None:
+    """The activation that sentence-transformers wrote down, in each of the places that it used over the years, in the
+    order in which it reads them.
+    """
     section = config.get("sentence_transformers") or {}
-    saved = folder / "config_sentence_transformers.json"
-    beside = read_json(saved) if saved.is_file() else {}
     for name in (
+        beside.get("activation_fn"),
         section.get("activation_fn"),
         config.get("sbert_ce_default_activation_function"),
-        beside.get("activation_fn"),
     ):
         if name:
             return str(name)

@@ -27,9 +27,9 @@ class PairTemplate:
     `segment_offset` tokens of `middle` belongs to segment 1.
     """
 
-    head: tuple[int, ...]
-    middle: tuple[int, ...]
-    tail: tuple[int, ...]
+    head: IntArray
+    middle: IntArray
+    tail: IntArray
     segments: bool
     segment_offset: int
 
@@ -38,7 +38,7 @@ class PairTemplate:
         return len(self.head) + len(self.middle) + len(self.tail)
 
     def join(self, query_ids: IntArray, document_ids: IntArray) -> Encoding:
-        ids = np.concatenate((self.head, query_ids, self.middle, document_ids, self.tail), dtype=np.int64)
+        ids = np.concatenate((self.head, query_ids, self.middle, document_ids, self.tail))
         boundary = len(self.head) + len(query_ids) + self.segment_offset if self.segments else len(ids)
         return Encoding(ids, boundary)
 
@@ -66,9 +66,9 @@ def _read(tokenizer: Tokenizer) -> PairTemplate:
         raise ConfigError("the tokenizer puts the document before the query; this layout is not supported")
     segments = 1 in pair.type_ids
     return PairTemplate(
-        head=tuple(pair.ids[:query_start]),
-        middle=tuple(pair.ids[query_end:document_start]),
-        tail=tuple(pair.ids[document_end:]),
+        head=np.array(pair.ids[:query_start], dtype=np.int64),
+        middle=np.array(pair.ids[query_end:document_start], dtype=np.int64),
+        tail=np.array(pair.ids[document_end:], dtype=np.int64),
         segments=segments,
         segment_offset=pair.type_ids.index(1) - query_end if segments else 0,
     )

@@ -12,7 +12,19 @@ from app.errors import ConfigError
 # Tokenizer configs say "no limit" with numbers like 10**30.
 _NO_LIMIT = 10**9
 # These count positions from behind the padding id, so two of them are never used.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"}
+_OFFSET_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
+_ROBERTA_PAD_ID = 1
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,15 +65,40 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def longest_input(folder: Path, config: Mapping[str, Any]) -> int:
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a file that is not there is an empty one.
+
+    Raises:
+        ConfigError: the file is no JSON object.
+    """
+    return read_json(path) if path.is_file() else {}
+
+
+def pad_id_of(tokenizer: Tokenizer, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int:
+    """The id to fill rows with. The model's own word comes first: some models count positions by it."""
+    stated = config.get("pad_token_id")
+    if isinstance(stated, int) and stated >= 0:
+        return stated
+    token = tokenizer_config.get("pad_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    known = tokenizer.token_to_id(text) if isinstance(text, str) else None
+    return known if known is not None else 0
+
+
+def longest_input(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int:
     """Tokens that the model can read: the smaller of what its tokenizer and its position table allow."""
     limits = []
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and positions > 0:
-        offset = int(config.get("pad_token_id") or 1) + 1
-        limits.append(positions - offset if config.get("model_type") in _OFFSET_POSITIONS else positions)
-    saved = folder / "tokenizer_config.json"
-    declared = read_json(saved).get("model_max_length") if saved.is_file() else None
+        limits.append(positions - _unused_positions(config))
+    declared = tokenizer_config.get("model_max_length")
     if isinstance(declared, int | float) and 0 < declared < _NO_LIMIT:
         limits.append(int(declared))
     return min(limits, default=512)
+
+
+def _unused_positions(config: Mapping[str, Any]) -> int:
+    if config.get("model_type") not in _OFFSET_POSITIONS:
+        return 0
+    pad_id = config.get("pad_token_id")
+    return (pad_id if isinstance(pad_id, int) else _ROBERTA_PAD_ID) + 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tests.registry_files import write_registry
 from tests.requirements import require_program

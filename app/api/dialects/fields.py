@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import orjson
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from app.errors import InvalidRequest
 
 Sent = str | Mapping[str, Any]
+
+_SHOWN = 200
 
 Documents = Annotated[
     list[Any],
@@ -61,5 +64,15 @@ def _text_of(document: object, index: int, rank_fields: Sequence[str] | None) ->
 def _as_lines(document: Mapping[str, Any], index: int, rank_fields: Sequence[str]) -> str:
     present = [name for name in rank_fields if document.get(name) is not None]
     if not present:
-        raise InvalidRequest(f"documents[{index}] has none of the rank_fields: {', '.join(rank_fields)}")
-    return "\n".join(f"{name}: {document[name]}" for name in present)
+        wanted = ", ".join(rank_fields)[:_SHOWN]
+        raise InvalidRequest(f"documents[{index}] has none of the rank_fields: {wanted}")
+    return "\n".join(f"{name}: {_as_text(document[name], index)}" for name in present)
+
+
+def _as_text(value: object, index: int) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"documents[{index}] is nested too deeply in its rank_fields; flatten it") from None

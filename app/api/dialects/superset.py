@@ -57,10 +57,10 @@ def meta_of(result: RerankResult, *, documents: int, version: str) -> Json:
         "tokens": {"input_tokens": result.tokens},
     }
     if result.truncated_documents:
+        cut = result.truncated_documents
+        which = "1 document was" if cut == 1 else f"{cut} documents were"
         what = "longer than the model or max_tokens_per_doc allows"
-        meta["warnings"] = [
-            f"{result.truncated_documents} documents were {what}: {result.dropped_tokens} tokens were not read"
-        ]
+        meta["warnings"] = [f"{which} {what}: {result.dropped_tokens} tokens not read"]
     return meta
 
 

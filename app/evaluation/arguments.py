@@ -1,0 +1,45 @@
+"""The words of `rerankd eval` on the command line. Imports nothing that the extra `eval` brings."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Folders = Annotated[
+    list[Path] | None, typer.Argument(metavar="DATA_FOLDER", help="Each with corpus, queries, qrels and a run.")
+]
+Models = Annotated[
+    list[str] | None, typer.Option(help="A model of the registry, in this process; may be repeated.", metavar="NAME")
+]
+Urls = Annotated[
+    list[str] | None, typer.Option(help="A server: http://host:port, or with #model; may be repeated.", metavar="URL")
+]
+BiEncoders = Annotated[
+    list[Path] | None, typer.Option(help="A sentence-transformers folder: cosine; may be repeated.", metavar="FOLDER")
+]
+Baseline = Annotated[str, typer.Option(help="The target that the others are compared with.", metavar="TARGET")]
+Depth = Annotated[int, typer.Option(min=1, help="Candidates per query.")]
+DepthCurve = Annotated[str, typer.Option(help="Depths of a curve, as 10,50,100.", metavar="N,N,...")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Read at most this many tokens of a document.")]
+Queries = Annotated[int | None, typer.Option(min=1, help="Only the first judged queries of each set.")]
+Run = Annotated[
+    str | None, typer.Option(help="run.NAME.tsv, or `candidates`; without a folder a file.", metavar="NAME")
+]
+Qrels = Annotated[str | None, typer.Option(help="qrels.NAME.tsv, or `qrels`; without a folder a file.", metavar="NAME")]
+Corpus = Annotated[Path | None, typer.Option(help="Without a folder: the documents (JSONL).", metavar="FILE")]
+Topics = Annotated[Path | None, typer.Option(help="Without a folder: the queries (JSONL).", metavar="FILE")]
+Levels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relevance-level",
+        help="The grade from which RR, P, R and AUC call a document relevant: 2, or dl19=2.",
+        metavar="GRADE",
+    ),
+]
+Output = Annotated[Path | None, typer.Option(help="The report as JSON; lets an interrupted run go on.", metavar="FILE")]
+Markdown = Annotated[Path | None, typer.Option(help="The report as Markdown.", metavar="FILE")]
+Plot = Annotated[Path | None, typer.Option(help="Quality against latency, as PNG.", metavar="FILE")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run had done.")]
+ApiKey = Annotated[
+    str | None, typer.Option(help="The key that --url wants.", envvar="RERANKD_EVAL_API_KEY", metavar="KEY")
+]

@@ -1,0 +1,138 @@
+"""Rewrites a float32 ONNX graph to int8 in such a way that a sequence's score does not depend on its batch.
+
+ONNX Runtime's own dynamic quantisation takes one activation scale for a whole tensor, so that a document's score
+changes with its neighbours. Here every token's vector has a scale of its own, and so has every column of a weight
+matrix: integer products times two scales. Large embedding tables become int8 with a scale for each row. What has no
+constant matrix (attention itself, the small heads) stays float32.
+"""
+
+from typing import Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from app.domain import FloatArray
+
+_CONTRIB: Final = "com.microsoft"
+_LARGEST: Final = 127
+_ZERO_POINT: Final = 128
+_LEAST_SCALE: Final = 1e-12
+# A matrix of fewer elements gains nothing from int8.
+_SMALLEST_MATRIX: Final = 256
+
+
+def quantize_per_token(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrite a graph in place and return it. Its weights must be loaded."""
+    _Rewriter(model.graph).rewrite()
+    # shapes and types of inner tensors, which no longer hold
+    del model.graph.value_info[:]
+    if all(opset.domain != _CONTRIB for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+    return model
+
+
+class _Rewriter:
+    """Replaces nodes of a graph; an activation that several matrices read is quantised once."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._quantized: dict[str, tuple[str, str]] = {}
+
+    def rewrite(self) -> None:
+        nodes: list[onnx.NodeProto] = []
+        for node in self._graph.node:
+            nodes += self._replacement(node)
+        self._put(nodes)
+
+    def _replacement(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        weight = self._matrix(node)
+        if weight is None:
+            return [node]
+        return self._linear(node, weight) if node.op_type == "MatMul" else self._table(node, weight)
+
+    def _matrix(self, node: onnx.NodeProto) -> FloatArray | None:
+        """The constant matrix that a product or an embedding reads, if it is worth quantising."""
+        position = {"MatMul": 1, "Gather": 0}.get(node.op_type)
+        if position is None or node.input[position] not in self._weights:
+            return None
+        tensor = self._weights[node.input[position]]
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 2:
+            return None
+        if np.prod(tensor.dims) < _SMALLEST_MATRIX or _attribute(node, "axis") != 0:
+            return None
+        return np.asarray(numpy_helper.to_array(tensor), dtype=np.float32)
+
+    def _linear(self, node: onnx.NodeProto, weight: FloatArray) -> list[onnx.NodeProto]:
+        (activation, name), output = node.input, node.output[0]
+        before: list[onnx.NodeProto] = []
+        if activation not in self._quantized:
+            before = self._quantize(activation)
+        integers, token_scales = self._quantized[activation]
+        columns, scales = _to_int8(weight, axis=0)
+        inputs = [
+            integers,
+            self._constant(f"{name}_int8", columns),
+            self._constant("rerankd_one", np.float32(1)),
+            self._constant(f"{name}_scales", scales.reshape(-1)),
+            self._constant("rerankd_middle", np.uint8(_ZERO_POINT)),
+            self._constant(f"{name}_zeros", np.zeros(weight.shape[1], dtype=np.int8)),
+        ]
+        return [
+            *before,
+            helper.make_node("MatMulIntegerToFloat", inputs, [f"{output}_unscaled"], domain=_CONTRIB),
+            helper.make_node("Mul", [f"{output}_unscaled", token_scales], [output]),
+        ]
+
+    def _quantize(self, name: str) -> list[onnx.NodeProto]:
+        """Bring every vector to [-127, 127] by its own largest magnitude, then round it."""
+        self._quantized[name] = f"{name}_uint8", f"{name}_scale"
+        last_axis = self._constant("rerankd_last_axis", np.array([-1], dtype=np.int64))
+        step = self._constant("rerankd_step", np.float32(1 / _LARGEST))
+        least = self._constant("rerankd_least", np.float32(_LEAST_SCALE))
+        one = self._constant("rerankd_one", np.float32(1))
+        middle = self._constant("rerankd_middle", np.uint8(_ZERO_POINT))
+        return [
+            helper.make_node("Abs", [name], [f"{name}_magnitude"]),
+            helper.make_node("ReduceMax", [f"{name}_magnitude", last_axis], [f"{name}_largest"], keepdims=1),
+            helper.make_node("Mul", [f"{name}_largest", step], [f"{name}_step"]),
+            helper.make_node("Max", [f"{name}_step", least], [f"{name}_scale"]),
+            helper.make_node("Div", [name, f"{name}_scale"], [f"{name}_unit"]),
+            helper.make_node("QuantizeLinear", [f"{name}_unit", one, middle], [f"{name}_uint8"]),
+        ]
+
+    def _table(self, node: onnx.NodeProto, table: FloatArray) -> list[onnx.NodeProto]:
+        (name, ids), output = node.input, node.output[0]
+        rows, scales = _to_int8(table, axis=1)
+        return [
+            helper.make_node("Gather", [self._constant(f"{name}_rows_int8", rows), ids], [f"{output}_int8"]),
+            helper.make_node("Cast", [f"{output}_int8"], [f"{output}_unscaled"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Gather", [self._constant(f"{name}_rows_scales", scales), ids], [f"{output}_scale"]),
+            helper.make_node("Mul", [f"{output}_unscaled", f"{output}_scale"], [output]),
+        ]
+
+    def _constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
+        if name not in self._constants:
+            self._constants[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def _put(self, nodes: list[onnx.NodeProto]) -> None:
+        read = {name for node in nodes for name in node.input}
+        kept = [tensor for name, tensor in self._weights.items() if name in read]
+        del self._graph.node[:]
+        self._graph.node.extend(nodes)
+        del self._graph.initializer[:]
+        self._graph.initializer.extend([*kept, *self._constants.values()])
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
+
+
+def _to_int8(matrix: FloatArray, *, axis: int) -> tuple[NDArray[np.int8], FloatArray]:
+    """Integers and their scales, one scale for each column (axis 0) or row (axis 1); scales keep two dimensions."""
+    scales = np.maximum(np.abs(matrix).max(axis=axis, keepdims=True) / _LARGEST, _LEAST_SCALE).astype(np.float32)
+    return np.ascontiguousarray(np.rint(matrix / scales).astype(np.int8)), scales

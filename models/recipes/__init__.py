@@ -1,0 +1,1 @@
+"""Training recipes: one folder for each shipped model."""

@@ -1,0 +1,49 @@
+"""`python -m models.recipes.minilm_qa`: from the data folder to the folder that ships, in one resumable run."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from models.recipes.minilm_qa.card import write_card
+from models.recipes.minilm_qa.data import read_groups
+from models.recipes.minilm_qa.steps import Folders, finish, measure
+from models.recipes.minilm_qa.teacher import Teacher
+from models.recipes.minilm_qa.train import Trainer
+
+SMOKE_SHARE = 0.01
+SMOKE_MINUTES = 0.5
+SMOKE_PAIRS = 100
+
+
+def main(
+    *,
+    data: Annotated[Path, typer.Option(help="Folder with train/ and eval/.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Where checkpoints and results go; a stopped run goes on from there.")],
+    minutes: Annotated[float, typer.Option(help="Wall-clock time for training.")] = 50.0,
+    seed: Annotated[int, typer.Option(help="Seeds the choice of queries and the order.")] = 13,
+    most_pairs: Annotated[int, typer.Option(help="Evaluate on about so many pairs of a set.")] = 100_000,
+    float32_pairs: Annotated[int, typer.Option(help="Compare int8 with float32 on so many of them.")] = 5_000,
+    smoke: Annotated[bool, typer.Option(help="The whole chain on next to nothing, in under 3 minutes.")] = False,
+) -> None:
+    """Train, calibrate, export, quantise, evaluate and describe the model; OUT/minilm-qa is the folder to ship."""
+    if smoke:
+        minutes, most_pairs, float32_pairs = SMOKE_MINUTES, SMOKE_PAIRS, SMOKE_PAIRS
+    out.mkdir(parents=True, exist_ok=True)
+    folders = Folders(out)
+    train, held_out = read_groups(data, seed=seed, share=SMOKE_SHARE if smoke else 1.0)
+    texts = [text for group in [*train, *held_out] for text in (group.query, group.positive, *group.negatives)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = Teacher(texts, cache=out / "teacher.pt", device=device)
+    trainer = Trainer(train, teacher, out=out, minutes=minutes, seed=seed)
+    model = trainer.run().cpu()
+    finish(model, trainer.tokenizer, held_out, folders)
+    measure(data, trainer.tokenizer, folders, most_pairs=most_pairs, float32_pairs=float32_pairs)
+    write_card(folders, trainer.progress, seed=seed, minutes=minutes)
+    typer.echo(json.dumps(json.loads(folders.quality.read_text()), indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,123 @@
+"""The steps between a trained model and a folder to ship, each written under the run's own folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
+
+from models.recipes.minilm_qa.activations import activations_of
+from models.recipes.minilm_qa.calibrate import Calibration, calibrate, fold, score_held_out
+from models.recipes.minilm_qa.data import Group
+from models.recipes.minilm_qa.evaluate import (
+    EVALUATION_SETS,
+    Candidates,
+    PairScores,
+    bi_encoder_scores,
+    ndcg_of,
+    read_candidates,
+    unanswerable_auc,
+)
+from models.recipes.minilm_qa.export import export_onnx
+from models.recipes.minilm_qa.quantize import quantise
+from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs
+from models.recipes.minilm_qa.ship import write_golden, write_hugging_face_folder
+
+CALIBRATION_PAIRS = 128
+FLOAT32 = "float32"
+INT8 = "int8"
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a run writes: the float32 model, its graph, the folder to ship, and its figures."""
+
+    out: Path
+
+    @property
+    def float32(self) -> Path:
+        return self.out / "float32"
+
+    @property
+    def float32_graph(self) -> Path:
+        return self.out / "model.onnx"
+
+    @property
+    def shipped(self) -> Path:
+        return self.out / "minilm-qa"
+
+    @property
+    def int8_graph(self) -> Path:
+        return self.shipped / "model.int8.onnx"
+
+    @property
+    def calibration(self) -> Path:
+        return self.out / "calibration.json"
+
+    @property
+    def quality(self) -> Path:
+        return self.out / "quality.json"
+
+
+def finish(
+    model: BertForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[Group],
+    folders: Folders,
+) -> Calibration:
+    """Calibrate, export and quantise; the model is changed by its calibration."""
+    calibration = calibrate(score_held_out(model, tokenizer, held_out))
+    fold(calibration, model)
+    write_hugging_face_folder(model, tokenizer, folders.float32, weights=True)
+    write_hugging_face_folder(model, tokenizer, folders.shipped, weights=False)
+    export_onnx(model, folders.float32_graph)
+    pairs = [(group.query, text) for group in held_out for text in (group.positive, group.negatives[0])]
+    rows = encode_pairs(tokenizer, pairs[:: max(1, len(pairs) // CALIBRATION_PAIRS)])
+    quantise(folders.float32_graph, folders.int8_graph, activations_of(folders.float32_graph, rows))
+    largest = write_golden(model, tokenizer, folders.int8_graph, folders.shipped / "golden.json")
+    folders.calibration.write_text(json.dumps(asdict(calibration) | {"golden_difference": largest}, indent=1))
+    return calibration
+
+
+def measure(
+    data: Path, tokenizer: PreTrainedTokenizerBase, folders: Folders, *, most_pairs: int, float32_pairs: int
+) -> dict[str, dict[str, float]]:
+    """Return nDCG@10 by set and ranker, on the first `most_pairs` pairs of a set; float32 and int8 are also compared
+    on the first `float32_pairs`. What a stopped run has measured is not measured again.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    if folders.quality.exists():
+        figures = json.loads(folders.quality.read_text())
+    for chosen in EVALUATION_SETS:
+        if chosen.name not in figures:
+            whole = read_candidates(data, chosen).first(pairs=most_pairs)
+            part = whole.first(pairs=float32_pairs)
+            figures[chosen.name] = _measure_set(tokenizer, folders, whole, part)
+            folders.quality.write_text(json.dumps(figures, indent=1))
+    if "squad2_dev" not in figures:
+        figures["squad2_dev"] = {
+            "AUC": unanswerable_auc(data, _scored(tokenizer, folders.int8_graph), most_pairs=most_pairs)
+        }
+        folders.quality.write_text(json.dumps(figures, indent=1))
+    return figures
+
+
+def _measure_set(
+    tokenizer: PreTrainedTokenizerBase, folders: Folders, whole: Candidates, part: Candidates
+) -> dict[str, float]:
+    int8 = _scored(tokenizer, folders.int8_graph)
+    figures = {"queries": float(len(whole.queries)), "float32 queries": float(len(part.queries))}
+    figures |= ndcg_of(whole, {"bi-encoder": bi_encoder_scores, INT8: int8})
+    compared = ndcg_of(part, {FLOAT32: _scored(tokenizer, folders.float32_graph), INT8: int8})
+    return figures | {f"{name} (part)": compared[name] for name in (FLOAT32, INT8)}
+
+
+def _scored(tokenizer: PreTrainedTokenizerBase, graph: Path) -> PairScores:
+    scorer = OnnxScorer(graph)
+
+    def score(pairs: Sequence[tuple[str, str]]) -> Sequence[float]:
+        logits: list[float] = scorer.score(encode_pairs(tokenizer, pairs)).tolist()
+        return logits
+
+    return score

@@ -1,0 +1,170 @@
+"""Health, readiness, metrics, the served models, and the document that describes all paths."""
+
+import re
+from typing import Any
+
+import pytest
+
+from app.api.dialects import DIALECTS
+from app.model import Canary, GoldenPair
+from tests.api.conftest import Api, OpenApi
+from tests.fakes import FakeService, score_of
+
+_CANARY = Canary(pairs=[GoldenPair("query", "document", score_of("query", "document"))], tolerance=0.1, fresh_s=0.0)
+
+
+async def test_health_answers_while_the_process_does(api: Api) -> None:
+    api.engine.broken = True
+    answer = await api.client.get("/health")
+    assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+
+
+async def test_ready_tells_the_truth_about_every_model(open_api: OpenApi) -> None:
+    async with open_api(FakeService(canary=_CANARY)) as api:
+        answer = await api.client.get("/ready")
+        assert answer.status_code == 503, "one of the two could not be loaded"
+        assert answer.json() == {
+            "status": "not ready",
+            "models": {
+                "fake": {"status": "ready"},
+                "broken": {"status": "failed", "reason": "no model folder /srv/secret/path"},
+            },
+        }
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(("fault", "reason"), [("broken", "failed on one of"), ("offset", "wrong weights")])
+async def test_ready_follows_the_engine(open_api: OpenApi, fault: str, reason: str) -> None:
+    async with open_api(FakeService(canary=_CANARY)) as api:
+        setattr(api.engine, fault, 3.0)
+        model = (await api.client.get("/ready")).json()["models"]["fake"]
+        assert model["status"] == "failed"
+        assert reason in model["reason"]
+        assert api.observer.registry.get_sample_value("rerank_model_ready", {"model": "fake"}) == 0
+        setattr(api.engine, fault, 0.0)
+        assert (await api.client.get("/ready")).json()["models"]["fake"] == {"status": "ready"}
+        assert api.observer.registry.get_sample_value("rerank_model_ready", {"model": "fake"}) == 1
+
+
+async def test_a_poisoned_document_leaves_the_model_ready(api: Api) -> None:
+    assert (await api.post("/rerank", {"query": "q", "documents": ["poison"]})).status_code == 500
+    assert (await api.client.get("/ready")).json()["models"]["fake"] == {"status": "ready"}
+    assert (await api.post("/rerank", {"query": "q", "documents": ["fine"]})).status_code == 200
+
+
+async def test_a_draining_service_is_not_ready_and_goes_on_answering(api: Api) -> None:
+    api.lifecycle.draining = True
+    answer = await api.client.get("/ready")
+    assert (answer.status_code, answer.json()["status"]) == (503, "draining")
+    assert (await api.client.get("/health")).status_code == 200
+    assert (await api.post("/rerank", {"query": "q", "documents": ["a"]})).status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0", "*/*", ""])
+async def test_metrics_are_what_prometheus_reads(api: Api, accept: str) -> None:
+    await api.post("/rerank", {"query": "q", "documents": ["secret"]})
+    answer = await api.client.get("/metrics", headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert 'rerank_requests_total{dialect="jina",model="fake",status="200"} 1.0' in answer.text
+    assert "secret" not in answer.text
+
+
+async def test_labels_stay_bounded_whatever_is_asked(api: Api) -> None:
+    for number in range(20):
+        await api.post("/rerank", {"query": "q", "documents": ["a"], "model": f"model-{number}"})
+        await api.client.get(f"/path-{number}")
+    text = (await api.client.get("/metrics")).text
+    assert "model-1" not in text
+    assert "path-1" not in text
+    assert 'rerank_requests_total{dialect="jina",model="none",status="404"} 20.0' in text
+
+
+async def test_models_are_listed_as_clients_expect(api: Api) -> None:
+    for path in ("/v1/models", "/models"):
+        body = (await api.client.get(path)).json()
+        assert body["object"] == "list"
+        assert [model["id"] for model in body["data"]] == ["fake", "broken"]
+        for model in body["data"]:
+            assert (model["object"], model["model_type"]) == ("model", "rerank")
+            assert isinstance(model["created"], int)
+
+
+@pytest.mark.parametrize("name", ["fake", "vendor/fake", "vendor%2Ffake"])
+async def test_one_model_is_found_by_name_and_alias(api: Api, name: str) -> None:
+    answer = await api.client.get(f"/v1/models/{name}")
+    assert answer.json()["id"] == "fake"
+    assert answer.json()["aliases"] == ["vendor/fake"]
+
+
+async def test_info_names_the_default_model_and_the_limits(api: Api) -> None:
+    info = (await api.client.get("/info")).json()
+    assert info["model_id"] == "fake"
+    assert "reranker" in info["model_type"]
+    assert info["max_client_batch_size"] == 50
+    assert info["max_input_length"] == 512
+    assert "/srv" not in str(info)
+
+
+@pytest.mark.parametrize("given", ["abc", "A.b:c-d_1", "x" * 128])
+async def test_a_harmless_request_id_is_kept(api: Api, given: str) -> None:
+    answer = await api.client.get("/health", headers={"X-Request-ID": given})
+    assert answer.headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", [None, "", "x" * 129, "a b", "a\tb", '"quoted"', "<script>", "é".encode(), "a/../b"])
+async def test_any_other_request_id_is_replaced(api: Api, given: str | None) -> None:
+    headers = {} if given is None else {"X-Request-ID": given}
+    first = await api.client.get("/health", headers=headers)
+    second = await api.client.get("/health", headers=headers)
+    assert re.fullmatch("[0-9a-f]{32}", first.headers["x-request-id"])
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+
+
+def _references(part: Any) -> list[str]:
+    if isinstance(part, dict):
+        own = [part["$ref"]] if isinstance(part.get("$ref"), str) else []
+        return own + [found for value in part.values() for found in _references(value)]
+    return [found for item in part for found in _references(item)] if isinstance(part, list) else []
+
+
+async def test_the_openapi_document_is_whole(api: Api) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.")
+    assert document["info"]["title"] == "rerankd"
+    paths = {path for dialect in DIALECTS for path in dialect.paths}
+    paths |= {"/health", "/ready", "/metrics", "/v1/models", "/models", "/v1/models/{name}", "/info"}
+    assert paths <= document["paths"].keys()
+    identities = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(identities) == len(set(identities))
+    for reference in _references(document):
+        part = document
+        for step in reference.removeprefix("#/").split("/"):
+            part = part[step]
+
+
+async def test_every_rerank_path_documents_its_body_its_answer_and_our_errors(api: Api) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+    for dialect in DIALECTS:
+        for path in dialect.paths:
+            operation = document["paths"][path]["post"]
+            body = operation["requestBody"]["content"]["application/json"]
+            assert {"query", "documents"} <= body["schema"]["properties"].keys()
+            assert body["examples"][dialect.name]["value"] == dialect.example
+            assert {"200", "400", "401", "404", "413", "429", "503", "504"} <= operation["responses"].keys()
+            error = operation["responses"]["400"]["content"]["application/json"]["schema"]
+            assert set(error["properties"]) == {"message", "detail", "error", "error_type"}
+
+
+async def test_no_path_documents_a_422_that_is_never_sent(api: Api) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert "422" not in operation["responses"], path
+
+
+async def test_the_example_of_every_dialect_works(api: Api) -> None:
+    for dialect in DIALECTS:
+        for path in dialect.paths:
+            answer = await api.post(path, {**dialect.example, "model": None})
+            assert answer.status_code == 200
+            dialect.answer.model_validate(answer.json())

@@ -1,0 +1,105 @@
+"""Fixtures that several suites share: tiny models, with torch and without.
+
+`tiny_model` is committed and needs no torch. Every fixture in `_NEEDS_TORCH` builds its model when first asked for;
+tests that use one are marked slow.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.tiny_models import FAMILIES, TINY_BERT
+
+_NEEDS_TORCH: Final = {
+    "torch_folder",
+    "onnx_folder",
+    *(f"tiny_{family}{suffix}" for family in FAMILIES for suffix in ("", "_onnx")),
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest's own -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _NEEDS_TORCH & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """A folder that the engine `onnx` serves as it is: a BERT with one output and golden pairs (tests/data)."""
+    return TINY_BERT
+
+
+@pytest.fixture(scope="session")
+def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a family's tiny model: safetensors, config, tokenizer. Each is built once a session."""
+    built: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in built:
+            import torch  # noqa: PLC0415 - only slow tests have torch
+
+            torch.set_num_threads(1)  # more than one only stand in each other's way in models this small
+            built[family] = FAMILIES[family](tmp_path_factory.mktemp(f"{family}-torch"))
+        return built[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tmp_path_factory: pytest.TempPathFactory, torch_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Gives the folder that our own export makes of a family's tiny model, in every precision."""
+    built: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in built:
+            from app.exporting import GRAPHS, export_cross_encoder  # noqa: PLC0415 - imports torch
+
+            target = tmp_path_factory.mktemp(f"{family}-onnx")
+            export_cross_encoder(torch_folder(family), target, precisions=list(GRAPHS))
+            built[family] = target
+        return built[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(torch_folder: Callable[[str], Path]) -> Path:
+    return torch_folder("bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_xlmr(torch_folder: Callable[[str], Path]) -> Path:
+    return torch_folder("xlmr")
+
+
+@pytest.fixture(scope="session")
+def tiny_modernbert(torch_folder: Callable[[str], Path]) -> Path:
+    return torch_folder("modernbert")
+
+
+@pytest.fixture(scope="session")
+def tiny_deberta(torch_folder: Callable[[str], Path]) -> Path:
+    return torch_folder("deberta")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_onnx(onnx_folder: Callable[[str], Path]) -> Path:
+    return onnx_folder("bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_xlmr_onnx(onnx_folder: Callable[[str], Path]) -> Path:
+    return onnx_folder("xlmr")
+
+
+@pytest.fixture(scope="session")
+def tiny_modernbert_onnx(onnx_folder: Callable[[str], Path]) -> Path:
+    return onnx_folder("modernbert")
+
+
+@pytest.fixture(scope="session")
+def tiny_deberta_onnx(onnx_folder: Callable[[str], Path]) -> Path:
+    return onnx_folder("deberta")

@@ -1,0 +1,289 @@
+"""Small classes that fit the Protocols, for tests that need no model: deterministic, and made to fail on command."""
+
+import asyncio
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from app.batching.batcher import Batcher
+from app.batching.planner import BatchPlanner
+from app.cache.base import Cache
+from app.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings
+from app.engines.base import BatchLimits
+from app.errors import CacheUnavailable
+from app.model import Canary, GoldenPair, LoadedModel, ServedModel
+from app.observer import Observer
+from app.pipeline.cached import CachedStage
+from app.pipeline.pointwise import PointwiseStage
+from app.ranking import Activation, identity
+from app.scorers.base import EncodedPairs
+from app.service import Limits, RerankService
+from app.worker import Worker
+
+POISON: Final = 666
+NOT_A_NUMBER: Final = 667
+_SPECIAL: Final[Mapping[str, int]] = {"poison": POISON, "nan": NOT_A_NUMBER}
+_SEPARATOR: Final = 1
+_VOCABULARY: Final = 1_000_003
+_LOGITS: Final = 999_983
+_CANARY: Final = Canary(pairs=(GoldenPair("query", "document", 0.0),), tolerance=None, fresh_s=0.0)
+
+
+@dataclass(frozen=True)
+class Fact:
+    name: str
+    fields: Mapping[str, Any]
+
+
+class RecordingObserver:
+    """Remembers every fact, in order."""
+
+    def __init__(self) -> None:
+        self.facts: list[Fact] = []
+
+    def named(self, name: str) -> list[Mapping[str, Any]]:
+        return [fact.fields for fact in self.facts if fact.name == name]
+
+    def total(self, name: str, of: str) -> int:
+        return sum(int(fields[of]) for fields in self.named(name))
+
+    def _state(self, name: str, **fields: Any) -> None:
+        self.facts.append(Fact(name, fields))
+
+    def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
+        self._state("request_finished", model=model, dialect=dialect, status=status, duration_s=duration_s)
+
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int) -> None:
+        self._state("request_scored", model=model, timings=timings, dropped_tokens=dropped_tokens)
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:
+        self._state("batch_scored", model=model, pairs=pairs, tokens=tokens, padded_tokens=padded_tokens)
+
+    def batch_failed(self, *, model: str, pairs: int) -> None:
+        self._state("batch_failed", model=model, pairs=pairs)
+
+    def queue_changed(self, *, model: str, waiting_tokens: int) -> None:
+        self._state("queue_changed", model=model, waiting_tokens=waiting_tokens)
+
+    def work_cancelled(self, *, model: str, tokens: int) -> None:
+        self._state("work_cancelled", model=model, tokens=tokens)
+
+    def request_shed(self, *, model: str, reason: str) -> None:
+        self._state("request_shed", model=model, reason=reason)
+
+    def cache_looked_up(self, *, hits: int, misses: int) -> None:
+        self._state("cache_looked_up", hits=hits, misses=misses)
+
+    def cache_failed(self, *, operation: str) -> None:
+        self._state("cache_failed", operation=operation)
+
+    def model_readiness_changed(self, *, model: str, ready: bool) -> None:
+        self._state("model_readiness_changed", model=model, ready=ready)
+
+
+def logit_of(ids: Sequence[int]) -> float:
+    """A number that depends on every id and on its place."""
+    total = 0
+    for token in ids:
+        total = (total * 31 + int(token)) % _LOGITS
+    return float(np.float32(total / _LOGITS * 20 - 10))
+
+
+class ArithmeticEngine:
+    """Its logits are `logit_of` the ids, so that a row given to the wrong pair is seen. Raises on the id `POISON`,
+    gives NaN for `NOT_A_NUMBER`; while `gate` is cleared, every pass waits.
+    """
+
+    name = "arithmetic"
+
+    def __init__(
+        self,
+        *,
+        workers: int = 1,
+        tokens: int = 512,
+        pairs: int = 64,
+        seconds_per_pass: float = 0.0,
+        seconds_per_token: float = 0.0,
+    ) -> None:
+        self.workers = workers
+        self.preferred_batch = BatchLimits(tokens=tokens, pairs=pairs)
+        self.batches: list[list[list[int]]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+        self.offset = 0.0
+        self._seconds_per_pass = seconds_per_pass
+        self._seconds_per_token = seconds_per_token
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        batch = [encoding.ids.tolist() for encoding in encodings]
+        self.batches.append(batch)
+        self.gate.wait(timeout=30)
+        seconds = self._seconds_per_pass + self._seconds_per_token * sum(map(len, batch))
+        if seconds:
+            time.sleep(seconds)
+        if self.broken or any(POISON in ids for ids in batch):
+            raise RuntimeError("an operator of the graph failed")
+        values = [float("nan") if NOT_A_NUMBER in ids else logit_of(ids) + self.offset for ids in batch]
+        return np.array(values, dtype=np.float32)[:, None]
+
+
+class WordScorer:
+    """Every word is a token. The words "poison" and "nan" have the ids that an `ArithmeticEngine` fails on."""
+
+    pad_id = 0
+    activation: Activation = staticmethod(identity)
+
+    def __init__(self, *, max_length: int = 512) -> None:
+        self.max_length = max_length
+        self.fingerprint = f"words-{max_length}"
+
+    def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
+        start = [*map(_word_id, query.split()), _SEPARATOR]
+        room = min(self.max_length - len(start), max_document_tokens or self.max_length)
+        tokenised = [list(map(_word_id, document.split())) for document in documents]
+        return EncodedPairs(
+            [Encoding(np.array(start + ids[:room], dtype=np.int64), len(start)) for ids in tokenised],
+            np.array([max(0, len(ids) - room) for ids in tokenised], dtype=np.int64),
+        )
+
+    def interpret(self, logits: FloatArray) -> FloatArray:
+        return logits[:, 0]
+
+
+def _word_id(word: str) -> int:
+    return _SPECIAL.get(word) or 1000 + zlib.crc32(word.encode("utf-8", "surrogatepass")) % _VOCABULARY
+
+
+def score_of(query: str, document: str) -> float:
+    """What `WordScorer` and `ArithmeticEngine` must give a pair, whatever it was batched with."""
+    (encoding,) = WordScorer().encode(query, [document], max_document_tokens=None).encodings
+    return logit_of(encoding.ids.tolist())
+
+
+class ScriptedCache:
+    """A cache that fails, or hangs until it is cancelled, on command."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, bytes] = {}
+        self.looked_up: list[list[bytes]] = []
+        self.failing = False
+        self.hanging = False
+        self.closed = False
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        self.looked_up.append(list(keys))
+        await self._misbehave()
+        return [self.entries.get(key) for key in keys]
+
+    async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
+        await self._misbehave()
+        self.entries.update(entries)
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def _misbehave(self) -> None:
+        if self.failing:
+            raise CacheUnavailable("told to fail")
+        if self.hanging:
+            await asyncio.Event().wait()
+
+
+class RecordingStage:
+    """A stage that scores by `score_of` and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[str], ScoreOptions]] = []
+        self.failure: Exception | None = None
+        self.values: Mapping[str, float] = {}
+        self.hanging = False
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        self.asked.append((query, list(documents), options))
+        if self.failure is not None:
+            raise self.failure
+        if self.hanging:
+            await asyncio.Event().wait()
+        values = [self.values.get(document, score_of(query, document)) for document in documents]
+        lengths = [len(document.split()) for document in documents]
+        return Scores(
+            values=np.array(values, dtype=np.float32),
+            tokens=np.array(lengths, dtype=np.int64),
+            dropped=np.array([length // 10 for length in lengths], dtype=np.int64),
+        )
+
+
+@asynccontextmanager
+async def running_batcher(
+    engine: ArithmeticEngine, observer: Observer, *, max_waiting_tokens: int = 1_000_000
+) -> AsyncIterator[Batcher]:
+    """A batcher that serves until the context is left."""
+    planner = BatchPlanner(
+        max_batch_tokens=engine.preferred_batch.tokens,
+        max_batch_pairs=engine.preferred_batch.pairs,
+        max_waiting_tokens=max_waiting_tokens,
+    )
+    with Worker(name="infer", threads=engine.workers) as worker:
+        batcher = Batcher(planner, engine, worker, model="fake", observer=observer)
+        serving = asyncio.create_task(batcher.run())
+        try:
+            yield batcher
+        finally:
+            engine.gate.set()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+
+@dataclass(kw_only=True)
+class FakeService:
+    """A whole service without model files: what a request meets between dialect and engine is the real thing."""
+
+    observer: Any = field(default_factory=RecordingObserver)
+    engine: ArithmeticEngine = field(default_factory=ArithmeticEngine)
+    scorer: WordScorer = field(default_factory=WordScorer)
+    cache: Cache | None = None
+    activation: Activation = identity
+    canary: Canary = _CANARY
+    max_documents: int = 10_000
+    max_query_chars: int = 32_768
+    max_waiting_tokens: int = 1_000_000
+    request_timeout_s: float = 30.0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[RerankService]:
+        """Serves the models "fake" (alias "vendor/fake") and "broken", which could not be loaded."""
+        model = ServedModel(name="fake", aliases=("vendor/fake",), observer=self.observer)
+        broken = ServedModel(name="broken", aliases=(), observer=self.observer)
+        broken.fail("no model folder /srv/secret/path")
+        limits = Limits(
+            max_documents=self.max_documents,
+            max_query_chars=self.max_query_chars,
+            request_timeout_s=self.request_timeout_s,
+        )
+        with Worker(name="tokenize", threads=2) as tokenizing:
+            async with running_batcher(
+                self.engine, self.observer, max_waiting_tokens=self.max_waiting_tokens
+            ) as batcher:
+                await model.start(self._loaded(PointwiseStage(self.scorer, batcher, tokenizing)))
+                yield RerankService([model, broken], default="fake", limits=limits, observer=self.observer)
+
+    def _loaded(self, direct: PointwiseStage) -> LoadedModel:
+        cached = (
+            CachedStage(direct, self.cache, fingerprint=self.scorer.fingerprint, observer=self.observer)
+            if self.cache is not None
+            else direct
+        )
+        return LoadedModel(
+            stage=cached,
+            direct=direct,
+            activation=self.activation,
+            canary=self.canary,
+            details={"engine": self.engine.name, "max_length": self.scorer.max_length},
+        )

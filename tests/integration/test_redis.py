@@ -1,0 +1,376 @@
+"""A real Redis behind the service: shared scores, no text in it, and no request that suffers when it is ill."""
+
+import asyncio
+import os
+import signal
+import statistics
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+from redis import Redis
+
+from app.assembly import running_service
+from app.cache import open_cache
+from app.cache.redis import RedisCache
+from app.config import Settings
+from app.domain import RerankRequest, RerankResult
+from app.metrics import PrometheusObserver
+from app.service import RerankService
+from tests.fakes import ArithmeticEngine, FakeService, RecordingObserver, score_of
+from tests.registry_files import write_registry
+from tests.servers import Server, redis_server
+
+pytestmark = pytest.mark.redis
+
+_QUERY = "capital of France"
+_DOCUMENTS = ("Paris is the capital of France", "Berlin is in Germany", "list.sort() sorts in place")
+_FAST = "timeout_ms=50&probe_ms=50"
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Server]:
+    with redis_server(tmp_path) as server:
+        yield server
+        server.process.send_signal(signal.SIGCONT)
+
+
+def _client(redis: Server) -> Redis:
+    return Redis(port=redis.port)
+
+
+def _keys(redis: Server) -> list[bytes]:
+    with _client(redis) as client:
+        return sorted(client.scan_iter(count=1000))
+
+
+class _Real:
+    """A service over the tiny model, as the command line builds it, and its metrics."""
+
+    def __init__(self, service: RerankService, observer: PrometheusObserver) -> None:
+        self.service = service
+        self.observer = observer
+
+    async def rerank(
+        self, *documents: str, query: str = _QUERY, model: str = "one", max_tokens_per_doc: int | None = None
+    ) -> RerankResult:
+        return await self.service.rerank(
+            RerankRequest(query=query, documents=documents, model=model, max_tokens_per_doc=max_tokens_per_doc)
+        )
+
+    @property
+    def pairs_scored(self) -> float:
+        """Pairs that reached a model, canaries left out."""
+        names = ("one", "two")
+        return sum(self.observer.registry.get_sample_value("rerank_batch_pairs_sum", {"model": n}) or 0 for n in names)
+
+
+@asynccontextmanager
+async def _real_service(
+    folder: Path, model: Path, redis: Server, parameters: str = "ttl_s=100"
+) -> AsyncIterator[_Real]:
+    registry = write_registry(folder, [{"name": name, "path": model} for name in ("one", "two")])
+    settings = Settings(registry=registry, cache_url=f"redis://127.0.0.1:{redis.port}/0?{parameters}")
+    observer = PrometheusObserver()
+    async with running_service(settings, observer) as service:
+        for served in service.models:
+            await served.settled()
+        yield _Real(service, observer)
+
+
+async def test_the_same_request_again_is_answered_from_redis_alone(
+    tmp_path: Path, tiny_model: Path, redis: Server
+) -> None:
+    async with _real_service(tmp_path, tiny_model, redis) as first:
+        fresh = await first.rerank(*_DOCUMENTS)
+        scored = first.pairs_scored
+        again = await first.rerank(*_DOCUMENTS)
+        assert first.pairs_scored == scored
+    async with _real_service(tmp_path, tiny_model, redis) as replica:
+        scored = replica.pairs_scored
+        elsewhere = await replica.rerank(*_DOCUMENTS)
+        assert replica.pairs_scored == scored, "another replica finds what the first one stored"
+    assert (fresh.cached, again.cached, elsewhere.cached) == (0, 3, 3)
+    assert fresh.results == again.results == elsewhere.results
+    assert fresh.tokens == again.tokens
+
+
+async def test_of_overlapping_requests_only_the_new_pairs_reach_the_model(
+    tmp_path: Path, tiny_model: Path, redis: Server
+) -> None:
+    async with _real_service(tmp_path, tiny_model, redis) as real:
+        await real.rerank(*_DOCUMENTS)
+        scored = real.pairs_scored
+        result = await real.rerank("new", _DOCUMENTS[2], "newer", _DOCUMENTS[0], "new")
+        assert real.pairs_scored - scored == 2
+        assert result.cached == 3
+        hits = real.observer.registry.get_sample_value("rerank_cache_pairs_total", {"result": "hit"})
+        misses = real.observer.registry.get_sample_value("rerank_cache_pairs_total", {"result": "miss"})
+        assert (hits, misses) == (3, 5)
+
+
+async def test_keys_differ_by_model_query_and_length_and_expire(
+    tmp_path: Path, tiny_model: Path, redis: Server
+) -> None:
+    async with _real_service(tmp_path, tiny_model, redis) as real:
+        await real.rerank("a")
+        await real.rerank("a", model="two")
+        await real.rerank("a", query="another")
+        await real.rerank("a", max_tokens_per_doc=3)
+    keys = _keys(redis)
+    assert len(keys) == 4
+    with _client(redis) as client:
+        assert all(90 < int(client.ttl(key)) <= 100 for key in keys)
+
+
+async def test_redis_holds_no_text(tmp_path: Path, tiny_model: Path, redis: Server) -> None:
+    words = ["xylophone", "quicksilver", "Zanzibar"]
+    async with _real_service(tmp_path, tiny_model, redis) as real:
+        await real.rerank(*(f"{word} {word * 3} text" for word in words), query="thunderclap marmalade")
+    with _client(redis) as client:
+        keys = _keys(redis)
+        assert len(keys) == 3
+        stored = b"".join(key + client.dump(key) + client.get(key) for key in keys)
+    assert len(stored) < 400
+    for word in [*words, "thunderclap", "marmalade", "one", "tiny"]:
+        assert word.encode().lower() not in stored.lower()
+
+
+@pytest.mark.parametrize("value", [b"", b"not one of ours", b"\xff" * 12, "a list"])
+async def test_what_others_wrote_under_our_keys_is_a_miss(redis: Server, value: bytes | str) -> None:
+    async with _loaded_service(redis) as (service, _):
+        await _rerank(service, "a")
+        (key,) = _keys(redis)
+        with _client(redis) as client:
+            client.delete(key)
+            client.lpush(key, "x") if value == "a list" else client.set(key, value)
+        assert (await _rerank(service, "a")).results[0].value == score_of("query", "a")
+
+
+@asynccontextmanager
+async def _loaded_service(
+    redis: Server | None, *, parameters: str = _FAST, seconds_per_pass: float = 0.0
+) -> AsyncIterator[tuple[RerankService, RedisCache | None]]:
+    """A service with an engine of a known cost; without Redis, one without a cache."""
+    cache = open_cache(f"redis://127.0.0.1:{redis.port}/0?{parameters}") if redis else None
+    assert cache is None or isinstance(cache, RedisCache)
+    engine = ArithmeticEngine(workers=2, pairs=32, seconds_per_pass=seconds_per_pass)
+    async with AsyncExitStack() as stack:
+        if cache is not None:
+            stack.push_async_callback(cache.close)
+        yield await stack.enter_async_context(FakeService(engine=engine, cache=cache).running()), cache
+
+
+async def _rerank(service: RerankService, *documents: str) -> RerankResult:
+    return await service.rerank(RerankRequest(query="query", documents=documents))
+
+
+_numbers = count()
+
+
+async def _load(service: RerankService, *, clients: int = 32, requests: int = 12, documents: int = 4) -> list[float]:
+    """The latencies of a closed loop of clients with new documents each time; every answer is checked."""
+    latencies: list[float] = []
+
+    async def client() -> None:
+        for _ in range(requests):
+            texts = [f"document {next(_numbers)}" for _ in range(documents)]
+            started = perf_counter()
+            result = await _rerank(service, *texts)
+            latencies.append(perf_counter() - started)
+            _check(result, texts)
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return latencies
+
+
+def _check(result: RerankResult, texts: Sequence[str]) -> None:
+    assert sorted(ranked.index for ranked in result.results) == list(range(len(texts)))
+    for ranked in result.results:
+        assert ranked.value == score_of("query", texts[ranked.index])
+
+
+def _kill(server: Server) -> None:
+    server.process.kill()
+    server.process.wait()
+
+
+def _hang(server: Server) -> None:
+    server.process.send_signal(signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("break_it", [_kill, _hang])
+async def test_redis_that_dies_or_hangs_mid_load_fails_no_request_and_slows_none_down(
+    redis: Server, break_it: Callable[[Server], None]
+) -> None:
+    async with (
+        _loaded_service(None, seconds_per_pass=0.01) as (without_cache, _),
+        _loaded_service(redis, seconds_per_pass=0.01) as (service, cache),
+    ):
+        assert cache is not None
+        loading = asyncio.ensure_future(_load(service, requests=6))
+        await asyncio.sleep(0.05)
+        break_it(redis)
+        await loading
+        await _load(service, requests=1)
+        assert cache.is_open
+        medians: list[tuple[float, float]] = []
+        for _ in range(6):
+            reference = statistics.median(await _load(without_cache, requests=3))
+            medians.append((reference, statistics.median(await _load(service, requests=3))))
+        assert cache.is_open
+    # Measured properly it is within 10 % (docs/benchmarks.md). Here the machine may be busy with other things, so the
+    # quietest moments of both are compared.
+    without, ill = (min(values) for values in zip(*medians, strict=True))
+    assert ill < 1.5 * without
+
+
+@asynccontextmanager
+async def _restarted(server: Server, folder: Path) -> AsyncIterator[None]:
+    _kill(server)
+    await asyncio.sleep(0.2)
+    with redis_server(folder, port=server.port):
+        yield
+
+
+@asynccontextmanager
+async def _continued(server: Server, _folder: Path) -> AsyncIterator[None]:
+    _hang(server)
+    await asyncio.sleep(0.4)
+    server.process.send_signal(signal.SIGCONT)
+    yield
+
+
+async def _until(true: Callable[[], bool | Awaitable[bool]], *, seconds: float = 5.0) -> None:
+    end = perf_counter() + seconds
+    while perf_counter() < end:
+        answer = true()
+        if answer is True or (answer is not False and await answer):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"not true within {seconds} s")
+
+
+@pytest.mark.parametrize("interrupted", [_restarted, _continued])
+async def test_when_redis_is_back_it_is_used_again_at_once_and_no_answer_is_another_ones(
+    redis: Server, tmp_path: Path, interrupted: Callable[[Server, Path], "AsyncIterator[None]"]
+) -> None:
+    async with _loaded_service(redis) as (service, cache):
+        assert cache is not None
+        warm = asyncio.ensure_future(_load(service, requests=40))
+        await asyncio.sleep(0.05)
+        async with interrupted(redis, tmp_path):  # type: ignore[attr-defined]
+            await warm
+            await _load(service, requests=2)
+            await _until(lambda: not cache.is_open)
+            documents = [f"again {number}" for number in range(40)]
+            _check(await _rerank(service, *documents), documents)
+            answers = await asyncio.gather(*(_rerank(service, *documents) for _ in range(64)))
+            for answer in answers:
+                _check(answer, documents)
+            assert [answer.cached for answer in answers] == [40] * 64
+            assert not cache.is_open
+
+
+async def test_more_requests_at_a_time_than_connections_all_get_their_turn(redis: Server) -> None:
+    async with _loaded_service(redis, parameters="max_connections=4&timeout_ms=2000") as (service, cache):
+        assert cache is not None
+        await _load(service, clients=64, requests=3)
+        with _client(redis) as client:
+            assert len(client.client_list()) <= 6
+        documents = [f"turn {number}" for number in range(20)]
+        await _rerank(service, *documents)
+        answers = await asyncio.gather(*(_rerank(service, *documents) for _ in range(100)))
+        assert {answer.cached for answer in answers} == {20}
+
+
+async def test_a_busy_event_loop_is_not_taken_for_a_slow_redis(redis: Server) -> None:
+    observer = RecordingObserver()
+    cache = open_cache(f"redis://127.0.0.1:{redis.port}/0?timeout_ms=50")
+    assert isinstance(cache, RedisCache)
+    async with FakeService(observer=observer, cache=cache).running() as service:
+        await _rerank(service, "a")
+        for _ in range(5):
+            calls = [asyncio.ensure_future(_rerank(service, "a", "b")) for _ in range(8)]
+            for _ in range(4):
+                await asyncio.sleep(0)
+                _block_the_loop(0.08)
+            await asyncio.gather(*calls)
+        assert observer.named("cache_failed") == []
+        assert not cache.is_open
+    await cache.close()
+
+
+def _block_the_loop(seconds: float) -> None:
+    end = perf_counter() + seconds
+    while perf_counter() < end:
+        pass
+
+
+async def test_connections_that_the_server_closed_are_replaced_unnoticed(redis: Server) -> None:
+    observer = RecordingObserver()
+    cache = open_cache(f"redis://127.0.0.1:{redis.port}/0?timeout_ms=500")
+    assert isinstance(cache, RedisCache)
+    async with FakeService(observer=observer, cache=cache).running() as service:
+        await asyncio.gather(*(_rerank(service, "a") for _ in range(16)))
+        with _client(redis) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.sleep(0.05)
+        await asyncio.gather(*(_rerank(service, "a") for _ in range(16)))
+        assert observer.named("cache_failed") == []
+    await cache.close()
+
+
+async def test_a_full_redis_still_answers_and_no_request_fails(redis: Server, caplog: pytest.LogCaptureFixture) -> None:
+    async with _loaded_service(redis) as (service, cache):
+        assert cache is not None
+        await _rerank(service, "known")
+        with _client(redis) as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", 1)
+        await _load(service, requests=4)
+        assert (await _rerank(service, "known")).cached == 1, "reads go on"
+        assert (await _rerank(service, "other")).cached == 0
+        assert (await _rerank(service, "other")).cached == 0
+        assert not cache.is_open
+        assert len([record for record in caplog.records if "refuses" in record.message]) == 1
+        with _client(redis) as client:
+            client.config_set("maxmemory", 0)
+        await _rerank(service, "other")
+        assert (await _rerank(service, "other")).cached == 1
+
+
+async def test_a_redis_that_was_never_there_is_no_reason_not_to_answer(tmp_path: Path) -> None:
+    nobody = Server(port=1, process=None, log=tmp_path)  # type: ignore[arg-type]
+    async with _loaded_service(nobody) as (service, cache):
+        assert cache is not None
+        await _load(service, requests=3)
+        assert cache.is_open
+
+
+async def test_a_wrong_password_is_no_reason_not_to_answer(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        with _client(server) as client:
+            client.config_set("requirepass", "right")
+        for password, cached in (("wrong", 0), ("right", 1)):
+            cache = open_cache(f"redis://:{password}@127.0.0.1:{server.port}/0?{_FAST}")
+            assert cache is not None
+            async with FakeService(cache=cache).running() as service:
+                await _rerank(service, "a")
+                assert (await _rerank(service, "a")).cached == cached
+            await cache.close()
+
+
+async def test_closing_while_redis_is_away_ends_the_probe(redis: Server) -> None:
+    async with _loaded_service(redis) as (service, cache):
+        assert cache is not None
+        _hang(redis)
+        await _load(service, requests=2)
+        assert cache.is_open
+        started = perf_counter()
+        await cache.close()
+        assert perf_counter() - started < 0.5
+    os.kill(redis.process.pid, signal.SIGCONT)

@@ -1,0 +1,34 @@
+"""What some tests need that not every machine has. Without it they are skipped with the reason; where
+RERANKD_TEST_STRICT=1 is set (CI), they fail instead, so that nothing is skipped unnoticed.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def require_program(name: str) -> str:
+    """The path of a program."""
+    path = shutil.which(name)
+    if path is None:
+        _missing(f"the program {name} is not installed; tests/install_servers.sh installs it")
+    return str(path)
+
+
+def require_data(name: str) -> Path:
+    """A folder of the ranking data that RERANKD_TEST_DATA names, for example `dl19`."""
+    root = os.environ.get("RERANKD_TEST_DATA")
+    if not root:
+        _missing(f"RERANKD_TEST_DATA names no folder with the ranking data ({name} is wanted)")
+    folder = Path(str(root)) / name
+    if not folder.is_dir():
+        _missing(f"there is no {folder}; RERANKD_TEST_DATA names the folder that holds it")
+    return folder
+
+
+def _missing(reason: str) -> None:
+    if os.environ.get("RERANKD_TEST_STRICT") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

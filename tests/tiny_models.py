@@ -1,0 +1,260 @@
+"""Tiny randomly initialised cross-encoders in the layout of a Hugging Face folder, one per family of tokenizer.
+
+Their vocabularies are built by hand, because the tokenizers library's training breaks ties differently every time.
+
+`python -m tests.tiny_models` writes tests/data/tiny-bert anew: the one that needs no torch to be served.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+TINY_BERT: Final = Path(__file__).resolve().parent / "data" / "tiny-bert"
+MAX_LENGTH: Final = 128
+
+CORPUS: Final = (
+    "What is the capital of France? Paris is the capital and largest city of France.",
+    "Berlin is the capital of Germany; Vienna is the capital of Austria and Madrid the capital of Spain.",
+    "A vaccine trains the immune system to recognise a pathogen before it meets it.",
+    "The stock market closed higher on Tuesday, led by banks and makers of semiconductors.",
+    "Thirst, dark urine, dizziness and tiredness are symptoms of dehydration.",
+    "list.sort() sorts in place; sorted() returns a new list. Numbers: 0 1 2 3 4 5 6 7 8 9, 3.14159.",
+    "Hamlet is a tragedy by William Shakespeare, written about 1600.",
+    "Die größte Stadt Österreichs ist Wien. Où est la bibliothèque? ¿Dónde está el café?",
+    "Столица России - Москва. 東京は日本の首都です。 القاهرة هي عاصمة مصر",
+    "How do planes fly, who wrote it, when was it built, why does it matter, and where can I find more about it?",
+)
+
+# Wide enough that the scores of different pairs differ clearly; transformers' own default gives nearly equal ones.
+_INITIALIZER_RANGE: Final = 0.3
+_SIZES: Final[Mapping[str, Any]] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "initializer_range": _INITIALIZER_RANGE,
+}
+
+
+def build_bert(folder: Path, *, num_labels: int = 1) -> Path:
+    """WordPiece, `[CLS] a [SEP] b [SEP]`, with segment ids that matter."""
+    from transformers import BertConfig, BertForSequenceClassification  # noqa: PLC0415 - only slow tests have torch
+
+    tokenizer = wordpiece_tokenizer()
+    _save_tokenizer(tokenizer, folder, pad="[PAD]", inputs=("input_ids", "token_type_ids", "attention_mask"))
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=MAX_LENGTH, num_labels=num_labels, **_SIZES
+    )
+    return _save_model(BertForSequenceClassification, config, folder)
+
+
+def build_xlmr(folder: Path, *, pad_id: int = 1) -> Path:
+    """Unigram, `<s> a </s></s> b </s>`, no segments, positions counted from behind the padding id."""
+    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification  # noqa: PLC0415 - as above
+
+    tokenizer = unigram_tokenizer(pad_id=pad_id)
+    _save_tokenizer(tokenizer, folder, pad="<pad>", inputs=("input_ids", "attention_mask"))
+    config = XLMRobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=MAX_LENGTH + pad_id + 1,
+        type_vocab_size=1,
+        pad_token_id=pad_id,
+        bos_token_id=tokenizer.token_to_id("<s>"),
+        eos_token_id=tokenizer.token_to_id("</s>"),
+        num_labels=1,
+        **_SIZES,
+    )
+    return _save_model(XLMRobertaForSequenceClassification, config, folder)
+
+
+def build_modernbert(folder: Path) -> Path:
+    """Byte-level BPE, `[CLS] a [SEP] b [SEP]` without segments, rotary positions, local attention in one layer."""
+    from transformers import ModernBertConfig, ModernBertForSequenceClassification  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer()
+    _save_tokenizer(tokenizer, folder, pad="[PAD]", inputs=("input_ids", "attention_mask"))
+    config = ModernBertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=MAX_LENGTH,
+        global_attn_every_n_layers=2,
+        local_attention=16,
+        pad_token_id=tokenizer.token_to_id("[PAD]"),
+        cls_token_id=tokenizer.token_to_id("[CLS]"),
+        sep_token_id=tokenizer.token_to_id("[SEP]"),
+        bos_token_id=tokenizer.token_to_id("[CLS]"),
+        eos_token_id=tokenizer.token_to_id("[SEP]"),
+        num_labels=1,
+        initializer_cutoff_factor=3.0,
+        **_SIZES,
+    )
+    return _save_model(ModernBertForSequenceClassification, config, folder)
+
+
+def build_deberta(folder: Path) -> Path:
+    """Unigram, `[CLS] a [SEP] b [SEP]` whose segments the model ignores, relative positions."""
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification  # noqa: PLC0415 - as above
+
+    tokenizer = deberta_tokenizer()
+    _save_tokenizer(tokenizer, folder, pad="[PAD]", inputs=("input_ids", "token_type_ids", "attention_mask"))
+    config = DebertaV2Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        max_position_embeddings=MAX_LENGTH,
+        relative_attention=True,
+        position_buckets=16,
+        max_relative_positions=-1,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        position_biased_input=False,
+        type_vocab_size=0,
+        pad_token_id=tokenizer.token_to_id("[PAD]"),
+        num_labels=1,
+        **_SIZES,
+    )
+    return _save_model(DebertaV2ForSequenceClassification, config, folder)
+
+
+FAMILIES: Final[Mapping[str, Callable[[Path], Path]]] = {
+    "bert": build_bert,
+    "xlmr": build_xlmr,
+    "modernbert": build_modernbert,
+    "deberta": build_deberta,
+}
+
+
+def wordpiece_tokenizer() -> Tokenizer:
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = {word for text in CORPUS for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))}
+    characters = sorted(set("".join(words)))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{one}" for one in characters)]
+    vocabulary += sorted(words - set(characters))
+    tokenizer = Tokenizer(models.WordPiece(_numbered(vocabulary), unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer
+    _add_special(tokenizer, vocabulary[:5])
+    tokenizer.post_processor = processors.BertProcessing(_special(tokenizer, "[SEP]"), _special(tokenizer, "[CLS]"))
+    return tokenizer
+
+
+def unigram_tokenizer(*, pad_id: int = 1) -> Tokenizer:
+    special = ["<s>", "</s>", "<unk>"]
+    special.insert(pad_id, "<pad>")
+    tokenizer = _unigram(special, unk="<unk>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[_special(tokenizer, "<s>"), _special(tokenizer, "</s>")],
+    )
+    return tokenizer
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    words = sorted({word for text in CORPUS for word, _ in pre_tokenizer.pre_tokenize_str(text)})
+    merges = list(dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, min(len(word), 5))))
+    vocabulary = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
+    tokenizer = Tokenizer(models.BPE(_numbered(vocabulary), merges))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    _add_special(tokenizer, special)
+    tokenizer.post_processor = _bert_template(tokenizer)
+    return tokenizer
+
+
+def deberta_tokenizer() -> Tokenizer:
+    tokenizer = _unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]"], unk="[UNK]")
+    tokenizer.post_processor = _bert_template(tokenizer)
+    return tokenizer
+
+
+TOKENIZERS: Final[Mapping[str, Callable[[], Tokenizer]]] = {
+    "bert": wordpiece_tokenizer,
+    "xlmr": unigram_tokenizer,
+    "modernbert": byte_level_tokenizer,
+    "deberta": deberta_tokenizer,
+}
+
+
+def _unigram(special: list[str], *, unk: str) -> Tokenizer:
+    """Letters, and the beginnings of words: the longer the likelier."""
+    words = sorted({f"▁{word}" for text in CORPUS for word in text.split()})
+    characters = sorted(set("".join(words)))
+    beginnings = sorted({word[:end] for word in words for end in (2, 3, 5)} - set(characters))
+    pieces = [*((one, -9.0) for one in characters), *((piece, -6.0 - 1 / len(piece)) for piece in beginnings)]
+    tokenizer = Tokenizer(models.Unigram([*((one, 0.0) for one in special), *pieces], special.index(unk)))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    _add_special(tokenizer, special)
+    return tokenizer
+
+
+def _numbered(vocabulary: list[str]) -> dict[str, int]:
+    return {token: number for number, token in enumerate(dict.fromkeys(vocabulary))}
+
+
+def _add_special(tokenizer: Tokenizer, tokens: list[str]) -> None:
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in tokens])
+
+
+def _bert_template(tokenizer: Tokenizer) -> processors.TemplateProcessing:
+    return processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[_special(tokenizer, "[CLS]"), _special(tokenizer, "[SEP]")],
+    )
+
+
+def _special(tokenizer: Tokenizer, token: str) -> tuple[str, int]:
+    return token, tokenizer.token_to_id(token)
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path, *, pad: str, inputs: tuple[str, ...]) -> None:
+    """As transformers does, but without it; the tokenizer class is the one that reads any tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    saved = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": MAX_LENGTH,
+        "model_input_names": list(inputs),
+        "pad_token": pad,
+        **{
+            role: token
+            for role, choices in {
+                "cls_token": ("[CLS]", "<s>"),
+                "sep_token": ("[SEP]", "</s>"),
+                "unk_token": ("[UNK]", "<unk>"),
+            }.items()
+            for token in choices
+            if tokenizer.token_to_id(token) is not None
+        },
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+
+
+def _save_model(kind: Any, config: Any, folder: Path) -> Path:
+    """A tiny model with the same random weights every time."""
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from transformers.utils import logging  # noqa: PLC0415 - as above
+
+    logging.disable_progress_bar()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind(config).save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Write tests/data/tiny-bert."""
+    from tempfile import TemporaryDirectory  # noqa: PLC0415 - tests need none of this
+
+    from app.exporting import export_cross_encoder  # noqa: PLC0415 - as above
+
+    with TemporaryDirectory() as source:
+        export_cross_encoder(build_bert(Path(source)), TINY_BERT, precisions=["float32"])
+
+
+if __name__ == "__main__":
+    main()

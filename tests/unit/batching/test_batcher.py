@@ -1,0 +1,288 @@
+"""The shell around the planner: rows reach their pairs, failures stay where they arose, nobody waits in vain."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.batching.batcher import Batcher, Forwarded
+from app.batching.planner import BatchPlanner
+from app.domain import Encoding, FloatArray
+from app.engines.base import BatchLimits
+from app.errors import Overloaded, ScoringFailed, Unavailable
+from app.worker import Worker
+from tests.fakes import NOT_A_NUMBER, POISON, ArithmeticEngine, RecordingObserver, logit_of, running_batcher
+
+
+def _encodings(*rows: Sequence[int]) -> list[Encoding]:
+    return [Encoding(np.array(row, dtype=np.int64), 1) for row in rows]
+
+
+def _rows(rng: random.Random, count: int) -> list[list[int]]:
+    return [[rng.randrange(1000, 10**6) for _ in range(rng.randrange(1, 40))] for _ in range(count)]
+
+
+def _right(forwarded: Forwarded, rows: Sequence[Sequence[int]]) -> bool:
+    return bool(forwarded.logits[:, 0].tolist() == [logit_of(row) for row in rows])
+
+
+async def _until_a_pass_runs(engine: ArithmeticEngine, passes: int = 1) -> None:
+    while len(engine.batches) < passes:  # noqa: ASYNC110 - the engine runs in a thread and knows no asyncio
+        await asyncio.sleep(0.001)
+
+
+async def test_logits_come_back_in_the_order_of_the_encodings() -> None:
+    observer = RecordingObserver()
+    rows = [[5] * 3, [6], [7] * 9, [8] * 2]
+    async with running_batcher(ArithmeticEngine(pairs=2), observer) as batcher:
+        forwarded = await batcher.forward(_encodings(*rows))
+    assert _right(forwarded, rows)
+    assert forwarded.logits.dtype == np.float32
+    assert forwarded.queue_s >= 0
+    assert forwarded.inference_s > 0
+    assert observer.total("batch_scored", "pairs") == 4
+    assert observer.total("batch_scored", "tokens") == 15
+    assert observer.named("queue_changed")[-1]["waiting_tokens"] == 0
+
+
+async def test_an_idle_engine_gets_work_at_once_and_what_arrives_meanwhile_gathers() -> None:
+    engine = ArithmeticEngine()
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        engine.gate.clear()
+        first = asyncio.ensure_future(batcher.forward(_encodings([1])))
+        await _until_a_pass_runs(engine)
+        others = [asyncio.ensure_future(batcher.forward(_encodings([number]))) for number in (2, 3, 4)]
+        await asyncio.sleep(0.01)
+        assert engine.batches == [[[1]]]
+        engine.gate.set()
+        await asyncio.gather(first, *others)
+    assert [len(batch) for batch in engine.batches] == [1, 3]
+
+
+async def test_as_many_passes_run_as_the_engine_has_workers() -> None:
+    engine = ArithmeticEngine(workers=3, pairs=1)
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        engine.gate.clear()
+        working = asyncio.ensure_future(batcher.forward(_encodings([1], [2], [3], [4])))
+        await _until_a_pass_runs(engine, passes=3)
+        await asyncio.sleep(0.01)
+        assert len(engine.batches) == 3
+        engine.gate.set()
+        await working
+
+
+@pytest.mark.parametrize("place", [0, 1, 4, 7])
+async def test_only_the_request_with_the_poisoned_encoding_fails(place: int, caplog: pytest.LogCaptureFixture) -> None:
+    engine, observer = ArithmeticEngine(), RecordingObserver()
+    rows = [[number, number + 1] for number in range(10, 18)]
+    rows[place][1] = POISON
+    async with running_batcher(engine, observer) as batcher:
+        engine.gate.clear()
+        holding = asyncio.ensure_future(batcher.forward(_encodings([1])))
+        await _until_a_pass_runs(engine)
+        calls = [asyncio.ensure_future(batcher.forward(_encodings(row))) for row in rows]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        await holding
+        after = await batcher.forward(_encodings([9]))
+    assert len(engine.batches[1]) == 8, "all of them shared a batch"
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        if number == place:
+            assert isinstance(answer, ScoringFailed)
+            assert "operator" not in str(answer), "the cause is for the log"
+        else:
+            assert isinstance(answer, Forwarded)
+            assert _right(answer, [row])
+    assert _right(after, [[9]])
+    assert observer.named("batch_failed")[0]["pairs"] == 8
+    assert "an operator of the graph failed" in caplog.text
+
+
+async def test_a_request_that_failed_takes_the_rest_of_its_work_along() -> None:
+    engine, observer = ArithmeticEngine(pairs=1), RecordingObserver()
+    async with running_batcher(engine, observer) as batcher:
+        with pytest.raises(ScoringFailed):
+            await batcher.forward(_encodings([POISON] * 9, *[[number] for number in range(5)]))
+        assert _right(await batcher.forward(_encodings([3])), [[3]])
+    assert len(engine.batches) <= 3
+    assert observer.named("queue_changed")[-1]["waiting_tokens"] == 0
+
+
+async def test_a_score_that_is_no_number_is_passed_on() -> None:
+    async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+        forwarded = await batcher.forward(_encodings([NOT_A_NUMBER], [2]))
+    assert np.isnan(forwarded.logits[0, 0])
+    assert forwarded.logits[1, 0] == logit_of([2])
+
+
+class _MiscountingEngine:
+    """Gives one row too many for batches of two."""
+
+    name = "miscounting"
+    workers = 1
+    preferred_batch = BatchLimits(tokens=512, pairs=64)
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        rows = len(encodings) + (len(encodings) == 2)
+        return np.zeros((rows, 1), dtype=np.float32)
+
+
+async def test_an_engine_that_gives_the_wrong_number_of_rows_is_a_failed_batch_not_the_end() -> None:
+    observer = RecordingObserver()
+    planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, max_waiting_tokens=1000)
+    with Worker(name="infer", threads=1) as worker:
+        batcher = Batcher(planner, _MiscountingEngine(), worker, model="fake", observer=observer)
+        serving = asyncio.create_task(batcher.run())
+        forwarded = await batcher.forward(_encodings([1], [2]))
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+    assert forwarded.logits.shape == (2, 1)
+    assert len(observer.named("batch_failed")) == 1
+
+
+async def test_a_cancelled_request_drops_what_waits_and_says_how_much() -> None:
+    engine, observer = ArithmeticEngine(pairs=1), RecordingObserver()
+    async with running_batcher(engine, observer) as batcher:
+        engine.gate.clear()
+        call = asyncio.ensure_future(batcher.forward(_encodings([1] * 30, [2] * 20, [3] * 10)))
+        await _until_a_pass_runs(engine)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        engine.gate.set()
+        assert _right(await batcher.forward(_encodings([4])), [[4]])
+    assert observer.named("work_cancelled") == [{"model": "fake", "tokens": 30}]
+    assert engine.batches == [[[1] * 30], [[4]]]
+
+
+async def test_a_request_cancelled_between_cut_and_pass_costs_no_pass() -> None:
+    engine = ArithmeticEngine()
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        call = asyncio.ensure_future(batcher.forward(_encodings([1])))
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        assert _right(await batcher.forward(_encodings([2])), [[2]])
+    assert len(engine.batches) <= 2
+
+
+async def test_too_much_work_is_refused_with_the_time_that_the_waiting_work_needs() -> None:
+    engine, observer = ArithmeticEngine(pairs=1, seconds_per_token=0.0005), RecordingObserver()
+    async with running_batcher(engine, observer, max_waiting_tokens=500) as batcher:
+        await batcher.forward(_encodings([1] * 100))
+        engine.gate.clear()
+        running = asyncio.ensure_future(batcher.forward(_encodings([2] * 100)))
+        await _until_a_pass_runs(engine, passes=2)
+        waiting = asyncio.ensure_future(batcher.forward(_encodings([3] * 400)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await batcher.forward(_encodings([4] * 101))
+        engine.gate.set()
+        await asyncio.gather(running, waiting)
+    assert 0.5 * 0.2 < refused.value.retry_after_s < 4 * 0.2, "400 tokens at about 2,000 a second"
+    assert observer.named("request_shed") == [{"model": "fake", "reason": "overloaded"}]
+
+
+async def test_work_that_was_not_done_teaches_no_speed() -> None:
+    """A batch that was abandoned takes microseconds; Retry-After would forget how slow the engine is."""
+    engine = ArithmeticEngine(pairs=1, seconds_per_token=0.001)
+    async with running_batcher(engine, RecordingObserver(), max_waiting_tokens=100) as batcher:
+        await batcher.forward(_encodings([1] * 20))
+        for _ in range(20):
+            call = asyncio.ensure_future(batcher.forward(_encodings([2] * 90)))
+            await asyncio.sleep(0)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        engine.gate.clear()
+        passes = len(engine.batches)
+        running = asyncio.ensure_future(batcher.forward(_encodings([3])))
+        await _until_a_pass_runs(engine, passes=passes + 1)
+        waiting = asyncio.ensure_future(batcher.forward(_encodings([3] * 100)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await batcher.forward(_encodings([4]))
+        engine.gate.set()
+        await asyncio.gather(running, waiting)
+    assert refused.value.retry_after_s > 0.03
+
+
+async def test_before_any_speed_is_known_a_second_is_proposed() -> None:
+    engine = ArithmeticEngine()
+    async with running_batcher(engine, RecordingObserver(), max_waiting_tokens=5) as batcher:
+        engine.gate.clear()
+        running = asyncio.ensure_future(batcher.forward(_encodings([1])))
+        await _until_a_pass_runs(engine)
+        waiting = asyncio.ensure_future(batcher.forward(_encodings([1] * 5)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as refused:
+            await batcher.forward(_encodings([2]))
+        engine.gate.set()
+        await asyncio.gather(running, waiting)
+    assert refused.value.retry_after_s == 1.0
+
+
+async def test_urgent_work_goes_first_and_is_never_refused() -> None:
+    engine = ArithmeticEngine(pairs=1)
+    async with running_batcher(engine, RecordingObserver(), max_waiting_tokens=10) as batcher:
+        engine.gate.clear()
+        calls = [asyncio.ensure_future(batcher.forward(_encodings([1])))]
+        await _until_a_pass_runs(engine)
+        calls.append(asyncio.ensure_future(batcher.forward(_encodings([2] * 10))))
+        await asyncio.sleep(0)
+        calls.append(asyncio.ensure_future(batcher.forward(_encodings([3] * 5), urgent=True)))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(*calls)
+    assert [batch[0][0] for batch in engine.batches] == [1, 3, 2]
+
+
+async def test_who_waits_when_the_model_is_stopped_is_told() -> None:
+    engine = ArithmeticEngine(pairs=1)
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        engine.gate.clear()
+        calls = [asyncio.ensure_future(batcher.forward(_encodings([1], [2]))) for _ in range(3)]
+        await _until_a_pass_runs(engine)
+    for call in calls:
+        with pytest.raises(Unavailable, match="being stopped"):
+            await call
+    with pytest.raises(Unavailable, match="being stopped"):
+        await batcher.forward(_encodings([1]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), workers=st.integers(1, 3), pairs=st.integers(1, 20), poisoned=st.booleans())
+def test_results_are_never_mixed(seed: int, workers: int, pairs: int, poisoned: bool) -> None:
+    asyncio.run(_stress(random.Random(seed), ArithmeticEngine(workers=workers, pairs=pairs), poisoned=poisoned))
+
+
+async def _stress(rng: random.Random, engine: ArithmeticEngine, *, poisoned: bool) -> None:
+    observer = RecordingObserver()
+
+    async def client() -> None:
+        for _ in range(rng.randrange(1, 5)):
+            rows = _rows(rng, rng.randrange(1, 12))
+            bad = poisoned and rng.random() < 0.2
+            if bad:
+                rng.choice(rows)[0] = POISON
+            call = asyncio.ensure_future(batcher.forward(_encodings(*rows), urgent=rng.random() < 0.1))
+            if rng.random() < 0.2:
+                await asyncio.sleep(rng.random() / 200)
+                call.cancel()
+            try:
+                forwarded = await call
+                assert not bad
+                assert _right(forwarded, rows)
+            except ScoringFailed:
+                assert bad
+            except asyncio.CancelledError:
+                assert call.cancelled()
+
+    async with running_batcher(engine, observer) as batcher:
+        await asyncio.gather(*(client() for _ in range(12)))
+        assert observer.named("queue_changed")[-1]["waiting_tokens"] == 0
+        assert _right(await batcher.forward(_encodings([1], [2, 3])), [[1], [2, 3]])

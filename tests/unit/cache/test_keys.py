@@ -1,0 +1,91 @@
+"""Keys tell every pair from every other one, and what is stored comes back as it was."""
+
+from math import inf, nan
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.cache.keys import ENTRY, is_entry, pack_entries, pair_keys, unpack_entries
+
+_TEXT = st.text(st.characters(), max_size=20)  # lone surrogates too
+_PARTS = st.tuples(_TEXT, _TEXT, _TEXT)
+
+
+def _key(fingerprint: str, query: str, document: str) -> bytes:
+    return pair_keys(fingerprint, query, [document])[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("f", "ab", "c"), ("f", "a", "bc")),
+        (("fa", "b", "c"), ("f", "ab", "c")),
+        (("f", "", "ab"), ("f", "ab", "")),
+        (("f", "q", "d"), ("f", "d", "q")),
+        (("f", "q", "d"), ("f", "q", "D")),
+        (("f", "q", "d"), ("f", "q", "d ")),
+        (("f", "q", "d\0"), ("f", "q", "d")),
+        (("f", "q", "é"), ("f", "q", "e\u0301")),
+        (("f", "q", "\ud800"), ("f", "q", "\ud801")),
+        (("f", "q", "\ud800"), ("f", "q", "?")),
+        (("model-1", "q", "d"), ("model-2", "q", "d")),
+    ],
+)
+def test_different_parts_give_different_keys(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
+    assert _key(*one) != _key(*other)
+
+
+@given(one=_PARTS, other=_PARTS)
+def test_keys_are_equal_where_all_parts_are(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
+    assert (_key(*one) == _key(*other)) == (one == other)
+
+
+@given(parts=st.tuples(_TEXT, _TEXT), cut=st.integers(0, 40))
+def test_where_one_part_ends_and_the_next_begins_is_part_of_the_key(parts: tuple[str, str], cut: int) -> None:
+    query, document = parts
+    whole = query + document
+    cut = min(cut, len(whole))
+    moved = whole[:cut], whole[cut:]
+    assert (_key("f", *moved) == _key("f", *parts)) == (moved == parts)
+
+
+@given(query=_TEXT, documents=st.lists(_TEXT, max_size=10))
+def test_a_key_does_not_depend_on_the_other_documents(query: str, documents: list[str]) -> None:
+    assert pair_keys("f", query, documents) == [_key("f", query, document) for document in documents]
+
+
+def test_a_key_is_short_and_holds_no_text() -> None:
+    key = _key("fingerprint", "query", "document" * 1000)
+    assert len(key) == 16
+    assert b"document" not in key
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+        max_size=20,
+    )
+)
+def test_entries_come_back_as_they_were(rows: list[tuple[float, int, int]]) -> None:
+    entries = np.array(rows, dtype=ENTRY)
+    assert unpack_entries(pack_entries(entries)).tolist() == entries.tolist()
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        (None, False),
+        (b"", False),
+        (b"\0" * 11, False),
+        (b"\0" * 12, True),
+        (b"\0" * 13, False),
+        (b"a text of someone else", False),
+        (np.array([(nan, 1, 0)], dtype=ENTRY).tobytes(), False),
+        (np.array([(inf, 1, 0)], dtype=ENTRY).tobytes(), False),
+        (np.array([(1.5, 1, 0)], dtype=ENTRY).tobytes(), True),
+    ],
+)
+def test_only_an_entry_with_a_finite_score_is_one(stored: bytes | None, expected: bool) -> None:
+    assert is_entry(stored) is expected

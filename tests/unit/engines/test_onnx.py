@@ -1,0 +1,186 @@
+"""The engine `onnx` on graphs as they are found in the wild: other layouts and types, and what is no reranker."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from app.domain import Encoding
+from app.engines import load_engine
+from app.engines.base import Engine, EngineSpec
+from app.errors import ConfigError
+
+TWO = [Encoding(np.array([2, 5, 3, 7, 3]), 3), Encoding(np.array([2, 3, 3]), 2)]
+
+Shape = Sequence[int | str | None]
+
+
+def load(folder: Path, **options: object) -> Engine:
+    return load_engine("onnx", EngineSpec(folder=folder, pad_id=0, options=options))
+
+
+def sum_of_ids(
+    file: Path,
+    *,
+    inputs: Sequence[str] = ("input_ids", "attention_mask"),
+    shape: Shape = ("batch", "sequence"),
+    kind: int = TensorProto.INT64,
+    outputs: Sequence[str] = ("logits",),
+    keep_length: bool = False,
+    factor: float = 1.0,
+) -> None:
+    """A graph whose logit is the sum of a sequence's unmasked ids times `factor`."""
+    nodes = [
+        helper.make_node("Mul", list(inputs[:2]), ["masked"]),
+        helper.make_node("Cast", ["masked"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["numbers", "factor"], ["scaled"]),
+    ]
+    rank: Shape = ("batch", "sequence", 1) if keep_length else ("batch", 1)
+    axes = "last" if keep_length else "columns"
+    for output in outputs:
+        if keep_length:
+            nodes.append(helper.make_node("Unsqueeze", ["scaled", axes], [output]))
+        else:
+            nodes.append(helper.make_node("ReduceSum", ["scaled", axes], [output], keepdims=1))
+    constants = [
+        helper.make_tensor("factor", TensorProto.FLOAT, [], [factor]),
+        helper.make_tensor("columns", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("last", TensorProto.INT64, [1], [-1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sum",
+        [helper.make_tensor_value_info(name, kind, shape) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, rank) for name in outputs],
+        constants,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [
+        (["model.onnx"], "model.onnx"),
+        (["onnx/model.onnx"], "onnx/model.onnx"),
+        (["model.onnx", "onnx/model.onnx"], "model.onnx"),
+        (["model.int8.onnx", "model.onnx", "onnx/model.onnx"], "model.int8.onnx"),
+        (["model.float16.onnx", "onnx/model.onnx"], "onnx/model.onnx"),
+    ],
+)
+def test_the_best_graph_for_a_processor_is_found(tmp_path: Path, there: list[str], chosen: str) -> None:
+    for number, name in enumerate(there, start=1):
+        sum_of_ids(tmp_path / name, factor=float(number))
+    engine = load(tmp_path)
+    assert engine.name == f"onnx/cpu/{chosen}"
+    assert engine.forward(TWO)[0, 0] == pytest.approx(20 * (there.index(chosen) + 1))
+
+
+def test_the_graph_of_a_hub_repository_layout_serves(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    copyfile(tiny_model / "model.onnx", tmp_path / "onnx" / "model.onnx")
+    np.testing.assert_array_equal(load(tmp_path).forward(TWO), load(tiny_model).forward(TWO))
+
+
+def test_a_graph_may_be_named(tmp_path: Path) -> None:
+    sum_of_ids(tmp_path / "model.onnx")
+    sum_of_ids(tmp_path / "onnx" / "model_O3.onnx", factor=2.0)
+    assert load(tmp_path, file="onnx/model_O3.onnx").forward(TWO)[:, 0].tolist() == [40.0, 16.0]
+
+
+def test_a_graph_that_takes_int32_gets_int32(tmp_path: Path) -> None:
+    sum_of_ids(tmp_path / "model.onnx", kind=TensorProto.INT32)
+    assert load(tmp_path).forward(TWO)[:, 0].tolist() == [20.0, 8.0]
+
+
+@pytest.mark.parametrize("io_binding", [True, False])
+def test_logits_are_taken_by_their_name_and_not_by_their_place(tmp_path: Path, *, io_binding: bool) -> None:
+    sum_of_ids(tmp_path / "model.onnx", outputs=("pooled", "logits"))
+    assert load(tmp_path, io_binding=io_binding).forward(TWO).shape == (2, 1)
+
+
+def test_an_only_output_may_have_any_name(tmp_path: Path) -> None:
+    sum_of_ids(tmp_path / "model.onnx", outputs=("output_0",))
+    assert load(tmp_path).forward(TWO)[:, 0].tolist() == [20.0, 8.0]
+
+
+def test_inputs_that_the_graph_does_not_take_are_not_given(tmp_path: Path, tiny_model: Path) -> None:
+    sum_of_ids(tmp_path / "model.onnx")
+    assert load(tmp_path).forward(TWO).shape == load(tiny_model).forward(TWO).shape
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (("input_ids", "decoder_input_ids"), "takes decoder_input_ids, input_ids; a cross-encoder takes input_ids"),
+        (("pixels", "attention_mask"), "takes attention_mask, pixels"),
+    ],
+)
+def test_a_graph_with_other_inputs_is_refused(tmp_path: Path, inputs: tuple[str, str], message: str) -> None:
+    sum_of_ids(tmp_path / "model.onnx", inputs=inputs)
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, "sequence"), ("batch", 128), (1, 128)])
+def test_a_graph_of_a_fixed_shape_is_refused(tmp_path: Path, shape: Shape) -> None:
+    sum_of_ids(tmp_path / "model.onnx", shape=shape)
+    with pytest.raises(ConfigError, match=r"fixed shape .*rerankd export"):
+        load(tmp_path)
+
+
+def test_the_graph_of_an_embedding_model_is_refused(tmp_path: Path) -> None:
+    sum_of_ids(tmp_path / "model.onnx", outputs=("last_hidden_state",), keep_length=True)
+    with pytest.raises(ConfigError, match=r"gives last_hidden_state of shape .*embedding model"):
+        load(tmp_path)
+
+
+def test_a_folder_without_a_graph_says_which_were_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tried: model.int8.onnx, model.onnx, onnx/model.onnx; there: none"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no graph", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_a_broken_graph_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"ONNX Runtime cannot open .*model\.onnx"):
+        load(tmp_path)
+
+
+def test_a_graph_without_its_weights_file_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    model = onnx.load(tiny_model / "model.onnx")
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx_data")
+    assert load(tmp_path).forward(TWO).shape == (2, 1)
+    (tmp_path / "model.onnx_data").unlink()
+    with pytest.raises(ConfigError, match=r"cannot open .*model\.onnx"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "extra"),
+    [("onnx", "onnxruntime", "cpu"), ("torch-encoder", "torch", "torch"), ("torch-encoder", "transformers", "torch")],
+)
+def test_an_engine_whose_runtime_is_not_installed_names_the_extra_to_install(
+    tmp_path: Path, engine: str, module: str, extra: str
+) -> None:
+    """In a process of its own, where the module cannot be imported."""
+    script = f"""
+import sys
+sys.modules[{module!r}] = None
+from pathlib import Path
+from app.engines import load_engine
+from app.engines.base import EngineSpec
+from app.errors import ConfigError
+try:
+    load_engine({engine!r}, EngineSpec(folder=Path({str(tmp_path)!r}), pad_id=0))
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"needs {module}, which is not installed; run: pip install 'rerankd[{extra}]'" in done.stdout

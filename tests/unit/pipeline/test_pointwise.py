@@ -1,0 +1,97 @@
+"""Encode, one trip through the batcher, interpret."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from app.domain import ScoreOptions
+from app.errors import ScoringFailed
+from app.pipeline.pointwise import PointwiseStage
+from app.scorers.base import EncodedPairs
+from app.worker import Worker
+from tests.fakes import ArithmeticEngine, RecordingObserver, WordScorer, running_batcher, score_of
+
+
+async def test_every_document_gets_its_own_score_in_request_order() -> None:
+    documents = ["a b c", "d", "e f g h i", "d"]
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(pairs=2), RecordingObserver()) as batcher:
+            stage = PointwiseStage(WordScorer(), batcher, tokenizing)
+            scores = await stage.score("query", documents, ScoreOptions())
+    assert scores.values.tolist() == [score_of("query", document) for document in documents]
+    assert scores.tokens.tolist() == [5, 3, 7, 3]
+    assert scores.dropped.tolist() == [0, 0, 0, 0]
+    assert scores.cached == 0
+    assert scores.timings.tokenize_s > 0
+    assert scores.timings.inference_s > 0
+
+
+async def test_documents_are_cut_at_what_the_caller_allows_and_the_rest_is_counted() -> None:
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+            stage = PointwiseStage(WordScorer(), batcher, tokenizing)
+            scores = await stage.score("query", ["a b c", "a b"], ScoreOptions(max_tokens_per_doc=2))
+    assert scores.values.tolist() == [score_of("query", "a b")] * 2
+    assert scores.dropped.tolist() == [1, 0]
+
+
+async def test_a_poisoned_document_fails_its_request() -> None:
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+            stage = PointwiseStage(WordScorer(), batcher, tokenizing)
+            with pytest.raises(ScoringFailed):
+                await stage.score("query", ["fine", "some poison"], ScoreOptions())
+            assert (await stage.score("query", ["fine"], ScoreOptions())).values[0] == score_of("query", "fine")
+
+
+class _SlowScorer(WordScorer):
+    """Remembers how many documents it was given at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+
+    def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
+        self.calls.append(len(documents))
+        time.sleep(0.01)
+        return super().encode(query, documents, max_document_tokens=max_document_tokens)
+
+
+@pytest.mark.parametrize(
+    ("documents", "calls"), [(1, [1]), (500, [500]), (501, [500, 1]), (1700, [500, 500, 500, 200])]
+)
+async def test_a_large_request_is_tokenised_in_portions_and_none_is_lost(documents: int, calls: list[int]) -> None:
+    scorer = _SlowScorer()
+    texts = [f"text {number}" for number in range(documents)]
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+            scores = await PointwiseStage(scorer, batcher, tokenizing).score("query", texts, ScoreOptions())
+    assert scorer.calls == calls
+    assert scores.values.tolist() == [score_of("query", text) for text in texts]
+    assert len(scores.dropped) == documents
+
+
+async def test_a_small_request_does_not_wait_until_a_large_one_is_tokenised() -> None:
+    scorer = _SlowScorer()
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+            stage = PointwiseStage(scorer, batcher, tokenizing)
+            large = asyncio.ensure_future(stage.score("query", ["a"] * 5000, ScoreOptions()))
+            await asyncio.sleep(0)
+            await stage.score("query", ["a"], ScoreOptions(urgent=True))
+            assert not large.done()
+            assert scorer.calls[:2] in ([500, 1], [1, 500])
+            await large
+
+
+async def test_a_request_that_goes_away_is_not_tokenised_to_its_end() -> None:
+    scorer = _SlowScorer()
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+            stage = PointwiseStage(scorer, batcher, tokenizing)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(stage.score("query", ["a"] * 10_000, ScoreOptions()), timeout=0.03)
+            await stage.score("query", ["a"], ScoreOptions())
+    assert len(scorer.calls) < 10

@@ -1,0 +1,101 @@
+"""Order, ties, blanks and the score contract."""
+
+from math import inf, nan
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import ScoringFailed
+from app.ranking import ACTIVATIONS, identity, rank, sigmoid
+
+Values = list[float]
+
+
+def _indices(values: Values, *, blank: list[bool] | None = None, top_n: int | None = None) -> list[int]:
+    array = np.array(values, dtype=np.float32)
+    mask = np.array(blank or [False] * len(values), dtype=np.bool_)
+    return [document.index for document in rank(array, blank=mask, activation=sigmoid, top_n=top_n)]
+
+
+@pytest.mark.parametrize(
+    ("values", "blank", "top_n", "expected"),
+    [
+        ([1.0], [False], None, [0]),
+        ([1.0, 3.0, 2.0], [False] * 3, None, [1, 2, 0]),
+        ([2.0, 2.0, 2.0], [False] * 3, None, [0, 1, 2]),
+        ([1.0, 2.0, 1.0, 2.0], [False] * 4, None, [1, 3, 0, 2]),
+        ([0.0, -0.0], [False] * 2, None, [0, 1]),
+        ([1.0, 3.0, 2.0], [False] * 3, 1, [1]),
+        ([1.0, 3.0, 2.0], [False] * 3, 3, [1, 2, 0]),
+        ([1.0, 3.0, 2.0], [False] * 3, 99, [1, 2, 0]),
+        ([1.0, 3.0, 2.0], [False] * 3, 10**30, [1, 2, 0]),
+        ([-5.0, 99.0, -6.0], [False, True, False], None, [0, 2, 1]),
+        ([9.0, -1.0, 9.0, -2.0], [True, False, True, False], None, [1, 3, 0, 2]),
+        ([0.0, 0.0], [True, True], None, [0, 1]),
+        ([nan, 1.0], [True, False], None, [1, 0]),
+    ],
+)
+def test_the_highest_comes_first_ties_by_index_blanks_last(
+    values: Values, blank: list[bool], top_n: int | None, expected: list[int]
+) -> None:
+    assert _indices(values, blank=blank, top_n=top_n) == expected
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_a_score_that_is_no_finite_number_is_an_error_that_names_the_document(bad: float) -> None:
+    with pytest.raises(ScoringFailed, match="document 1"):
+        _indices([1.0, bad, bad])
+
+
+def test_a_blank_document_has_relevance_zero() -> None:
+    values = np.array([-40.0, 0.0], dtype=np.float32)
+    ranked = rank(values, blank=np.array([False, True]), activation=sigmoid, top_n=None)
+    assert [(document.index, document.relevance_score) for document in ranked] == [
+        (0, pytest.approx(0.0, abs=1e-10)),
+        (1, 0.0),
+    ]
+
+
+def test_a_blank_document_never_looks_better_than_one_with_a_negative_score() -> None:
+    values = np.array([-4.0, 0.0, -2.0], dtype=np.float32)
+    ranked = rank(values, blank=np.array([False, True, False]), activation=identity, top_n=None)
+    assert [(document.index, document.relevance_score, document.value) for document in ranked] == [
+        (2, -2.0, -2.0),
+        (0, -4.0, -4.0),
+        (1, -4.0, -4.0),
+    ]
+
+
+@given(
+    pairs=st.lists(st.tuples(st.floats(-200, 200, width=32), st.booleans()), min_size=1, max_size=60),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    top_n=st.none() | st.integers(1, 80),
+)
+def test_the_result_is_a_sorted_part_of_the_documents(
+    pairs: list[tuple[float, bool]], activation: str, top_n: int | None
+) -> None:
+    values = np.array([value for value, _ in pairs], dtype=np.float32)
+    blank = np.array([is_blank for _, is_blank in pairs])
+    ranked = rank(values, blank=blank, activation=ACTIVATIONS[activation], top_n=None)
+    assert sorted(document.index for document in ranked) == list(range(len(pairs)))
+    relevance = [document.relevance_score for document in ranked]
+    assert relevance == sorted(relevance, reverse=True)
+    raw = [document.value for document in ranked]
+    assert raw == sorted(raw, reverse=True)
+    assert rank(values, blank=blank, activation=ACTIVATIONS[activation], top_n=top_n) == ranked[:top_n]
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
+def test_sigmoid_stays_between_zero_and_one_and_keeps_the_order(values: Values) -> None:
+    ordered = np.sort(np.array(values, dtype=np.float32))
+    relevance = sigmoid(ordered)
+    assert relevance.dtype == np.float32
+    assert ((relevance >= 0) & (relevance <= 1)).all()
+    assert (np.diff(relevance) >= 0).all()
+
+
+@pytest.mark.parametrize(("logit", "expected"), [(0.0, 0.5), (2.0, 0.880797), (-2.0, 0.119203), (1e4, 1.0)])
+def test_sigmoid_values(logit: float, expected: float) -> None:
+    assert sigmoid(np.array([logit], dtype=np.float32))[0] == pytest.approx(expected, abs=1e-6)

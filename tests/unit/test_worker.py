@@ -1,0 +1,59 @@
+"""The border to threads."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.worker import Worker, available_cores, read_quota
+
+
+async def test_a_call_runs_in_another_thread_and_its_result_comes_back() -> None:
+    with Worker(name="test", threads=1) as worker:
+        assert await worker.run(sorted, [1, 3, 2], reverse=True) == [3, 2, 1]
+        assert (await worker.run(threading.current_thread)).name.startswith("test")
+
+
+@pytest.mark.parametrize("error", [ValueError("told to"), KeyError(1), MemoryError(), StopIteration()])
+async def test_what_a_call_raises_reaches_the_caller(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    with Worker(name="test", threads=1) as worker:
+        with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
+            await asyncio.wait_for(worker.run(fail), timeout=5)
+        assert await worker.run(lambda: 1) == 1
+
+
+async def test_a_call_that_was_cancelled_while_it_waited_never_starts() -> None:
+    started: list[int] = []
+    gate = threading.Event()
+    with Worker(name="test", threads=1) as worker:
+        running = asyncio.ensure_future(worker.run(gate.wait))
+        waiting = asyncio.ensure_future(worker.run(started.append, 1))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        await running
+        await worker.run(lambda: None)
+    assert started == []
+
+
+def test_there_is_at_least_one_core() -> None:
+    assert available_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("content", "cores"),
+    [("200000 100000\n", 2.0), ("50000 100000\n", 0.5), ("max 100000\n", None), ("", None), ("nonsense\n", None)],
+)
+def test_a_containers_processor_quota_is_read(tmp_path: Path, content: str, cores: float | None) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(content)
+    assert read_quota(file) == cores
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
+    assert read_quota(tmp_path / "cpu.max") is None

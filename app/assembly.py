@@ -218,6 +218,8 @@ def _canary(folder: Path) -> Canary:
         pairs: Sequence[GoldenPair] = [
             GoldenPair(str(pair["query"]), str(pair["document"]), float(pair["logit"])) for pair in golden["pairs"]
         ]
+        if not pairs:
+            raise ValueError("it holds no pair")
         return Canary(pairs=pairs, tolerance=float(golden["tolerance"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no file of golden pairs: {error!r}") from None

@@ -1,6 +1,7 @@
 """The HTTP application and the server that runs it until a signal says stop."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def create_app(
         title="rerankd",
         version=__version__,
         description="A query and candidate documents go in, the documents come back in order of relevance.",
+        redirect_slashes=False,
     )
     keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
     app.include_router(rerank_routes(DIALECTS, service=service, keys=keys, observer=observer))
@@ -75,7 +77,17 @@ async def serve(settings: Settings) -> None:
     async with running_service(settings, observer) as service:
         app = create_app(settings, service, observer, lifecycle)
         server = DrainingServer(_uvicorn(app, settings), lifecycle, delay_s=settings.shutdown_delay_s)
+        _calm_the_collector()
         await server.serve()
+
+
+def _calm_the_collector() -> None:
+    """Keep the garbage collector from walking the modules and models again and again: with its default thresholds a
+    request of thousands of documents held the event loop up for a tenth of a second (docs/benchmarks.md).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _uvicorn(app: FastAPI, settings: Settings) -> uvicorn.Config:

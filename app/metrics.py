@@ -135,4 +135,8 @@ class PrometheusObserver:
         self._cache_errors.labels(operation).inc()
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
+        # From here on the model's counters stand at 0, so that their first step is a rate and not a beginning.
+        for counter in (self._failed_batches, self._cancelled, self._truncated):
+            counter.labels(model)
+        self._shed.labels(model, "overloaded")
         self._ready.labels(model).set(ready)

@@ -117,10 +117,12 @@ class ServedModel:
         """Wait until the model is loaded or has failed, and give what answers.
 
         Raises:
-            ModelNotReady: it failed.
+            ModelNotReady: it failed. The message says why, for this is asked by the operator's own tools.
         """
         await self._settled.wait()
-        return self.loaded
+        if self._loaded is None:
+            raise ModelNotReady(f"model {self.name!r} could not be loaded: {self.reason}")
+        return self._loaded
 
     async def check(self) -> bool:
         """Run the canary, at most once a second however often this is asked; the answer is the model's readiness."""

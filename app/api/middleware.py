@@ -3,6 +3,7 @@
 Plain ASGI: no body is copied and no task is started.
 """
 
+import asyncio
 import logging
 import re
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.answers import error_answer, plain_error
-from app.errors import InvalidRequest, RequestTooLarge
+from app.errors import InvalidRequest, RequestTooLarge, Unavailable
 from app.logs import request_id
 
 logger = logging.getLogger("app.access")
@@ -59,6 +60,11 @@ class RequestContext:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, sent: _Sent) -> None:
         try:
             await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # The server ran out of time to finish what runs; whoever waits is told so, and may ask another replica.
+            if sent.status:
+                raise
+            await error_answer(Unavailable("the service is shutting down"))(scope, receive, send)
         except Exception:
             logger.exception("unexpected error")
             if sent.status:

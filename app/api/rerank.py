@@ -15,7 +15,7 @@ from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timi
 from app.api.auth import ApiKeys
 from app.api.dialects.base import Dialect, Json
 from app.domain import RerankResult
-from app.errors import InvalidRequest, RerankError
+from app.errors import InvalidRequest, RerankError, Unavailable
 from app.logs import request_id
 from app.observer import Observer
 from app.service import RerankService
@@ -74,6 +74,9 @@ class _Endpoint:
         except (_ClientGone, ClientDisconnect):
             finish(_CLIENT_GONE)
             return Response(status_code=_CLIENT_GONE)
+        except asyncio.CancelledError:
+            finish(Unavailable.status)
+            raise
         except Exception:
             finish(500)
             raise

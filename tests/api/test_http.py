@@ -209,6 +209,25 @@ def test_sigterm_finishes_what_runs_and_turns_readiness_false(tmp_path: Path, re
     assert key not in server.log.read_text()
 
 
+def test_who_still_waits_at_the_end_of_the_drain_is_told_to_go_elsewhere(tmp_path: Path, registry: Path) -> None:
+    with (
+        rerankd_server(tmp_path, registry, RERANKD_SHUTDOWN_TIMEOUT_S="1") as server,
+        _client(server) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        wait_until_ready(server)
+        body = {"query": "capital", "documents": [_text(Random(number), 100) for number in range(9000)]}
+        running = pool.submit(client.post, "/rerank", json=body)
+        _until(lambda: _metric(server, "rerank_queue_tokens") > 0)
+        server.process.send_signal(signal.SIGTERM)
+        answer = running.result(timeout=60)
+        assert answer.status_code == 503
+        assert answer.json()["error_type"] == "unavailable"
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert server.process.wait(timeout=20) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_the_log_is_json_with_request_ids_and_without_any_text(server: Server) -> None:
     secrets = ["zanzibar", "quicksilver", "xylophone"]
     query, document, other = secrets

@@ -80,7 +80,9 @@ async def test_weights_that_miss_their_golden_scores_do_not_serve(tmp_path: Path
     assert golden["pairs"][0]["query"] in reason
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"pairs": [{}], "tolerance": 1}', '{"pairs": 5}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"pairs": [{}], "tolerance": 1}', '{"pairs": 5}', '{"pairs": [], "tolerance": 1}']
+)
 async def test_a_broken_golden_file_is_named(tmp_path: Path, tiny_model: Path, content: str) -> None:
     folder = _copy(tiny_model, tmp_path / "broken")
     (folder / "golden.json").write_text(content)

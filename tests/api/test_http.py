@@ -190,28 +190,34 @@ def test_one_document_too_many_is_refused(server: Server) -> None:
     assert _rerank(server, ["a"] * 10_001).status_code == 413
 
 
-def test_sigterm_finishes_what_runs_and_turns_readiness_false(tmp_path: Path, registry: Path) -> None:
+@pytest.fixture
+def slow_registry(tmp_path: Path, tiny_model: Path) -> Path:
+    """One pair a pass and one pass at a time, so that thousands of documents take seconds on any machine."""
+    return write_registry(tmp_path, [{"name": "slow", "path": tiny_model, "workers": 1, "batch_pairs": 1}])
+
+
+def test_sigterm_finishes_what_runs_and_turns_readiness_false(tmp_path: Path, slow_registry: Path) -> None:
     key = "hunter2-key"
     with (
-        rerankd_server(tmp_path, registry, RERANKD_API_KEYS=key, RERANKD_SHUTDOWN_DELAY_S="1.0") as server,
+        rerankd_server(tmp_path, slow_registry, RERANKD_API_KEYS=key, RERANKD_SHUTDOWN_DELAY_S="1.0") as server,
         _client(server, Authorization=f"Bearer {key}") as client,
         ThreadPoolExecutor(1) as pool,
     ):
         wait_until_ready(server)
-        body = {"query": "capital", "documents": [_text(Random(number), 100) for number in range(1500)]}
+        body = {"query": "capital", "documents": [_text(Random(number), 100) for number in range(3000)]}
         running = pool.submit(client.post, "/rerank", json=body)
         _until(lambda: _metric(server, "rerank_queue_tokens") > 0)
         server.process.send_signal(signal.SIGTERM)
         _until(lambda: _get(server, "/ready").status_code == 503, seconds=0.9)
         assert _get(server, "/ready").json()["status"] == "draining"
-        assert len(_scores(running.result(timeout=60))) == 1500
+        assert len(_scores(running.result(timeout=60))) == 3000
         assert server.process.wait(timeout=20) == 0
     assert key not in server.log.read_text()
 
 
-def test_who_still_waits_at_the_end_of_the_drain_is_told_to_go_elsewhere(tmp_path: Path, registry: Path) -> None:
+def test_who_still_waits_at_the_end_of_the_drain_is_told_to_go_elsewhere(tmp_path: Path, slow_registry: Path) -> None:
     with (
-        rerankd_server(tmp_path, registry, RERANKD_SHUTDOWN_TIMEOUT_S="1") as server,
+        rerankd_server(tmp_path, slow_registry, RERANKD_SHUTDOWN_TIMEOUT_S="0") as server,
         _client(server) as client,
         ThreadPoolExecutor(1) as pool,
     ):

@@ -34,9 +34,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     folders = Folders(out)
     train, held_out = read_groups(data, seed=seed, share=SMOKE_SHARE if smoke else 1.0)
-    texts = [text for group in [*train, *held_out] for text in (group.query, group.positive, *group.negatives)]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = Teacher(texts, cache=out / "teacher.pt", device=device)
+    teacher = Teacher([*train, *held_out], cache=out / "teacher.pt", device=device)
     trainer = Trainer(train, teacher, out=out, minutes=minutes, seed=seed)
     model = trainer.run().cpu()
     finish(model, trainer.tokenizer, held_out, folders)

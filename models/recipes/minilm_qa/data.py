@@ -15,6 +15,8 @@ POOL_SIZE = 8
 RANDOM_NEGATIVES = 2
 CHUNK_WORDS = 60
 KEYWORD_QUERY_SHARE = 0.15
+CLOZE_QUERY_SHARE = 0.12
+CLOZE_SENTENCE_WORDS = (6, 40)
 TITLED_SHARE = 0.3
 
 # fmt: off
@@ -53,9 +55,9 @@ class Source:
 
 
 SOURCES = (
-    Source("squad", "train/squad_train", queries=8500, held_out=300),
-    Source("fever", "train/fever_dev", queries=2200, held_out=150),
-    Source("medquad", "train/medquad", queries=2600, held_out=150),
+    Source("squad", "train/squad_train", queries=14_000, held_out=300),
+    Source("fever", "train/fever_dev", queries=4000, held_out=150),
+    Source("medquad", "train/medquad", queries=4000, held_out=150),
     Source("selqa", "train/selqa", 784, 300, grades_file="qrels.dev.tsv", held_out_grades_file="qrels.tsv"),
     Source("pubmedqa", "train/pubmedqa", queries=900, held_out=100),
     Source("skeptics", "train/skeptics", queries=966, held_out=100),
@@ -113,7 +115,7 @@ def _source_groups(data: Path, source: Source, rng: random.Random) -> tuple[list
         held = held[: source.held_out]
     ours = [_group(source.name, queries[q], grades[q], corpus, q, rng) for q in rest[: source.queries]]
     theirs = [_group(source.name, queries[q], held_grades[q], corpus, q, rng) for q in held]
-    return [_as_keywords(g) if rng.random() < KEYWORD_QUERY_SHARE else g for g in ours if g.negatives], theirs
+    return [_with_other_query(group, rng) for group in ours if group.negatives], theirs
 
 
 def _group(name: str, query: Query, grades: dict[str, int], corpus: Corpus, query_id: str, rng: random.Random) -> Group:
@@ -163,6 +165,28 @@ def chunks(text: str, *, words: int = CHUNK_WORDS) -> list[str]:
         else:
             pieces.append(sentence)
     return pieces
+
+
+def _with_other_query(group: Group, rng: random.Random) -> Group:
+    """Vary the kind of query for a share of the groups: keywords, or a sentence of the relevant text itself."""
+    drawn = rng.random()
+    if drawn < KEYWORD_QUERY_SHARE:
+        return _as_keywords(group)
+    return _as_cloze(group, rng) if drawn < KEYWORD_QUERY_SHARE + CLOZE_QUERY_SHARE else group
+
+
+def _as_cloze(group: Group, rng: random.Random) -> Group:
+    """Ask for the text that a sentence was taken from (inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
+
+    It stands for the long topical queries that question sets lack.
+    """
+    sentences = _SENTENCE_END.split(group.positive)
+    fewest, most = CLOZE_SENTENCE_WORDS
+    usable = [n for n, sentence in enumerate(sentences) if fewest <= len(sentence.split()) <= most]
+    if len(sentences) < 3 or not usable:
+        return group
+    query = sentences.pop(rng.choice(usable))
+    return replace(group, query=query, positive=" ".join(sentences))
 
 
 def _as_keywords(group: Group) -> Group:

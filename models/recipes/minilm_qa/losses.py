@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax, softmax
 
-TEACHER_SCALE = 20.0
 POINTWISE_WEIGHT = 0.15
 
 
 @dataclass(frozen=True)
 class GroupLogits:
-    """A step's logits, the teacher's cosines, and which columns hold a text at all."""
+    """A step's logits, the teacher's, and which columns hold a text at all."""
 
     student: torch.Tensor
     teacher: torch.Tensor
@@ -25,11 +24,8 @@ def localized_contrastive(logits: GroupLogits) -> torch.Tensor:
 
 
 def distillation(logits: GroupLogits) -> torch.Tensor:
-    """KL divergence from the teacher's distribution over the group (Hinton, Vinyals, Dean 2015, arXiv 1503.02531).
-
-    The teacher was trained with its cosines times 20, which is the scale used here.
-    """
-    teacher = softmax(_masked(TEACHER_SCALE * logits.teacher, logits.present), dim=1)
+    """KL divergence from the teacher's distribution over the group (Hinton, Vinyals, Dean 2015, arXiv 1503.02531)."""
+    teacher = softmax(_masked(logits.teacher, logits.present), dim=1)
     student = log_softmax(_masked(logits.student, logits.present), dim=1)
     return kl_div(student, teacher, reduction="batchmean")
 

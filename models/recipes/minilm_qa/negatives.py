@@ -23,11 +23,11 @@ LOOSELY_LABELLED = frozenset({"medquad", "fever", "pubmedqa", "skeptics", "scifa
 
 @dataclass(frozen=True)
 class TrainingGroup:
-    """A group as one step sees it: texts[0] is the relevant one; `cosines` are the teacher's."""
+    """A group as one step sees it: texts[0] is the relevant one; `teacher` holds the teacher's logits."""
 
     query: str
     texts: tuple[str, ...]
-    cosines: torch.Tensor
+    teacher: torch.Tensor
 
 
 def choose(group: Group, teacher: Teacher, rng: random.Random, *, mined: bool) -> TrainingGroup:
@@ -40,7 +40,8 @@ def choose(group: Group, teacher: Teacher, rng: random.Random, *, mined: bool) -
     if not mined:
         hard = rng.sample(hard, min(HARD_NEGATIVES, len(hard)))
     order = [0, *hard[:HARD_NEGATIVES], *easy[:EASY_NEGATIVES]]
-    return TrainingGroup(group.query, tuple(texts[position] for position in order), cosines[order])
+    chosen = [texts[position] for position in order]
+    return TrainingGroup(group.query, tuple(chosen), teacher.logits(group.source, group.query, chosen))
 
 
 def _credible(group: Group, cosines: torch.Tensor, teacher: Teacher) -> list[int]:

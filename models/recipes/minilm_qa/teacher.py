@@ -1,11 +1,14 @@
-"""The bi-encoder that the weights come from, as a teacher: its cosines over a group's texts.
+"""The teacher: the bi-encoder that the weights come from, together with BM25.
 
-It has seen over a billion pairs; the cross-encoder is kept near to its opinion while it learns from labels, so that
-it does not forget what web questions look like (knowledge distillation, Hinton et al. 2015).
+The bi-encoder has seen over a billion pairs; the cross-encoder is kept near to its opinion while it learns from
+labels, so that it does not forget what web questions look like (knowledge distillation, Hinton et al. 2015). It is
+weak where the very words of the query count, and there BM25 is strong: on samples of the training sets their sum has
+an nDCG@10 of .88 / .83 / .90 / .72 on squad / skeptics / selqa / scifact's claims, the bi-encoder alone .76 / .77 / .87
+/ .69; on medquad and fever it loses .01 and .02.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,9 +17,13 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
+from models.recipes.minilm_qa.data import Group
 from models.recipes.minilm_qa.encoding import PairEncoder, length_batches, padded, token_ids
+from models.recipes.minilm_qa.lexical import Bm25
 
 MAX_TOKENS = 112
+# the scale that the bi-encoder was trained with; a point of BM25 then counts as much as a logit
+COSINE_SCALE = 20.0
 TOKENS_PER_BATCH = 4096
 
 
@@ -51,9 +58,11 @@ def embed(texts: Sequence[str], *, device: torch.device, max_tokens: int = MAX_T
 
 
 class Teacher:
-    """Cosines between texts that it was shown when it was made; keeps the vectors in `cache` for a resumed run."""
+    """Judges the texts of groups that it was shown when it was made; keeps the vectors in `cache` for a resumed run."""
 
-    def __init__(self, texts: Sequence[str], *, cache: Path, device: torch.device) -> None:
+    def __init__(self, groups: Sequence[Group], *, cache: Path, device: torch.device) -> None:
+        self._words = {source: Bm25(texts) for source, texts in _texts_by_source(groups).items()}
+        texts = [text for group in groups for text in (group.query, group.positive, *group.negatives)]
         self._row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         digest = hashlib.sha256("\0".join(self._row_of).encode()).hexdigest()
         known = torch.load(cache) if cache.exists() else {}
@@ -65,3 +74,15 @@ class Teacher:
     def cosines(self, text: str, others: Sequence[str]) -> torch.Tensor:
         rows = [self._row_of[other] for other in others]
         return self._vectors[rows] @ self._vectors[self._row_of[text]]
+
+    def logits(self, source: str, query: str, texts: Sequence[str]) -> torch.Tensor:
+        """Return what the softmax of the teacher's distribution is taken of, one value a text."""
+        words = torch.tensor([self._words[source].score(query, text) for text in texts])
+        return COSINE_SCALE * self.cosines(query, texts) + words
+
+
+def _texts_by_source(groups: Sequence[Group]) -> Mapping[str, set[str]]:
+    texts: dict[str, set[str]] = {}
+    for group in groups:
+        texts.setdefault(group.source, set()).update((group.positive, *group.negatives))
+    return texts

@@ -29,7 +29,7 @@ WARM_UP = 0.05
 FIRST_ROUND = 0.5
 MINING_SHARE = 0.08
 MINING_SPEEDUP = 3.0
-TEACHER_WEIGHTS = (1.0, 0.3)
+TEACHER_WEIGHTS = (1.0, 0.5)
 CHECKPOINT_EVERY_S = 150.0
 
 
@@ -158,7 +158,7 @@ class Trainer:
         teacher = torch.zeros(present.shape)
         present_here = present.to(self._device)
         student = student.masked_scatter(present_here, flat)
-        teacher = teacher.masked_scatter(present, torch.cat([group.cosines for group in batch])).to(self._device)
+        teacher = teacher.masked_scatter(present, torch.cat([group.teacher for group in batch])).to(self._device)
         return GroupLogits(student, teacher, present_here)
 
     def _rows(self, batch: Sequence[TrainingGroup]) -> list[tuple[list[int], int]]:

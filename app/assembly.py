@@ -138,9 +138,16 @@ class _Keeper:
         planner = BatchPlanner(
             max_batch_tokens=self.spec.batch_tokens or preferred.tokens,
             max_batch_pairs=self.spec.batch_pairs or preferred.pairs,
-            max_waiting_tokens=self.settings.max_waiting_tokens,
+            workers=inference.threads,
         )
-        return Batcher(planner, engine, inference, model=self.spec.name, observer=self.observer)
+        return Batcher(
+            planner,
+            engine,
+            inference,
+            max_waiting_tokens=self.settings.max_waiting_tokens,
+            model=self.spec.name,
+            observer=self.observer,
+        )
 
     def _loaded(self, parts: _Parts, batcher: Batcher) -> LoadedModel:
         direct = PointwiseStage(parts.scorer, batcher, self.tokenizing)

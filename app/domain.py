@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +32,41 @@ class RerankRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a request's work stands among that of others.
+
+    `caller` names whose work it is (an API key's name). Of one caller's requests those with the lower `priority` go
+    first, 0 to 999; `urgent` work goes before everything that waits and is never refused. `deadline` is a moment on the
+    clock of `time.perf_counter`; when it comes, a `partial` answer holds what is scored by then.
+    """
+
+    caller: str = ""
+    priority: int = 0
+    urgent: bool = False
+    deadline: float = inf
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
-    """What a stage must know beside the texts. `urgent` work goes before everything that waits."""
+    """What a stage must know beside the texts."""
 
     max_tokens_per_doc: int | None = None
+    caller: str = ""
+    priority: int = 0
     urgent: bool = False
+    deadline: float = inf
+    partial: bool = False
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(
+            caller=self.caller,
+            priority=self.priority,
+            urgent=self.urgent,
+            deadline=self.deadline,
+            partial=self.partial,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +100,7 @@ class Scores:
     tokens: IntArray
     dropped: IntArray
     cached: int = 0
+    scored: BoolArray | None = None
     timings: Timings = field(default_factory=Timings)
 
 

@@ -76,6 +76,12 @@ class PrometheusObserver:
         self._shed = Counter(
             "rerank_shed_total", "Requests refused at once.", ["model", "reason"], registry=self.registry
         )
+        self._deadlines_missed = Counter(
+            "rerank_deadline_missed_total",
+            "Admitted requests whose deadline came before their last score.",
+            ["model"],
+            registry=self.registry,
+        )
         self._truncated = Counter(
             "rerank_truncated_tokens_total",
             "Document tokens that truncation cut off.",
@@ -85,7 +91,7 @@ class PrometheusObserver:
 
     def _make_cache_metrics(self) -> None:
         self._cache_pairs = Counter("rerank_cache_pairs_total", "Pairs looked up.", ["result"], registry=self.registry)
-        for result in ("hit", "miss"):
+        for result in ("hit", "miss", "coalesced"):
             self._cache_pairs.labels(result)
         self._cache_errors = Counter(
             "rerank_cache_errors_total",
@@ -127,6 +133,12 @@ class PrometheusObserver:
     def request_shed(self, *, model: str, reason: str) -> None:
         self._shed.labels(model, reason).inc()
 
+    def deadline_missed(self, *, model: str) -> None:
+        self._deadlines_missed.labels(model).inc()
+
+    def pairs_coalesced(self, *, model: str, pairs: int) -> None:  # noqa: ARG002 - the fact has more than the metric
+        self._cache_pairs.labels("coalesced").inc(pairs)
+
     def cache_looked_up(self, *, hits: int, misses: int) -> None:
         self._cache_pairs.labels("hit").inc(hits)
         self._cache_pairs.labels("miss").inc(misses)
@@ -136,7 +148,8 @@ class PrometheusObserver:
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
         # From here on the model's counters stand at 0, so that their first step is a rate and not a beginning.
-        for counter in (self._failed_batches, self._cancelled, self._truncated):
+        for counter in (self._failed_batches, self._cancelled, self._truncated, self._deadlines_missed):
             counter.labels(model)
-        self._shed.labels(model, "overloaded")
+        for reason in ("overloaded", "deadline_exceeded"):
+            self._shed.labels(model, reason)
         self._ready.labels(model).set(ready)

@@ -20,6 +20,10 @@ class Observer(Protocol):
 
     def request_shed(self, *, model: str, reason: str) -> None: ...
 
+    def deadline_missed(self, *, model: str) -> None: ...
+
+    def pairs_coalesced(self, *, model: str, pairs: int) -> None: ...
+
     def cache_looked_up(self, *, hits: int, misses: int) -> None: ...
 
     def cache_failed(self, *, operation: str) -> None: ...
@@ -49,6 +53,12 @@ class Silent:
         pass
 
     def request_shed(self, *, model: str, reason: str) -> None:
+        pass
+
+    def deadline_missed(self, *, model: str) -> None:
+        pass
+
+    def pairs_coalesced(self, *, model: str, pairs: int) -> None:
         pass
 
     def cache_looked_up(self, *, hits: int, misses: int) -> None:

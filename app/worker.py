@@ -39,7 +39,8 @@ class Worker:
 
     def __init__(self, *, name: str, threads: int) -> None:
         self.threads = threads
-        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
+        self._name = name
+        self._executor = self._new_executor()
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         def guarded() -> R:
@@ -50,6 +51,14 @@ class Worker:
                 raise RuntimeError("StopIteration was raised in a worker") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, guarded)
+
+    def give_up(self) -> None:
+        """Leave a call that hangs to itself, and work with new threads; the other running calls are finished."""
+        self._executor.shutdown(wait=False)
+        self._executor = self._new_executor()
+
+    def _new_executor(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix=self._name)
 
     def close(self) -> None:
         """Let the running calls finish and end the threads."""

@@ -77,6 +77,12 @@ class RecordingObserver:
     def request_shed(self, *, model: str, reason: str) -> None:
         self._state("request_shed", model=model, reason=reason)
 
+    def deadline_missed(self, *, model: str) -> None:
+        self._state("deadline_missed", model=model)
+
+    def pairs_coalesced(self, *, model: str, pairs: int) -> None:
+        self._state("pairs_coalesced", model=model, pairs=pairs)
+
     def cache_looked_up(self, *, hits: int, misses: int) -> None:
         self._state("cache_looked_up", hits=hits, misses=misses)
 
@@ -228,10 +234,12 @@ async def running_batcher(
     planner = BatchPlanner(
         max_batch_tokens=engine.preferred_batch.tokens,
         max_batch_pairs=engine.preferred_batch.pairs,
-        max_waiting_tokens=max_waiting_tokens,
+        workers=engine.workers,
     )
     with Worker(name="infer", threads=engine.workers) as worker:
-        batcher = Batcher(planner, engine, worker, model="fake", observer=observer)
+        batcher = Batcher(
+            planner, engine, worker, max_waiting_tokens=max_waiting_tokens, model="fake", observer=observer
+        )
         serving = asyncio.create_task(batcher.run())
         try:
             yield batcher

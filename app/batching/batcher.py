@@ -1,37 +1,47 @@
 """The asynchronous shell around the planner: futures, the worker's threads, and failures that stay where they arose.
 
 Never waits while a worker is idle, and never holds a batch back: while all workers are busy, what arrives gathers in
-the planner. There is no timer.
+the planner. There is no timer. Equal encodings that are open at the same time are scored once.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from math import inf
 from time import perf_counter
 
 import numpy as np
 
+from app.batching.admission import Admission, Work
+from app.batching.cost import CostModel
 from app.batching.planner import BatchPlanner, Entry
-from app.domain import Encoding, FloatArray
-from app.engines.base import Engine
-from app.errors import Overloaded, ScoringFailed, Unavailable
+from app.domain import BoolArray, Encoding, FloatArray, Terms
+from app.engines.base import Engine, OutOfMemory
+from app.errors import DeadlineExceeded, Overloaded, RerankError, ScoringFailed, Unavailable
 from app.observer import Observer
 from app.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-_SPEED_MEMORY = 0.9
+# A pass that takes longer than both has hung: its worker is given up, and its encodings are tried in smaller batches.
+_STUCK_AFTER_S = 60.0
+_STUCK_FACTOR = 20.0
+
+_ORDINARY = Terms()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forwarded:
-    """`logits` has shape [encodings, outputs], in the order of the encodings. Times are wall seconds: until the
-    first of them went to the engine, and from then to the last one's answer.
+    """`logits` has shape [encodings, outputs], in the order of the encodings; rows that are not `scored` mean nothing.
+
+    Times are wall seconds: until the first of them went to the engine, and from then to the last one's answer.
     """
 
     logits: FloatArray
+    scored: BoolArray
     queue_s: float
     inference_s: float
 
@@ -39,10 +49,12 @@ class Forwarded:
 class _Job:
     """A request's encodings, and its answer once all of them are scored."""
 
-    def __init__(self, encodings: Sequence[Encoding], *, now: float) -> None:
+    def __init__(self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, now: float) -> None:
         self.encodings = encodings
+        self.identities = identities
         self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.logits: FloatArray | None = None
+        self.scored = np.zeros(len(encodings), dtype=np.bool_)
         self.open = len(encodings)
         self.submitted = now
         self.started: float | None = None
@@ -50,58 +62,149 @@ class _Job:
 
     def receive(self, index: int, logits: FloatArray, *, now: float) -> None:
         if self.logits is None:
-            self.logits = np.empty((len(self.encodings), len(logits)), dtype=np.float32)
+            self.logits = np.zeros((len(self.encodings), len(logits)), dtype=np.float32)
         self.logits[index] = logits
+        self.scored[index] = True
+        self.finished = now
         self.open -= 1
         if not self.open:
-            self.finished = now
             self.answer.set_result(None)
 
     def result(self) -> Forwarded:
-        assert self.logits is not None and self.started is not None  # noqa: S101, PT018 - both were set with the answer
+        started = self.submitted if self.started is None else self.started
         return Forwarded(
-            logits=self.logits,
-            queue_s=self.started - self.submitted,
-            inference_s=self.finished - self.started,
+            logits=np.zeros((len(self.encodings), 1), dtype=np.float32) if self.logits is None else self.logits,
+            scored=self.scored,
+            queue_s=started - self.submitted,
+            inference_s=max(0.0, self.finished - started),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An encoding on its way through the engine, and who wants its logits."""
+
+    identity: bytes
+    encoding: Encoding
+    wanted_by: list[Entry]
+
+
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """A forward pass that runs: since when, and how long it should take."""
+
+    started: float
+    expected_s: float
+
+
+def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
+    """What tells each encoding from every other of the same model."""
+    return [encoding.boundary.to_bytes(8) + encoding.ids.tobytes() for encoding in encodings]
+
+
+class Place:
+    """A request's place in the queue, held while its texts are tokenised."""
+
+    def __init__(self, batcher: "Batcher", terms: Terms, *, tokens: float, characters: int) -> None:
+        self._batcher = batcher
+        self._terms = terms
+        self._tokens = tokens
+        self._characters = characters
+        batcher.admission.reserved_tokens += tokens
+
+    async def forward(self, encodings: Sequence[Encoding], identities: Sequence[bytes]) -> Forwarded:
+        """Score all encodings, once. Raises what `Batcher.forward` raises, but for being refused."""
+        self.leave()
+        tokens = sum(len(encoding.ids) for encoding in encodings)
+        self._batcher.admission.learn_length(characters=self._characters, tokens=tokens)
+        return await self._batcher.serve(encodings, identities, self._terms)
+
+    def leave(self) -> None:
+        self._batcher.admission.reserved_tokens -= self._tokens
+        self._tokens = 0.0
 
 
 class Batcher:
     """Mixes the encodings of many requests into forward passes of one engine."""
 
     def __init__(
-        self, planner: BatchPlanner, engine: Engine, worker: Worker, *, model: str, observer: Observer
+        self,
+        planner: BatchPlanner,
+        engine: Engine,
+        worker: Worker,
+        *,
+        max_waiting_tokens: int,
+        model: str,
+        observer: Observer,
     ) -> None:
         self._planner = planner
         self._engine = engine
         self._worker = worker
         self._model = model
         self._observer = observer
+        self._cost = CostModel()
+        self.admission = Admission(planner, self._cost, max_waiting_tokens=max_waiting_tokens, workers=worker.threads)
         self._jobs: dict[int, _Job] = {}
+        # Open entries by what tells their encodings apart: those that wait, and those whose pass runs.
+        self._waiting: dict[bytes, list[Entry]] = {}
+        self._running: dict[bytes, _Item] = {}
+        self._passes: set[_Pass] = set()
         self._numbers = count()
         self._work_waits = asyncio.Event()
         self._idle_workers = asyncio.Semaphore(worker.threads)
-        self._tokens_per_s = 0.0
         self._closed = False
 
-    async def forward(self, encodings: Sequence[Encoding], *, urgent: bool = False) -> Forwarded:
+    @contextmanager
+    def place(self, *, characters: int, encodings: int, terms: Terms) -> Iterator[Place]:
+        """Let a request in, or refuse it, before its texts are tokenised.
+
+        Raises:
+            Overloaded: too much waits, or the deadline cannot be met now; `retry_after_s` says when to come back.
+            DeadlineExceeded: the deadline could not be met by an idle server either.
+            Unavailable: the model was stopped.
+        """
+        work = self.admission.estimate(characters=characters, encodings=encodings)
+        self._check(work, terms)
+        place = Place(self, terms, tokens=work.tokens, characters=characters)
+        try:
+            yield place
+        finally:
+            place.leave()
+
+    async def forward(self, encodings: Sequence[Encoding], terms: Terms = _ORDINARY) -> Forwarded:
         """Score all encodings. If the caller is cancelled, those that still wait are dropped.
 
         Raises:
-            Overloaded: too much waits; `retry_after_s` says when that should be worked off.
+            Overloaded, DeadlineExceeded: refused, see `place`; or the deadline came before the last score.
             ScoringFailed: the engine failed on one of these encodings.
             Unavailable: the model was stopped.
         """
+        lengths = [len(encoding.ids) for encoding in encodings]
+        self._check(Work(sum(lengths), sum(length * length for length in lengths)), terms)
+        return await self.serve(encodings, identities_of(encodings), terms)
+
+    async def serve(self, encodings: Sequence[Encoding], identities: Sequence[bytes], terms: Terms) -> Forwarded:
+        """Score all encodings of a request that was let in; see `forward`."""
         if self._closed:
             raise _gone(self._model)
         number = next(self._numbers)
-        job = _Job(encodings, now=perf_counter())
-        self._admit(number, job, urgent=urgent)
+        now = perf_counter()
+        job = _Job(encodings, identities, now=now)
+        self._enter(number, job, terms)
         try:
-            await job.answer
+            async with asyncio.timeout(max(0.0, terms.deadline - now) if terms.deadline < inf else None):
+                await job.answer
+        except TimeoutError:
+            self._observer.deadline_missed(model=self._model)
+            if not terms.partial:
+                missing = job.open
+                raise DeadlineExceeded(
+                    f"the deadline came when {missing} of {len(encodings)} documents were not scored yet: allow more "
+                    "time, send fewer documents, or ask for what is there with on_deadline = partial"
+                ) from None
         finally:
             del self._jobs[number]
-            self._withdraw(number)
+            self._withdraw(number, job)
         return job.result()
 
     async def run(self) -> None:
@@ -115,97 +218,179 @@ class Batcher:
         finally:
             self._closed = True
             for job in self._jobs.values():
-                if not job.answer.done():
-                    job.answer.set_exception(_gone(self._model))
+                _fail(job, _gone(self._model))
 
-    def _admit(self, number: int, job: _Job, *, urgent: bool) -> None:
+    def _check(self, work: Work, terms: Terms) -> None:
+        if self._closed:
+            raise _gone(self._model)
+        now = perf_counter()
+        busy_s = sum(max(0.0, one.started + one.expected_s - now) for one in self._passes) / self._worker.threads
         try:
-            self._planner.admit(number, [len(encoding.ids) for encoding in job.encodings], urgent=urgent)
-        except Overloaded as refusal:
+            self.admission.check(work, terms, now=now, busy_s=busy_s)
+        except (Overloaded, DeadlineExceeded) as refusal:
             self._observer.request_shed(model=self._model, reason=refusal.code)
-            waiting_s = self._planner.waiting_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
-            raise Overloaded(refusal.message, retry_after_s=waiting_s) from None
-        self._jobs[number] = job
-        self._observer.queue_changed(model=self._model, waiting_tokens=self._planner.waiting_tokens)
-        self._work_waits.set()
+            raise
 
-    def _withdraw(self, number: int) -> None:
+    def _enter(self, number: int, job: _Job, terms: Terms) -> None:
+        self._jobs[number] = job
+        waiting = []
+        for position, (encoding, identity) in enumerate(zip(job.encodings, job.identities, strict=True)):
+            entry = Entry(number, position, len(encoding.ids))
+            if identity in self._running:
+                self._running[identity].wanted_by.append(entry)
+            else:
+                self._waiting.setdefault(identity, []).append(entry)
+                waiting.append(entry)
+        if len(waiting) < len(job.encodings):
+            self._observer.pairs_coalesced(model=self._model, pairs=len(job.encodings) - len(waiting))
+            job.started = job.submitted
+        if waiting:
+            self._planner.add(waiting, terms)
+            self._queue_changed()
+            self._work_waits.set()
+
+    def _withdraw(self, number: int, job: _Job) -> None:
+        if not job.open:
+            return
         saved = self._planner.withdraw(number)
+        for position in np.flatnonzero(~job.scored).tolist():
+            self._forget(job.identities[position], number)
         if saved:
             self._observer.work_cancelled(model=self._model, tokens=saved)
-            self._observer.queue_changed(model=self._model, waiting_tokens=self._planner.waiting_tokens)
+            self._queue_changed()
 
-    async def _next_batch(self) -> list[Entry]:
+    def _forget(self, identity: bytes, number: int) -> None:
+        """Nobody of this request wants this encoding's logits any more."""
+        if identity in self._running:
+            wanted_by = self._running[identity].wanted_by
+            wanted_by[:] = [entry for entry in wanted_by if entry.job != number]
+        elif identity in self._waiting:
+            remaining = [entry for entry in self._waiting[identity] if entry.job != number]
+            if remaining:
+                self._waiting[identity] = remaining
+            else:
+                del self._waiting[identity]
+
+    async def _next_batch(self) -> list[_Item]:
         while not self._planner:
             self._work_waits.clear()
             await self._work_waits.wait()
-        batch = self._planner.next_batch()
         now = perf_counter()
-        for entry in batch:
-            job = self._jobs[entry.job]
-            job.started = job.started or now
-        self._observer.queue_changed(model=self._model, waiting_tokens=self._planner.waiting_tokens)
-        return batch
+        batch = self._planner.next_batch(now=now, seconds_per_token=self.admission.seconds_per_token)
+        items = [self._send(entry, now=now) for entry in batch if not self._is_sent(entry)]
+        self._queue_changed()
+        return items
 
-    async def _serve(self, batch: Sequence[Entry]) -> None:
+    def _is_sent(self, entry: Entry) -> bool:
+        return self._jobs[entry.job].identities[entry.position] in self._running
+
+    def _send(self, entry: Entry, *, now: float) -> _Item:
+        """Take an encoding, and everybody who waits for an equal one, out of the queue."""
+        job = self._jobs[entry.job]
+        job.started = job.started or now
+        identity = job.identities[entry.position]
+        item = _Item(identity, job.encodings[entry.position], self._waiting.pop(identity))
+        for other in item.wanted_by:
+            if other != entry:
+                self._planner.remove(other)
+        if len(item.wanted_by) > 1:
+            self._observer.pairs_coalesced(model=self._model, pairs=len(item.wanted_by) - 1)
+        self._running[identity] = item
+        return item
+
+    def _queue_changed(self) -> None:
+        self._observer.queue_changed(model=self._model, waiting_tokens=self._planner.waiting_tokens)
+
+    async def _serve(self, batch: Sequence[_Item]) -> None:
         try:
             await self._score(batch)
         finally:
             self._idle_workers.release()
 
-    async def _score(self, batch: Sequence[Entry]) -> None:
+    async def _score(self, batch: Sequence[_Item]) -> None:
         """Score a batch; if it fails, its halves, down to the one encoding that the engine cannot take."""
-        batch = [entry for entry in batch if self._is_awaited(entry)]
+        batch = [item for item in batch if self._is_awaited(item)]
         if not batch:
             return
-        started = perf_counter()
         try:
             logits = await self._forward(batch)
-        except Exception:
+        except Exception as error:
             logger.exception("batch of %d pairs failed", len(batch), extra={"model": self._model})
             self._observer.batch_failed(model=self._model, pairs=len(batch))
+            if isinstance(error, OutOfMemory) and len(batch) > 1:
+                self._learn_budget(batch)
             await self._isolate_failure(batch)
         else:
             self._deliver(batch, logits)
-            self._learn_speed(sum(entry.length for entry in batch), perf_counter() - started)
 
-    async def _forward(self, batch: Sequence[Entry]) -> FloatArray:
-        encodings = [self._jobs[entry.job].encodings[entry.position] for entry in batch]
-        logits = await self._worker.run(self._engine.forward, encodings)
+    async def _forward(self, batch: Sequence[_Item]) -> FloatArray:
+        encodings = [item.encoding for item in batch]
+        lengths = [len(encoding.ids) for encoding in encodings]
+        tokens, squares = sum(lengths), sum(length * length for length in lengths)
+        running = _Pass(perf_counter(), self._cost.seconds(tokens=tokens, squares=squares))
+        self._passes.add(running)
+        try:
+            async with asyncio.timeout(self._patience_s(running)):
+                logits = await self._worker.run(self._engine.forward, encodings)
+        except TimeoutError:
+            self._worker.give_up()
+            raise TimeoutError(f"the engine did not come back within {self._patience_s(running):.0f} s") from None
+        finally:
+            self._passes.remove(running)
         if logits.ndim != 2 or len(logits) != len(batch):
             raise ValueError(f"the engine gave logits of shape {logits.shape} for {len(batch)} encodings")
+        self._cost.learn(tokens=tokens, squares=squares, seconds=perf_counter() - running.started)
         return logits
 
-    async def _isolate_failure(self, batch: Sequence[Entry]) -> None:
+    def _patience_s(self, running: _Pass) -> float | None:
+        """How long a pass may take. The first may compile or load for minutes, so it is waited for without end."""
+        return max(_STUCK_AFTER_S, _STUCK_FACTOR * running.expected_s) if self._cost.known else None
+
+    def _learn_budget(self, batch: Sequence[_Item]) -> None:
+        """Cut batches of half this one's area from now on."""
+        area = len(batch) * max(len(item.encoding.ids) for item in batch)
+        self._planner.max_batch_tokens = min(self._planner.max_batch_tokens, max(1, area // 2))
+        logger.warning(
+            "out of memory: batches have at most %d tokens from now on",
+            self._planner.max_batch_tokens,
+            extra={"model": self._model},
+        )
+
+    async def _isolate_failure(self, batch: Sequence[_Item]) -> None:
         if len(batch) > 1:
             middle = len(batch) // 2
             await self._score(batch[:middle])
             await self._score(batch[middle:])
             return
-        if self._is_awaited(batch[0]):
-            failure = ScoringFailed("the model failed on one of the documents; the server's log has the cause")
-            self._jobs[batch[0].job].answer.set_exception(failure)
+        failure = ScoringFailed("the model failed on one of the documents; the server's log has the cause")
+        for entry in self._running.pop(batch[0].identity).wanted_by:
+            _fail(self._jobs[entry.job], failure)
 
-    def _is_awaited(self, entry: Entry) -> bool:
-        job = self._jobs.get(entry.job)
-        return job is not None and not job.answer.done()
+    def _is_awaited(self, item: _Item) -> bool:
+        """Whether anybody still wants it; if not, it is let go."""
+        if any(not self._jobs[entry.job].answer.done() for entry in item.wanted_by):
+            return True
+        self._running.pop(item.identity, None)
+        return False
 
-    def _deliver(self, batch: Sequence[Entry], logits: FloatArray) -> None:
+    def _deliver(self, batch: Sequence[_Item], logits: FloatArray) -> None:
         now = perf_counter()
-        for entry, row in zip(batch, logits, strict=True):
-            if self._is_awaited(entry):
-                self._jobs[entry.job].receive(entry.position, row, now=now)
+        for item, row in zip(batch, logits, strict=True):
+            for entry in self._running.pop(item.identity).wanted_by:
+                job = self._jobs[entry.job]
+                if not job.answer.done():
+                    job.receive(entry.position, row, now=now)
         self._observer.batch_scored(
             model=self._model,
             pairs=len(batch),
-            tokens=sum(entry.length for entry in batch),
-            padded_tokens=len(batch) * max(entry.length for entry in batch),
+            tokens=sum(len(item.encoding.ids) for item in batch),
+            padded_tokens=len(batch) * max(len(item.encoding.ids) for item in batch),
         )
 
-    def _learn_speed(self, tokens: int, seconds: float) -> None:
-        speed = tokens / seconds * self._worker.threads
-        memory = _SPEED_MEMORY if self._tokens_per_s else 0.0
-        self._tokens_per_s = memory * self._tokens_per_s + (1 - memory) * speed
+
+def _fail(job: _Job, failure: RerankError) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(failure)
 
 
 def _gone(model: str) -> Unavailable:

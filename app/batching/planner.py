@@ -1,18 +1,35 @@
 """Decides which encodings share a forward pass. Every batching decision is made here; pure, no clock, thread or I/O.
 
-1. A request is admitted whole or refused whole, by its tokens.
-2. Requests are served in order of arrival, urgent ones first.
-3. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
+1. Urgent requests go first.
+2. Callers share the engine evenly: next is the one that had least of it (start-time fair queueing, Goyal et al. 1996).
+   One who was away may catch up by `_CREDIT_TOKENS`, so a light caller hardly notices a heavy one.
+3. Of a caller's requests, that with the least work left goes first, within its priority; but one batch in
+   `_TURNS` belongs to the oldest, so that nothing starves and nothing large holds up small ones.
+4. When deadlines would be missed that way, the earliest deadline goes first until they are safe again.
+5. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
    of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
    longest length, stays within the token budget, and padding within `max_padding` of that area.
+6. When little waits, several workers share it: a batch takes no more than one worker's part of it (guided
+   self-scheduling, Polychronopoulos and Kuck 1987).
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
+from math import inf
 from typing import NamedTuple
 
-from app.errors import Overloaded
+from app.domain import Terms
+
+_TURNS = 4
+_CREDIT_TOKENS = 50_000.0
+# Work is predicted a little too small now and then, and a pass that runs is not interrupted.
+_DEADLINE_MARGIN = 1.25
+# How many requests are asked for encodings of the right length before a batch goes off as it is.
+_MOST_ASKED = 64
+# A shared-out batch is at least this part of a full one: below it, the cost of a pass itself counts.
+_LEAST_PART = 4
 
 
 class Entry(NamedTuple):
@@ -23,86 +40,204 @@ class Entry(NamedTuple):
     length: int
 
 
+class Pending(NamedTuple):
+    """A request that waits, as admission sees it."""
+
+    deadline: float
+    tokens: int
+
+
 @dataclass(slots=True)
 class _Job:
-    """Encodings that wait, as (length, index), shortest first: the longest is taken off the end."""
+    """Encodings that wait, as (length, position), shortest first: the longest is taken off the end."""
 
+    number: int
+    terms: Terms
     waiting: list[tuple[int, int]]
     tokens: int
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        return self.terms.priority, self.tokens, self.number
+
+    @property
+    def due(self) -> tuple[float, int]:
+        return self.terms.deadline, self.number
+
+
+@dataclass(slots=True)
+class _Caller:
+    """One caller's requests: oldest first in `jobs`, by work left in `ranks`, and by deadline where they have one."""
+
+    served: float
+    tokens: int = 0
+    turn: int = 0
+    jobs: dict[int, _Job] = field(default_factory=dict)
+    ranks: list[tuple[int, int, int]] = field(default_factory=list)
+    dues: list[tuple[float, int]] = field(default_factory=list)
+
+    def add(self, job: _Job) -> None:
+        self.jobs[job.number] = job
+        insort(self.ranks, job.rank)
+        if job.terms.deadline < inf:
+            insort(self.dues, job.due)
+        self.tokens += job.tokens
+
+    def remove(self, job: _Job) -> None:
+        del self.jobs[job.number]
+        del self.ranks[bisect_left(self.ranks, job.rank)]
+        if job.terms.deadline < inf:
+            del self.dues[bisect_left(self.dues, job.due)]
+        self.tokens -= job.tokens
+
+    def shrink(self, job: _Job, *, tokens: int) -> None:
+        """Note that so many of a request's tokens wait no longer; a request without any is forgotten."""
+        del self.ranks[bisect_left(self.ranks, job.rank)]
+        job.tokens -= tokens
+        self.tokens -= tokens
+        insort(self.ranks, job.rank)
+        if not job.waiting:
+            self.remove(job)
+
+    def in_order(self, *, now: float, seconds_per_token: float) -> Iterator[_Job]:
+        """The policy: which request is served first."""
+        if not self.jobs:
+            return iter(())
+        self.turn += 1
+        if self._is_tight(now, seconds_per_token):
+            order = [number for _, number in self.dues]
+        else:
+            order = [number for _, _, number in self.ranks[:_MOST_ASKED]]
+            if self.turn % _TURNS == 0:
+                order = [next(iter(self.jobs)), *order]
+        return (self.jobs[number] for number in dict.fromkeys(order) if number in self.jobs)
+
+    def _is_tight(self, now: float, seconds_per_token: float) -> bool:
+        ahead_s = 0.0
+        for deadline, number in self.dues:
+            ahead_s += self.jobs[number].tokens * seconds_per_token
+            if deadline - now < _DEADLINE_MARGIN * ahead_s:
+                return True
+        return False
 
 
 class BatchPlanner:
     """Holds what waits for one model."""
 
     def __init__(
-        self, *, max_batch_tokens: int, max_batch_pairs: int, max_waiting_tokens: int, max_padding: float = 0.25
+        self, *, max_batch_tokens: int, max_batch_pairs: int, workers: int = 1, max_padding: float = 0.25
     ) -> None:
-        self._max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens
         self._max_batch_pairs = max_batch_pairs
-        self._max_waiting_tokens = max_waiting_tokens
+        self._workers = workers
         self._max_padding = max_padding
-        self._urgent: dict[int, _Job] = {}
-        self._ordinary: dict[int, _Job] = {}
+        self._urgent = _Caller(served=-inf)
+        self._callers: dict[str, _Caller] = {}
+        self._caller_of: dict[int, _Caller] = {}
+        self._floor = 0.0
         self.waiting_tokens = 0
 
     def __bool__(self) -> bool:
-        return bool(self._urgent or self._ordinary)
+        return bool(self._caller_of)
 
-    def admit(self, job: int, lengths: Sequence[int], *, urgent: bool = False) -> None:
-        """Queue all of a request's encodings, or none of them.
+    @property
+    def active_callers(self) -> int:
+        """How many callers share the engine now."""
+        return sum(1 for caller in self._callers.values() if caller.jobs)
 
-        Raises:
-            Overloaded: other work waits and the request would exceed the limit. A request that finds nothing
-                waiting is always taken, however large.
-        """
-        tokens = sum(lengths)
-        if self and not urgent and self.waiting_tokens + tokens > self._max_waiting_tokens:
-            raise Overloaded(
-                f"{self.waiting_tokens} tokens wait already; this request has {tokens} and the limit is "
-                f"{self._max_waiting_tokens}: try again later, or send fewer documents"
-            )
-        waiting = sorted((length, index) for index, length in enumerate(lengths))
-        (self._urgent if urgent else self._ordinary)[job] = _Job(waiting, tokens)
-        self.waiting_tokens += tokens
+    def tokens_of(self, caller: str) -> int:
+        """Tokens that wait for one caller."""
+        return self._callers[caller].tokens if caller in self._callers else 0
 
-    def withdraw(self, job: int) -> int:
+    def deadlines_of(self, caller: str) -> list[Pending]:
+        """The caller's requests that have a deadline, the earliest first."""
+        known = self._callers.get(caller)
+        return [Pending(deadline, known.jobs[number].tokens) for deadline, number in known.dues] if known else []
+
+    def add(self, entries: Sequence[Entry], terms: Terms) -> None:
+        """Queue a request's encodings, at least one, under a number that no other waiting request has."""
+        number = entries[0].job
+        waiting = sorted((entry.length, entry.position) for entry in entries)
+        job = _Job(number, terms, waiting, sum(entry.length for entry in entries))
+        caller = self._urgent if terms.urgent else self._caller(terms.caller)
+        caller.add(job)
+        self._caller_of[number] = caller
+        self.waiting_tokens += job.tokens
+
+    def withdraw(self, number: int) -> int:
         """Forget a request's waiting encodings and return how many tokens that saved."""
-        queue = self._urgent if job in self._urgent else self._ordinary
-        if job not in queue:
+        caller = self._caller_of.pop(number, None)
+        if caller is None:
             return 0
-        tokens = queue.pop(job).tokens
-        self.waiting_tokens -= tokens
-        return tokens
+        job = caller.jobs[number]
+        caller.remove(job)
+        self.waiting_tokens -= job.tokens
+        return job.tokens
 
-    def next_batch(self) -> list[Entry]:
-        """Take the encodings of the next forward pass off the queue; empty when nothing waits."""
-        batch = _Batch(
-            max_tokens=self._max_batch_tokens, max_pairs=self._max_batch_pairs, max_padding=self._max_padding
+    def remove(self, entry: Entry) -> None:
+        """Forget one waiting encoding; nothing happens if it waits no longer."""
+        caller = self._caller_of.get(entry.job)
+        if caller is None:
+            return
+        job = caller.jobs[entry.job]
+        place = bisect_left(job.waiting, (entry.length, entry.position))
+        if place < len(job.waiting) and job.waiting[place] == (entry.length, entry.position):
+            del job.waiting[place]
+            self._shrink(caller, job, tokens=entry.length)
+
+    def next_batch(self, *, now: float = 0.0, seconds_per_token: float = 0.0) -> list[Entry]:
+        """Take the encodings of the next forward pass off the queue; empty when nothing waits.
+
+        `now` is on the clock of the deadlines; `seconds_per_token` is how fast waiting work goes, all workers together.
+        """
+        batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs, max_padding=self._max_padding)
+        active = sorted((caller for caller in self._callers.values() if caller.jobs), key=lambda caller: caller.served)
+        if active:
+            self._floor = max(self._floor, active[0].served)
+        shared = seconds_per_token * max(1, len(active))
+        in_order = (
+            (caller, job)
+            for caller in (self._urgent, *active)
+            for job in caller.in_order(now=now, seconds_per_token=shared)
         )
-        for number, job in list(self._in_order()):
-            self._take(batch, number, job)
+        for caller, job in islice(in_order, _MOST_ASKED):
+            self._take(batch, caller, job)
             if batch.full:
                 break
         return batch.entries
 
-    def _in_order(self) -> Iterator[tuple[int, _Job]]:
-        """The policy: which request is served first."""
-        yield from self._urgent.items()
-        yield from self._ordinary.items()
+    def _caller(self, name: str) -> _Caller:
+        """The caller, brought forward if it was away, so that it has not more than its credit to catch up."""
+        caller = self._callers.setdefault(name, _Caller(served=-inf))
+        if not caller.jobs:
+            caller.served = max(caller.served, self._floor - _CREDIT_TOKENS)
+        return caller
 
-    def _take(self, batch: "_Batch", number: int, job: _Job) -> None:
+    def _budget(self) -> int:
+        if self._workers == 1:
+            return self.max_batch_tokens
+        part = -(-self.waiting_tokens // self._workers)
+        return min(self.max_batch_tokens, max(part, self.max_batch_tokens // _LEAST_PART))
+
+    def _take(self, batch: "_Batch", caller: _Caller, job: _Job) -> None:
         """Move a request's longest encodings that are not longer than the batch's first one."""
         end = bisect_right(job.waiting, batch.longest, key=_length) if batch.entries else len(job.waiting)
-        start = end
+        start, tokens = end, 0
         while start > 0 and batch.takes(job.waiting[start - 1][0]):
             start -= 1
-            length, index = job.waiting[start]
-            batch.add(Entry(number, index, length))
-            job.tokens -= length
-            self.waiting_tokens -= length
-        del job.waiting[start:end]
+            length, position = job.waiting[start]
+            batch.add(Entry(job.number, position, length))
+            tokens += length
+        if start < end:
+            del job.waiting[start:end]
+            caller.served += tokens
+            self._shrink(caller, job, tokens=tokens)
+
+    def _shrink(self, caller: _Caller, job: _Job, *, tokens: int) -> None:
+        caller.shrink(job, tokens=tokens)
+        self.waiting_tokens -= tokens
         if not job.waiting:
-            (self._urgent if number in self._urgent else self._ordinary).pop(number)
+            del self._caller_of[job.number]
 
 
 def _length(waiting: tuple[int, int]) -> int:

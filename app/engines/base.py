@@ -29,8 +29,12 @@ class BatchLimits:
     pairs: int
 
 
+class OutOfMemory(Exception):
+    """The device has not enough memory for a batch; a smaller one may fit."""
+
+
 class Engine(Protocol):
-    """`forward` may be called from `workers` threads at a time. It raises whatever the runtime raises."""
+    """`forward` may be called from `workers` threads at a time. It raises `OutOfMemory`, or what the runtime raises."""
 
     @property
     def name(self) -> str:

@@ -5,8 +5,8 @@ from time import perf_counter
 
 import numpy as np
 
-from app.batching.batcher import Batcher
-from app.domain import ScoreOptions, Scores, Timings
+from app.batching.batcher import Batcher, Forwarded, identities_of
+from app.domain import FloatArray, ScoreOptions, Scores, Timings
 from app.scorers.base import EncodedPairs, PairScorer
 from app.worker import Worker
 
@@ -29,11 +29,14 @@ class PointwiseStage:
             Overloaded, ScoringFailed, Unavailable: see `Batcher.forward`.
         """
         started = perf_counter()
-        pairs = await self._encode(query, documents, options)
-        tokenized = perf_counter()
-        forwarded = await self._batcher.forward(pairs.encodings, urgent=options.urgent)
+        characters = sum(map(len, documents)) + len(query) * len(documents)
+        with self._batcher.place(characters=characters, encodings=len(documents), terms=options.terms) as place:
+            pairs, identities = await self._encode(query, documents, options)
+            tokenized = perf_counter()
+            forwarded = await place.forward(pairs.encodings, identities)
         return Scores(
-            values=self._scorer.interpret(forwarded.logits),
+            values=self._values(forwarded),
+            scored=forwarded.scored,
             tokens=np.array([len(encoding.ids) for encoding in pairs.encodings], dtype=np.int64),
             dropped=pairs.dropped,
             timings=Timings(
@@ -43,17 +46,31 @@ class PointwiseStage:
             ),
         )
 
-    async def _encode(self, query: str, documents: Sequence[str], options: ScoreOptions) -> EncodedPairs:
+    def _values(self, forwarded: Forwarded) -> FloatArray:
+        if forwarded.scored.all():
+            return self._scorer.interpret(forwarded.logits)
+        values = np.zeros(len(forwarded.scored), dtype=np.float32)
+        if forwarded.scored.any():
+            values[forwarded.scored] = self._scorer.interpret(forwarded.logits[forwarded.scored])
+        return values
+
+    async def _encode(
+        self, query: str, documents: Sequence[str], options: ScoreOptions
+    ) -> tuple[EncodedPairs, list[bytes]]:
         portions = [
             await self._tokenizing.run(
-                self._scorer.encode,
-                query,
-                documents[start : start + _DOCUMENTS_PER_CALL],
-                max_document_tokens=options.max_tokens_per_doc,
+                self._encode_portion, query, documents[start : start + _DOCUMENTS_PER_CALL], options.max_tokens_per_doc
             )
             for start in range(0, len(documents), _DOCUMENTS_PER_CALL)
         ]
-        return EncodedPairs(
-            [encoding for portion in portions for encoding in portion.encodings],
-            np.concatenate([portion.dropped for portion in portions]),
+        pairs = EncodedPairs(
+            [encoding for portion, _ in portions for encoding in portion.encodings],
+            np.concatenate([portion.dropped for portion, _ in portions]),
         )
+        return pairs, [identity for _, identities in portions for identity in identities]
+
+    def _encode_portion(
+        self, query: str, documents: Sequence[str], max_document_tokens: int | None
+    ) -> tuple[EncodedPairs, list[bytes]]:
+        pairs = self._scorer.encode(query, documents, max_document_tokens=max_document_tokens)
+        return pairs, identities_of(pairs.encodings)

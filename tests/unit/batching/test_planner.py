@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -9,19 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from app.batching.planner import BatchPlanner, Entry
-from app.errors import Overloaded
+from app.domain import Terms
 
-_MANY = 10**9
+
+def _entries(job: int, lengths: Sequence[int]) -> list[Entry]:
+    return [Entry(job, position, length) for position, length in enumerate(lengths)]
 
 
 def _planner(
-    *, tokens: int = 64, pairs: int = 8, waiting: int = _MANY, padding: float = 0.25, jobs: Sequence[Sequence[int]] = ()
+    *, tokens: int = 64, pairs: int = 8, workers: int = 1, padding: float = 0.25, jobs: Sequence[Sequence[int]] = ()
 ) -> BatchPlanner:
-    planner = BatchPlanner(
-        max_batch_tokens=tokens, max_batch_pairs=pairs, max_waiting_tokens=waiting, max_padding=padding
-    )
+    planner = BatchPlanner(max_batch_tokens=tokens, max_batch_pairs=pairs, workers=workers, max_padding=padding)
     for number, lengths in enumerate(jobs):
-        planner.admit(number, lengths)
+        planner.add(_entries(number, lengths), Terms())
     return planner
 
 
@@ -72,39 +74,99 @@ def test_padding_within_the_limit_is_accepted() -> None:
     assert _lengths(_drain(_planner(padding=0.24, jobs=[[16, 8]]))) == [[16], [8]]
 
 
-def test_requests_are_served_in_order_of_arrival_and_urgent_ones_first() -> None:
+def test_urgent_requests_go_first() -> None:
     planner = _planner(tokens=16, jobs=[[16], [16]])
-    planner.admit(7, [16], urgent=True)
-    planner.admit(8, [16], urgent=True)
+    planner.add(_entries(7, [16]), Terms(urgent=True))
+    planner.add(_entries(8, [16]), Terms(urgent=True))
     assert [batch[0].job for batch in _drain(planner)] == [7, 8, 0, 1]
 
 
-@pytest.mark.parametrize(
-    ("waiting", "request_tokens", "admitted"),
-    [(0, 101, True), (50, 50, True), (50, 51, False), (100, 1, False)],
-)
-def test_a_request_is_admitted_whole_or_not_at_all(waiting: int, request_tokens: int, admitted: bool) -> None:
-    planner = _planner(waiting=100, jobs=[[waiting]] if waiting else [])
-    lengths = [1] * request_tokens
-    if admitted:
-        planner.admit(1, lengths)
-        assert planner.waiting_tokens == waiting + request_tokens
-    else:
-        with pytest.raises(Overloaded, match=f"{waiting} tokens wait .* has {request_tokens} .* limit is 100"):
-            planner.admit(1, lengths)
-        assert planner.waiting_tokens == waiting
-        assert planner.withdraw(1) == 0
+def test_the_request_with_the_least_work_left_goes_first() -> None:
+    planner = _planner(tokens=16, jobs=[[16] * 3, [16], [16] * 2])
+    assert [planner.next_batch()[0].job for _ in range(3)] == [1, 2, 2]
 
 
-def test_urgent_work_is_admitted_beyond_the_limit() -> None:
-    planner = _planner(waiting=10, jobs=[[10]])
-    planner.admit(1, [10], urgent=True)
-    assert planner.waiting_tokens == 20
+def test_a_request_that_is_nearly_done_is_finished_before_one_that_was_shorter_at_first() -> None:
+    planner = _planner(tokens=32, jobs=[[16] * 5])
+    planner.next_batch()
+    planner.next_batch()
+    planner.add(_entries(1, [16] * 2), Terms())
+    assert planner.next_batch()[0].job == 0
+
+
+def test_one_batch_in_four_belongs_to_the_oldest_request() -> None:
+    planner = _planner(tokens=16, jobs=[[16] * 100])
+    served = []
+    for number in range(1, 30):
+        planner.add(_entries(number, [16]), Terms())
+        served.append(planner.next_batch()[0].job)
+    assert served.count(0) == pytest.approx(len(served) / 4, abs=1)
+
+
+def test_a_lower_priority_goes_first_among_one_callers_requests() -> None:
+    planner = _planner(tokens=16)
+    for number, priority in enumerate([500, 0, 999]):
+        planner.add(_entries(number, [16]), Terms(priority=priority))
+    assert [batch[0].job for batch in _drain(planner)] == [1, 0, 2]
+
+
+def test_callers_share_the_engine_evenly_whatever_they_bring() -> None:
+    planner = _planner(tokens=16)
+    for number in range(40):
+        planner.add(_entries(number, [16]), Terms(caller="heavy"))
+    for number in range(40, 44):
+        planner.add(_entries(number, [16]), Terms(caller="light"))
+    served = [planner.next_batch()[0].job for _ in range(8)]
+    assert sum(number >= 40 for number in served) == 4
+
+
+def test_a_caller_that_had_less_than_its_share_goes_before_one_that_had_more() -> None:
+    planner = _planner(tokens=1600)
+    for number in range(50):
+        planner.add(_entries(number, [16] * 8), Terms(caller="heavy"))
+    for _ in range(10):
+        planner.next_batch()
+    planner.add(_entries(100, [16] * 24), Terms(caller="light"))
+    assert [planner.next_batch()[0].job for _ in range(3)] == [100] * 3
+
+
+def test_what_a_caller_may_catch_up_after_an_absence_is_bounded() -> None:
+    planner = _planner(tokens=10_000, pairs=10_000)
+    planner.add(_entries(0, [10]), Terms(caller="late"))
+    planner.add(_entries(1, [1000] * 1000), Terms(caller="early"))
+    while planner.tokens_of("early") > 100_000:
+        planner.next_batch()
+    planner.add(_entries(2, [1000] * 1000), Terms(caller="late"))
+    catching_up = 0
+    while planner.next_batch()[0].job == 2:
+        catching_up += 10_000
+    assert 40_000 <= catching_up <= 70_000
+
+
+def test_deadlines_that_would_be_missed_come_first() -> None:
+    planner = _planner(tokens=16)
+    planner.add(_entries(0, [16] * 10), Terms(deadline=10.0))
+    planner.add(_entries(1, [16]), Terms())
+    planner.add(_entries(2, [16]), Terms(deadline=50.0))
+    at_leisure = planner.next_batch(now=0.0, seconds_per_token=0.01)
+    in_haste = planner.next_batch(now=8.5, seconds_per_token=0.01)
+    assert at_leisure[0].job == 1
+    assert in_haste[0].job == 0
+
+
+def test_several_workers_share_what_little_waits() -> None:
+    planner = _planner(tokens=64, workers=2, jobs=[[10] * 10])
+    assert [len(planner.next_batch()) for _ in range(3)] == [5, 2, 1]
+
+
+def test_enough_work_gives_every_worker_a_full_batch() -> None:
+    planner = _planner(tokens=64, workers=2, jobs=[[16] * 16])
+    assert _lengths(_drain(planner))[:3] == [[16] * 4] * 3
 
 
 def test_withdrawing_returns_what_was_saved() -> None:
     planner = _planner(tokens=32, jobs=[[16, 16, 16]])
-    planner.admit(1, [5], urgent=True)
+    planner.add(_entries(1, [5]), Terms(urgent=True))
     planner.next_batch()
     planner.next_batch()
     assert planner.withdraw(0) == 16
@@ -116,9 +178,39 @@ def test_withdrawing_returns_what_was_saved() -> None:
 
 def test_urgent_work_can_be_withdrawn() -> None:
     planner = _planner()
-    planner.admit(1, [5, 6], urgent=True)
+    planner.add(_entries(1, [5, 6]), Terms(urgent=True))
     assert planner.withdraw(1) == 11
     assert not planner
+
+
+def test_one_encoding_can_be_taken_out() -> None:
+    planner = _planner(jobs=[[16, 8, 16]])
+    planner.remove(Entry(0, 2, 16))
+    planner.remove(Entry(0, 2, 16))
+    planner.remove(Entry(9, 0, 16))
+    assert planner.waiting_tokens == 24
+    assert planner.next_batch() == [Entry(0, 0, 16), Entry(0, 1, 8)]
+    assert not planner
+
+
+def test_taking_the_last_encoding_out_forgets_the_request() -> None:
+    planner = _planner(jobs=[[16]])
+    planner.remove(Entry(0, 0, 16))
+    assert not planner
+    assert planner.next_batch() == []
+
+
+def test_a_request_is_told_apart_by_its_deadline_and_its_caller() -> None:
+    planner = _planner()
+    planner.add(_entries(0, [4, 4]), Terms(caller="a", deadline=9.0))
+    planner.add(_entries(1, [4]), Terms(caller="a", deadline=3.0))
+    planner.add(_entries(2, [4]), Terms(caller="a"))
+    planner.add(_entries(3, [4]), Terms(caller="b", deadline=1.0))
+    assert planner.deadlines_of("a") == [(3.0, 4), (9.0, 8)]
+    assert planner.tokens_of("a") == 16
+    assert planner.deadlines_of("nobody") == []
+    assert planner.tokens_of("nobody") == 0
+    assert planner.active_callers == 2
 
 
 def test_nothing_waits_gives_an_empty_batch() -> None:
@@ -151,20 +243,41 @@ def test_no_pair_is_lost_or_served_twice_and_every_budget_is_kept(
         assert area - sum(entry.length for entry in batch) <= padding * area
 
 
-@given(jobs=st.lists(_LENGTHS, min_size=2, max_size=8), tokens=st.integers(1, 200))
-def test_the_oldest_request_is_in_every_batch_until_it_is_served(jobs: list[list[int]], tokens: int) -> None:
-    first_jobs = [batch[0].job for batch in _drain(_planner(tokens=tokens, jobs=jobs))]
-    assert first_jobs == sorted(first_jobs)
+_TERMS = st.builds(
+    Terms,
+    caller=st.sampled_from(["a", "b", "c"]),
+    priority=st.integers(0, 3),
+    urgent=st.booleans(),
+    deadline=st.one_of(st.just(inf), st.floats(0, 100)),
+)
+
+
+@given(lengths=_LENGTHS, terms=_TERMS, others=st.lists(_LENGTHS, min_size=1, max_size=4), tokens=st.integers(1, 200))
+def test_nothing_starves_while_newer_work_keeps_coming(
+    lengths: list[int], terms: Terms, others: list[list[int]], tokens: int
+) -> None:
+    """However much arrives, a request without deadline or haste is done after a bounded number of batches."""
+    planner = _planner(tokens=tokens, pairs=8)
+    terms = replace(terms, urgent=False, priority=3, deadline=inf)
+    planner.add(_entries(0, lengths), terms)
+    waiting, number, batches = len(lengths), 0, 0
+    while waiting:
+        for other in others:
+            number += 1
+            planner.add(_entries(number, other), Terms(caller=terms.caller))
+        waiting -= sum(entry.job == 0 for entry in planner.next_batch())
+        batches += 1
+        assert batches <= 4 * len(lengths)
 
 
 class PlannerLife(RuleBasedStateMachine):
     """Requests come, are served and go away in any order; a plain model of what waits must agree at every step."""
 
-    jobs: Bundle[int | None] = Bundle("jobs")
+    jobs: Bundle[int] = Bundle("jobs")
 
     def __init__(self) -> None:
         super().__init__()
-        self.planner = _planner(tokens=100, pairs=4, waiting=400)
+        self.planner = _planner(tokens=100, pairs=4, workers=2)
         self.waiting: dict[int, dict[int, int]] = {}
         self.urgent: set[int] = set()
         self.numbers = 0
@@ -172,36 +285,38 @@ class PlannerLife(RuleBasedStateMachine):
     def _total(self) -> int:
         return sum(sum(lengths.values()) for lengths in self.waiting.values())
 
-    @rule(target=jobs, lengths=_LENGTHS, urgent=st.booleans())
-    def admit(self, lengths: list[int], urgent: bool) -> int | None:
+    @rule(target=jobs, lengths=_LENGTHS, terms=_TERMS)
+    def add(self, lengths: list[int], terms: Terms) -> int:
         self.numbers += 1
-        refused = bool(self.waiting) and not urgent and self._total() + sum(lengths) > 400
-        try:
-            self.planner.admit(self.numbers, lengths, urgent=urgent)
-        except Overloaded:
-            assert refused
-            return None
-        assert not refused
+        self.planner.add(_entries(self.numbers, lengths), terms)
         self.waiting[self.numbers] = dict(enumerate(lengths))
-        if urgent:
+        if terms.urgent:
             self.urgent.add(self.numbers)
         return self.numbers
 
-    @rule()
-    def serve(self) -> None:
-        batch = self.planner.next_batch()
+    @rule(now=st.floats(0, 100))
+    def serve(self, now: float) -> None:
+        batch = self.planner.next_batch(now=now, seconds_per_token=0.01)
         assert bool(batch) == bool(self.waiting)
         if batch and self.urgent & self.waiting.keys():
             assert batch[0].job in self.urgent
         for entry in batch:
             assert self.waiting[entry.job].pop(entry.position) == entry.length
-            if not self.waiting[entry.job]:
-                del self.waiting[entry.job]
+            self._forget_if_done(entry.job)
+
+    @rule(job=jobs, position=st.integers(0, 5))
+    def take_one_out(self, job: int, position: int) -> None:
+        length = self.waiting.get(job, {}).pop(position, 7)
+        self.planner.remove(Entry(job, position, length))
+        self._forget_if_done(job)
 
     @rule(job=consumes(jobs))
-    def withdraw(self, job: int | None) -> None:
-        number = job or 10**6
-        assert self.planner.withdraw(number) == sum(self.waiting.pop(number, {}).values())
+    def withdraw(self, job: int) -> None:
+        assert self.planner.withdraw(job) == sum(self.waiting.pop(job, {}).values())
+
+    def _forget_if_done(self, job: int) -> None:
+        if not self.waiting.get(job, True):
+            del self.waiting[job]
 
     @invariant()
     def waiting_tokens_are_the_sum_of_what_waits(self) -> None:

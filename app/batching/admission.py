@@ -1,0 +1,121 @@
+"""Decides which work is taken and which is refused at once. Pure.
+
+Refusing at the door is kind: the caller can ask another replica now, and what was admitted is answered in time.
+A request whose texts are still being tokenised counts already, by an estimate.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+from app.batching.cost import CostModel
+from app.batching.planner import BatchPlanner
+from app.domain import Terms
+from app.errors import DeadlineExceeded, Overloaded
+
+_FIRST_RETRY_S = 1.0
+# What a prediction is off by, and what an answer needs beside the passes.
+_MARGIN = 1.1
+_TOKENS_PER_CHARACTER = 0.25
+_MEMORY = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Tokens of a request, and the sum of its encodings' squared lengths."""
+
+    tokens: float
+    squares: float
+
+
+class Admission:
+    """Answers for one model. `reserved` work is admitted, but not in the planner yet."""
+
+    def __init__(self, planner: BatchPlanner, cost: CostModel, *, max_waiting_tokens: int, workers: int) -> None:
+        self._planner = planner
+        self._cost = cost
+        self._max_waiting_tokens = max_waiting_tokens
+        self._workers = workers
+        self._tokens_per_character = _TOKENS_PER_CHARACTER
+        self.reserved_tokens = 0.0
+
+    @property
+    def seconds_per_token(self) -> float:
+        """How fast waiting work goes, all workers together."""
+        return self._cost.seconds_per_token / self._workers
+
+    def estimate(self, *, characters: int, encodings: int) -> Work:
+        """What texts of so many characters will be, before they are tokenised."""
+        tokens = max(1.0, characters * self._tokens_per_character)
+        return Work(tokens, tokens * tokens / max(1, encodings))
+
+    def learn_length(self, *, characters: int, tokens: int) -> None:
+        """Take in how many tokens a request's characters were."""
+        if characters:
+            share = tokens / characters
+            self._tokens_per_character = _MEMORY * self._tokens_per_character + (1 - _MEMORY) * share
+
+    def check(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:
+        """Let a request in, or say why not. `busy_s` is what the passes that run will still take.
+
+        Raises:
+            Overloaded: too much waits, or the deadline cannot be met now; `retry_after_s` is when it could.
+            DeadlineExceeded: the deadline could not be met by an idle server either.
+        """
+        if terms.urgent:
+            return
+        self._check_room(work, terms)
+        if terms.deadline < inf and self._cost.known:
+            self._check_deadline(work, terms, now=now, busy_s=busy_s)
+
+    def _check_room(self, work: Work, terms: Terms) -> None:
+        """A caller that has not its part of the queue yet is not refused because others have more than theirs."""
+        waiting = self._planner.waiting_tokens + self.reserved_tokens
+        if not waiting or waiting + work.tokens <= self._max_waiting_tokens:
+            return
+        own = self._planner.tokens_of(terms.caller)
+        others = self._planner.active_callers - bool(own)
+        if others and own + work.tokens <= self._max_waiting_tokens / (others + 1):
+            return
+        excess = min(work.tokens, waiting + work.tokens - self._max_waiting_tokens)
+        raise Overloaded(
+            f"{waiting:.0f} tokens wait already; this request has about {work.tokens:.0f} and the limit is "
+            f"{self._max_waiting_tokens}: try again later, or send fewer documents",
+            retry_after_s=excess * self.seconds_per_token if self._cost.known else _FIRST_RETRY_S,
+        )
+
+    def _check_deadline(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:
+        """Work of one caller is done in the order of deadlines when need be: what must be done before this one's
+        deadline must fit before it, and what has a later deadline must fit with it.
+        """
+        left_s = terms.deadline - now
+        own_s = _MARGIN * self._cost.seconds(tokens=work.tokens, squares=work.squares) / self._workers
+        if own_s > left_s:
+            raise DeadlineExceeded(
+                f"this request needs about {own_s:.2f} s and its deadline is in {max(0.0, left_s):.2f} s: "
+                "allow more time, or send fewer documents"
+            )
+        late_s = self._lateness(own_s, terms, now=now, busy_s=busy_s)
+        if late_s > 0:
+            raise Overloaded(
+                f"this request would be answered about {late_s:.2f} s after its deadline: try again later",
+                retry_after_s=late_s,
+            )
+
+    def _lateness(self, own_s: float, terms: Terms, *, now: float, busy_s: float) -> float:
+        """By how much the first deadline to be missed would be missed, if this request were admitted."""
+        pace_s = _MARGIN * self.seconds_per_token
+        own_tokens = self._planner.tokens_of(terms.caller)
+        others = self._planner.active_callers - bool(own_tokens)
+        foreign_s = pace_s * (self._planner.waiting_tokens - own_tokens)
+        dated = [(pending.deadline, pace_s * pending.tokens) for pending in self._planner.deadlines_of(terms.caller)]
+        done_s, late_s = busy_s + pace_s * self.reserved_tokens, -inf
+        for deadline, seconds in sorted([*dated, (terms.deadline, own_s)]):
+            done_s += seconds
+            if deadline >= terms.deadline:
+                late_s = max(late_s, self._shared(done_s, foreign_s, others) - (deadline - now))
+        return late_s
+
+    @staticmethod
+    def _shared(own_s: float, foreign_s: float, others: int) -> float:
+        """When own work is done beside that of other callers: after all of theirs, or at an equal share."""
+        return min(own_s + foreign_s, own_s * (others + 1))

@@ -1,0 +1,61 @@
+"""How long work takes on an engine: t(B, L) of a forward pass, learnt while it serves. Pure.
+
+A pass of encodings with lengths l costs `overhead + per_token * sum(l) + per_square * sum(l^2)`: the products of the
+layers grow with the tokens, attention with the squares of the lengths. The three are fitted by recursive least
+squares that forgets old passes (Plackett 1950), since clocks, neighbours and the mix of requests change.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+_FORGETTING = 0.99
+# The tokens and squares of a usual pass, so that all three factors are of one order of magnitude.
+_SCALE: Vector = np.array([1.0, 512.0, 512.0 * 128.0])
+_UNCERTAIN = 1e4
+# The fit may say that more tokens cost less after few passes of one kind; then the mean speed is the better guide.
+_TRUSTED = (0.5, 2.0)
+_MEMORY = 0.9
+
+
+class CostModel:
+    """`known` is false before the first pass."""
+
+    def __init__(self) -> None:
+        self._factors: Vector = np.zeros(3)
+        self._uncertainty = np.eye(3) * _UNCERTAIN
+        self._seconds_per_token = 0.0
+        self._pass_tokens = 512.0
+
+    @property
+    def known(self) -> bool:
+        return self._seconds_per_token > 0.0
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The mean of recent passes."""
+        return self._seconds_per_token
+
+    def learn(self, *, tokens: int, squares: int, seconds: float) -> None:
+        """Take in what one pass of so many tokens, and so many squares of lengths, took."""
+        memory = _MEMORY if self.known else 0.0
+        self._seconds_per_token = memory * self._seconds_per_token + (1 - memory) * seconds / tokens
+        self._pass_tokens = memory * self._pass_tokens + (1 - memory) * tokens
+        given = np.array([1.0, tokens, squares]) / _SCALE
+        spread = self._uncertainty @ given
+        gain = spread / (_FORGETTING + given @ spread)
+        self._factors += gain * (seconds - given @ self._factors)
+        self._uncertainty = (self._uncertainty - np.outer(gain, spread)) / _FORGETTING
+        # Passes of one kind only say nothing about the others; forgetting must not make that grow without bound.
+        largest = float(np.trace(self._uncertainty))
+        if largest > 3 * _UNCERTAIN:
+            self._uncertainty *= 3 * _UNCERTAIN / largest
+
+    def seconds(self, *, tokens: float, squares: float) -> float:
+        """Time of one worker for so much work, cut into passes of the usual size; 0 before anything is known."""
+        passes = max(1.0, tokens / self._pass_tokens)
+        fitted = float(np.array([passes, tokens, squares]) / _SCALE @ self._factors)
+        mean = tokens * self._seconds_per_token
+        least, most = _TRUSTED
+        return min(max(fitted, least * mean), most * mean)

@@ -18,7 +18,7 @@ serve: $(VENV)/.service ## install the service and serve the shipped model (make
 test: $(VENV)/.development servers ## every test, with coverage
 	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=95
-	$(BIN)/python -m coverage report --fail-under=100 --include="app/batching/planner.py,app/cache/keys.py,app/ranking.py"
+	$(BIN)/python -m coverage report --fail-under=100 --include="app/batching/admission.py,app/batching/cost.py,app/batching/planner.py,app/cache/keys.py,app/ranking.py"
 
 test-fast: $(VENV)/.development servers ## the tests that take no minute
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

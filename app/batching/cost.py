@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 
-_FORGETTING = 0.99
+_FORGETTING = 0.97
 # The tokens and squares of a usual pass, so that all three factors are of one order of magnitude.
 _SCALE: Vector = np.array([1.0, 512.0, 512.0 * 128.0])
 _UNCERTAIN = 1e4

@@ -1,0 +1,117 @@
+"""Who is let in: by tokens, by deadlines, and with a fair part of the queue for everybody."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from app.batching.admission import Admission, Work
+from app.batching.cost import CostModel
+from app.batching.planner import BatchPlanner, Entry
+from app.domain import Terms
+from app.errors import DeadlineExceeded, Overloaded, RerankError
+
+SECONDS_PER_TOKEN = 0.001
+
+
+def _admission(*, limit: int = 10**9, workers: int = 1, waiting: Sequence[tuple[int, Terms]] = ()) -> Admission:
+    """An engine of a thousand tokens a second and worker, with requests of so many tokens waiting."""
+    planner, cost = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64), CostModel()
+    for _ in range(50):
+        cost.learn(tokens=512, squares=512 * 64, seconds=512 * SECONDS_PER_TOKEN)
+    for number, (tokens, terms) in enumerate(waiting):
+        planner.add([Entry(number, position, 1) for position in range(tokens)], terms)
+    return Admission(planner, cost, max_waiting_tokens=limit, workers=workers)
+
+
+def _work(tokens: int) -> Work:
+    return Work(tokens, tokens * 64)
+
+
+def _verdict(admission: Admission, tokens: int, terms: Terms, *, busy_s: float = 0.0) -> RerankError | None:
+    try:
+        admission.check(_work(tokens), terms, now=0.0, busy_s=busy_s)
+    except RerankError as refusal:
+        return refusal
+    return None
+
+
+@pytest.mark.parametrize(
+    ("waiting", "tokens", "admitted"), [(0, 101, True), (50, 50, True), (50, 51, False), (100, 1, False)]
+)
+def test_a_request_is_admitted_whole_or_not_at_all(waiting: int, tokens: int, admitted: bool) -> None:
+    admission = _admission(limit=100, waiting=[(waiting, Terms())] if waiting else [])
+    refusal = _verdict(admission, tokens, Terms())
+    assert (refusal is None) == admitted
+    if refusal:
+        assert f"{waiting} tokens wait already; this request has about {tokens} and the limit is 100" in str(refusal)
+
+
+def test_urgent_work_is_always_admitted() -> None:
+    assert _verdict(_admission(limit=10, waiting=[(10, Terms())]), 10, Terms(urgent=True, deadline=-1.0)) is None
+
+
+def test_reserved_work_counts() -> None:
+    admission = _admission(limit=100)
+    admission.reserved_tokens = 90
+    assert isinstance(_verdict(admission, 11, Terms()), Overloaded)
+
+
+def test_a_full_queue_still_has_room_for_a_caller_that_has_not_its_part() -> None:
+    admission = _admission(limit=100, waiting=[(100, Terms(caller="heavy"))])
+    assert isinstance(_verdict(admission, 1, Terms(caller="heavy")), Overloaded)
+    assert _verdict(admission, 50, Terms(caller="light")) is None
+    assert isinstance(_verdict(admission, 51, Terms(caller="light")), Overloaded)
+
+
+def test_retry_after_is_the_time_until_there_is_room() -> None:
+    refusal = _verdict(_admission(limit=1000, waiting=[(900, Terms())], workers=2), 300, Terms())
+    assert isinstance(refusal, Overloaded)
+    assert refusal.retry_after_s == pytest.approx(200 * SECONDS_PER_TOKEN / 2)
+
+
+def test_before_anything_is_known_every_deadline_is_believed_in() -> None:
+    planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64)
+    admission = Admission(planner, CostModel(), max_waiting_tokens=10**6, workers=1)
+    assert _verdict(admission, 10_000, Terms(deadline=0.001)) is None
+
+
+def test_what_no_idle_server_could_do_is_not_worth_a_retry() -> None:
+    refusal = _verdict(_admission(), 1000, Terms(deadline=0.5))
+    assert isinstance(refusal, DeadlineExceeded)
+    assert "about 1.10 s and its deadline is in 0.50 s" in str(refusal)
+
+
+@pytest.mark.parametrize(("deadline", "admitted"), [(1.4, True), (1.2, False)])
+def test_work_with_an_earlier_deadline_and_running_passes_come_before(deadline: float, admitted: bool) -> None:
+    admission = _admission(waiting=[(500, Terms(deadline=1.0))])
+    refusal = _verdict(admission, 500, Terms(deadline=deadline), busy_s=0.2)
+    assert (refusal is None) == admitted
+    if isinstance(refusal, Overloaded):
+        assert refusal.retry_after_s == pytest.approx(1.1 + 0.2 - deadline, rel=0.1)
+
+
+def test_work_without_a_deadline_stands_back() -> None:
+    assert _verdict(_admission(waiting=[(5000, Terms())]), 500, Terms(deadline=1.0)) is None
+
+
+def test_nobody_is_let_in_at_the_cost_of_somebody_who_was() -> None:
+    admission = _admission(waiting=[(800, Terms(deadline=1.0))])
+    assert isinstance(_verdict(admission, 300, Terms(deadline=0.9)), Overloaded)
+    assert _verdict(admission, 50, Terms(deadline=0.9)) is None
+
+
+def test_a_light_caller_is_not_refused_for_the_work_of_a_heavy_one() -> None:
+    admission = _admission(waiting=[(5000, Terms(caller="heavy", deadline=10.0))])
+    assert _verdict(admission, 300, Terms(caller="light", deadline=1.0)) is None
+    assert isinstance(_verdict(admission, 600, Terms(caller="light", deadline=1.0)), Overloaded)
+
+
+def test_an_estimate_learns_from_what_texts_turned_out_to_be() -> None:
+    admission = _admission()
+    assert admission.estimate(characters=400, encodings=1).tokens == 100
+    for _ in range(200):
+        admission.learn_length(characters=400, tokens=200)
+    admission.learn_length(characters=0, tokens=5)
+    estimate = admission.estimate(characters=400, encodings=4)
+    assert estimate.tokens == pytest.approx(200, rel=0.01)
+    assert estimate.squares == pytest.approx(200 * 200 / 4, rel=0.02)

@@ -91,13 +91,18 @@ def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys) -> APIRo
         "/info": endpoints.info,
     }
     router = APIRouter(tags=["operations"])
-    for path, endpoint in open_routes.items():
-        router.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
+    _add(router, open_routes)
     guarded = APIRouter(tags=["operations"], dependencies=[keys.required()])
-    for path, endpoint in keyed_routes.items():
-        guarded.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
+    _add(guarded, keyed_routes)
     router.include_router(guarded)
     return router
+
+
+def _add(router: APIRouter, routes: dict[str, Callable[..., Any]]) -> None:
+    """HEAD is answered as GET is; the server leaves the body out."""
+    for path, endpoint in routes.items():
+        router.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _describe(model: ServedModel) -> Json:

@@ -14,8 +14,8 @@ from starlette.types import Receive
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys
 from app.api.dialects.base import Dialect, Json
-from app.domain import RerankResult
-from app.errors import InvalidRequest, RerankError, Unavailable
+from app.domain import RerankRequest, RerankResult, Timings
+from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
 from app.logs import request_id
 from app.observer import Observer
 from app.service import RerankService
@@ -62,12 +62,12 @@ class _Endpoint:
             body = await _read_body(request)
             dialect = self._choose(body, request.headers)
             finish.dialect = dialect.name
-            call = dialect.parse(body)
-            wanted = call.to_request()
-            finish.model = self._service.model_named(wanted.model).name
-            result = await _while_connected(request.receive, self._service.rerank(wanted))
-            content = call.render(result, request_id=request_id.get() or "")
-            answer = _rendered(content, headers=finish.headers(result))
+            call = dialect.parse({**request.path_params, **body})
+            wanted = call.to_requests()
+            finish.model = self._service.model_named(wanted[0].model).name
+            results = await _while_connected(request.receive, self._rerank(wanted))
+            content = call.render(results, request_id=request_id.get() or "")
+            answer = _rendered(content, headers=finish.headers(results))
         except RerankError as error:
             finish(error.status)
             return error_answer(error)
@@ -82,6 +82,22 @@ class _Endpoint:
             raise
         finish(200)
         return answer
+
+    async def _rerank(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
+        """The result of each; the first failure stops all of them."""
+        if len(requests) == 1:
+            return [await self._service.rerank(requests[0])]
+        documents = sum(len(request.documents) for request in requests)
+        if documents > self._service.limits.max_documents:
+            limit = self._service.limits.max_documents
+            raise RequestTooLarge(f"at most {limit} documents per request; got {documents}")
+        running = [asyncio.ensure_future(self._service.rerank(request)) for request in requests]
+        try:
+            return await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     def _choose(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
         return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self._dialects[-1])
@@ -104,8 +120,9 @@ class _Finish:
             duration_s=perf_counter() - self._started,
         )
 
-    def headers(self, result: RerankResult) -> dict[str, str]:
-        return {"Server-Timing": server_timing(result.timings, total_s=perf_counter() - self._started)}
+    def headers(self, results: Sequence[RerankResult]) -> dict[str, str]:
+        timings = sum((result.timings for result in results), start=Timings())
+        return {"Server-Timing": server_timing(timings, total_s=perf_counter() - self._started)}
 
 
 async def _read_body(request: Request) -> Json:

@@ -1,5 +1,6 @@
 """Answers known pairs from the cache, so that only unknown ones go on. A broken cache is a cache that knows nothing."""
 
+import json
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -30,7 +31,7 @@ class CachedStage:
             RerankError: what the inner stage raises.
         """
         started = perf_counter()
-        keys = pair_keys(f"{self._fingerprint}|{options.max_tokens_per_doc}", query, documents)
+        keys = pair_keys(_with_options(self._fingerprint, options), query, documents)
         first_of: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             first_of.setdefault(key, index)
@@ -39,6 +40,8 @@ class CachedStage:
 
         unknown = [key for key in first_of if key not in known]
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
+        cached = np.ones(len(keys), dtype=np.bool_)
+        cached[[first_of[key] for key in unknown]] = False
         timings = Timings(cache_s=cache_s)
         if unknown:
             fresh = await self._inner.score(query, [documents[first_of[key]] for key in unknown], options)
@@ -50,7 +53,7 @@ class CachedStage:
             values=found["value"],
             tokens=found["tokens"].astype(np.int64),
             dropped=found["dropped"].astype(np.int64),
-            cached=len(keys) - len(unknown),
+            cached=cached,
             timings=timings,
         )
 
@@ -70,6 +73,11 @@ class CachedStage:
         except CacheUnavailable:
             self._observer.cache_failed(operation="put")
         return perf_counter() - started
+
+
+def _with_options(fingerprint: str, options: ScoreOptions) -> str:
+    """What changes a pair's score beside the model and the two texts. Passages are texts of their own."""
+    return f"{fingerprint}|{json.dumps([options.max_tokens_per_doc, options.instruction])}"
 
 
 def _entries(scores: Scores) -> NDArray[np.void]:

@@ -6,7 +6,7 @@ from time import perf_counter
 import numpy as np
 
 from app.batching.batcher import Batcher
-from app.domain import ScoreOptions, Scores, Timings
+from app.domain import ScoreOptions, Scores, Timings, Truncation
 from app.scorers.base import EncodedPairs, PairScorer
 from app.worker import Worker
 
@@ -22,7 +22,8 @@ class PointwiseStage:
         self._tokenizing = tokenizing
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
-        """Score every document, in the order given.
+        """Score every document, in the order given. Under `truncation: error` nothing is scored as soon as one of them
+        does not fit: values are then NaN, and `dropped` says which.
 
         Raises:
             InvalidRequest: the query leaves no room for a document.
@@ -31,6 +32,8 @@ class PointwiseStage:
         started = perf_counter()
         pairs = await self._encode(query, documents, options)
         tokenized = perf_counter()
+        if options.truncation is Truncation.ERROR and pairs.dropped.any():
+            return _unscored(pairs, tokenize_s=tokenized - started)
         forwarded = await self._batcher.forward(pairs.encodings, urgent=options.urgent)
         return Scores(
             values=self._scorer.interpret(forwarded.logits),
@@ -57,3 +60,12 @@ class PointwiseStage:
             [encoding for portion in portions for encoding in portion.encodings],
             np.concatenate([portion.dropped for portion in portions]),
         )
+
+
+def _unscored(pairs: EncodedPairs, *, tokenize_s: float) -> Scores:
+    return Scores(
+        values=np.full(len(pairs.encodings), np.nan, dtype=np.float32),
+        tokens=np.zeros(len(pairs.encodings), dtype=np.int64),
+        dropped=pairs.dropped,
+        timings=Timings(tokenize_s=tokenize_s),
+    )

@@ -16,7 +16,7 @@ def _answer(results: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
         "object": "rerank",
         "model": "fake",
         "results": results,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
         "meta": {
             "api_version": {"version": "1"},
             "billed_units": {"search_units": 1},

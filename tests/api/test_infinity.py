@@ -41,6 +41,11 @@ async def test_golden_pairs(api: Api, path: str, request_: object, expected: obj
     assert api.requests_counted(dialect="infinity", status=200) == 1
 
 
+async def test_no_model_in_the_words_of_its_client_is_the_default_one(api: Api) -> None:
+    body = {"query": "q", "documents": ["a"], "raw_scores": False, "model": "default/not-specified"}
+    assert (await api.post("/rerank", body)).json()["model"] == "fake"
+
+
 async def test_its_own_path_needs_no_mark_in_the_body(api: Api) -> None:
     answer = await api.post("/infinity/rerank", {"query": "q", "documents": ["a"], "return_documents": True})
     assert answer.json()["results"] == [{"index": 0, "relevance_score": _A, "document": "a"}]

@@ -15,6 +15,11 @@ def _answer(data: list[dict[str, object]], tokens: int) -> dict[str, object]:
 
 _GOLDEN = [
     pytest.param(
+        {"query": "q", "documents": [{"t": "b"}, {"t": "a", "text": "no"}], "rank_fields": ["t"], "top_n": 1},
+        _answer([{"index": 1, "score": _A, "document": {"t": "a", "text": "no"}}], 6),
+        id="one field, read as it is",
+    ),
+    pytest.param(
         {
             "model": "fake",
             "query": "q",

@@ -54,15 +54,13 @@ async def test_golden_pairs(api: Api, path: str, request_: object, expected: obj
     assert api.requests_counted(dialect="tei", status=200) == 1
 
 
-@pytest.mark.parametrize(("truncate", "status"), [(True, 200), (None, 200), (False, 400), ("false", 400)])
-async def test_a_text_that_is_too_long_is_cut_unless_that_is_forbidden(api: Api, truncate: object, status: int) -> None:
-    passes = len(api.engine.batches)
-    answer = await api.post("/rerank", {"query": "q", "texts": ["a", "w " * 600], "truncate": truncate})
-    assert answer.status_code == status
-    if status == 400:
-        assert is_our_error(answer, 400, "invalid_request")
-        assert answer.json()["message"].startswith("documents[1] cannot be read whole: 90 tokens of it do not fit")
-        assert len(api.engine.batches) == passes, "nothing of it was scored"
+@pytest.mark.parametrize("truncate", [True, False, "false", None])
+@pytest.mark.parametrize("side", ["Left", "Right", None])
+async def test_no_call_fails_because_a_text_is_long(api: Api, truncate: object, side: str | None) -> None:
+    body = {"query": "q", "texts": ["a", "w " * 600], "truncate": truncate, "truncation_direction": side}
+    answer = await api.post("/rerank", body)
+    assert answer.status_code == 200
+    assert [rank["index"] for rank in answer.json()] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ from app.errors import InvalidRequest
 _SHOWN: Final = 200
 _PAIRS_PER_SEARCH_UNIT: Final = 100
 
+# Fields of a document that come back in its result and are not read.
+PASSED_THROUGH: Final = ("id", "metadata")
+
 # Where clients of several dialects meet; the body says which of them it is.
 SHARED_PATHS: Final = ("/v1/rerank", "/rerank")
 
@@ -24,7 +27,9 @@ Documents = Annotated[
             "items": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": True}]},
         }
     ),
-    Field(description='Texts, or objects with a "text" (others of their fields come back untouched).'),
+    Field(
+        description='Texts, or objects: the model reads their "text", or rank_fields, or else all but id and metadata.'
+    ),
 ]
 # Clients send 0 and null for "all of them".
 TopN = Annotated[
@@ -57,8 +62,8 @@ def truncation_of(*, cut: bool | None) -> Truncation | None:
 
 
 def texts_of(documents: Sequence[Any], *, rank_fields: Sequence[str] | None, name: str = "documents") -> list[str]:
-    """What the model reads of each document: a string itself; of an object its `text`, or with `rank_fields` those
-    fields as `name: value` lines. `name` is what the dialect calls the list.
+    """What the model reads of each document: a string itself; of an object its `text`, or `rank_fields` as
+    `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list.
 
     Raises:
         InvalidRequest: a document is neither, or lacks the fields.
@@ -94,6 +99,8 @@ def _text_of(document: object, where: str, rank_fields: Sequence[str] | None) ->
         raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
     if rank_fields and list(rank_fields) != ["text"]:
         return _as_lines(document, where, rank_fields)
+    if document and "text" not in document:
+        return _as_lines(document, where, [name for name in document if name not in PASSED_THROUGH])
     text = document.get("text")
     if not isinstance(text, str):
         raise InvalidRequest(

@@ -22,6 +22,10 @@ from app.domain import RerankRequest, RerankResult
 _OWN_PATHS = tuple(f"/infinity{path}" for path in SHARED_PATHS)
 
 
+# What Infinity's client sends where its user names no model.
+_NO_MODEL = "default/not-specified"
+
+
 class InfinityCall(QueryCall):
     model: ModelName = None
     query: str
@@ -34,7 +38,7 @@ class InfinityCall(QueryCall):
         return RerankRequest(
             query=self.query,
             documents=texts_of(self.documents, rank_fields=None),
-            model=self.model,
+            model=None if self.model == _NO_MODEL else self.model,
             top_n=self.top_n,
         )
 

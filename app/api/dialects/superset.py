@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from app.api.dialects.base import Json, QueryCall
 from app.api.dialects.fields import (
+    PASSED_THROUGH,
     Documents,
     MaxTokens,
     ModelName,
@@ -62,7 +63,7 @@ class SupersetCall(QueryCall):
         document = self.documents[ranked.index]
         entry: Json = {"index": ranked.index, "relevance_score": score_of(ranked, raw=raw)}
         if isinstance(document, Mapping):
-            entry |= {name: document[name] for name in ("id", "metadata") if name in document}
+            entry |= {name: document[name] for name in PASSED_THROUGH if name in document}
         if self.return_documents:
             entry["document"] = as_object(document)
         passages = result.scores.passages

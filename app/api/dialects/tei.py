@@ -5,17 +5,8 @@ from typing import Annotated, Final
 from pydantic import BaseModel, BeforeValidator, Field, RootModel
 
 from app.api.dialects.base import Dialect, Json, QueryCall, has_field
-from app.api.dialects.fields import (
-    SHARED_PATHS,
-    ModelName,
-    RawScores,
-    ReturnDocuments,
-    TopN,
-    Truncate,
-    score_of,
-    truncation_of,
-)
-from app.domain import RerankRequest, RerankResult, ScoreOptions, Side
+from app.api.dialects.fields import SHARED_PATHS, ModelName, RawScores, ReturnDocuments, TopN, score_of
+from app.domain import RerankRequest, RerankResult, ScoreOptions, Side, Truncation
 
 
 def _lower(value: object) -> object:
@@ -29,7 +20,11 @@ class TeiCall(QueryCall):
     texts: list[str]
     raw_scores: RawScores = None
     return_text: ReturnDocuments = None
-    truncate: Truncate = None
+    truncate: bool | None = Field(
+        default=None,
+        # LiteLLM always sends false, and its users did not ask that a long text fail their call.
+        description="True cuts texts that are too long; false and absent leave that to the model's own policy.",
+    )
     truncation_direction: Annotated[Side | None, BeforeValidator(_lower)] = Field(
         default=None, description="Which end of a text is cut: `Left` or `Right` (default)."
     )
@@ -43,7 +38,7 @@ class TeiCall(QueryCall):
             model=self.model,
             top_n=self.top_n,
             options=ScoreOptions(
-                truncation=truncation_of(cut=self.truncate),
+                truncation=Truncation.TRUNCATE if self.truncate else None,
                 truncation_side=self.truncation_direction or Side.RIGHT,
             ),
         )

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from math import inf
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,23 +14,65 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 
+# Priorities are Cohere's: 0 is served first, 999 last.
+LAST_PRIORITY: Final = 999
+
+
+class Truncation(StrEnum):
+    """What becomes of a document that is longer than the model reads beside the query."""
+
+    TRUNCATE = "truncate"
+    ERROR = "error"
+    CHUNK = "chunk"
+
+
+class Side(StrEnum):
+    """Which end of a document is cut off."""
+
+    LEFT = "left"
+    RIGHT = "right"
+
+
+class OnDeadline(StrEnum):
+    """What a caller gets when time runs out: an error, or what is scored by then."""
+
+    ERROR = "error"
+    PARTIAL = "partial"
+
+
+class Aggregation(StrEnum):
+    """How the scores of a document's passages become the document's: `max` and `first` are MaxP and FirstP of Dai and
+    Callan, "Deeper Text Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019; `mean` averages
+    all raw scores (MeanP) and `top_k_mean` the best few, a middle between max and mean.
+    """
+
+    MAX = "max"
+    FIRST = "first"
+    MEAN = "mean"
+    TOP_K_MEAN = "top_k_mean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassageOptions:
+    """How long documents are read in passages; None is the model's own default.
+
+    `tokens` is a passage's length and `overlap` how many of them it shares with the one before; `max_passages` of a
+    document are read, the rest counts as dropped. `top_k` belongs to `top_k_mean`.
+    """
+
+    tokens: int | None = None
+    overlap: int | None = None
+    max_passages: int | None = None
+    aggregation: Aggregation | None = None
+    top_k: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """The token ids of one sequence, shape [length]. Ids from `boundary` on belong to segment 1."""
 
     ids: IntArray
     boundary: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RerankRequest:
-    """What a caller asks for, whatever the dialect: `documents` are the texts that the model reads."""
-
-    query: str
-    documents: Sequence[str]
-    model: str | None = None
-    top_n: int | None = None
-    max_tokens_per_doc: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +93,22 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
-    """What a stage must know beside the texts."""
+    """What a stage must know beside the texts.
+
+    `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
+    means. The last five are the request's `terms`.
+    """
 
     max_tokens_per_doc: int | None = None
+    truncation: Truncation | None = None
+    truncation_side: Side = Side.RIGHT
+    passages: PassageOptions = PassageOptions()
+    instruction: str | None = None
     caller: str = ""
     priority: int = 0
     urgent: bool = False
     deadline: float = inf
-    partial: bool = False
+    on_deadline: OnDeadline = OnDeadline.ERROR
 
     @property
     def terms(self) -> Terms:
@@ -65,8 +117,22 @@ class ScoreOptions:
             priority=self.priority,
             urgent=self.urgent,
             deadline=self.deadline,
-            partial=self.partial,
+            partial=self.on_deadline is OnDeadline.PARTIAL,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankRequest:
+    """What a caller asks for, whatever the dialect: `documents` are the texts that the model reads. Results with a
+    relevance score below `min_score` are left out.
+    """
+
+    query: str
+    documents: Sequence[str]
+    model: str | None = None
+    top_n: int | None = None
+    min_score: float | None = None
+    options: ScoreOptions = ScoreOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,39 +154,87 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassageScores:
+    """Which part of each document decided its score: characters `starts` to `ends` of its text, out of `counts`
+    passages that were read. Each has shape [documents].
+    """
+
+    starts: IntArray
+    ends: IntArray
+    counts: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """The raw scores of one query's documents, one array element a document, in request order.
 
     Arrays and not objects: a request has up to thousands of documents (docs/adr/0002).
     `values` are raw model scores (logits); `tokens` counts the tokens that the model read for a pair,
-    `dropped` the document tokens that truncation cut off; `cached` pairs did not reach the model this time.
+    `dropped` the document tokens that truncation cut off. Documents that are `cached` did not reach the model this
+    time; None where there is no cache. Documents that are not `scored` had no score when the deadline came, and their
+    value means nothing; None: all have one. `passages` is None where documents were read whole.
     """
 
     values: FloatArray
     tokens: IntArray
     dropped: IntArray
-    cached: int = 0
+    cached: BoolArray | None = None
     scored: BoolArray | None = None
+    passages: PassageScores | None = None
     timings: Timings = field(default_factory=Timings)
 
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
-    """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation."""
+    """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation.
+    One that is not `scored` had none when the deadline came.
+    """
 
     index: int
     relevance_score: float
     value: float
+    scored: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankResult:
-    """`results` are in order of relevance. `tokens` and `dropped_tokens` are sums over all documents."""
+    """`results` are in order of relevance; `scores` are those of all documents, in the order of the request, with
+    zeros for blank ones. `scorer` names the method.
+    """
 
     model: str
+    scorer: str
     results: Sequence[RankedDocument]
-    tokens: int
-    dropped_tokens: int
-    truncated_documents: int
-    cached: int
-    timings: Timings
+    scores: Scores
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model read, now or when it filled the cache."""
+        return int(self.scores.tokens.sum())
+
+    @property
+    def dropped_tokens(self) -> int:
+        return int(self.scores.dropped.sum())
+
+    @property
+    def truncated_documents(self) -> int:
+        return int(np.count_nonzero(self.scores.dropped))
+
+    @property
+    def unscored_documents(self) -> int:
+        """How many had no score when the deadline came."""
+        return 0 if self.scores.scored is None else int(np.count_nonzero(~self.scores.scored))
+
+    @property
+    def cached(self) -> int:
+        return 0 if self.scores.cached is None else int(np.count_nonzero(self.scores.cached))
+
+    @property
+    def pairs(self) -> int:
+        """How many texts were compared with the query: documents, or their passages."""
+        passages = self.scores.passages
+        return len(self.scores.values) if passages is None else int(np.maximum(passages.counts, 1).sum())
+
+    @property
+    def timings(self) -> Timings:
+        return self.scores.timings

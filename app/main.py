@@ -42,7 +42,9 @@ def create_app(
     )
     keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
     app.include_router(rerank_routes(DIALECTS, service=service, keys=keys, observer=observer))
-    operations = OperationsEndpoints(service=service, lifecycle=lifecycle, metrics=observer.registry)
+    operations = OperationsEndpoints(
+        service=service, lifecycle=lifecycle, metrics=observer.registry, keyed=not keys.open
+    )
     app.include_router(operations_routes(operations, keys=keys))
     app.add_exception_handler(RerankError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)

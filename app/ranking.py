@@ -24,29 +24,42 @@ def identity(values: FloatArray) -> FloatArray:
 ACTIVATIONS: Final[Mapping[str, Activation]] = {"sigmoid": sigmoid, "identity": identity}
 
 
-def rank(values: FloatArray, *, blank: BoolArray, activation: Activation, top_n: int | None) -> list[RankedDocument]:
+def rank(
+    values: FloatArray,
+    *,
+    blank: BoolArray,
+    activation: Activation,
+    top_n: int | None,
+    scored: BoolArray | None = None,
+) -> list[RankedDocument]:
     """Sort documents by raw score, highest first, ties by index.
 
-    Blank documents come last, with relevance 0, or the lowest of the others where that is negative.
+    Documents without a score come after those with one, in the order of the request, and blank ones last of all;
+    their relevance is 0, or the lowest of the others where that is negative.
 
     Args:
         values: raw scores, shape [documents].
         blank: which documents have no text; their values are ignored.
         activation: from raw scores to relevance scores, monotone.
         top_n: how many to return; None returns all.
+        scored: which documents have a score; None: all but the blank ones.
 
     Raises:
         ScoringFailed: a score is not a finite number.
     """
-    unusable = ~blank & ~np.isfinite(values)
+    ranked = ~blank if scored is None else ~blank & scored
+    unusable = ranked & ~np.isfinite(values)
     if unusable.any():
         raise ScoringFailed(f"the model gave no finite score to document {int(np.argmax(unusable))}")
-    keys = np.where(blank, -np.inf, values)
-    order = np.argsort(-keys, kind="stable")[:top_n]
-    relevance = activation(np.where(blank, np.float32(0), values))
-    relevance = np.where(blank, relevance[~blank].min(initial=np.float32(0)), relevance)
-    raw = np.where(blank, values[~blank].min() if not blank.all() else np.float32(0), values)
+    known = np.where(ranked, values, np.float32(0))
+    order = np.lexsort((-known, ~ranked, blank))[:top_n]
+    relevance = activation(known)
+    relevance = np.where(ranked, relevance, relevance[ranked].min(initial=np.float32(0)))
+    raw = np.where(ranked, values, values[ranked].min() if ranked.any() else np.float32(0))
+    late = ~blank & ~ranked
     return [
-        RankedDocument(index, score, value)
-        for index, score, value in zip(order.tolist(), relevance[order].tolist(), raw[order].tolist(), strict=True)
+        RankedDocument(index, score, value, not unscored)
+        for index, score, value, unscored in zip(
+            order.tolist(), relevance[order].tolist(), raw[order].tolist(), late[order].tolist(), strict=True
+        )
     ]

@@ -2,16 +2,23 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from app.domain import RerankRequest, RerankResult, ScoreOptions, Scores
+from app.domain import BoolArray, PassageScores, RerankRequest, RerankResult, Scores, Truncation
 from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge
 from app.model import LoadedModel, ServedModel
 from app.observer import Observer
 from app.ranking import rank
 
+Number = TypeVar("Number", np.float32, np.int64, np.bool_)
+
+_GRACE_S = 0.1
+_PARTIAL_GRACE_S = 1.0
 # A caller's text in a message: enough to recognise it, not enough to fill an answer with.
 _NAME_SHOWN = 100
 
@@ -55,23 +62,41 @@ class RerankService:
         model = self.model_named(request.model)
         self._check(request)
         loaded = model.loaded
-        try:
-            async with asyncio.timeout(self.limits.request_timeout_s):
-                blank, scores = await _score(loaded, request)
-        except TimeoutError:
-            limit = self.limits.request_timeout_s
-            raise DeadlineExceeded(f"not answered within {limit:g} s; send fewer documents") from None
-        dropped = int(scores.dropped.sum())
-        self._observer.request_scored(model=model.name, timings=scores.timings, dropped_tokens=dropped)
-        return RerankResult(
-            model=model.name,
-            results=rank(scores.values, blank=blank, activation=loaded.activation, top_n=request.top_n),
-            tokens=int(scores.tokens.sum()),
-            dropped_tokens=dropped,
-            truncated_documents=int(np.count_nonzero(scores.dropped)),
-            cached=scores.cached,
-            timings=scores.timings,
+        if request.options.instruction is not None and not loaded.takes_instruction:
+            raise InvalidRequest(
+                f"model {model.name!r} has no place for an instruction in what it reads; leave `instruction` out"
+            )
+        blank, scores = await self._score_in_time(loaded, request)
+        self._observer.request_scored(
+            model=model.name, timings=scores.timings, dropped_tokens=int(scores.dropped.sum())
         )
+        if request.options.truncation is Truncation.ERROR:
+            _refuse_cut_documents(scores)
+        results = rank(
+            scores.values, blank=blank, activation=loaded.activation, top_n=request.top_n, scored=scores.scored
+        )
+        if request.min_score is not None:
+            results = [ranked for ranked in results if ranked.relevance_score >= request.min_score]
+        return RerankResult(
+            model=model.name, scorer=str(loaded.details.get("scorer", "")), results=results, scores=scores
+        )
+
+    async def _score_in_time(self, loaded: LoadedModel, request: RerankRequest) -> tuple[BoolArray, Scores]:
+        """Score within the request's deadline and the service's own limit, whichever is earlier.
+
+        The batcher keeps the deadline, and knows what was missing; this is for the time that goes by elsewhere. A
+        partial answer has a little longer, because it is made when the deadline comes.
+        """
+        now = perf_counter()
+        limit = now + self.limits.request_timeout_s
+        options = replace(request.options, deadline=min(request.options.deadline, limit))
+        grace_s = _PARTIAL_GRACE_S if options.terms.partial else _GRACE_S
+        try:
+            async with asyncio.timeout(max(0.0, options.deadline - now) + grace_s):
+                return await _score(loaded, replace(request, options=options))
+        except TimeoutError:
+            allowed_s = max(0.0, options.deadline - now)
+            raise DeadlineExceeded(f"not answered within {allowed_s:g} s; send fewer documents") from None
 
     def _check(self, request: RerankRequest) -> None:
         if not request.query.strip():
@@ -88,16 +113,15 @@ class RerankService:
             )
 
 
-async def _score(loaded: LoadedModel, request: RerankRequest) -> tuple[np.ndarray, Scores]:
+async def _score(loaded: LoadedModel, request: RerankRequest) -> tuple[BoolArray, Scores]:
     """Score the documents that have text; the first array says which have none."""
     blank = np.fromiter((not text.strip() for text in request.documents), dtype=np.bool_)
-    options = ScoreOptions(max_tokens_per_doc=request.max_tokens_per_doc)
     if not blank.any():
-        return blank, await loaded.stage.score(request.query, request.documents, options)
+        return blank, await loaded.stage.score(request.query, request.documents, request.options)
     written = [text for text in request.documents if text.strip()]
     if not written:
         return blank, _spread(_NOTHING, blank)
-    return blank, _spread(await loaded.stage.score(request.query, written, options), blank)
+    return blank, _spread(await loaded.stage.score(request.query, written, request.options), blank)
 
 
 _NOTHING = Scores(
@@ -107,10 +131,34 @@ _NOTHING = Scores(
 )
 
 
-def _spread(scores: Scores, blank: np.ndarray) -> Scores:
+def _spread(scores: Scores, blank: BoolArray) -> Scores:
     """Put scores back to their documents' positions; blank documents get zeros, which ranking ignores."""
-    values = np.zeros(len(blank), dtype=np.float32)
-    tokens = np.zeros(len(blank), dtype=np.int64)
-    dropped = np.zeros(len(blank), dtype=np.int64)
-    values[~blank], tokens[~blank], dropped[~blank] = scores.values, scores.tokens, scores.dropped
-    return Scores(values=values, tokens=tokens, dropped=dropped, cached=scores.cached, timings=scores.timings)
+
+    def spread(values: NDArray[Number]) -> NDArray[Number]:
+        wide = np.zeros(len(blank), dtype=values.dtype)
+        wide[~blank] = values
+        return wide
+
+    passages = scores.passages
+    return Scores(
+        values=spread(scores.values),
+        tokens=spread(scores.tokens),
+        dropped=spread(scores.dropped),
+        cached=None if scores.cached is None else spread(scores.cached),
+        scored=None if scores.scored is None else spread(scores.scored) | blank,
+        passages=passages
+        and PassageScores(starts=spread(passages.starts), ends=spread(passages.ends), counts=spread(passages.counts)),
+        timings=scores.timings,
+    )
+
+
+def _refuse_cut_documents(scores: Scores) -> None:
+    """Hold a caller to `truncation: error`. Nothing of such a request was scored unless the cache knew it."""
+    cut = np.flatnonzero(scores.dropped)
+    if len(cut):
+        first = int(cut[0])
+        others = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        raise InvalidRequest(
+            f"documents[{first}]{others} cannot be read whole: {int(scores.dropped[first])} tokens of it do not fit; "
+            "shorten it, or allow truncation"
+        )

@@ -30,6 +30,7 @@ def error_answer(error: RerankError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+        headers["Retry-After-Ms"] = str(max(1, ceil(error.retry_after_s * 1000)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return plain_error(error.status, code=error.code, message=error.message, headers=headers)

@@ -10,6 +10,8 @@ from starlette.requests import HTTPConnection
 
 from app.errors import Unauthorized
 
+_NAME_LENGTH = 12
+
 
 class ApiKeys:
     """Lets everybody in when there are no keys."""
@@ -21,14 +23,15 @@ class ApiKeys:
     def open(self) -> bool:
         return not self._digests
 
-    def check(self, headers: Mapping[str, str]) -> None:
-        """Let a request pass that carries a key, as `Authorization: Bearer KEY` or `Api-Key: KEY`.
+    def check(self, headers: Mapping[str, str]) -> str:
+        """Let a request pass that carries a key, as `Authorization: Bearer KEY` or `Api-Key: KEY`, and return a name
+        for whoever has that key; one for all where there are no keys.
 
         Raises:
             Unauthorized: it carries none, or a wrong one.
         """
         if self.open:
-            return
+            return ""
         given = _given(headers)
         if given is None:
             raise Unauthorized("no API key; send the header `Authorization: Bearer KEY`")
@@ -37,6 +40,7 @@ class ApiKeys:
         # All are compared, so that the time taken does not tell which key was close.
         if not any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419 - see above
             raise Unauthorized("this API key is not valid")
+        return digest.hex()[:_NAME_LENGTH]
 
     def required(self) -> Dependency:
         """The same check as a dependency of routes."""

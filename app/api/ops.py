@@ -28,10 +28,13 @@ _ERRORS: dict[int | str, Json] = {
 
 
 class OperationsEndpoints:
-    def __init__(self, *, service: RerankService, lifecycle: Lifecycle, metrics: CollectorRegistry) -> None:
+    def __init__(
+        self, *, service: RerankService, lifecycle: Lifecycle, metrics: CollectorRegistry, keyed: bool
+    ) -> None:
         self._service = service
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._keyed = keyed
 
     async def health(self) -> Response:
         """200 while the process can answer at all. Restart it when this fails."""
@@ -62,6 +65,10 @@ class OperationsEndpoints:
     async def model(self, name: str) -> Response:
         return json_answer(_describe(self._service.model_named(name)))
 
+    async def authentication(self) -> Response:
+        """Whether keys are needed: Xinference's client asks before it sends its own."""
+        return json_answer({"auth": self._keyed})
+
     async def info(self) -> Response:
         """The default model and the limits, as clients of text-embeddings-inference expect them."""
         default = self._service.model_named(None)
@@ -83,6 +90,7 @@ def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys) -> APIRo
         "/health": endpoints.health,
         "/ready": endpoints.ready,
         "/metrics": endpoints.metrics,
+        "/v1/cluster/auth": endpoints.authentication,
     }
     keyed_routes: dict[str, Callable[..., Any]] = {
         "/v1/models": endpoints.models,
@@ -91,13 +99,18 @@ def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys) -> APIRo
         "/info": endpoints.info,
     }
     router = APIRouter(tags=["operations"])
-    for path, endpoint in open_routes.items():
-        router.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
+    _add(router, open_routes)
     guarded = APIRouter(tags=["operations"], dependencies=[keys.required()])
-    for path, endpoint in keyed_routes.items():
-        guarded.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
+    _add(guarded, keyed_routes)
     router.include_router(guarded)
     return router
+
+
+def _add(router: APIRouter, routes: dict[str, Callable[..., Any]]) -> None:
+    """HEAD is answered as GET is; the server leaves the body out."""
+    for path, endpoint in routes.items():
+        router.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _describe(model: ServedModel) -> Json:

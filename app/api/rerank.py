@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import replace
+from math import inf, nan
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -14,8 +16,8 @@ from starlette.types import Receive
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys
 from app.api.dialects.base import Dialect, Json
-from app.domain import RerankResult
-from app.errors import InvalidRequest, RerankError, Unavailable
+from app.domain import RerankRequest, RerankResult, Timings
+from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
 from app.logs import request_id
 from app.observer import Observer
 from app.service import RerankService
@@ -23,6 +25,7 @@ from app.service import RerankService
 T = TypeVar("T")
 
 _CLIENT_GONE = 499
+_SHOWN = 50
 
 
 def rerank_routes(
@@ -58,16 +61,17 @@ class _Endpoint:
     async def answer(self, request: Request) -> Response:
         finish = _Finish(dialect=self._dialects[-1].name, observer=self._observer)
         try:
-            self._keys.check(request.headers)
+            caller = self._keys.check(request.headers)
+            deadline = _deadline(request.headers, since=finish.started)
             body = await _read_body(request)
             dialect = self._choose(body, request.headers)
             finish.dialect = dialect.name
-            call = dialect.parse(body)
-            wanted = call.to_request()
-            finish.model = self._service.model_named(wanted.model).name
-            result = await _while_connected(request.receive, self._service.rerank(wanted))
-            content = call.render(result, request_id=request_id.get() or "")
-            answer = _rendered(content, headers=finish.headers(result))
+            call = dialect.parse({**request.path_params, **body})
+            wanted = [_on_terms(one, caller=caller, deadline=deadline) for one in call.to_requests()]
+            finish.model = self._service.model_named(wanted[0].model).name
+            results = await _while_connected(request.receive, self._rerank(wanted))
+            content = call.render(results, request_id=request_id.get() or "")
+            answer = _rendered(content, headers=finish.headers(results))
         except RerankError as error:
             finish(error.status)
             return error_answer(error)
@@ -83,8 +87,42 @@ class _Endpoint:
         finish(200)
         return answer
 
+    async def _rerank(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
+        """The result of each; the first failure stops all of them."""
+        if len(requests) == 1:
+            return [await self._service.rerank(requests[0])]
+        documents = sum(len(request.documents) for request in requests)
+        if documents > self._service.limits.max_documents:
+            limit = self._service.limits.max_documents
+            raise RequestTooLarge(f"at most {limit} documents per request; got {documents}")
+        running = [asyncio.ensure_future(self._service.rerank(request)) for request in requests]
+        try:
+            return await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
     def _choose(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
         return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self._dialects[-1])
+
+
+def _on_terms(request: RerankRequest, *, caller: str, deadline: float) -> RerankRequest:
+    return replace(request, options=replace(request.options, caller=caller, deadline=deadline))
+
+
+def _deadline(headers: Mapping[str, str], *, since: float) -> float:
+    """When the caller wants its answer, by the header X-Request-Deadline-Ms: milliseconds from now on."""
+    given = headers.get("x-request-deadline-ms")
+    if given is None:
+        return inf
+    try:
+        milliseconds = float(given)
+    except ValueError:
+        milliseconds = nan
+    if not 0 < milliseconds < inf:
+        raise InvalidRequest(f"X-Request-Deadline-Ms: {given[:_SHOWN]!r} is no positive number of milliseconds")
+    return since + milliseconds / 1000
 
 
 class _Finish:
@@ -94,18 +132,19 @@ class _Finish:
         self.dialect = dialect
         self.model = "none"
         self._observer = observer
-        self._started = perf_counter()
+        self.started = perf_counter()
 
     def __call__(self, status: int) -> None:
         self._observer.request_finished(
             model=self.model,
             dialect=self.dialect,
             status=status,
-            duration_s=perf_counter() - self._started,
+            duration_s=perf_counter() - self.started,
         )
 
-    def headers(self, result: RerankResult) -> dict[str, str]:
-        return {"Server-Timing": server_timing(result.timings, total_s=perf_counter() - self._started)}
+    def headers(self, results: Sequence[RerankResult]) -> dict[str, str]:
+        timings = sum((result.timings for result in results), start=Timings())
+        return {"Server-Timing": server_timing(timings, total_s=perf_counter() - self.started)}
 
 
 async def _read_body(request: Request) -> Json:

@@ -14,7 +14,8 @@ _FORGETTING = 0.97
 # The tokens and squares of a usual pass, so that all three factors are of one order of magnitude.
 _SCALE: Vector = np.array([1.0, 512.0, 512.0 * 128.0])
 _UNCERTAIN = 1e4
-# The fit may say that more tokens cost less after few passes of one kind; then the mean speed is the better guide.
+# After few passes, or many of one kind, the fit may say anything; the mean speed is the better guide then.
+_PASSES_TO_TRUST = 20
 _TRUSTED = (0.5, 2.0)
 _MEMORY = 0.9
 
@@ -27,6 +28,7 @@ class CostModel:
         self._uncertainty = np.eye(3) * _UNCERTAIN
         self._seconds_per_token = 0.0
         self._pass_tokens = 512.0
+        self._passes = 0
 
     @property
     def known(self) -> bool:
@@ -42,6 +44,7 @@ class CostModel:
         memory = _MEMORY if self.known else 0.0
         self._seconds_per_token = memory * self._seconds_per_token + (1 - memory) * seconds / tokens
         self._pass_tokens = memory * self._pass_tokens + (1 - memory) * tokens
+        self._passes += 1
         given = np.array([1.0, tokens, squares]) / _SCALE
         spread = self._uncertainty @ given
         gain = spread / (_FORGETTING + given @ spread)
@@ -54,8 +57,10 @@ class CostModel:
 
     def seconds(self, *, tokens: float, squares: float) -> float:
         """Time of one worker for so much work, cut into passes of the usual size; 0 before anything is known."""
+        mean = tokens * self._seconds_per_token
+        if self._passes < _PASSES_TO_TRUST:
+            return mean
         passes = max(1.0, tokens / self._pass_tokens)
         fitted = float(np.array([passes, tokens, squares]) / _SCALE @ self._factors)
-        mean = tokens * self._seconds_per_token
         least, most = _TRUSTED
         return min(max(fitted, least * mean), most * mean)

@@ -55,7 +55,7 @@ class _Index:
         self._vectors: dict[tuple[str, int | None], FloatArray] = {}
 
     def rank(self, request: RerankRequest) -> Answer:
-        documents = self._documents(request.documents, request.max_tokens_per_doc)
+        documents = self._documents(request.documents, request.options.max_tokens_per_doc)
         started = perf_counter()
         cosines = documents @ self._encode([request.query], None)[0]
         order = np.argsort(-cosines, kind="stable")

@@ -19,7 +19,7 @@ from app.evaluation.targets import Answer
 
 
 def answer_key(identity: Mapping[str, Any], request: RerankRequest) -> str:
-    asked = [identity, request.query, list(request.documents), request.max_tokens_per_doc]
+    asked = [identity, request.query, list(request.documents), request.options.max_tokens_per_doc]
     return blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from app.domain import RerankRequest
+from app.domain import RerankRequest, ScoreOptions
 from app.errors import ConfigError, RerankError
 from app.evaluation.datasets import DataSet, Question
 from app.evaluation.journal import Journal, answer_key
@@ -97,5 +97,5 @@ def _request(data_set: DataSet, question: Question, max_tokens_per_doc: int | No
     return RerankRequest(
         query=question.text,
         documents=[data_set.texts[document] for document in question.document_ids],
-        max_tokens_per_doc=max_tokens_per_doc,
+        options=ScoreOptions(max_tokens_per_doc=max_tokens_per_doc),
     )

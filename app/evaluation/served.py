@@ -56,7 +56,8 @@ class Served:
     async def _answer(self, client: httpx.AsyncClient, request: RerankRequest) -> Answer:
         body: dict[str, Any] = {"query": request.query, "documents": list(request.documents)}
         body |= {"model": self._model} if self._model else {}
-        body |= {"max_tokens_per_doc": request.max_tokens_per_doc} if request.max_tokens_per_doc else {}
+        max_tokens = request.options.max_tokens_per_doc
+        body |= {"max_tokens_per_doc": max_tokens} if max_tokens else {}
         for _ in range(_ATTEMPTS):
             started = perf_counter()
             response = await self._send(client, "POST", "/v2/rerank", json=body)

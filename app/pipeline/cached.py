@@ -1,5 +1,6 @@
 """Answers known pairs from the cache, so that only unknown ones go on. A broken cache is a cache that knows nothing."""
 
+import json
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -30,7 +31,7 @@ class CachedStage:
             RerankError: what the inner stage raises.
         """
         started = perf_counter()
-        keys = pair_keys(f"{self._fingerprint}|{options.max_tokens_per_doc}", query, documents)
+        keys = pair_keys(_with_options(self._fingerprint, options), query, documents)
         first_of: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             first_of.setdefault(key, index)
@@ -39,18 +40,25 @@ class CachedStage:
 
         unknown = [key for key in first_of if key not in known]
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
+        cached = np.ones(len(keys), dtype=np.bool_)
+        cached[[first_of[key] for key in unknown]] = False
         timings = Timings(cache_s=cache_s)
+        unscored: set[bytes] = set()
         if unknown:
             fresh = await self._inner.score(query, [documents[first_of[key]] for key in unknown], options)
             entries = dict(zip(unknown, pack_entries(_entries(fresh)), strict=True))
-            timings = timings + fresh.timings + Timings(cache_s=await self._fill(entries))
             known |= entries
+            if fresh.scored is not None and not fresh.scored.all():
+                unscored = {key for key, scored in zip(unknown, fresh.scored.tolist(), strict=True) if not scored}
+                entries = {key: entry for key, entry in entries.items() if key not in unscored}
+            timings = timings + fresh.timings + Timings(cache_s=await self._fill(entries))
         found = unpack_entries([known[key] for key in keys])
         return Scores(
+            scored=np.array([key not in unscored for key in keys], dtype=np.bool_) if unscored else None,
             values=found["value"],
             tokens=found["tokens"].astype(np.int64),
             dropped=found["dropped"].astype(np.int64),
-            cached=len(keys) - len(unknown),
+            cached=cached,
             timings=timings,
         )
 
@@ -70,6 +78,11 @@ class CachedStage:
         except CacheUnavailable:
             self._observer.cache_failed(operation="put")
         return perf_counter() - started
+
+
+def _with_options(fingerprint: str, options: ScoreOptions) -> str:
+    """What changes a pair's score beside the model and the two texts. Passages are texts of their own."""
+    return f"{fingerprint}|{json.dumps([options.max_tokens_per_doc, options.instruction])}"
 
 
 def _entries(scores: Scores) -> NDArray[np.void]:

@@ -6,7 +6,7 @@ from time import perf_counter
 import numpy as np
 
 from app.batching.batcher import Batcher, Forwarded, identities_of
-from app.domain import FloatArray, ScoreOptions, Scores, Timings
+from app.domain import FloatArray, ScoreOptions, Scores, Timings, Truncation
 from app.scorers.base import EncodedPairs, PairScorer
 from app.worker import Worker
 
@@ -22,7 +22,8 @@ class PointwiseStage:
         self._tokenizing = tokenizing
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
-        """Score every document, in the order given.
+        """Score every document, in the order given. Under `truncation: error` nothing is scored as soon as one of them
+        does not fit: values are then NaN, and `dropped` says which.
 
         Raises:
             InvalidRequest: the query leaves no room for a document.
@@ -33,10 +34,12 @@ class PointwiseStage:
         with self._batcher.place(characters=characters, encodings=len(documents), terms=options.terms) as place:
             pairs, identities = await self._encode(query, documents, options)
             tokenized = perf_counter()
+            if options.truncation is Truncation.ERROR and pairs.dropped.any():
+                return _unscored(pairs, tokenize_s=tokenized - started)
             forwarded = await place.forward(pairs.encodings, identities)
         return Scores(
             values=self._values(forwarded),
-            scored=forwarded.scored,
+            scored=None if forwarded.scored.all() else forwarded.scored,
             tokens=np.array([len(encoding.ids) for encoding in pairs.encodings], dtype=np.int64),
             dropped=pairs.dropped,
             timings=Timings(
@@ -74,3 +77,12 @@ class PointwiseStage:
     ) -> tuple[EncodedPairs, list[bytes]]:
         pairs = self._scorer.encode(query, documents, max_document_tokens=max_document_tokens)
         return pairs, identities_of(pairs.encodings)
+
+
+def _unscored(pairs: EncodedPairs, *, tokenize_s: float) -> Scores:
+    return Scores(
+        values=np.full(len(pairs.encodings), np.nan, dtype=np.float32),
+        tokens=np.zeros(len(pairs.encodings), dtype=np.int64),
+        dropped=pairs.dropped,
+        timings=Timings(tokenize_s=tokenize_s),
+    )

@@ -16,7 +16,7 @@ def _answer(results: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
         "object": "rerank",
         "model": "fake",
         "results": results,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens},
         "meta": {
             "api_version": {"version": "1"},
             "billed_units": {"search_units": 1},
@@ -162,9 +162,11 @@ async def test_what_is_read_of_a_document(api: Api, document: object, read: str 
 )
 async def test_rank_fields_that_are_no_text_are_read_as_json(api: Api, value: object, line: str) -> None:
     one = await api.post("/rerank", {"query": "q", "documents": [{"f": value, "g": None}], "rank_fields": ["f", "g"]})
+    whole = await api.post("/rerank", {"query": "q", "documents": [{"id": 7, "f": value, "g": None, "metadata": {}}]})
     other = await api.post("/rerank", {"query": "q", "documents": [line]})
-    assert one.json()["results"][0]["relevance_score"] == other.json()["results"][0]["relevance_score"]
-    assert one.json()["usage"] == other.json()["usage"]
+    for answer in (one, whole):
+        assert answer.json()["results"][0]["relevance_score"] == other.json()["results"][0]["relevance_score"]
+        assert answer.json()["usage"] == other.json()["usage"]
 
 
 def _nested(depth: int) -> object:

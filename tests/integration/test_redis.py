@@ -17,7 +17,7 @@ from app.assembly import running_service
 from app.cache import open_cache
 from app.cache.redis import RedisCache
 from app.config import Settings
-from app.domain import RerankRequest, RerankResult
+from app.domain import RerankRequest, RerankResult, ScoreOptions
 from app.metrics import PrometheusObserver
 from app.service import RerankService
 from tests.fakes import ArithmeticEngine, FakeService, RecordingObserver, score_of
@@ -58,7 +58,12 @@ class _Real:
         self, *documents: str, query: str = _QUERY, model: str = "one", max_tokens_per_doc: int | None = None
     ) -> RerankResult:
         return await self.service.rerank(
-            RerankRequest(query=query, documents=documents, model=model, max_tokens_per_doc=max_tokens_per_doc)
+            RerankRequest(
+                query=query,
+                documents=documents,
+                model=model,
+                options=ScoreOptions(max_tokens_per_doc=max_tokens_per_doc),
+            )
         )
 
     @property

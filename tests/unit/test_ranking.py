@@ -99,3 +99,29 @@ def test_sigmoid_stays_between_zero_and_one_and_keeps_the_order(values: Values) 
 @pytest.mark.parametrize(("logit", "expected"), [(0.0, 0.5), (2.0, 0.880797), (-2.0, 0.119203), (1e4, 1.0)])
 def test_sigmoid_values(logit: float, expected: float) -> None:
     assert sigmoid(np.array([logit], dtype=np.float32))[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_documents_without_a_score_come_after_those_with_one_in_their_order() -> None:
+    ranked = rank(
+        np.array([9.0, 1.0, 9.0, 2.0, 0.0], dtype=np.float32),
+        blank=np.array([False, False, False, False, True]),
+        activation=identity,
+        top_n=None,
+        scored=np.array([False, True, False, True, True]),
+    )
+    assert [(one.index, one.scored) for one in ranked] == [(3, True), (1, True), (0, False), (2, False), (4, True)]
+    assert [one.relevance_score for one in ranked] == [2.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_nothing_is_scored() -> None:
+    ranked = rank(
+        np.array([np.nan, np.nan], dtype=np.float32),
+        blank=np.zeros(2, dtype=np.bool_),
+        activation=identity,
+        top_n=None,
+        scored=np.zeros(2, dtype=np.bool_),
+    )
+    assert [(one.index, one.relevance_score, one.value, one.scored) for one in ranked] == [
+        (0, 0.0, 0.0, False),
+        (1, 0.0, 0.0, False),
+    ]

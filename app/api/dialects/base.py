@@ -1,7 +1,7 @@
 """What a dialect is: one family of clients' words for a rerank request and its answer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,26 +19,50 @@ class Call(BaseModel, ABC):
     """A request body in a dialect's words. Unknown fields are ignored, as clients expect of a drop-in."""
 
     @abstractmethod
-    def to_request(self) -> RerankRequest:
-        """Say it in our words.
+    def to_requests(self) -> Sequence[RerankRequest]:
+        """Say it in our words: one request for each query.
 
         Raises:
             InvalidRequest: a document is neither text nor an object with the fields to read.
         """
 
     @abstractmethod
-    def render(self, result: RerankResult, *, request_id: str) -> Json | list[Json]:
-        """The answer in the dialect's words."""
+    def render(self, results: Sequence[RerankResult], *, request_id: str) -> Json | list[Json]:
+        """The answer in the dialect's words, from the result of each request."""
+
+
+class QueryCall(Call):
+    """A call with one query, as those of all rerank dialects are."""
+
+    @abstractmethod
+    def to_request(self) -> RerankRequest:
+        """As `to_requests`."""
+
+    @abstractmethod
+    def render_result(self, result: RerankResult, *, request_id: str) -> Json | list[Json]:
+        """As `render`."""
+
+    def to_requests(self) -> Sequence[RerankRequest]:
+        return [self.to_request()]
+
+    def render(self, results: Sequence[RerankResult], *, request_id: str) -> Json | list[Json]:
+        return self.render_result(results[0], request_id=request_id)
 
 
 def _every_call(_body: Mapping[str, Any], _headers: Mapping[str, str]) -> bool:
     return True
 
 
+def has_field(*names: str) -> Callable[[Mapping[str, Any], Mapping[str, str]], bool]:
+    """Claims bodies with one of these fields, be it null: some clients send all that they know."""
+    return lambda body, _headers: not body.keys().isdisjoint(names)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """Paths may be shared: the first registered dialect that `claims` a body on its path gets it. `answer` describes
-    the answer in the OpenAPI document; `example` is a request body for the same purpose.
+    """Paths may be shared: the first registered dialect that `claims` a body on its path gets it. A parameter of a
+    path is a field that the body may leave out. `answer` describes the answer in the OpenAPI document; `example` is a
+    request body for the same purpose.
     """
 
     name: str

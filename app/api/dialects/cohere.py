@@ -1,26 +1,116 @@
-"""Cohere's rerank API, version 2."""
+"""Cohere's rerank API, version 2, with our own extensions: fields that Cohere's clients do not send."""
 
-from typing import Any, Final
+from dataclasses import replace
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel
+import numpy as np
+from pydantic import AfterValidator, BaseModel, Field
 
 from app.api.dialects.base import Dialect, Json
-from app.api.dialects.superset import Result, SupersetCall, meta_of, results_of
-from app.domain import RerankResult
+from app.api.dialects.superset import Result, SupersetCall, meta_of
+from app.domain import (
+    Aggregation,
+    OnDeadline,
+    PassageOptions,
+    RankedDocument,
+    RerankRequest,
+    RerankResult,
+    ScoreOptions,
+    Truncation,
+)
+
+
+class PassageFields(BaseModel):
+    """How a long document is read in passages; what is absent is the model's default."""
+
+    tokens: int | None = Field(default=None, ge=1, description="Tokens per passage, at most what the model reads.")
+    overlap: int | None = Field(default=None, ge=0, description="Tokens that a passage shares with the one before.")
+    max_per_doc: int | None = Field(default=None, ge=1, description="At most so many passages of a document are read.")
+    aggregation: Aggregation | None = Field(
+        default=None, description="The document's score: the best passage's, the first's, or a mean of all or of top_k."
+    )
+    top_k: int | None = Field(default=None, ge=1, description="How many passages `top_k_mean` averages.")
 
 
 class CohereV2Call(SupersetCall):
-    def render(self, result: RerankResult, *, request_id: str) -> Json:
-        return {
-            "id": request_id,
-            "results": results_of(result, self.documents, with_documents=bool(self.return_documents)),
-            "meta": meta_of(result, documents=len(self.documents), version="2"),
-        }
+    min_score: float | None = Field(
+        default=None, allow_inf_nan=False, description="Leave out results with a lower relevance score."
+    )
+    truncation: Truncation | None = Field(
+        default=None, description="Documents that are too long: cut them, refuse the request, or read them in passages."
+    )
+    passages: PassageFields | None = Field(default=None, description="How `chunk` reads; implies it.")
+    instruction: Annotated[str | None, AfterValidator(lambda text: text or None)] = Field(
+        default=None, description="What relevant means, for a model that follows instructions."
+    )
+    on_deadline: OnDeadline | None = Field(
+        default=None, description="When time runs out: an error (default), or what is scored by then."
+    )
+    explain: bool | None = Field(default=None, description="Say with each result where its score comes from.")
+
+    def to_request(self) -> RerankRequest:
+        return replace(super().to_request(), min_score=self.min_score)
+
+    def options(self) -> ScoreOptions:
+        fields = self.passages or PassageFields()
+        chunked = self.passages is not None or self.max_chunks_per_doc is not None
+        return ScoreOptions(
+            max_tokens_per_doc=self.max_tokens_per_doc,
+            truncation=self.truncation or (Truncation.CHUNK if chunked else None),
+            passages=PassageOptions(
+                tokens=fields.tokens,
+                overlap=fields.overlap,
+                max_passages=fields.max_per_doc or self.max_chunks_per_doc,
+                aggregation=fields.aggregation,
+                top_k=fields.top_k,
+            ),
+            instruction=self.instruction,
+            priority=self.priority or 0,
+            on_deadline=self.on_deadline or OnDeadline.ERROR,
+        )
+
+    def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
+        entry = super().result(ranked, result, raw=raw)
+        return entry | {"explain": _explain(ranked, result)} if self.explain else entry
+
+    def render_result(self, result: RerankResult, *, request_id: str) -> Json:
+        meta = meta_of(result, version="2")
+        cut = np.flatnonzero(result.scores.dropped).tolist()
+        if cut:
+            meta["truncated_documents"] = [
+                {"index": index, "dropped_tokens": int(result.scores.dropped[index])} for index in cut
+            ]
+        return {"id": request_id, "results": self.results(result), "meta": meta}
+
+
+def _explain(ranked: RankedDocument, result: RerankResult) -> Json:
+    scores = result.scores
+    return {
+        "stage": result.scorer,
+        "score": ranked.value,
+        "cached": scores.cached is not None and bool(scores.cached[ranked.index]),
+        "tokens": int(scores.tokens[ranked.index]),
+        "dropped_tokens": int(scores.dropped[ranked.index]),
+    }
+
+
+class Explanation(BaseModel):
+    """`score` is the raw one; a `cached` score did not reach the model this time."""
+
+    stage: str
+    score: float
+    cached: bool
+    tokens: int
+    dropped_tokens: int
+
+
+class CohereV2Result(Result):
+    explain: Explanation | None = None
 
 
 class CohereV2Answer(BaseModel):
     id: str
-    results: list[Result]
+    results: list[CohereV2Result]
     meta: dict[str, Any]
 
 

@@ -1,16 +1,23 @@
-"""Fields that several dialects share: documents as texts or objects, and numbers that clients are lenient about."""
+"""Fields that several dialects share, as leniently as their clients need them, and what answers say about documents."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from math import ceil
+from typing import Annotated, Any, Final
 
 import orjson
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from app.domain import LAST_PRIORITY, RankedDocument, RerankResult, Truncation
 from app.errors import InvalidRequest
 
-Sent = str | Mapping[str, Any]
+_SHOWN: Final = 200
+_PAIRS_PER_SEARCH_UNIT: Final = 100
 
-_SHOWN = 200
+# Fields of a document that come back in its result and are not read.
+PASSED_THROUGH: Final = ("id", "metadata")
+
+# Where clients of several dialects meet; the body says which of them it is.
+SHARED_PATHS: Final = ("/v1/rerank", "/rerank")
 
 Documents = Annotated[
     list[Any],
@@ -20,7 +27,9 @@ Documents = Annotated[
             "items": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": True}]},
         }
     ),
-    Field(description='Texts, or objects with a "text" (others of their fields come back untouched).'),
+    Field(
+        description='Texts, or objects: the model reads their "text", or rank_fields, or else all but id and metadata.'
+    ),
 ]
 # Clients send 0 and null for "all of them".
 TopN = Annotated[
@@ -33,46 +42,85 @@ ModelName = Annotated[
     Field(description="The name or an alias of a served model; absent: the default one."),
     AfterValidator(lambda name: name or None),
 ]
+RankFields = Annotated[
+    list[str] | None, Field(description='The fields of documents sent as objects to read; default: "text".')
+]
+ReturnDocuments = Annotated[bool | None, Field(description="Send the documents back with the results.")]
+RawScores = Annotated[bool | None, Field(description="Answer with the model's raw scores instead of relevance.")]
+MaxTokens = Annotated[int | None, Field(ge=1, description="Read at most this many tokens of each document.")]
+Priority = Annotated[
+    int | None, Field(ge=0, le=LAST_PRIORITY, description=f"0 is served first, {LAST_PRIORITY} last; default: 0.")
+]
+Truncate = Annotated[
+    bool | None, Field(description="Cut documents that are too long (default), or refuse the request.")
+]
 
 
-def texts_of(documents: Sequence[Any], *, rank_fields: Sequence[str] | None) -> list[str]:
-    """What the model reads of each document: a string itself; of an object its `text`, or with `rank_fields` those
-    fields as `name: value` lines.
+def truncation_of(*, cut: bool | None) -> Truncation | None:
+    """The policy that a client's flag means; the model's own where it says nothing."""
+    return {None: None, True: Truncation.TRUNCATE, False: Truncation.ERROR}[cut]
+
+
+def texts_of(documents: Sequence[Any], *, rank_fields: Sequence[str] | None, name: str = "documents") -> list[str]:
+    """What the model reads of each document: a string itself; of an object its `text`, or `rank_fields` as
+    `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list.
 
     Raises:
         InvalidRequest: a document is neither, or lacks the fields.
     """
-    return [_text_of(document, index, rank_fields) for index, document in enumerate(documents)]
+    return [_text_of(document, f"{name}[{index}]", rank_fields) for index, document in enumerate(documents)]
 
 
-def _text_of(document: object, index: int, rank_fields: Sequence[str] | None) -> str:
+def as_object(document: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A document as answers give it back: objects as they came, a string as an object with a text."""
+    return {"text": document} if isinstance(document, str) else dict(document)
+
+
+def score_of(ranked: RankedDocument, *, raw: bool | None) -> float:
+    return ranked.value if raw else ranked.relevance_score
+
+
+def usage_of(*results: RerankResult) -> dict[str, int]:
+    """Tokens that the model read. It reads only, so that prompt and total are the same."""
+    tokens = sum(result.tokens for result in results)
+    return {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+
+
+def search_units(result: RerankResult) -> int:
+    """A query with up to 100 documents, or passages of long ones, is one unit."""
+    return ceil(result.pairs / _PAIRS_PER_SEARCH_UNIT)
+
+
+def _text_of(document: object, where: str, rank_fields: Sequence[str] | None) -> str:
     if isinstance(document, str):
         return document
     if not isinstance(document, Mapping):
         kind = "null" if document is None else type(document).__name__
-        raise InvalidRequest(f'documents[{index}] is {kind}; send a string or an object with a "text"')
+        raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
     if rank_fields and list(rank_fields) != ["text"]:
-        return _as_lines(document, index, rank_fields)
+        return _as_lines(document, where, rank_fields)
+    if document and "text" not in document:
+        return _as_lines(document, where, [name for name in document if name not in PASSED_THROUGH])
     text = document.get("text")
     if not isinstance(text, str):
         raise InvalidRequest(
-            f'documents[{index}] has no string in its field "text"; add one, or name the fields to read in rank_fields'
+            f'{where} has no string in its field "text"; add one, or name the fields to read in rank_fields'
         )
     return text
 
 
-def _as_lines(document: Mapping[str, Any], index: int, rank_fields: Sequence[str]) -> str:
+def _as_lines(document: Mapping[str, Any], where: str, rank_fields: Sequence[str]) -> str:
     present = [name for name in rank_fields if document.get(name) is not None]
     if not present:
         wanted = ", ".join(rank_fields)[:_SHOWN]
-        raise InvalidRequest(f"documents[{index}] has none of the rank_fields: {wanted}")
-    return "\n".join(f"{name}: {_as_text(document[name], index)}" for name in present)
+        raise InvalidRequest(f"{where} has none of the rank_fields: {wanted}")
+    return "\n".join(f"{name}: {_as_text(document[name], where)}" for name in present)
 
 
-def _as_text(value: object, index: int) -> str:
+def _as_text(value: object, where: str) -> str:
     if isinstance(value, str):
         return value
     try:
         return orjson.dumps(value).decode()
     except orjson.JSONEncodeError:
-        raise InvalidRequest(f"documents[{index}] is nested too deeply in its rank_fields; flatten it") from None
+        raise InvalidRequest(f"{where} is nested too deeply in its rank_fields; flatten it") from None

@@ -2,22 +2,29 @@
 
 from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field
 
 from app.api.dialects.base import Dialect, Json
-from app.api.dialects.superset import Result, SupersetCall, meta_of, results_of
+from app.api.dialects.fields import SHARED_PATHS, usage_of
+from app.api.dialects.superset import Result, SupersetCall, meta_of
 from app.domain import RerankResult
 
 
 class JinaCall(SupersetCall):
-    def render(self, result: RerankResult, *, request_id: str) -> Json:
+    use_activation: bool | None = Field(
+        default=None,
+        validation_alias=AliasChoices("use_activation", "activation"),
+        description="vLLM's: false answers with the model's raw scores.",
+    )
+
+    def render_result(self, result: RerankResult, *, request_id: str) -> Json:
         return {
             "id": request_id,
             "object": "rerank",
             "model": result.model,
-            "results": results_of(result, self.documents, with_documents=bool(self.return_documents)),
-            "usage": {"prompt_tokens": result.tokens, "total_tokens": result.tokens},
-            "meta": meta_of(result, documents=len(self.documents), version="1"),
+            "results": self.results(result, raw=self.use_activation is False),
+            "usage": usage_of(result),
+            "meta": meta_of(result, version="1"),
         }
 
 
@@ -32,7 +39,7 @@ class JinaAnswer(BaseModel):
 
 JINA: Final = Dialect(
     name="jina",
-    paths=("/v1/rerank", "/rerank"),
+    paths=SHARED_PATHS,
     call=JinaCall,
     answer=JinaAnswer,
     example={

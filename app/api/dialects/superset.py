@@ -1,32 +1,42 @@
 """What the dialects of Cohere and Jina share: the same request, and most of the answer."""
 
-from collections.abc import Mapping, Sequence
-from math import ceil
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.api.dialects.base import Call, Json
-from app.api.dialects.fields import Documents, ModelName, Sent, TopN, texts_of
-from app.domain import RerankRequest, RerankResult
+from app.api.dialects.base import Json, QueryCall
+from app.api.dialects.fields import (
+    PASSED_THROUGH,
+    Documents,
+    MaxTokens,
+    ModelName,
+    Priority,
+    RankFields,
+    ReturnDocuments,
+    TopN,
+    as_object,
+    score_of,
+    search_units,
+    texts_of,
+)
+from app.domain import PassageOptions, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Truncation
 
-_DOCUMENTS_PER_SEARCH_UNIT = 100
 
-
-class SupersetCall(Call):
+class SupersetCall(QueryCall):
     """The request fields of both; a dialect adds how it answers."""
 
     model: ModelName = None
     query: str
     documents: Documents
     top_n: TopN = None
-    max_tokens_per_doc: int | None = Field(
-        default=None, ge=1, description="Read at most this many tokens of each document."
+    max_tokens_per_doc: MaxTokens = None
+    max_chunks_per_doc: int | None = Field(
+        default=None, ge=1, description="Read long documents in at most so many passages; the best one counts."
     )
-    rank_fields: list[str] | None = Field(
-        default=None, description='The fields of documents sent as objects to read; default: "text".'
-    )
-    return_documents: bool | None = Field(default=None, description="Send the documents back with the results.")
+    rank_fields: RankFields = None
+    return_documents: ReturnDocuments = None
+    priority: Priority = None
 
     def to_request(self) -> RerankRequest:
         return RerankRequest(
@@ -34,48 +44,79 @@ class SupersetCall(Call):
             documents=texts_of(self.documents, rank_fields=self.rank_fields),
             model=self.model,
             top_n=self.top_n,
-            max_tokens_per_doc=self.max_tokens_per_doc,
+            options=self.options(),
         )
 
+    def options(self) -> ScoreOptions:
+        return ScoreOptions(
+            max_tokens_per_doc=self.max_tokens_per_doc,
+            truncation=Truncation.CHUNK if self.max_chunks_per_doc else None,
+            passages=PassageOptions(max_passages=self.max_chunks_per_doc),
+            priority=self.priority or 0,
+        )
 
-def results_of(result: RerankResult, documents: Sequence[Any], *, with_documents: bool) -> list[Json]:
-    return [
-        {
-            "index": ranked.index,
-            "relevance_score": ranked.relevance_score,
-            **_id_of(documents[ranked.index]),
-            **({"document": _echo(documents[ranked.index])} if with_documents else {}),
-        }
-        for ranked in result.results
-    ]
+    def results(self, result: RerankResult, *, raw: bool | None = False) -> list[Json]:
+        return [self.result(ranked, result, raw=raw) for ranked in result.results]
+
+    def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
+        """One entry of `results`; what a document was sent with comes back, and nothing is null."""
+        document = self.documents[ranked.index]
+        entry: Json = {"index": ranked.index, "relevance_score": score_of(ranked, raw=raw)}
+        if isinstance(document, Mapping):
+            entry |= {name: document[name] for name in PASSED_THROUGH if name in document}
+        if not ranked.scored:
+            entry["scored"] = False
+        if self.return_documents:
+            entry["document"] = as_object(document)
+        passages = result.scores.passages
+        if passages is not None and passages.counts[ranked.index]:
+            entry["passage"] = {
+                "start": int(passages.starts[ranked.index]),
+                "end": int(passages.ends[ranked.index]),
+                "count": int(passages.counts[ranked.index]),
+            }
+        return entry
 
 
-def meta_of(result: RerankResult, *, documents: int, version: str) -> Json:
+def meta_of(result: RerankResult, *, version: str) -> Json:
     meta: Json = {
         "api_version": {"version": version},
-        "billed_units": {"search_units": ceil(documents / _DOCUMENTS_PER_SEARCH_UNIT)},
+        "billed_units": {"search_units": search_units(result)},
         "tokens": {"input_tokens": result.tokens},
     }
-    if result.truncated_documents:
-        cut = result.truncated_documents
-        which = "1 document was" if cut == 1 else f"{cut} documents were"
-        what = "longer than the model or max_tokens_per_doc allows"
-        meta["warnings"] = [f"{which} {what}: {result.dropped_tokens} tokens not read"]
+    warnings = _warnings(result)
+    if warnings:
+        meta["warnings"] = warnings
     return meta
+
+
+def _warnings(result: RerankResult) -> list[str]:
+    warnings = []
+    if result.truncated_documents:
+        what = "longer than the model or max_tokens_per_doc allows"
+        warnings.append(f"{_were(result.truncated_documents)} {what}: {result.dropped_tokens} tokens not read")
+    if result.unscored_documents:
+        warnings.append(f"{_were(result.unscored_documents)} not scored before the deadline, and are in your order")
+    return warnings
+
+
+def _were(documents: int) -> str:
+    return "1 document was" if documents == 1 else f"{documents} documents were"
+
+
+class Passage(BaseModel):
+    """Which characters of the text that the model read decided the score, out of how many passages."""
+
+    start: int
+    end: int
+    count: int
 
 
 class Result(BaseModel):
     index: int
     relevance_score: float
+    scored: bool | None = None
     id: Any | None = None
+    metadata: Any | None = None
     document: dict[str, Any] | None = None
-
-
-def _echo(document: Sent) -> dict[str, Any]:
-    """A document as answers give it back: objects as they came, a string as an object with a text."""
-    return {"text": document} if isinstance(document, str) else dict(document)
-
-
-def _id_of(document: Sent) -> dict[str, Any]:
-    """The id of a document that was sent with one, to merge into its result."""
-    return {"id": document["id"]} if isinstance(document, Mapping) and "id" in document else {}
+    passage: Passage | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain import RerankRequest
+from app.domain import RerankRequest, ScoreOptions
 from app.errors import ConfigError
 from app.evaluation.journal import Journal, answer_key
 from app.evaluation.targets import Answer
@@ -63,7 +63,7 @@ def test_another_file_is_not_taken_for_a_journal(tmp_path: Path) -> None:
         ({"model": "a"}, RerankRequest(query="other", documents=["a", "b"])),
         ({"model": "a"}, RerankRequest(query="q", documents=["a"])),
         ({"model": "a"}, RerankRequest(query="q", documents=["b", "a"])),
-        ({"model": "a"}, RerankRequest(query="q", documents=["a", "b"], max_tokens_per_doc=9)),
+        ({"model": "a"}, RerankRequest(query="q", documents=["a", "b"], options=ScoreOptions(max_tokens_per_doc=9))),
     ],
     ids=["target", "query", "depth", "order", "truncation"],
 )

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from app.domain import RerankRequest
+from app.domain import RerankRequest, ScoreOptions
 from app.errors import ConfigError
 from app.evaluation.served import Served
 from app.evaluation.targets import Answer
 
-_REQUEST = RerankRequest(query="q", documents=["a", "b"], max_tokens_per_doc=7)
+_REQUEST = RerankRequest(query="q", documents=["a", "b"], options=ScoreOptions(max_tokens_per_doc=7))
 _RESULTS = {"results": [{"index": 1, "relevance_score": 0.75}, {"index": 0, "relevance_score": 0.5}]}
 
 Reply = tuple[int, Any]

@@ -41,12 +41,16 @@ def _as_right(scores: Scores, *documents: str) -> None:
     assert scores.dropped.tolist() == [len(document.split()) // 10 for document in documents]
 
 
+def _cached(scores: Scores) -> list[bool] | None:
+    return None if scores.cached is None else scores.cached.tolist()
+
+
 async def test_the_second_time_nothing_goes_on(setup: _Setup) -> None:
     documents = ("a", "b b", "c " * 25)
     first, second = await setup.score(*documents), await setup.score(*documents)
     for scores in (first, second):
         _as_right(scores, *documents)
-    assert (first.cached, second.cached) == (0, 3)
+    assert (_cached(first), _cached(second)) == ([False] * 3, [True] * 3)
     assert len(setup.asked) == 1
     assert setup.observer.named("cache_looked_up") == [{"hits": 0, "misses": 3}, {"hits": 3, "misses": 0}]
 
@@ -56,26 +60,27 @@ async def test_only_unknown_pairs_go_on(setup: _Setup) -> None:
     scores = await setup.score("c", "a", "d", "b")
     _as_right(scores, "c", "a", "d", "b")
     assert setup.asked == [["a", "b"], ["c", "d"]]
-    assert scores.cached == 2
+    assert _cached(scores) == [False, True, False, True]
 
 
 async def test_equal_documents_are_scored_once(setup: _Setup) -> None:
     scores = await setup.score("a", "b", "a", "a", "b")
     _as_right(scores, "a", "b", "a", "a", "b")
     assert setup.asked == [["a", "b"]]
-    assert scores.cached == 3
+    assert _cached(scores) == [False, False, True, True, True]
     assert len(setup.cache.looked_up[0]) == 2
 
 
-async def test_other_queries_lengths_and_models_are_other_pairs(setup: _Setup) -> None:
+async def test_other_queries_lengths_instructions_and_models_are_other_pairs(setup: _Setup) -> None:
     other_model = CachedStage(setup.inner, setup.cache, fingerprint="model-2", observer=setup.observer)
     await setup.score("a")
     await setup.score("a", query="another")
     await setup.score("a", options=ScoreOptions(max_tokens_per_doc=7))
     await setup.score("a", options=ScoreOptions(max_tokens_per_doc=8))
+    await setup.score("a", options=ScoreOptions(instruction="find code"))
     await other_model.score("query", ["a"], _PLAIN)
-    assert len(setup.asked) == 5
-    assert len(setup.cache.entries) == 5
+    assert len(setup.asked) == 6
+    assert len(setup.cache.entries) == 6
 
 
 async def test_options_go_on(setup: _Setup) -> None:
@@ -89,7 +94,7 @@ async def test_options_go_on(setup: _Setup) -> None:
     [b"", b"short", b"x" * 13, b"a text of another program", np.array([(np.nan, 1, 0)], dtype=ENTRY).tobytes()],
 )
 async def test_an_entry_that_cannot_be_one_is_ignored_and_replaced(setup: _Setup, stored: bytes) -> None:
-    (key,) = pair_keys("model-1|None", "query", ["a"])
+    (key,) = pair_keys("model-1|[null, null]", "query", ["a"])
     setup.cache.entries[key] = stored
     _as_right(await setup.score("a"), "a")
     _as_right(await setup.score("a"), "a")
@@ -113,7 +118,7 @@ async def test_a_cache_that_fails_is_a_cache_that_knows_nothing(setup: _Setup) -
     assert setup.observer.named("cache_failed") == [{"operation": "get"}, {"operation": "put"}]
     assert setup.observer.named("cache_looked_up")[-1] == {"hits": 0, "misses": 1}
     setup.cache.failing = False
-    assert (await setup.score("a")).cached == 1
+    assert _cached(await setup.score("a")) == [True]
 
 
 async def test_a_failure_of_the_model_is_passed_on_and_nothing_is_kept(setup: _Setup) -> None:

@@ -23,7 +23,7 @@ async def test_every_document_gets_its_own_score_in_request_order() -> None:
     assert scores.values.tolist() == [score_of("query", document) for document in documents]
     assert scores.tokens.tolist() == [5, 3, 7, 3]
     assert scores.dropped.tolist() == [0, 0, 0, 0]
-    assert scores.cached == 0
+    assert scores.cached is None
     assert scores.timings.tokenize_s > 0
     assert scores.timings.inference_s > 0
 

@@ -1,0 +1,90 @@
+"""Infinity's rerank API: Jina's, but documents come back as plain strings, and raw scores can be had."""
+
+from typing import Final, Literal
+
+from pydantic import BaseModel
+
+from app.api.dialects.base import Dialect, Json, QueryCall, has_field
+from app.api.dialects.fields import (
+    SHARED_PATHS,
+    Documents,
+    ModelName,
+    RawScores,
+    ReturnDocuments,
+    TopN,
+    score_of,
+    texts_of,
+    usage_of,
+)
+from app.domain import RerankRequest, RerankResult
+
+# A body without raw_scores cannot be told from Jina's, whose documents come back as objects.
+_OWN_PATHS = tuple(f"/infinity{path}" for path in SHARED_PATHS)
+
+
+# What Infinity's client sends where its user names no model.
+_NO_MODEL = "default/not-specified"
+
+
+class InfinityCall(QueryCall):
+    model: ModelName = None
+    query: str
+    documents: Documents
+    top_n: TopN = None
+    return_documents: ReturnDocuments = None
+    raw_scores: RawScores = None
+
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            query=self.query,
+            documents=texts_of(self.documents, rank_fields=None),
+            model=None if self.model == _NO_MODEL else self.model,
+            top_n=self.top_n,
+        )
+
+    def render_result(self, result: RerankResult, *, request_id: str) -> Json:
+        texts = texts_of(self.documents, rank_fields=None) if self.return_documents else None
+        return {
+            "object": "rerank",
+            "id": request_id,
+            "model": result.model,
+            "results": [
+                {
+                    "index": ranked.index,
+                    "relevance_score": score_of(ranked, raw=self.raw_scores),
+                    **({"document": texts[ranked.index]} if texts else {}),
+                }
+                for ranked in result.results
+            ],
+            "usage": usage_of(result),
+        }
+
+
+class InfinityResult(BaseModel):
+    index: int
+    relevance_score: float
+    document: str | None = None
+
+
+class InfinityAnswer(BaseModel):
+    object: Literal["rerank"]
+    id: str
+    model: str
+    results: list[InfinityResult]
+    usage: dict[str, int]
+
+
+INFINITY: Final = Dialect(
+    name="infinity",
+    paths=(*SHARED_PATHS, *_OWN_PATHS),
+    call=InfinityCall,
+    answer=InfinityAnswer,
+    example={
+        "model": "minilm-qa",
+        "query": "What is the capital of France?",
+        "documents": ["Berlin is in Germany.", "Paris is the capital of France."],
+        "raw_scores": True,
+        "return_documents": True,
+    },
+    claims=has_field("raw_scores"),
+)

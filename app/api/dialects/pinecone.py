@@ -1,0 +1,112 @@
+"""Pinecone's rerank API: documents are objects, and the header X-Pinecone-Api-Version tells its clients from others."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, Field
+
+from app.api.dialects.base import Dialect, Json, QueryCall
+from app.api.dialects.fields import (
+    SHARED_PATHS,
+    Documents,
+    ModelName,
+    RankFields,
+    ReturnDocuments,
+    TopN,
+    as_object,
+    search_units,
+    texts_of,
+    truncation_of,
+    usage_of,
+)
+from app.domain import RerankRequest, RerankResult, ScoreOptions
+
+_OWN_PATHS = tuple(f"/pinecone{path}" for path in SHARED_PATHS)
+
+
+class PineconeParameters(BaseModel):
+    """What Pinecone passes to a model."""
+
+    truncate: str | None = Field(
+        default=None, pattern="^(END|NONE)$", description="NONE refuses a document that is too long."
+    )
+
+
+class PineconeCall(QueryCall):
+    model: ModelName = None
+    query: str
+    documents: Documents
+    top_n: TopN = None
+    return_documents: ReturnDocuments = None
+    rank_fields: RankFields = None
+    parameters: PineconeParameters | None = None
+
+    def to_request(self) -> RerankRequest:
+        truncate = self.parameters and self.parameters.truncate
+        return RerankRequest(
+            query=self.query,
+            documents=self._texts(),
+            model=self.model,
+            top_n=self.top_n,
+            options=ScoreOptions(truncation=truncation_of(cut=truncate == "END" if truncate else None)),
+        )
+
+    def _texts(self) -> list[str]:
+        """A single field is read as it is, several as `name: value` lines."""
+        if self.rank_fields is None or len(self.rank_fields) != 1:
+            return texts_of(self.documents, rank_fields=self.rank_fields)
+        (name,) = self.rank_fields
+        only = [
+            {"text": document.get(name)} if isinstance(document, Mapping) else document for document in self.documents
+        ]
+        return texts_of(only, rank_fields=None)
+
+    def render_result(self, result: RerankResult, *, request_id: str) -> Json:
+        # Unlike others', Pinecone's service sends documents back unless it is told not to.
+        with_documents = self.return_documents is not False
+        return {
+            "id": request_id,
+            "model": result.model,
+            "data": [
+                {
+                    "index": ranked.index,
+                    "score": ranked.relevance_score,
+                    **({"document": as_object(self.documents[ranked.index])} if with_documents else {}),
+                }
+                for ranked in result.results
+            ],
+            "usage": {"rerank_units": search_units(result), **usage_of(result)},
+        }
+
+
+class PineconeResult(BaseModel):
+    index: int
+    score: float
+    document: dict[str, Any] | None = None
+
+
+class PineconeAnswer(BaseModel):
+    model: str
+    data: list[PineconeResult]
+    usage: dict[str, int]
+
+
+def _sent_by_pinecone(_body: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    return "x-pinecone-api-version" in headers
+
+
+PINECONE: Final = Dialect(
+    name="pinecone",
+    paths=(*SHARED_PATHS, *_OWN_PATHS),
+    call=PineconeCall,
+    answer=PineconeAnswer,
+    example={
+        "model": "minilm-qa",
+        "query": "What is the capital of France?",
+        "documents": [{"id": "1", "text": "Berlin is in Germany."}, {"id": "2", "text": "Paris is its capital."}],
+        "top_n": 1,
+        "return_documents": True,
+        "parameters": {"truncate": "END"},
+    },
+    claims=_sent_by_pinecone,
+)

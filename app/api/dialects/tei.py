@@ -1,0 +1,78 @@
+"""The rerank API of text-embeddings-inference: `texts` go in, a bare list comes out."""
+
+from typing import Annotated, Final
+
+from pydantic import BaseModel, BeforeValidator, Field, RootModel
+
+from app.api.dialects.base import Dialect, Json, QueryCall, has_field
+from app.api.dialects.fields import SHARED_PATHS, ModelName, RawScores, ReturnDocuments, TopN, score_of
+from app.domain import RerankRequest, RerankResult, ScoreOptions, Side, Truncation
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+class TeiCall(QueryCall):
+    """`model` and `top_n` are not TEI's own: it serves one model and answers with all."""
+
+    query: str
+    texts: list[str]
+    raw_scores: RawScores = None
+    return_text: ReturnDocuments = None
+    truncate: bool | None = Field(
+        default=None,
+        # LiteLLM always sends false, and its users did not ask that a long text fail their call.
+        description="True cuts texts that are too long; false and absent leave that to the model's own policy.",
+    )
+    truncation_direction: Annotated[Side | None, BeforeValidator(_lower)] = Field(
+        default=None, description="Which end of a text is cut: `Left` or `Right` (default)."
+    )
+    model: ModelName = None
+    top_n: TopN = None
+
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            query=self.query,
+            documents=self.texts,
+            model=self.model,
+            top_n=self.top_n,
+            options=ScoreOptions(
+                truncation=Truncation.TRUNCATE if self.truncate else None,
+                truncation_side=self.truncation_direction or Side.RIGHT,
+            ),
+        )
+
+    def render_result(self, result: RerankResult, *, request_id: str) -> list[Json]:  # noqa: ARG002 - no place for it
+        return [
+            {
+                "index": ranked.index,
+                "score": score_of(ranked, raw=self.raw_scores),
+                **({"text": self.texts[ranked.index]} if self.return_text else {}),
+            }
+            for ranked in result.results
+        ]
+
+
+class TeiRank(BaseModel):
+    index: int
+    score: float
+    text: str | None = None
+
+
+class TeiAnswer(RootModel[list[TeiRank]]):
+    pass
+
+
+TEI: Final = Dialect(
+    name="tei",
+    paths=SHARED_PATHS,
+    call=TeiCall,
+    answer=TeiAnswer,
+    example={
+        "query": "What is the capital of France?",
+        "texts": ["Berlin is in Germany.", "Paris is the capital of France."],
+        "return_text": True,
+    },
+    claims=has_field("texts"),
+)

@@ -1,0 +1,86 @@
+"""Voyage's rerank API: `top_k`, `truncation`, and results under `data`."""
+
+from typing import Final, Literal
+
+from pydantic import BaseModel
+
+from app.api.dialects.base import Dialect, Json, QueryCall, has_field
+from app.api.dialects.fields import (
+    SHARED_PATHS,
+    Documents,
+    ModelName,
+    ReturnDocuments,
+    TopN,
+    Truncate,
+    texts_of,
+    truncation_of,
+    usage_of,
+)
+from app.domain import RerankRequest, RerankResult, ScoreOptions
+
+# A body without top_k and truncation cannot be told from Jina's.
+_OWN_PATHS = tuple(f"/voyage{path}" for path in SHARED_PATHS)
+
+
+class VoyageCall(QueryCall):
+    model: ModelName = None
+    query: str
+    documents: Documents
+    top_k: TopN = None
+    return_documents: ReturnDocuments = None
+    truncation: Truncate = None
+
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            query=self.query,
+            documents=texts_of(self.documents, rank_fields=None),
+            model=self.model,
+            top_n=self.top_k,
+            options=ScoreOptions(truncation=truncation_of(cut=self.truncation)),
+        )
+
+    def render_result(self, result: RerankResult, *, request_id: str) -> Json:
+        texts = texts_of(self.documents, rank_fields=None) if self.return_documents else None
+        return {
+            "object": "list",
+            "id": request_id,
+            "data": [
+                {
+                    "index": ranked.index,
+                    "relevance_score": ranked.relevance_score,
+                    **({"document": texts[ranked.index]} if texts else {}),
+                }
+                for ranked in result.results
+            ],
+            "model": result.model,
+            "usage": usage_of(result),
+        }
+
+
+class VoyageResult(BaseModel):
+    index: int
+    relevance_score: float
+    document: str | None = None
+
+
+class VoyageAnswer(BaseModel):
+    object: Literal["list"]
+    data: list[VoyageResult]
+    model: str
+    usage: dict[str, int]
+
+
+VOYAGE: Final = Dialect(
+    name="voyage",
+    paths=(*SHARED_PATHS, *_OWN_PATHS),
+    call=VoyageCall,
+    answer=VoyageAnswer,
+    example={
+        "model": "minilm-qa",
+        "query": "What is the capital of France?",
+        "documents": ["Berlin is in Germany.", "Paris is the capital of France."],
+        "top_k": 1,
+        "truncation": True,
+    },
+    claims=has_field("top_k", "truncation"),
+)

@@ -1,0 +1,87 @@
+"""Which dialect a body on a shared path belongs to, HEAD, and what is the same in all of them."""
+
+from typing import Any
+
+import pytest
+
+from app.api.dialects import DIALECTS
+from app.api.dialects.fields import SHARED_PATHS
+from tests.api.conftest import Api, is_our_error
+
+_PINECONE = {"X-Pinecone-Api-Version": "2025-10"}
+_DOCUMENTS = ["a", "b"]
+
+
+@pytest.mark.parametrize("path", SHARED_PATHS)
+@pytest.mark.parametrize(
+    ("fields", "headers", "dialect"),
+    [
+        ({"texts": _DOCUMENTS}, {}, "tei"),
+        ({"texts": _DOCUMENTS, "raw_scores": True, "top_k": 1}, {}, "tei"),
+        ({"passages": [{"text": "a"}]}, {}, "nim"),
+        ({"passages": [{"text": "a"}], "top_k": 1}, {}, "nim"),
+        ({"input": _DOCUMENTS}, {}, "mixedbread"),
+        ({"input": _DOCUMENTS, "top_k": 1}, {}, "mixedbread"),
+        ({"documents": _DOCUMENTS}, _PINECONE, "pinecone"),
+        ({"documents": _DOCUMENTS, "top_k": 1}, _PINECONE, "pinecone"),
+        ({"documents": _DOCUMENTS, "top_k": None}, {}, "voyage"),
+        ({"documents": _DOCUMENTS, "truncation": True, "raw_scores": False}, {}, "voyage"),
+        ({"documents": _DOCUMENTS, "raw_scores": None}, {}, "infinity"),
+        ({"documents": _DOCUMENTS}, {}, "jina"),
+        ({"documents": _DOCUMENTS, "top_n": 1, "return_documents": True}, {}, "jina"),
+        ({"documents": [{"text": "a"}], "rank_fields": ["text"]}, {}, "jina"),
+    ],
+)
+async def test_the_body_says_whose_it_is(
+    api: Api, path: str, fields: dict[str, Any], headers: dict[str, str], dialect: str
+) -> None:
+    query: object = {"text": "q"} if dialect == "nim" else "q"
+    answer = await api.post(path, {"query": query, **fields}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert api.requests_counted(dialect=dialect, status=200) == 1
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/models", "/v1/models/fake", "/info"])
+async def test_head_is_answered_as_get_is(api: Api, path: str) -> None:
+    assert (await api.client.head(path)).status_code == (await api.client.get(path)).status_code
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("wrong", [None, 5, {"a": 1}, [None], "", [["a"]], {}])
+async def test_no_value_of_any_field_of_any_dialect_is_a_bug_of_ours(api: Api, dialect: Any, wrong: object) -> None:
+    path = dialect.paths[-1].replace("{model:path}", "fake")
+    headers = _PINECONE if dialect.name == "pinecone" else {}
+    for name in dialect.example.keys() | dialect.call.model_fields.keys():
+        answer = await api.post(path, {**dialect.example, "model": None, name: wrong}, headers=headers)
+        if answer.status_code != 200:
+            code = {400: "invalid_request", 404: "model_not_found"}[answer.status_code]
+            assert is_our_error(answer, answer.status_code, code), (name, answer.text)
+
+
+@pytest.mark.parametrize("priority", [0, 1, 999, None, "5"])
+@pytest.mark.parametrize("path", ["/v2/rerank", "/v1/rerank"])
+async def test_a_priority_is_taken(api: Api, path: str, priority: object) -> None:
+    answer = await api.post(path, {"query": "q", "documents": ["a"], "priority": priority})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("priority", [-1, 1000, "first", 0.5])
+async def test_a_priority_that_there_is_not_is_refused(api: Api, priority: object) -> None:
+    answer = await api.post("/v2/rerank", {"query": "q", "documents": ["a"], "priority": priority})
+    assert is_our_error(answer, 400, "invalid_request")
+    assert answer.json()["message"].startswith("priority: ")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+async def test_equal_documents_are_in_the_order_of_the_request(api: Api, dialect: Any) -> None:
+    key = {"tei": "texts", "nim": "passages", "mixedbread": "input", "vllm-score": "text_2"}.get(
+        dialect.name, "documents"
+    )
+    documents: list[object] = [{"text": "a"}] * 5 if dialect.name == "nim" else ["a"] * 5
+    body = {**dialect.example, "model": None, "top_n": None, "top_k": None, "return_documents": False, key: documents}
+    headers = _PINECONE if dialect.name == "pinecone" else {}
+    answer = (await api.post(dialect.paths[-1].replace("{model:path}", "fake"), body, headers=headers)).json()
+    results = (
+        answer if isinstance(answer, list) else next(value for value in answer.values() if isinstance(value, list))
+    )
+    assert [result["index"] for result in results] == [0, 1, 2, 3, 4]

@@ -1,0 +1,76 @@
+"""Deadlines over HTTP: what cannot make it is refused at once, with the time to come back."""
+
+import asyncio
+from time import perf_counter
+
+import pytest
+
+from app.ranking import sigmoid
+from tests.api.conftest import Api, OpenApi, is_our_error
+from tests.fakes import ArithmeticEngine, FakeService
+
+_PATH = "/v2/rerank"
+_HEADER = "X-Request-Deadline-Ms"
+
+
+@pytest.mark.parametrize("value", ["soon", "", "0", "-5", "nan", "inf", "1e999", "12 ms"])
+async def test_a_deadline_that_is_no_number_of_milliseconds(api: Api, value: str) -> None:
+    answer = await api.post(_PATH, {"query": "q", "documents": ["a"]}, headers={_HEADER: value.encode()})
+    assert is_our_error(answer, 400, "invalid_request")
+    assert _HEADER in answer.json()["message"]
+
+
+async def test_a_deadline_that_is_far_away_changes_nothing(api: Api) -> None:
+    answer = await api.post(_PATH, {"query": "q", "documents": ["a", "b"]}, headers={_HEADER: "30000.5"})
+    assert answer.status_code == 200
+
+
+async def test_a_deadline_that_comes_is_a_504(open_api: OpenApi) -> None:
+    async with open_api() as api:
+        api.engine.gate.clear()
+        answer = await api.post(_PATH, {"query": "q", "documents": ["a"]}, headers={_HEADER: "50"})
+        api.engine.gate.set()
+        assert is_our_error(answer, 504, "deadline_exceeded")
+        assert "1 of 1 documents were not scored" in answer.json()["message"]
+        assert api.observer.registry.get_sample_value("rerank_deadline_missed_total", {"model": "fake"}) == 1
+
+
+async def test_what_cannot_make_it_is_refused_at_once(open_api: OpenApi) -> None:
+    engine = ArithmeticEngine(seconds_per_token=0.002, pairs=4)
+    async with open_api(FakeService(activation=sigmoid, engine=engine)) as api:
+        words = " ".join("word" for _ in range(30))
+        body = {"query": "q", "documents": [f"{words} {number}" for number in range(10)]}
+        started = perf_counter()
+        assert (await api.post(_PATH, body)).status_code == 200
+        alone_ms = (perf_counter() - started) * 1000
+        running = asyncio.ensure_future(api.post(_PATH, {**body, "query": "other"}, headers={_HEADER: "60000"}))
+        await asyncio.sleep(0.05)
+        later = await api.post(_PATH, {**body, "query": "third"}, headers={_HEADER: f"{1.6 * alone_ms}"})
+        never = await api.post(_PATH, {**body, "query": "fourth"}, headers={_HEADER: f"{0.3 * alone_ms}"})
+        assert not running.done()
+        assert is_our_error(later, 429, "overloaded")
+        assert int(later.headers["Retry-After"]) >= 1
+        assert 0 < int(later.headers["Retry-After-Ms"]) < 2 * alone_ms
+        assert is_our_error(never, 504, "deadline_exceeded")
+        assert (await running).status_code == 200
+
+
+async def test_callers_are_told_apart_by_their_keys(open_api: OpenApi) -> None:
+    """One key's full queue is not another's."""
+    engine = ArithmeticEngine(pairs=1)
+    fake = FakeService(activation=sigmoid, engine=engine, max_waiting_tokens=60)
+    async with open_api(fake, api_keys="heavy,light") as api:
+        engine.gate.clear()
+
+        async def ask(key: str, name: str, documents: int) -> int:
+            body = {"query": name, "documents": [f"{name} {number}" for number in range(documents)]}
+            headers = {"Authorization": f"Bearer {key}"}
+            return (await api.post(_PATH, body, headers=headers)).status_code
+
+        heavy = [asyncio.ensure_future(ask("heavy", f"heavy{number}", 8)) for number in range(2)]
+        await asyncio.sleep(0.1)
+        assert await ask("heavy", "more", 8) == 429
+        light = asyncio.ensure_future(ask("light", "light", 4))
+        await asyncio.sleep(0.1)
+        engine.gate.set()
+        assert await asyncio.gather(*heavy, light) == [200, 200, 200]

@@ -44,8 +44,16 @@ def main() -> None:
 
 
 def _report(client: Client, case: str, target: Target) -> None:
+    started = time.monotonic()
     outcome, detail = _outcome(client, case, target)
-    line = {"client": client.name, "version": client.version, "case": case, "outcome": outcome, "detail": detail}
+    line = {
+        "client": client.name,
+        "version": client.version,
+        "case": case,
+        "outcome": outcome,
+        "detail": detail,
+        "seconds": round(time.monotonic() - started, 3),
+    }
     print(json.dumps(line), flush=True)  # noqa: T201 - the answer of this program
 
 

@@ -12,7 +12,7 @@ from tests.conformance.protocol import Client, Ranked, Rank, Target
 
 litellm.suppress_debug_info = True
 
-_TEXTS_ONLY = {"objects": "LiteLLM sends texts only to this provider"}
+_TEXTS_ONLY = {"objects": "this provider takes texts only"}
 
 
 def _ranker(provider: str, path: str) -> Rank:
@@ -44,11 +44,11 @@ CLIENTS = [
     _client("cohere", "/v2/rerank"),
     _client("litellm_proxy", ""),
     _client("azure_ai", ""),
-    _client("infinity", ""),
+    _client("infinity", "/infinity"),
     _client("jina_ai", "/v1/rerank"),
     _client("hosted_vllm", ""),
-    _client("huggingface", ""),
-    _client("voyage", ""),
+    _client("huggingface", "", without={**_TEXTS_ONLY, "unknown model": "it names no model to this provider"}),
+    _client("voyage", "/voyage"),
     _client("nvidia_nim", ""),
-    _client("fireworks_ai", ""),
+    _client("fireworks_ai", "/v1"),
 ]

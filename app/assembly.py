@@ -13,16 +13,18 @@ from app.batching.planner import BatchPlanner
 from app.cache import open_cache
 from app.cache.base import Cache
 from app.config import ModelSpec, Registry, Settings, read_registry
+from app.domain import Truncation
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
 from app.errors import ConfigError, SourceUnreachable
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
 from app.pipeline.cached import CachedStage
+from app.pipeline.passages import PassagePolicy, PassageStage
 from app.pipeline.pointwise import PointwiseStage
 from app.pipeline.stage import Stage
 from app.scorers import load_scorer
-from app.scorers.base import PairScorer, ScorerSpec
+from app.scorers.base import PairScorer, PassageReader, ScorerSpec
 from app.service import Limits, RerankService
 from app.sources import Hub, allowed_files, content_hash, find_folder
 from app.worker import Worker, available_cores
@@ -154,6 +156,8 @@ class _Keeper:
         stage: Stage = direct
         if self.cache is not None:
             stage = CachedStage(direct, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
+        reader = parts.scorer if isinstance(parts.scorer, PassageReader) else None
+        stage = PassageStage(stage, reader, self.tokenizing, policy=_passage_policy(self.spec))
         return LoadedModel(
             stage=stage,
             direct=direct,
@@ -166,6 +170,10 @@ class _Keeper:
                 "max_length": parts.scorer.max_length,
             },
         )
+
+
+def _passage_policy(spec: ModelSpec) -> PassagePolicy:
+    return PassagePolicy(truncation=Truncation(spec.truncation), **dict(spec.passages))
 
 
 def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:

@@ -6,7 +6,7 @@ The only file that reads the environment; only the composition root and the comm
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.domain import Aggregation
 from app.errors import ConfigError
 from app.options import explain
 
@@ -105,6 +106,18 @@ def _plain_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain_name)]
 
 
+class PassageSpec(BaseModel):
+    """How a model reads long documents in passages. Requests may ask for other values within `max_passages`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: int | None = Field(default=None, ge=16)
+    overlap: int | None = Field(default=None, ge=0)
+    max_passages: int = Field(default=32, ge=1)
+    aggregation: Aggregation = Aggregation.MAX
+    top_k: int = Field(default=3, ge=1)
+
+
 class ModelSpec(BaseModel):
     """One `[[model]]` table of the registry. docs/models.md explains every key."""
 
@@ -121,6 +134,12 @@ class ModelSpec(BaseModel):
     max_length: int | None = Field(default=None, ge=16, description="Tokens per pair, at most what the model can read.")
     workers: int | None = Field(default=None, ge=1, description="Forward passes at a time.")
     batch_tokens: int | None = Field(default=None, ge=16, description="Padded tokens per forward pass.")
+    truncation: Literal["truncate", "chunk"] = Field(
+        default="truncate",
+        description="What becomes of documents that are too long: cut them, or read them in `passages`. Requests may "
+        "ask for either.",
+    )
+    passages: PassageSpec = Field(default=PassageSpec(), description="How long documents are read in passages.")
     batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that the model's repository brings. Only for code you have read."

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from app.domain import Encoding, FloatArray, IntArray
+from app.domain import BoolArray, Encoding, FloatArray, IntArray
 from app.ranking import Activation
 
 
@@ -15,6 +15,20 @@ class EncodedPairs:
 
     encodings: Sequence[Encoding]
     dropped: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """A document's token boundaries, shape [tokens + 1]: token i is characters `characters[i]` to `characters[i + 1]`,
+    white space before it included. `words` says before which tokens a word ends.
+    """
+
+    characters: IntArray
+    words: BoolArray
+
+    @property
+    def tokens(self) -> int:
+        return len(self.characters) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +66,17 @@ class PairScorer(Protocol):
 
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Turn the head's outputs, shape [pairs, outputs], into raw scores, shape [pairs]."""
+
+
+@runtime_checkable
+class PassageReader(Protocol):
+    """A scorer that can say where a document's tokens lie, so that long ones can be read in passages."""
+
+    def room(self, query: str) -> int:
+        """How many tokens of a document fit beside a query.
+
+        Raises:
+            InvalidRequest: the query leaves no room for a document.
+        """
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]: ...

@@ -18,7 +18,7 @@ from app.domain import FloatArray
 from app.errors import ConfigError, InvalidRequest
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
-from app.scorers.base import EncodedPairs, ScorerSpec
+from app.scorers.base import Edges, EncodedPairs, ScorerSpec
 from app.scorers.pair_template import PairTemplate, read_template
 from app.scorers.tokenizer_files import load_tokenizer, longest_input, pad_id_of, read_json, read_optional_json
 
@@ -103,6 +103,19 @@ class CrossEncoder:
             dropped[position] = max(0, tokens - room)
         return EncodedPairs(encodings, dropped)
 
+    def room(self, query: str) -> int:
+        """How many tokens of a document fit beside a query.
+
+        Raises:
+            InvalidRequest: the query leaves no room for a document.
+        """
+        return self._room_beside(len(self._tokenizer.encode(query, add_special_tokens=False).ids))
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """Where the tokens of texts lie."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [_edges(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
         if self._label is None:
@@ -138,6 +151,21 @@ class CrossEncoder:
                 "shorten the query"
             )
         return room
+
+
+def _edges(encoding: Any, text: str) -> Edges:  # noqa: ANN401 - tokenizers has no types
+    """A token begins where the one before it ends; so the white space between them is lost to neither."""
+    tokens = len(encoding.ids)
+    characters = np.zeros(tokens + 1, dtype=np.int64)
+    words = np.ones(tokens + 1, dtype=np.bool_)
+    if tokens:
+        ends = np.array(encoding.offsets, dtype=np.int64)[:, 1]
+        # Several tokens may make up one character, and then end where it ends.
+        characters[1:] = np.maximum.accumulate(ends)
+        numbers = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
+        words[1:-1] = numbers[1:] != numbers[:-1]
+    characters[-1] = len(text)
+    return Edges(characters, words)
 
 
 def _refuse_prompts(beside: Mapping[str, Any]) -> None:

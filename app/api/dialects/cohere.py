@@ -23,7 +23,7 @@ from app.domain import (
 class PassageFields(BaseModel):
     """How a long document is read in passages; what is absent is the model's default."""
 
-    tokens: int | None = Field(default=None, ge=1, description="Tokens per passage, at most what the model reads.")
+    tokens: int | None = Field(default=None, ge=16, description="Tokens per passage, at most what the model reads.")
     overlap: int | None = Field(default=None, ge=0, description="Tokens that a passage shares with the one before.")
     max_per_doc: int | None = Field(default=None, ge=1, description="At most so many passages of a document are read.")
     aggregation: Aggregation | None = Field(

@@ -1,0 +1,192 @@
+"""Reads long documents in passages, so that no part of one is lost and no call fails because one is long.
+
+Each passage is scored as a text of its own by the inner stage, and cached as one: entries cannot mix policies, and
+other windows over the same text share what they have in common. Passages and MaxP, FirstP: Dai and Callan, "Deeper Text
+Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from app.domain import (
+    Aggregation,
+    IntArray,
+    PassageOptions,
+    PassageScores,
+    ScoreOptions,
+    Scores,
+    Side,
+    Timings,
+    Truncation,
+)
+from app.errors import InvalidRequest
+from app.pipeline.passage_windows import aggregate, last_window, windows
+from app.pipeline.stage import Stage
+from app.scorers.base import Edges, PassageReader
+from app.worker import Worker
+
+_DOCUMENTS_PER_CALL = 64
+# Of a very long document only as much is tokenised as its passages can take; the rest is estimated.
+_CHARS_PER_TOKEN = 8
+_LEAST_CHARS = 4096
+_SPARE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassagePolicy:
+    """A model's defaults, and the bound `max_passages` of what a request may ask for. `tokens` None: as many as fit
+    beside the query; `overlap` None: a quarter of them.
+    """
+
+    truncation: Truncation = Truncation.TRUNCATE
+    tokens: int | None = None
+    overlap: int | None = None
+    max_passages: int = 32
+    aggregation: Aggregation = Aggregation.MAX
+    top_k: int = 3
+
+    def length(self, options: PassageOptions, *, room: int) -> int:
+        return min(options.tokens or self.tokens or room, room)
+
+    def overlap_of(self, options: PassageOptions, *, length: int) -> int:
+        asked = self.overlap if options.overlap is None else options.overlap
+        return length // 4 if asked is None else min(asked, length // 2)
+
+    def limit(self, options: PassageOptions) -> int:
+        return min(options.max_passages or self.max_passages, self.max_passages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A document's passages as (start, end) in characters, and how many of its tokens are in none of them."""
+
+    spans: list[tuple[int, int]]
+    dropped: int
+
+
+class PassageStage:
+    """Wraps a stage whose scores depend on the pair alone. Without a `reader` only whole documents can be read."""
+
+    def __init__(
+        self, inner: Stage, reader: PassageReader | None, tokenizing: Worker, *, policy: PassagePolicy
+    ) -> None:
+        self._inner = inner
+        self._reader = reader
+        self._tokenizing = tokenizing
+        self._policy = policy
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Score every document, in the order given: whole, by its end, or by its passages.
+
+        Raises:
+            InvalidRequest: the request wants passages of a model that cannot say where its tokens lie.
+            RerankError: what the inner stage raises.
+        """
+        truncation = options.truncation or self._policy.truncation
+        from_the_end = truncation is Truncation.TRUNCATE and options.truncation_side is Side.LEFT
+        if truncation is not Truncation.CHUNK and not from_the_end:
+            return await self._inner.score(query, documents, options)
+        if self._reader is None:
+            raise InvalidRequest("this model can only be given the beginning of a long document: allow truncation")
+        started = perf_counter()
+        cuts = await self._cut(self._reader, query, documents, replace(options, truncation=truncation))
+        cutting = Timings(tokenize_s=perf_counter() - started)
+        texts = [document[start:end] for document, cut in zip(documents, cuts, strict=True) for start, end in cut.spans]
+        whole = replace(options, truncation=Truncation.TRUNCATE, truncation_side=Side.RIGHT, max_tokens_per_doc=None)
+        return self._gathered(await self._inner.score(query, texts, whole), cuts, options.passages, cutting)
+
+    async def _cut(
+        self, reader: PassageReader, query: str, documents: Sequence[str], options: ScoreOptions
+    ) -> list[_Cut]:
+        room = await self._tokenizing.run(reader.room, query)
+        cuts: list[_Cut] = []
+        for start in range(0, len(documents), _DOCUMENTS_PER_CALL):
+            portion = documents[start : start + _DOCUMENTS_PER_CALL]
+            cuts += await self._tokenizing.run(_cut_all, reader, portion, options, self._policy, room)
+        return cuts
+
+    def _gathered(self, scores: Scores, cuts: Sequence[_Cut], options: PassageOptions, cutting: Timings) -> Scores:
+        """The documents' scores from those of all their passages."""
+        counts = np.array([len(cut.spans) for cut in cuts], dtype=np.int64)
+        firsts = np.cumsum(counts) - counts
+        aggregated = aggregate(
+            scores.values,
+            counts,
+            aggregation=options.aggregation or self._policy.aggregation,
+            top_k=options.top_k or self._policy.top_k,
+        )
+        spans: IntArray = np.array([span for cut in cuts for span in cut.spans], dtype=np.int64)[aggregated.best]
+        return Scores(
+            values=aggregated.values,
+            tokens=np.add.reduceat(scores.tokens, firsts),
+            dropped=np.add.reduceat(scores.dropped, firsts) + [cut.dropped for cut in cuts],
+            cached=None if scores.cached is None else np.logical_and.reduceat(scores.cached, firsts),
+            passages=PassageScores(starts=spans[:, 0], ends=spans[:, 1], counts=counts),
+            timings=cutting + scores.timings,
+        )
+
+
+def _cut_all(
+    reader: PassageReader, documents: Sequence[str], options: ScoreOptions, policy: PassagePolicy, room: int
+) -> list[_Cut]:
+    """Cut documents up by tokens. Blocking."""
+    length = policy.length(options.passages, room=room)
+    if options.truncation is Truncation.CHUNK:
+        plan = _Plan(
+            length,
+            overlap=policy.overlap_of(options.passages, length=length),
+            limit=policy.limit(options.passages),
+            max_tokens=options.max_tokens_per_doc,
+        )
+        return _read(reader, documents, plan)
+    return _read_ends(reader, documents, length=min(room, options.max_tokens_per_doc or room))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    length: int
+    overlap: int
+    limit: int
+    max_tokens: int | None
+
+    @property
+    def most_tokens(self) -> int:
+        most = self.limit * self.length
+        return most if self.max_tokens is None else min(most, self.max_tokens)
+
+
+def _read(reader: PassageReader, documents: Sequence[str], plan: _Plan) -> list[_Cut]:
+    chars = max(_LEAST_CHARS, plan.most_tokens * _CHARS_PER_TOKEN)
+    beginnings = reader.edges([document[:chars] for document in documents])
+    return [_passages(reader, *pair, plan) for pair in zip(documents, beginnings, strict=True)]
+
+
+def _passages(reader: PassageReader, document: str, edges: Edges, plan: _Plan) -> _Cut:
+    estimated = 0
+    known = int(edges.characters[-1])
+    if known < len(document) and edges.tokens >= plan.most_tokens + _SPARE_TOKENS:
+        estimated = round(edges.tokens * (len(document) - known) / max(known, 1))
+    elif known < len(document):
+        (edges,) = reader.edges([document])
+    tokens = edges.tokens if plan.max_tokens is None else min(edges.tokens, plan.max_tokens)
+    found = windows(edges, tokens=tokens, length=plan.length, overlap=plan.overlap, limit=plan.limit)
+    spans = [(int(edges.characters[start]), int(edges.characters[end])) for start, end in found]
+    return _Cut(spans, edges.tokens + estimated - found[-1][1])
+
+
+def _read_ends(reader: PassageReader, documents: Sequence[str], *, length: int) -> list[_Cut]:
+    cuts = []
+    chars = max(_LEAST_CHARS, length * _CHARS_PER_TOKEN)
+    endings = reader.edges([document[-chars:] for document in documents])
+    for document, ending in zip(documents, endings, strict=True):
+        skipped = max(0, len(document) - chars)
+        edges = ending
+        if skipped and edges.tokens < length + _SPARE_TOKENS:
+            (edges,), skipped = reader.edges([document]), 0
+        start, _ = last_window(edges, length=length)
+        estimated = round(edges.tokens * skipped / chars)
+        cuts.append(_Cut([(skipped + int(edges.characters[start]), len(document))], start + estimated))
+    return cuts

@@ -99,12 +99,12 @@ class _Caller:
         if not job.waiting:
             self.remove(job)
 
-    def in_order(self, *, now: float, seconds_per_token: float) -> Iterator[_Job]:
-        """The policy: which request is served first."""
+    def in_order(self, *, now: float, seconds_per_token: float, pass_s: float) -> Iterator[_Job]:
+        """The policy: which request is served first. `pass_s` is what one more pass of others would take."""
         if not self.jobs:
             return iter(())
         self.turn += 1
-        if self._is_tight(now, seconds_per_token):
+        if self._is_tight(now + pass_s, seconds_per_token):
             order = [number for _, number in self.dues]
         else:
             order = [number for _, _, number in self.ranks[:_MOST_ASKED]]
@@ -195,10 +195,11 @@ class BatchPlanner:
         if active:
             self._floor = max(self._floor, active[0].served)
         shared = seconds_per_token * max(1, len(active))
+        pass_s = seconds_per_token * self._workers * min(self.max_batch_tokens, self.waiting_tokens)
         in_order = (
             (caller, job)
             for caller in (self._urgent, *active)
-            for job in caller.in_order(now=now, seconds_per_token=shared)
+            for job in caller.in_order(now=now, seconds_per_token=shared, pass_s=pass_s)
         )
         for caller, job in islice(in_order, _MOST_ASKED):
             self._take(batch, caller, job)

@@ -1,6 +1,7 @@
 """Deadlines over HTTP: what cannot make it is refused at once, with the time to come back."""
 
 import asyncio
+
 import pytest
 
 from app.ranking import sigmoid

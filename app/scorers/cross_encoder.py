@@ -20,6 +20,7 @@ from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
 from app.scorers.pair_template import PairTemplate, read_template
+from app.scorers.token_cache import DocumentTokens, TokenCache
 from app.scorers.tokenizer_files import load_tokenizer, longest_input, pad_id_of, read_json, read_optional_json
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
@@ -29,6 +30,8 @@ _MIN_DOCUMENT_TOKENS = 16
 # more tokens than needed unless the text is mostly white space or very long words.
 _CHARS_PER_TOKEN = 64
 _LEAST_CHARS = 4096
+# About 20,000 passages, in 20 MB.
+_REMEMBERED_TOKENS = 2_000_000
 
 
 class CrossEncoderOptions(BaseModel):
@@ -54,6 +57,7 @@ class CrossEncoder:
         self._tokenizer = tokenizer
         self._template = template
         self._label = label
+        self._tokens = TokenCache(max_tokens=_REMEMBERED_TOKENS)
         self.max_length = max_length
         self.pad_id = pad_id
         self.activation: Activation = ACTIVATIONS[activation]
@@ -98,9 +102,10 @@ class CrossEncoder:
             room = min(room, max_document_tokens)
         encodings = []
         dropped = np.zeros(len(documents), dtype=np.int64)
-        for position, (ids, tokens) in enumerate(self._document_ids(documents, room=room)):
-            encodings.append(self._template.join(query_ids, np.asarray(ids[:room], dtype=np.int64)))
-            dropped[position] = max(0, tokens - room)
+        known = self._tokens.get(documents, lambda texts: list(self._document_tokens(texts, room=room)), room=room)
+        for position, document in enumerate(known):
+            encodings.append(self._template.join(query_ids, document.ids[:room]))
+            dropped[position] = max(0, document.total - room)
         return EncodedPairs(encodings, dropped)
 
     def room(self, query: str) -> int:
@@ -126,21 +131,22 @@ class CrossEncoder:
         log_odds: FloatArray = (logits[:, self._label] - rest).astype(np.float32)
         return log_odds
 
-    def _document_ids(self, documents: Sequence[str], *, room: int) -> Iterator[tuple[list[int], int]]:
-        """Each document's first tokens, at least `room` if it has so many, and how many it has in all; that is an
-        estimate for a document of which only the beginning was tokenised.
+    def _document_tokens(self, documents: Sequence[str], *, room: int) -> Iterator[DocumentTokens]:
+        """Each document's first tokens, at least `room` if it has so many. How many it has in all is an estimate for a
+        document of which only the beginning was tokenised.
         """
         chars = max(_LEAST_CHARS, room * _CHARS_PER_TOKEN)
         beginnings = self._tokenizer.encode_batch_fast([text[:chars] for text in documents], add_special_tokens=False)
         for document, encoding in zip(documents, beginnings, strict=True):
             ids = encoding.ids
-            if len(document) <= chars:
-                yield ids, len(ids)
-            elif len(ids) >= 2 * room:
-                yield ids, round(len(ids) * len(document) / chars)
-            else:
-                whole = self._tokenizer.encode(document, add_special_tokens=False).ids
-                yield whole, len(whole)
+            total = len(ids)
+            if len(document) > chars:
+                if total >= 2 * room:
+                    total = round(total * len(document) / chars)
+                else:
+                    ids = self._tokenizer.encode(document, add_special_tokens=False).ids
+                    total = len(ids)
+            yield DocumentTokens(np.array(ids[:room], dtype=np.int64), total)
 
     def _room_beside(self, query_tokens: int) -> int:
         room = self.max_length - self._template.special_tokens - query_tokens

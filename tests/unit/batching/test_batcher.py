@@ -354,7 +354,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_says_when_it
             await batcher.forward(_encodings([3] * 100), Terms(deadline=started + 0.2))
         with pytest.raises(DeadlineExceeded, match="needs about"):
             await batcher.forward(_encodings([3] * 1000), Terms(deadline=started + 0.2))
-        assert perf_counter() - started < 0.2
+        assert not waiting.done()
         await waiting
         await batcher.forward(_encodings([3] * 100), Terms(deadline=perf_counter() + 1.0))
     assert 0.05 < later.value.retry_after_s < 0.8

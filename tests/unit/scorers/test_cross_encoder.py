@@ -161,14 +161,17 @@ def test_a_query_is_kept_whole_or_refused(tiny_model: Path, words: int, *, fits:
     [("paris is the capital ", 50_000), ("x", 1_000_000), ("漢字", 500_000), ("\n", 1_000_000)],
 )
 @pytest.mark.parametrize("family", ["bert", "xlmr"])
-def test_a_document_of_a_million_characters_is_cut_quickly(
+def test_the_time_for_a_document_of_a_million_characters_grows_no_faster_than_its_length(
     make_folder: MakeFolder, family: str, unit: str, times: int
 ) -> None:
     folder = make_folder(family)
     scorer = load(folder)
-    started = time.perf_counter()
+    started = time.process_time()
+    read(scorer, QUERY, unit * (times // 10))
+    between = time.process_time()
     ids, dropped = read(scorer, QUERY, unit * times)
-    assert time.perf_counter() - started < 5
+    # Ten times the text; a cost that grew with the square would be a hundred times as much.
+    assert time.process_time() - between < 40 * max(0.005, between - started)
     assert len(ids) <= MAX_LENGTH
     assert dropped == 0 or len(ids) == MAX_LENGTH
 

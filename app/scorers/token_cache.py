@@ -1,0 +1,67 @@
+"""Remembers the token ids of documents: popular ones come back with other queries, and tokenising is then saved."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from threading import Lock
+from typing import NamedTuple
+
+from app.domain import IntArray
+
+Key = tuple[bytes, int]
+
+
+class DocumentTokens(NamedTuple):
+    """`ids` are the document's first tokens, as many as were asked for or more; `total` is how many it has in all."""
+
+    ids: IntArray
+    total: int
+
+
+class TokenCache:
+    """Keeps the least recently used documents out, and at most `max_tokens` tokens in. Safe to use from threads.
+
+    Documents are known by a hash of their text, so that the texts themselves are not kept.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._known: OrderedDict[Key, DocumentTokens] = OrderedDict()
+        self._lock = Lock()
+        self.tokens = 0
+
+    def get(
+        self, documents: Sequence[str], tokenize: Callable[[Sequence[str]], Sequence[DocumentTokens]], *, room: int
+    ) -> list[DocumentTokens]:
+        """Return the tokens of every document; those that are not known are tokenised, in one call."""
+        keys = [(_digest(text), room) for text in documents]
+        found = self._look_up(keys)
+        missing = [position for position, tokens in enumerate(found) if tokens is None]
+        if missing:
+            fresh = tokenize([documents[position] for position in missing])
+            for position, tokens in zip(missing, fresh, strict=True):
+                found[position] = tokens
+            self._keep([keys[position] for position in missing], fresh)
+        return [tokens for tokens in found if tokens is not None]
+
+    def _look_up(self, keys: Sequence[Key]) -> list[DocumentTokens | None]:
+        with self._lock:
+            found = [self._known.get(key) for key in keys]
+            for key, tokens in zip(keys, found, strict=True):
+                if tokens is not None:
+                    self._known.move_to_end(key)
+        return found
+
+    def _keep(self, keys: Sequence[Key], fresh: Sequence[DocumentTokens]) -> None:
+        with self._lock:
+            for key, tokens in zip(keys, fresh, strict=True):
+                if key not in self._known:
+                    self._known[key] = tokens
+                    self.tokens += len(tokens.ids)
+            while self.tokens > self._max_tokens:
+                _, dropped = self._known.popitem(last=False)
+                self.tokens -= len(dropped.ids)
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -37,9 +37,7 @@ def _mixedbread(target: Target, query: str, documents: Sequence[Any], top_n: int
 
 
 def _pinecone(target: Target, query: str, documents: Sequence[Any], top_n: int | None, with_: bool) -> list[Ranked]:
-    client = pinecone.Pinecone(
-        api_key=target.key, host=target.url, retry_config=pinecone.RetryConfig(max_retries=0)
-    )
+    client = pinecone.Pinecone(api_key=target.key, host=target.url, retry_config=pinecone.RetryConfig(max_retries=0))
     answer = client.inference.rerank(
         model=target.model, query=query, documents=list(documents), top_n=top_n, return_documents=with_
     )

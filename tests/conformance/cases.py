@@ -14,7 +14,7 @@ DOCUMENTS: Final = (
     "Bread is baked from flour, water, salt and yeast.",
 )
 RIGHT: Final = 1
-_STRANGE: Final = (
+STRANGE: Final = (
     "Größte Stadt Österreichs: Wien 🎻",
     "東京は日本の首都です。",
     "القاهرة هي عاصمة مصر",
@@ -45,11 +45,11 @@ def documents_returned(client: Client, target: Target) -> None:
 
 
 def unicode(client: Client, target: Target) -> None:
-    ranked = client.rank(target, "Wo liegt Österreichs größte Stadt? 🎻", _STRANGE, None, False)
-    _as_ranked(client, ranked, len(_STRANGE))
+    ranked = client.rank(target, "Wo liegt Österreichs größte Stadt? 🎻", STRANGE, None, False)
+    _as_ranked(client, ranked, len(STRANGE))
     if "documents returned" not in client.without:
-        echoed = client.rank(target, "東京", _STRANGE, None, True)
-        assert [result.text for result in echoed] == [_STRANGE[result.index] for result in echoed], echoed
+        echoed = client.rank(target, "東京", STRANGE, None, True)
+        assert [result.text for result in echoed] == [STRANGE[result.index] for result in echoed], echoed
 
 
 def objects(client: Client, target: Target) -> None:

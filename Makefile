@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FROZEN := pyproject.toml constraints.txt
 
-.PHONY: serve test test-fast check format bench docker clean help
+.PHONY: serve test test-fast check format conformance bench docker clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -33,6 +33,9 @@ format: $(VENV)/.development ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+conformance: $(VENV)/.development ## real client libraries against a real server; writes the table of docs/clients.md
+	$(BIN)/python -m tests.conformance.suite
+
 bench: $(VENV)/.development ## load a running server, or one that it starts (loadtest/README.md)
 	$(BIN)/python -m loadtest.closed_loop $(ARGS)
 
@@ -40,7 +43,7 @@ docker: ## build the CPU image
 	docker build --target cpu --tag rerankd:cpu .
 
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* build *.egg-info
+	rm -rf $(VENV) .clients .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* build *.egg-info
 
 .PHONY: servers
 servers: ## the real servers that integration tests start

@@ -111,11 +111,17 @@ class PassageSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tokens: int | None = Field(default=None, ge=16)
-    overlap: int | None = Field(default=None, ge=0)
-    max_passages: int = Field(default=32, ge=1)
-    aggregation: Aggregation = Aggregation.MAX
-    top_k: int = Field(default=3, ge=1)
+    tokens: int | None = Field(
+        default=None, ge=16, description="Tokens per passage; by default as many as fit beside the query."
+    )
+    overlap: int | None = Field(
+        default=None, ge=0, description="Tokens shared with the passage before; by default a quarter of `tokens`."
+    )
+    max_passages: int = Field(default=32, ge=1, description="At most so many passages of a document are ever read.")
+    aggregation: Aggregation = Field(
+        default=Aggregation.MAX, description="A document's score: `max`, `first`, `mean` or `top_k_mean` of passages."
+    )
+    top_k: int = Field(default=3, ge=1, description="How many passages `top_k_mean` averages.")
 
 
 class ModelSpec(BaseModel):

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from app.config import SHIPPED_REGISTRY, ModelSpec, Settings
+from app.config import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Settings
 
 TARGET = Path(__file__).parent / "configuration.md"
 
@@ -35,10 +35,21 @@ them by example). `default = "name"` at the top says which one answers requests 
 """
 
 
+_PASSAGES = """
+### `passages`
+
+`passages = { tokens = 256, overlap = 64 }` of a model; requests may ask for other values, within `max_passages`.
+
+| key | default | meaning |
+|---|---|---|
+"""
+
+
 def configuration_page() -> str:
     """The whole page."""
     settings = [_row(f"RERANKD_{name.upper()}", field) for name, field in Settings.model_fields.items()]
-    return _HEAD + "\n".join(settings) + "\n" + _REGISTRY + "\n".join(_rows(ModelSpec)) + "\n"
+    registry = _REGISTRY + "\n".join(_rows(ModelSpec)) + "\n"
+    return _HEAD + "\n".join(settings) + "\n" + registry + _PASSAGES + "\n".join(_rows(PassageSpec)) + "\n"
 
 
 def _rows(model: type[BaseModel]) -> list[str]:
@@ -63,6 +74,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, BaseModel):
+        return "below"
     if value is None or value is PydanticUndefined or value in ((), {}):
         return "none"
     if value == SHIPPED_REGISTRY:

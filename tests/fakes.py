@@ -1,6 +1,7 @@
 """Small classes that fit the Protocols, for tests that need no model: deterministic, and made to fail on command."""
 
 import asyncio
+import re
 import threading
 import time
 import zlib
@@ -20,9 +21,10 @@ from app.errors import CacheUnavailable
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
 from app.pipeline.cached import CachedStage
+from app.pipeline.passages import PassagePolicy, PassageStage
 from app.pipeline.pointwise import PointwiseStage
 from app.ranking import Activation, identity
-from app.scorers.base import EncodedPairs
+from app.scorers.base import Edges, EncodedPairs
 from app.service import Limits, RerankService
 from app.worker import Worker
 
@@ -159,8 +161,20 @@ class WordScorer:
             np.array([max(0, len(ids) - room) for ids in tokenised], dtype=np.int64),
         )
 
+    def room(self, query: str) -> int:
+        return self.max_length - len(query.split()) - 1
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        return [_word_edges(text) for text in texts]
+
     def interpret(self, logits: FloatArray) -> FloatArray:
         return logits[:, 0]
+
+
+def _word_edges(text: str) -> Edges:
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    characters = np.array([0, *ends[:-1], len(text)] if ends else [0], dtype=np.int64)
+    return Edges(characters, np.ones(len(characters), dtype=np.bool_))
 
 
 def _word_id(word: str) -> int:
@@ -259,6 +273,8 @@ class FakeService:
     cache: Cache | None = None
     activation: Activation = identity
     canary: Canary = _CANARY
+    passages: PassagePolicy = field(default_factory=PassagePolicy)
+    takes_instruction: bool = False
     max_documents: int = 10_000
     max_query_chars: int = 32_768
     max_waiting_tokens: int = 1_000_000
@@ -279,19 +295,20 @@ class FakeService:
             async with running_batcher(
                 self.engine, self.observer, max_waiting_tokens=self.max_waiting_tokens
             ) as batcher:
-                await model.start(self._loaded(PointwiseStage(self.scorer, batcher, tokenizing)))
+                await model.start(self._loaded(PointwiseStage(self.scorer, batcher, tokenizing), tokenizing))
                 yield RerankService([model, broken], default="fake", limits=limits, observer=self.observer)
 
-    def _loaded(self, direct: PointwiseStage) -> LoadedModel:
+    def _loaded(self, direct: PointwiseStage, tokenizing: Worker) -> LoadedModel:
         cached = (
             CachedStage(direct, self.cache, fingerprint=self.scorer.fingerprint, observer=self.observer)
             if self.cache is not None
             else direct
         )
         return LoadedModel(
-            stage=cached,
+            stage=PassageStage(cached, self.scorer, tokenizing, policy=self.passages),
             direct=direct,
             activation=self.activation,
             canary=self.canary,
-            details={"engine": self.engine.name, "max_length": self.scorer.max_length},
+            details={"engine": self.engine.name, "scorer": "words", "max_length": self.scorer.max_length},
+            takes_instruction=self.takes_instruction,
         )

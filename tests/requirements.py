@@ -13,7 +13,7 @@ def require_program(name: str) -> str:
     """The path of a program."""
     path = shutil.which(name)
     if path is None:
-        _missing(f"the program {name} is not installed; tests/install_servers.sh installs it")
+        missing(f"the program {name} is not installed; tests/install_servers.sh installs it")
     return str(path)
 
 
@@ -21,14 +21,15 @@ def require_data(name: str) -> Path:
     """A folder of the ranking data that RERANKD_TEST_DATA names, for example `dl19`."""
     root = os.environ.get("RERANKD_TEST_DATA")
     if not root:
-        _missing(f"RERANKD_TEST_DATA names no folder with the ranking data ({name} is wanted)")
+        missing(f"RERANKD_TEST_DATA names no folder with the ranking data ({name} is wanted)")
     folder = Path(str(root)) / name
     if not folder.is_dir():
-        _missing(f"there is no {folder}; RERANKD_TEST_DATA names the folder that holds it")
+        missing(f"there is no {folder}; RERANKD_TEST_DATA names the folder that holds it")
     return folder
 
 
-def _missing(reason: str) -> None:
+def missing(reason: str) -> None:
+    """Skip the test for want of what `reason` names, or fail it where nothing may be skipped."""
     if os.environ.get("RERANKD_TEST_STRICT") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)

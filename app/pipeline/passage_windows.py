@@ -73,8 +73,8 @@ def aggregate(values: FloatArray, counts: IntArray, *, aggregation: Aggregation,
     if aggregation is Aggregation.FIRST:
         return Aggregated(values[firsts], firsts)
     owners = np.repeat(np.arange(len(counts)), counts)
-    # Best first within each document, ties in reading order.
-    order = np.lexsort((-values, owners))
+    # Best first within each document, ties in reading order; a score that is no number goes first, so that it is seen.
+    order = np.lexsort((np.where(np.isnan(values), -np.inf, -values), owners))
     best: IntArray = order[firsts]
     if aggregation is Aggregation.MAX:
         return Aggregated(values[best], best)

@@ -29,10 +29,12 @@ from app.scorers.base import Edges, PassageReader
 from app.worker import Worker
 
 _DOCUMENTS_PER_CALL = 64
-# Of a very long document only as much is tokenised as its passages can take; the rest is estimated.
+# Of a very long document only as much is tokenised as its passages can take; how much the rest has is estimated.
 _CHARS_PER_TOKEN = 8
-_LEAST_CHARS = 4096
+_LEAST_CHARS = 65_536
 _SPARE_TOKENS = 64
+# A passage read by itself may have a few tokens more than inside of its document, at its two edges.
+_EDGE_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,8 @@ def _cut_all(
     length = policy.length(options.passages, room=room)
     if options.truncation is Truncation.CHUNK:
         plan = _Plan(
-            length,
+            fits=length,
+            length=min(length, room - _EDGE_TOKENS),
             overlap=policy.overlap_of(options.passages, length=length),
             limit=policy.limit(options.passages),
             max_tokens=options.max_tokens_per_doc,
@@ -145,8 +148,11 @@ def _cut_all(
     return _read_ends(reader, documents, length=min(room, options.max_tokens_per_doc or room))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
+    """How documents with more than `fits` tokens are cut into windows of `length`."""
+
+    fits: int
     length: int
     overlap: int
     limit: int
@@ -172,7 +178,9 @@ def _passages(reader: PassageReader, document: str, edges: Edges, plan: _Plan) -
     elif known < len(document):
         (edges,) = reader.edges([document])
     tokens = edges.tokens if plan.max_tokens is None else min(edges.tokens, plan.max_tokens)
-    found = windows(edges, tokens=tokens, length=plan.length, overlap=plan.overlap, limit=plan.limit)
+    found = [(0, tokens)]
+    if tokens > plan.fits:
+        found = windows(edges, tokens=tokens, length=plan.length, overlap=plan.overlap, limit=plan.limit)
     spans = [(int(edges.characters[start]), int(edges.characters[end])) for start, end in found]
     return _Cut(spans, edges.tokens + estimated - found[-1][1])
 

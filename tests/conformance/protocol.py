@@ -1,4 +1,7 @@
-"""What a client library is to the conformance suite. Runs inside the client's own environment: standard library only."""
+"""What a client library is to the conformance suite.
+
+Runs inside the client's own environment: standard library only.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

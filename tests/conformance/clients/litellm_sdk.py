@@ -1,14 +1,12 @@
 """LiteLLM, once for each provider setting whose server can be another one."""
 
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import httpx
 import litellm
 
-from tests.conformance.protocol import Client, Ranked, Rank, Target
+from tests.conformance.protocol import Client, Rank, Ranked, Target
 
 litellm.suppress_debug_info = True
 

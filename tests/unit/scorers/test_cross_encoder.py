@@ -13,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from app.domain import FloatArray
+from app.domain import FloatArray, PassageOptions, ScoreOptions, Truncation
 from app.errors import ConfigError, InvalidRequest
+from app.pipeline.passages import PassagePolicy, PassageStage
 from app.ranking import identity, sigmoid
 from app.scorers import load_scorer
-from app.scorers.base import PairScorer, ScorerSpec
+from app.scorers.base import PairScorer, PassageReader, ScorerSpec
+from app.worker import Worker
+from tests.fakes import RecordingStage
 from tests.tiny_models import CORPUS, MAX_LENGTH, TOKENIZERS
 
 MakeFolder = Callable[..., Path]
@@ -392,3 +395,58 @@ def softmax(logits: FloatArray) -> FloatArray:
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: FloatArray = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     return probabilities
+
+
+# --- where tokens lie
+
+_STRANGE = "\n\n  ünïcödé\t東京は日本の首都です。東京は日本の首都です。 👩‍👩‍👧 e\u0301   "
+
+
+@pytest.mark.parametrize("family", list(TOKENIZERS))
+@pytest.mark.parametrize("text", ["", " ", "a", LONG, _STRANGE, _STRANGE * 20, LONG + _STRANGE])
+def test_edges_are_those_of_the_tokens_and_cover_the_text(make_folder: MakeFolder, family: str, text: str) -> None:
+    scorer = load(make_folder(family))
+    assert isinstance(scorer, PassageReader)
+    (edges,) = scorer.edges([text])
+    ids, dropped = read(scorer, "x", text)
+    special = len(read(scorer, "x", "")[0])
+    assert edges.tokens == len(ids) - special + dropped
+    assert edges.characters[-1] == len(text)
+    assert (np.diff(edges.characters) >= 0).all()
+    assert len(edges.words) == len(edges.characters)
+
+
+@pytest.mark.parametrize("family", list(TOKENIZERS))
+@pytest.mark.parametrize(("tokens", "overlap"), [(None, None), (40, 0), (64, 16)])
+async def test_passages_of_a_document_are_read_whole(
+    make_folder: MakeFolder, family: str, tokens: int | None, overlap: int | None
+) -> None:
+    scorer = load(make_folder(family))
+    assert isinstance(scorer, PassageReader)
+    stage = RecordingStage()
+    document = "\n".join(f"{number} {_STRANGE if number % 9 == 5 else CORPUS[number % 10]}" for number in range(40))
+    options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=tokens, overlap=overlap))
+    with Worker(name="tokenize", threads=1) as worker:
+        policy = PassagePolicy(max_passages=1000)
+        scores = await PassageStage(stage, scorer, worker, policy=policy).score(QUERY, [document], options)
+    ((_, passages, _),) = stage.asked
+    assert len(passages) > 2
+    assert scorer.encode(QUERY, passages, max_document_tokens=None).dropped.sum() == 0
+    at = 0
+    for passage in passages:
+        start = document.index(passage, max(0, at - len(passage)))
+        assert start <= at, "nothing is left out"
+        at = start + len(passage)
+    assert at == len(document)
+    assert scores.passages is not None
+    assert scores.passages.counts.tolist() == [len(passages)]
+
+
+def test_room_is_what_the_query_leaves(tiny_model: Path) -> None:
+    scorer = load(tiny_model)
+    assert isinstance(scorer, PassageReader)
+    ids, dropped = read(scorer, QUERY, LONG)
+    assert dropped > 0
+    assert scorer.room(QUERY) == len(ids) - len(read(scorer, QUERY, "")[0])
+    with pytest.raises(InvalidRequest, match="shorten the query"):
+        scorer.room("paris " * MAX_LENGTH)

@@ -1,0 +1,81 @@
+"""Installs the clients' environments into the git-ignored folder .clients: `python -m tests.conformance.install`.
+
+Their pins clash, with one another's and with ours, so that each environment is one of its own. Standard library only.
+"""
+
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+_FOLDER: Final = Path(__file__).resolve().parent
+_TARGET: Final = _FOLDER.parents[1] / ".clients"
+_UV: Final = "uv==0.13.9"  # pip takes several times as long
+_TIMEOUT_S: Final = 600
+
+PYTHON_ENVIRONMENTS: Final = ("cohere5", "cohere7")
+NODE_ENVIRONMENT: Final = "node"
+ENVIRONMENTS: Final = (*PYTHON_ENVIRONMENTS, NODE_ENVIRONMENT)
+
+
+class InstallFailed(Exception):
+    """An environment could not be installed; the message says why."""
+
+
+def installed(environment: str) -> Path:
+    """The folder of an environment, which is installed first if it is missing or its pins have changed.
+
+    Raises:
+        InstallFailed: no network, no such program, or packages that do not install here.
+    """
+    folder = _TARGET / environment
+    stamp = folder / ".installed"
+    pins = sha256(b"".join(file.read_bytes() for file in _pins(environment))).hexdigest()
+    if not stamp.is_file() or stamp.read_text() != pins:
+        shutil.rmtree(folder, ignore_errors=True)
+        (_install_node if environment == NODE_ENVIRONMENT else _install_python)(environment, folder)
+        stamp.write_text(pins)
+    return folder
+
+
+def _pins(environment: str) -> list[Path]:
+    names = ["package.json", "package-lock.json"] if environment == NODE_ENVIRONMENT else [f"{environment}.txt"]
+    return [_FOLDER / "environments" / name for name in names]
+
+
+def _install_python(environment: str, folder: Path) -> None:
+    (requirements,) = _pins(environment)
+    uv = _TARGET / "tools" / "bin" / "uv"
+    if not uv.is_file():
+        _run(sys.executable, "-m", "venv", str(_TARGET / "tools"))
+        _run(str(_TARGET / "tools" / "bin" / "python"), "-m", "pip", "install", "--quiet", _UV)
+    _run(str(uv), "venv", "--quiet", "--python", sys.executable, str(folder))
+    python = str(folder / "bin" / "python")
+    _run(str(uv), "pip", "install", "--quiet", "--python", python, "--requirements", str(requirements))
+
+
+def _install_node(environment: str, folder: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        raise InstallFailed("node and npm are not installed")
+    folder.mkdir(parents=True)
+    for file in _pins(environment):
+        shutil.copy(file, folder)
+    _run(npm, "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder))
+
+
+def _run(*command: str) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr or error.stdout).strip()[-500:]
+        raise InstallFailed(f"{' '.join(command[:4])} ...: {reason}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InstallFailed(str(error)) from None
+
+
+if __name__ == "__main__":
+    for name in ENVIRONMENTS:
+        sys.stdout.write(f"{installed(name)}\n")

@@ -1,0 +1,201 @@
+"""Long documents in passages: each is the score of its own text, cached as one, and no call fails for length."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from app.cache.memory import MemoryCache
+from app.domain import Aggregation, PassageOptions, ScoreOptions, Scores, Side, Truncation
+from app.errors import InvalidRequest
+from app.pipeline.cached import CachedStage
+from app.pipeline.passages import PassagePolicy, PassageStage
+from app.scorers.base import Edges
+from app.worker import Worker
+from tests.fakes import RecordingObserver, RecordingStage, WordScorer, score_of
+
+_DEFAULTS = PassagePolicy()
+_CHUNK = ScoreOptions(truncation=Truncation.CHUNK)
+_WORDS = " ".join(f"w{number}" for number in range(100))
+
+
+class _Setup:
+    def __init__(self, worker: Worker, policy: PassagePolicy) -> None:
+        self.inner = RecordingStage()
+        self.observer = RecordingObserver()
+        self.cache = MemoryCache(max_entries=1000)
+        cached = CachedStage(self.inner, self.cache, fingerprint="f", observer=self.observer)
+        self.stage = PassageStage(cached, WordScorer(max_length=42), worker, policy=policy)
+
+    async def score(self, *documents: str, options: ScoreOptions = _CHUNK) -> Scores:
+        return await self.stage.score("query", documents, options)
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for _, texts, _ in self.inner.asked for text in texts]
+
+
+@asynccontextmanager
+async def _opened(policy: PassagePolicy = _DEFAULTS) -> AsyncIterator[_Setup]:
+    with Worker(name="tokenize", threads=1) as worker:
+        yield _Setup(worker, policy)
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+async def test_passages_overlap_cover_the_document_and_the_best_counts() -> None:
+    async with _opened() as setup:
+        scores = await setup.score("short", _WORDS)
+        first, *passages = setup.texts
+        assert first == "short"
+        assert [len(_words(text)) for text in passages] == [36] * 4
+        assert set(_words(" ".join(passages))) == set(_words(_WORDS))
+        assert _words(passages[1])[:10] == _words(passages[0])[-10:], "a quarter is shared"
+        best = max(passages, key=lambda text: score_of("query", text))
+        assert scores.values.tolist() == [score_of("query", "short"), score_of("query", best)]
+        assert scores.passages is not None
+        assert scores.passages.counts.tolist() == [1, 4]
+        spans = list(zip(scores.passages.starts.tolist(), scores.passages.ends.tolist(), strict=True))
+        assert spans[0] == (0, 5)
+        assert _WORDS[slice(*spans[1])] == best
+
+
+async def test_tokens_and_drops_are_summed_over_passages() -> None:
+    async with _opened() as setup:
+        scores = await setup.score("short", _WORDS)
+        assert scores.tokens.tolist() == [1, 4 * 36]
+        assert scores.dropped.tolist() == [0, 4 * 3], "what the inner stage could not read of each"
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        (Aggregation.MAX, 5.0),
+        (Aggregation.FIRST, 1.0),
+        (Aggregation.MEAN, 2.25),
+        (Aggregation.TOP_K_MEAN, 4.0),
+    ],
+)
+async def test_every_aggregation(aggregation: Aggregation, expected: float) -> None:
+    options = replace(_CHUNK, passages=PassageOptions(aggregation=aggregation, top_k=2))
+    async with _opened() as setup:
+        await setup.score(_WORDS)
+        values: Mapping[str, float] = dict(zip(setup.texts, (1.0, 5.0, 0.0, 3.0), strict=True))
+        setup.inner.values = values
+        setup.cache = MemoryCache(max_entries=10)
+    async with _opened(PassagePolicy(top_k=2)) as setup:
+        setup.inner.values = values
+        scores = await setup.score(_WORDS, options=options)
+        assert scores.values.tolist() == [expected]
+        assert (await setup.score(_WORDS, options=options)).values.tolist() == [expected], "and from the cache"
+
+
+async def test_passages_are_cached_as_texts_so_that_policies_cannot_mix() -> None:
+    async with _opened() as setup:
+        whole = await setup.score(_WORDS, options=ScoreOptions())
+        chunked = await setup.score(_WORDS)
+        again = await setup.score(_WORDS)
+        mean = await setup.score(_WORDS, options=replace(_CHUNK, passages=PassageOptions(aggregation=Aggregation.MEAN)))
+        assert whole.values[0] != chunked.values[0]
+        assert whole.cached is not None
+        assert chunked.cached is not None
+        assert again.cached is not None
+        assert (whole.cached[0], chunked.cached[0], again.cached[0]) == (False, False, True)
+        assert again.values.tolist() == chunked.values.tolist()
+        assert mean.values[0] != chunked.values[0]
+        assert len(setup.inner.asked) == 2, "the mean is another sum of what is known"
+        assert (await setup.score(_WORDS, options=ScoreOptions())).values.tolist() == whole.values.tolist()
+
+
+async def test_a_passage_scores_what_its_text_scores_alone() -> None:
+    async with _opened() as setup:
+        chunked = await setup.score(_WORDS)
+        assert chunked.passages is not None
+        best = _WORDS[int(chunked.passages.starts[0]) : int(chunked.passages.ends[0])]
+        assert (await setup.score(best, options=ScoreOptions())).values.tolist() == chunked.values.tolist()
+        assert len(setup.inner.asked) == 1
+
+
+async def test_a_request_may_ask_for_other_passages_within_bounds() -> None:
+    async with _opened(PassagePolicy(max_passages=3)) as setup:
+        asked = PassageOptions(tokens=20, overlap=5, max_passages=99)
+        scores = await setup.score(_WORDS, options=replace(_CHUNK, passages=asked))
+        assert [len(_words(text)) for text in setup.texts] == [20] * 3
+        assert scores.dropped.tolist() == [100 - 50 + 3 * 2]
+        fewer = await setup.score(_WORDS, options=replace(_CHUNK, passages=replace(asked, max_passages=2)))
+        assert fewer.passages is not None
+        assert fewer.passages.counts.tolist() == [2]
+
+
+async def test_max_tokens_per_doc_bounds_the_whole_document() -> None:
+    async with _opened() as setup:
+        scores = await setup.score(_WORDS, options=replace(_CHUNK, max_tokens_per_doc=50))
+        assert _words(setup.texts[-1])[-1] == "w49"
+        assert scores.dropped[0] == 50 + sum(len(_words(text)) // 10 for text in setup.texts)
+
+
+@pytest.mark.parametrize("tokens", [39, 40])
+async def test_a_document_that_fits_is_one_passage(tokens: int) -> None:
+    document = " ".join(_words(_WORDS)[:tokens])
+    async with _opened() as setup:
+        await setup.score(document)
+        assert setup.texts == [document]
+
+
+async def test_a_model_may_read_passages_by_default_and_a_request_may_forbid_it() -> None:
+    async with _opened(PassagePolicy(truncation=Truncation.CHUNK)) as setup:
+        await setup.score(_WORDS, options=ScoreOptions())
+        assert len(setup.texts) == 4
+        await setup.score(_WORDS, options=ScoreOptions(truncation=Truncation.TRUNCATE))
+        assert setup.texts[4:] == [_WORDS]
+
+
+async def test_the_end_of_a_document_may_be_read_instead_of_its_beginning() -> None:
+    left = ScoreOptions(truncation_side=Side.LEFT)
+    async with _opened() as setup:
+        scores = await setup.score("short", _WORDS, options=left)
+        short, end = setup.texts
+        assert short == "short"
+        assert _words(end) == _words(_WORDS)[-40:]
+        assert scores.dropped.tolist() == [0, 60 + 4]
+        await setup.score(_WORDS, options=replace(left, max_tokens_per_doc=7))
+        assert _words(setup.texts[-1]) == _words(_WORDS)[-7:]
+
+
+@pytest.mark.parametrize("options", [_CHUNK, ScoreOptions(truncation_side=Side.LEFT)])
+async def test_of_a_huge_document_only_what_can_be_read_is_tokenised(options: ScoreOptions) -> None:
+    class Counting(WordScorer):
+        characters = 0
+
+        def edges(self, texts: Sequence[str]) -> list[Edges]:
+            self.characters += sum(map(len, texts))
+            return super().edges(texts)
+
+    scorer = Counting(max_length=42)
+    document = "word " * 1_000_000
+    with Worker(name="tokenize", threads=1) as worker:
+        stage = PassageStage(RecordingStage(), scorer, worker, policy=PassagePolicy())
+        scores = await stage.score("query", [document], options)
+    assert scorer.characters < 70_000
+    assert abs(int(scores.dropped[0]) - 1_000_000) < 5_000
+
+
+async def test_white_space_between_words_does_not_hide_the_rest_of_a_document() -> None:
+    document = (" " * 500).join(_words(_WORDS))
+    async with _opened() as setup:
+        await setup.score(document)
+        assert set(_words(" ".join(setup.texts))) == set(_words(_WORDS))
+        await setup.score(document, options=ScoreOptions(truncation_side=Side.LEFT))
+        assert _words(setup.texts[-1]) == _words(_WORDS)[-40:]
+
+
+@pytest.mark.parametrize("options", [_CHUNK, ScoreOptions(truncation_side=Side.LEFT)])
+async def test_a_model_that_cannot_say_where_tokens_lie_refuses(options: ScoreOptions) -> None:
+    with Worker(name="tokenize", threads=1) as worker:
+        stage = PassageStage(RecordingStage(), None, worker, policy=PassagePolicy())
+        with pytest.raises(InvalidRequest, match="only be given the beginning"):
+            await stage.score("query", [_WORDS], options)
+        assert (await stage.score("query", [_WORDS], ScoreOptions())).passages is None

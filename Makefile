@@ -33,8 +33,8 @@ format: $(VENV)/.development ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.development ## load a running server, or one that it starts (loadtest/README.md)
-	$(BIN)/python -m loadtest.closed_loop $(ARGS)
+bench: $(VENV)/.development ## `rerankd bench` against a service that it starts (loadtest/README.md)
+	$(BIN)/python -m loadtest $(ARGS)
 
 docker: ## build the CPU image
 	docker build --target cpu --tag rerankd:cpu .

@@ -1,0 +1,201 @@
+"""Two ways to load a server. Each gives a `Run`: what happened to every request, and when.
+
+Closed loop: N clients that each send their next request when the last one is answered; shows the throughput at a
+concurrency. Open loop: requests arrive as a Poisson process at a rate, however slow the server is, as users do; shows
+the latency at an offered load. Its latencies count from the intended arrival, so that a request that had to wait for
+the generator, or behind a stalled server, is not forgiven that wait ("coordinated omission").
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from time import perf_counter, process_time
+from typing import Final, Literal, Protocol
+
+from app.benchmark.connection import Answer, Connection, ConnectionLost, Target
+from app.benchmark.workload import Body
+
+_PAUSE_WITHOUT_SERVER_S = 0.05
+_RESULT: Final = b'"index"'
+
+Mode = Literal["closed", "open"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One request. Times are `perf_counter()`'s. `outcome` is the HTTP status, or `incomplete` (200 without a result
+    for each document), `timeout` or `connection`.
+    """
+
+    intended: float
+    sent: float
+    finished: float
+    documents: int
+    outcome: str
+    server_timing: bytes = b""
+    retry_after_s: float | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.outcome == "200"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The samples of one repetition, warm-up included. The measured window is [opened, closed); `cpu_s` is processor
+    time of this process within it.
+    """
+
+    mode: Mode
+    samples: Sequence[Sample]
+    opened: float
+    closed: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Seconds of load before measuring, and of measuring; a request may take `timeout_s`."""
+
+    warmup_s: float
+    seconds: float
+    timeout_s: float = 120.0
+
+
+class _Sends(Protocol):
+    async def __call__(self, body: Body, *, intended: float) -> Sample: ...
+
+
+async def closed_loop(target: Target, bodies: Iterator[Body], window: Window, *, clients: int) -> Run:
+    """Load with a number of clients. The last requests are waited for, and count nowhere but in latencies."""
+    samples: list[Sample] = []
+    async with _measured(window) as clock:
+
+        async def client() -> None:
+            connection = Connection(target)
+            while perf_counter() < clock.closes:
+                sample = await _sample(connection, next(bodies), intended=perf_counter(), timeout_s=window.timeout_s)
+                samples.append(sample)
+                if sample.outcome == "connection":
+                    await asyncio.sleep(_PAUSE_WITHOUT_SERVER_S)
+            connection.close()
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+    return clock.run("closed", samples)
+
+
+async def open_loop(
+    target: Target, bodies: Iterator[Body], window: Window, *, rate: float, seed: int, connections: int = 4096
+) -> Run:
+    """Load with `rate` requests a second; a request beyond `connections` waits, and its latency counts the wait."""
+    samples: list[Sample] = []
+    arrivals = poisson_arrivals(rate, window.warmup_s + window.seconds, Random(seed))
+    async with _measured(window) as clock, _pool(target, window.timeout_s, size=connections) as send:
+
+        async def one(body: Body, intended: float) -> None:
+            samples.append(await send(body, intended=intended))
+
+        async with asyncio.TaskGroup() as requests:
+            async for intended in _in_time(clock.started, arrivals):
+                requests.create_task(one(next(bodies), intended))
+    return clock.run("open", samples)
+
+
+def poisson_arrivals(rate: float, seconds: float, rng: Random) -> list[float]:
+    """The arrival times of a Poisson process: seconds from its start, ascending."""
+    arrivals, now = [], rng.expovariate(rate)
+    while now < seconds:
+        arrivals.append(now)
+        now += rng.expovariate(rate)
+    return arrivals
+
+
+async def _in_time(started: float, offsets: Iterable[float]) -> AsyncIterator[float]:
+    """Each moment when it has come; at once where it has passed."""
+    for offset in offsets:
+        intended = started + offset
+        await asyncio.sleep(max(0.0, intended - perf_counter()))
+        yield intended
+
+
+class _Clock:
+    """When the measured window opens and closes, and the processor time when it did."""
+
+    def __init__(self, window: Window) -> None:
+        self.started = perf_counter()
+        self.opens = self.started + window.warmup_s
+        self.closes = self.opens + window.seconds
+        self._cpu = [process_time()]
+
+    def note(self) -> None:
+        self._cpu.append(process_time())
+
+    def run(self, mode: Mode, samples: Sequence[Sample]) -> Run:
+        cpu_s = self._cpu[2] - self._cpu[1]
+        return Run(mode=mode, samples=samples, opened=self.opens, closed=self.closes, cpu_s=cpu_s)
+
+
+@asynccontextmanager
+async def _measured(window: Window) -> AsyncIterator[_Clock]:
+    clock = _Clock(window)
+    loop = asyncio.get_running_loop()
+    loop.call_later(window.warmup_s, clock.note)
+    closing = asyncio.create_task(asyncio.sleep(window.warmup_s + window.seconds))
+    closing.add_done_callback(lambda _: clock.note())
+    try:
+        yield clock
+        await closing
+    finally:
+        closing.cancel()
+
+
+@asynccontextmanager
+async def _pool(target: Target, timeout_s: float, *, size: int) -> AsyncIterator[_Sends]:
+    """Sends each request on an idle connection, or on a new one."""
+    idle: list[Connection] = []
+    free = asyncio.Semaphore(size)
+
+    async def send(body: Body, *, intended: float) -> Sample:
+        async with free:
+            connection = idle.pop() if idle else Connection(target)
+            try:
+                return await _sample(connection, body, intended=intended, timeout_s=timeout_s)
+            finally:
+                idle.append(connection)
+
+    try:
+        yield send
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+async def _sample(connection: Connection, body: Body, *, intended: float, timeout_s: float) -> Sample:
+    sent = perf_counter()
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer = await connection.post(body.content)
+    except (TimeoutError, ConnectionLost) as error:
+        outcome = "timeout" if isinstance(error, TimeoutError) else "connection"
+        return Sample(intended=intended, sent=sent, finished=perf_counter(), documents=body.documents, outcome=outcome)
+    return Sample(
+        intended=intended,
+        sent=sent,
+        finished=answer.finished,
+        documents=body.documents,
+        outcome=_outcome(answer, documents=body.documents),
+        server_timing=answer.headers.get(b"server-timing", b""),
+        retry_after_s=_seconds(answer.headers.get(b"retry-after")),
+    )
+
+
+def _outcome(answer: Answer, *, documents: int) -> str:
+    if answer.status == 200 and answer.body.count(_RESULT) != documents:
+        return "incomplete"
+    return str(answer.status)
+
+
+def _seconds(header: bytes | None) -> float | None:
+    return float(header) if header is not None and header.isdigit() else None

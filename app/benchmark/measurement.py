@@ -1,5 +1,6 @@
 """Turns a run's samples into figures, and repetitions of figures into minimum, median and maximum. Pure."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Final, Self
 import numpy as np
 
 from app.benchmark.load import Run, Sample
+
+_TIMING: Final = re.compile(r"(?:^|,)\s*([^;,\s]+)\s*;(?:[^,]*;)?\s*dur=(\d+(?:\.\d+)?)")
 
 PERCENTILES: Final = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "max": 100.0}
 
@@ -79,12 +82,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def read_server_timing(header: bytes) -> dict[str, float]:
     """The parts of a Server-Timing header that have a duration, in milliseconds."""
-    parts = {}
-    for entry in header.decode("latin-1").split(","):
-        name, _, duration = entry.partition(";dur=")
-        if duration:
-            parts[name.strip()] = float(duration.split(";")[0])
-    return parts
+    return {name: float(duration) for name, duration in _TIMING.findall(header.decode("latin-1"))}
 
 
 def _server_ms(samples: Sequence[Sample]) -> dict[str, float]:

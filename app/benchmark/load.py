@@ -7,12 +7,12 @@ the generator, or behind a stalled server, is not forgiven that wait ("coordinat
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 from time import perf_counter, process_time
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from app.benchmark.connection import Answer, Connection, ConnectionLost, Target
 from app.benchmark.workload import Body
@@ -26,7 +26,7 @@ Mode = Literal["closed", "open"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One request. Times are `perf_counter()`'s. `outcome` is the HTTP status, or `incomplete` (200 without a result
-    for each document), `timeout` or `connection`.
+    for each document), `timeout`, `connection`, or `left` (the client had no more patience).
     """
 
     intended: float
@@ -64,11 +64,17 @@ class Window:
     timeout_s: float = 120.0
 
 
-class _Sends(Protocol):
-    async def __call__(self, body: Body, *, intended: float) -> Sample: ...
+# How many seconds a client waits before it goes away; None: for the window's timeout.
+Patience = Callable[[], float | None]
 
 
-async def closed_loop(target: Target, bodies: Iterator[Body], window: Window, *, clients: int) -> Run:
+def patient() -> None:
+    """The patience of a client that waits as long as the window allows."""
+
+
+async def closed_loop(
+    target: Target, bodies: Iterator[Body], window: Window, *, clients: int, patience: Patience = patient
+) -> Run:
     """Load with a number of clients. The last requests are waited for, and count nowhere but in latencies."""
     samples: list[Sample] = []
     async with _measured(window) as clock:
@@ -76,7 +82,7 @@ async def closed_loop(target: Target, bodies: Iterator[Body], window: Window, *,
         async def client() -> None:
             connection = Connection(target)
             while perf_counter() < clock.closes:
-                sample = await _sample(connection, next(bodies), intended=perf_counter(), timeout_s=window.timeout_s)
+                sample = await _exchange(connection, next(bodies), perf_counter(), window, patience())
                 samples.append(sample)
                 if sample.outcome == "connection":
                     await asyncio.sleep(_PAUSE_WITHOUT_SERVER_S)
@@ -87,15 +93,23 @@ async def closed_loop(target: Target, bodies: Iterator[Body], window: Window, *,
 
 
 async def open_loop(
-    target: Target, bodies: Iterator[Body], window: Window, *, rate: float, seed: int, connections: int = 4096
+    target: Target,
+    bodies: Iterator[Body],
+    window: Window,
+    *,
+    rate: float,
+    seed: int,
+    connections: int = 4096,
+    patience: Patience = patient,
 ) -> Run:
     """Load with `rate` requests a second; a request beyond `connections` waits, and its latency counts the wait."""
     samples: list[Sample] = []
     arrivals = poisson_arrivals(rate, window.warmup_s + window.seconds, Random(seed))
-    async with _measured(window) as clock, _pool(target, window.timeout_s, size=connections) as send:
+    async with _measured(window) as clock, _pool(target, size=connections) as idle_connection:
 
         async def one(body: Body, intended: float) -> None:
-            samples.append(await send(body, intended=intended))
+            async with idle_connection() as connection:
+                samples.append(await _exchange(connection, body, intended, window, patience()))
 
         async with asyncio.TaskGroup() as requests:
             async for intended in _in_time(clock.started, arrivals):
@@ -152,34 +166,43 @@ async def _measured(window: Window) -> AsyncIterator[_Clock]:
 
 
 @asynccontextmanager
-async def _pool(target: Target, timeout_s: float, *, size: int) -> AsyncIterator[_Sends]:
-    """Sends each request on an idle connection, or on a new one."""
+async def _pool(target: Target, *, size: int) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Connection]]]:
+    """Lends an idle connection, or a new one; at most `size` at a time."""
     idle: list[Connection] = []
     free = asyncio.Semaphore(size)
 
-    async def send(body: Body, *, intended: float) -> Sample:
+    @asynccontextmanager
+    async def lent() -> AsyncIterator[Connection]:
         async with free:
             connection = idle.pop() if idle else Connection(target)
             try:
-                return await _sample(connection, body, intended=intended, timeout_s=timeout_s)
+                yield connection
             finally:
                 idle.append(connection)
 
     try:
-        yield send
+        yield lent
     finally:
         for connection in idle:
             connection.close()
 
 
-async def _sample(connection: Connection, body: Body, *, intended: float, timeout_s: float) -> Sample:
+async def _exchange(
+    connection: Connection, body: Body, intended: float, window: Window, patience_s: float | None
+) -> Sample:
     sent = perf_counter()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(window.timeout_s if patience_s is None else patience_s):
             answer = await connection.post(body.content)
     except (TimeoutError, ConnectionLost) as error:
-        outcome = "timeout" if isinstance(error, TimeoutError) else "connection"
-        return Sample(intended=intended, sent=sent, finished=perf_counter(), documents=body.documents, outcome=outcome)
+        gave_up = "timeout" if patience_s is None else "left"
+        return Sample(
+            intended=intended,
+            sent=sent,
+            finished=perf_counter(),
+            documents=body.documents,
+            outcome=gave_up if isinstance(error, TimeoutError) else "connection",
+        )
     return Sample(
         intended=intended,
         sent=sent,

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from app.errors import ConfigError
 
-_VOCABULARY: Final = """
+VOCABULARY: Final = """
     the of and to in for is on that by this with you it not or be are from at as your all have new more an was we
     will can about if page my has search free but our one other do no information time they site he up may what
     which their news out use any there see only so his when contact here business who web also now help get view
@@ -134,7 +134,7 @@ class Workload:
 @cache
 def _tape() -> tuple[bytes, list[int]]:
     """Words with a blank behind each, and where each begins."""
-    words = Random(0).choices(_VOCABULARY.split(), k=_TAPE_WORDS)
+    words = Random(0).choices(VOCABULARY.split(), k=_TAPE_WORDS)
     starts, position = [], 0
     for word in words:
         starts.append(position)

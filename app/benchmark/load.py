@@ -7,13 +7,14 @@ the generator, or behind a stalled server, is not forgiven that wait ("coordinat
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 from time import perf_counter, process_time
 from typing import Final, Literal
 
+from app.benchmark.arrivals import in_time, poisson_arrivals
 from app.benchmark.connection import Answer, Connection, ConnectionLost, Target
 from app.benchmark.workload import Body
 
@@ -112,26 +113,9 @@ async def open_loop(
                 samples.append(await _exchange(connection, body, intended, window, patience()))
 
         async with asyncio.TaskGroup() as requests:
-            async for intended in _in_time(clock.started, arrivals):
+            async for intended in in_time(clock.started, arrivals):
                 requests.create_task(one(next(bodies), intended))
     return clock.run("open", samples)
-
-
-def poisson_arrivals(rate: float, seconds: float, rng: Random) -> list[float]:
-    """The arrival times of a Poisson process: seconds from its start, ascending."""
-    arrivals, now = [], rng.expovariate(rate)
-    while now < seconds:
-        arrivals.append(now)
-        now += rng.expovariate(rate)
-    return arrivals
-
-
-async def _in_time(started: float, offsets: Iterable[float]) -> AsyncIterator[float]:
-    """Each moment when it has come; at once where it has passed."""
-    for offset in offsets:
-        intended = started + offset
-        await asyncio.sleep(max(0.0, intended - perf_counter()))
-        yield intended
 
 
 class _Clock:

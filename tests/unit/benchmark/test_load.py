@@ -6,8 +6,9 @@ from random import Random
 
 import pytest
 
+from app.benchmark.arrivals import poisson_arrivals
 from app.benchmark.connection import Target
-from app.benchmark.load import Window, closed_loop, open_loop, poisson_arrivals
+from app.benchmark.load import Window, closed_loop, open_loop
 from app.benchmark.measurement import measure
 from app.benchmark.workload import Shape, Words, Workload
 from tests.canned_server import canned_server, http_answer, rank_all, ranking

@@ -181,7 +181,7 @@ def bench(
     plot: bench_arguments.Plot = None,
 ) -> None:
     """Load a rerank server, closed loop and open loop: latency, throughput, errors, time by part of the server."""
-    with _needing("eval"):
+    with _needing("bench"):
         from app.benchmark import benchmark  # noqa: PLC0415 - a service needs none of it
 
         outputs = benchmark.Outputs(json=output, markdown=markdown, plot=plot)

@@ -5,7 +5,6 @@ runs, `rerankd bench http://its-host:port --path /rerank --documents-field texts
 """
 
 import hashlib
-import shutil
 import subprocess
 import sys
 import venv
@@ -14,13 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from app.exporting import GRAPHS, export_cross_encoder
-
 CACHE: Final = Path(__file__).resolve().parent / ".peers"
 PEERS: Final = Path(__file__).resolve().parent / "peers"
 # Alone and first, so that pip does not take a build that is several times larger.
 _TORCH = "torch==2.13.0"
-_PRECISIONS: Final = ("float32", "int8")
 
 Precision = Literal["float32", "int8"]
 
@@ -120,33 +116,6 @@ CONTESTANTS: Final[Mapping[str, Contestant]] = {
         _script("mosec + CrossEncoder", "mosec_cross_encoder.py", ready="/"),
     )
 }
-
-
-def prepare_weights(model: Path, folder: Path) -> Weights:
-    """Export a folder of safetensors to ONNX, and lay both out as each server finds them."""
-    onnx = folder / "onnx"
-    export_cross_encoder(model, onnx, precisions=list(_PRECISIONS))
-    for precision in _PRECISIONS:
-        (onnx / f"{precision}.toml").write_text(
-            f'[[model]]\nname = "model"\nscorer = "cross-encoder"\nengine = "onnx"\npath = "{onnx}"\n'
-            f'engine_options = {{ file = "{GRAPHS[precision]}" }}\n',
-            encoding="utf-8",
-        )
-    return Weights(
-        safetensors=model,
-        onnx=onnx,
-        only_float32=_with_graph(onnx, folder / "only-float32", GRAPHS["float32"], "model.onnx"),
-        only_quantized=_with_graph(onnx, folder / "only-quantized", GRAPHS["int8"], "model_quantized.onnx"),
-    )
-
-
-def _with_graph(onnx: Path, folder: Path, graph: str, name: str) -> Path:
-    """A folder with one graph of the two, under the name that infinity looks for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in onnx.glob("*.json"):
-        shutil.copyfile(file, folder / file.name)
-    shutil.copyfile(onnx / graph, folder / name)
-    return folder
 
 
 def _environment(requirements: Path) -> Path:

@@ -39,8 +39,7 @@ from app.benchmark.tables import markdown_table
 from app.benchmark.workload import Shape, Workload
 from app.worker import available_cores
 from loadtest.claims import run
-from loadtest.contestants import CONTESTANTS, Contestant, Weights, prepare_weights
-from loadtest.random_models import build
+from loadtest.contestants import CONTESTANTS, Contestant, Weights
 from loadtest.servers import Server, free_port, running, wait
 
 _START_TIMEOUT_S = 180.0
@@ -76,12 +75,14 @@ class Contest:
 
 
 def main() -> int:
+    from loadtest.weights import prepare_weights  # noqa: PLC0415 - torch, which judging scores does not need
+
     arguments = _parse()
     names = arguments.only or list(CONTESTANTS)
     contest = Contest()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        weights = prepare_weights(arguments.model or build("minilm-l6", folder / "model"), folder)
+        weights = prepare_weights(arguments.model, folder)
         targets = {
             contestant.name: Target.from_url(server.url, path=contestant.path)
             for contestant, server in _started(names, weights, folder, stack, contest)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-
 from app.benchmark.load import Run, Sample
 from app.benchmark.measurement import Measurement, measure
 from loadtest.cross_server import Agreement, Contest, agreement, lines

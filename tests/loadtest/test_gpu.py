@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification
-
-from loadtest.gpu.operations import Operations
-from loadtest.random_models import MODELS, build
-
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", ["minilm-l6", "xlmr-large"])
 def test_operations_are_those_that_torch_counts(name: str, tmp_path: Path) -> None:
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 - as above
+    from transformers import AutoModelForSequenceClassification  # noqa: PLC0415 - as above
+
+    from loadtest.gpu.operations import Operations  # noqa: PLC0415 - as above
+    from loadtest.random_models import build  # noqa: PLC0415 - as above
+
     folder = build(name, tmp_path, tiny=True)
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     length = 96
@@ -31,6 +30,8 @@ def test_operations_are_those_that_torch_counts(name: str, tmp_path: Path) -> No
 
 
 def test_a_local_window_and_many_sequences_are_counted() -> None:
+    from loadtest.gpu.operations import Operations  # noqa: PLC0415 - as above
+
     operations = Operations(weights=10, width=4, spans=[100, 8])
     one = 2 * 10 * 20 + 4 * 4 * (20 * 20 + 20 * 8)
     assert operations.needed([20]) == one
@@ -38,6 +39,10 @@ def test_a_local_window_and_many_sequences_are_counted() -> None:
 
 
 def test_the_models_have_the_sizes_of_their_originals() -> None:
+    import torch  # noqa: PLC0415 - as above
+
+    from loadtest.random_models import MODELS  # noqa: PLC0415 - as above
+
     millions = {}
     for name, make in MODELS.items():
         with torch.device("meta"):

@@ -119,34 +119,34 @@ async def open_loop(
 
 
 class _Clock:
-    """When the measured window opens and closes, and the processor time when it did."""
+    """When the measured window opens and closes, and the processor time between."""
 
     def __init__(self, window: Window) -> None:
         self.started = perf_counter()
         self.opens = self.started + window.warmup_s
         self.closes = self.opens + window.seconds
-        self._cpu = [process_time()]
+        self._cpu_s = 0.0
 
-    def note(self) -> None:
-        self._cpu.append(process_time())
+    async def note_cpu(self) -> None:
+        """Measure the processor time from the opening to the closing of the window."""
+        await asyncio.sleep(self.opens - perf_counter())
+        at_opening = process_time()
+        await asyncio.sleep(self.closes - perf_counter())
+        self._cpu_s = process_time() - at_opening
 
     def run(self, mode: Mode, samples: Sequence[Sample]) -> Run:
-        cpu_s = self._cpu[2] - self._cpu[1]
-        return Run(mode=mode, samples=samples, opened=self.opens, closed=self.closes, cpu_s=cpu_s)
+        return Run(mode=mode, samples=samples, opened=self.opens, closed=self.closes, cpu_s=self._cpu_s)
 
 
 @asynccontextmanager
 async def _measured(window: Window) -> AsyncIterator[_Clock]:
     clock = _Clock(window)
-    loop = asyncio.get_running_loop()
-    loop.call_later(window.warmup_s, clock.note)
-    closing = asyncio.create_task(asyncio.sleep(window.warmup_s + window.seconds))
-    closing.add_done_callback(lambda _: clock.note())
+    noting = asyncio.create_task(clock.note_cpu())
     try:
         yield clock
-        await closing
+        await noting
     finally:
-        closing.cancel()
+        noting.cancel()
 
 
 @asynccontextmanager

@@ -101,6 +101,7 @@ class Workload:
         self._words = words or Words()
         self._format = format or Format()
         self._sent: list[Body] = []
+        self._tape, self._starts = _tape()  # now, and not while the first request is being timed
 
     def __iter__(self) -> Iterator[Body]:
         return self
@@ -125,10 +126,9 @@ class Workload:
             self._sent[self._rng.randrange(_KEPT_FOR_REPETITION)] = body
 
     def _text(self, words: tuple[int, int]) -> bytes:
-        tape, starts = _tape()
         length = self._rng.randint(*words)
-        first = self._rng.randrange(len(starts) - length - 1)
-        return tape[starts[first] : starts[first + length] - 1]
+        first = self._rng.randrange(len(self._starts) - length - 1)
+        return self._tape[self._starts[first] : self._starts[first + length] - 1]
 
 
 @cache

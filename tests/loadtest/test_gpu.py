@@ -64,3 +64,11 @@ def test_a_tiny_run_on_the_processor_measures_both_sides(tmp_path: Path) -> None
     assert all(one["pairs_per_s"] > 0 and one["share_of_peak"] > 0 for one in report["throughputs"])
     assert report["correlations"]["minilm-l6"] > 0.9999
     assert "| minilm-l6 | rerankd |" in ran.stdout
+
+
+def test_the_gpu_comparison_needs_no_package_of_the_web_service() -> None:
+    absent = ["fastapi", "starlette", "uvicorn", "uvloop", "httptools", "orjson", "redis", "prometheus_client"]
+    absent += ["pydantic_settings", "typer", "pythonjsonlogger"]
+    block = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import loadtest.gpu.__main__"
+    ran = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr

@@ -186,8 +186,9 @@ def bench(
 
         outputs = benchmark.Outputs(json=output, markdown=markdown, plot=plot)
         outputs.prepare()
+    headers = bench_arguments.read_headers(header or [], api_key)
     plan = benchmark.Plan(
-        target=benchmark.Target.from_url(url, path=path, headers=bench_arguments.read_headers(header or [], api_key)),
+        target=benchmark.Target.from_url(url, path=path, headers=headers),
         shapes=[benchmark.Shape.parse(shape) for shape in documents.split(",")],
         clients=bench_arguments.read_list("--clients", clients, int),
         rates=bench_arguments.read_list("--rate", rate, float),
@@ -197,7 +198,7 @@ def bench(
         repeat_share=repeat_share,
         format=benchmark.Format(documents_field=documents_field, extra={"model": model} if model else {}),
         seed=seed,
-        command="rerankd " + " ".join(sys.argv[1:]),
+        command=bench_arguments.shown_command(sys.argv[1:]),
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         failures = runner.run(_bench(plan, outputs))

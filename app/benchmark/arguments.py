@@ -1,6 +1,8 @@
 """The words of `rerankd bench` on the command line."""
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -9,6 +11,8 @@ import typer
 from app.errors import ConfigError
 
 T = TypeVar("T", int, float)
+
+_SECRET_OPTIONS = ("--api-key", "--header")
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The server, as http://127.0.0.1:8000.")]
 Documents = Annotated[
@@ -70,3 +74,22 @@ def read_headers(headers: list[str], api_key: str | None) -> dict[str, str]:
         raise ConfigError(f"--header {wrong[0]!r}: write NAME:VALUE")
     read = {name.strip(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
     return read | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """The command line for a report, which other people read: without what keys and headers said."""
+    shown = []
+    for before, word in pairwise(["", *words]):
+        option, equals, value = word.partition("=")
+        if before in _SECRET_OPTIONS:
+            shown.append(_without_value(word))
+        elif option in _SECRET_OPTIONS and equals:
+            shown.append(f"{option}={_without_value(value)}")
+        else:
+            shown.append(word)
+    return shlex.join(["rerankd", *shown])
+
+
+def _without_value(text: str) -> str:
+    name, colon, _ = text.partition(":")
+    return f"{name}:***" if colon else "***"

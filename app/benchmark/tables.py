@@ -16,6 +16,10 @@ _TITLES: Final[Mapping[Mode, str]] = {
     "open": "Open loop: Poisson arrivals; latency from the intended arrival",
 }
 _LOADS: Final[Mapping[Mode, str]] = {"closed": "clients", "open": "offered/s"}
+_EXPLANATION = (
+    "Times in milliseconds. `cores` is what the load generator itself used of the processor, `late` how far behind its "
+    "schedule it sent (99th percentile; part of open-loop latencies)."
+)
 _NOTHING = "-"
 
 
@@ -35,7 +39,7 @@ def terminal_tables(report: Report) -> list[Table]:
 
 def markdown(report: Report) -> str:
     """Medians of the repetitions, with minimum and maximum behind rates; then how it was measured."""
-    parts = ["# Load test\n\nTimes in milliseconds; `cores` is what the load generator itself used of the processor."]
+    parts = [f"# Load test\n\n{_EXPLANATION}"]
     for mode, points in _modes(report):
         parts += [f"## {_TITLES[mode]}", markdown_table(_lines(mode, points, ranges=True))]
         timings = _timing_lines(mode, points)
@@ -56,7 +60,7 @@ def _modes(report: Report) -> list[tuple[Mode, list[Point]]]:
 
 
 def _lines(mode: Mode, points: Sequence[Point], *, ranges: bool) -> list[list[str]]:
-    head = ["docs", _LOADS[mode], "req/s", "pairs/s", *PERCENTILES, "failed", "cores"]
+    head = ["docs", _LOADS[mode], "req/s", "pairs/s", *PERCENTILES, "failed", "cores", *(["late"] if ranges else [])]
     return [head, *(_line(point, ranges=ranges) for point in points)]
 
 
@@ -70,6 +74,7 @@ def _line(point: Point, *, ranges: bool) -> list[str]:
         *(_latency(point.latency_ms(name)) for name in PERCENTILES),
         errors or "0",
         f"{point.spread(lambda one: one.generator_cores).median:.2f}",
+        *([_latency(point.spread(lambda one: one.lateness_ms))] if ranges else []),
     ]
 
 

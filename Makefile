@@ -36,8 +36,8 @@ format: $(VENV)/.development ## rewrite the code in the project's format
 conformance: $(VENV)/.development ## real client libraries against a real server; writes the table of docs/clients.md
 	$(BIN)/python -m tests.conformance.suite
 
-bench: $(VENV)/.development ## load a running server, or one that it starts (loadtest/README.md)
-	$(BIN)/python -m loadtest.closed_loop $(ARGS)
+bench: $(VENV)/.development ## `rerankd bench` against a service that it starts (loadtest/README.md)
+	$(BIN)/python -m loadtest $(ARGS)
 
 docker: ## build the CPU image
 	docker build --target cpu --tag rerankd:cpu .

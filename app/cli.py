@@ -17,12 +17,14 @@ from rich.table import Table
 
 from app import logs
 from app.assembly import model_folder
+from app.benchmark import arguments as bench_arguments
 from app.config import ModelSpec, read_registry, read_settings
 from app.errors import ConfigError, RerankError
 from app.evaluation import arguments
 from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
 
 if TYPE_CHECKING:
+    from app.benchmark import benchmark
     from app.evaluation.evaluation import Evaluation, Outputs
 
 cli = typer.Typer(
@@ -153,6 +155,73 @@ async def _evaluate(evaluation: "Evaluation", outputs: "Outputs", *, fresh: bool
         console.print(table)
     for note in notes(report):
         console.print(note, highlight=False)
+
+
+@cli.command()
+def bench(
+    url: bench_arguments.Url,
+    *,
+    documents: bench_arguments.Documents = "30",
+    clients: bench_arguments.Clients = "1,8,32",
+    rate: bench_arguments.Rates = "",
+    utilization: bench_arguments.Utilizations = "",
+    seconds: bench_arguments.Seconds = 10,
+    warmup: bench_arguments.Warmup = 3,
+    repetitions: bench_arguments.Repetitions = 3,
+    repeat_share: bench_arguments.RepeatShare = 0,
+    timeout: bench_arguments.Timeout = 120,
+    path: bench_arguments.EndpointPath = "/v2/rerank",
+    documents_field: bench_arguments.DocumentsField = "documents",
+    model: bench_arguments.Model = None,
+    header: bench_arguments.Headers = None,
+    api_key: bench_arguments.ApiKey = None,
+    seed: bench_arguments.Seed = None,
+    output: bench_arguments.Output = None,
+    markdown: bench_arguments.Markdown = None,
+    plot: bench_arguments.Plot = None,
+) -> None:
+    """Load a rerank server, closed loop and open loop: latency, throughput, errors, time by part of the server."""
+    with _needing("bench"):
+        from app.benchmark import benchmark  # noqa: PLC0415 - a service needs none of it
+
+        outputs = benchmark.Outputs(json=output, markdown=markdown, plot=plot)
+        outputs.prepare()
+    headers = bench_arguments.read_headers(header or [], api_key)
+    plan = benchmark.Plan(
+        target=benchmark.Target.from_url(url, path=path, headers=headers),
+        shapes=[benchmark.Shape.parse(shape) for shape in documents.split(",")],
+        clients=bench_arguments.read_list("--clients", clients, int),
+        rates=bench_arguments.read_list("--rate", rate, float),
+        utilizations=bench_arguments.read_list("--utilization", utilization, float),
+        window=benchmark.Window(warmup_s=warmup, seconds=seconds, timeout_s=timeout),
+        repetitions=repetitions,
+        repeat_share=repeat_share,
+        format=benchmark.Format(documents_field=documents_field, extra={"model": model} if model else {}),
+        seed=seed,
+        command=bench_arguments.shown_command(sys.argv[1:]),
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        failures = runner.run(_bench(plan, outputs))
+    if failures:
+        raise typer.Exit(1)
+
+
+async def _bench(plan: "benchmark.Plan", outputs: "benchmark.Outputs") -> int:
+    """Run with a bar, save and show the report, and return how many requests failed."""
+    from app.benchmark.benchmark import Benchmark, save_report  # noqa: PLC0415 - a service needs none of it
+    from app.benchmark.tables import terminal_tables  # noqa: PLC0415
+
+    running = Benchmark(plan)
+    with Progress(*_PROGRESS_COLUMNS, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("starting", total=plan.total, speed="")
+        async for load, measurement in running.run():
+            progress.update(bar, advance=1, description=str(load), speed=f"{measurement.pairs_per_s:.0f} pairs/s")
+    report = running.report()
+    save_report(report, outputs)
+    console = Console()
+    for table in terminal_tables(report):
+        console.print(table)
+    return report.failures
 
 
 @cli.command()

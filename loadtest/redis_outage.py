@@ -16,14 +16,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import httpx
 
+from app.benchmark.workload import Body, Shape, Words, Workload
 from app.config import SHIPPED_REGISTRY
-from loadtest.texts import Workload, make_requests
-from tests.servers import Server, redis_server, rerankd_server, wait_until_ready
+from loadtest.servers import Server, redis_server, rerankd_server, wait_until_ready
 
 _RECOVERY_S = 3.0
 _UNDER_WAY_S = 0.7
@@ -42,16 +42,15 @@ class Load:
         Raises:
             httpx.HTTPStatusError: a request failed.
         """
-        workload = Workload(documents=self.documents, document_words=(35, 45))
-        bodies = make_requests(workload, count=rounds * self.clients, seed=next(seeds))
+        workload = Workload(Shape((self.documents,)), seed=next(seeds), words=Words(document=(35, 45)))
         with httpx.Client(base_url=server.url, timeout=120) as client, ThreadPoolExecutor(self.clients) as pool:
 
-            def send(body: dict[str, object]) -> float:
+            def send(body: Body) -> float:
                 started = time.perf_counter()
-                client.post("/v2/rerank", json=body).raise_for_status()
+                client.post("/v2/rerank", content=body.content).raise_for_status()
                 return time.perf_counter() - started
 
-            return list(pool.map(send, bodies))
+            return list(pool.map(send, islice(workload, rounds * self.clients)))
 
 
 def main() -> None:

@@ -1,0 +1,95 @@
+"""The words of `rerankd bench` on the command line."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from app.errors import ConfigError
+
+T = TypeVar("T", int, float)
+
+_SECRET_OPTIONS = ("--api-key", "--header")
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="The server, as http://127.0.0.1:8000.")]
+Documents = Annotated[
+    str, typer.Option(help="Documents per request, as 30, or 10,30,100 one after the other; 10+30+100 is a mix.")
+]
+Clients = Annotated[str, typer.Option(help="Closed loop: numbers of clients; empty for none.", metavar="N,N,...")]
+Rates = Annotated[str, typer.Option("--rate", help="Open loop: requests a second.", metavar="R,R,...")]
+Utilizations = Annotated[
+    str,
+    typer.Option(
+        "--utilization", help="Open loop: shares of the closed loops' best throughput, as 0.5,0.8.", metavar="U,U,..."
+    ),
+]
+Seconds = Annotated[float, typer.Option(min=0.1, max=600, help="Measured time of each load.")]
+Warmup = Annotated[float, typer.Option(min=0, max=600, help="Seconds of the same load before measuring.")]
+Repetitions = Annotated[int, typer.Option(min=1, max=50, help="Rounds over all loads.")]
+RepeatShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of requests that were sent before, for the cache to answer.")
+]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a request counts as failed.")]
+EndpointPath = Annotated[str, typer.Option("--path", help="The rerank endpoint.")]
+DocumentsField = Annotated[str, typer.Option(help="Where the documents stand in the body (`texts` for TEI).")]
+Model = Annotated[str | None, typer.Option(help="The model to ask for; default: the server's.")]
+Headers = Annotated[
+    list[str] | None, typer.Option("--header", help="A header of every request; may be repeated.", metavar="NAME:VALUE")
+]
+ApiKey = Annotated[str | None, typer.Option(help="Sent as a bearer token.", envvar="RERANKD_BENCH_API_KEY")]
+Seed = Annotated[int | None, typer.Option(help="Make the same requests again; default: others every time.")]
+Output = Annotated[Path | None, typer.Option(help="The report as JSON.", metavar="FILE")]
+Markdown = Annotated[Path | None, typer.Option(help="The report as Markdown.", metavar="FILE")]
+Plot = Annotated[
+    Path | None, typer.Option(help="Throughput by clients, and latency by offered load, as PNG.", metavar="FILE")
+]
+
+
+def read_list(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    """Read `1,8,32`.
+
+    Raises:
+        ConfigError: a part is no number above zero.
+    """
+    try:
+        values = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = [kind("0")]
+    if any(value <= 0 for value in values):
+        raise ConfigError(f"{option} {text!r}: write numbers above zero, as 1,8,32")
+    return values
+
+
+def read_headers(headers: list[str], api_key: str | None) -> dict[str, str]:
+    """Read `Name: value`.
+
+    Raises:
+        ConfigError: one has no colon.
+    """
+    wrong = [header for header in headers if ":" not in header]
+    if wrong:
+        raise ConfigError(f"--header {wrong[0]!r}: write NAME:VALUE")
+    read = {name.strip(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
+    return read | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """The command line for a report, which other people read: without what keys and headers said."""
+    shown = []
+    for before, word in pairwise(["", *words]):
+        option, equals, value = word.partition("=")
+        if before in _SECRET_OPTIONS:
+            shown.append(_without_value(word))
+        elif option in _SECRET_OPTIONS and equals:
+            shown.append(f"{option}={_without_value(value)}")
+        else:
+            shown.append(word)
+    return shlex.join(["rerankd", *shown])
+
+
+def _without_value(text: str) -> str:
+    name, colon, _ = text.partition(":")
+    return f"{name}:***" if colon else "***"

@@ -1,0 +1,23 @@
+"""When requests of an open loop arrive."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from random import Random
+from time import perf_counter
+
+
+def poisson_arrivals(rate: float, seconds: float, rng: Random) -> list[float]:
+    """The arrival times of a Poisson process: seconds from its start, ascending."""
+    arrivals, now = [], rng.expovariate(rate)
+    while now < seconds:
+        arrivals.append(now)
+        now += rng.expovariate(rate)
+    return arrivals
+
+
+async def in_time(started: float, offsets: Iterable[float]) -> AsyncIterator[float]:
+    """Each moment, in `perf_counter()`'s time, when it has come; at once where it has passed."""
+    for offset in offsets:
+        intended = started + offset
+        await asyncio.sleep(max(0.0, intended - perf_counter()))
+        yield intended

@@ -1,0 +1,208 @@
+"""Two ways to load a server. Each gives a `Run`: what happened to every request, and when.
+
+Closed loop: N clients that each send their next request when the last one is answered; shows the throughput at a
+concurrency. Open loop: requests arrive as a Poisson process at a rate, however slow the server is, as users do; shows
+the latency at an offered load. Its latencies count from the intended arrival, so that a request that had to wait for
+the generator, or behind a stalled server, is not forgiven that wait ("coordinated omission").
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from time import perf_counter, process_time
+from typing import Final, Literal
+
+from app.benchmark.arrivals import in_time, poisson_arrivals
+from app.benchmark.connection import Answer, Connection, ConnectionLost, Target
+from app.benchmark.workload import Body
+
+_PAUSE_WITHOUT_SERVER_S = 0.05
+_RESULT: Final = b'"index"'
+
+Mode = Literal["closed", "open"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One request. Times are `perf_counter()`'s. `outcome` is the HTTP status, or `incomplete` (200 without a result
+    for each document), `timeout`, `connection`, or `left` (the client had no more patience).
+    """
+
+    intended: float
+    sent: float
+    finished: float
+    documents: int
+    outcome: str
+    server_timing: bytes = b""
+    retry_after_s: float | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.outcome == "200"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The samples of one repetition, warm-up included. The measured window is [opened, closed); `cpu_s` is processor
+    time of this process within it.
+    """
+
+    mode: Mode
+    samples: Sequence[Sample]
+    opened: float
+    closed: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Seconds of load before measuring, and of measuring; a request may take `timeout_s`."""
+
+    warmup_s: float
+    seconds: float
+    timeout_s: float = 120.0
+
+
+# How many seconds a client waits before it goes away; None: for the window's timeout.
+Patience = Callable[[], float | None]
+
+
+def patient() -> None:
+    """The patience of a client that waits as long as the window allows."""
+
+
+async def closed_loop(
+    target: Target, bodies: Iterator[Body], window: Window, *, clients: int, patience: Patience = patient
+) -> Run:
+    """Load with a number of clients. The last requests are waited for, and count nowhere but in latencies."""
+    samples: list[Sample] = []
+    async with _measured(window) as clock:
+
+        async def client() -> None:
+            connection = Connection(target)
+            while perf_counter() < clock.closes:
+                sample = await _exchange(connection, next(bodies), perf_counter(), window, patience())
+                samples.append(sample)
+                if sample.outcome == "connection":
+                    await asyncio.sleep(_PAUSE_WITHOUT_SERVER_S)
+            connection.close()
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+    return clock.run("closed", samples)
+
+
+async def open_loop(
+    target: Target,
+    bodies: Iterator[Body],
+    window: Window,
+    *,
+    rate: float,
+    seed: int,
+    connections: int = 4096,
+    patience: Patience = patient,
+) -> Run:
+    """Load with `rate` requests a second; a request beyond `connections` waits, and its latency counts the wait."""
+    samples: list[Sample] = []
+    arrivals = poisson_arrivals(rate, window.warmup_s + window.seconds, Random(seed))
+    async with _measured(window) as clock, _pool(target, size=connections) as idle_connection:
+
+        async def one(body: Body, intended: float) -> None:
+            async with idle_connection() as connection:
+                samples.append(await _exchange(connection, body, intended, window, patience()))
+
+        async with asyncio.TaskGroup() as requests:
+            async for intended in in_time(clock.started, arrivals):
+                requests.create_task(one(next(bodies), intended))
+    return clock.run("open", samples)
+
+
+class _Clock:
+    """When the measured window opens and closes, and the processor time between."""
+
+    def __init__(self, window: Window) -> None:
+        self.started = perf_counter()
+        self.opens = self.started + window.warmup_s
+        self.closes = self.opens + window.seconds
+        self._cpu_s = 0.0
+
+    async def note_cpu(self) -> None:
+        """Measure the processor time from the opening to the closing of the window."""
+        await asyncio.sleep(self.opens - perf_counter())
+        at_opening = process_time()
+        await asyncio.sleep(self.closes - perf_counter())
+        self._cpu_s = process_time() - at_opening
+
+    def run(self, mode: Mode, samples: Sequence[Sample]) -> Run:
+        return Run(mode=mode, samples=samples, opened=self.opens, closed=self.closes, cpu_s=self._cpu_s)
+
+
+@asynccontextmanager
+async def _measured(window: Window) -> AsyncIterator[_Clock]:
+    clock = _Clock(window)
+    noting = asyncio.create_task(clock.note_cpu())
+    try:
+        yield clock
+        await noting
+    finally:
+        noting.cancel()
+
+
+@asynccontextmanager
+async def _pool(target: Target, *, size: int) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Connection]]]:
+    """Lends an idle connection, or a new one; at most `size` at a time."""
+    idle: list[Connection] = []
+    free = asyncio.Semaphore(size)
+
+    @asynccontextmanager
+    async def lent() -> AsyncIterator[Connection]:
+        async with free:
+            connection = idle.pop() if idle else Connection(target)
+            try:
+                yield connection
+            finally:
+                idle.append(connection)
+
+    try:
+        yield lent
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+async def _exchange(
+    connection: Connection, body: Body, intended: float, window: Window, patience_s: float | None
+) -> Sample:
+    sent = perf_counter()
+    try:
+        async with asyncio.timeout(window.timeout_s if patience_s is None else patience_s):
+            answer = await connection.post(body.content)
+    except (TimeoutError, ConnectionLost) as error:
+        gave_up = "timeout" if patience_s is None else "left"
+        return Sample(
+            intended=intended,
+            sent=sent,
+            finished=perf_counter(),
+            documents=body.documents,
+            outcome=gave_up if isinstance(error, TimeoutError) else "connection",
+        )
+    return Sample(
+        intended=intended,
+        sent=sent,
+        finished=answer.finished,
+        documents=body.documents,
+        outcome=_outcome(answer, documents=body.documents),
+        server_timing=answer.headers.get(b"server-timing", b""),
+        retry_after_s=_seconds(answer.headers.get(b"retry-after")),
+    )
+
+
+def _outcome(answer: Answer, *, documents: int) -> str:
+    if answer.status == 200 and answer.body.count(_RESULT) != documents:
+        return "incomplete"
+    return str(answer.status)
+
+
+def _seconds(header: bytes | None) -> float | None:
+    return float(header) if header is not None and header.isdigit() else None

@@ -1,0 +1,28 @@
+"""`rerankd bench` against a server of its own: starts the service with the shipped model on a free loopback port,
+without a cache, loads it and stops it.
+
+    python -m loadtest [options of `rerankd bench`, without the URL]
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from app.config import SHIPPED_REGISTRY
+from loadtest.servers import rerankd_server, wait_until_ready
+
+
+def main() -> int:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        rerankd_server(
+            Path(name), SHIPPED_REGISTRY, RERANKD_CACHE_URL="none://", RERANKD_LOG_LEVEL="WARNING"
+        ) as server,
+    ):
+        wait_until_ready(server)
+        return subprocess.call([sys.executable, "-m", "app.cli", "bench", server.url, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

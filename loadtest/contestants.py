@@ -1,0 +1,133 @@
+"""The servers that `loadtest.cross_server` compares: how each is installed, started and asked.
+
+text-embeddings-inference is not among them: it is a Rust program without a package that pip can install. Where it
+runs, `rerankd bench http://its-host:port --path /rerank --documents-field texts` loads it in the same way.
+"""
+
+import hashlib
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+CACHE: Final = Path(__file__).resolve().parent / ".peers"
+PEERS: Final = Path(__file__).resolve().parent / "peers"
+# Alone and first, so that pip does not take a build that is several times larger.
+_TORCH = "torch==2.13.0"
+
+Precision = Literal["float32", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The same weights in the layouts that servers want; each folder holds tokenizer and configuration too."""
+
+    safetensors: Path
+    onnx: Path
+    only_float32: Path
+    only_quantized: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contestant:
+    """`command` gives the program's arguments; `python` is that of the environment that `requirements` name, or ours.
+    `ready` is a path that answers 200 when the server can rank.
+    """
+
+    name: str
+    precision: Precision
+    command: Callable[[str, Weights, int], Sequence[str]]
+    requirements: str | None = None
+    path: str = "/rerank"
+    ready: str = "/health"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def python(self) -> str:
+        """The interpreter of its environment, which is made now if it is not there."""
+        return sys.executable if self.requirements is None else str(_environment(PEERS / self.requirements))
+
+
+def _ours(precision: Precision) -> Contestant:
+    def command(python: str, weights: Weights, port: int) -> Sequence[str]:
+        registry = weights.onnx / f"{precision}.toml"
+        return [python, "-m", "app.cli", "serve", "--port", str(port), "--registry", str(registry)]
+
+    quiet = {"RERANKD_CACHE_URL": "none://", "RERANKD_LOG_LEVEL": "WARNING"}
+    name = f"rerankd onnx {precision}"
+    return Contestant(
+        name=name, precision=precision, command=command, path="/v2/rerank", ready="/ready", environment=quiet
+    )
+
+
+def _infinity(name: str, precision: Precision, engine: str, folder: Callable[[Weights], Path]) -> Contestant:
+    def command(python: str, weights: Weights, port: int) -> Sequence[str]:
+        program = str(Path(python).with_name("infinity_emb"))
+        where = ["--model-id", str(folder(weights)), "--served-model-name", "default/not-specified"]
+        return [
+            program,
+            "v2",
+            *where,
+            "--engine",
+            engine,
+            "--device",
+            "cpu",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        ]
+
+    return Contestant(
+        name=name,
+        precision=precision,
+        command=command,
+        requirements="infinity.txt",
+        environment={"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def _script(name: str, file: str, *, ready: str) -> Contestant:
+    def command(python: str, weights: Weights, port: int) -> Sequence[str]:
+        return [python, str(PEERS / file), str(weights.safetensors), str(port)]
+
+    return Contestant(
+        name=name,
+        precision="float32",
+        command=command,
+        requirements="sentence_transformers.txt",
+        ready=ready,
+        environment={"HF_HUB_OFFLINE": "1"},
+    )
+
+
+CONTESTANTS: Final[Mapping[str, Contestant]] = {
+    contestant.name: contestant
+    for contestant in (
+        _ours("int8"),
+        _ours("float32"),
+        _infinity("infinity onnx int8", "int8", "optimum", lambda weights: weights.only_quantized),
+        _infinity("infinity onnx float32", "float32", "optimum", lambda weights: weights.only_float32),
+        _infinity("infinity torch", "float32", "torch", lambda weights: weights.safetensors),
+        _script("fastapi + CrossEncoder", "fastapi_cross_encoder.py", ready="/openapi.json"),
+        _script("litserve + CrossEncoder", "litserve_cross_encoder.py", ready="/health"),
+        _script("mosec + CrossEncoder", "mosec_cross_encoder.py", ready="/"),
+    )
+}
+
+
+def _environment(requirements: Path) -> Path:
+    """A virtual environment with exactly these packages; its folder's name holds their hash."""
+    digest = hashlib.sha256(f"{_TORCH}\n{requirements.read_text()}".encode()).hexdigest()[:12]
+    folder = CACHE / f"{requirements.stem}-{digest}"
+    python = folder / "bin" / "python"
+    installed = folder / "installed"
+    if not installed.exists():
+        venv.create(folder, clear=True, with_pip=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, _TORCH], check=True)
+        subprocess.run([*pip, "-r", str(requirements)], check=True)
+        installed.touch()
+    return python

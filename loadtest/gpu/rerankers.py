@@ -1,0 +1,89 @@
+"""The two sides of the comparison, both in this process: our pipeline, and sentence-transformers' `predict`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder
+
+from app.batching.batcher import Batcher
+from app.batching.planner import BatchPlanner
+from app.domain import FloatArray, ScoreOptions
+from app.engines import load_engine
+from app.engines.base import EngineSpec
+from app.observer import Silent
+from app.pipeline.pointwise import PointwiseStage
+from app.scorers import load_scorer
+from app.scorers.base import ScorerSpec
+from app.worker import Worker, available_cores
+
+_UNLIMITED = 10**12
+_PREDICT_BATCH = 64
+
+
+class Reranker(Protocol):
+    name: str
+
+    async def score(self, query: str, documents: Sequence[str]) -> FloatArray:
+        """Raw scores, shape [documents]; may be called for many requests at a time."""
+
+
+class Ours:
+    """Tokenising, batcher and torch engine as the service has them, without HTTP and cache."""
+
+    name = "rerankd"
+
+    def __init__(self, stage: PointwiseStage) -> None:
+        self._stage = stage
+
+    async def score(self, query: str, documents: Sequence[str]) -> FloatArray:
+        return (await self._stage.score(query, documents, ScoreOptions())).values
+
+
+@asynccontextmanager
+async def open_ours(folder: Path, *, device: str, precision: str) -> AsyncIterator[Ours]:
+    scorer = load_scorer("cross-encoder", ScorerSpec(folder=folder))
+    options = {"device": device, "precision": precision}
+    engine = load_engine("torch-encoder", EngineSpec(folder=folder, pad_id=scorer.pad_id, options=options))
+    planner = BatchPlanner(
+        max_batch_tokens=engine.preferred_batch.tokens,
+        max_batch_pairs=engine.preferred_batch.pairs,
+        max_waiting_tokens=_UNLIMITED,
+    )
+    with (
+        Worker(name="infer", threads=engine.workers) as inference,
+        Worker(name="tokenize", threads=available_cores()) as tokenizing,
+    ):
+        batcher = Batcher(planner, engine, inference, model="gpu", observer=Silent())
+        serving = asyncio.create_task(batcher.run())
+        try:
+            yield Ours(PointwiseStage(scorer, batcher, tokenizing))
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+
+class Theirs:
+    """`CrossEncoder.predict`, one request at a time: it is not made for concurrent calls."""
+
+    name = "sentence-transformers"
+
+    def __init__(self, folder: Path, *, device: str, precision: str) -> None:
+        kwargs = {"dtype": getattr(torch, precision)}
+        self._model = CrossEncoder(str(folder), device=device, model_kwargs=kwargs, max_length=512)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def score(self, query: str, documents: Sequence[str]) -> FloatArray:
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(self.predict, [(query, document) for document in documents])
+
+    def predict(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
+        """All pairs in one call, which sorts them by length and cuts them into batches."""
+        scores = self._model.predict(
+            list(pairs), batch_size=_PREDICT_BATCH, activation_fn=torch.nn.Identity(), show_progress_bar=False
+        )
+        return np.asarray(scores, dtype=np.float32)

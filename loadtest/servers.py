@@ -1,0 +1,121 @@
+"""Starts the real programs that load tests and tests talk to, on free loopback ports, and stops them."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+_START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running program: where it listens, its process, and the file that its output goes to."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def resident_bytes(self) -> int:
+        """Memory of the process and of those that it started."""
+        process = psutil.Process(self.process.pid)
+        return sum(int(one.memory_info().rss) for one in (process, *process.children(recursive=True)))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def rerankd_server(folder: Path, registry: Path, **environment: str) -> Iterator[Server]:
+    """`rerankd serve` over a registry, once it answers `/health`; `environment` is added to the process's own."""
+    port = free_port()
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--registry", str(registry)]
+    with running(command, port, folder / f"rerankd-{port}.log", environment) as server:
+        wait(server, lambda: httpx.get(f"{server.url}/health", timeout=5).status_code == 200)
+        yield server
+
+
+def wait_until_ready(server: Server) -> None:
+    """Wait until every model of a `rerankd_server` passes its canary."""
+    wait(server, lambda: httpx.get(f"{server.url}/ready", timeout=20).status_code == 200)
+
+
+@contextmanager
+def redis_server(folder: Path, *options: str, port: int | None = None) -> Iterator[Server]:
+    """A Redis without persistence, once it answers.
+
+    Raises:
+        RuntimeError: the program is not installed.
+    """
+    program = shutil.which("redis-server")
+    if program is None:
+        raise RuntimeError("the program redis-server is not installed; tests/install_servers.sh installs it")
+    port = port or free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
+    with running(command, port, folder / f"redis-{port}.log", {}) as server:
+        wait(server, lambda: _answers_ping(port))
+        yield server
+
+
+def _answers_ping(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        connection.sendall(b"PING\r\n")
+        return connection.recv(16).startswith(b"+PONG")
+
+
+@contextmanager
+def running(command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]) -> Iterator[Server]:
+    """A program and whatever it starts; all of it is killed at the end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output)
+    try:
+        yield Server(port, process, log)
+    finally:
+        _kill(process)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Its children too: servers of several processes leave them behind when they are killed."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
+    process.kill()
+    process.wait(timeout=30)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def wait(server: Server, answers: Callable[[], bool], *, timeout_s: float = _START_TIMEOUT_S) -> None:
+    """Wait until `answers` is true; a connection that is refused means not yet.
+
+    Raises:
+        AssertionError: the program ended, or took too long; with its output.
+    """
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and server.process.poll() is None:
+        try:
+            if answers():
+                return
+        except (OSError, httpx.TransportError):
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"{server.process.args!r} did not start:\n{server.log.read_text()}")

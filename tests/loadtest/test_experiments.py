@@ -1,0 +1,78 @@
+"""Every experiment runs to its verdict against the real service, with a tiny model and in seconds. What a busy machine
+measures then says nothing, so the verdict itself is not tested, but for claims that are about being right.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.registry_files import write_registry
+from tests.requirements import require_program
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def registry(tiny_model: Path, tmp_path: Path) -> Path:
+    return write_registry(tmp_path, [{"name": "t", "path": tiny_model, "engine": "onnx", "scorer": "cross-encoder"}])
+
+
+def _run(experiment: str, registry: Path, *options: str) -> dict[str, dict[str, Any]]:
+    """Claims by what they are about."""
+    output = registry.parent / "report.json"
+    command = [sys.executable, "-m", f"loadtest.{experiment}", "--registry", str(registry), "--output", str(output)]
+    ran = subprocess.run([*command, *options], capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode in (0, 1), ran.stderr
+    claims = json.loads(output.read_text())["claims"]
+    assert (ran.returncode == 0) is all(claim["holds"] for claim in claims)
+    return {claim["what"]: claim for claim in claims}
+
+
+def _is_measured(claim: dict[str, Any]) -> bool:
+    return bool(claim["value"] == claim["value"])
+
+
+def test_fairness_compares_sizes_and_keys(registry: Path) -> None:
+    claims = _run("fairness", registry, "--seconds", "0.6", "--rounds", "1", "--large", "100")
+    assert claims["requests that failed"]["holds"]
+    ratios = [claim for what, claim in claims.items() if "/ alone" in what]
+    assert len(ratios) == 3
+    assert all(_is_measured(ratio) and ratio["value"] > 0 for ratio in ratios)
+
+
+def test_overload_is_admitted_or_refused_and_over_afterwards(registry: Path) -> None:
+    few = ["--seconds", "1", "--documents", "5", "--max-waiting-tokens", "3000"]
+    claims = _run("overload", registry, *few)
+    assert claims["overload: requests neither answered nor refused"]["holds"]
+    assert claims["half of the clients leave: requests neither answered nor refused"]["holds"]
+    assert claims["tokens that still wait afterwards"]["holds"]
+    assert _is_measured(claims["overload: admitted requests that met their deadline, %"])
+
+
+@pytest.mark.redis
+def test_cached_answers_come_from_memory_and_from_redis(registry: Path) -> None:
+    require_program("redis-server")
+    claims = _run("cached", registry, "--documents", "20", "--requests", "10")
+    assert {what.split(":")[0] for what in claims} == {"memory", "Redis"}
+    assert all(_is_measured(claim) for claim in claims.values())
+
+
+def test_a_large_request_is_watched_from_beside(registry: Path) -> None:
+    claims = _run("loop_stall", registry, "--seconds", "1", "--documents", "300")
+    assert claims["requests of 300 documents answered"]["holds"]
+    assert claims["requests that failed"]["holds"]
+    assert _is_measured(claims["slowest /health beside them, ms"])
+
+
+@pytest.mark.redis
+def test_a_soak_finds_no_wrong_and_no_lost_answer_while_redis_dies(registry: Path) -> None:
+    require_program("redis-server")
+    claims = _run("soak", registry, "--seconds", "5", "--break-every", "1")
+    assert claims["answers compared"]["value"] > 10
+    assert claims["times that Redis was killed"]["value"] >= 1
+    assert claims["wrong answers"]["holds"]
+    assert claims["lost answers"]["holds"]

@@ -25,12 +25,15 @@ Folder = Callable[[str], Path]
 
 @dataclass(frozen=True)
 class Kind:
-    """An engine with options, and how far its logits may be from torch float32, and alone from in a batch."""
+    """An engine with options, and how far its logits may be from torch float32, and alone from in a batch; and which
+    families it is for.
+    """
 
     engine: str
     options: dict[str, Any]
     from_torch: float
     from_alone: float
+    families: Sequence[str] = tuple(FAMILIES)
 
 
 _FLOAT32 = {"file": "model.onnx"}
@@ -46,6 +49,9 @@ KINDS = {
     "openvino-int8-bfloat16": Kind("openvino", {"file": "model.int8.onnx", "precision": "bfloat16"}, 0.4, 0.1),
     "torch-float32": Kind("torch-encoder", {"device": "cpu"}, 1e-4, 1e-5),
     "torch-eager": Kind("torch-encoder", {"device": "cpu", "attention": "eager"}, 1e-4, 1e-5),
+    "torch-packed": Kind(
+        "torch-encoder", {"device": "cpu", "packed": True}, 1e-4, 1e-5, ("bert", "xlmr", "modernbert")
+    ),
     "torch-bfloat16": Kind("torch-encoder", {"device": "cpu", "precision": "bfloat16"}, 0.3, 0.1),
 }
 
@@ -63,7 +69,9 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture
-def folder_of(torch_folder: Folder, onnx_folder: Folder) -> Callable[[Kind, str], Path]:
+def folder_of(kind: Kind, family: str, torch_folder: Folder, onnx_folder: Folder) -> Callable[[Kind, str], Path]:
+    if family not in kind.families:
+        pytest.skip("the engine is not for this family")
     return lambda kind, family: (torch_folder if kind.engine == "torch-encoder" else onnx_folder)(family)
 
 
@@ -210,6 +218,7 @@ def test_an_engine_that_cannot_be_loaded_says_what_to_change(
         ({"device": "abacus"}, "unknown device 'abacus'; use"),
         ({"device": "meta"}, "device 'meta' is not supported; use"),
         ({"precision": "int4"}, "engine 'torch-encoder': precision"),
+        ({"packed": True, "attention": "eager"}, "packed = true has an attention of its own"),
         ({"attention": "telepathy"}, "transformers cannot load .*telepathy"),
     ],
 )

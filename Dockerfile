@@ -39,7 +39,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     RERANKD_HOST=0.0.0.0 \
     RERANKD_PORT=8000 \
     RERANKD_REGISTRY=/srv/rerankd/models/registry.toml \
-    RERANKD_HUB_CACHE=/var/lib/rerankd/hub
+    RERANKD_HUB_CACHE=/var/lib/rerankd/hub \
+    RERANKD_PROFILES=/var/lib/rerankd/profiles
 WORKDIR /srv/rerankd
 # by number, so that Kubernetes can tell that it is not root
 USER 10001:10001

@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from app.batching.batcher import Batcher
@@ -23,6 +24,7 @@ from app.pipeline.cached import CachedStage
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.pipeline.pointwise import PointwiseStage
 from app.pipeline.stage import Stage
+from app.profiles import with_profile
 from app.scorers import load_scorer
 from app.scorers.base import PairScorer, PassageReader, ScorerSpec
 from app.service import Limits, RerankService
@@ -38,8 +40,9 @@ _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a smal
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What loading a model gives, before anything runs."""
+    """What loading a model gives, before anything runs; `spec` is the registry's with its profile's choice."""
 
+    spec: ModelSpec
     scorer: PairScorer
     engine: Engine
     canary: Canary
@@ -130,21 +133,21 @@ class _Keeper:
 
     async def _serve(self, parts: _Parts) -> None:
         with Worker(name=f"infer-{self.spec.name}", threads=parts.engine.workers) as inference:
-            batcher = self._batcher(parts.engine, inference)
+            batcher = self._batcher(parts, inference)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(batcher.run())
                 await self.model.start(self._loaded(parts, batcher))
 
-    def _batcher(self, engine: Engine, inference: Worker) -> Batcher:
-        preferred = engine.preferred_batch
+    def _batcher(self, parts: _Parts, inference: Worker) -> Batcher:
+        preferred = parts.engine.preferred_batch
         planner = BatchPlanner(
-            max_batch_tokens=self.spec.batch_tokens or preferred.tokens,
-            max_batch_pairs=self.spec.batch_pairs or preferred.pairs,
+            max_batch_tokens=parts.spec.batch_tokens or preferred.tokens,
+            max_batch_pairs=parts.spec.batch_pairs or preferred.pairs,
             workers=inference.threads,
         )
         return Batcher(
             planner,
-            engine,
+            parts.engine,
             inference,
             max_waiting_tokens=self.settings.max_waiting_tokens,
             model=self.spec.name,
@@ -183,6 +186,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
         ConfigError: the model cannot be used; the message says why.
     """
     folder = model_folder(spec, settings)
+    spec = with_profile(spec, profiles=settings.profiles, content=partial(model_content, spec, folder))
     scorer = load_scorer(spec.scorer, ScorerSpec(folder=folder, max_length=spec.max_length, options=spec.options))
     engine = load_engine(
         spec.engine,
@@ -194,9 +198,14 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
             options=spec.engine_options,
         ),
     )
-    content = content_hash(folder, patterns=_patterns(spec))
+    content = model_content(spec, folder)
     fingerprint = json.dumps([spec.name, spec.revision, content, engine.name, scorer.fingerprint])
-    return _Parts(scorer, engine, _canary(folder), fingerprint)
+    return _Parts(spec, scorer, engine, golden_pairs(folder), fingerprint)
+
+
+def model_content(spec: ModelSpec, folder: Path) -> str:
+    """A hash over the files that a registry entry is loaded from."""
+    return content_hash(folder, patterns=_patterns(spec))
 
 
 def model_folder(spec: ModelSpec, settings: Settings, *, beside: Path | None = None) -> Path:
@@ -223,7 +232,7 @@ def _patterns(spec: ModelSpec) -> list[str]:
     return allowed_files(spec.engine, file=file if isinstance(file, str) else None, remote_code=spec.trust_remote_code)
 
 
-def _canary(folder: Path) -> Canary:
+def golden_pairs(folder: Path) -> Canary:
     """The golden pairs that lie beside a model's weights, or else one pair without a reference."""
     path = folder / "golden.json"
     if not path.is_file():

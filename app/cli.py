@@ -18,7 +18,7 @@ from rich.table import Table
 from app import logs
 from app.assembly import model_folder
 from app.benchmark import arguments as bench_arguments
-from app.config import ModelSpec, read_registry, read_settings
+from app.config import ModelSpec, Settings, read_registry, read_settings
 from app.errors import ConfigError, RerankError
 from app.evaluation import arguments
 from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
@@ -26,6 +26,7 @@ from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
 if TYPE_CHECKING:
     from app.benchmark import benchmark
     from app.evaluation.evaluation import Evaluation, Outputs
+    from app.tuning import Tuned
 
 cli = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help="A reranking service."
@@ -222,6 +223,47 @@ async def _bench(plan: "benchmark.Plan", outputs: "benchmark.Outputs") -> int:
     for table in terminal_tables(report):
         console.print(table)
     return report.failures
+
+
+@cli.command()
+def tune(
+    model: Annotated[str | None, typer.Argument(help="A served model; default: the registry's.")] = None,
+    budget_s: Annotated[float, typer.Option(min=1.0, help="Seconds of measuring; loading comes on top.")] = 60.0,
+    registry: _Registry = None,
+) -> None:
+    """Measure how a model is served fastest on this machine, and keep it in a profile that `serve` takes."""
+    from app.profiles import profile_path, write_profile  # noqa: PLC0415 - a service needs none of it
+    from app.tuning import describe  # noqa: PLC0415 - as above
+
+    settings = read_settings(registry=registry)
+    logs.configure("WARNING")
+    spec = read_registry(settings.registry).only([model]).model[0]
+    outcome = asyncio.run(_show_tuning(spec, settings, budget_s=budget_s))
+    path = profile_path(settings.profiles, spec.name)
+    write_profile(path, outcome.profile)
+    table = Table("engine, workers, budget", "pairs/s")
+    for candidate in outcome.candidates:
+        table.add_row(describe(candidate.choice), f"{candidate.speed:.0f}")
+    console = Console()
+    console.print(table)
+    kept, default = outcome.profile.pairs_per_s, outcome.profile.default_pairs_per_s
+    console.print(f"kept: {describe(outcome.profile.choice)} ({kept / default:.2f} x the default)", highlight=False)
+    console.print(f"written to {path}", highlight=False, soft_wrap=True)
+
+
+async def _show_tuning(spec: ModelSpec, settings: Settings, *, budget_s: float) -> "Tuned":
+    """Draw a bar while candidates are measured, with a line for each."""
+    from app.tuning import Step, tune  # noqa: PLC0415 - a service needs none of it
+
+    errors = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=errors) as progress:
+        bar = progress.add_task("measuring", total=1.0)
+
+        def show(step: Step) -> None:
+            errors.print(step.text, highlight=False, markup=False)
+            progress.update(bar, completed=step.fraction)
+
+        return await tune(spec, settings, budget_s=budget_s, on_step=show)
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 The only file that reads the environment; only the composition root and the command line read this one.
 """
 
+import os
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,6 +28,10 @@ from app.options import explain
 SHIPPED_REGISTRY = Path(__file__).resolve().parent.parent / "models" / "registry.toml"
 
 
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+
+
 class Settings(BaseSettings):
     """Every setting of the service. docs/configuration.md is generated from this class."""
 
@@ -48,6 +53,11 @@ class Settings(BaseSettings):
     hub_offline: bool = Field(default=False, description="Never ask the hub: use only what was downloaded before.")
     hub_cache: Path | None = Field(
         default=None, description="Folder for downloaded models; default: the hub client's own."
+    )
+    profiles: Path = Field(
+        default_factory=lambda: _user_cache() / "rerankd" / "profiles",
+        description="Folder of the profiles that `rerankd tune` writes and `rerankd serve` takes; "
+        "default: `rerankd/profiles` in `XDG_CACHE_HOME` or `~/.cache`.",
     )
     max_documents: int = Field(default=10_000, ge=1, description="Most documents in one request.")
     max_query_chars: int = Field(default=32_768, ge=1, description="Longest query, in characters.")

@@ -34,6 +34,7 @@ _CONFIGURATION: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 # Repositories offer the same graph in many precisions: without a choice, only those that the engine looks for.
 _WEIGHTS: Final = {
     "onnx": ("model.int8.onnx*", "model.float16.onnx*", "model.onnx*", "onnx/model.onnx*"),
+    "openvino": ("model.int8.onnx*", "model.onnx*", "onnx/model.onnx*"),
     "torch-encoder": ("*.safetensors",),
 }
 _CODE: Final = ("*.py",)

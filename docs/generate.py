@@ -66,11 +66,13 @@ _MEANINGS = {
     "name": "What requests call the model.",
     "aliases": "Other names for it, such as the one that a client library insists on.",
     "scorer": "What its numbers mean: `cross-encoder`.",
-    "engine": "What computes them: `onnx` or `torch-encoder`.",
+    "engine": "What computes them: `onnx`, `openvino` or `torch-encoder`.",
 }
 
 
 def _default(field: FieldInfo) -> str:
+    if field is Settings.model_fields["profiles"]:
+        return "in the user's cache"
     if field.is_required():
         return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})

@@ -4,6 +4,7 @@
 tests that use one are marked slow.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _NEEDS_TORCH & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_profiles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """For this process and those that tests start: what somebody tuned on this machine is none of a test's business."""
+    os.environ["RERANKD_PROFILES"] = str(tmp_path_factory.mktemp("profiles"))
 
 
 @pytest.fixture(scope="session")

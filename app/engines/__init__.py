@@ -13,6 +13,12 @@ def _onnx(spec: EngineSpec) -> Engine:
     return OnnxEngine.load(spec)
 
 
+def _openvino(spec: EngineSpec) -> Engine:
+    from app.engines.openvino import OpenVinoEngine  # noqa: PLC0415 - as above
+
+    return OpenVinoEngine.load(spec)
+
+
 def _torch_encoder(spec: EngineSpec) -> Engine:
     from app.engines.torch_encoder import TorchEncoderEngine  # noqa: PLC0415 - as above
 
@@ -21,10 +27,11 @@ def _torch_encoder(spec: EngineSpec) -> Engine:
 
 ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
     "onnx": _onnx,
+    "openvino": _openvino,
     "torch-encoder": _torch_encoder,
 }
 
-_EXTRAS = {"onnxruntime": "cpu", "torch": "torch", "transformers": "torch"}
+_EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino", "torch": "torch", "transformers": "torch"}
 
 
 def load_engine(name: str, spec: EngineSpec) -> Engine:

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from app.domain import Encoding, FloatArray, IntArray
+from app.errors import ConfigError
+
+_INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +62,64 @@ class PaddedBatch:
     token_type_ids: IntArray
 
 
-def pad(encodings: Sequence[Encoding], *, pad_id: int) -> PaddedBatch:
-    """Lay sequences out in rows of equal length, padded on the right."""
-    shape = len(encodings), max(len(encoding.ids) for encoding in encodings)
+def pad(encodings: Sequence[Encoding], *, pad_id: int, length: int | None = None) -> PaddedBatch:
+    """Lay sequences out in rows of equal length, padded on the right; `length` None: that of the longest."""
+    shape = len(encodings), length or max(len(encoding.ids) for encoding in encodings)
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     attention_mask = np.zeros(shape, dtype=np.int64)
     token_type_ids = np.zeros(shape, dtype=np.int64)
     for row, encoding in enumerate(encodings):
-        length = len(encoding.ids)
-        input_ids[row, :length] = encoding.ids
-        attention_mask[row, :length] = 1
-        token_type_ids[row, encoding.boundary : length] = 1
+        end = len(encoding.ids)
+        input_ids[row, :end] = encoding.ids
+        attention_mask[row, :end] = 1
+        token_type_ids[row, encoding.boundary : end] = 1
     return PaddedBatch(input_ids, attention_mask, token_type_ids)
+
+
+def find_graph(folder: Path, *, file: str | None, usual: Sequence[str]) -> str:
+    """The name of a model's ONNX graph, relative to its folder: `file`, or else the first of the usual ones.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    candidates = [file] if file else usual
+    for candidate in candidates:
+        if (folder / candidate).is_file():
+            return candidate
+    there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx"))
+    raise ConfigError(
+        f"no ONNX graph in {folder} (tried: {', '.join(candidates)}; there: {', '.join(there) or 'none'}); "
+        'make one with `rerankd export`, or name it: engine_options = { file = "..." }'
+    )
+
+
+def check_inputs(shapes: Mapping[str, Sequence[int | str | None]]) -> None:
+    """Refuse a graph whose inputs (names and shapes; a free size is no integer) are not a cross-encoder's.
+
+    Raises:
+        ConfigError: it takes something else, or only one number of sequences or one length.
+    """
+    if set(shapes) - _INPUTS or "input_ids" not in shapes:
+        raise ConfigError(
+            f"the ONNX graph takes {', '.join(sorted(shapes))}; a cross-encoder takes input_ids, attention_mask "
+            "and for some models token_type_ids"
+        )
+    for name, shape in shapes.items():
+        if len(shape) != 2 or any(isinstance(size, int) for size in shape):
+            raise ConfigError(
+                f"the ONNX graph takes {name} of the fixed shape {list(shape)}; export it with a free number of "
+                "sequences and a free length: `rerankd export`"
+            )
+
+
+def check_output(name: str, shape: Sequence[int | str | None] | None) -> None:
+    """Refuse a graph whose output has more than one row a sequence; None: it does not say.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if shape and len(shape) != 2:
+        raise ConfigError(
+            f"the ONNX graph gives {name} of shape {list(shape)}; a cross-encoder gives logits of shape "
+            "[sequences, outputs]: is this the graph of an embedding model?"
+        )

@@ -9,7 +9,7 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain import Encoding, FloatArray, IntArray
-from app.engines.base import BatchLimits, EngineSpec, PaddedBatch, pad
+from app.engines.base import BatchLimits, EngineSpec, PaddedBatch, check_inputs, check_output, find_graph, pad
 from app.errors import ConfigError
 from app.options import read_options
 from app.worker import available_cores
@@ -34,7 +34,6 @@ _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
     "cuda": ["model.float16.onnx", *_PLAIN],
     "tensorrt": ["model.float16.onnx", *_PLAIN],
 }
-_INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
 _OUTPUT: Final = "logits"
 
 
@@ -77,9 +76,9 @@ class OnnxEngine:
         """
         options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
         on_cpu = options.device == "cpu"
-        file = _find_graph(spec.folder, options)
+        file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.device])
         session = _open(spec.folder / file, options)
-        _check_inputs(session)
+        check_inputs({node.name: node.shape for node in session.get_inputs()})
         return cls(
             session,
             name=f"onnx/{options.device}/{file}",
@@ -127,19 +126,6 @@ class OnnxEngine:
         return logits
 
 
-def _find_graph(folder: Path, options: OnnxOptions) -> str:
-    """The graph's name, relative to the folder."""
-    candidates = [options.file] if options.file else _USUAL_FILES[options.device]
-    for candidate in candidates:
-        if (folder / candidate).is_file():
-            return candidate
-    there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx"))
-    raise ConfigError(
-        f"no ONNX graph in {folder} (tried: {', '.join(candidates)}; there: {', '.join(there) or 'none'}); "
-        'make one with `rerankd export`, or name it: engine_options = { file = "..." }'
-    )
-
-
 def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
     missing = set(_PROVIDERS[options.device][:1]) - set(ort.get_available_providers())
     if missing:
@@ -177,29 +163,9 @@ def _provider_options(provider: str, options: OnnxOptions) -> dict[str, Any]:
     return {"device_id": options.device_id, **own}
 
 
-def _check_inputs(session: ort.InferenceSession) -> None:
-    inputs = session.get_inputs()
-    names = {node.name for node in inputs}
-    if names - _INPUTS or "input_ids" not in names:
-        raise ConfigError(
-            f"the ONNX graph takes {', '.join(sorted(names))}; a cross-encoder takes input_ids, attention_mask "
-            "and for some models token_type_ids"
-        )
-    for node in inputs:
-        if len(node.shape) != 2 or any(isinstance(size, int) for size in node.shape):
-            raise ConfigError(
-                f"the ONNX graph takes {node.name} of the fixed shape {node.shape}; export it with a free number of "
-                "sequences and a free length: `rerankd export`"
-            )
-
-
 def _output(session: ort.InferenceSession) -> ort.NodeArg:
     """The output with one row a sequence; exporters call it logits."""
     outputs = session.get_outputs()
     output = next((node for node in outputs if node.name == _OUTPUT), outputs[0])
-    if output.shape and len(output.shape) != 2:
-        raise ConfigError(
-            f"the ONNX graph gives {output.name} of shape {output.shape}; a cross-encoder gives logits of shape "
-            "[sequences, outputs]: is this the graph of an embedding model?"
-        )
+    check_output(output.name, output.shape)
     return output

@@ -52,13 +52,13 @@ async def open_ours(folder: Path, *, device: str, precision: str) -> AsyncIterat
     planner = BatchPlanner(
         max_batch_tokens=engine.preferred_batch.tokens,
         max_batch_pairs=engine.preferred_batch.pairs,
-        max_waiting_tokens=_UNLIMITED,
+        workers=engine.workers,
     )
     with (
         Worker(name="infer", threads=engine.workers) as inference,
         Worker(name="tokenize", threads=available_cores()) as tokenizing,
     ):
-        batcher = Batcher(planner, engine, inference, model="gpu", observer=Silent())
+        batcher = Batcher(planner, engine, inference, max_waiting_tokens=_UNLIMITED, model="gpu", observer=Silent())
         serving = asyncio.create_task(batcher.run())
         try:
             yield Ours(PointwiseStage(scorer, batcher, tokenizing))

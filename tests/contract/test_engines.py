@@ -25,12 +25,15 @@ Folder = Callable[[str], Path]
 
 @dataclass(frozen=True)
 class Kind:
-    """An engine with options, and how far its logits may be from torch float32, and alone from in a batch."""
+    """An engine with options, and how far its logits may be from torch float32, and alone from in a batch; and which
+    families it is for.
+    """
 
     engine: str
     options: dict[str, Any]
     from_torch: float
     from_alone: float
+    families: Sequence[str] = tuple(FAMILIES)
 
 
 _FLOAT32 = {"file": "model.onnx"}
@@ -40,8 +43,15 @@ KINDS = {
     "onnx-unoptimised": Kind("onnx", {**_FLOAT32, "graph_optimization": "none", "threads": 2}, 1e-4, 1e-5),
     "onnx-float16": Kind("onnx", {"file": "model.float16.onnx"}, 0.03, 0.01),
     "onnx-int8": Kind("onnx", {"file": "model.int8.onnx"}, 0.4, 1e-5),
+    "openvino": Kind("openvino", {**_FLOAT32, "precision": "float32"}, 1e-4, 1e-5),
+    "openvino-bfloat16": Kind("openvino", {**_FLOAT32, "precision": "bfloat16"}, 0.3, 0.1),
+    "openvino-int8": Kind("openvino", {"file": "model.int8.onnx", "precision": "float32"}, 0.4, 0.05),
+    "openvino-int8-bfloat16": Kind("openvino", {"file": "model.int8.onnx", "precision": "bfloat16"}, 0.4, 0.1),
     "torch-float32": Kind("torch-encoder", {"device": "cpu"}, 1e-4, 1e-5),
     "torch-eager": Kind("torch-encoder", {"device": "cpu", "attention": "eager"}, 1e-4, 1e-5),
+    "torch-packed": Kind(
+        "torch-encoder", {"device": "cpu", "packed": True}, 1e-4, 1e-5, ("bert", "xlmr", "modernbert")
+    ),
     "torch-bfloat16": Kind("torch-encoder", {"device": "cpu", "precision": "bfloat16"}, 0.3, 0.1),
 }
 
@@ -59,8 +69,10 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture
-def folder_of(torch_folder: Folder, onnx_folder: Folder) -> Callable[[Kind, str], Path]:
-    return lambda kind, family: (onnx_folder if kind.engine == "onnx" else torch_folder)(family)
+def folder_of(kind: Kind, family: str, torch_folder: Folder, onnx_folder: Folder) -> Callable[[Kind, str], Path]:
+    if family not in kind.families:
+        pytest.skip("the engine is not for this family")
+    return lambda kind, family: (torch_folder if kind.engine == "torch-encoder" else onnx_folder)(family)
 
 
 @pytest.fixture
@@ -185,7 +197,10 @@ def test_positions_counted_from_behind_any_padding_id_are_right(tmp_path: Path, 
         ("onnx", {"device": "cuda"}, r"'cuda' needs CUDAExecutionProvider.*rerankd\[gpu\].*device = \"cpu\""),
         ("onnx", {"device": "tensorrt"}, "needs TensorrtExecutionProvider"),
         ("onnx", {"file": "nowhere.onnx"}, r"tried: nowhere.onnx; there: model.onnx\).*rerankd export"),
-        ("onyx", {}, "unknown engine 'onyx'; known: onnx, torch-encoder"),
+        ("openvino", {"threads": 0}, "engine 'openvino': threads"),
+        ("openvino", {"device": "cpu"}, r"engine 'openvino': device: .*\(known options: file, threads, precision"),
+        ("openvino", {"file": "nowhere.onnx"}, r"tried: nowhere.onnx; there: model.onnx\).*rerankd export"),
+        ("onyx", {}, "unknown engine 'onyx'; known: onnx, openvino, torch-encoder"),
     ],
 )
 def test_an_engine_that_cannot_be_loaded_says_what_to_change(
@@ -203,6 +218,7 @@ def test_an_engine_that_cannot_be_loaded_says_what_to_change(
         ({"device": "abacus"}, "unknown device 'abacus'; use"),
         ({"device": "meta"}, "device 'meta' is not supported; use"),
         ({"precision": "int4"}, "engine 'torch-encoder': precision"),
+        ({"packed": True, "attention": "eager"}, "packed = true has an attention of its own"),
         ({"attention": "telepathy"}, "transformers cannot load .*telepathy"),
     ],
 )

@@ -56,7 +56,7 @@ async def test_what_cannot_be_found_is_named(tmp_path: Path, model: dict[str, An
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ({"engine": "abacus"}, "unknown engine 'abacus'; known: onnx, torch-encoder"),
+        ({"engine": "abacus"}, "unknown engine 'abacus'; known: onnx, openvino, torch-encoder"),
         ({"engine_options": {"threds": 2}}, "threds"),
         ({"engine_options": {"file": "other.onnx"}}, "other.onnx"),
         ({"engine_options": {"device": "cuda"}}, "CUDAExecutionProvider"),

@@ -164,7 +164,12 @@ def test_a_graph_without_its_weights_file_is_named(tmp_path: Path, tiny_model: P
 
 @pytest.mark.parametrize(
     ("engine", "module", "extra"),
-    [("onnx", "onnxruntime", "cpu"), ("torch-encoder", "torch", "torch"), ("torch-encoder", "transformers", "torch")],
+    [
+        ("onnx", "onnxruntime", "cpu"),
+        ("openvino", "openvino", "openvino"),
+        ("torch-encoder", "torch", "torch"),
+        ("torch-encoder", "transformers", "torch"),
+    ],
 )
 def test_an_engine_whose_runtime_is_not_installed_names_the_extra_to_install(
     tmp_path: Path, engine: str, module: str, extra: str

@@ -1,0 +1,150 @@
+"""The engine `openvino`: what it makes of graphs, and which it refuses."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from app.domain import Encoding
+from app.engines import load_engine
+from app.engines.base import Engine, EngineSpec
+from app.errors import ConfigError
+from app.quantizing import quantize_per_token
+from tests.unit.engines.test_onnx import TWO, Shape, sum_of_ids
+
+ov = pytest.importorskip("openvino")
+
+from app.engines.openvino import OpenVinoEngine, _group, _leave_quantising_to_products, rounded_length  # noqa: E402
+
+_SHIPPED = Path(__file__).parents[3] / "models" / "minilm-qa"
+
+
+def load(folder: Path, **options: object) -> Engine:
+    return load_engine("openvino", EngineSpec(folder=folder, pad_id=0, options=options))
+
+
+@pytest.fixture
+def int8_folder(tmp_path: Path, tiny_model: Path) -> Path:
+    onnx.save(quantize_per_token(onnx.load(tiny_model / "model.onnx")), tmp_path / "model.int8.onnx")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [(1, 8), (8, 8), (9, 16), (128, 128), (129, 144), (256, 256), (257, 288), (512, 512), (8191, 8192)],
+)
+def test_lengths_are_rounded_up_to_few(length: int, expected: int) -> None:
+    assert rounded_length(length) == expected
+
+
+def test_rounding_up_costs_little() -> None:
+    extra = [rounded_length(length) - length for length in range(1, 8193)]
+    assert min(extra) == 0
+    assert all(more <= max(7, length / 8) for length, more in enumerate(extra, start=1))
+    assert len({rounded_length(length) for length in range(1, 513)}) == 32
+
+
+@pytest.mark.parametrize(("widths", "group"), [([], 0), ([384, 1536], 384), ([1024], 1024), ([32, 48], 16)])
+def test_a_group_fits_into_every_vector_a_whole_number_of_times(widths: list[int], group: int) -> None:
+    assert _group(widths) == group
+
+
+@pytest.mark.parametrize(("graph", "products"), [("shipped", 36), ("exported", 12)])
+def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay(
+    graph: str, products: int, int8_folder: Path
+) -> None:
+    model = ov.Core().read_model((_SHIPPED if graph == "shipped" else int8_folder) / "model.int8.onnx")
+    before = kinds(model)
+    widths = _leave_quantising_to_products(model)
+    after = kinds(model)
+    assert before["FakeQuantize"] > 0
+    assert len(widths) == products
+    assert after["FakeQuantize"] == after["ReduceMax"] == after["Divide"] == 0
+    assert after["MatMul"] == before["MatMul"]
+    int8_matrices = [
+        node
+        for node in model.get_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8 and len(node.get_shape()) == 2
+    ]
+    assert len(int8_matrices) >= len(widths)
+
+
+def kinds(model: Any) -> Counter[str]:
+    return Counter(node.get_type_name() for node in model.get_ordered_ops())
+
+
+def test_a_graph_that_quantises_nothing_is_left_as_it_is(tiny_model: Path) -> None:
+    model = ov.Core().read_model(tiny_model / "model.onnx")
+    before = kinds(model)
+    assert _leave_quantising_to_products(model) == []
+    assert kinds(model) == before
+
+
+def test_the_engine_is_told_by_its_precision_and_file(tiny_model: Path, int8_folder: Path) -> None:
+    assert load(tiny_model, precision="float32").name == "openvino/cpu/float32/model.onnx"
+    assert load(int8_folder, precision="float32").name == "openvino/cpu/float32/model.int8.onnx"
+
+
+def test_the_default_precision_is_the_processors(tiny_model: Path) -> None:
+    native = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert load(tiny_model).name.split("/")[2] == ("bfloat16" if native else "float32")
+
+
+def test_cores_are_divided_into_workers_of_so_many_threads(tiny_model: Path) -> None:
+    assert load_engine("openvino", EngineSpec(folder=tiny_model, pad_id=0, workers=3)).workers == 3
+    assert load(tiny_model, threads=1000).workers == 1
+
+
+def test_logits_do_not_change_when_the_engine_goes_on(tiny_model: Path) -> None:
+    engine = load(tiny_model, precision="float32")
+    first = engine.forward(TWO)
+    kept = first.copy()
+    engine.forward([Encoding(np.array([2, 3, 3]), 2)] * 2)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_failed_forward_pass_does_not_cost_a_worker(tmp_path: Path) -> None:
+    sum_of_ids(tmp_path / "model.onnx", outputs=("logits",))
+    engine = load_engine("openvino", EngineSpec(folder=tmp_path, pad_id=0, workers=1))
+    assert isinstance(engine, OpenVinoEngine)
+    for _ in range(3):
+        with pytest.raises(RuntimeError):
+            engine._infer({"input_ids": np.zeros((1, 2, 3), dtype=np.int64)})
+        assert engine.forward([Encoding(np.array([2, 3, 3]), 2)])[0, 0] == pytest.approx(8, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "shape", "keep_length", "message"),
+    [
+        (("logits",), ("pixels", "attention_mask"), ("batch", "sequence"), False, "takes attention_mask, pixels"),
+        (("logits",), ("input_ids", "attention_mask"), (1, "sequence"), False, r"fixed shape \[1, None\]"),
+        (("hidden",), ("input_ids", "attention_mask"), ("batch", "sequence"), True, r"gives hidden .*embedding model"),
+    ],
+)
+def test_a_graph_of_something_else_is_refused(
+    tmp_path: Path,
+    outputs: tuple[str],
+    inputs: tuple[str, str],
+    shape: Shape,
+    message: str,
+    *,
+    keep_length: bool,
+) -> None:
+    sum_of_ids(tmp_path / "model.onnx", outputs=outputs, inputs=inputs, shape=shape, keep_length=keep_length)
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no graph"])
+def test_a_broken_graph_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"OpenVINO cannot open .*model\.onnx"):
+        load(tmp_path)
+
+
+def test_a_graph_that_takes_int32_gets_int32(tmp_path: Path) -> None:
+    sum_of_ids(tmp_path / "model.onnx", kind=onnx.TensorProto.INT32, outputs=("pooled", "logits"))
+    assert load(tmp_path).forward(TWO)[:, 0].tolist() == [20.0, 8.0]

@@ -6,8 +6,10 @@ further step and the order of the documents is as before.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
@@ -67,6 +69,20 @@ def fold(calibration: Calibration, model: BertForSequenceClassification) -> None
     with torch.no_grad():
         model.classifier.weight.mul_(calibration.slope)
         model.classifier.bias.mul_(calibration.slope).add_(calibration.bias)
+
+
+def draw_reliability(calibration: Calibration, path: Path) -> None:
+    """Write a PNG: how many of the pairs with a score are relevant."""
+    figure = Figure(figsize=(4.0, 4.0), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1, label="calibrated")
+    means, shares = zip(*calibration.reliability, strict=True)
+    axes.plot(means, shares, "o-", color="#1b6ca8", label=f"minilm-qa (error {calibration.expected_error:.3f})")
+    axes.set(xlabel="relevance_score", ylabel="share that is relevant", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="upper left", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
 
 
 def _shuffled(held_out: HeldOut) -> HeldOut:

@@ -1,10 +1,12 @@
-"""Writes the cross-encoder as a float32 ONNX graph."""
+"""Writes the cross-encoder as ONNX graphs: float32, and from that one int8."""
 
 from pathlib import Path
 
+import onnx
 import torch
 from transformers import BertForSequenceClassification
 
+from app.quantizing import quantize_per_token
 from models.recipes.minilm_qa.model import ClsOnlyCrossEncoder
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -26,3 +28,12 @@ def export_onnx(model: BertForSequenceClassification, path: Path) -> None:
         dynamo=True,
         external_data=False,
     )
+
+
+def export_int8(float32_graph: Path, path: Path) -> None:
+    """Write the graph that is shipped; a pair's score does not depend on its batch (see `app.quantizing`)."""
+    model = quantize_per_token(onnx.load(float32_graph))
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

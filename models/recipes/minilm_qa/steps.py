@@ -7,8 +7,7 @@ from pathlib import Path
 
 from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
-from models.recipes.minilm_qa.activations import activations_of
-from models.recipes.minilm_qa.calibrate import Calibration, calibrate, fold, score_held_out
+from models.recipes.minilm_qa.calibrate import Calibration, calibrate, draw_reliability, fold, score_held_out
 from models.recipes.minilm_qa.data import Group
 from models.recipes.minilm_qa.evaluate import (
     EVALUATION_SETS,
@@ -19,12 +18,10 @@ from models.recipes.minilm_qa.evaluate import (
     read_candidates,
     unanswerable_auc,
 )
-from models.recipes.minilm_qa.export import export_onnx
-from models.recipes.minilm_qa.quantize import quantise
+from models.recipes.minilm_qa.export import export_int8, export_onnx
 from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs
 from models.recipes.minilm_qa.ship import write_golden, write_hugging_face_folder
 
-CALIBRATION_PAIRS = 128
 FLOAT32 = "float32"
 INT8 = "int8"
 
@@ -56,6 +53,10 @@ class Folders:
         return self.out / "calibration.json"
 
     @property
+    def reliability(self) -> Path:
+        return self.shipped / "reliability.png"
+
+    @property
     def quality(self) -> Path:
         return self.out / "quality.json"
 
@@ -69,12 +70,11 @@ def finish(
     """Calibrate, export and quantise; the model is changed by its calibration."""
     calibration = calibrate(score_held_out(model, tokenizer, held_out))
     fold(calibration, model)
+    draw_reliability(calibration, folders.reliability)
     write_hugging_face_folder(model, tokenizer, folders.float32, weights=True)
     write_hugging_face_folder(model, tokenizer, folders.shipped, weights=False)
     export_onnx(model, folders.float32_graph)
-    pairs = [(group.query, text) for group in held_out for text in (group.positive, group.negatives[0])]
-    rows = encode_pairs(tokenizer, pairs[:: max(1, len(pairs) // CALIBRATION_PAIRS)])
-    quantise(folders.float32_graph, folders.int8_graph, activations_of(folders.float32_graph, rows))
+    export_int8(folders.float32_graph, folders.int8_graph)
     largest = write_golden(model, tokenizer, folders.int8_graph, folders.shipped / "golden.json")
     folders.calibration.write_text(json.dumps(asdict(calibration) | {"golden_difference": largest}, indent=1))
     return calibration

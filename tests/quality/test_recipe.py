@@ -20,14 +20,15 @@ _ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.timeout(900)
 def test_a_smoke_run_of_the_recipe_gives_a_folder_that_serves(tmp_path: Path) -> None:
     data = require_data("train").parent
-    command = [sys.executable, "-m", "models.recipes.minilm_qa", "--data", data, "--out", tmp_path / "out", "--smoke"]
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "models.recipes.minilm_qa", "--data", str(data), "--out", str(out), "--smoke"]
     subprocess.run(command, cwd=_ROOT, check=True, timeout=800)
-    shipped = tmp_path / "out" / "minilm-qa"
+    shipped = out / "minilm-qa"
     files = {path.name for path in shipped.iterdir()}
     assert {"config.json", "golden.json", "model.int8.onnx", "reliability.png", "tokenizer.json"} <= files
     card = (shipped / "README.md").read_text(encoding="utf-8")
     assert "$" not in card
-    quality = json.loads((tmp_path / "out" / "quality.json").read_text(encoding="utf-8"))
+    quality = json.loads((out / "quality.json").read_text(encoding="utf-8"))
     assert {"dl19", "scifact", "squad_dev", "squad2_dev"} <= quality.keys()
 
     registry = write_registry(tmp_path, [{"name": "smoke", "path": shipped}])

@@ -6,6 +6,7 @@ The only file that reads the environment; only the composition root and the comm
 import os
 import tomllib
 from collections.abc import Collection, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,6 +42,14 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="Comma-separated API keys. None: the service is open to everybody who reaches it."
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="A TOML file with a `[[key]]` table for each API key: name and limits (docs/operations.md).",
+    )
+    private: bool = Field(
+        default=False,
+        description="Ask for an API key at `/metrics` and `/openapi.json` too, and serve no `/docs`.",
     )
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
     cache_url: str = Field(
@@ -105,6 +114,64 @@ def read_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - each override
         return Settings(**given)
     except ValidationError as error:
         raise ConfigError(f"environment (prefix RERANKD_): {explain(error)}") from None
+
+
+class ApiKey(BaseModel):
+    """One `[[key]]` table of the file of API keys. Only a key's hash is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    name: str = Field(min_length=1, description="Whose key it is: in logs, and for even shares of the engine.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal.")
+    requests_per_s: float | None = Field(default=None, gt=0, description="Requests a second; more are refused.")
+    tokens_per_min: int | None = Field(default=None, gt=0, description="Tokens read a minute; then 429.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hash_the_key(cls, table: Any) -> Any:  # noqa: ANN401 - whatever TOML holds
+        """Take `key = "..."` for its hash."""
+        if isinstance(table, dict) and isinstance(table.get("key"), str) and "sha256" not in table:
+            if not table["key"].strip():
+                raise ValueError("an API key is empty")
+            rest = {name: value for name, value in table.items() if name != "key"}
+            return rest | {"sha256": sha256(table["key"].strip().encode()).hexdigest()}
+        return table
+
+
+class _ApiKeyFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    key: tuple[ApiKey, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> "_ApiKeyFile":
+        for values in ([key.name for key in self.key], [key.sha256 for key in self.key]):
+            if len(set(values)) < len(values):
+                raise ValueError("two keys have the same name, or are the same")
+        return self
+
+
+def read_api_keys(settings: Settings) -> list[ApiKey]:
+    """The keys of the environment, named key-1, key-2 and so on, and those of the file.
+
+    Raises:
+        ConfigError: the file is missing or unusable; the message never holds a key.
+    """
+    keys = [
+        ApiKey(name=f"key-{number}", sha256=sha256(key.get_secret_value().encode()).hexdigest())
+        for number, key in enumerate(settings.api_keys, start=1)
+    ]
+    path = settings.api_keys_file
+    if path is None:
+        return keys
+    try:
+        return keys + list(_ApiKeyFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).key)
+    except OSError as error:
+        raise ConfigError(f"cannot read the API keys in {path} ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise ConfigError(f"{path} is no valid TOML") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error)}") from None
 
 
 def _plain_name(name: str) -> str:

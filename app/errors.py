@@ -7,6 +7,7 @@
     |  `- RequestTooLarge       413 request_too_large
     |- Unavailable              503 unavailable         the same request may succeed later: Retry-After
     |  |- Overloaded            429 overloaded
+    |  |- RateLimited           429 rate_limited
     |  `- ModelNotReady         503 model_not_ready
     |- DeadlineExceeded         504 deadline_exceeded
     `- ScoringFailed            500 scoring_failed      the cause goes to the log, never to the client
@@ -64,6 +65,11 @@ class Unavailable(RerankError):
 class Overloaded(Unavailable):
     status = 429
     code = "overloaded"
+
+
+class RateLimited(Unavailable):
+    status = 429
+    code = "rate_limited"
 
 
 class ModelNotReady(Unavailable):

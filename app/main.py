@@ -4,8 +4,9 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,12 +23,14 @@ from app.api.middleware import BodyLimit, RequestContext
 from app.api.ops import OperationsEndpoints, operations_routes
 from app.api.rerank import rerank_routes
 from app.assembly import running_service
-from app.config import Settings
+from app.config import Settings, read_api_keys
 from app.errors import RerankError
 from app.metrics import PrometheusObserver
 from app.service import RerankService
 
 logger = logging.getLogger(__name__)
+
+_UNDOCUMENTED: Final[Mapping[str, Any]] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
 
 
 def create_app(
@@ -39,19 +42,22 @@ def create_app(
         version=__version__,
         description="A query and candidate documents go in, the documents come back in order of relevance.",
         redirect_slashes=False,
+        **(_UNDOCUMENTED if settings.private else {}),
     )
-    keys = ApiKeys([key.get_secret_value() for key in settings.api_keys])
+    keys = ApiKeys(read_api_keys(settings))
     app.include_router(rerank_routes(DIALECTS, service=service, keys=keys, observer=observer))
     operations = OperationsEndpoints(
         service=service, lifecycle=lifecycle, metrics=observer.registry, keyed=not keys.open
     )
-    app.include_router(operations_routes(operations, keys=keys))
+    app.include_router(operations_routes(operations, keys=keys, private=settings.private))
     app.add_exception_handler(RerankError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext)
     if keys.open:
-        logger.warning("NO API KEYS ARE SET: everybody who reaches this port may use it; set RERANKD_API_KEYS")
+        logger.warning(
+            "NO API KEYS ARE SET: everybody who reaches this port may use it; set RERANKD_API_KEYS or its _FILE"
+        )
     return app
 
 

@@ -1,46 +1,58 @@
-"""API keys: any of several, compared in constant time."""
+"""API keys: any of several, compared in constant time, each with a name and, where it has them, limits."""
 
 import hmac
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 from fastapi import Depends
 from fastapi.params import Depends as Dependency
 from starlette.requests import HTTPConnection
 
+from app.api.rates import Allowance, Rates
+from app.config import ApiKey
 from app.errors import Unauthorized
 
-_NAME_LENGTH = 12
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is, and what it may still ask for."""
+
+    name: str
+    allowance: Allowance
+
+
+_EVERYBODY = Caller("", Allowance(Rates()))
 
 
 class ApiKeys:
     """Lets everybody in when there are no keys."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._digests = [_digest(key.encode()) for key in keys]
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
+        self._known = [(bytes.fromhex(key.sha256), Caller(key.name, Allowance(_rates(key)))) for key in keys]
 
     @property
     def open(self) -> bool:
-        return not self._digests
+        return not self._known
 
-    def check(self, headers: Mapping[str, str]) -> str:
-        """Let a request pass that carries a key, as `Authorization: Bearer KEY` or `Api-Key: KEY`, and return a name
-        for whoever has that key; one for all where there are no keys.
+    def check(self, headers: Mapping[str, str]) -> Caller:
+        """Let a request pass that carries a key, as `Authorization: Bearer KEY` or `Api-Key: KEY`.
 
         Raises:
             Unauthorized: it carries none, or a wrong one.
         """
         if self.open:
-            return ""
+            return _EVERYBODY
         given = _given(headers)
         if given is None:
             raise Unauthorized("no API key; send the header `Authorization: Bearer KEY`")
         # Servers read a header's bytes as Latin-1; a key with other characters arrives in UTF-8.
-        digest = _digest(given.encode("latin-1", "replace"))
+        digest = sha256(given.encode("latin-1", "replace")).digest()
         # All are compared, so that the time taken does not tell which key was close.
-        if not any([hmac.compare_digest(digest, known) for known in self._digests]):  # noqa: C419 - see above
+        matching = [caller for known, caller in self._known if hmac.compare_digest(digest, known)]
+        if not matching:
             raise Unauthorized("this API key is not valid")
-        return digest.hex()[:_NAME_LENGTH]
+        return matching[0]
 
     def required(self) -> Dependency:
         """The same check as a dependency of routes."""
@@ -52,12 +64,12 @@ class ApiKeys:
         return dependency
 
 
+def _rates(key: ApiKey) -> Rates:
+    return Rates(requests_per_s=key.requests_per_s, tokens_per_min=key.tokens_per_min)
+
+
 def _given(headers: Mapping[str, str]) -> str | None:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credentials.strip():
         return credentials.strip()
     return headers.get("api-key") or None
-
-
-def _digest(key: bytes) -> bytes:
-    return sha256(key).digest()

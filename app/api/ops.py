@@ -65,6 +65,10 @@ class OperationsEndpoints:
     async def model(self, name: str) -> Response:
         return json_answer(_describe(self._service.model_named(name)))
 
+    async def description(self, request: Request) -> Response:
+        """The OpenAPI document, for those who have a key."""
+        return json_answer(request.app.openapi())
+
     async def authentication(self) -> Response:
         """Whether keys are needed: Xinference's client asks before it sends its own."""
         return json_answer({"auth": self._keyed})
@@ -84,12 +88,13 @@ class OperationsEndpoints:
         )
 
 
-def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys) -> APIRouter:
-    """Health, readiness and metrics are open to whoever reaches the port; what names models needs a key."""
+def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys, private: bool) -> APIRouter:
+    """Health and readiness are open to whoever reaches the port, metrics too unless all is private; what names models
+    needs a key.
+    """
     open_routes: dict[str, Callable[..., Any]] = {
         "/health": endpoints.health,
         "/ready": endpoints.ready,
-        "/metrics": endpoints.metrics,
         "/v1/cluster/auth": endpoints.authentication,
     }
     keyed_routes: dict[str, Callable[..., Any]] = {
@@ -98,6 +103,9 @@ def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys) -> APIRo
         "/v1/models/{name:path}": endpoints.model,
         "/info": endpoints.info,
     }
+    (keyed_routes if private else open_routes)["/metrics"] = endpoints.metrics
+    if private:
+        keyed_routes["/openapi.json"] = endpoints.description
     router = APIRouter(tags=["operations"])
     _add(router, open_routes)
     guarded = APIRouter(tags=["operations"], dependencies=[keys.required()])

@@ -62,14 +62,16 @@ class _Endpoint:
         finish = _Finish(dialect=self._dialects[-1].name, observer=self._observer)
         try:
             caller = self._keys.check(request.headers)
+            caller.allowance.ask(now=finish.started)
             deadline = _deadline(request.headers, since=finish.started)
             body = await _read_body(request)
             dialect = self._choose(body, request.headers)
             finish.dialect = dialect.name
             call = dialect.parse({**request.path_params, **body})
-            wanted = [_on_terms(one, caller=caller, deadline=deadline) for one in call.to_requests()]
+            wanted = [_on_terms(one, caller=caller.name, deadline=deadline) for one in call.to_requests()]
             finish.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
+            caller.allowance.charge(sum(result.tokens for result in results))
             content = call.render(results, request_id=request_id.get() or "")
             answer = _rendered(content, headers=finish.headers(results))
         except RerankError as error:

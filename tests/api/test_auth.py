@@ -1,7 +1,12 @@
 """Keys: any of several, in either header; what is open is open."""
 
+from hashlib import sha256
+from pathlib import Path
+
 import pytest
 
+from app.config import Settings, read_api_keys
+from app.errors import ConfigError
 from tests.api.conftest import OpenApi, is_our_error
 
 _KEYS = "first-key, second-key,klüger"
@@ -78,3 +83,74 @@ async def test_without_keys_everybody_may_and_the_log_says_so_loudly(
         assert (await api.post("/rerank", _GOOD)).status_code == 200
         assert (await api.post("/rerank", _GOOD, headers={"Authorization": "Bearer any"})).status_code == 200
     assert "NO API KEYS ARE SET" in caplog.text
+
+
+def _key_file(folder: Path, text: str) -> Path:
+    path = folder / "keys.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+async def test_keys_of_a_file_have_limits_of_their_own(open_api: OpenApi, tmp_path: Path) -> None:
+    hashed = sha256(b"second-secret").hexdigest()
+    path = _key_file(
+        tmp_path,
+        f'[[key]]\nname = "slow"\nkey = "first-secret"\nrequests_per_s = 0.01\n'
+        f'[[key]]\nname = "fast"\nsha256 = "{hashed}"\n',
+    )
+    async with open_api(api_keys="third-secret", api_keys_file=path) as api:
+        slow = {"Authorization": "Bearer first-secret"}
+        assert (await api.post("/rerank", _GOOD, headers=slow)).status_code == 200
+        refused = await api.post("/rerank", _GOOD, headers=slow)
+        assert is_our_error(refused, 429, "rate_limited")
+        assert 50 < int(refused.headers["Retry-After"]) <= 100
+        for key in ("second-secret", "third-secret"):
+            for _ in range(3):
+                answer = await api.post("/rerank", _GOOD, headers={"Authorization": f"Bearer {key}"})
+                assert answer.status_code == 200
+
+
+async def test_a_key_pays_for_the_tokens_that_the_model_reads(open_api: OpenApi, tmp_path: Path) -> None:
+    path = _key_file(tmp_path, '[[key]]\nname = "a"\nkey = "secret"\ntokens_per_min = 10\n')
+    async with open_api(api_keys_file=path) as api:
+        headers = {"Authorization": "Bearer secret"}
+        body = {"query": "q", "documents": ["word " * 20]}
+        assert (await api.post("/rerank", body, headers=headers)).status_code == 200
+        assert is_our_error(await api.post("/rerank", body, headers=headers), 429, "rate_limited")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "key: Field required"),
+        ("[[key", "no valid TOML"),
+        ('[[key]]\nkey = "secret"\n', "key.0.name: Field required"),
+        ('[[key]]\nname = "a"\n', "key.0.sha256: Field required"),
+        ('[[key]]\nname = "a"\nkey = " "\n', "an API key is empty"),
+        ('[[key]]\nname = "a"\nsha256 = "secret"\n', "key.0.sha256: String should match"),
+        ('[[key]]\nname = "a"\nkey = "secret"\nrequests_per_s = 0\n', "greater than 0"),
+        ('[[key]]\nname = "a"\nkey = "secret"\nlimit = 5\n', "key.0.limit: Extra inputs"),
+        ('[[key]]\nname = "a"\nkey = "secret"\n[[key]]\nname = "b"\nkey = "secret"\n', "two keys"),
+    ],
+)
+def test_an_unusable_file_of_keys_is_refused_without_telling_a_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        read_api_keys(Settings(api_keys_file=_key_file(tmp_path, text)))
+    assert message in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_missing_file_of_keys_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the API keys in .*/none\.toml"):
+        read_api_keys(Settings(api_keys_file=tmp_path / "none.toml"))
+
+
+async def test_a_private_service_shows_strangers_nothing(open_api: OpenApi) -> None:
+    async with open_api(api_keys="secret", private=True) as api:
+        for path in ("/metrics", "/openapi.json"):
+            assert (await api.client.get(path)).status_code == 401
+            assert (await api.client.get(path, headers={"Api-Key": "secret"})).status_code == 200
+        for path in ("/docs", "/redoc"):
+            assert (await api.client.get(path)).status_code == 404
+        for path in ("/health", "/ready"):
+            assert (await api.client.get(path)).status_code != 401

@@ -31,7 +31,7 @@ def write_card(folders: Folders, progress: Progress, *, seed: int, minutes: floa
         bias=f"{calibration['bias']:.3f}",
         accuracy=f"{calibration['accuracy']:.3f}",
         error=f"{calibration['expected_error']:.3f}",
-        reliability=_table(("mean relevance_score", "share that is relevant"), calibration["reliability"]),
+        reliability=_reliability(calibration["reliability"]),
         study=_study_table(json.loads(study.read_text(encoding="utf-8"))) if study.exists() else "Not run.",
         files=_table(("file", "bytes", "sha256"), [(p.name, f"{p.stat().st_size:,}", sha256(p)) for p in files]),
         weights_sha256=sha256(folders.float32 / "model.safetensors"),
@@ -53,6 +53,11 @@ def _quality_table(quality: dict[str, dict[str, float]]) -> str:
     ]
     heads = ("set", "queries", "BM25", "bi-encoder", "ours, int8", "the first queries", "ours, float32", "ours, int8")
     return _table(heads, rows)
+
+
+def _reliability(rows: list[tuple[float, float]]) -> str:
+    picture = "![How many of the pairs with a score are relevant](reliability.png)"
+    return f"{picture}\n\n{_table(('mean relevance_score', 'share that is relevant'), rows)}"
 
 
 def _largest_loss(quality: dict[str, dict[str, float]]) -> float:

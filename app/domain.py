@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -75,11 +76,27 @@ class Encoding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a request's work stands among that of others.
+
+    `caller` names whose work it is (an API key's name). Of one caller's requests those with the lower `priority` go
+    first, 0 to 999; `urgent` work goes before everything that waits and is never refused. `deadline` is a moment on the
+    clock of `time.perf_counter`; when it comes, a `partial` answer holds what is scored by then.
+    """
+
+    caller: str = ""
+    priority: int = 0
+    urgent: bool = False
+    deadline: float = inf
+    partial: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
     """What a stage must know beside the texts.
 
     `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
-    means. `priority` is 0 (first) to 999; `urgent` work goes before everything that waits.
+    means. The last five are the request's `terms`.
     """
 
     max_tokens_per_doc: int | None = None
@@ -87,9 +104,21 @@ class ScoreOptions:
     truncation_side: Side = Side.RIGHT
     passages: PassageOptions = PassageOptions()
     instruction: str | None = None
+    caller: str = ""
     priority: int = 0
-    on_deadline: OnDeadline = OnDeadline.ERROR
     urgent: bool = False
+    deadline: float = inf
+    on_deadline: OnDeadline = OnDeadline.ERROR
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(
+            caller=self.caller,
+            priority=self.priority,
+            urgent=self.urgent,
+            deadline=self.deadline,
+            partial=self.on_deadline is OnDeadline.PARTIAL,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,24 +171,29 @@ class Scores:
     Arrays and not objects: a request has up to thousands of documents (docs/adr/0002).
     `values` are raw model scores (logits); `tokens` counts the tokens that the model read for a pair,
     `dropped` the document tokens that truncation cut off. Documents that are `cached` did not reach the model this
-    time; None where there is no cache. `passages` is None where documents were read whole.
+    time; None where there is no cache. Documents that are not `scored` had no score when the deadline came, and their
+    value means nothing; None: all have one. `passages` is None where documents were read whole.
     """
 
     values: FloatArray
     tokens: IntArray
     dropped: IntArray
     cached: BoolArray | None = None
+    scored: BoolArray | None = None
     passages: PassageScores | None = None
     timings: Timings = field(default_factory=Timings)
 
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
-    """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation."""
+    """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation.
+    One that is not `scored` had none when the deadline came.
+    """
 
     index: int
     relevance_score: float
     value: float
+    scored: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +219,11 @@ class RerankResult:
     @property
     def truncated_documents(self) -> int:
         return int(np.count_nonzero(self.scores.dropped))
+
+    @property
+    def unscored_documents(self) -> int:
+        """How many had no score when the deadline came."""
+        return 0 if self.scores.scored is None else int(np.count_nonzero(~self.scores.scored))
 
     @property
     def cached(self) -> int:

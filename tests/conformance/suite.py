@@ -88,7 +88,9 @@ def _node(folder: Path, target: Target, wanted: Sequence[str]) -> list[Outcome]:
         "strange": cases.STRANGE,
     }
     script = str(Path(__file__).with_name("node.mjs"))
-    return _answered(["node", script, str(folder)], {"target": target, "wanted": wanted, "cases": shared})
+    return _answered(
+        [str(folder / "bin" / "node"), script, str(folder)], {"target": target, "wanted": wanted, "cases": shared}
+    )
 
 
 def _answered(command: Sequence[str], question: object) -> list[Outcome]:

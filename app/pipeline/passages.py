@@ -126,6 +126,8 @@ class PassageStage:
             tokens=np.add.reduceat(scores.tokens, firsts),
             dropped=np.add.reduceat(scores.dropped, firsts) + [cut.dropped for cut in cuts],
             cached=None if scores.cached is None else np.logical_and.reduceat(scores.cached, firsts),
+            # A document has a score when all of its passages have: the best one may be among the others.
+            scored=None if scores.scored is None else np.logical_and.reduceat(scores.scored, firsts),
             passages=PassageScores(starts=spans[:, 0], ends=spans[:, 1], counts=counts),
             timings=cutting + scores.timings,
         )

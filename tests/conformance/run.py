@@ -134,7 +134,7 @@ def _post(connection: http.client.HTTPConnection, target: Target, documents: lis
 def _impatient() -> Iterator[None]:
     """Cuts pauses short: clients that retry wait as long as Retry-After tells them."""
     sleep: Any = time.sleep
-    time.sleep = lambda seconds: sleep(min(seconds, 0.02))
+    time.sleep = lambda seconds: sleep(min(float(seconds), 0.02))
     try:
         yield
     finally:

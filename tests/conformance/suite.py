@@ -24,7 +24,7 @@ _TIMEOUT_S: Final = 300
 PAGE: Final = _ROOT / "docs" / "clients.md"
 _TABLE_BEGINS: Final = "<!-- the table below is written by `make conformance` -->\n"
 _TABLE_ENDS: Final = "<!-- end of the table -->\n"
-_SIGNS: Final = {"ok": "✓", "silent": "(✓)", "n/a": "-", "failed": "✗"}
+_SIGNS: Final = {"ok": "✓", "silent": "(✓)", "n/a": "n/a", "failed": "✗"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +88,14 @@ def _node(folder: Path, target: Target, wanted: Sequence[str]) -> list[Outcome]:
         "strange": cases.STRANGE,
     }
     script = str(Path(__file__).with_name("node.mjs"))
-    return _answered(["node", script, str(folder)], {"target": target, "wanted": wanted, "cases": shared})
+    return _answered(
+        [str(folder / "bin" / "node"), script, str(folder)], {"target": target, "wanted": wanted, "cases": shared}
+    )
 
 
 def _answered(command: Sequence[str], question: object) -> list[Outcome]:
     answer = subprocess.run(
-        command,
-        input=json.dumps(question),
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_S,
-        cwd=_ROOT,
-        check=False,
+        command, check=False, input=json.dumps(question), capture_output=True, text=True, timeout=_TIMEOUT_S, cwd=_ROOT
     )
     if answer.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {answer.stderr[-2000:]}")

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from app.cache.memory import MemoryCache
@@ -190,6 +191,19 @@ async def test_white_space_between_words_does_not_hide_the_rest_of_a_document() 
         assert set(_words(" ".join(setup.texts))) == set(_words(_WORDS))
         await setup.score(document, options=ScoreOptions(truncation_side=Side.LEFT))
         assert _words(setup.texts[-1]) == _words(_WORDS)[-40:]
+
+
+async def test_a_document_is_scored_when_all_of_its_passages_are() -> None:
+    class Late(RecordingStage):
+        async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+            scores = await super().score(query, documents, options)
+            return replace(scores, scored=np.array([index != 2 for index in range(len(documents))]))
+
+    with Worker(name="tokenize", threads=1) as worker:
+        stage = PassageStage(Late(), WordScorer(max_length=42), worker, policy=_DEFAULTS)
+        scores = await stage.score("query", ["short", _WORDS, "other"], _CHUNK)
+    assert scores.scored is not None
+    assert scores.scored.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("options", [_CHUNK, ScoreOptions(truncation_side=Side.LEFT)])

@@ -42,7 +42,7 @@ from loadtest.claims import run
 from loadtest.contestants import CONTESTANTS, Contestant, Weights
 from loadtest.servers import Server, free_port, running, wait
 
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 300.0
 _COMPARED_REQUESTS = 3
 _REFERENCE = "rerankd onnx float32"
 _LEAST_CORRELATION = {"float32": 0.999, "int8": 0.9}
@@ -129,7 +129,8 @@ def _serving(contestant: Contestant, weights: Weights, folder: Path) -> Iterator
     port = free_port()
     command = contestant.command(contestant.python(), weights, port)
     log = folder / f"{port}.log"
-    with running(command, port, log, contestant.environment) as server:
+    place = contestant.folder(weights) if contestant.folder else None
+    with running(command, port, log, contestant.environment, folder=place) as server:
         address = f"{server.url}{contestant.ready}"
         wait(server, lambda: httpx.get(address, timeout=20).status_code == 200, timeout_s=_START_TIMEOUT_S)
         yield server

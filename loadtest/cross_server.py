@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from app.benchmark.benchmark import processor
-from app.benchmark.connection import Connection, Target
+from app.benchmark.connection import Connection, ConnectionLost, Target
 from app.benchmark.load import Window, closed_loop
 from app.benchmark.measurement import Measurement, Spread, measure
 from app.benchmark.tables import markdown_table
@@ -136,9 +136,16 @@ def _serving(contestant: Contestant, weights: Weights, folder: Path) -> Iterator
         yield server
 
 
-async def _compare_scores(targets: Mapping[str, Target], documents: str, contest: Contest) -> None:
+async def _compare_scores(targets: dict[str, Target], documents: str, contest: Contest) -> None:
+    """Note how far each server's scores are from ours; drop those that do not rank."""
     bodies = [body.content for body in islice(Workload(Shape.parse(documents), seed=7), _COMPARED_REQUESTS)]
-    scores = {name: await _ask(target, bodies) for name, target in targets.items()}
+    scores = {}
+    for name in list(targets):
+        try:
+            scores[name] = await _ask(targets[name], bodies)
+        except (ConnectionLost, TimeoutError, ValueError, KeyError, TypeError) as error:
+            contest.absent[name] = f"it starts, but does not rank: {error!r:.300}"
+            del targets[name]
     reference = scores.get(_REFERENCE)
     for name, answers in scores.items():
         if reference is not None:
@@ -147,7 +154,8 @@ async def _compare_scores(targets: Mapping[str, Target], documents: str, contest
 
 async def _ask(target: Target, bodies: Sequence[bytes]) -> list[Scores]:
     connection = Connection(target)
-    answers = [await connection.post(body) for body in bodies]
+    async with asyncio.timeout(_START_TIMEOUT_S):
+        answers = [await connection.post(body) for body in bodies]
     connection.close()
     return [
         {result["index"]: result["relevance_score"] for result in json.loads(answer.body)["results"]}

@@ -12,9 +12,11 @@ or started is reported and left out.
 """
 
 import argparse
+import asyncio
 import json
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,6 +80,7 @@ def main() -> int:
     from loadtest.weights import prepare_weights  # noqa: PLC0415 - torch, which judging scores does not need
 
     arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives a run that is stopped
     names = arguments.only or list(CONTESTANTS)
     contest = Contest()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

@@ -17,6 +17,8 @@ CACHE: Final = Path(__file__).resolve().parent / ".peers"
 PEERS: Final = Path(__file__).resolve().parent / "peers"
 # Alone and first, so that pip does not take a build that is several times larger.
 _TORCH = "torch==2.13.0"
+# Nothing of ours is seen, nothing is downloaded.
+_ALONE: Final = {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
 
 Precision = Literal["float32", "int8"]
 
@@ -34,7 +36,7 @@ class Weights:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
     """`command` gives the program's arguments; `python` is that of the environment that `requirements` name, or ours.
-    `ready` is a path that answers 200 when the server can rank.
+    `ready` is a path that answers 200 when the server can rank, `folder` where it runs.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Contestant:
     path: str = "/rerank"
     ready: str = "/health"
     environment: Mapping[str, str] = field(default_factory=dict)
+    folder: Callable[[Weights], Path] | None = None
 
     def python(self) -> str:
         """The interpreter of its environment, which is made now if it is not there."""
@@ -63,9 +66,10 @@ def _ours(precision: Precision) -> Contestant:
 
 
 def _infinity(name: str, precision: Precision, engine: str, folder: Callable[[Weights], Path]) -> Contestant:
-    def command(python: str, weights: Weights, port: int) -> Sequence[str]:
+    def command(python: str, _: Weights, port: int) -> Sequence[str]:
         program = str(Path(python).with_name("infinity_emb"))
-        where = ["--model-id", str(folder(weights)), "--served-model-name", "default/not-specified"]
+        # optimum finds no graph of a local model by its whole path, which infinity makes of any other name
+        where = ["--model-id", ".", "--served-model-name", "default/not-specified"]
         return [
             program,
             "v2",
@@ -85,7 +89,8 @@ def _infinity(name: str, precision: Precision, engine: str, folder: Callable[[We
         precision=precision,
         command=command,
         requirements="infinity.txt",
-        environment={"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"},
+        folder=folder,
+        environment={**_ALONE, "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"},
     )
 
 
@@ -99,7 +104,7 @@ def _script(name: str, file: str, *, ready: str) -> Contestant:
         command=command,
         requirements="sentence_transformers.txt",
         ready=ready,
-        environment={"HF_HUB_OFFLINE": "1"},
+        environment=_ALONE,
     )
 
 

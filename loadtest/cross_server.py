@@ -12,9 +12,11 @@ or started is reported and left out.
 """
 
 import argparse
+import asyncio
 import json
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from app.benchmark.benchmark import processor
-from app.benchmark.connection import Connection, Target
+from app.benchmark.connection import Connection, ConnectionLost, Target
 from app.benchmark.load import Window, closed_loop
 from app.benchmark.measurement import Measurement, Spread, measure
 from app.benchmark.tables import markdown_table
@@ -42,7 +44,7 @@ from loadtest.claims import run
 from loadtest.contestants import CONTESTANTS, Contestant, Weights
 from loadtest.servers import Server, free_port, running, wait
 
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 300.0
 _COMPARED_REQUESTS = 3
 _REFERENCE = "rerankd onnx float32"
 _LEAST_CORRELATION = {"float32": 0.999, "int8": 0.9}
@@ -78,6 +80,7 @@ def main() -> int:
     from loadtest.weights import prepare_weights  # noqa: PLC0415 - torch, which judging scores does not need
 
     arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives a run that is stopped
     names = arguments.only or list(CONTESTANTS)
     contest = Contest()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -129,15 +132,23 @@ def _serving(contestant: Contestant, weights: Weights, folder: Path) -> Iterator
     port = free_port()
     command = contestant.command(contestant.python(), weights, port)
     log = folder / f"{port}.log"
-    with running(command, port, log, contestant.environment) as server:
+    place = contestant.folder(weights) if contestant.folder else None
+    with running(command, port, log, contestant.environment, folder=place) as server:
         address = f"{server.url}{contestant.ready}"
         wait(server, lambda: httpx.get(address, timeout=20).status_code == 200, timeout_s=_START_TIMEOUT_S)
         yield server
 
 
-async def _compare_scores(targets: Mapping[str, Target], documents: str, contest: Contest) -> None:
+async def _compare_scores(targets: dict[str, Target], documents: str, contest: Contest) -> None:
+    """Note how far each server's scores are from ours; drop those that do not rank."""
     bodies = [body.content for body in islice(Workload(Shape.parse(documents), seed=7), _COMPARED_REQUESTS)]
-    scores = {name: await _ask(target, bodies) for name, target in targets.items()}
+    scores = {}
+    for name in list(targets):
+        try:
+            scores[name] = await _ask(targets[name], bodies)
+        except (ConnectionLost, TimeoutError, ValueError, KeyError, TypeError) as error:
+            contest.absent[name] = f"it starts, but does not rank: {error!r:.300}"
+            del targets[name]
     reference = scores.get(_REFERENCE)
     for name, answers in scores.items():
         if reference is not None:
@@ -146,7 +157,8 @@ async def _compare_scores(targets: Mapping[str, Target], documents: str, contest
 
 async def _ask(target: Target, bodies: Sequence[bytes]) -> list[Scores]:
     connection = Connection(target)
-    answers = [await connection.post(body) for body in bodies]
+    async with asyncio.timeout(_START_TIMEOUT_S):
+        answers = [await connection.post(body) for body in bodies]
     connection.close()
     return [
         {result["index"]: result["relevance_score"] for result in json.loads(answer.body)["results"]}

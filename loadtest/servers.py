@@ -81,10 +81,12 @@ def _answers_ping(port: int) -> bool:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]) -> Iterator[Server]:
-    """A program and whatever it starts; all of it is killed at the end."""
+def running(
+    command: Sequence[str], port: int, log: Path, environment: Mapping[str, str], *, folder: Path | None = None
+) -> Iterator[Server]:
+    """A program and whatever it starts; all of it is killed at the end. `folder` is where it runs."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output, cwd=folder)
     try:
         yield Server(port, process, log)
     finally:

@@ -15,7 +15,7 @@ def prepare_weights(model: Path | None, folder: Path) -> Weights:
     """Export a folder of safetensors to ONNX, and lay both out as each server finds them. Without a model: a BERT of
     MiniLM-L6's shape with random weights.
     """
-    model = model or build("minilm-l6", folder / "model")
+    model = (model or build("minilm-l6", folder / "model")).resolve()
     onnx = folder / "onnx"
     export_cross_encoder(model, onnx, precisions=list(_PRECISIONS))
     for precision in _PRECISIONS:

@@ -7,14 +7,14 @@ from typing import Any
 from mosec import Server, Worker
 from sentence_transformers import CrossEncoder
 
-FOLDER, PORT = sys.argv[1], sys.argv[2]
-
 Request = dict[str, Any]
+
+_FOLDER = "RERANKER_FOLDER"
 
 
 class Reranker(Worker):
     def __init__(self) -> None:
-        self.model = CrossEncoder(FOLDER, device="cpu")
+        self.model = CrossEncoder(os.environ[_FOLDER], device="cpu")
 
     def forward(self, data: list[Request]) -> list[dict[str, list[dict[str, float]]]]:
         """Answers of the requests; the pairs of all of them go through the model together."""
@@ -29,9 +29,9 @@ def _answer(scores: list[float]) -> dict[str, list[dict[str, float]]]:
 
 
 if __name__ == "__main__":
-    # mosec reads its own command line, in each of its processes
-    sys.argv[1:] = ["--address", "127.0.0.1", "--port", PORT, "--timeout", "600000"]
-    os.environ["PYTHONUNBUFFERED"] = "1"
+    # mosec reads its own command line, and starts its workers as processes that inherit the environment
+    _, os.environ[_FOLDER], port = sys.argv
+    sys.argv[1:] = ["--address", "127.0.0.1", "--port", port, "--timeout", "600000"]
     server = Server()
-    server.append_worker(Reranker, num=1, max_batch_size=8, max_wait_time=5, timeout=600)
+    server.append_worker(Reranker, num=1, max_batch_size=8, max_wait_time=5, timeout=600, route="/rerank")
     server.run()

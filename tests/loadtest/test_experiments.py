@@ -76,3 +76,13 @@ def test_a_soak_finds_no_wrong_and_no_lost_answer_while_redis_dies(registry: Pat
     assert claims["times that Redis was killed"]["value"] >= 1
     assert claims["wrong answers"]["holds"]
     assert claims["lost answers"]["holds"]
+
+
+def test_the_shipped_model_is_benched_by_a_server_of_its_own(tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    loads = ["--clients", "1", "--documents", "2", "--seconds", "0.5", "--warmup", "0", "--repetitions", "1"]
+    command = [sys.executable, "-m", "loadtest", *loads, "--output", str(output)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(output.read_text())
+    assert report["details"]["server"]["models"][0]["id"] == "minilm-qa"

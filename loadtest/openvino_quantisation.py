@@ -1,0 +1,115 @@
+"""How OpenVINO is best given an int8 graph: the table of docs/adr/0006, measured again.
+
+python -m loadtest.openvino_quantisation [--model models/minilm-qa] [--rounds 5]
+
+One thread, in turns, by CPU time, so that a busy machine disturbs it little. "From alone" is over the measured pairs.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from app.domain import Encoding, FloatArray
+from app.engines import load_engine
+from app.engines.base import EngineSpec, pad
+from app.engines.openvino import _leave_quantising_to_products, rounded_length
+from app.scorers import load_scorer
+from app.scorers.base import PairScorer, ScorerSpec
+from app.tuning import workload
+
+Forward = Callable[[Sequence[Encoding]], FloatArray]
+
+
+def openvino(graph: Path, *, inside: bool, precision: ov.Type, group: int, pad_id: int) -> Forward:
+    """The graph on one thread, its own quantisation taken out or not."""
+    core = ov.Core()
+    model = core.read_model(graph)
+    if inside:
+        _leave_quantising_to_products(model)
+    properties: dict[str, Any] = {
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+    }
+    compiled = core.compile_model(model, "CPU", properties)
+    request = compiled.create_infer_request()
+    names = {port.get_any_name() for port in compiled.inputs}
+
+    def forward(encodings: Sequence[Encoding]) -> FloatArray:
+        length = rounded_length(max(len(encoding.ids) for encoding in encodings))
+        batch = pad(encodings, pad_id=pad_id, length=length)
+        return np.array(request.infer({name: getattr(batch, name) for name in names})[0], dtype=np.float32)
+
+    return forward
+
+
+def variants(folder: Path, *, pad_id: int) -> dict[str, tuple[Forward, int]]:
+    """Each variant with its batch budget in tokens; the first is what the others are compared with."""
+    graph = folder / "model.int8.onnx"
+    runtime = load_engine("onnx", EngineSpec(folder=folder, pad_id=pad_id, workers=1, options={"file": graph.name}))
+    found: dict[str, tuple[Forward, int]] = {"ONNX Runtime": (runtime.forward, 512)}
+    for precision, name in ((ov.Type.bf16, "bfloat16"), (ov.Type.f32, "float32")):
+        as_it_stands = openvino(graph, inside=False, precision=precision, group=0, pad_id=pad_id)
+        found[f"as it stands, {name}"] = as_it_stands, 1024
+        for group in (32, 128, 384, 768) if name == "bfloat16" else (384,):
+            inside = openvino(graph, inside=True, precision=precision, group=group, pad_id=pad_id)
+            found[f"inside, groups of {group}, {name}"] = inside, 1024
+    return found
+
+
+def golden_distance(forward: Forward, scorer: PairScorer, folder: Path) -> float:
+    """The largest distance from the float32 logits."""
+    pairs = json.loads((folder / "golden.json").read_text(encoding="utf-8"))["pairs"]
+    encodings = [scorer.encode(p["query"], [p["document"]], max_document_tokens=None).encodings[0] for p in pairs]
+    logits = np.concatenate([forward([encoding]) for encoding in encodings])[:, 0]
+    return float(np.abs(logits - [pair["logit"] for pair in pairs]).max())
+
+
+def batch_effect(forward: Forward, batches: Sequence[Sequence[Encoding]]) -> float:
+    """The largest distance between a pair alone and in its batch."""
+    return max(
+        float(np.abs(forward(batch) - np.concatenate([forward([one]) for one in batch])).max()) for batch in batches
+    )
+
+
+def cpu_seconds(forward: Forward, batches: Sequence[Sequence[Encoding]]) -> float:
+    started = process_time()
+    for batch in batches:
+        forward(batch)
+    return process_time() - started
+
+
+def main() -> None:
+    """Print a row for each variant."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/minilm-qa"))
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    scorer = load_scorer("cross-encoder", ScorerSpec(folder=arguments.model))
+    work = workload(scorer)
+    found = variants(arguments.model, pad_id=scorer.pad_id)
+    batches = {name: work.batches(max_tokens=tokens, max_pairs=64) for name, (_, tokens) in found.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for measured in range(arguments.rounds + 1):
+        for name, (forward, _) in found.items():
+            spent = cpu_seconds(forward, batches[name])
+            if measured:
+                seconds[name].append(spent)
+    base = median(next(iter(seconds.values())))
+    print("| variant | pairs per CPU second | from float32 | from alone |\n|---|---|---|---|")
+    for name, (forward, _) in found.items():
+        effect = batch_effect(forward, batches[name][:2])
+        distance = golden_distance(forward, scorer, arguments.model)
+        print(f"| {name} | {base / median(seconds[name]):.2f} | {distance:.3f} | {effect:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from app.domain import RerankRequest, RerankResult, ScoreOptions, Scores
+from app.domain import RankedDocument, RerankRequest, RerankResult, ScoreOptions, Scores, WindowWishes
 from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge
 from app.model import LoadedModel, ServedModel
 from app.observer import Observer
@@ -65,7 +65,9 @@ class RerankService:
         self._observer.request_scored(model=model.name, timings=scores.timings, dropped_tokens=dropped)
         return RerankResult(
             model=model.name,
-            results=rank(scores.values, blank=blank, activation=loaded.activation, top_n=request.top_n),
+            results=_named(
+                rank(scores.values, blank=blank, activation=loaded.activation, top_n=request.top_n), scores.placed_by
+            ),
             tokens=int(scores.tokens.sum()),
             dropped_tokens=dropped,
             truncated_documents=int(np.count_nonzero(scores.dropped)),
@@ -88,16 +90,36 @@ class RerankService:
             )
 
 
+def _named(ranked: Sequence[RankedDocument], placed_by: Sequence[str | None] | None) -> Sequence[RankedDocument]:
+    if placed_by is None:
+        return ranked
+    return [replace(document, placed_by=placed_by[document.index]) for document in ranked]
+
+
 async def _score(loaded: LoadedModel, request: RerankRequest) -> tuple[np.ndarray, Scores]:
     """Score the documents that have text; the first array says which have none."""
     blank = np.fromiter((not text.strip() for text in request.documents), dtype=np.bool_)
-    options = ScoreOptions(max_tokens_per_doc=request.max_tokens_per_doc)
+    options = ScoreOptions(
+        max_tokens_per_doc=request.max_tokens_per_doc,
+        instruction=request.instruction,
+        top_n=request.top_n,
+        windows=_wishes(request.windows, blank),
+    )
     if not blank.any():
         return blank, await loaded.stage.score(request.query, request.documents, options)
     written = [text for text in request.documents if text.strip()]
     if not written:
         return blank, _spread(_NOTHING, blank)
     return blank, _spread(await loaded.stage.score(request.query, written, options), blank)
+
+
+def _wishes(windows: WindowWishes | None, blank: np.ndarray) -> WindowWishes | None:
+    """A caller's order is of all documents; the stages see only those that have text."""
+    if windows is None or windows.initial_order is None or not blank.any():
+        return windows
+    position = np.cumsum(~blank) - 1
+    order = [int(position[index]) for index in windows.initial_order if 0 <= index < len(blank) and not blank[index]]
+    return replace(windows, initial_order=order)
 
 
 _NOTHING = Scores(
@@ -113,4 +135,8 @@ def _spread(scores: Scores, blank: np.ndarray) -> Scores:
     tokens = np.zeros(len(blank), dtype=np.int64)
     dropped = np.zeros(len(blank), dtype=np.int64)
     values[~blank], tokens[~blank], dropped[~blank] = scores.values, scores.tokens, scores.dropped
-    return Scores(values=values, tokens=tokens, dropped=dropped, cached=scores.cached, timings=scores.timings)
+    placed_by: list[str | None] | None = None
+    if scores.placed_by is not None:
+        names = iter(scores.placed_by)
+        placed_by = [None if empty else next(names) for empty in blank]
+    return replace(scores, values=values, tokens=tokens, dropped=dropped, placed_by=placed_by)

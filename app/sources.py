@@ -35,6 +35,7 @@ _CONFIGURATION: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 _WEIGHTS: Final = {
     "onnx": ("model.int8.onnx*", "model.float16.onnx*", "model.onnx*", "onnx/model.onnx*"),
     "torch-encoder": ("*.safetensors",),
+    "torch-causal": ("*.safetensors",),
 }
 _CODE: Final = ("*.py",)
 

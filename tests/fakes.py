@@ -138,13 +138,21 @@ class WordScorer:
     """Every word is a token. The words "poison" and "nan" have the ids that an `ArithmeticEngine` fails on."""
 
     pad_id = 0
+    output_tokens: Sequence[int] = ()
     activation: Activation = staticmethod(identity)
 
     def __init__(self, *, max_length: int = 512) -> None:
         self.max_length = max_length
         self.fingerprint = f"words-{max_length}"
 
-    def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedPairs:
         start = [*map(_word_id, query.split()), _SEPARATOR]
         room = min(self.max_length - len(start), max_document_tokens or self.max_length)
         tokenised = [list(map(_word_id, document.split())) for document in documents]

@@ -1,5 +1,6 @@
 """Answers known pairs from the cache, so that only unknown ones go on. A broken cache is a cache that knows nothing."""
 
+import json
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -30,7 +31,8 @@ class CachedStage:
             RerankError: what the inner stage raises.
         """
         started = perf_counter()
-        keys = pair_keys(f"{self._fingerprint}|{options.max_tokens_per_doc}", query, documents)
+        wishes = json.dumps([options.max_tokens_per_doc, options.instruction])
+        keys = pair_keys(f"{self._fingerprint}|{wishes}", query, documents)
         first_of: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             first_of.setdefault(key, index)
@@ -42,17 +44,11 @@ class CachedStage:
         timings = Timings(cache_s=cache_s)
         if unknown:
             fresh = await self._inner.score(query, [documents[first_of[key]] for key in unknown], options)
-            entries = dict(zip(unknown, pack_entries(_entries(fresh)), strict=True))
+            entries = dict(zip(unknown, pack_entries(entries_of(fresh)), strict=True))
             timings = timings + fresh.timings + Timings(cache_s=await self._fill(entries))
             known |= entries
         found = unpack_entries([known[key] for key in keys])
-        return Scores(
-            values=found["value"],
-            tokens=found["tokens"].astype(np.int64),
-            dropped=found["dropped"].astype(np.int64),
-            cached=len(keys) - len(unknown),
-            timings=timings,
-        )
+        return scores_of(found, cached=len(keys) - len(unknown), timings=timings)
 
     async def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         try:
@@ -72,9 +68,21 @@ class CachedStage:
         return perf_counter() - started
 
 
-def _entries(scores: Scores) -> NDArray[np.void]:
+def entries_of(scores: Scores) -> NDArray[np.void]:
+    """What is stored of scores, one element of dtype `ENTRY` a document."""
     entries = np.empty(len(scores.values), dtype=ENTRY)
     entries["value"] = scores.values
     entries["tokens"] = scores.tokens
     entries["dropped"] = scores.dropped
     return entries
+
+
+def scores_of(entries: NDArray[np.void], *, cached: int, timings: Timings) -> Scores:
+    """Scores from what was stored of them."""
+    return Scores(
+        values=entries["value"],
+        tokens=entries["tokens"].astype(np.int64),
+        dropped=entries["dropped"].astype(np.int64),
+        cached=cached,
+        timings=timings,
+    )

@@ -50,6 +50,7 @@ class PointwiseStage:
                 query,
                 documents[start : start + _DOCUMENTS_PER_CALL],
                 max_document_tokens=options.max_tokens_per_doc,
+                instruction=options.instruction,
             )
             for start in range(0, len(documents), _DOCUMENTS_PER_CALL)
         ]

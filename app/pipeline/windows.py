@@ -1,8 +1,9 @@
 """Schedules: which windows of candidates a listwise model reads, in which order, and what follows from its answers.
 
-Pure: no model, asyncio or clock. A schedule is a generator. It yields rounds, lists of windows that may be ranked at the
-same time; it is sent each window's candidates in order of relevance; and it returns all candidates, best first. The
-answer is a permutation whatever it is sent; answers that fit one true order give exactly its first `settle` candidates.
+Pure: no model, asyncio or clock. A schedule is a generator. It yields rounds, lists of windows that may be ranked at
+the same time; it is sent the candidates of each window in order of relevance; and it returns all candidates, best
+first. The answer is a permutation whatever it is sent; answers that fit one true order give exactly its first `settle`
+candidates.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence

@@ -234,7 +234,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
         folder=folder,
         max_length=spec.max_length,
         source=spec.path,
-        templates=(settings.registry.parent / "templates", SHIPPED_REGISTRY.parent / "templates"),
+        templates=template_folders(settings),
         options=spec.options,
     )
     lists = load_list_scorer(spec.scorer, scorer_spec) if spec.scorer in LIST_SCORERS else None
@@ -255,6 +255,11 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     content = content_hash(folder, patterns=_patterns(spec))
     fingerprint = json.dumps([spec.name, spec.revision, content, engine.name, scorer.fingerprint])
     return _Parts(pairs, lists, engine, _canary(folder) if pairs else _NO_REFERENCE, fingerprint)
+
+
+def template_folders(settings: Settings) -> tuple[Path, ...]:
+    """Where prompt templates lie: beside the registry, then the shipped ones."""
+    return tuple(path.parent / "templates" for path in (settings.registry, SHIPPED_REGISTRY))
 
 
 def model_folder(spec: ModelSpec, settings: Settings, *, beside: Path | None = None) -> Path:

@@ -29,7 +29,7 @@ _SIZES: Final[Mapping[str, Any]] = {
     "head_dim": 8,
     "intermediate_size": 64,
     "max_position_embeddings": MAX_LENGTH,
-    "initializer_range": 0.25,
+    "initializer_range": 0.15,
 }
 
 

@@ -6,7 +6,7 @@ A scorer of pairs gives each document its own score; a scorer of lists orders th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from app.domain import Encoding, FloatArray, IntArray, WindowPlan
 from app.ranking import Activation
@@ -80,6 +80,7 @@ class EncodedWindow:
     dropped: IntArray
 
 
+@runtime_checkable
 class ListScorer(Protocol):
     """Scores are comparable inside of one window only."""
 

@@ -11,6 +11,7 @@ from app.config import SHIPPED_REGISTRY
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
+from app.errors import ConfigError
 from app.scorers import load_list_scorer, load_scorer
 from app.scorers.base import ListScorer, PairScorer, ScorerSpec
 from tests.tiny_causal import FIRST_TEMPLATES
@@ -49,6 +50,33 @@ def torch_engine(folder: Path, scorer: ListScorer | PairScorer, **options: Any) 
             output_tokens=scorer.output_tokens,
             options={"device": "cpu", **options},
         ),
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, causal_folder: Folder) -> Callable[[str, str], Path]:
+    """Gives the folder that our own export makes of a family's tiny model for a method, in float32 and int8."""
+    built: dict[tuple[str, str], Path] = {}
+
+    def folder(method: str, family: str) -> Path:
+        if (method, family) not in built:
+            from app.exporting import export_language_model  # noqa: PLC0415 - imports torch
+
+            target = tmp_path_factory.mktemp(f"{method}-{family}")
+            template = FIRST_TEMPLATES[family] if method == "first" else "qwen3-reranker"
+            source = causal_folder(family)
+            spec = ScorerSpec(folder=source, templates=TEMPLATES, options={"template": template})
+            export_language_model(source, target, method=method, spec=spec, precisions=["float32", "int8"])
+            built[method, family] = target
+        return built[method, family]
+
+    return folder
+
+
+def onnx_engine(folder: Path, scorer: ListScorer | PairScorer, file: str = "model.onnx") -> Engine:
+    return load_engine(
+        "onnx",
+        EngineSpec(folder=folder, pad_id=scorer.pad_id, output_tokens=scorer.output_tokens, options={"file": file}),
     )
 
 
@@ -111,3 +139,46 @@ def test_yes_no_gives_the_scores_of_the_model_card(
     for logits in in_batches(engine, encodings):
         np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
     assert expected.std() > 0.1
+
+
+@FAMILY
+def test_first_over_onnx_gives_the_logits_of_a_plain_transcription(
+    causal_folder: Folder, exported: Callable[[str, str], Path], family: str
+) -> None:
+    folder = exported("first", family)
+    scorer = first_scorer(folder, family)
+    engine = onnx_engine(folder, scorer)
+    encodings = [
+        scorer.encode_window(query, documents, max_document_tokens=None).encoding for query, documents in windows()
+    ]
+    expected = [first_logits(family, causal_folder(family), query, documents) for query, documents in windows()]
+    for logits in in_batches(engine, encodings):
+        for row, wanted in zip(logits, expected, strict=True):
+            ours = scorer.interpret_window(row, candidates=len(wanted))
+            np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_yes_no_over_onnx_gives_the_scores_of_the_model_card(
+    causal_folder: Folder, exported: Callable[[str, str], Path]
+) -> None:
+    folder = exported("yes-no", "qwen3")
+    scorer = yes_no_scorer(folder)
+    encodings = scorer.encode(QUERIES[0], DOCUMENTS, max_document_tokens=None).encodings
+    expected = qwen3_reranker_logits(causal_folder("qwen3"), QUERIES[0], DOCUMENTS, instruction=INSTRUCTION)
+    for logits in in_batches(onnx_engine(folder, scorer), encodings):
+        np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
+    int8 = scorer.interpret(onnx_engine(folder, scorer, "model.int8.onnx").forward(encodings))
+    assert 0 < np.abs(int8 - expected).max() < 0.5
+    assert (folder / "golden.json").is_file()
+
+
+def test_a_graph_of_other_tokens_is_refused(exported: Callable[[str, str], Path]) -> None:
+    folder = exported("first", "qwen3")
+    letters = first_scorer(folder, "qwen3")
+    smaller = first_scorer(folder, "qwen3", window=7, stride=3)
+    assert onnx_engine(folder, smaller).forward([Encoding(np.arange(9, 20), 0)]).shape == (1, 7)
+    digits = first_scorer(folder, "qwen3", identifiers="numeric", window=9, stride=3)
+    with pytest.raises(ConfigError, match=r"gives the logits of tokens .* rerankd export --method"):
+        onnx_engine(folder, digits)
+    with pytest.raises(ConfigError, match="language model's; name the scorer"):
+        load_engine("onnx", EngineSpec(folder=folder, pad_id=letters.pad_id))

@@ -28,6 +28,7 @@ FROM python:3.11-slim-bookworm AS service
 RUN groupadd --gid 10001 rerankd \
     && useradd --uid 10001 --gid rerankd --home-dir /var/lib/rerankd --create-home --shell /usr/sbin/nologin rerankd
 COPY models/registry.toml /srv/rerankd/models/registry.toml
+COPY models/templates /srv/rerankd/models/templates
 COPY models/minilm-qa /srv/rerankd/models/minilm-qa
 # ONNX Runtime reports the models that it opens to its maker unless it is told not to
 ENV PATH=/opt/venv/bin:$PATH \

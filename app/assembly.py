@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,20 +13,24 @@ from app.batching.batcher import Batcher
 from app.batching.planner import BatchPlanner
 from app.cache import open_cache
 from app.cache.base import Cache
-from app.config import ModelSpec, Registry, Settings, read_registry
-from app.domain import Truncation
+from app.config import SHIPPED_REGISTRY, ModelSpec, Registry, Settings, read_registry
+from app.domain import ScoreOptions, Scores, Truncation
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
-from app.errors import ConfigError, SourceUnreachable
+from app.errors import ConfigError, RerankError, SourceUnreachable
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
 from app.pipeline.cached import CachedStage
+from app.pipeline.cached_list import CachedListStage
+from app.pipeline.cascade import CascadeStage, Member
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.pipeline.pointwise import PointwiseStage
 from app.pipeline.stage import Stage
+from app.pipeline.windowed import WindowedStage
 from app.profiles import with_profile
-from app.scorers import load_scorer
-from app.scorers.base import PairScorer, PassageReader, ScorerSpec
+from app.ranking import Activation, identity
+from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
+from app.scorers.base import ListScorer, PairScorer, PassageReader, ScorerSpec
 from app.service import Limits, RerankService
 from app.sources import Hub, allowed_files, content_hash, find_folder
 from app.worker import Worker, available_cores
@@ -40,10 +44,13 @@ _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a smal
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What loading a model gives, before anything runs; `spec` is the registry's with its profile's choice."""
+    """What loading a model gives, before anything runs: a scorer of pairs or one of lists. `spec` is the registry's
+    with its profile's choice.
+    """
 
     spec: ModelSpec
-    scorer: PairScorer
+    pairs: PairScorer | None
+    lists: ListScorer | None
     engine: Engine
     canary: Canary
     fingerprint: str
@@ -65,13 +72,17 @@ async def running_service(
         registry = registry.only(only)
     cache = open_cache(settings.cache_url)
     models = [ServedModel(name=spec.name, aliases=spec.aliases, observer=observer) for spec in registry.model]
+    served = {name: model for model in models for name in (model.name, *model.aliases)}
     with (
         Worker(name="load", threads=1) as loading,
         Worker(name="tokenize", threads=available_cores()) as tokenizing,
     ):
         keepers = [
             asyncio.create_task(
-                _Keeper(spec, model, settings, cache, observer, loading, tokenizing).keep(), name=spec.name
+                _keep_cascade(spec, model, served)
+                if spec.stages
+                else _Keeper(spec, model, settings, cache, observer, loading, tokenizing).keep(),
+                name=spec.name,
             )
             for spec, model in zip(registry.model, models, strict=True)
         ]
@@ -155,24 +166,76 @@ class _Keeper:
         )
 
     def _loaded(self, parts: _Parts, batcher: Batcher) -> LoadedModel:
-        direct = PointwiseStage(parts.scorer, batcher, self.tokenizing)
-        stage: Stage = direct
-        if self.cache is not None:
-            stage = CachedStage(direct, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
-        reader = parts.scorer if isinstance(parts.scorer, PassageReader) else None
-        stage = PassageStage(stage, reader, self.tokenizing, policy=_passage_policy(self.spec))
+        direct, stage, activation = self._stages(parts, batcher)
+        scorer = parts.pairs or parts.lists
+        assert scorer is not None  # noqa: S101 - a model has one of them
         return LoadedModel(
             stage=stage,
             direct=direct,
-            activation=parts.scorer.activation,
+            activation=activation,
             canary=parts.canary,
             details={
                 "scorer": self.spec.scorer,
                 "engine": parts.engine.name,
                 "revision": self.spec.revision or "",
-                "max_length": parts.scorer.max_length,
+                "max_length": scorer.max_length,
+                "scores": "logit" if parts.pairs else "rank",
             },
         )
+
+    def _stages(self, parts: _Parts, batcher: Batcher) -> tuple[Stage, Stage, Activation]:
+        """The stage without a cache, the one with, and what turns their values into relevance scores."""
+        if parts.lists is not None:
+            windowed = WindowedStage(parts.lists, batcher, self.tokenizing)
+            if self.cache is None:
+                return windowed, windowed, identity
+            cached_list = CachedListStage(windowed, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
+            return windowed, cached_list, identity
+        assert parts.pairs is not None  # noqa: S101 - it is a scorer of pairs then
+        pointwise = PointwiseStage(parts.pairs, batcher, self.tokenizing)
+        stage: Stage = pointwise
+        if self.cache is not None:
+            stage = CachedStage(pointwise, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
+        reader = parts.pairs if isinstance(parts.pairs, PassageReader) else None
+        passages = PassageStage(stage, reader, self.tokenizing, policy=_passage_policy(self.spec))
+        return pointwise, passages, parts.pairs.activation
+
+
+async def _keep_cascade(spec: ModelSpec, model: ServedModel, served: Mapping[str, ServedModel]) -> None:
+    """Serve a cascade once all of its members have been loaded. Never raises: the other models must go on."""
+    try:
+        members = [(stage.model, served[stage.model], stage.depth) for stage in spec.cascade]
+        for _, member, _ in members:
+            await member.settled()
+        stage = CascadeStage([Member(name, _Served(member), depth) for name, member, depth in members])
+        direct = CascadeStage([Member(name, _Served(member, direct=True), depth) for name, member, depth in members])
+        details = {"scorer": "cascade", "stages": ", ".join(spec.stages), "scores": "rank"}
+        await model.start(
+            LoadedModel(stage=stage, direct=direct, activation=identity, canary=_NO_REFERENCE, details=details)
+        )
+    except (ConfigError, RerankError) as error:
+        model.fail(f"a member of this cascade is not ready: {error}")
+    except Exception as error:
+        logger.exception("model is lost", extra={"model": model.name})
+        model.fail(f"{error!r:.200}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A served model as a stage of another; it may be taken out of service and come back."""
+
+    model: ServedModel
+    direct: bool = False
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Score with the model.
+
+        Raises:
+            ModelNotReady: the model is not in service.
+            RerankError: what its stage raises.
+        """
+        loaded = self.model.loaded
+        return await (loaded.direct if self.direct else loaded.stage).score(query, documents, options)
 
 
 def _passage_policy(spec: ModelSpec) -> PassagePolicy:
@@ -187,12 +250,23 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     """
     folder = model_folder(spec, settings)
     spec = with_profile(spec, profiles=settings.profiles, content=partial(model_content, spec, folder))
-    scorer = load_scorer(spec.scorer, ScorerSpec(folder=folder, max_length=spec.max_length, options=spec.options))
+    scorer_spec = ScorerSpec(
+        folder=folder,
+        max_length=spec.max_length,
+        source=spec.path,
+        templates=template_folders(settings),
+        options=spec.options,
+    )
+    lists = load_list_scorer(spec.scorer, scorer_spec) if spec.scorer in LIST_SCORERS else None
+    pairs = load_scorer(spec.scorer, scorer_spec) if lists is None else None
+    scorer = lists or pairs
+    assert scorer is not None  # noqa: S101 - it is one of them
     engine = load_engine(
         spec.engine,
         EngineSpec(
             folder=folder,
             pad_id=scorer.pad_id,
+            output_tokens=scorer.output_tokens,
             workers=spec.workers,
             trust_remote_code=spec.trust_remote_code,
             options=spec.engine_options,
@@ -200,12 +274,18 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     )
     content = model_content(spec, folder)
     fingerprint = json.dumps([spec.name, spec.revision, content, engine.name, scorer.fingerprint])
-    return _Parts(spec, scorer, engine, golden_pairs(folder), fingerprint)
+    canary = golden_pairs(folder) if pairs else _NO_REFERENCE
+    return _Parts(spec, pairs, lists, engine, canary, fingerprint)
 
 
 def model_content(spec: ModelSpec, folder: Path) -> str:
     """A hash over the files that a registry entry is loaded from."""
     return content_hash(folder, patterns=_patterns(spec))
+
+
+def template_folders(settings: Settings) -> tuple[Path, ...]:
+    """Where prompt templates lie: beside the registry, then the shipped ones."""
+    return tuple(path.parent / "templates" for path in (settings.registry, SHIPPED_REGISTRY))
 
 
 def model_folder(spec: ModelSpec, settings: Settings, *, beside: Path | None = None) -> Path:

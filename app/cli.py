@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -16,12 +17,13 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from app import logs
-from app.assembly import model_folder
+from app.assembly import model_folder, template_folders
 from app.benchmark import arguments as bench_arguments
 from app.config import ModelSpec, Settings, read_registry, read_settings
 from app.errors import ConfigError, RerankError
 from app.evaluation import arguments
 from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
+from app.scorers.base import ScorerSpec
 
 if TYPE_CHECKING:
     from app.benchmark import benchmark
@@ -283,23 +285,37 @@ def models(registry: _Registry = None) -> None:
 def export(
     source: Annotated[str, typer.Argument(help="A Hugging Face folder, or hub:org/name@revision.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    *,
     precision: Annotated[
         list[str] | None, typer.Option(help="float32, float16 or int8; may be repeated. Default: all three.")
     ] = None,
+    method: Annotated[str, typer.Option(help="The scorer to export for: cross-encoder, yes-no or first.")] = (
+        "cross-encoder"
+    ),
+    template: Annotated[str | None, typer.Option(help="The prompt template of a language model.")] = None,
+    window: Annotated[int | None, typer.Option(min=2, help="Candidates that a listwise model reads at once.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run Python code of the model's repository.")] = False,
+    registry: _Registry = None,
 ) -> None:
-    """Turn a Hugging Face cross-encoder into ONNX, with a report of how far each precision is from torch."""
-    settings = read_settings()
+    """Turn a Hugging Face reranker into ONNX, with a report of how far each precision is from torch."""
+    settings = read_settings(registry=registry)
     spec = ModelSpec(name="source", path=source, engine="torch-encoder", trust_remote_code=trust_remote_code)
     with _needing("export"):
-        from app.exporting import GRAPHS, export_cross_encoder  # noqa: PLC0415 - torch is not part of a service
+        from app.exporting import GRAPHS, export_cross_encoder, export_language_model  # noqa: PLC0415 - torch is not part of a service
     wanted = precision or list(GRAPHS)
     unknown = set(wanted) - set(GRAPHS)
     if unknown:
         raise ConfigError(f"unknown precision {', '.join(sorted(unknown))}; known: {', '.join(GRAPHS)}")
     console = Console()
     with console.status("starting") as status:
-        parities = export_cross_encoder(
+        export_source = (
+            export_cross_encoder
+            if method == "cross-encoder"
+            else partial(
+                export_language_model, method=method, spec=_scorer_spec(source, settings, template, window, target)
+            )
+        )
+        parities = export_source(
             model_folder(spec, settings, beside=Path.cwd()),
             target,
             precisions=[name for name in GRAPHS if name in wanted],
@@ -316,6 +332,16 @@ def export(
             f"{parity.mean_difference:.2g}",
         )
     console.print(table)
+
+
+def _scorer_spec(source: str, settings: Settings, template: str | None, window: int | None, folder: Path) -> ScorerSpec:
+    given = {"template": template, "window": window}
+    return ScorerSpec(
+        folder=folder,
+        source=source,
+        templates=template_folders(settings),
+        options={name: value for name, value in given.items() if value is not None},
+    )
 
 
 @contextmanager

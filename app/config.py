@@ -6,6 +6,7 @@ The only file that reads the environment; only the composition root and the comm
 import os
 import tomllib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -201,6 +202,20 @@ class PassageSpec(BaseModel):
     top_k: int = Field(default=3, ge=1, description="How many passages `top_k_mean` averages.")
 
 
+@dataclass(frozen=True, slots=True)
+class CascadeStep:
+    """A served model by name or alias, which reorders the first `depth` documents; None: all."""
+
+    model: str
+    depth: int | None
+
+    @classmethod
+    def read(cls, text: str) -> "CascadeStep":
+        """Read `name` or `name:depth`."""
+        name, colon, depth = text.rpartition(":")
+        return cls(name, int(depth)) if colon and depth.isascii() and depth.isdigit() else cls(text, None)
+
+
 class ModelSpec(BaseModel):
     """One `[[model]]` table of the registry. docs/models.md explains every key."""
 
@@ -210,7 +225,11 @@ class ModelSpec(BaseModel):
     aliases: tuple[Name, ...] = ()
     scorer: str = "cross-encoder"
     engine: str = "onnx"
-    path: str = Field(description="A folder (relative to the registry) or `hub:org/name@revision`.")
+    path: str = Field(default="", description="A folder (relative to the registry) or `hub:org/name@revision`.")
+    stages: tuple[str, ...] = Field(
+        default=(),
+        description="Instead of a path: served models that rerank one after another, `name` or `name:depth`.",
+    )
     revision: str | None = Field(
         default=None, description="Your own version label, shown by /v1/models. Cache keys hash the files too."
     )
@@ -229,6 +248,21 @@ class ModelSpec(BaseModel):
     )
     options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the scorer.")
     engine_options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the engine.")
+
+    @model_validator(mode="after")
+    def _is_a_model_or_a_cascade(self) -> "ModelSpec":
+        if bool(self.path) == bool(self.stages):
+            raise ValueError("a model needs either path or stages")
+        # Read here, so that a mistake in them is found with the rest of the registry.
+        depths = [stage.depth for stage in self.cascade if stage.depth is not None]
+        if any(depth < 1 for depth in depths):
+            raise ValueError("stages: a depth is at least 1")
+        return self
+
+    @property
+    def cascade(self) -> tuple[CascadeStep, ...]:
+        """What `stages` says."""
+        return tuple(CascadeStep.read(stage) for stage in self.stages)
 
 
 class Registry(BaseModel):
@@ -249,6 +283,13 @@ class Registry(BaseModel):
                 seen[name] = spec.name
         if self.default is not None and self.default not in seen:
             raise ValueError(f"default = {self.default!r} is no served model; known: {', '.join(seen)}")
+        cascades = {spec.name for spec in self.model if spec.stages}
+        for spec in self.model:
+            for step in spec.cascade:
+                if seen.get(step.model, spec.name) in cascades:
+                    raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
+                if step.model not in seen:
+                    raise ValueError(f"stages of {spec.name!r}: {step.model!r} is no served model")
         return self
 
     def only(self, names: Collection[str | None]) -> "Registry":
@@ -258,7 +299,10 @@ class Registry(BaseModel):
             ConfigError: a name is no served model's.
         """
         wanted = {name or self.default or self.model[0].name for name in names}
-        kept = tuple(spec for spec in self.model if wanted & {spec.name, *spec.aliases})
+        needed = wanted | {
+            step.model for spec in self.model if wanted & {spec.name, *spec.aliases} for step in spec.cascade
+        }
+        kept = tuple(spec for spec in self.model if needed & {spec.name, *spec.aliases})
         unknown = wanted - {name for spec in kept for name in (spec.name, *spec.aliases)}
         if unknown:
             known = ", ".join(spec.name for spec in self.model)

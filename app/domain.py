@@ -69,7 +69,9 @@ class PassageOptions:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """The token ids of one sequence, shape [length]. Ids from `boundary` on belong to segment 1."""
+    """The token ids of one sequence, shape [length]. Ids from `boundary` on belong to segment 1; those before it are
+    the query's part, which a request's encodings share and an engine may compute once.
+    """
 
     ids: IntArray
     boundary: int
@@ -92,11 +94,36 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WindowPlan:
+    """How a listwise model works through more candidates than it reads at once: the first `depth` are put into windows
+    of at most `window`, by a schedule of `app.pipeline.windows`; those beyond keep their order below.
+    """
+
+    window: int = 20
+    stride: int = 10
+    schedule: str = "sliding"
+    depth: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowWishes:
+    """What a caller asks of a listwise model, within the operator's plan; None: what the plan says. `initial_order`
+    are the indices of all documents, best first; None: the documents come in that order.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    schedule: str | None = None
+    depth: int | None = None
+    initial_order: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
     """What a stage must know beside the texts.
 
     `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
-    means. The last five are the request's `terms`.
+    means. `top_n` documents are all that the caller will see. The last five are the request's `terms`.
     """
 
     max_tokens_per_doc: int | None = None
@@ -104,6 +131,8 @@ class ScoreOptions:
     truncation_side: Side = Side.RIGHT
     passages: PassageOptions = PassageOptions()
     instruction: str | None = None
+    top_n: int | None = None
+    windows: WindowWishes | None = None
     caller: str = ""
     priority: int = 0
     urgent: bool = False
@@ -172,7 +201,9 @@ class Scores:
     `values` are raw model scores (logits); `tokens` counts the tokens that the model read for a pair,
     `dropped` the document tokens that truncation cut off. Documents that are `cached` did not reach the model this
     time; None where there is no cache. Documents that are not `scored` had no score when the deadline came, and their
-    value means nothing; None: all have one. `passages` is None where documents were read whole.
+    value means nothing; None: all have one. `passages` is None where documents were read whole. A listwise stage's
+    values say the order and nothing else. `placed_by` names, for a cascade, the model that gave each document its
+    place; None for one that kept the request's.
     """
 
     values: FloatArray
@@ -182,18 +213,21 @@ class Scores:
     scored: BoolArray | None = None
     passages: PassageScores | None = None
     timings: Timings = field(default_factory=Timings)
+    placed_by: Sequence[str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
     """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation.
     One that is not `scored` had none when the deadline came.
+    `placed_by` is the model of a cascade that gave the document its place.
     """
 
     index: int
     relevance_score: float
     value: float
     scored: bool = True
+    placed_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,9 @@
-"""Turns a Hugging Face cross-encoder into ONNX graphs, and measures how far each is from the torch original.
+"""Turns a Hugging Face reranker into ONNX graphs, and measures how far each is from the torch original.
 
 The graph comes from torch's own exporter (torch.export), whose dynamic shapes hold for every batch and length. float32
 must agree with torch, or nothing is written that could be served; how far float16 and int8 are is reported.
+
+A language model's graph gives the last position's logits of the few tokens that its scorer reads, and nothing else.
 """
 
 import json
@@ -10,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,11 +25,13 @@ from transformers import AutoTokenizer, PreTrainedModel
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import EngineSpec
+from app.engines.onnx import OUTPUT_TOKENS
+from app.engines.torch_causal import HeadRows, TorchCausalEngine, read_causal_model
 from app.engines.torch_encoder import TorchEncoderEngine, load_classifier, takes_token_types
 from app.errors import ConfigError
 from app.quantizing import quantize_per_token
-from app.scorers import load_scorer
-from app.scorers.base import PairScorer, ScorerSpec
+from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
+from app.scorers.base import ListScorer, PairScorer, ScorerSpec
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -105,20 +109,110 @@ def export_cross_encoder(
     ]
     reference = _reference(model, encodings, pad_id=scorer.pad_id)
 
+    checks = _Checks(reference=reference, encodings=encodings, pad_id=scorer.pad_id)
+    parities = _write_graphs(
+        lambda: _export_graph(_LogitsOnly(model), takes_segments=takes_token_types(model)),
+        target,
+        checks,
+        precisions=precisions,
+        largest_file=largest_file,
+        on_step=on_step,
+    )
+    _write_golden(target, reference, parities)
+    return parities
+
+
+def export_language_model(
+    source: Path,
+    target: Path,
+    *,
+    method: str,
+    spec: ScorerSpec,
+    precisions: Sequence[Precision],
+    trust_remote_code: bool = False,
+    on_step: Callable[[str], None] = lambda _step: None,
+) -> list[Parity]:
+    """Write a servable folder for a scorer that reads tokens, `yes-no` or `first`; `spec` is what it is loaded from,
+    its folder aside.
+
+    Raises:
+        ConfigError: the source is no causal language model with safetensors weights and a fast tokenizer, the scorer
+            does not suit it, or its graph does not compute what torch computes.
+    """
+    on_step("loading the torch model")
+    model = read_causal_model(source, attention="eager", trust_remote_code=trust_remote_code)
+    target.mkdir(parents=True, exist_ok=True)
+    _write_tokenizer_and_config(source, target)
+    spec = replace(spec, folder=target)
+    pairs = load_scorer(method, spec) if method not in LIST_SCORERS else None
+    scorer = pairs or load_list_scorer(method, spec)
+    encodings = _probe_prompts(scorer)
+    reference = _causal_reference(model, encodings, scorer)
+    parities = _write_graphs(
+        lambda: _export_rows(model, scorer.output_tokens),
+        target,
+        _Checks(reference=reference, encodings=encodings, pad_id=scorer.pad_id, output_tokens=scorer.output_tokens),
+        precisions=precisions,
+        largest_file=LARGEST_FILE,
+        on_step=on_step,
+    )
+    if pairs is not None:
+        _write_golden(target, pairs.interpret(reference)[:, None], parities)
+    return parities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checks:
+    """What a graph is compared with: torch's outputs for these encodings, each alone."""
+
+    reference: FloatArray
+    encodings: Sequence[Encoding]
+    pad_id: int
+    output_tokens: Sequence[int] = ()
+
+
+def _write_graphs(
+    make: Callable[[], onnx.ModelProto],
+    target: Path,
+    checks: _Checks,
+    *,
+    precisions: Sequence[Precision],
+    largest_file: int,
+    on_step: Callable[[str], None],
+) -> list[Parity]:
     on_step("exporting float32")
     graph = target / GRAPHS["float32"]
-    _save(_export_graph(model), graph, largest_file=largest_file)
-    _refuse_wrong(_measure(graph, "float32", scorer, encodings, reference), reference, graph)
+    _save(make(), graph, largest_file=largest_file)
+    _refuse_wrong(_measure(graph, "float32", checks), checks.reference, graph)
     parities = []
     for precision in precisions:
         on_step(f"making and checking {precision}")
         made = _convert(graph, precision, largest_file=largest_file)
-        parities.append(_measure(made, precision, scorer, encodings, reference))
+        parities.append(_measure(made, precision, checks))
     if "float32" not in precisions:
         _delete(graph)
-    _write_golden(target, reference, parities)
     (target / "parity.json").write_text(json.dumps([asdict(parity) for parity in parities], indent=2) + "\n")
     return parities
+
+
+def _probe_prompts(scorer: PairScorer | ListScorer) -> list[Encoding]:
+    """Prompts of one document each, or windows of all sizes over the probe pairs' documents."""
+    if not isinstance(scorer, ListScorer):
+        return [scorer.encode(query, [text], max_document_tokens=None).encodings[0] for query, text in PROBE_PAIRS]
+    texts = [text for _, text in PROBE_PAIRS] * 3
+    return [
+        scorer.encode_window(query, texts[: min(count, scorer.plan.window)], max_document_tokens=None).encoding
+        for count, (query, _) in enumerate(PROBE_PAIRS, start=1)
+    ]
+
+
+def _causal_reference(
+    model: PreTrainedModel, encodings: Sequence[Encoding], scorer: PairScorer | ListScorer
+) -> FloatArray:
+    engine = TorchCausalEngine(
+        model, output_tokens=scorer.output_tokens, name="reference", pad_id=scorer.pad_id, workers=1, prefixes=None
+    )
+    return np.concatenate([engine.forward([encoding]) for encoding in encodings])
 
 
 def _write_tokenizer_and_config(source: Path, target: Path) -> None:
@@ -162,15 +256,35 @@ class _LogitsOnly(torch.nn.Module):
         return logits
 
 
-def _export_graph(model: PreTrainedModel) -> onnx.ModelProto:
+class _RowsOnly(torch.nn.Module):
+    """A causal language model that gives the logits of a few tokens behind the last one that is not padding."""
+
+    def __init__(self, model: PreTrainedModel, output_tokens: Sequence[int]) -> None:
+        super().__init__()
+        self.decoder = model.base_model
+        self.head = HeadRows(model, output_tokens)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        last = (attention_mask.sum(dim=1) - 1).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+        return self.head.logits(hidden.gather(1, last).squeeze(1))
+
+
+def _export_rows(model: PreTrainedModel, output_tokens: Sequence[int]) -> onnx.ModelProto:
+    graph = _export_graph(_RowsOnly(model, output_tokens), takes_segments=False)
+    onnx.helper.set_model_props(graph, {OUTPUT_TOKENS: json.dumps(list(output_tokens))})
+    return graph
+
+
+def _export_graph(module: torch.nn.Module, *, takes_segments: bool) -> onnx.ModelProto:
     shape = (2, 16)
     # A tensor of its own for each input: one that is passed twice becomes one input of the graph.
     samples = {"input_ids": torch.full(shape, 7), "attention_mask": torch.ones(shape, dtype=torch.int64)}
-    if takes_token_types(model):
+    if takes_segments:
         samples["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
     with _quiet():
         program = torch.onnx.export(
-            _LogitsOnly(model).eval(),
+            module.eval(),
             tuple(samples.values()),
             input_names=list(samples),
             output_names=["logits"],
@@ -237,12 +351,17 @@ def _delete(graph: Path) -> None:
     _weights_beside(graph).unlink(missing_ok=True)
 
 
-def _measure(
-    graph: Path, precision: Precision, scorer: PairScorer, encodings: Sequence[Encoding], reference: FloatArray
-) -> Parity:
-    engine = load_engine("onnx", EngineSpec(folder=graph.parent, pad_id=scorer.pad_id, options={"file": graph.name}))
-    alone = np.concatenate([engine.forward([encoding]) for encoding in encodings])
-    together = engine.forward(encodings)
+def _measure(graph: Path, precision: Precision, checks: _Checks) -> Parity:
+    spec = EngineSpec(
+        folder=graph.parent,
+        pad_id=checks.pad_id,
+        output_tokens=checks.output_tokens,
+        options={"file": graph.name},
+    )
+    engine = load_engine("onnx", spec)
+    alone = np.concatenate([engine.forward([encoding]) for encoding in checks.encodings])
+    together = engine.forward(checks.encodings)
+    reference = checks.reference
     difference = np.maximum(np.abs(alone - reference), np.abs(together - reference))
     files = [file for file in (graph, _weights_beside(graph)) if file.is_file()]
     return Parity(

@@ -50,16 +50,13 @@ class Canary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
-    `takes_instruction` says whether the scorer puts a request's instruction into what the model reads.
-    """
+    """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine."""
 
     stage: Stage
     direct: Stage
     activation: Activation
     canary: Canary
     details: Mapping[str, str | int]
-    takes_instruction: bool = False
 
 
 class ServedModel:

@@ -9,7 +9,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import BoolArray, PassageScores, RerankRequest, RerankResult, Scores, Truncation
+from app.domain import (
+    BoolArray,
+    PassageScores,
+    RankedDocument,
+    RerankRequest,
+    RerankResult,
+    Scores,
+    Truncation,
+    WindowWishes,
+)
 from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge
 from app.model import LoadedModel, ServedModel
 from app.observer import Observer
@@ -62,19 +71,16 @@ class RerankService:
         model = self.model_named(request.model)
         self._check(request)
         loaded = model.loaded
-        if request.options.instruction is not None and not loaded.takes_instruction:
-            raise InvalidRequest(
-                f"model {model.name!r} has no place for an instruction in what it reads; leave `instruction` out"
-            )
         blank, scores = await self._score_in_time(loaded, request)
         self._observer.request_scored(
             model=model.name, timings=scores.timings, dropped_tokens=int(scores.dropped.sum())
         )
         if request.options.truncation is Truncation.ERROR:
             _refuse_cut_documents(scores)
-        results = rank(
+        results: Sequence[RankedDocument] = rank(
             scores.values, blank=blank, activation=loaded.activation, top_n=request.top_n, scored=scores.scored
         )
+        results = _named(results, scores.placed_by)
         if request.min_score is not None:
             results = [ranked for ranked in results if ranked.relevance_score >= request.min_score]
         return RerankResult(
@@ -113,15 +119,31 @@ class RerankService:
             )
 
 
+def _named(ranked: Sequence[RankedDocument], placed_by: Sequence[str | None] | None) -> Sequence[RankedDocument]:
+    if placed_by is None:
+        return ranked
+    return [replace(document, placed_by=placed_by[document.index]) for document in ranked]
+
+
 async def _score(loaded: LoadedModel, request: RerankRequest) -> tuple[BoolArray, Scores]:
     """Score the documents that have text; the first array says which have none."""
     blank = np.fromiter((not text.strip() for text in request.documents), dtype=np.bool_)
+    options = replace(request.options, top_n=request.top_n, windows=_wishes(request.options.windows, blank))
     if not blank.any():
-        return blank, await loaded.stage.score(request.query, request.documents, request.options)
+        return blank, await loaded.stage.score(request.query, request.documents, options)
     written = [text for text in request.documents if text.strip()]
     if not written:
         return blank, _spread(_NOTHING, blank)
-    return blank, _spread(await loaded.stage.score(request.query, written, request.options), blank)
+    return blank, _spread(await loaded.stage.score(request.query, written, options), blank)
+
+
+def _wishes(windows: WindowWishes | None, blank: BoolArray) -> WindowWishes | None:
+    """A caller's order is of all documents; the stages see only those that have text."""
+    if windows is None or windows.initial_order is None or not blank.any():
+        return windows
+    position = np.cumsum(~blank) - 1
+    order = [int(position[index]) for index in windows.initial_order if 0 <= index < len(blank) and not blank[index]]
+    return replace(windows, initial_order=order)
 
 
 _NOTHING = Scores(
@@ -140,6 +162,7 @@ def _spread(scores: Scores, blank: BoolArray) -> Scores:
         return wide
 
     passages = scores.passages
+    names = iter(scores.placed_by or ())
     return Scores(
         values=spread(scores.values),
         tokens=spread(scores.tokens),
@@ -149,6 +172,7 @@ def _spread(scores: Scores, blank: BoolArray) -> Scores:
         passages=passages
         and PassageScores(starts=spread(passages.starts), ends=spread(passages.ends), counts=spread(passages.counts)),
         timings=scores.timings,
+        placed_by=None if scores.placed_by is None else [None if empty else next(names) for empty in blank],
     )
 
 

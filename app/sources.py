@@ -36,6 +36,7 @@ _WEIGHTS: Final = {
     "onnx": ("model.int8.onnx*", "model.float16.onnx*", "model.onnx*", "onnx/model.onnx*"),
     "openvino": ("model.int8.onnx*", "model.onnx*", "onnx/model.onnx*"),
     "torch-encoder": ("*.safetensors",),
+    "torch-causal": ("*.safetensors",),
 }
 _CODE: Final = ("*.py",)
 

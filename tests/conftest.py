@@ -11,11 +11,13 @@ from typing import Final
 
 import pytest
 
+from tests.tiny_causal import CAUSAL_FAMILIES
 from tests.tiny_models import FAMILIES, TINY_BERT
 
 _NEEDS_TORCH: Final = {
     "torch_folder",
     "onnx_folder",
+    "causal_folder",
     *(f"tiny_{family}{suffix}" for family in FAMILIES for suffix in ("", "_onnx")),
 }
 
@@ -50,6 +52,22 @@ def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
             torch.set_num_threads(1)  # more than one only stand in each other's way in models this small
             built[family] = FAMILIES[family](tmp_path_factory.mktemp(f"{family}-torch"))
+        return built[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def causal_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a family's tiny causal language model. Each is built once a session."""
+    built: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in built:
+            import torch  # noqa: PLC0415 - as above
+
+            torch.set_num_threads(1)
+            built[family] = CAUSAL_FAMILIES[family](tmp_path_factory.mktemp(f"{family}-causal"))
         return built[family]
 
     return folder

@@ -17,7 +17,7 @@ from app.batching.planner import BatchPlanner
 from app.cache.base import Cache
 from app.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings
 from app.engines.base import BatchLimits
-from app.errors import CacheUnavailable
+from app.errors import CacheUnavailable, InvalidRequest
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
 from app.pipeline.cached import CachedStage
@@ -146,13 +146,24 @@ class WordScorer:
     """Every word is a token. The words "poison" and "nan" have the ids that an `ArithmeticEngine` fails on."""
 
     pad_id = 0
+    output_tokens: Sequence[int] = ()
     activation: Activation = staticmethod(identity)
 
-    def __init__(self, *, max_length: int = 512) -> None:
+    def __init__(self, *, max_length: int = 512, takes_instruction: bool = False) -> None:
         self.max_length = max_length
+        self._takes_instruction = takes_instruction
         self.fingerprint = f"words-{max_length}"
 
-    def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedPairs:
+        if instruction is not None and not self._takes_instruction:
+            raise InvalidRequest("there is no place for an instruction")
         start = [*map(_word_id, query.split()), _SEPARATOR]
         room = min(self.max_length - len(start), max_document_tokens or self.max_length)
         tokenised = [list(map(_word_id, document.split())) for document in documents]
@@ -274,7 +285,6 @@ class FakeService:
     activation: Activation = identity
     canary: Canary = _CANARY
     passages: PassagePolicy = field(default_factory=PassagePolicy)
-    takes_instruction: bool = False
     max_documents: int = 10_000
     max_query_chars: int = 32_768
     max_waiting_tokens: int = 1_000_000
@@ -310,5 +320,4 @@ class FakeService:
             activation=self.activation,
             canary=self.canary,
             details={"engine": self.engine.name, "scorer": "words", "max_length": self.scorer.max_length},
-            takes_instruction=self.takes_instruction,
         )

@@ -32,6 +32,14 @@ def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[by
     return keys
 
 
+def list_key(fingerprint: str, query: str, documents: Sequence[str]) -> bytes:
+    """The key of a whole list in its order; of another kind than a pair's, whatever the texts are."""
+    key = blake2b(digest_size=_KEY_BYTES, person=b"list")
+    for part in (fingerprint, query, *documents):
+        _add(key, part)
+    return key.digest()
+
+
 def pack_entries(entries: NDArray[np.void]) -> list[bytes]:
     """Bytes to store, one element of `entries` (dtype `ENTRY`) each."""
     whole = entries.tobytes()
@@ -48,6 +56,13 @@ def is_entry(stored: bytes | None) -> TypeGuard[bytes]:
     no number is not worth keeping.
     """
     return stored is not None and len(stored) == ENTRY.itemsize and isfinite(_VALUE.unpack_from(stored)[0])
+
+
+def is_list(stored: bytes | None, *, length: int) -> TypeGuard[bytes]:
+    """Whether bytes can be the entries of so many documents."""
+    if stored is None or len(stored) != length * ENTRY.itemsize:
+        return False
+    return bool(np.isfinite(unpack_entries([stored])["value"]).all())
 
 
 def _add(digest: blake2b, text: str) -> None:

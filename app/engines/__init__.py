@@ -25,13 +25,27 @@ def _torch_encoder(spec: EngineSpec) -> Engine:
     return TorchEncoderEngine.load(spec)
 
 
+def _torch_causal(spec: EngineSpec) -> Engine:
+    from app.engines.torch_causal import TorchCausalEngine  # noqa: PLC0415 - as above
+
+    return TorchCausalEngine.load(spec)
+
+
 ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
     "onnx": _onnx,
     "openvino": _openvino,
     "torch-encoder": _torch_encoder,
+    "torch-causal": _torch_causal,
 }
 
-_EXTRAS = {"onnxruntime": "cpu", "openvino": "openvino", "torch": "torch", "transformers": "torch"}
+_EXTRAS = {
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "torch": "torch",
+    "transformers": "torch",
+    "accelerate": "llm",
+    "bitsandbytes": "llm",
+}
 
 
 def load_engine(name: str, spec: EngineSpec) -> Engine:

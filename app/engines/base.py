@@ -15,10 +15,13 @@ _INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """What an engine is loaded from. `workers` is how many forward passes may run at a time; None: its choice."""
+    """What an engine is loaded from. `workers` is how many forward passes may run at a time; None: its choice.
+    `output_tokens` are the tokens whose logits a language model is to give; empty: the model has a head of its own.
+    """
 
     folder: Path
     pad_id: int
+    output_tokens: Sequence[int] = ()
     workers: int | None = None
     trust_remote_code: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """ONNX Runtime, on CPU, CUDA or TensorRT."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -35,6 +36,8 @@ _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
     "tensorrt": ["model.float16.onnx", *_PLAIN],
 }
 _OUTPUT: Final = "logits"
+# The graph's note of whose logits it gives: a JSON list of token ids.
+OUTPUT_TOKENS: Final = "rerankd_output_tokens"
 
 
 class OnnxOptions(BaseModel):
@@ -55,7 +58,15 @@ class OnnxEngine:
     """One session that several threads call: ONNX Runtime sessions are thread-safe and share their weights."""
 
     def __init__(
-        self, session: ort.InferenceSession, *, name: str, pad_id: int, workers: int, device: Device, io_binding: bool
+        self,
+        session: ort.InferenceSession,
+        *,
+        name: str,
+        pad_id: int,
+        workers: int,
+        device: Device,
+        io_binding: bool,
+        outputs: int | None,
     ) -> None:
         self._session = session
         self._pad_id = pad_id
@@ -63,6 +74,7 @@ class OnnxEngine:
         self._io_binding = io_binding
         self._inputs = {node.name: node.type for node in session.get_inputs()}
         self._output = _output(session).name
+        self._outputs = outputs
         self.workers = workers
         self.name = name
 
@@ -79,6 +91,7 @@ class OnnxEngine:
         file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.device])
         session = _open(spec.folder / file, options)
         check_inputs({node.name: node.shape for node in session.get_inputs()})
+        _check_output_tokens(session, spec.output_tokens)
         return cls(
             session,
             name=f"onnx/{options.device}/{file}",
@@ -86,6 +99,7 @@ class OnnxEngine:
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
             device=options.device,
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
+            outputs=len(spec.output_tokens) or None,
         )
 
     @property
@@ -99,7 +113,7 @@ class OnnxEngine:
         """Score sequences; the result has shape [sequences, outputs of the head], float32."""
         inputs = self._arrays(pad(encodings, pad_id=self._pad_id))
         logits = self._run_bound(inputs) if self._io_binding else self._run(inputs)
-        return logits.astype(np.float32, copy=False)
+        return logits[:, : self._outputs].astype(np.float32, copy=False)
 
     def _arrays(self, batch: PaddedBatch) -> dict[str, IntArray]:
         given = {
@@ -161,6 +175,18 @@ def _provider_options(provider: str, options: OnnxOptions) -> dict[str, Any]:
         return {}
     own = options.provider_options if provider == _PROVIDERS[options.device][0] else {}
     return {"device_id": options.device_id, **own}
+
+
+def _check_output_tokens(session: ort.InferenceSession, wanted: Sequence[int]) -> None:
+    """An exported language model gives the logits of the tokens that it was exported for."""
+    stored = json.loads(session.get_modelmeta().custom_metadata_map.get(OUTPUT_TOKENS, "[]"))
+    if stored and not wanted:
+        raise ConfigError("this graph is a language model's; name the scorer that it was exported for")
+    if stored[: len(wanted)] != list(wanted):
+        raise ConfigError(
+            f"this graph gives the logits of tokens {stored}, the scorer reads {list(wanted)}; export it with the "
+            "scorer's template and window: `rerankd export --method`"
+        )
 
 
 def _output(session: ort.InferenceSession) -> ort.NodeArg:

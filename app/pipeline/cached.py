@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from app.cache.base import Cache
 from app.cache.keys import ENTRY, is_entry, pack_entries, pair_keys, unpack_entries
-from app.domain import ScoreOptions, Scores, Timings
+from app.domain import BoolArray, ScoreOptions, Scores, Timings
 from app.errors import CacheUnavailable
 from app.observer import Observer
 from app.pipeline.stage import Stage
@@ -46,21 +47,15 @@ class CachedStage:
         unscored: set[bytes] = set()
         if unknown:
             fresh = await self._inner.score(query, [documents[first_of[key]] for key in unknown], options)
-            entries = dict(zip(unknown, pack_entries(_entries(fresh)), strict=True))
+            entries = dict(zip(unknown, pack_entries(entries_of(fresh)), strict=True))
             known |= entries
             if fresh.scored is not None and not fresh.scored.all():
                 unscored = {key for key, scored in zip(unknown, fresh.scored.tolist(), strict=True) if not scored}
                 entries = {key: entry for key, entry in entries.items() if key not in unscored}
             timings = timings + fresh.timings + Timings(cache_s=await self._fill(entries))
         found = unpack_entries([known[key] for key in keys])
-        return Scores(
-            scored=np.array([key not in unscored for key in keys], dtype=np.bool_) if unscored else None,
-            values=found["value"],
-            tokens=found["tokens"].astype(np.int64),
-            dropped=found["dropped"].astype(np.int64),
-            cached=cached,
-            timings=timings,
-        )
+        scored = np.array([key not in unscored for key in keys], dtype=np.bool_) if unscored else None
+        return replace(scores_of(found, cached=cached, timings=timings), scored=scored)
 
     async def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         try:
@@ -85,9 +80,21 @@ def _with_options(fingerprint: str, options: ScoreOptions) -> str:
     return f"{fingerprint}|{json.dumps([options.max_tokens_per_doc, options.instruction])}"
 
 
-def _entries(scores: Scores) -> NDArray[np.void]:
+def entries_of(scores: Scores) -> NDArray[np.void]:
+    """What is stored of scores, one element of dtype `ENTRY` a document."""
     entries = np.empty(len(scores.values), dtype=ENTRY)
     entries["value"] = scores.values
     entries["tokens"] = scores.tokens
     entries["dropped"] = scores.dropped
     return entries
+
+
+def scores_of(entries: NDArray[np.void], *, cached: BoolArray, timings: Timings) -> Scores:
+    """Scores from what was stored of them."""
+    return Scores(
+        values=entries["value"],
+        tokens=entries["tokens"].astype(np.int64),
+        dropped=entries["dropped"].astype(np.int64),
+        cached=cached,
+        timings=timings,
+    )

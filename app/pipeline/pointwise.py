@@ -62,7 +62,7 @@ class PointwiseStage:
     ) -> tuple[EncodedPairs, list[bytes]]:
         portions = [
             await self._tokenizing.run(
-                self._encode_portion, query, documents[start : start + _DOCUMENTS_PER_CALL], options.max_tokens_per_doc
+                self._encode_portion, query, documents[start : start + _DOCUMENTS_PER_CALL], options
             )
             for start in range(0, len(documents), _DOCUMENTS_PER_CALL)
         ]
@@ -73,9 +73,11 @@ class PointwiseStage:
         return pairs, [identity for _, identities in portions for identity in identities]
 
     def _encode_portion(
-        self, query: str, documents: Sequence[str], max_document_tokens: int | None
+        self, query: str, documents: Sequence[str], options: ScoreOptions
     ) -> tuple[EncodedPairs, list[bytes]]:
-        pairs = self._scorer.encode(query, documents, max_document_tokens=max_document_tokens)
+        pairs = self._scorer.encode(
+            query, documents, max_document_tokens=options.max_tokens_per_doc, instruction=options.instruction
+        )
         return pairs, identities_of(pairs.encodings)
 
 

@@ -1,11 +1,14 @@
-"""What a scorer is: it knows what a model's numbers mean. A scorer of pairs gives each document its own score."""
+"""What a scorer is: it knows what a model's numbers mean.
+
+A scorer of pairs gives each document its own score; a scorer of lists orders the candidates of one window.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from app.domain import BoolArray, Encoding, FloatArray, IntArray
+from app.domain import BoolArray, Encoding, FloatArray, IntArray, WindowPlan
 from app.ranking import Activation
 
 
@@ -33,10 +36,14 @@ class Edges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerSpec:
-    """What a scorer is loaded from. `max_length` None: as long as the model can read."""
+    """What a scorer is loaded from. `max_length` None: as long as the model can read. `source` is the registry's word
+    for where the model comes from; prompt templates are looked for in `templates`, the first folder first.
+    """
 
     folder: Path
     max_length: int | None = None
+    source: str = ""
+    templates: Sequence[Path] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -51,17 +58,28 @@ class PairScorer(Protocol):
     def pad_id(self) -> int: ...
 
     @property
+    def output_tokens(self) -> Sequence[int]:
+        """The tokens whose logits the engine is to give; empty: the model has a head of its own."""
+
+    @property
     def max_length(self) -> int:
         """Tokens of the longest pair that the model reads."""
 
     @property
     def activation(self) -> Activation: ...
 
-    def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedPairs:
         """Tokenise the query once and all documents in one call; cut documents, never the query.
 
         Raises:
-            InvalidRequest: the query leaves no room for a document.
+            InvalidRequest: the query leaves no room for a document, or the model reads no instruction.
         """
 
     def interpret(self, logits: FloatArray) -> FloatArray:
@@ -80,3 +98,52 @@ class PassageReader(Protocol):
         """
 
     def edges(self, texts: Sequence[str]) -> list[Edges]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedWindow:
+    """One prompt with all candidates of a window; `dropped` estimates the tokens cut off each, shape [candidates]."""
+
+    encoding: Encoding
+    dropped: IntArray
+
+
+@runtime_checkable
+class ListScorer(Protocol):
+    """Scores are comparable inside of one window only."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Everything about this scorer that changes an order: prompt, identifiers, lengths. Part of cache keys."""
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def output_tokens(self) -> Sequence[int]:
+        """As a `PairScorer`'s; for a model that generates, empty."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest prompt that the model reads."""
+
+    @property
+    def plan(self) -> WindowPlan:
+        """How the operator wants a request's candidates to be put into windows."""
+
+    def encode_window(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedWindow:
+        """Write the prompt of one window of at most `plan.window` candidates; too long passages are cut evenly.
+
+        Raises:
+            InvalidRequest: even short passages do not fit, or the model reads no instruction.
+        """
+
+    def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
+        """Turn one prompt's outputs, shape [outputs], into scores, shape [candidates]: higher is better."""

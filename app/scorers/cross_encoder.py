@@ -44,6 +44,8 @@ class CrossEncoderOptions(BaseModel):
 
 
 class CrossEncoder:
+    output_tokens: Sequence[int] = ()
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -90,12 +92,21 @@ class CrossEncoder:
             label=label,
         )
 
-    def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedPairs:
         """Tokenise the query once and all documents in one call; cut documents, never the query.
 
         Raises:
-            InvalidRequest: the query leaves no room for a document.
+            InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
+        if instruction is not None:
+            raise InvalidRequest("what this model reads has no place for an instruction; leave it out")
         query_ids = np.asarray(self._tokenizer.encode(query, add_special_tokens=False).ids, dtype=np.int64)
         room = self._room_beside(len(query_ids))
         if max_document_tokens is not None:

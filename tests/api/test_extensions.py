@@ -11,7 +11,7 @@ from app.domain import Truncation
 from app.pipeline.passages import PassagePolicy
 from app.ranking import sigmoid
 from tests.api.conftest import Api, OpenApi, is_our_error
-from tests.fakes import FakeService, score_of
+from tests.fakes import FakeService, WordScorer, score_of
 
 _LONG = " ".join(f"w{number}" for number in range(1200))
 
@@ -155,7 +155,7 @@ async def test_an_instruction_needs_a_model_with_a_place_for_it(open_api: OpenAp
         assert "no place for an instruction" in answer.json()["message"]
         for nothing in (None, ""):
             assert (await api.post("/v2/rerank", {**body, "instruction": nothing})).status_code == 200
-    async with open_api(FakeService(takes_instruction=True)) as api:
+    async with open_api(FakeService(scorer=WordScorer(takes_instruction=True))) as api:
         assert (await api.post("/v2/rerank", body)).status_code == 200
 
 

@@ -53,7 +53,14 @@ class _SlowScorer(WordScorer):
         super().__init__()
         self.calls: list[int] = []
 
-    def encode(self, query: str, documents: Sequence[str], *, max_document_tokens: int | None) -> EncodedPairs:
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedPairs:
         self.calls.append(len(documents))
         time.sleep(0.01)
         return super().encode(query, documents, max_document_tokens=max_document_tokens)

@@ -1,0 +1,167 @@
+"""Ranks a list: candidates go through the model in windows, by a schedule; windows of many requests share batches."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+
+from app.batching.batcher import Batcher, Forwarded, identities_of
+from app.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
+from app.errors import ConfigError, InvalidRequest, ScoringFailed
+from app.pipeline.windows import SCHEDULES, Schedule, Window, full
+from app.scorers.base import EncodedWindow, ListScorer
+from app.worker import Worker
+
+
+class WindowedStage:
+    """Its scores say the order and nothing else: n for the best of n documents down to 1, divided by n."""
+
+    def __init__(self, scorer: ListScorer, batcher: Batcher, tokenizing: Worker) -> None:
+        if scorer.plan.schedule not in SCHEDULES:
+            raise ConfigError(f"unknown schedule {scorer.plan.schedule!r}; known: {', '.join(SCHEDULES)}")
+        self._scorer = scorer
+        self._batcher = batcher
+        self._tokenizing = tokenizing
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Order the documents.
+
+        Raises:
+            InvalidRequest: a wish is out of the operator's bounds, or a prompt does not fit into the model.
+            ScoringFailed: the model gave a candidate no finite score.
+            Overloaded, Unavailable: see `Batcher.forward`.
+        """
+        wishes = options.windows or WindowWishes()
+        plan = plan_within(self._scorer.plan, wishes)
+        order = _initial_order(wishes, len(documents))
+        ranking = _Ranking(self._scorer, self._batcher, self._tokenizing, query, documents, options)
+        ranked = await ranking.run(_schedule(plan, order[: plan.depth], top_n=options.top_n))
+        return ranking.scores([*ranked, *order[plan.depth :]])
+
+
+class _Ranking:
+    """One request on its way through its schedule, and what that has cost so far."""
+
+    def __init__(
+        self,
+        scorer: ListScorer,
+        batcher: Batcher,
+        tokenizing: Worker,
+        query: str,
+        documents: Sequence[str],
+        options: ScoreOptions,
+    ) -> None:
+        self._scorer = scorer
+        self._batcher = batcher
+        self._tokenizing = tokenizing
+        self._query = query
+        self._documents = documents
+        self._options = options
+        self._tokens = np.zeros(len(documents), dtype=np.int64)
+        self._dropped = np.zeros(len(documents), dtype=np.int64)
+        self._timings = Timings()
+        self._begun = False
+
+    async def run(self, schedule: Schedule) -> list[int]:
+        orders: list[list[int]] | None = None
+        while True:
+            try:
+                windows = next(schedule) if orders is None else schedule.send(orders)
+            except StopIteration as end:
+                ranked: list[int] = end.value
+                return ranked
+            orders = await self._rank(windows)
+
+    async def _rank(self, windows: Sequence[Window]) -> list[list[int]]:
+        """The candidates of each window in order of relevance: one trip through the batcher for all of them."""
+        started = perf_counter()
+        encoded = [
+            await self._tokenizing.run(
+                self._scorer.encode_window,
+                self._query,
+                [self._documents[candidate] for candidate in window],
+                max_document_tokens=self._options.max_tokens_per_doc,
+                instruction=self._options.instruction,
+            )
+            for window in windows
+        ]
+        tokenize_s = perf_counter() - started
+        forwarded = await self._forward([one.encoding for one in encoded])
+        self._timings += Timings(tokenize_s=tokenize_s, queue_s=forwarded.queue_s, inference_s=forwarded.inference_s)
+        for window, one in zip(windows, encoded, strict=True):
+            self._charge(window, one)
+        return [self._ordered(window, row) for window, row in zip(windows, forwarded.logits, strict=True)]
+
+    async def _forward(self, encodings: Sequence[Encoding]) -> Forwarded:
+        """Later passes are not asked whether they may come in: what was begun is finished. Half a schedule is no order,
+        so a deadline is an error even where a partial answer was asked for.
+        """
+        terms = replace(self._options.terms, partial=False)
+        if self._begun:
+            return await self._batcher.serve(encodings, identities_of(encodings), terms)
+        self._begun = True
+        return await self._batcher.forward(encodings, terms)
+
+    def _ordered(self, window: Window, outputs: FloatArray) -> list[int]:
+        scores = self._scorer.interpret_window(outputs, candidates=len(window))
+        if not np.isfinite(scores).all():
+            raise ScoringFailed("the model gave a candidate no finite score")
+        return [window[place] for place in np.argsort(-scores, kind="stable")]
+
+    def _charge(self, window: Window, encoded: EncodedWindow) -> None:
+        """A prompt's tokens are its candidates' in equal parts, so that a request's sum is what the model read."""
+        share, rest = divmod(len(encoded.encoding.ids), len(window))
+        self._tokens[window] += share
+        self._tokens[window[:rest]] += 1
+        self._dropped[window] = np.maximum(self._dropped[window], encoded.dropped)
+
+    def scores(self, ranked: Sequence[int]) -> Scores:
+        return Scores(values=values_of_order(ranked), tokens=self._tokens, dropped=self._dropped, timings=self._timings)
+
+
+def values_of_order(ranked: Sequence[int]) -> FloatArray:
+    """Scores that say this order of document indices, in (0, 1], in request order."""
+    values = np.empty(len(ranked), dtype=np.float32)
+    values[np.asarray(ranked, dtype=np.int64)] = np.arange(len(ranked), 0, -1, dtype=np.float32) / len(ranked)
+    return values
+
+
+def plan_within(plan: WindowPlan, wishes: WindowWishes) -> WindowPlan:
+    """The plan with a caller's wishes.
+
+    Raises:
+        InvalidRequest: a wish is not within it; the message says the bounds.
+    """
+    window = _bounded("window", wishes.window, 2, plan.window)
+    depth = _bounded("depth", wishes.depth, 1, plan.depth)
+    stride = min(plan.stride, window - 1)
+    if wishes.stride is not None:
+        stride = _bounded("stride", wishes.stride, 1, window - 1)
+    if wishes.schedule is not None and wishes.schedule not in SCHEDULES:
+        raise InvalidRequest(f"unknown schedule {wishes.schedule[:40]!r}; known: {', '.join(SCHEDULES)}")
+    return replace(plan, window=window, stride=stride, depth=depth, schedule=wishes.schedule or plan.schedule)
+
+
+def _bounded(name: str, wish: int | None, least: int, most: int) -> int:
+    if wish is None:
+        return most
+    if not least <= wish <= most:
+        raise InvalidRequest(f"{name} must be from {least} to {most} for this model; got {wish}")
+    return wish
+
+
+def _initial_order(wishes: WindowWishes, count: int) -> Sequence[int]:
+    if wishes.initial_order is None:
+        return range(count)
+    if sorted(wishes.initial_order) != list(range(count)):
+        raise InvalidRequest(f"initial_order must hold each of the document indices 0 to {count - 1} once")
+    return wishes.initial_order
+
+
+def _schedule(plan: WindowPlan, candidates: Sequence[int], *, top_n: int | None) -> Schedule:
+    """One pass over the overlap settles `window - stride` candidates; no schedule is asked for more."""
+    settle = min(top_n or plan.window, plan.window - plan.stride)
+    # One candidate needs no model, but whoever asks about it, a canary too, wants to know that the model can answer.
+    schedule = full if len(candidates) == 1 else SCHEDULES[plan.schedule]
+    return schedule(candidates, window=plan.window, stride=plan.stride, settle=settle)

@@ -1,0 +1,199 @@
+"""FIRST: a window of candidates is ranked by one prefill, from the logits of their identifiers at the first place.
+
+Reddy et al., "FIRST: Faster Improved Listwise Reranking with Single Token Decoding", 2024. A model that would generate
+"[C] > [A] > ..." says with the logits of the letters at its first identifier already how it ranks all of them. Only
+these rows of the head are taken, exactly: reading the most probable tokens instead loses identifiers.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from app.domain import Encoding, FloatArray, IntArray, WindowPlan
+from app.errors import ConfigError, InvalidRequest
+from app.options import read_options
+from app.scorers.base import EncodedWindow, ScorerSpec
+from app.scorers.list_prompt import (
+    ListPrompt,
+    ListTemplate,
+    WindowOptions,
+    count_words,
+    cut_words,
+    identifier_texts,
+    most_words,
+)
+from app.scorers.templates import Neutraliser, read_prompt_template
+from app.scorers.tokenizer_files import load_tokenizer, longest_input, pad_id_of, read_json, read_optional_json
+
+Read = Literal["bracket", "generated-bracket", "prompt"]
+
+_PROBE_QUERY = "what is a probe"
+_PROBE_PASSAGES = ("A probe is a small test.", "It rains (mostly) in spring")
+
+
+class FirstTemplate(ListTemplate):
+    """A template file of the method "first". `read` says after what the identifiers' logits are read, which checkpoints
+    differ in: the prompt with "[" written behind it (`bracket`); the prompt and the token "[" that the model would
+    generate (`generated-bracket`; `bracket_token` names it where it is not the tokenizer's own "["); the prompt alone
+    (`prompt`, for models that answer without brackets).
+    """
+
+    read: Read = "bracket"
+    bracket_token: str | None = None
+
+
+class FirstOptions(WindowOptions):
+    """`[model.options]` of the scorer `first`."""
+
+    read: Read | None = Field(default=None, description="Default: the template's.")
+
+
+class First:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: FirstTemplate,
+        *,
+        plan: WindowPlan,
+        max_length: int,
+        pad_id: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        identifiers = identifier_texts(template.identifiers, count=plan.window)
+        self._prompt = ListPrompt(template, identifiers, Neutraliser(tokenizer, template.chat))
+        self.plan = plan
+        self.max_length = max_length
+        self.pad_id = pad_id
+        self._ending = self._bracket_ids()
+        self.output_tokens = tuple(self._identifier_id(identifier) for identifier in identifiers)
+        if len(set(self.output_tokens)) < len(identifiers):
+            raise ConfigError(f"this tokenizer does not tell the identifiers {', '.join(identifiers)} apart")
+        self.fingerprint = json.dumps(["first", max_length, plan.window, template.model_dump()])
+
+    @classmethod
+    def load(cls, spec: ScorerSpec) -> "First":
+        """Read tokenizer, configuration and prompt template, and check that every identifier is one token.
+
+        Raises:
+            ConfigError: a file is missing, no template is known for the model, or its tokenizer does not suit it.
+        """
+        options = read_options(spec.options, FirstOptions, of="scorer 'first'")
+        template = read_prompt_template(spec, method="first", name=options.template, shape=FirstTemplate)
+        changes = {"identifiers": options.identifiers, "read": options.read}
+        template = template.model_copy(update={name: value for name, value in changes.items() if value is not None})
+        config = read_json(spec.folder / "config.json")
+        tokenizer_config = read_optional_json(spec.folder / "tokenizer_config.json")
+        tokenizer = load_tokenizer(spec.folder)
+        longest = longest_input(config, tokenizer_config)
+        if spec.max_length is not None and spec.max_length > longest:
+            raise ConfigError(f"max_length = {spec.max_length}, but the model in {spec.folder} reads {longest} tokens")
+        return cls(
+            tokenizer,
+            template,
+            plan=options.plan,
+            max_length=spec.max_length or min(longest, template.max_length or longest),
+            pad_id=pad_id_of(tokenizer, config, tokenizer_config),
+        )
+
+    def encode_window(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedWindow:
+        """Write the prompt of one window; where it is too long, every passage keeps the same number of first words.
+
+        Raises:
+            InvalidRequest: a few words of each passage do not fit beside the query, or there is an instruction.
+        """
+        if instruction is not None:
+            raise InvalidRequest("this model's prompt has no place for an instruction; leave it out")
+        question = self._prompt.clean(query)
+        passages = [self._prompt.clean(text) for text in self._beginnings(documents, max_document_tokens)]
+
+        def ids_with(words: int) -> IntArray:
+            return self._ids(self._prompt.write(question, [cut_words(passage, words) for passage in passages]))
+
+        most = self._template.words_for(len(documents))
+        words = most_words(lambda words: len(ids_with(words)) <= self.max_length, most=most)
+        if words is None:
+            raise InvalidRequest(
+                f"the query and a few words of each of {len(documents)} passages are longer than the "
+                f"{self.max_length} tokens that this model reads: shorten the query or ask for a smaller window"
+            )
+        ids = ids_with(words)
+        boundary = self._shared_tokens(ids, self._prompt.opening(question, count=len(documents)))
+        return EncodedWindow(Encoding(ids, boundary), self._dropped(documents, passages, words))
+
+    def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
+        """The identifiers' logits, comparable inside of this window only; shape [candidates]."""
+        return outputs[:candidates]
+
+    def _ids(self, prompt: str) -> IntArray:
+        text = f"{prompt}[" if self._template.read == "bracket" else prompt
+        ids = np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.concatenate((ids, self._ending))
+
+    def _shared_tokens(self, ids: IntArray, opening: str) -> int:
+        """Tokens that all windows with this query begin with; the opening's last may merge with a passage."""
+        shared = np.asarray(self._tokenizer.encode(opening, add_special_tokens=False).ids[:-1], dtype=np.int64)
+        return len(shared) if bool((ids[: len(shared)] == shared).all()) else 0
+
+    def _beginnings(self, documents: Sequence[str], max_document_tokens: int | None) -> Sequence[str]:
+        if max_document_tokens is None:
+            return documents
+        encoded = self._tokenizer.encode_batch(list(documents), add_special_tokens=False)
+        return [
+            document if len(one.ids) <= max_document_tokens else document[: one.offsets[max_document_tokens - 1][1]]
+            for document, one in zip(documents, encoded, strict=True)
+        ]
+
+    @staticmethod
+    def _dropped(documents: Sequence[str], passages: Sequence[str], words: int) -> IntArray:
+        """Words cut off each document: an estimate of tokens that is never too high."""
+        kept = [min(count_words(passage), words) for passage in passages]
+        whole = [count_words(" ".join(document.split())) for document in documents]
+        return np.maximum(0, np.array(whole, dtype=np.int64) - np.array(kept, dtype=np.int64))
+
+    def _bracket_ids(self) -> IntArray:
+        """What follows a prompt's own ids: nothing, or the bracket that the model would generate."""
+        if self._template.read != "generated-bracket":
+            return np.empty(0, dtype=np.int64)
+        if self._template.bracket_token is not None:
+            token = self._tokenizer.token_to_id(self._template.bracket_token)
+            if token is None:
+                raise ConfigError(f"bracket_token = {self._template.bracket_token!r} is not in this vocabulary")
+            return np.array([token], dtype=np.int64)
+        prompt = self._prompt.write(_PROBE_QUERY, _PROBE_PASSAGES)
+        before, after = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in (prompt, f"{prompt}["))
+        if after[:-1] != before:
+            raise ConfigError(
+                "the tokenizer merges the prompt's end with '[', so that the token which the model generates is not "
+                "known; name it: bracket_token in the template"
+            )
+        return np.array(after[-1:], dtype=np.int64)
+
+    def _identifier_id(self, identifier: str) -> int:
+        """The one token that an identifier adds behind the prompt.
+
+        Raises:
+            ConfigError: it adds several, or changes what stands before it: the logits would be those of other tokens.
+        """
+        prompt = self._prompt.write(_PROBE_QUERY, _PROBE_PASSAGES)
+        start = prompt if self._template.read == "prompt" else f"{prompt}["
+        before, after = (
+            self._tokenizer.encode(text, add_special_tokens=False).ids for text in (start, start + identifier)
+        )
+        if after[:-1] != before:
+            raise ConfigError(
+                f"identifier {identifier!r} is not one token of its own behind {start[-12:]!r} in this tokenizer; use "
+                "other identifiers, a smaller window (numbers: up to 9 with most tokenizers), or another way to read"
+            )
+        return int(after[-1])

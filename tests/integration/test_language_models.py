@@ -1,0 +1,184 @@
+"""Language models as rerankers: ours against plain transcriptions of the methods, on tiny models of every family."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.config import SHIPPED_REGISTRY
+from app.domain import Encoding, FloatArray
+from app.engines import load_engine
+from app.engines.base import Engine, EngineSpec
+from app.errors import ConfigError
+from app.scorers import load_list_scorer, load_scorer
+from app.scorers.base import ListScorer, PairScorer, ScorerSpec
+from tests.tiny_causal import FIRST_TEMPLATES
+from tests.tiny_models import CORPUS
+from tests.transcriptions import first_logits, qwen3_reranker_logits
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+Folder = Callable[[str], Path]
+
+TEMPLATES = (SHIPPED_REGISTRY.parent / "templates",)
+QUERIES = ("what is the capital of France?", "who wrote [12] Hamlet")
+DOCUMENTS = (*CORPUS, "one", "a text that says [B] > [A] and [3], {query} too", " white \n\n space\tof   all kinds ")
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+SHARING = pytest.mark.parametrize("share_prefixes", [True, False], ids=["shared", "unshared"])
+FAMILY = pytest.mark.parametrize("family", list(FIRST_TEMPLATES))
+
+
+def first_scorer(folder: Path, family: str, **options: Any) -> ListScorer:
+    template = {"template": FIRST_TEMPLATES[family]}
+    return load_list_scorer("first", ScorerSpec(folder=folder, templates=TEMPLATES, options={**template, **options}))
+
+
+def yes_no_scorer(folder: Path, **spec: Any) -> PairScorer:
+    options = {"template": "qwen3-reranker"}
+    return load_scorer("yes-no", ScorerSpec(folder=folder, templates=TEMPLATES, options=options, **spec))
+
+
+def torch_engine(folder: Path, scorer: ListScorer | PairScorer, **options: Any) -> Engine:
+    return load_engine(
+        "torch-causal",
+        EngineSpec(
+            folder=folder,
+            pad_id=scorer.pad_id,
+            output_tokens=scorer.output_tokens,
+            options={"device": "cpu", **options},
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, causal_folder: Folder) -> Callable[[str, str], Path]:
+    """Gives the folder that our own export makes of a family's tiny model for a method, in float32 and int8."""
+    built: dict[tuple[str, str], Path] = {}
+
+    def folder(method: str, family: str) -> Path:
+        if (method, family) not in built:
+            from app.exporting import export_language_model  # noqa: PLC0415 - imports torch
+
+            target = tmp_path_factory.mktemp(f"{method}-{family}")
+            template = FIRST_TEMPLATES[family] if method == "first" else "qwen3-reranker"
+            source = causal_folder(family)
+            spec = ScorerSpec(folder=source, templates=TEMPLATES, options={"template": template})
+            export_language_model(source, target, method=method, spec=spec, precisions=["float32", "int8"])
+            built[method, family] = target
+        return built[method, family]
+
+    return folder
+
+
+def onnx_engine(folder: Path, scorer: ListScorer | PairScorer, file: str = "model.onnx") -> Engine:
+    return load_engine(
+        "onnx",
+        EngineSpec(folder=folder, pad_id=scorer.pad_id, output_tokens=scorer.output_tokens, options={"file": file}),
+    )
+
+
+def in_batches(engine: Engine, encodings: Sequence[Encoding]) -> list[FloatArray]:
+    """Logits by encoding, of every mix: alone, in pairs, in threes in another order, and all at once, twice."""
+    rounds = []
+    for size, seed in ((1, None), (2, 1), (3, 2), (len(encodings), None), (len(encodings), 3)):
+        order = list(range(len(encodings)))
+        if seed is not None:
+            np.random.default_rng(seed).shuffle(order)
+        logits = np.empty((len(encodings), 0), dtype=np.float32)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            rows = engine.forward([encodings[index] for index in batch])
+            logits = logits if logits.shape[1] else np.empty((len(encodings), rows.shape[1]), dtype=np.float32)
+            logits[batch] = rows
+        rounds.append(logits)
+    return rounds
+
+
+def windows() -> list[tuple[str, Sequence[str]]]:
+    return [(query, DOCUMENTS[start : start + size]) for query in QUERIES for start, size in ((0, 1), (1, 3), (3, 10))]
+
+
+@FAMILY
+@SHARING
+def test_first_gives_the_logits_of_a_plain_transcription(
+    causal_folder: Folder, family: str, share_prefixes: bool
+) -> None:
+    folder = causal_folder(family)
+    scorer = first_scorer(folder, family)
+    engine = torch_engine(folder, scorer, share_prefixes=share_prefixes)
+    encodings = [
+        scorer.encode_window(query, documents, max_document_tokens=None).encoding for query, documents in windows()
+    ]
+    expected = [first_logits(family, folder, query, documents) for query, documents in windows()]
+    for logits in in_batches(engine, encodings):
+        for row, wanted in zip(logits, expected, strict=True):
+            ours = scorer.interpret_window(row, candidates=len(wanted))
+            np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    assert np.std(np.concatenate(expected)) > 0.5
+
+
+@SHARING
+@pytest.mark.parametrize("instruction", [None, "Find the capital"])
+def test_yes_no_gives_the_scores_of_the_model_card(
+    causal_folder: Folder, share_prefixes: bool, instruction: str | None
+) -> None:
+    folder = causal_folder("qwen3")
+    scorer = yes_no_scorer(folder)
+    engine = torch_engine(folder, scorer, share_prefixes=share_prefixes)
+    encodings: list[Encoding] = []
+    for query in QUERIES:
+        pairs = scorer.encode(query, DOCUMENTS, max_document_tokens=None, instruction=instruction)
+        assert not pairs.dropped.any()
+        encodings += pairs.encodings
+    expected = np.concatenate(
+        [qwen3_reranker_logits(folder, query, DOCUMENTS, instruction=instruction or INSTRUCTION) for query in QUERIES]
+    )
+    for logits in in_batches(engine, encodings):
+        np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
+    assert expected.std() > 0.1
+
+
+@FAMILY
+def test_first_over_onnx_gives_the_logits_of_a_plain_transcription(
+    causal_folder: Folder, exported: Callable[[str, str], Path], family: str
+) -> None:
+    folder = exported("first", family)
+    scorer = first_scorer(folder, family)
+    engine = onnx_engine(folder, scorer)
+    encodings = [
+        scorer.encode_window(query, documents, max_document_tokens=None).encoding for query, documents in windows()
+    ]
+    expected = [first_logits(family, causal_folder(family), query, documents) for query, documents in windows()]
+    for logits in in_batches(engine, encodings):
+        for row, wanted in zip(logits, expected, strict=True):
+            ours = scorer.interpret_window(row, candidates=len(wanted))
+            np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_yes_no_over_onnx_gives_the_scores_of_the_model_card(
+    causal_folder: Folder, exported: Callable[[str, str], Path]
+) -> None:
+    folder = exported("yes-no", "qwen3")
+    scorer = yes_no_scorer(folder)
+    encodings = scorer.encode(QUERIES[0], DOCUMENTS, max_document_tokens=None).encodings
+    expected = qwen3_reranker_logits(causal_folder("qwen3"), QUERIES[0], DOCUMENTS, instruction=INSTRUCTION)
+    for logits in in_batches(onnx_engine(folder, scorer), encodings):
+        np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
+    int8 = scorer.interpret(onnx_engine(folder, scorer, "model.int8.onnx").forward(encodings))
+    assert 0 < np.abs(int8 - expected).max() < 0.5
+    assert (folder / "golden.json").is_file()
+
+
+def test_a_graph_of_other_tokens_is_refused(exported: Callable[[str, str], Path]) -> None:
+    folder = exported("first", "qwen3")
+    letters = first_scorer(folder, "qwen3")
+    smaller = first_scorer(folder, "qwen3", window=7, stride=3)
+    assert onnx_engine(folder, smaller).forward([Encoding(np.arange(9, 20), 0)]).shape == (1, 7)
+    digits = first_scorer(folder, "qwen3", identifiers="numeric", window=9, stride=3)
+    with pytest.raises(ConfigError, match=r"gives the logits of tokens .* rerankd export --method"):
+        onnx_engine(folder, digits)
+    with pytest.raises(ConfigError, match="language model's; name the scorer"):
+        load_engine("onnx", EngineSpec(folder=folder, pad_id=letters.pad_id))

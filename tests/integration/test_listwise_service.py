@@ -1,0 +1,163 @@
+"""Listwise and yes/no models behind the same API, batcher, cache and metrics as every other model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.assembly import running_service
+from app.config import Settings
+from app.domain import RerankRequest, RerankResult, ScoreOptions, WindowWishes
+from app.errors import InvalidRequest
+from app.service import RerankService
+from tests.fakes import RecordingObserver
+from tests.registry_files import write_registry
+from tests.servers import Server, rerankd_server, wait_until_ready
+from tests.tiny_models import CORPUS, TINY_BERT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+Folder = Callable[[str], Path]
+
+QUERY = "what is the capital of France?"
+HUNDRED = [f"{CORPUS[number % len(CORPUS)][: 20 + number]} {number}" for number in range(100)]
+FIRST: dict[str, Any] = {"window": 6, "stride": 3, "depth": 100, "template": "first-qwen3"}
+
+
+def models(causal_folder: Folder) -> list[dict[str, Any]]:
+    qwen = {"path": causal_folder("qwen3"), "engine": "torch-causal", "engine_options": {"device": "cpu"}}
+    return [
+        {"name": "cross", "path": TINY_BERT},
+        {"name": "first", "scorer": "first", "options": {**FIRST, "schedule": "tournament"}, **qwen},
+        {"name": "judge", "scorer": "yes-no", "options": {"template": "qwen3-reranker"}, **qwen},
+        {"name": "both", "stages": ["cross:12", "first:6"]},
+    ]
+
+
+@asynccontextmanager
+async def serving(folder: Path, causal_folder: Folder) -> AsyncIterator[tuple[RerankService, RecordingObserver]]:
+    observer = RecordingObserver()
+    registry = write_registry(folder, models(causal_folder))
+    async with running_service(Settings(registry=registry), observer) as service:
+        for model in service.models:
+            await model.settled()
+        yield service, observer
+
+
+def indices(result: RerankResult) -> list[int]:
+    return [document.index for document in result.results]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, causal_folder: Folder) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("listwise")
+    with rerankd_server(folder, write_registry(folder, models(causal_folder))) as server:
+        wait_until_ready(server)
+        yield server
+
+
+async def test_a_first_model_answers_beside_cross_encoder_traffic(server: Server) -> None:
+    body = {"model": "first", "query": QUERY, "documents": HUNDRED, "top_n": 5}
+    small = {"model": "cross", "query": QUERY, "documents": list(CORPUS)}
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        listwise = asyncio.create_task(client.post("/v2/rerank", json=body))
+        others = [await client.post("/v2/rerank", json={**small, "query": f"{QUERY} {number}"}) for number in range(5)]
+        waited = listwise.done()
+        answer = await listwise
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    assert len({result["index"] for result in results}) == 5
+    scores = [result["relevance_score"] for result in results]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == 1
+    assert all(other.status_code == 200 for other in others)
+    assert not waited, "the cross-encoder's requests were to be answered meanwhile"
+
+
+async def test_a_repeated_list_is_served_from_the_cache(tmp_path: Path, causal_folder: Folder) -> None:
+    async with serving(tmp_path, causal_folder) as (service, observer):
+        request = RerankRequest(query=QUERY, documents=HUNDRED[:15], model="first")
+        once = await service.rerank(request)
+        batches = len(observer.named("batch_scored"))
+        again = await service.rerank(request)
+        assert len(observer.named("batch_scored")) == batches
+        assert (once.cached, again.cached) == (0, 15)
+        assert indices(again) == indices(once)
+        other_order = RerankRequest(query=QUERY, documents=HUNDRED[14::-1], model="first")
+        assert (await service.rerank(other_order)).cached == 0
+
+
+async def test_a_request_that_is_given_up_in_mid_schedule_stops_there(tmp_path: Path, causal_folder: Folder) -> None:
+    async with serving(tmp_path, causal_folder) as (service, observer):
+        wishes = WindowWishes(schedule="sliding")
+        before = len(observer.named("batch_scored"))
+        request = RerankRequest(query=QUERY, documents=HUNDRED, model="first", options=ScoreOptions(windows=wishes))
+        running = asyncio.create_task(service.rerank(request))
+        while len(observer.named("batch_scored")) < before + 2:  # noqa: ASYNC110 - a fact is no event
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await asyncio.sleep(0.3)
+        assert len(observer.named("batch_scored")) <= before + 4
+        assert (await service.rerank(RerankRequest(query=QUERY, documents=["a", "b"], model="first"))).results
+
+
+async def test_a_cascade_says_which_model_placed_each_document(tmp_path: Path, causal_folder: Folder) -> None:
+    async with serving(tmp_path, causal_folder) as (service, _):
+        documents = [*HUNDRED[:9], "  ", *HUNDRED[9:20]]
+        result = await service.rerank(RerankRequest(query=QUERY, documents=documents, model="both"))
+        placed = [document.placed_by for document in result.results]
+        assert placed == ["first"] * 6 + ["cross"] * 6 + [None] * 9
+        assert indices(result)[12:] == [*range(13, 21), 9], "those beyond the depth keep their order, blank ones last"
+        cross = await service.rerank(RerankRequest(query=QUERY, documents=documents[:13], model="cross"))
+        assert indices(result)[6:12] == indices(cross)[6:12]
+
+
+async def test_wishes_out_of_the_operators_bounds_are_refused(tmp_path: Path, causal_folder: Folder) -> None:
+    async with serving(tmp_path, causal_folder) as (service, _):
+        for wishes, message in (
+            (WindowWishes(window=7), "window must be from 2 to 6"),
+            (WindowWishes(depth=101), "depth must be from 1 to 100"),
+            (WindowWishes(window=3, stride=3), "stride must be from 1 to 2"),
+            (WindowWishes(schedule="bubble"), "unknown schedule 'bubble'; known: sliding, full, top-down, tournament"),
+            (WindowWishes(initial_order=[0, 0, 1]), "each of the document indices 0 to 2 once"),
+        ):
+            with pytest.raises(InvalidRequest, match=message):
+                await service.rerank(
+                    RerankRequest(
+                        query=QUERY, documents=["a", "b", "c"], model="first", options=ScoreOptions(windows=wishes)
+                    )
+                )
+
+
+async def test_candidates_beyond_the_depth_keep_the_initial_order(tmp_path: Path, causal_folder: Folder) -> None:
+    async with serving(tmp_path, causal_folder) as (service, _):
+        order = [7, 3, 5, 1, 0, 2, 4, 6]
+        documents = [*HUNDRED[:7], HUNDRED[7]]
+        wishes = WindowWishes(depth=4, initial_order=order)
+        result = await service.rerank(
+            RerankRequest(query=QUERY, documents=documents, model="first", options=ScoreOptions(windows=wishes))
+        )
+        assert sorted(indices(result)[:4]) == [1, 3, 5, 7]
+        assert indices(result)[4:] == [0, 2, 4, 6]
+
+
+async def test_an_instruction_reaches_the_models_that_read_one(tmp_path: Path, causal_folder: Folder) -> None:
+    async with serving(tmp_path, causal_folder) as (service, _):
+        request: dict[str, Any] = {"query": QUERY, "documents": list(CORPUS)}
+        plain = await service.rerank(RerankRequest(**request, model="judge"))
+        told = await service.rerank(
+            RerankRequest(**request, model="judge", options=ScoreOptions(instruction="Find vaccines"))
+        )
+        assert told.cached == 0
+        assert [document.value for document in told.results] != [document.value for document in plain.results]
+        for model in ("cross", "first"):
+            with pytest.raises(InvalidRequest, match="instruction"):
+                await service.rerank(
+                    RerankRequest(**request, model=model, options=ScoreOptions(instruction="Find vaccines"))
+                )

@@ -1,0 +1,148 @@
+"""Tiny randomly initialised causal language models in the layout of a Hugging Face folder, one per family.
+
+As in `tests.tiny_models`, vocabularies are built by hand so that they are the same every time.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from tests.tiny_models import CORPUS
+
+MAX_LENGTH: Final = 2048
+# Short enough that prompts of the tests are longer: what lies beyond must not be read by layers that have a window.
+SLIDING_WINDOW: Final = 48
+
+_WORDS: Final = ("yes", "no", "Yes", "No", "Query", "Document", "passages", "relevance", "rank", "Rank")
+_LLAMA_MARKUP: Final = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+_QWEN_MARKUP: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_MISTRAL_MARKUP: Final = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
+_GEMMA_MARKUP: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+_SIZES: Final[Mapping[str, Any]] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "max_position_embeddings": MAX_LENGTH,
+    "initializer_range": 0.15,
+}
+
+
+def build_llama(folder: Path) -> Path:
+    """Byte-level BPE with Llama 3's markup; a head of its own."""
+    from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - only slow tests have torch
+
+    tokenizer = byte_level_tokenizer(_LLAMA_MARKUP)
+    return _save(LlamaForCausalLM, LlamaConfig, tokenizer, folder, pad="<|eot_id|>", tie_word_embeddings=False)
+
+
+def build_mistral(folder: Path) -> Path:
+    """BPE over "▁" with byte fallback and Mistral's markup; every layer sees a sliding window."""
+    from transformers import MistralConfig, MistralForCausalLM  # noqa: PLC0415 - as above
+
+    tokenizer = byte_fallback_tokenizer(_MISTRAL_MARKUP)
+    return _save(
+        MistralForCausalLM,
+        MistralConfig,
+        tokenizer,
+        folder,
+        pad="</s>",
+        sliding_window=SLIDING_WINDOW,
+        tie_word_embeddings=False,
+    )
+
+
+def build_qwen3(folder: Path) -> Path:
+    """Byte-level BPE with Qwen's markup and its marks of thought, which are no special tokens; tied embeddings."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer(_QWEN_MARKUP, plain=("<think>", "</think>"))
+    return _save(Qwen3ForCausalLM, Qwen3Config, tokenizer, folder, pad="<|endoftext|>", tie_word_embeddings=True)
+
+
+def build_gemma2(folder: Path) -> Path:
+    """BPE with Gemma's markup; logits are squeezed, and every other layer sees a sliding window."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM  # noqa: PLC0415 - as above
+
+    tokenizer = byte_fallback_tokenizer(_GEMMA_MARKUP, leading_space=False)
+    return _save(
+        Gemma2ForCausalLM,
+        Gemma2Config,
+        tokenizer,
+        folder,
+        pad="<pad>",
+        sliding_window=SLIDING_WINDOW,
+        query_pre_attn_scalar=8,
+        final_logit_softcapping=5.0,
+    )
+
+
+CAUSAL_FAMILIES: Final[Mapping[str, Callable[[Path], Path]]] = {
+    "llama": build_llama,
+    "mistral": build_mistral,
+    "qwen3": build_qwen3,
+    "gemma2": build_gemma2,
+}
+# The shipped templates whose markup a family's tokenizer knows.
+FIRST_TEMPLATES: Final[Mapping[str, str]] = {
+    "llama": "first-llama-3",
+    "mistral": "first-mistral",
+    "qwen3": "first-qwen3",
+}
+
+
+def byte_level_tokenizer(markup: Sequence[str], *, plain: Sequence[str] = ()) -> Tokenizer:
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = sorted({word for text in (*CORPUS, *_WORDS) for word, _ in pre_tokenizer.pre_tokenize_str(text)})
+    tokenizer = Tokenizer(_bpe([*markup, *plain, *sorted(pre_tokenizers.ByteLevel.alphabet())], words))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    return _with_markup(tokenizer, markup, plain)
+
+
+def byte_fallback_tokenizer(markup: Sequence[str], *, leading_space: bool = True) -> Tokenizer:
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    words = sorted({word for text in CORPUS for word in text.replace(" ", " ▁").split()} | set(_WORDS))
+    characters = sorted(set("".join(words)) | {"▁", "[", "]", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"})
+    bpe = _bpe([*markup, *bytes_, *characters], words, byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(bpe)
+    scheme = "first" if leading_space else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme)])
+    return _with_markup(tokenizer, markup, ())
+
+
+def _bpe(start: Sequence[str], words: Sequence[str], **options: Any) -> models.BPE:
+    merges = list(dict.fromkeys((word[:end], word[end]) for word in words for end in range(1, min(len(word), 5))))
+    vocabulary = [*start, *(left + right for left, right in merges)]
+    return models.BPE({token: number for number, token in enumerate(dict.fromkeys(vocabulary))}, merges, **options)
+
+
+def _with_markup(tokenizer: Tokenizer, markup: Sequence[str], plain: Sequence[str]) -> Tokenizer:
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in markup])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+    return tokenizer
+
+
+def _save(kind: Any, config_kind: Any, tokenizer: Tokenizer, folder: Path, *, pad: str, **config: Any) -> Path:
+    """A tiny model with the same random weights every time."""
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from transformers.utils import logging  # noqa: PLC0415 - as above
+
+    logging.disable_progress_bar()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    saved = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MAX_LENGTH, "pad_token": pad}
+    (folder / "tokenizer_config.json").write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    filled = config_kind(
+        vocab_size=tokenizer.get_vocab_size(), pad_token_id=tokenizer.token_to_id(pad), **{**_SIZES, **config}
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind(filled).save_pretrained(folder)
+    return folder

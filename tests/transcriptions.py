@@ -1,0 +1,107 @@
+"""The methods once more, as their papers and model cards say them: plain transformers, one prompt at a time, the whole
+vocabulary, no batch, no padding, nothing shared, none of our code. What ours gives is compared with this.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from app.domain import FloatArray
+
+_SYSTEM: Final = (
+    "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query"
+)
+_TASK: Final = (
+    "Rank the {count} passages above based on their relevance to the search query. All the passages should be included "
+    "and listed using identifiers, in descending order of relevance. The output format should be [] > [], e.g., "
+    "[B] > [A], Answer concisely and directly and only respond with the ranking results, do not say any word or "
+    "explain."
+)
+# The chat templates as the models' makers publish them, for one system and one user message.
+CHATS: Final = {
+    "llama": (
+        "{% for m in messages %}{% if loop.first %}<|begin_of_text|>{% endif %}<|start_header_id|>{{ m['role'] }}"
+        "<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+    "mistral": (
+        "<s>{% for m in messages[1:] %}[INST] {{ messages[0]['content'] }}\n\n{{ m['content'] }}[/INST]{% endfor %}"
+    ),
+    "qwen3": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    ),
+}
+
+
+def first_logits(family: str, folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """FIRST with letters: the prompt, "[" behind it, the letters' logits at the last position; shape [documents]."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(documents)]
+    words = 6000 // len(documents)
+    count = len(documents)
+    lines = [
+        f"[{letter}] {_without_identifiers(' '.join(document.split()[:words]))}\n"
+        for letter, document in zip(letters, documents, strict=True)
+    ]
+    question = _without_identifiers(" ".join(query.split()))
+    user = (
+        f"I will provide you with {count} passages, each indicated by an alphabetical identifier []. Rank the passages "
+        f"based on their relevance to the search query: {question}.\n{''.join(lines)}Search Query: {question}.\n"
+        + _TASK.replace("{count}", str(count))
+    )
+    tokenizer, _ = _loaded(folder)
+    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
+    prompt = tokenizer.apply_chat_template(
+        messages, chat_template=CHATS[family], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    ids = tokenizer(f"{prompt}[", add_special_tokens=False).input_ids
+    letter_ids = [tokenizer(f"{prompt}[{letter}", add_special_tokens=False).input_ids[-1] for letter in letters]
+    return _logits_after(folder, ids)[letter_ids]
+
+
+def qwen3_reranker_logits(folder: Path, query: str, documents: Sequence[str], *, instruction: str) -> FloatArray:
+    """The model card's procedure; log-odds of its probability of "yes", shape [documents]."""
+    import torch  # noqa: PLC0415 - only slow tests have torch
+
+    tokenizer, _ = _loaded(folder)
+    prefix = tokenizer.encode(
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+        add_special_tokens=False,
+    )
+    suffix = tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", add_special_tokens=False)
+    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+    values = []
+    for document in documents:
+        text = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
+        body = tokenizer(text, add_special_tokens=False).input_ids
+        logits = torch.from_numpy(_logits_after(folder, prefix + body + suffix)[[no, yes]]).double()
+        probability = torch.nn.functional.log_softmax(logits, dim=0).exp()[1].item()
+        values.append(np.log(probability / (1 - probability)))
+    return np.array(values, dtype=np.float32)
+
+
+def _without_identifiers(text: str) -> str:
+    return re.sub(r"\[([A-Z]|\d+)\]", r"(\1)", text)
+
+
+def _logits_after(folder: Path, ids: Sequence[int]) -> FloatArray:
+    """The logits of the whole vocabulary behind these tokens."""
+    import torch  # noqa: PLC0415 - as above
+
+    _, model = _loaded(folder)
+    with torch.inference_mode():
+        logits: FloatArray = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1].numpy()
+    return logits
+
+
+@cache
+def _loaded(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
+
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()

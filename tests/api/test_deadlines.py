@@ -1,12 +1,16 @@
 """Deadlines over HTTP: what cannot make it is refused at once, with the time to come back."""
 
 import asyncio
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
+from app.cache.memory import MemoryCache
+from app.domain import Encoding, FloatArray
 from app.ranking import sigmoid
 from tests.api.conftest import Api, OpenApi, is_our_error
-from tests.fakes import ArithmeticEngine, FakeService
+from tests.fakes import ArithmeticEngine, FakeService, logit_of
 
 _PATH = "/v2/rerank"
 _HEADER = "X-Request-Deadline-Ms"
@@ -81,3 +85,30 @@ async def test_callers_are_told_apart_by_their_keys(open_api: OpenApi) -> None:
         await asyncio.sleep(0.1)
         engine.gate.set()
         assert await asyncio.gather(*heavy, light) == [200, 200, 200]
+
+
+class _SlowForLong(ArithmeticEngine):
+    """Passes with a sequence of more than twenty tokens wait at the gate."""
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        if max(len(encoding.ids) for encoding in encodings) > 20:
+            return super().forward(encodings)
+        return np.array([[logit_of(encoding.ids.tolist())] for encoding in encodings], dtype=np.float32)
+
+
+async def test_a_partial_answer_has_the_scored_documents_first_and_flags_the_rest(open_api: OpenApi) -> None:
+    engine = _SlowForLong(workers=2, pairs=1)
+    cache = MemoryCache(max_entries=100)
+    async with open_api(FakeService(activation=sigmoid, engine=engine, cache=cache)) as api:
+        body = {"query": "q", "documents": ["w " * 30, "short", "w " * 40, "brief", ""], "on_deadline": "partial"}
+        await api.post(_PATH, {"query": "q", "documents": ["short", "brief"]})
+        engine.gate.clear()
+        answer = (await api.post(_PATH, body, headers={_HEADER: "300"})).json()
+        engine.gate.set()
+        indices = [result["index"] for result in answer["results"]]
+        assert sorted(indices[:2]) == [1, 3]
+        assert indices[2:] == [0, 2, 4]
+        assert [result.get("scored") for result in answer["results"]] == [None, None, False, False, None]
+        assert "2 documents were not scored before the deadline" in answer["meta"]["warnings"][0]
+        whole = (await api.post(_PATH, body)).json()
+        assert all("scored" not in result for result in whole["results"]), "what was missing was not cached"

@@ -17,6 +17,7 @@ from app.domain import (
     RerankResult,
     ScoreOptions,
     Truncation,
+    WindowWishes,
 )
 
 
@@ -32,6 +33,18 @@ class PassageFields(BaseModel):
     top_k: int | None = Field(default=None, ge=1, description="How many passages `top_k_mean` averages.")
 
 
+class WindowFields(BaseModel):
+    """How a listwise model works through the documents, within the operator's bounds; absent: as the operator said."""
+
+    window: int | None = Field(default=None, description="Documents in one prompt.")
+    stride: int | None = Field(default=None, description="By how many documents the sliding window moves.")
+    schedule: str | None = Field(default=None, description="`sliding`, `full`, `top-down` or `tournament`.")
+    depth: int | None = Field(default=None, description="Only the first so many documents are reordered.")
+    initial_order: list[int] | None = Field(
+        default=None, description="The indices of all documents, the best first, as your retriever has them."
+    )
+
+
 class CohereV2Call(SupersetCall):
     min_score: float | None = Field(
         default=None, allow_inf_nan=False, description="Leave out results with a lower relevance score."
@@ -43,6 +56,7 @@ class CohereV2Call(SupersetCall):
     instruction: Annotated[str | None, AfterValidator(lambda text: text or None)] = Field(
         default=None, description="What relevant means, for a model that follows instructions."
     )
+    windows: WindowFields | None = Field(default=None, description="For listwise models.")
     on_deadline: OnDeadline | None = Field(
         default=None, description="When time runs out: an error (default), or what is scored by then."
     )
@@ -65,6 +79,7 @@ class CohereV2Call(SupersetCall):
                 top_k=fields.top_k,
             ),
             instruction=self.instruction,
+            windows=WindowWishes(**dict(self.windows)) if self.windows else None,
             priority=self.priority or 0,
             on_deadline=self.on_deadline or OnDeadline.ERROR,
         )
@@ -86,7 +101,7 @@ class CohereV2Call(SupersetCall):
 def _explain(ranked: RankedDocument, result: RerankResult) -> Json:
     scores = result.scores
     return {
-        "stage": result.scorer,
+        "stage": ranked.placed_by or result.scorer,
         "score": ranked.value,
         "cached": scores.cached is not None and bool(scores.cached[ranked.index]),
         "tokens": int(scores.tokens[ranked.index]),

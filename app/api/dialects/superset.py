@@ -64,6 +64,8 @@ class SupersetCall(QueryCall):
         entry: Json = {"index": ranked.index, "relevance_score": score_of(ranked, raw=raw)}
         if isinstance(document, Mapping):
             entry |= {name: document[name] for name in PASSED_THROUGH if name in document}
+        if ranked.placed_by:
+            entry["placed_by"] = ranked.placed_by
         if not ranked.scored:
             entry["scored"] = False
         if self.return_documents:
@@ -116,6 +118,7 @@ class Result(BaseModel):
     index: int
     relevance_score: float
     scored: bool | None = None
+    placed_by: str | None = None
     id: Any | None = None
     metadata: Any | None = None
     document: dict[str, Any] | None = None

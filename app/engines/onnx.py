@@ -10,7 +10,16 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain import Encoding, FloatArray, IntArray
-from app.engines.base import BatchLimits, EngineSpec, PaddedBatch, check_inputs, check_output, find_graph, pad
+from app.engines.base import (
+    BatchLimits,
+    EngineSpec,
+    OutOfMemory,
+    PaddedBatch,
+    check_inputs,
+    check_output,
+    find_graph,
+    pad,
+)
 from app.errors import ConfigError
 from app.options import read_options
 from app.worker import available_cores
@@ -36,6 +45,7 @@ _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
     "tensorrt": ["model.float16.onnx", *_PLAIN],
 }
 _OUTPUT: Final = "logits"
+_OUT_OF_MEMORY: Final = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaerrormemoryallocation")
 # The graph's note of whose logits it gives: a JSON list of token ids.
 OUTPUT_TOKENS: Final = "rerankd_output_tokens"
 
@@ -110,9 +120,19 @@ class OnnxEngine:
         return BatchLimits(tokens=32_768, pairs=256)
 
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Score sequences; the result has shape [sequences, outputs of the head], float32."""
+        """Score sequences; the result has shape [sequences, outputs of the head], float32.
+
+        Raises:
+            OutOfMemory: the device has no room for so large a batch.
+        """
         inputs = self._arrays(pad(encodings, pad_id=self._pad_id))
-        logits = self._run_bound(inputs) if self._io_binding else self._run(inputs)
+        try:
+            logits = self._run_bound(inputs) if self._io_binding else self._run(inputs)
+        except Exception as error:
+            # ONNX Runtime has no class of errors for it.
+            if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+                raise OutOfMemory(str(error)) from error
+            raise
         return logits[:, : self._outputs].astype(np.float32, copy=False)
 
     def _arrays(self, batch: PaddedBatch) -> dict[str, IntArray]:

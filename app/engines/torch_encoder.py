@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from threading import local
 from typing import Final, Literal
@@ -14,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from app.domain import Encoding, FloatArray, IntArray
-from app.engines.base import BatchLimits, EngineSpec, pad
+from app.engines.base import BatchLimits, EngineSpec, OutOfMemory, pad
 from app.engines.packed import ATTENTION, can_pack, logits_of, pack
 from app.errors import ConfigError
 from app.options import read_options
@@ -38,10 +37,9 @@ class TorchEncoderOptions(BaseModel):
     attention: str | None = Field(
         default=None, description="transformers' attn_implementation; default: its own choice for the model."
     )
-    packed: bool | None = Field(
-        default=None,
-        description="Lay sequences end to end instead of padding them; default: on CUDA in half precision, for "
-        "architectures that are known to work so, unless `attention` is given.",
+    packed: bool = Field(
+        default=False,
+        description="Lay sequences end to end instead of padding them: BERT, RoBERTa and XLM-R, ModernBERT.",
     )
     compile: bool = Field(default=False, description="Compile the layers with torch.compile; the first passes wait.")
 
@@ -74,9 +72,7 @@ class TorchEncoderEngine:
         model = _load(spec, options, device=device, precision=precision)
         if options.compile:
             model.base_model.compile(dynamic=True)
-        # With two, the copies of one batch overlap with the other's computation.
-        workers = spec.workers or (2 if device.type == "cuda" else 1)
-        return cls(model, device=device, precision=precision, pad_id=spec.pad_id, workers=workers)
+        return cls(model, device=device, precision=precision, pad_id=spec.pad_id, workers=spec.workers or 1)
 
     @property
     def preferred_batch(self) -> BatchLimits:
@@ -86,10 +82,18 @@ class TorchEncoderEngine:
 
     @torch.inference_mode()
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Score sequences; the result has shape [sequences, outputs of the head], float32."""
-        with self._stream():
-            logits = self._forward_packed(encodings) if self._packed else self._forward_padded(encodings)
-            return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+        """Score sequences; the result has shape [sequences, outputs of the head], float32.
+
+        Raises:
+            OutOfMemory: the device has no room for so large a batch.
+        """
+        try:
+            with self._stream():
+                logits = self._forward_packed(encodings) if self._packed else self._forward_padded(encodings)
+                return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemory(str(error)) from error
 
     def _stream(self) -> AbstractContextManager[None]:
         """Every thread's work goes to a stream of its own, so that it waits for nobody else's."""
@@ -130,30 +134,17 @@ def _load(
     """The model on its device, with packed sequences where these are wanted or do well."""
     if options.packed and options.attention:
         raise ConfigError("engine 'torch-encoder': packed = true has an attention of its own; leave `attention` out")
-    wanted = options.packed
-    if wanted is None:
-        wanted = not options.attention and _has_kernel(device, precision)
     model = load_classifier(
         spec.folder,
         dtype=_TORCH_PRECISION[precision],
         attention=options.attention,
         trust_remote_code=spec.trust_remote_code,
     ).to(device)
-    if wanted and can_pack(model):
+    if options.packed and can_pack(model):
         model.set_attn_implementation(ATTENTION)
     elif options.packed:
         raise ConfigError(f"a {model.config.model_type} model cannot be packed; leave `packed` out")
     return model
-
-
-def _has_kernel(device: torch.device, precision: Precision) -> bool:
-    """Whether torch has its attention for sequences of any length here: half precision, compute capability 8."""
-    return (
-        device.type == "cuda"
-        and precision != "float32"
-        and find_spec("torch.nn.attention.varlen") is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
 
 
 def load_classifier(

@@ -80,7 +80,7 @@ class Admission:
         raise Overloaded(
             f"{waiting:.0f} tokens wait already; this request has about {work.tokens:.0f} and the limit is "
             f"{self._max_waiting_tokens}: try again later, or send fewer documents",
-            retry_after_s=excess * self.seconds_per_token if self._cost.known else _FIRST_RETRY_S,
+            retry_after_s=excess * self.seconds_per_token or _FIRST_RETRY_S,
         )
 
     def _check_deadline(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:

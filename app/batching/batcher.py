@@ -49,8 +49,9 @@ class Forwarded:
 class _Job:
     """A request's encodings, and its answer once all of them are scored."""
 
-    def __init__(self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, now: float) -> None:
+    def __init__(self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, urgent: bool, now: float) -> None:
         self.encodings = encodings
+        self.urgent = urgent
         self.identities = identities
         self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.logits: FloatArray | None = None
@@ -189,7 +190,7 @@ class Batcher:
             raise _gone(self._model)
         number = next(self._numbers)
         now = perf_counter()
-        job = _Job(encodings, identities, now=now)
+        job = _Job(encodings, identities, urgent=terms.urgent, now=now)
         self._enter(number, job, terms)
         try:
             async with asyncio.timeout(max(0.0, terms.deadline - now) if terms.deadline < inf else None):
@@ -339,11 +340,12 @@ class Batcher:
             self._passes.remove(running)
         if logits.ndim != 2 or len(logits) != len(batch):
             raise ValueError(f"the engine gave logits of shape {logits.shape} for {len(batch)} encodings")
-        self._cost.learn(tokens=tokens, squares=squares, seconds=perf_counter() - running.started)
+        if any(not self._jobs[entry.job].urgent for item in batch for entry in item.wanted_by):
+            self._cost.learn(tokens=tokens, squares=squares, seconds=perf_counter() - running.started)
         return logits
 
     def _patience_s(self, running: _Pass) -> float | None:
-        """How long a pass may take. The first may compile or load for minutes, so it is waited for without end."""
+        """How long a pass may take. The first ones may compile for minutes, so they are waited for without end."""
         return max(_STUCK_AFTER_S, _STUCK_FACTOR * running.expected_s) if self._cost.known else None
 
     def _learn_budget(self, batch: Sequence[_Item]) -> None:

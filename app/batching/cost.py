@@ -14,36 +14,39 @@ _FORGETTING = 0.97
 # The tokens and squares of a usual pass, so that all three factors are of one order of magnitude.
 _SCALE: Vector = np.array([1.0, 512.0, 512.0 * 128.0])
 _UNCERTAIN = 1e4
-# After few passes, or many of one kind, the fit may say anything; the mean speed is the better guide then.
+# Before so many passes nobody is refused for what the model thinks.
 _PASSES_TO_TRUST = 20
+# After many passes of one kind the fit may say anything of the others; the mean speed is the better guide then.
 _TRUSTED = (0.5, 2.0)
 _MEMORY = 0.9
 
 
 class CostModel:
-    """`known` is false before the first pass."""
+    """Nothing is `known` before a few passes; until then the mean speed is all there is."""
 
     def __init__(self) -> None:
         self._factors: Vector = np.zeros(3)
         self._uncertainty = np.eye(3) * _UNCERTAIN
-        self._seconds_per_token = 0.0
-        self._pass_tokens = 512.0
+        # Sums over recent passes, in which each counts less than the one after it.
+        self._seconds = 0.0
+        self._tokens = 0.0
+        self._weight = 0.0
         self._passes = 0
 
     @property
     def known(self) -> bool:
-        return self._seconds_per_token > 0.0
+        return self._passes >= _PASSES_TO_TRUST
 
     @property
     def seconds_per_token(self) -> float:
-        """The mean of recent passes."""
-        return self._seconds_per_token
+        """The mean of recent passes; 0 before the first."""
+        return self._seconds / self._tokens if self._tokens else 0.0
 
     def learn(self, *, tokens: int, squares: int, seconds: float) -> None:
         """Take in what one pass of so many tokens, and so many squares of lengths, took."""
-        memory = _MEMORY if self.known else 0.0
-        self._seconds_per_token = memory * self._seconds_per_token + (1 - memory) * seconds / tokens
-        self._pass_tokens = memory * self._pass_tokens + (1 - memory) * tokens
+        self._seconds = _MEMORY * self._seconds + seconds
+        self._tokens = _MEMORY * self._tokens + tokens
+        self._weight = _MEMORY * self._weight + 1
         self._passes += 1
         given = np.array([1.0, tokens, squares]) / _SCALE
         spread = self._uncertainty @ given
@@ -57,10 +60,10 @@ class CostModel:
 
     def seconds(self, *, tokens: float, squares: float) -> float:
         """Time of one worker for so much work, cut into passes of the usual size; 0 before anything is known."""
-        mean = tokens * self._seconds_per_token
-        if self._passes < _PASSES_TO_TRUST:
+        mean = tokens * self.seconds_per_token
+        if not self.known:
             return mean
-        passes = max(1.0, tokens / self._pass_tokens)
+        passes = max(1.0, tokens * self._weight / self._tokens)
         fitted = float(np.array([passes, tokens, squares]) / _SCALE @ self._factors)
         least, most = _TRUSTED
         return min(max(fitted, least * mean), most * mean)

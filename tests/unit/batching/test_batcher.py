@@ -346,9 +346,11 @@ async def test_a_partial_answer_may_have_nothing() -> None:
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_says_when_it_could() -> None:
     engine, observer = ArithmeticEngine(pairs=1, seconds_per_token=0.001), RecordingObserver()
     async with running_batcher(engine, observer) as batcher:
-        await batcher.forward(_encodings([1] * 50))
+        for _ in range(20):
+            await batcher.forward(_encodings([1] * 10))
+        passes = len(engine.batches)
         waiting = asyncio.ensure_future(batcher.forward(_encodings([2] * 400), Terms(deadline=perf_counter() + 60)))
-        await _until_a_pass_runs(engine, passes=2)
+        await _until_a_pass_runs(engine, passes=passes + 1)
         started = perf_counter()
         with pytest.raises(Overloaded, match="after its deadline") as later:
             await batcher.forward(_encodings([3] * 100), Terms(deadline=started + 0.2))
@@ -395,7 +397,8 @@ async def test_a_worker_that_hangs_is_replaced_and_the_others_of_its_batch_are_a
     engine = _HangingEngine()
     engine.gate.set()
     async with running_batcher(engine, RecordingObserver()) as batcher:
-        await batcher.forward(_encodings([1]))
+        for _ in range(20):
+            await batcher.forward(_encodings([1]))
         engine.gate.clear()
         poisoned = asyncio.ensure_future(batcher.forward(_encodings([POISON])))
         harmless = [asyncio.ensure_future(batcher.forward(_encodings([number]))) for number in (2, 3)]

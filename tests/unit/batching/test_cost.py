@@ -28,8 +28,23 @@ def test_nothing_is_known_at_first() -> None:
 def test_one_pass_gives_a_speed() -> None:
     cost = CostModel()
     cost.learn(tokens=100, squares=10_000, seconds=0.5)
-    assert cost.known
+    assert not cost.known
     assert cost.seconds(tokens=200, squares=20_000) == pytest.approx(1.0, rel=0.01)
+
+
+def test_after_some_passes_it_is_known() -> None:
+    cost = CostModel()
+    for _ in range(20):
+        cost.learn(tokens=100, squares=10_000, seconds=0.5)
+    assert cost.known
+
+
+def test_small_passes_that_are_mostly_overhead_hardly_change_the_mean() -> None:
+    cost = CostModel()
+    for _ in range(30):
+        cost.learn(tokens=500, squares=50_000, seconds=0.05)
+        cost.learn(tokens=5, squares=25, seconds=0.005)
+    assert cost.seconds_per_token == pytest.approx(1e-4, rel=0.15)
 
 
 @pytest.mark.parametrize(("length", "pairs"), [(20, 3), (100, 10), (400, 12)])
@@ -49,7 +64,7 @@ def test_much_work_is_cut_into_usual_passes() -> None:
 
 def test_a_machine_that_gets_slower_is_noticed() -> None:
     cost = _learnt(overhead=0.001, per_token=1e-4, per_square=0.0)
-    for _ in range(60):
+    for _ in range(80):
         cost.learn(tokens=500, squares=50_000, seconds=0.2)
     assert cost.seconds(tokens=500, squares=50_000) == pytest.approx(0.2, rel=0.15)
 

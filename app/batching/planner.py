@@ -1,10 +1,13 @@
 """Decides which encodings share a forward pass. Every batching decision is made here; pure, no clock, thread or I/O.
 
 1. Urgent requests go first.
-2. Callers share the engine evenly: next is the one that had least of it (start-time fair queueing, Goyal et al. 1996).
-   One who was away may catch up by `_CREDIT_TOKENS`, so a light caller hardly notices a heavy one.
-3. Of a caller's requests, that with the least work left goes first, within its priority; but one batch in
-   `_TURNS` belongs to the oldest, so that nothing starves and nothing large holds up small ones.
+2. Callers share the engine: next is the one that had least of it (start-time fair queueing, Goyal et al. 1996). A
+   token counts the more, the more its caller has waiting, by the square root: who asks for little at a time hardly
+   notices who floods the queue, equal callers have equal parts, and nobody gets nothing. Who was away may catch up by
+   `_CREDIT_TOKENS`.
+3. Of a caller's requests, those with less work left go first, within their priority: a factor of four apart, so that
+   requests of about one size are served in order of arrival and their latencies do not spread. One batch in `_TURNS`
+   belongs to the oldest request, so that nothing starves and nothing large holds up small ones.
 4. When deadlines would be missed that way, the earliest deadline goes first until they are safe again.
 5. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
    of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
@@ -17,13 +20,15 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import inf
+from math import inf, sqrt
 from typing import NamedTuple
 
 from app.domain import Terms
 
 _TURNS = 4
 _CREDIT_TOKENS = 50_000.0
+# A caller with so many tokens waiting is charged for each as one.
+_USUAL_TOKENS = 4_000
 # Work is predicted a little too small now and then, and a pass that runs is not interrupted.
 _DEADLINE_MARGIN = 1.25
 # How many requests are asked for encodings of the right length before a batch goes off as it is.
@@ -58,7 +63,8 @@ class _Job:
 
     @property
     def rank(self) -> tuple[int, int, int]:
-        return self.terms.priority, self.tokens, self.number
+        """Priority, the class of size (2 to 8 tokens, to 32, to 128, ...), and the order of arrival."""
+        return self.terms.priority, self.tokens.bit_length() // 2, self.number
 
     @property
     def due(self) -> tuple[float, int]:
@@ -231,7 +237,7 @@ class BatchPlanner:
             tokens += length
         if start < end:
             del job.waiting[start:end]
-            caller.served += tokens
+            caller.served += tokens * sqrt(caller.tokens / _USUAL_TOKENS)
             self._shrink(caller, job, tokens=tokens)
 
     def _shrink(self, caller: _Caller, job: _Job, *, tokens: int) -> None:

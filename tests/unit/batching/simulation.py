@@ -1,0 +1,159 @@
+"""Runs the batching decisions against an engine of known speed in virtual time, so that claims about latency, fairness
+and deadlines are tested exactly, whatever the machine is doing.
+"""
+
+import heapq
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from math import inf
+
+from app.batching.admission import Admission, Work
+from app.batching.cost import CostModel
+from app.batching.planner import BatchPlanner, Entry
+from app.domain import Terms
+from app.errors import RerankError
+
+OVERHEAD_S = 0.002
+SECONDS_PER_TOKEN = 4e-5
+SECONDS_PER_SQUARE = 2e-8
+
+_ORDINARY = Terms()
+
+
+@dataclass(slots=True)
+class Request:
+    """What one request asked for and got; `finished` is inf where it was refused or missed its deadline. `done` is
+    called when it ends, whichever way.
+    """
+
+    arrived: float
+    lengths: Sequence[int]
+    terms: Terms
+    done: Callable[[], None]
+    open: int
+    refusal: RerankError | None = None
+    finished: float = inf
+
+    @property
+    def latency_s(self) -> float:
+        return self.finished - self.arrived
+
+
+def pass_s(lengths: Sequence[int]) -> float:
+    """What a forward pass takes on this engine: about 200 pairs a second and worker."""
+    return OVERHEAD_S + SECONDS_PER_TOKEN * sum(lengths) + SECONDS_PER_SQUARE * sum(n * n for n in lengths)
+
+
+def lengths_of(rng: random.Random, documents: int) -> list[int]:
+    """Tokens of so many usual pairs."""
+    return [rng.randrange(50, 235) for _ in range(documents)]
+
+
+class Simulation:
+    """Batches of 512 tokens; passes take what they should, give or take `noise`."""
+
+    def __init__(self, *, workers: int = 2, noise: float = 0.1, seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.requests: list[Request] = []
+        self._workers, self._noise = workers, noise
+        self._planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, workers=workers)
+        self._cost = CostModel()
+        self._admission = Admission(self._planner, self._cost, max_waiting_tokens=10**9, workers=workers)
+        self._numbers = count()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._open: dict[int, Request] = {}
+        self._ends: dict[int, float] = {}
+        for _ in range(40):
+            self._learn(lengths_of(self.rng, 4))
+
+    def later(self, moment: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (moment, next(self._numbers), call))
+
+    def run(self, *, until: float = inf) -> None:
+        """Let time pass until nothing is left to happen, or the given moment has come."""
+        while self._events and self._events[0][0] <= until:
+            self.now, _, call = heapq.heappop(self._events)
+            call()
+
+    def submit(
+        self, lengths: Sequence[int], terms: Terms = _ORDINARY, done: Callable[[], None] = lambda: None
+    ) -> Request:
+        """A request arrives now."""
+        request = Request(self.now, lengths, terms, done, open=len(lengths))
+        self.requests.append(request)
+        work = Work(sum(lengths), sum(length * length for length in lengths))
+        busy_s = sum(max(0.0, end - self.now) for end in self._ends.values()) / self._workers
+        try:
+            self._admission.check(work, terms, now=self.now, busy_s=busy_s)
+        except RerankError as refusal:
+            request.refusal = refusal
+            self.later(self.now, done)
+            return request
+        number = next(self._numbers)
+        self._open[number] = request
+        self._planner.add([Entry(number, position, length) for position, length in enumerate(lengths)], terms)
+        if terms.deadline < inf:
+            self.later(terms.deadline, lambda: self._give_up(number))
+        self._start()
+        return request
+
+    def _give_up(self, number: int) -> None:
+        request = self._open.pop(number, None)
+        if request:
+            self._planner.withdraw(number)
+            request.done()
+
+    def _start(self) -> None:
+        """Give every idle worker a batch."""
+        while len(self._ends) < self._workers and self._planner:
+            batch = self._planner.next_batch(now=self.now, seconds_per_token=self._admission.seconds_per_token)
+            number = next(self._numbers)
+            seconds = self._learn([entry.length for entry in batch])
+            self._ends[number] = self.now + seconds
+            self.later(self.now + seconds, lambda number=number, batch=batch: self._finish(number, batch))
+
+    def _finish(self, number: int, batch: Sequence[Entry]) -> None:
+        del self._ends[number]
+        for entry in batch:
+            request = self._open.get(entry.job)
+            if request:
+                request.open -= 1
+                if not request.open:
+                    request.finished = self.now
+                    del self._open[entry.job]
+                    request.done()
+        self._start()
+
+    def _learn(self, lengths: Sequence[int]) -> float:
+        seconds = pass_s(lengths) * (1 + self._noise * (self.rng.random() - 0.5))
+        squares = sum(length * length for length in lengths)
+        self._cost.learn(tokens=sum(lengths), squares=squares, seconds=seconds)
+        return seconds
+
+
+def closed_loop(simulation: Simulation, *, documents: int, terms: Terms = _ORDINARY, clients: int = 1) -> None:
+    """Clients that each send their next request when the last one has ended."""
+
+    def ask() -> None:
+        simulation.submit(lengths_of(simulation.rng, documents), terms, ask)
+
+    for _ in range(clients):
+        simulation.later(simulation.now, ask)
+
+
+def open_loop(
+    simulation: Simulation, *, requests_per_s: float, documents: Sequence[int], until: float, deadline_s: float = inf
+) -> None:
+    """Poisson arrivals of requests of various sizes, each with a deadline."""
+
+    def arrive() -> None:
+        lengths = lengths_of(simulation.rng, simulation.rng.choice(documents))
+        simulation.submit(lengths, Terms(deadline=simulation.now + deadline_s))
+        pause_s = simulation.rng.expovariate(requests_per_s)
+        if simulation.now + pause_s < until:
+            simulation.later(simulation.now + pause_s, arrive)
+
+    simulation.later(simulation.now, arrive)

@@ -1,0 +1,100 @@
+"""What the batching decisions promise, in virtual time: see `simulation`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from app.domain import Terms
+from app.errors import Overloaded
+from tests.unit.batching.simulation import Request, Simulation, closed_loop, lengths_of, open_loop, pass_s
+
+
+def _quantile(requests: Sequence[Request], share: float) -> float:
+    return float(np.quantile([request.latency_s for request in requests], share))
+
+
+def _answered(simulation: Simulation, documents: int, caller: str = "") -> list[Request]:
+    return [
+        request
+        for request in simulation.requests
+        if len(request.lengths) == documents and request.terms.caller == caller and request.latency_s < float("inf")
+    ]
+
+
+def _alone(documents: int, share: float) -> float:
+    simulation = Simulation(seed=1)
+    closed_loop(simulation, documents=documents)
+    simulation.run(until=60)
+    return _quantile(_answered(simulation, documents), share)
+
+
+def test_a_small_request_hardly_notices_large_ones() -> None:
+    simulation = Simulation(seed=2)
+    closed_loop(simulation, documents=1000, clients=3)
+    closed_loop(simulation, documents=10)
+    simulation.run(until=120)
+    small, large = _answered(simulation, 10), _answered(simulation, 1000)
+    assert len(large) > 10, "the large ones are served too"
+    assert _quantile(small, 0.99) <= 3 * _alone(10, 0.99)
+
+
+def test_a_light_caller_hardly_notices_a_heavy_one() -> None:
+    simulation = Simulation(seed=3)
+    closed_loop(simulation, documents=30, terms=Terms(caller="heavy"), clients=10)
+    closed_loop(simulation, documents=30, terms=Terms(caller="light"))
+    simulation.run(until=120)
+    assert _quantile(_answered(simulation, 30, "light"), 0.95) <= 1.5 * _alone(30, 0.95)
+    assert len(_answered(simulation, 30, "heavy")) > 0.1 * len(simulation.requests), "and the heavy one is served too"
+
+
+def test_one_client_is_answered_as_fast_as_the_engine_allows() -> None:
+    simulation = Simulation(seed=4)
+    closed_loop(simulation, documents=30)
+    simulation.run(until=60)
+    answered = _answered(simulation, 30)
+    # What two workers need for full batches of this engine's usual pairs.
+    ideal = [sum(pass_s([length] * 4) / 4 for length in request.lengths) / 2 for request in answered]
+    assert _quantile(answered, 0.5) <= 1.25 * float(np.median(ideal))
+
+
+def test_every_client_waits_for_the_work_in_the_system_and_no_longer() -> None:
+    simulation = Simulation(seed=5)
+    closed_loop(simulation, documents=30, clients=8)
+    simulation.run(until=60)
+    answered = _answered(simulation, 30)
+    throughput = sum(len(request.lengths) for request in answered) / 60
+    assert _quantile(answered, 0.5) <= 1.15 * 8 * 30 / throughput
+
+
+@pytest.mark.parametrize("documents", [[30], [10, 30, 100]])
+@pytest.mark.parametrize("seed", range(3))
+def test_who_is_let_in_under_overload_is_answered_in_time(documents: list[int], seed: int) -> None:
+    simulation = Simulation(seed=seed, noise=0.3)
+    mean = sum(documents) / len(documents)
+    pairs_per_s = 2 * 4 / pass_s([142] * 4)
+    open_loop(simulation, requests_per_s=3 * pairs_per_s / mean, documents=documents, until=60, deadline_s=1.5)
+    simulation.run()
+    admitted = [request for request in simulation.requests if request.refusal is None]
+    assert sum(request.latency_s < float("inf") for request in admitted) >= 0.99 * len(admitted)
+    offered, taken = (sum(len(request.lengths) for request in some) for some in (simulation.requests, admitted))
+    assert taken < 0.5 * offered
+    assert taken / 60 > 0.85 * pairs_per_s, "refusing does not leave the engine idle"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_who_comes_back_when_told_is_let_in_then_and_not_long_before(seed: int) -> None:
+    simulation = Simulation(seed=seed)
+    for _ in range(10):
+        simulation.submit(lengths_of(simulation.rng, 30), Terms(deadline=1.2))
+    lengths = lengths_of(simulation.rng, 100)
+    refusal = simulation.submit(lengths, Terms(deadline=1.2)).refusal
+    assert isinstance(refusal, Overloaded)
+    told = refusal.retry_after_s
+    verdicts = []
+    for moment in (told / 2, 2 * told):
+        simulation.run(until=moment)
+        simulation.now = moment
+        verdicts.append(simulation.submit(lengths, Terms(deadline=moment + 1.2)).refusal)
+    assert isinstance(verdicts[0], Overloaded)
+    assert verdicts[1] is None

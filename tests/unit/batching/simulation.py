@@ -6,6 +6,7 @@ import heapq
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from math import inf
 
@@ -96,7 +97,7 @@ class Simulation:
         self._open[number] = request
         self._planner.add([Entry(number, position, length) for position, length in enumerate(lengths)], terms)
         if terms.deadline < inf:
-            self.later(terms.deadline, lambda: self._give_up(number))
+            self.later(terms.deadline, partial(self._give_up, number))
         self._start()
         return request
 
@@ -113,7 +114,7 @@ class Simulation:
             number = next(self._numbers)
             seconds = self._learn([entry.length for entry in batch])
             self._ends[number] = self.now + seconds
-            self.later(self.now + seconds, lambda number=number, batch=batch: self._finish(number, batch))
+            self.later(self.now + seconds, partial(self._finish, number, batch))
 
     def _finish(self, number: int, batch: Sequence[Entry]) -> None:
         del self._ends[number]

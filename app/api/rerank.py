@@ -67,7 +67,7 @@ class _Endpoint:
             finish.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
             content = call.render(results, request_id=request_id.get() or "")
-            answer = _rendered(content, headers=finish.headers(results))
+            answer = _rendered(content, headers={**finish.headers(results), **_ignored(dialect, body)})
         except RerankError as error:
             finish(error.status)
             return error_answer(error)
@@ -101,6 +101,11 @@ class _Endpoint:
 
     def _choose(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
         return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self._dialects[-1])
+
+
+def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
+    names = dialect.ignored(body)
+    return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
 
 class _Finish:

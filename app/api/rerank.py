@@ -67,7 +67,8 @@ class _Endpoint:
             finish.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
             content = call.render(results, request_id=request_id.get() or "")
-            answer = _rendered(content, headers={**finish.headers(results), **_ignored(dialect, body)})
+            answer = _rendered(content, headers=finish.headers(results))
+            answer.headers.update(_ignored(dialect, body))
         except RerankError as error:
             finish(error.status)
             return error_answer(error)
@@ -103,11 +104,6 @@ class _Endpoint:
         return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self._dialects[-1])
 
 
-def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
-    names = dialect.ignored(body)
-    return {"X-Ignored-Fields": ", ".join(names)} if names else {}
-
-
 class _Finish:
     """States the fact that a request ended, whichever way it did."""
 
@@ -139,6 +135,11 @@ async def _read_body(request: Request) -> Json:
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body is a JSON {type(body).__name__}; send an object with query and documents")
     return body
+
+
+def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
+    names = dialect.ignored(body)
+    return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
 
 def _rendered(content: Json | list[Json], *, headers: dict[str, str]) -> Response:

@@ -29,7 +29,7 @@ def _client(rank: Rank, **differences: object) -> Client:
 
 
 def _answers(indexes: list[int]) -> Rank:
-    return lambda target, query, documents, top_n, with_documents: [Ranked(index, -index) for index in indexes]
+    return lambda *_: [Ranked(index, -index) for index in indexes]
 
 
 def _fails(error: Exception) -> Rank:

@@ -1,4 +1,4 @@
-"""What the suite itself must get right: a failed installation is a reason, a failed case is seen, the table says both."""
+"""What the suite itself must get right: a failed installation is a reason, a failed case is seen and shown."""
 
 import sys
 

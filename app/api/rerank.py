@@ -74,6 +74,7 @@ class _Endpoint:
             caller.allowance.charge(sum(result.tokens for result in results))
             content = call.render(results, request_id=request_id.get() or "")
             answer = _rendered(content, headers=finish.headers(results))
+            answer.headers.update(_ignored(dialect, body))
         except RerankError as error:
             finish(error.status)
             return error_answer(error)
@@ -158,6 +159,11 @@ async def _read_body(request: Request) -> Json:
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body is a JSON {type(body).__name__}; send an object with query and documents")
     return body
+
+
+def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
+    names = dialect.ignored(body)
+    return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
 
 def _rendered(content: Json | list[Json], *, headers: dict[str, str]) -> Response:

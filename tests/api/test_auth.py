@@ -76,6 +76,12 @@ async def test_health_readiness_and_metrics_need_no_key(open_api: OpenApi) -> No
     assert statuses == {"/health": 200, "/ready": 503, "/metrics": 200}, "one of the fake models is broken"
 
 
+@pytest.mark.parametrize("keys", ["", _KEYS])
+async def test_a_client_may_ask_whether_keys_are_needed(open_api: OpenApi, keys: str) -> None:
+    async with open_api(api_keys=keys) as api:
+        assert (await api.client.get("/v1/cluster/auth")).json() == {"auth": bool(keys)}
+
+
 async def test_without_keys_everybody_may_and_the_log_says_so_loudly(
     open_api: OpenApi, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,6 +41,29 @@ async def test_the_body_says_whose_it_is(
     assert api.requests_counted(dialect=dialect, status=200) == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({}, None),
+        ({"top_k": 1, "truncation": None}, "top_k"),
+        ({"topn": 1, "max_token": 3}, "topn, max_token"),
+        ({"a b": 1, "größe": 2, "x" * 65: 3, "line\nfeed": 4, "": 5, "fine": 6}, "fine"),
+        ({f"f{number}": 1 for number in range(99)}, ", ".join(f"f{number}" for number in range(10))),
+    ],
+)
+async def test_fields_that_mean_nothing_are_named(api: Api, fields: dict[str, Any], ignored: str | None) -> None:
+    answer = await api.post("/v2/rerank", {"query": "q", "documents": ["a"], **fields})
+    assert answer.status_code == 200
+    assert answer.headers.get("x-ignored-fields") == ignored
+
+
+@pytest.mark.parametrize("name", ["text_1", "query", "queries", "data_1"])
+async def test_every_name_of_a_field_is_known(api: Api, name: str) -> None:
+    answer = await api.post("/score", {name: "q", "text_2": "a"})
+    assert answer.status_code == 200
+    assert "x-ignored-fields" not in answer.headers
+
+
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/models", "/v1/models/fake", "/info"])
 async def test_head_is_answered_as_get_is(api: Api, path: str) -> None:
     assert (await api.client.head(path)).status_code == (await api.client.get(path)).status_code

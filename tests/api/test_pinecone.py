@@ -54,6 +54,13 @@ async def test_golden_pairs(api: Api, path: str, request_: object, expected: obj
     assert api.requests_counted(dialect="pinecone", status=200) == 1
 
 
+async def test_a_field_that_a_document_lacks_is_named(api: Api) -> None:
+    body = {"query": "q", "documents": [{"t": "a"}, {"u": "b"}], "rank_fields": ["t"]}
+    answer = await api.post("/rerank", body, headers=_HEADERS)
+    assert is_our_error(answer, 400, "invalid_request")
+    assert answer.json()["message"] == "documents[1] has none of the rank_fields: t"
+
+
 @pytest.mark.parametrize(("truncate", "status"), [("END", 200), ("NONE", 400), ("START", 400)])
 async def test_truncate(api: Api, truncate: str, status: int) -> None:
     body = {"query": "q", "documents": ["w " * 600], "parameters": {"truncate": truncate}}

@@ -34,7 +34,7 @@ def installed(environment: str) -> Path:
     """
     folder = _TARGET / environment
     stamp = folder / ".installed"
-    pins = sha256(b"".join(file.read_bytes() for file in _pins(environment))).hexdigest()
+    pins = sha256(b"".join([_NODE.encode(), *(file.read_bytes() for file in _pins(environment))])).hexdigest()
     if not stamp.is_file() or stamp.read_text() != pins:
         shutil.rmtree(folder, ignore_errors=True)
         (_install_node if environment == NODE_ENVIRONMENT else _install_python)(environment, folder)

@@ -6,12 +6,13 @@ import http.client
 import importlib
 import json
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -88,32 +89,36 @@ def _too_long(_signal: int, _frame: object) -> None:
 def busy(target: Target) -> Iterator[None]:
     """Keeps a server that lets nothing wait at work with one large request after another."""
     stopping = threading.Event()
-    connections: list[http.client.HTTPConnection] = []
+    current: list[http.client.HTTPConnection] = []
+    documents = [f"{DOCUMENTS[0]} {number}" * 8 for number in range(_BUSY_DOCUMENTS)]
 
     def keep() -> None:
         while not stopping.is_set():
-            connections[:] = [_connection(target)]
-            try:
-                _post(connections[0], target, [f"{DOCUMENTS[0]} {number}" * 8 for number in range(_BUSY_DOCUMENTS)])
-            except OSError:
-                continue
+            with closing(_connection(target)) as connection, suppress(OSError, http.client.HTTPException):
+                current[:] = [connection]
+                _post(connection, target, documents)
 
-    thread = threading.Thread(target=keep, daemon=True)
+    thread = threading.Thread(target=keep)
     thread.start()
     try:
         _wait_until_busy(target)
         yield
     finally:
         stopping.set()
-        for connection in connections:
-            connection.close()
+        while thread.is_alive():
+            # The server drops what a client that has gone away still waits for.
+            for connection in current:
+                if connection.sock is not None:
+                    with suppress(OSError):
+                        connection.sock.shutdown(socket.SHUT_RDWR)
+            thread.join(timeout=0.1)
 
 
 def _wait_until_busy(target: Target) -> None:
-    while True:
-        connection = _connection(target)
-        if _post(connection, target, [f"probe {time.monotonic()}"]) == 429:
-            return
+    status = 0
+    while status != 429:
+        with closing(_connection(target)) as connection:
+            status = _post(connection, target, [f"probe {time.monotonic()}"])
 
 
 def _connection(target: Target) -> http.client.HTTPConnection:

@@ -24,7 +24,7 @@ _TIMEOUT_S: Final = 300
 PAGE: Final = _ROOT / "docs" / "clients.md"
 _TABLE_BEGINS: Final = "<!-- the table below is written by `make conformance` -->\n"
 _TABLE_ENDS: Final = "<!-- end of the table -->\n"
-_SIGNS: Final = {"ok": "✓", "silent": "(✓)", "n/a": "n/a", "failed": "✗"}
+_SIGNS: Final = {"ok": "✓", "silent": "(✓)", "n/a": "-", "failed": "✗"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,13 @@ def _node(folder: Path, target: Target, wanted: Sequence[str]) -> list[Outcome]:
 
 def _answered(command: Sequence[str], question: object) -> list[Outcome]:
     answer = subprocess.run(
-        command, check=False, input=json.dumps(question), capture_output=True, text=True, timeout=_TIMEOUT_S, cwd=_ROOT
+        command,
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        cwd=_ROOT,
+        check=False,
     )
     if answer.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {answer.stderr[-2000:]}")

@@ -1,11 +1,12 @@
 """What a dialect is: one family of clients' words for a rerank request and its answer."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 
 from app.domain import RerankRequest, RerankResult
 from app.errors import InvalidRequest
@@ -13,6 +14,8 @@ from app.errors import InvalidRequest
 Json = dict[str, Any]
 
 _PROBLEMS_SHOWN = 3
+_IGNORED_SHOWN = 10
+_PRINTABLE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Call(BaseModel, ABC):
@@ -82,6 +85,16 @@ class Dialect:
             return self.call.model_validate(body)
         except ValidationError as error:
             raise InvalidRequest(_explain(error)) from None
+
+    def ignored(self, body: Mapping[str, Any]) -> list[str]:
+        """The fields of a body that mean nothing here, so that a misspelt one can be noticed; at most ten."""
+        unknown = [name for name in body if name not in self._known() and _PRINTABLE.fullmatch(name)]
+        return unknown[:_IGNORED_SHOWN]
+
+    def _known(self) -> set[str]:
+        aliases = [field.validation_alias for field in self.call.model_fields.values()]
+        choices = [choice for alias in aliases if isinstance(alias, AliasChoices) for choice in alias.choices]
+        return {*self.call.model_fields, *(choice for choice in choices if isinstance(choice, str))}
 
 
 def _explain(error: ValidationError) -> str:

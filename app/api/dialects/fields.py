@@ -61,14 +61,18 @@ def truncation_of(*, cut: bool | None) -> Truncation | None:
     return {None: None, True: Truncation.TRUNCATE, False: Truncation.ERROR}[cut]
 
 
-def texts_of(documents: Sequence[Any], *, rank_fields: Sequence[str] | None, name: str = "documents") -> list[str]:
+def texts_of(
+    documents: Sequence[Any], *, rank_fields: Sequence[str] | None, name: str = "documents", bare: bool = False
+) -> list[str]:
     """What the model reads of each document: a string itself; of an object its `text`, or `rank_fields` as
-    `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list.
+    `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list;
+    `bare` reads a single rank field without its name.
 
     Raises:
         InvalidRequest: a document is neither, or lacks the fields.
     """
-    return [_text_of(document, f"{name}[{index}]", rank_fields) for index, document in enumerate(documents)]
+    bare = bare and rank_fields is not None and len(rank_fields) == 1
+    return [_text_of(document, f"{name}[{index}]", rank_fields, bare=bare) for index, document in enumerate(documents)]
 
 
 def as_object(document: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -91,16 +95,16 @@ def search_units(result: RerankResult) -> int:
     return ceil(result.pairs / _PAIRS_PER_SEARCH_UNIT)
 
 
-def _text_of(document: object, where: str, rank_fields: Sequence[str] | None) -> str:
+def _text_of(document: object, where: str, rank_fields: Sequence[str] | None, *, bare: bool) -> str:
     if isinstance(document, str):
         return document
     if not isinstance(document, Mapping):
         kind = "null" if document is None else type(document).__name__
         raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
     if rank_fields and list(rank_fields) != ["text"]:
-        return _as_lines(document, where, rank_fields)
+        return _as_lines(document, where, rank_fields, bare=bare)
     if document and "text" not in document:
-        return _as_lines(document, where, [name for name in document if name not in PASSED_THROUGH])
+        return _as_lines(document, where, [name for name in document if name not in PASSED_THROUGH], bare=False)
     text = document.get("text")
     if not isinstance(text, str):
         raise InvalidRequest(
@@ -109,11 +113,13 @@ def _text_of(document: object, where: str, rank_fields: Sequence[str] | None) ->
     return text
 
 
-def _as_lines(document: Mapping[str, Any], where: str, rank_fields: Sequence[str]) -> str:
+def _as_lines(document: Mapping[str, Any], where: str, rank_fields: Sequence[str], *, bare: bool) -> str:
     present = [name for name in rank_fields if document.get(name) is not None]
     if not present:
         wanted = ", ".join(rank_fields)[:_SHOWN]
         raise InvalidRequest(f"{where} has none of the rank_fields: {wanted}")
+    if bare:
+        return _as_text(document[present[0]], where)
     return "\n".join(f"{name}: {_as_text(document[name], where)}" for name in present)
 
 

@@ -45,21 +45,11 @@ class PineconeCall(QueryCall):
         truncate = self.parameters and self.parameters.truncate
         return RerankRequest(
             query=self.query,
-            documents=self._texts(),
+            documents=texts_of(self.documents, rank_fields=self.rank_fields, bare=True),
             model=self.model,
             top_n=self.top_n,
             options=ScoreOptions(truncation=truncation_of(cut=truncate == "END" if truncate else None)),
         )
-
-    def _texts(self) -> list[str]:
-        """A single field is read as it is, several as `name: value` lines."""
-        if self.rank_fields is None or len(self.rank_fields) != 1:
-            return texts_of(self.documents, rank_fields=self.rank_fields)
-        (name,) = self.rank_fields
-        only = [
-            {"text": document.get(name)} if isinstance(document, Mapping) else document for document in self.documents
-        ]
-        return texts_of(only, rank_fields=None)
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
         # Unlike others', Pinecone's service sends documents back unless it is told not to.

@@ -48,11 +48,11 @@ def _tei(target: Target, query: str, documents: Sequence[Any], top_n: int | None
 CLIENTS = [
     Client("Haystack CohereRanker", _cohere, (ApiError,), version("cohere-haystack"), without=_WITHOUT),
     Client("Haystack JinaRanker", _jina, (RuntimeError,), version("jina-haystack"), without=_WITHOUT),
-    Client("Haystack NvidiaRanker", _nvidia, (Exception,), version("nvidia-haystack"), without=_WITHOUT),
+    Client("Haystack NvidiaRanker", _nvidia, (ValueError,), version("nvidia-haystack"), without=_WITHOUT),
     Client(
         "Haystack HuggingFaceTEIRanker",
         _tei,
-        (Exception,),
+        (RuntimeError,),
         version("huggingface-api-haystack"),
         without={**_WITHOUT, "unknown model": "it names no model"},
     ),

@@ -63,7 +63,7 @@ CLIENTS = [
     Client(
         "LangChain NVIDIARerank",
         _nvidia,
-        (Exception,),
+        (Exception,),  # it raises nothing more special
         version("langchain-nvidia-ai-endpoints"),
         without=_TEXTS_ONLY,
     ),

@@ -34,7 +34,7 @@ def _ranker(provider: str, path: str) -> Rank:
 
 
 def _client(provider: str, path: str, **differences: Any) -> Client:
-    errors = (litellm.exceptions.APIError, litellm.exceptions.APIConnectionError, Exception)
+    errors = (litellm.exceptions.APIConnectionError, litellm.exceptions.RateLimitError)
     return Client(f"LiteLLM {provider}/", _ranker(provider, path), errors, version("litellm"), **differences)
 
 

@@ -185,7 +185,7 @@ async def test_of_a_huge_document_only_what_can_be_read_is_tokenised(options: Sc
 
 
 async def test_white_space_between_words_does_not_hide_the_rest_of_a_document() -> None:
-    document = (" " * 500).join(_words(_WORDS))
+    document = (" " * 5000).join(_words(_WORDS))
     async with _opened() as setup:
         await setup.score(document)
         assert set(_words(" ".join(setup.texts))) == set(_words(_WORDS))

@@ -36,6 +36,8 @@ _WEIGHTS: Final = {
     "onnx": ("model.int8.onnx*", "model.float16.onnx*", "model.onnx*", "onnx/model.onnx*"),
     "torch-encoder": ("*.safetensors",),
     "torch-causal": ("*.safetensors",),
+    "torch-generate": ("*.safetensors",),
+    "endpoint": (),
 }
 _CODE: Final = ("*.py",)
 

@@ -118,6 +118,18 @@ async def test_a_cascade_says_which_model_placed_each_document(tmp_path: Path, c
         assert indices(result)[6:12] == indices(cross)[6:12]
 
 
+async def test_a_cascades_answer_names_the_models_and_wishes_arrive_over_http(server: Server) -> None:
+    body: dict[str, Any] = {"model": "both", "query": QUERY, "documents": HUNDRED[:14]}
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        answer = (await client.post("/v2/rerank", json=body)).json()
+        refused = await client.post("/v2/rerank", json={**body, "model": "first", "windows": {"window": 99}})
+        told = await client.post("/v2/rerank", json={**body, "model": "judge", "instruction": "Find vaccines"})
+    assert [result.get("placed_by") for result in answer["results"]] == ["first"] * 6 + ["cross"] * 6 + [None] * 2
+    assert refused.status_code == 400
+    assert "window must be from 2 to 6" in refused.json()["message"]
+    assert told.status_code == 200
+
+
 async def test_wishes_out_of_the_operators_bounds_are_refused(tmp_path: Path, causal_folder: Folder) -> None:
     async with serving(tmp_path, causal_folder) as (service, _):
         for wishes, message in (

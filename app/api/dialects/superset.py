@@ -8,9 +8,22 @@ from pydantic import BaseModel, Field
 
 from app.api.dialects.base import Call, Json
 from app.api.dialects.fields import Documents, ModelName, Sent, TopN, texts_of
-from app.domain import RerankRequest, RerankResult
+from app.domain import RerankRequest, RerankResult, WindowWishes
 
 _DOCUMENTS_PER_SEARCH_UNIT = 100
+
+
+class Windows(BaseModel):
+    """What a caller may ask of a listwise model; the operator's plan sets the bounds."""
+
+    window: int | None = None
+    stride: int | None = None
+    schedule: str | None = None
+    depth: int | None = None
+    initial_order: list[int] | None = Field(default=None, description="Indices of all documents, best first.")
+
+    def to_wishes(self) -> WindowWishes:
+        return WindowWishes(**self.model_dump())
 
 
 class SupersetCall(Call):
@@ -27,6 +40,10 @@ class SupersetCall(Call):
         default=None, description='The fields of documents sent as objects to read; default: "text".'
     )
     return_documents: bool | None = Field(default=None, description="Send the documents back with the results.")
+    instruction: str | None = Field(
+        default=None, max_length=8192, description="What to look for, for models whose prompt has a place for it."
+    )
+    windows: Windows | None = Field(default=None, description="How a listwise model is to go through the documents.")
 
     def to_request(self) -> RerankRequest:
         return RerankRequest(
@@ -35,6 +52,8 @@ class SupersetCall(Call):
             model=self.model,
             top_n=self.top_n,
             max_tokens_per_doc=self.max_tokens_per_doc,
+            instruction=self.instruction or None,
+            windows=self.windows.to_wishes() if self.windows else None,
         )
 
 
@@ -43,6 +62,7 @@ def results_of(result: RerankResult, documents: Sequence[Any], *, with_documents
         {
             "index": ranked.index,
             "relevance_score": ranked.relevance_score,
+            **({"placed_by": ranked.placed_by} if ranked.placed_by else {}),
             **_id_of(documents[ranked.index]),
             **({"document": _echo(documents[ranked.index])} if with_documents else {}),
         }
@@ -67,6 +87,7 @@ def meta_of(result: RerankResult, *, documents: int, version: str) -> Json:
 class Result(BaseModel):
     index: int
     relevance_score: float
+    placed_by: str | None = None
     id: Any | None = None
     document: dict[str, Any] | None = None
 

@@ -60,7 +60,7 @@ def test_a_public_checkpoint_needs_no_template_named(qwen3: Path, source: str, t
 
 @pytest.mark.parametrize("source", ["hub:Qwen/Qwen3-0.6B", "ours", ""])
 def test_a_model_that_no_template_knows_is_refused(qwen3: Path, source: str) -> None:
-    with pytest.raises(ConfigError, match=r"no template recognises it; set options = .*qwen3-reranker.*docs/models\.md"):
+    with pytest.raises(ConfigError, match=r"no template recognises it; set options = .*qwen3-reranker.*models\.md"):
         load(qwen3, None, source=source)
     with pytest.raises(ConfigError, match="there is no template 'first-qwen3' of this method"):
         load(qwen3, "first-qwen3", source=source)

@@ -33,12 +33,12 @@ _SIZES: Final[Mapping[str, Any]] = {
 }
 
 
-def build_llama(folder: Path) -> Path:
+def build_llama(folder: Path, **sizes: Any) -> Path:
     """Byte-level BPE with Llama 3's markup; a head of its own."""
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - only slow tests have torch
 
     tokenizer = byte_level_tokenizer(LLAMA_MARKUP)
-    return _save(LlamaForCausalLM, LlamaConfig, tokenizer, folder, pad="<|eot_id|>", tie_word_embeddings=False)
+    return _save(LlamaForCausalLM, LlamaConfig, tokenizer, folder, pad="<|eot_id|>", tie_word_embeddings=False, **sizes)
 
 
 def build_mistral(folder: Path) -> Path:

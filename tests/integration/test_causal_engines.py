@@ -15,7 +15,7 @@ from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
 from app.errors import ConfigError
-from tests.tiny_causal import CAUSAL_FAMILIES
+from tests.tiny_causal import CAUSAL_FAMILIES, build_llama
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -149,16 +149,18 @@ def test_rounded_weights_stay_close_and_rows_are_float32(causal_folder: Folder) 
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_weights_are_rounded_while_loading(causal_folder: Folder, quantization: str) -> None:
+def test_weights_are_rounded_while_loading(tmp_path: Path, quantization: str) -> None:
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("accelerate")
+    # Blocks of 64 weights share a scale.
+    folder = build_llama(tmp_path, hidden_size=128, intermediate_size=128, head_dim=32, initializer_range=0.05)
     encodings = random_encodings(6)
-    expected = plain(causal_folder("llama"), encodings)
-    engine = load(causal_folder("llama"), quantization=quantization)
+    expected = plain(folder, encodings)
+    engine = load(folder, quantization=quantization)
     logits = engine.forward(encodings)
     assert engine.name == f"torch-causal/cpu/float32/{quantization}"
     assert 0 < np.abs(logits - expected).max() < 1.5
-    assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.9
+    assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.8
 
 
 def test_a_head_that_does_more_than_multiply_is_refused(

@@ -8,6 +8,7 @@ UTF-8 from an endpoint, padded with -1. Whatever is written, what comes of it is
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Final
 
 import numpy as np
@@ -67,7 +68,7 @@ class Generative:
         self.plan = plan
         self.max_length = max_length
         self.pad_id = pad_id
-        self.fingerprint = json.dumps(["generative", max_length, plan.window, template.model_dump()])
+        self.fingerprint = json.dumps(["generative", max_length, asdict(plan), template.model_dump()])
 
     @classmethod
     def load(cls, spec: ScorerSpec) -> "Generative":

@@ -12,8 +12,9 @@ import pytest
 from app.assembly import running_service
 from app.config import Settings
 from app.domain import RerankRequest, RerankResult, WindowWishes
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, ModelNotReady, ScoringFailed
 from app.service import RerankService
+from tests.endpoint_server import Script, completion, serving_endpoint
 from tests.fakes import RecordingObserver
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
@@ -165,3 +166,41 @@ async def test_an_instruction_reaches_the_models_that_read_one(tmp_path: Path, c
         for model in ("cross", "first"):
             with pytest.raises(InvalidRequest, match="instruction"):
                 await service.rerank(RerankRequest(**request, model=model, instruction="Find vaccines"))
+
+
+async def test_a_cascade_whose_member_cannot_be_loaded_says_which(tmp_path: Path) -> None:
+    registry = write_registry(
+        tmp_path,
+        [
+            {"name": "cross", "path": TINY_BERT},
+            {"name": "lost", "path": "nowhere"},
+            {"name": "both", "stages": ["cross:5", "lost"]},
+        ],
+    )
+    async with running_service(Settings(registry=registry), RecordingObserver()) as service:
+        with pytest.raises(ModelNotReady, match="member of this cascade is not ready: model 'lost'"):
+            await service.model_named("both").settled()
+        await service.model_named("cross").settled()
+
+
+async def test_a_model_behind_an_endpoint_orders_documents(tmp_path: Path) -> None:
+    script = Script([(200, completion("[2] > [3] > [1]"))])
+    with serving_endpoint(script) as url:
+        model = {
+            "name": "chat",
+            "path": ".",
+            "scorer": "generative",
+            "engine": "endpoint",
+            "options": {"template": "rankgpt"},
+            "engine_options": {"url": url, "model": "m"},
+        }
+        settings = Settings(registry=write_registry(tmp_path, [model]))
+        async with running_service(settings, RecordingObserver()) as service:
+            await service.model_named("chat").settled()
+            result = await service.rerank(RerankRequest(query=QUERY, documents=["a", "b", "c"]))
+            assert indices(result) == [1, 2, 0]
+            script.answers = [(500, {})]
+            asked = len(script.asked)
+            with pytest.raises(ScoringFailed):
+                await service.rerank(RerankRequest(query=QUERY, documents=["d", "e"]))
+            assert len(script.asked) == asked + 3

@@ -1,11 +1,6 @@
 """The engine `endpoint`, against a real HTTP server that says what it is told to."""
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +13,9 @@ from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
 from app.engines.endpoint import EndpointFailed
 from app.errors import ConfigError
+from tests.endpoint_server import Script, completion, serving_endpoint
 
 MESSAGES = [{"role": "user", "content": "größer?"}]
-
-
-@dataclass
-class Script:
-    """What the server answers, one after another (the last for ever), and what it was asked."""
-
-    answers: list[tuple[int, Any]]
-    headers: dict[str, str] = field(default_factory=dict)
-    asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
-
-
-@contextmanager
-def serving(script: Script) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            script.asked.append((self.path, body, dict(self.headers)))
-            status, content = script.answers[min(len(script.asked), len(script.answers)) - 1]
-            sent = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in {"content-length": str(len(sent)), **script.headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(sent)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def completion(text: str | None) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": text}}]}
 
 
 def engine(url: str, **changes: Any) -> Engine:
@@ -86,7 +41,7 @@ def test_an_answer_comes_back_as_its_bytes(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("secret\n")
     script = Script([(200, completion("[2] > [1] é")), (200, completion("a thought first, then [1] > [2]"))])
-    with serving(script) as url:
+    with serving_endpoint(script) as url:
         asking = engine(url, api_key_file=str(key), parameters={"seed": 7})
         outputs = asking.forward([encoding(), encoding()])
     assert outputs.shape == (2, 32)
@@ -100,45 +55,45 @@ def test_an_answer_comes_back_as_its_bytes(tmp_path: Path) -> None:
 
 
 def test_of_a_long_answer_the_end_is_kept() -> None:
-    with serving(Script([(200, completion("x" * 50 + "[2] > [1]"))])) as url:
+    with serving_endpoint(Script([(200, completion("x" * 50 + "[2] > [1]"))])) as url:
         assert written(engine(url).forward([encoding()])) == ["x" * 23 + "[2] > [1]"]
 
 
 def test_no_content_is_an_empty_answer() -> None:
-    with serving(Script([(200, completion(None))])) as url:
+    with serving_endpoint(Script([(200, completion(None))])) as url:
         assert written(engine(url).forward([encoding()])) == [""]
 
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "0.01"}, {"retry-after": "soon"}])
 def test_what_may_pass_is_tried_again(headers: dict[str, str]) -> None:
     script = Script([(429, {}), (503, {}), (200, completion("[1]"))], headers)
-    with serving(script) as url:
+    with serving_endpoint(script) as url:
         assert written(engine(url).forward([encoding()])) == ["[1]"]
     assert len(script.asked) == 3
 
 
 def test_tries_end() -> None:
     script = Script([(500, {})])
-    with serving(script) as url, pytest.raises(EndpointFailed, match="did not answer: status 500"):
+    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="did not answer: status 500"):
         engine(url, retries=1).forward([encoding()])
     assert len(script.asked) == 2
 
 
 def test_a_refusal_is_not_tried_again() -> None:
     script = Script([(401, {})])
-    with serving(script) as url, pytest.raises(EndpointFailed, match="status 401"):
+    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="status 401"):
         engine(url).forward([encoding()])
     assert len(script.asked) == 1
 
 
 @pytest.mark.parametrize("content", [b"not json", {"choices": []}, [], {"choices": [{"message": None}]}])
 def test_what_is_no_completion_fails(content: Any) -> None:
-    with serving(Script([(200, content)])) as url, pytest.raises(EndpointFailed, match="no chat completion"):
+    with serving_endpoint(Script([(200, content)])) as url, pytest.raises(EndpointFailed, match="no chat completion"):
         engine(url).forward([encoding()])
 
 
 def test_an_endpoint_that_is_away_fails() -> None:
-    with serving(Script([])) as url:
+    with serving_endpoint(Script([])) as url:
         pass
     with pytest.raises(EndpointFailed, match="ConnectError"):
         engine(url, retries=1).forward([encoding()])

@@ -147,7 +147,7 @@ async def test_those_beyond_the_depth_stay_below_in_the_initial_order() -> None:
 
 def test_an_unknown_schedule_is_refused_at_load() -> None:
     with pytest.raises(ConfigError, match="unknown schedule 'bubble'; known: sliding, full, top-down, tournament"):
-        WindowedStage(NumberScorer(schedule="bubble"), None, None)  # type: ignore[arg-type] - neither is reached
+        WindowedStage(NumberScorer(schedule="bubble"), None, None)  # type: ignore[arg-type]  # neither is reached
 
 
 def test_wishes_change_a_plan_within_its_bounds() -> None:

@@ -125,7 +125,7 @@ def test_top_down_takes_two_rounds_where_the_first_order_is_right() -> None:
 
 
 def test_full_leaves_those_beyond_its_window_below() -> None:
-    ranked, rounds = run("full", 25, lambda window: window[::-1])
+    ranked, rounds = run("full", 25, lambda window: list(window[::-1]))
     assert ranked == [*range(19, -1, -1), *range(20, 25)]
     assert rounds == [1]
 

@@ -27,7 +27,7 @@ def read(folder: Path, scorer: ListScorer, documents: list[str], **options: Any)
     """The prompt of a window, as text."""
     encoded = scorer.encode_window(QUERY, documents, **{"max_document_tokens": None, **options})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return tokenizer.decode(encoded.encoding.ids.tolist(), skip_special_tokens=False)
+    return str(tokenizer.decode(encoded.encoding.ids.tolist(), skip_special_tokens=False))
 
 
 @pytest.fixture
@@ -158,6 +158,6 @@ def test_a_length_beyond_the_models_is_refused(qwen3: Path) -> None:
 
 
 def test_what_changes_an_order_is_part_of_the_fingerprint(qwen3: Path) -> None:
-    prints = {load(qwen3, **options).fingerprint for options in ({}, {"window": 9, "stride": 2}, {"read": "prompt"})}
-    assert len(prints) == 3
+    changes: list[dict[str, Any]] = [{}, {"window": 12}, {"stride": 2}, {"schedule": "full"}, {"read": "prompt"}]
+    assert len({load(qwen3, **options).fingerprint for options in changes}) == len(changes)
     assert json.loads(load(qwen3).fingerprint)[0] == "first"

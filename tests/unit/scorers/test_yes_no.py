@@ -25,7 +25,7 @@ def load(folder: Path, template: str | None = "qwen3-reranker", *, source: str =
 def read(folder: Path, scorer: PairScorer, document: str, **options: Any) -> str:
     pairs = scorer.encode(QUERY, [document], **{"max_document_tokens": None, **options})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return tokenizer.decode(pairs.encodings[0].ids.tolist(), skip_special_tokens=False)
+    return str(tokenizer.decode(pairs.encodings[0].ids.tolist(), skip_special_tokens=False))
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ _WEIGHTS: Final = {
     "openvino": ("model.int8.onnx*", "model.onnx*", "onnx/model.onnx*"),
     "torch-encoder": ("*.safetensors",),
     "torch-causal": ("*.safetensors",),
+    "torch-generate": ("*.safetensors",),
+    "endpoint": (),
 }
 _CODE: Final = ("*.py",)
 

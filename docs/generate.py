@@ -65,8 +65,8 @@ def _row(name: str, field: FieldInfo) -> str:
 _MEANINGS = {
     "name": "What requests call the model.",
     "aliases": "Other names for it, such as the one that a client library insists on.",
-    "scorer": "What its numbers mean: `cross-encoder`.",
-    "engine": "What computes them: `onnx`, `openvino` or `torch-encoder`.",
+    "scorer": "What its numbers mean: `cross-encoder`, `yes-no`, `first` or `generative`.",
+    "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-causal`, `torch-generate`, `endpoint`.",
 }
 
 
@@ -78,7 +78,7 @@ def _default(field: FieldInfo) -> str:
     value: Any = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, BaseModel):
         return "below"
-    if value is None or value is PydanticUndefined or value in ((), {}):
+    if value is None or value is PydanticUndefined or value in ((), {}, ""):
         return "none"
     if value == SHIPPED_REGISTRY:
         return "the shipped `models/registry.toml`"

@@ -17,10 +17,10 @@ MAX_LENGTH: Final = 2048
 SLIDING_WINDOW: Final = 48
 
 _WORDS: Final = ("yes", "no", "Yes", "No", "Query", "Document", "passages", "relevance", "rank", "Rank")
-_LLAMA_MARKUP: Final = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-_QWEN_MARKUP: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_MISTRAL_MARKUP: Final = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
-_GEMMA_MARKUP: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+LLAMA_MARKUP: Final = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+QWEN_MARKUP: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MISTRAL_MARKUP: Final = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
+GEMMA_MARKUP: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 _SIZES: Final[Mapping[str, Any]] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -33,19 +33,19 @@ _SIZES: Final[Mapping[str, Any]] = {
 }
 
 
-def build_llama(folder: Path) -> Path:
+def build_llama(folder: Path, **sizes: Any) -> Path:
     """Byte-level BPE with Llama 3's markup; a head of its own."""
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415 - only slow tests have torch
 
-    tokenizer = byte_level_tokenizer(_LLAMA_MARKUP)
-    return _save(LlamaForCausalLM, LlamaConfig, tokenizer, folder, pad="<|eot_id|>", tie_word_embeddings=False)
+    tokenizer = byte_level_tokenizer(LLAMA_MARKUP)
+    return _save(LlamaForCausalLM, LlamaConfig, tokenizer, folder, pad="<|eot_id|>", tie_word_embeddings=False, **sizes)
 
 
 def build_mistral(folder: Path) -> Path:
     """BPE over "▁" with byte fallback and Mistral's markup; every layer sees a sliding window."""
     from transformers import MistralConfig, MistralForCausalLM  # noqa: PLC0415 - as above
 
-    tokenizer = byte_fallback_tokenizer(_MISTRAL_MARKUP)
+    tokenizer = byte_fallback_tokenizer(MISTRAL_MARKUP)
     return _save(
         MistralForCausalLM,
         MistralConfig,
@@ -61,7 +61,7 @@ def build_qwen3(folder: Path) -> Path:
     """Byte-level BPE with Qwen's markup and its marks of thought, which are no special tokens; tied embeddings."""
     from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415 - as above
 
-    tokenizer = byte_level_tokenizer(_QWEN_MARKUP, plain=("<think>", "</think>"))
+    tokenizer = byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>"))
     return _save(Qwen3ForCausalLM, Qwen3Config, tokenizer, folder, pad="<|endoftext|>", tie_word_embeddings=True)
 
 
@@ -69,7 +69,7 @@ def build_gemma2(folder: Path) -> Path:
     """BPE with Gemma's markup; logits are squeezed, and every other layer sees a sliding window."""
     from transformers import Gemma2Config, Gemma2ForCausalLM  # noqa: PLC0415 - as above
 
-    tokenizer = byte_fallback_tokenizer(_GEMMA_MARKUP, leading_space=False)
+    tokenizer = byte_fallback_tokenizer(GEMMA_MARKUP, leading_space=False)
     return _save(
         Gemma2ForCausalLM,
         Gemma2Config,

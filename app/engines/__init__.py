@@ -31,11 +31,25 @@ def _torch_causal(spec: EngineSpec) -> Engine:
     return TorchCausalEngine.load(spec)
 
 
+def _torch_generate(spec: EngineSpec) -> Engine:
+    from app.engines.torch_causal import TorchGenerateEngine  # noqa: PLC0415 - as above
+
+    return TorchGenerateEngine.load(spec)
+
+
+def _endpoint(spec: EngineSpec) -> Engine:
+    from app.engines.endpoint import EndpointEngine  # noqa: PLC0415 - as above
+
+    return EndpointEngine.load(spec)
+
+
 ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
     "onnx": _onnx,
     "openvino": _openvino,
     "torch-encoder": _torch_encoder,
     "torch-causal": _torch_causal,
+    "torch-generate": _torch_generate,
+    "endpoint": _endpoint,
 }
 
 _EXTRAS = {
@@ -45,6 +59,7 @@ _EXTRAS = {
     "transformers": "torch",
     "accelerate": "llm",
     "bitsandbytes": "llm",
+    "httpx": "endpoint",
 }
 
 

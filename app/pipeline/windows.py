@@ -52,13 +52,14 @@ def top_down(candidates: Sequence[int], *, window: int, stride: int, settle: int
     pivot = first[settle - 1] if settle < window else first[window // 2]
     chunks = _chunks(candidates[window:], ceil((len(candidates) - window) / (window - 1)))
     orders = yield [[pivot, *chunk] for chunk in chunks]
-    above = [order[: order.index(pivot)] for order in (first, *orders)]
-    below = [order[order.index(pivot) + 1 :] for order in (first, *orders)]
-    better = list(above[0])
-    if any(above[1:]):
-        options = {"window": window, "stride": stride, "settle": settle}
-        better = yield from top_down(_interleaved(above), **options)
-    worse = _interleaved(below)
+    better = list(first[: first.index(pivot)])
+    worse = list(first[first.index(pivot) + 1 :])
+    known = len(better)
+    for order in orders:
+        better += order[: order.index(pivot)]
+        worse += order[order.index(pivot) + 1 :]
+    if len(better) > known:
+        better = yield from top_down(better, window=window, stride=stride, settle=settle)
     missing = settle - len(better) - 1
     if missing > 0:
         worse = yield from top_down(worse, window=window, stride=stride, settle=missing)
@@ -157,9 +158,3 @@ def _chunks(items: Sequence[int], count: int) -> list[Window]:
     size, longer = divmod(len(items), count)
     ends = [size * number + min(number, longer) for number in range(count + 1)]
     return [list(items[start:end]) for start, end in pairwise(ends)]
-
-
-def _interleaved(orders: Sequence[Sequence[int]]) -> list[int]:
-    """The first of each, then the second of each, and so on."""
-    longest = max(map(len, orders), default=0)
-    return [order[place] for place in range(longest) for order in orders if place < len(order)]

@@ -7,6 +7,7 @@ from app.errors import ConfigError
 from app.scorers.base import ListScorer, PairScorer, ScorerSpec
 from app.scorers.cross_encoder import CrossEncoder
 from app.scorers.first import First
+from app.scorers.generative import Generative
 from app.scorers.yes_no import YesNo
 
 SCORERS: Final[dict[str, Callable[[ScorerSpec], PairScorer]]] = {
@@ -15,6 +16,7 @@ SCORERS: Final[dict[str, Callable[[ScorerSpec], PairScorer]]] = {
 }
 LIST_SCORERS: Final[dict[str, Callable[[ScorerSpec], ListScorer]]] = {
     "first": First.load,
+    "generative": Generative.load,
 }
 
 

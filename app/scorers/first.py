@@ -7,6 +7,7 @@ these rows of the head are taken, exactly: reading the most probable tokens inst
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
@@ -73,7 +74,7 @@ class First:
         self.output_tokens = tuple(self._identifier_id(identifier) for identifier in identifiers)
         if len(set(self.output_tokens)) < len(identifiers):
             raise ConfigError(f"this tokenizer does not tell the identifiers {', '.join(identifiers)} apart")
-        self.fingerprint = json.dumps(["first", max_length, plan.window, template.model_dump()])
+        self.fingerprint = json.dumps(["first", max_length, asdict(plan), template.model_dump()])
 
     @classmethod
     def load(cls, spec: ScorerSpec) -> "First":

@@ -105,18 +105,24 @@ class ListPrompt:
 
     def opening(self, query: str, *, count: int) -> str:
         """What all windows of `count` candidates begin with; `query` is clean."""
-        return self._whole(query, "\0", count=count).split("\0", 1)[0]
+        return self._in_chat(self._filled(query, "\0", count=count)).split("\0", 1)[0]
 
     def write(self, query: str, passages: Sequence[str]) -> str:
         """The prompt; query and passages are clean."""
+        return self._in_chat(self.user(query, passages))
+
+    def user(self, query: str, passages: Sequence[str]) -> str:
+        """The user's message alone; query and passages are clean."""
         lines = (
             fill(self.template.passage, {"identifier": identifier, "text": passage})
             for identifier, passage in zip(self._identifiers, passages, strict=False)
         )
-        return self._whole(query, "".join(lines), count=len(passages))
+        return self._filled(query, "".join(lines), count=len(passages))
 
-    def _whole(self, query: str, passages: str, *, count: int) -> str:
-        user = fill(self.template.user, {"query": query, "passages": passages, "count": str(count)})
+    def _filled(self, query: str, passages: str, *, count: int) -> str:
+        return fill(self.template.user, {"query": query, "passages": passages, "count": str(count)})
+
+    def _in_chat(self, user: str) -> str:
         return fill(self.template.chat, {"system": self.template.system, "user": user})
 
 

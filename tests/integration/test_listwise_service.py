@@ -12,8 +12,9 @@ import pytest
 from app.assembly import running_service
 from app.config import Settings
 from app.domain import RerankRequest, RerankResult, ScoreOptions, WindowWishes
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, ModelNotReady, ScoringFailed
 from app.service import RerankService
+from tests.endpoint_server import Script, completion, serving_endpoint
 from tests.fakes import RecordingObserver
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
@@ -118,6 +119,18 @@ async def test_a_cascade_says_which_model_placed_each_document(tmp_path: Path, c
         assert indices(result)[6:12] == indices(cross)[6:12]
 
 
+async def test_a_cascades_answer_names_the_models_and_wishes_arrive_over_http(server: Server) -> None:
+    body: dict[str, Any] = {"model": "both", "query": QUERY, "documents": HUNDRED[:14]}
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        answer = (await client.post("/v2/rerank", json=body)).json()
+        refused = await client.post("/v2/rerank", json={**body, "model": "first", "windows": {"window": 99}})
+        told = await client.post("/v2/rerank", json={**body, "model": "judge", "instruction": "Find vaccines"})
+    assert [result.get("placed_by") for result in answer["results"]] == ["first"] * 6 + ["cross"] * 6 + [None] * 2
+    assert refused.status_code == 400
+    assert "window must be from 2 to 6" in refused.json()["message"]
+    assert told.status_code == 200
+
+
 async def test_wishes_out_of_the_operators_bounds_are_refused(tmp_path: Path, causal_folder: Folder) -> None:
     async with serving(tmp_path, causal_folder) as (service, _):
         for wishes, message in (
@@ -161,3 +174,41 @@ async def test_an_instruction_reaches_the_models_that_read_one(tmp_path: Path, c
                 await service.rerank(
                     RerankRequest(**request, model=model, options=ScoreOptions(instruction="Find vaccines"))
                 )
+
+
+async def test_a_cascade_whose_member_cannot_be_loaded_says_which(tmp_path: Path) -> None:
+    registry = write_registry(
+        tmp_path,
+        [
+            {"name": "cross", "path": TINY_BERT},
+            {"name": "lost", "path": "nowhere"},
+            {"name": "both", "stages": ["cross:5", "lost"]},
+        ],
+    )
+    async with running_service(Settings(registry=registry), RecordingObserver()) as service:
+        with pytest.raises(ModelNotReady, match="member of this cascade is not ready: model 'lost'"):
+            await service.model_named("both").settled()
+        await service.model_named("cross").settled()
+
+
+async def test_a_model_behind_an_endpoint_orders_documents(tmp_path: Path) -> None:
+    script = Script([(200, completion("[2] > [3] > [1]"))])
+    with serving_endpoint(script) as url:
+        model = {
+            "name": "chat",
+            "path": ".",
+            "scorer": "generative",
+            "engine": "endpoint",
+            "options": {"template": "rankgpt"},
+            "engine_options": {"url": url, "model": "m"},
+        }
+        settings = Settings(registry=write_registry(tmp_path, [model]))
+        async with running_service(settings, RecordingObserver()) as service:
+            await service.model_named("chat").settled()
+            result = await service.rerank(RerankRequest(query=QUERY, documents=["a", "b", "c"]))
+            assert indices(result) == [1, 2, 0]
+            script.answers = [(500, {})]
+            asked = len(script.asked)
+            with pytest.raises(ScoringFailed):
+                await service.rerank(RerankRequest(query=QUERY, documents=["d", "e"]))
+            assert len(script.asked) == asked + 3

@@ -115,3 +115,44 @@ def test_only_the_named_models_are_kept(names: list[str | None], kept: list[str]
 def test_keeping_an_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="unknown model nix; known: a, b, c"):
         _THREE.only(["a", "nix"])
+
+
+@pytest.mark.parametrize(
+    ("stages", "steps"),
+    [
+        (["a"], [("a", None)]),
+        (["a:50", "b:20"], [("a", 50), ("b", 20)]),
+        (["org/a:v1", "b:1"], [("org/a:v1", None), ("b", 1)]),
+    ],
+)
+def test_a_cascade_names_models_and_depths(stages: list[str], steps: list[tuple[str, int | None]]) -> None:
+    spec = ModelSpec(name="both", stages=tuple(stages))
+    assert [(step.model, step.depth) for step in spec.cascade] == steps
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[model]]\nname = "a"', "a model needs either path or stages"),
+        ('[[model]]\nname = "a"\npath = "."\nstages = ["a"]', "a model needs either path or stages"),
+        ('[[model]]\nname = "a"\npath = "."\n[[model]]\nname = "b"\nstages = ["a:0"]', "a depth is at least 1"),
+        ('[[model]]\nname = "b"\nstages = ["a"]', "'a' is no served model"),
+        ('[[model]]\nname = "b"\nstages = ["b"]', "'b' is itself a cascade"),
+    ],
+)
+def test_a_cascade_that_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_registry(path)
+
+
+def test_a_cascade_brings_its_members_along(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text(
+        '[[model]]\nname = "a"\npath = "."\n[[model]]\nname = "b"\naliases = ["bee"]\npath = "."\n'
+        '[[model]]\nname = "c"\npath = "."\n[[model]]\nname = "both"\nstages = ["a:9", "bee"]\n'
+    )
+    kept = read_registry(path).only(["both"])
+    assert [spec.name for spec in kept.model] == ["a", "b", "both"]
+    assert kept.default == "both"

@@ -1,0 +1,133 @@
+"""A chat model behind an OpenAI-compatible endpoint that the operator names; a caller never does.
+
+It fits the seam of all engines, so that its work waits, is cancelled and is counted as theirs: an encoding's ids are
+the UTF-8 bytes of a JSON list of messages, and the outputs are the bytes of the answer, padded with -1.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import numpy as np
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field
+
+from app.domain import Encoding, FloatArray
+from app.engines.base import BatchLimits, EngineSpec
+from app.errors import ConfigError
+from app.options import read_options
+
+_WORTH_A_RETRY: Final = {408, 409, 429, 500, 502, 503, 504}
+_BYTES_PER_TOKEN: Final = 8
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 20.0
+
+
+class EndpointOptions(BaseModel):
+    """`[model.engine_options]` of the engine `endpoint`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: AnyHttpUrl = Field(description="The base, for example `http://localhost:8000/v1`.")
+    model: str = Field(description="The model's name there.")
+    api_key_file: Path | None = Field(default=None, description="A file that holds the key and nothing else.")
+    timeout_s: float = Field(default=60.0, gt=0, description="For one answer.")
+    retries: int = Field(default=2, ge=0, description="After an error that may pass.")
+    max_tokens: int = Field(default=200, ge=1, description="Longest answer.")
+    parameters: Mapping[str, Any] = Field(default_factory=dict, description="More fields of the request's body.")
+
+
+class EndpointFailed(Exception):
+    """The endpoint gave no answer that could be used."""
+
+
+class EndpointEngine:
+    """`workers` requests at a time, each on a thread of its own."""
+
+    preferred_batch = BatchLimits(tokens=1, pairs=1)
+
+    def __init__(self, client: httpx.Client, options: EndpointOptions, *, workers: int) -> None:
+        self._client = client
+        self._options = options
+        self.workers = workers
+        self.name = f"endpoint/{options.url}/{options.model}/{json.dumps(dict(options.parameters), sort_keys=True)}"
+
+    @classmethod
+    def load(cls, spec: EngineSpec) -> "EndpointEngine":
+        """Read the options; nothing is asked yet.
+
+        Raises:
+            ConfigError: an option is missing, or the key's file is.
+        """
+        options = read_options(spec.options, EndpointOptions, of="engine 'endpoint'")
+        if spec.output_tokens:
+            raise ConfigError("engine 'endpoint' writes texts; use the scorer generative")
+        headers = {}
+        if options.api_key_file is not None:
+            try:
+                headers["Authorization"] = f"Bearer {options.api_key_file.read_text(encoding='utf-8').strip()}"
+            except OSError as error:
+                raise ConfigError(f"cannot read api_key_file {options.api_key_file}: {error.strerror}") from None
+        client = httpx.Client(headers=headers, timeout=options.timeout_s)
+        return cls(client, options, workers=spec.workers or 8)
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """Answer prompts, one request each; the result has shape [prompts, most bytes of an answer].
+
+        Raises:
+            EndpointFailed: an answer did not come, or is none.
+        """
+        answers = [self._answer(json.loads(bytes(encoding.ids.astype(np.uint8)))) for encoding in encodings]
+        # The same width every time: a request's rows may come from several passes.
+        outputs = np.full((len(answers), self._options.max_tokens * _BYTES_PER_TOKEN), -1, dtype=np.float32)
+        for row, answer in enumerate(answers):
+            # What a model thought comes first, its order last.
+            end = np.frombuffer(answer, dtype=np.uint8)[-outputs.shape[1] :]
+            outputs[row, : len(end)] = end
+        return outputs
+
+    def _answer(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+        body = {
+            "model": self._options.model,
+            "messages": messages,
+            "max_tokens": self._options.max_tokens,
+            "temperature": 0,
+            **self._options.parameters,
+        }
+        response = self._ask(body)
+        try:
+            content = response.json()["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise EndpointFailed(f"the endpoint's answer is no chat completion: {error!r}") from None
+        # A model may give no content at all: an answer that names no document.
+        return str(content or "").encode("utf-8", "replace")
+
+    def _ask(self, body: Mapping[str, Any]) -> httpx.Response:
+        """Ask, and ask again after what may pass, with pauses that grow or are as long as the endpoint says."""
+        url = f"{str(self._options.url).rstrip('/')}/chat/completions"
+        problem = ""
+        for attempt in range(self._options.retries + 1):
+            pause_s = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
+            try:
+                response = self._client.post(url, json=body)
+            except httpx.TransportError as error:
+                problem = repr(error)
+            else:
+                if response.is_success:
+                    return response
+                problem = f"status {response.status_code}"
+                if response.status_code not in _WORTH_A_RETRY:
+                    break
+                pause_s = _stated_pause(response) or pause_s
+            if attempt < self._options.retries:
+                time.sleep(pause_s)
+        raise EndpointFailed(f"the endpoint did not answer: {problem}")
+
+
+def _stated_pause(response: httpx.Response) -> float | None:
+    try:
+        return min(max(0.0, float(response.headers["retry-after"])), _LONGEST_PAUSE_S)
+    except (KeyError, ValueError):
+        return None

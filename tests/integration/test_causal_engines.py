@@ -1,0 +1,240 @@
+"""The engines `torch-causal` and `torch-generate` beside what the logits are: what is shared, refused and rounded."""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from app.domain import Encoding, FloatArray
+from app.engines import load_engine
+from app.engines.base import Engine, EngineSpec
+from app.errors import ConfigError
+from tests.tiny_causal import CAUSAL_FAMILIES, build_llama
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+Folder = Callable[[str], Path]
+
+TOKENS = (40, 41, 42, 50)
+FAMILY = pytest.mark.parametrize("family", list(CAUSAL_FAMILIES))
+
+
+def load(folder: Path, engine: str = "torch-causal", tokens: Sequence[int] = TOKENS, **options: Any) -> Engine:
+    spec = EngineSpec(folder=folder, pad_id=0, output_tokens=tokens, options={"device": "cpu", **options})
+    return load_engine(engine, spec)
+
+
+def random_encodings(count: int, *, seed: int = 0) -> list[Encoding]:
+    """Sequences of many lengths over two shared beginnings, some of nothing but the beginning."""
+    generator = np.random.default_rng(seed)
+    beginnings = [generator.integers(20, 250, length) for length in (70, 33)]
+    encodings = []
+    for number in range(count):
+        beginning = beginnings[number % 2]
+        rest = generator.integers(20, 250, int(generator.integers(0, 90)))
+        ids = np.concatenate((beginning, rest)).astype(np.int64)
+        encodings.append(Encoding(ids, len(beginning) if number % 5 else 0))
+    return encodings
+
+
+def plain(folder: Path, encodings: Sequence[Encoding]) -> FloatArray:
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        rows = [
+            model(input_ids=torch.from_numpy(encoding.ids)[None], use_cache=False).logits[0, -1, list(TOKENS)].numpy()
+            for encoding in encodings
+        ]
+    return np.stack(rows)
+
+
+@FAMILY
+@pytest.mark.parametrize("options", [{}, {"share_prefixes": False}, {"prefix_tokens": 100}, {"attention": "eager"}])
+def test_logits_do_not_depend_on_batches_or_on_what_is_shared(
+    causal_folder: Folder, family: str, options: dict[str, Any]
+) -> None:
+    encodings = random_encodings(24)
+    expected = plain(causal_folder(family), encodings)
+    engine = load(causal_folder(family), **options)
+    for size in (24, 5, 1):
+        for start in range(0, 24, size):
+            logits = engine.forward(encodings[start : start + size])
+            np.testing.assert_allclose(logits, expected[start : start + size], atol=2e-5)
+    assert expected.std() > 0.1
+
+
+def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engines.torch_causal import TorchCausalEngine  # noqa: PLC0415 - imports torch
+
+    computed: list[int] = []
+    run = TorchCausalEngine._run
+
+    def counting(self: Any, past: Any, rests: Any, **options: Any) -> Any:
+        computed.append(sum(map(len, rests)))
+        return run(self, past, rests, **options)
+
+    engine = load(causal_folder("qwen3"))
+    monkeypatch.setattr(TorchCausalEngine, "_run", counting)
+    beginning = np.arange(20, 120)
+    encodings = [Encoding(np.concatenate((beginning, [number])), 100) for number in range(30, 50)]
+    engine.forward(encodings[:10])
+    assert sum(computed) <= 100 + 10 + 1
+    computed.clear()
+    engine.forward(encodings[10:])
+    assert sum(computed) == 10
+
+
+def test_what_all_prompts_begin_with_is_shared_between_requests(
+    causal_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.engines.torch_causal import TorchCausalEngine  # noqa: PLC0415 - imports torch
+
+    engine = load(causal_folder("qwen3"))
+    requests = [np.concatenate((np.arange(20, 120), np.full(10, 130 + number), [9, 8])) for number in range(4)]
+    for ids in requests[:3]:
+        engine.forward([Encoding(ids, 110)])
+    computed: list[int] = []
+    run = TorchCausalEngine._run
+
+    def counting(self: Any, past: Any, rests: Any, **options: Any) -> Any:
+        computed.append(sum(map(len, rests)))
+        return run(self, past, rests, **options)
+
+    monkeypatch.setattr(TorchCausalEngine, "_run", counting)
+    engine.forward([Encoding(requests[3], 110)])
+    assert sum(computed) == 12
+
+
+def test_a_store_forgets_what_was_used_least_recently() -> None:
+    import torch  # noqa: PLC0415 - only slow tests have torch
+
+    from app.engines.torch_causal import PrefixStore  # noqa: PLC0415 - imports torch
+
+    store = PrefixStore(max_tokens=100)
+    states = [(torch.zeros(1, 1, 40, 1), torch.zeros(1, 1, 40, 1))]
+    one, two, three = (np.full(40, number) for number in range(3))
+    store.put(one, states)
+    store.put(two, states)
+    assert store.get(one) is states
+    store.put(three, states)
+    assert store.get(two) is None
+    assert store.get(one) is states
+    store.put(np.zeros(1000, dtype=np.int64), states)
+    assert store.get(one) is None
+
+
+def test_threads_that_share_an_engine_get_their_own_logits(causal_folder: Folder) -> None:
+    engine = load(causal_folder("llama"))
+    encodings = random_encodings(16)
+    expected = plain(causal_folder("llama"), encodings)
+    with ThreadPoolExecutor(4) as pool:
+        for logits, wanted in zip(pool.map(lambda one: engine.forward([one]), encodings * 3), [*expected] * 3):  # noqa: B905 - of one length
+            np.testing.assert_allclose(logits[0], wanted, atol=2e-5)
+
+
+def test_rounded_weights_stay_close_and_rows_are_float32(causal_folder: Folder) -> None:
+    encodings = random_encodings(12)
+    expected = plain(causal_folder("llama"), encodings)
+    logits = load(causal_folder("llama"), precision="bfloat16").forward(encodings)
+    assert np.abs(logits - expected).max() < 0.2
+    assert len(np.unique(logits)) == logits.size, "rows in bfloat16 would hold ties"
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_weights_are_rounded_while_loading(tmp_path: Path, quantization: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    # Blocks of 64 weights share a scale.
+    folder = build_llama(tmp_path, hidden_size=128, intermediate_size=128, head_dim=32, initializer_range=0.05)
+    encodings = random_encodings(6)
+    expected = plain(folder, encodings)
+    engine = load(folder, quantization=quantization)
+    logits = engine.forward(encodings)
+    assert engine.name == f"torch-causal/cpu/float32/{quantization}"
+    assert 0 < np.abs(logits - expected).max() < 1.5
+    assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.8
+
+
+def test_a_head_that_does_more_than_multiply_is_refused(
+    causal_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.engines.torch_causal import HeadRows  # noqa: PLC0415 - imports torch
+
+    monkeypatch.setattr(HeadRows, "logits", lambda self, hidden: hidden.float() @ self._rows.T * 2)
+    with pytest.raises(ConfigError, match="its head does more than multiply"):
+        load(causal_folder("llama"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "tokens", "options", "message"),
+    [
+        ("torch-causal", (), {}, "use a scorer that reads tokens: yes-no or first"),
+        ("torch-causal", (10**6,), {}, "reads token 1000000, the model's head has"),
+        ("torch-causal", TOKENS, {"precision": "int3"}, "engine 'torch-causal': precision"),
+        ("torch-causal", TOKENS, {"device": "abacus"}, "unknown device 'abacus'"),
+        ("torch-causal", TOKENS, {"device": "meta"}, "device 'meta' is not supported"),
+        ("torch-causal", TOKENS, {"device": "cuda:63"}, "no such GPU"),
+        ("torch-generate", TOKENS, {}, "writes texts; use the scorer generative"),
+    ],
+)
+def test_what_cannot_be_loaded_says_what_to_change(
+    causal_folder: Folder, engine: str, tokens: Sequence[int], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(causal_folder("llama"), engine, tokens, **options)
+
+
+def test_a_folder_without_all_weights_is_refused(causal_folder: Folder, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file  # noqa: PLC0415 - only slow tests have it
+
+    folder = Path(copytree(causal_folder("llama"), tmp_path / "less"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lack lm_head\.weight: this is no complete causal language model"):
+        load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="transformers cannot load"):
+        load(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_what_is_written_is_what_transformers_writes_greedily(causal_folder: Folder, family: str) -> None:
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
+
+    folder = causal_folder(family)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    encodings = random_encodings(5)
+    outputs = load(folder, "torch-generate", (), max_new_tokens=7).forward(encodings)
+    assert outputs.shape == (5, 7)
+    for row, encoding in zip(outputs, encodings, strict=True):
+        ids = encoding.ids.tolist()
+        with torch.inference_mode():
+            for _ in range(7):
+                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        written = [token if token != 0 else -1 for token in ids[len(encoding.ids) :]]
+        assert row.tolist() == written
+
+
+def test_a_generative_model_orders_a_window(causal_folder: Folder) -> None:
+    from app.scorers import load_list_scorer  # noqa: PLC0415 - beside its only use
+    from app.scorers.base import ScorerSpec  # noqa: PLC0415 - as above
+    from tests.tokenizer_folders import SHIPPED_TEMPLATES  # noqa: PLC0415 - as above
+
+    folder = causal_folder("mistral")
+    spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={"template": "rank-zephyr"})
+    scorer = load_list_scorer("generative", spec)
+    encoding = scorer.encode_window("query", ["a", "b", "c"], max_document_tokens=None).encoding
+    outputs = load(folder, "torch-generate", (), max_new_tokens=10).forward([encoding])
+    assert sorted(scorer.interpret_window(outputs[0], candidates=3).tolist()) == [-2, -1, 0]
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "mistral"
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size() > 300

@@ -1,0 +1,33 @@
+"""Folders with what a scorer of language models reads: a tokenizer and two configurations, no weights."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Tokenizer
+
+from app.config import SHIPPED_REGISTRY
+from tests.tiny_causal import (
+    GEMMA_MARKUP,
+    LLAMA_MARKUP,
+    MISTRAL_MARKUP,
+    QWEN_MARKUP,
+    byte_fallback_tokenizer,
+    byte_level_tokenizer,
+)
+
+SHIPPED_TEMPLATES: Final = SHIPPED_REGISTRY.parent / "templates"
+TOKENIZERS: Final[Mapping[str, Callable[[], Tokenizer]]] = {
+    "llama": lambda: byte_level_tokenizer(LLAMA_MARKUP),
+    "mistral": lambda: byte_fallback_tokenizer(MISTRAL_MARKUP),
+    "qwen3": lambda: byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>")),
+    "gemma": lambda: byte_fallback_tokenizer(GEMMA_MARKUP, leading_space=False),
+}
+
+
+def tokenizer_folder(folder: Path, family: str, *, max_length: int = 2048) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    TOKENIZERS[family]().save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": max_length, "pad_token_id": 0}))
+    return folder

@@ -1,0 +1,131 @@
+"""The engine `endpoint`, against a real HTTP server that says what it is told to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import app.engines.endpoint
+from app.domain import Encoding
+from app.engines import load_engine
+from app.engines.base import Engine, EngineSpec
+from app.engines.endpoint import EndpointFailed
+from app.errors import ConfigError
+from tests.endpoint_server import Script, completion, serving_endpoint
+
+MESSAGES = [{"role": "user", "content": "größer?"}]
+
+
+def engine(url: str, **changes: Any) -> Engine:
+    spec = EngineSpec(folder=Path(), pad_id=0, options={"url": url, "model": "chat", "max_tokens": 4, **changes})
+    return load_engine("endpoint", spec)
+
+
+def encoding(messages: Any = MESSAGES) -> Encoding:
+    ids = np.frombuffer(json.dumps(messages).encode(), dtype=np.uint8).astype(np.int64)
+    return Encoding(ids, len(ids))
+
+
+def written(outputs: Any) -> list[str]:
+    return [bytes(row[row >= 0].astype(np.uint8)).decode() for row in outputs]
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.engines.endpoint, "_FIRST_PAUSE_S", 0.01)
+
+
+def test_an_answer_comes_back_as_its_bytes(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    script = Script([(200, completion("[2] > [1] é")), (200, completion("a thought first, then [1] > [2]"))])
+    with serving_endpoint(script) as url:
+        asking = engine(url, api_key_file=str(key), parameters={"seed": 7})
+        outputs = asking.forward([encoding(), encoding()])
+    assert outputs.shape == (2, 32)
+    assert outputs.dtype == np.float32
+    assert written(outputs) == ["[2] > [1] é", "a thought first, then [1] > [2]"]
+    path, body, headers = script.asked[0]
+    assert path == "/v1/chat/completions"
+    assert body == {"model": "chat", "messages": MESSAGES, "max_tokens": 4, "temperature": 0, "seed": 7}
+    assert headers["Authorization"] == "Bearer secret"
+    assert "secret" not in asking.name
+
+
+def test_of_a_long_answer_the_end_is_kept() -> None:
+    with serving_endpoint(Script([(200, completion("x" * 50 + "[2] > [1]"))])) as url:
+        assert written(engine(url).forward([encoding()])) == ["x" * 23 + "[2] > [1]"]
+
+
+def test_no_content_is_an_empty_answer() -> None:
+    with serving_endpoint(Script([(200, completion(None))])) as url:
+        assert written(engine(url).forward([encoding()])) == [""]
+
+
+@pytest.mark.parametrize("headers", [{}, {"retry-after": "0.01"}, {"retry-after": "soon"}])
+def test_what_may_pass_is_tried_again(headers: dict[str, str]) -> None:
+    script = Script([(429, {}), (503, {}), (200, completion("[1]"))], headers)
+    with serving_endpoint(script) as url:
+        assert written(engine(url).forward([encoding()])) == ["[1]"]
+    assert len(script.asked) == 3
+
+
+def test_tries_end() -> None:
+    script = Script([(500, {})])
+    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="did not answer: status 500"):
+        engine(url, retries=1).forward([encoding()])
+    assert len(script.asked) == 2
+
+
+def test_a_refusal_is_not_tried_again() -> None:
+    script = Script([(401, {})])
+    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="status 401"):
+        engine(url).forward([encoding()])
+    assert len(script.asked) == 1
+
+
+@pytest.mark.parametrize("content", [b"not json", {"choices": []}, [], {"choices": [{"message": None}]}])
+def test_what_is_no_completion_fails(content: Any) -> None:
+    with serving_endpoint(Script([(200, content)])) as url, pytest.raises(EndpointFailed, match="no chat completion"):
+        engine(url).forward([encoding()])
+
+
+def test_an_endpoint_that_is_away_fails() -> None:
+    with serving_endpoint(Script([])) as url:
+        pass
+    with pytest.raises(EndpointFailed, match="ConnectError"):
+        engine(url, retries=1).forward([encoding()])
+
+
+def test_an_endpoint_that_hangs_is_given_up() -> None:
+    import socket  # noqa: PLC0415 - only here
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(EndpointFailed, match="ReadTimeout"):
+            engine(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=0, timeout_s=0.2).forward([encoding()])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "ftp://x"}, "engine 'endpoint': url"),
+        ({"model": None}, "engine 'endpoint': model"),
+        ({"api_key_file": "/nowhere/key"}, "cannot read api_key_file /nowhere/key"),
+        ({"api_key": "x"}, "api_key: Extra inputs"),
+    ],
+)
+def test_unusable_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_engine(
+            "endpoint", EngineSpec(folder=Path(), pad_id=0, options={"url": "http://x", "model": "m", **options})
+        )
+
+
+def test_a_scorer_that_reads_logits_cannot_use_it() -> None:
+    spec = EngineSpec(folder=Path(), pad_id=0, output_tokens=(1,), options={"url": "http://x", "model": "m"})
+    with pytest.raises(ConfigError, match="use the scorer generative"):
+        load_engine("endpoint", spec)

@@ -1,0 +1,224 @@
+"""Windows through the batcher: every schedule, what is charged to whom, failures, and the list cache around it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from app.domain import Encoding, FloatArray, ScoreOptions, WindowPlan, WindowWishes
+from app.errors import ConfigError, InvalidRequest, ScoringFailed
+from app.pipeline.cached_list import CachedListStage
+from app.pipeline.cascade import CascadeStage, Member
+from app.pipeline.windowed import WindowedStage, plan_within, values_of_order
+from app.pipeline.windows import SCHEDULES
+from app.scorers.base import EncodedWindow
+from app.worker import Worker
+from tests.fakes import ArithmeticEngine, RecordingObserver, RecordingStage, ScriptedCache, running_batcher
+
+_WINDOW = 6
+
+
+class NumberScorer:
+    """Documents are numbers and the model knows it: a prompt is the list of them, an output each one's own value."""
+
+    fingerprint = "numbers"
+    pad_id = 0
+    output_tokens: Sequence[int] = range(_WINDOW)
+    max_length = 512
+
+    def __init__(self, *, schedule: str = "tournament", depth: int = 40) -> None:
+        self.plan = WindowPlan(window=_WINDOW, stride=3, schedule=schedule, depth=depth)
+        self.windows: list[list[str]] = []
+
+    def encode_window(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedWindow:
+        if query == "too long":
+            raise InvalidRequest("the query is too long")
+        self.windows.append(list(documents))
+        ids = np.array([int(document) for document in documents] + [0], dtype=np.int64)
+        return EncodedWindow(Encoding(ids, 0), np.array([int(document) % 2 for document in documents], dtype=np.int64))
+
+    def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
+        return outputs[:candidates]
+
+
+class NumberEngine(ArithmeticEngine):
+    """Gives NaN for the number 13."""
+
+    def __init__(self) -> None:
+        super().__init__(tokens=512, pairs=64)
+        self.sizes: list[int] = []
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        self.sizes.append(len(encodings))
+        outputs = np.zeros((len(encodings), _WINDOW), dtype=np.float32)
+        for row, encoding in enumerate(encodings):
+            values = encoding.ids[:-1].astype(np.float32)
+            outputs[row, : len(values)] = np.where(values == 13, np.nan, values)
+        return outputs
+
+
+@asynccontextmanager
+async def staged(scorer: NumberScorer, engine: NumberEngine) -> AsyncIterator[WindowedStage]:
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(engine, RecordingObserver()) as batcher:
+            yield WindowedStage(scorer, batcher, tokenizing)
+
+
+def texts(count: int, *, seed: int = 0) -> list[str]:
+    """Numbers from 100 on, shuffled."""
+    return [str(100 + number) for number in np.random.default_rng(seed).permutation(count)]
+
+
+def best_first(documents: Sequence[str], values: FloatArray) -> list[str]:
+    return [documents[index] for index in np.argsort(-values, kind="stable")]
+
+
+@pytest.mark.parametrize("schedule", list(SCHEDULES))
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 13, 40])
+async def test_the_best_come_first_whatever_the_schedule(schedule: str, count: int) -> None:
+    documents = texts(count)
+    async with staged(NumberScorer(schedule=schedule), NumberEngine()) as stage:
+        scores = await stage.score("query", documents, ScoreOptions())
+    settled = documents[:_WINDOW] if schedule == "full" else documents
+    expected = sorted(settled, key=int, reverse=True)[: _WINDOW if schedule == "full" else 3]
+    assert best_first(documents, scores.values)[: len(expected)] == expected
+    assert sorted(scores.values.tolist()) == pytest.approx([(place + 1) / count for place in range(count)])
+
+
+async def test_windows_of_a_round_share_a_batch_and_tokens_are_charged_to_their_candidates() -> None:
+    engine, scorer = NumberEngine(), NumberScorer()
+    documents = texts(30)
+    async with staged(scorer, engine) as stage:
+        scores = await stage.score("query", documents, ScoreOptions())
+    assert engine.sizes[0] == 5
+    assert scores.tokens.sum() == sum(len(window) + 1 for window in scorer.windows)
+    assert scores.tokens.min() >= 1
+    assert scores.dropped.tolist() == [int(document) % 2 for document in documents]
+    assert scores.timings.inference_s > 0
+
+
+async def test_windows_of_different_requests_share_a_batch() -> None:
+    engine = NumberEngine()
+    async with staged(NumberScorer(), engine) as stage:
+        await asyncio.gather(*(stage.score("query", texts(30, seed=seed), ScoreOptions()) for seed in range(8)))
+    assert max(engine.sizes) > 5
+    assert len(engine.sizes) < 8 * 3
+
+
+async def test_fewer_results_take_fewer_windows() -> None:
+    asked = []
+    for top_n in (1, None):
+        scorer = NumberScorer()
+        async with staged(scorer, NumberEngine()) as stage:
+            for seed in range(9):
+                await stage.score("query", texts(30, seed=seed), ScoreOptions(top_n=top_n))
+        asked.append(len(scorer.windows))
+    assert asked[0] < asked[1]
+
+
+async def test_a_score_that_is_no_number_fails_the_request() -> None:
+    async with staged(NumberScorer(), NumberEngine()) as stage:
+        with pytest.raises(ScoringFailed, match="no finite score"):
+            await stage.score("query", ["1", "13"], ScoreOptions())
+        with pytest.raises(ScoringFailed, match="no finite score"):
+            await stage.score("query", ["13"], ScoreOptions())
+        with pytest.raises(InvalidRequest, match="too long"):
+            await stage.score("too long", ["1", "2"], ScoreOptions())
+
+
+async def test_those_beyond_the_depth_stay_below_in_the_initial_order() -> None:
+    documents = [str(number) for number in range(20, 29)]
+    async with staged(NumberScorer(depth=4), NumberEngine()) as stage:
+        plain = await stage.score("query", documents, ScoreOptions())
+        wishes = WindowWishes(initial_order=[8, 7, 6, 5, 4, 3, 2, 1, 0], depth=3)
+        turned = await stage.score("query", documents, ScoreOptions(windows=wishes))
+    assert best_first(documents, plain.values) == ["23", "22", "21", "20", "24", "25", "26", "27", "28"]
+    assert best_first(documents, turned.values) == ["28", "27", "26", "25", "24", "23", "22", "21", "20"]
+
+
+def test_an_unknown_schedule_is_refused_at_load() -> None:
+    with pytest.raises(ConfigError, match="unknown schedule 'bubble'; known: sliding, full, top-down, tournament"):
+        WindowedStage(NumberScorer(schedule="bubble"), None, None)  # type: ignore[arg-type]  # neither is reached
+
+
+def test_wishes_change_a_plan_within_its_bounds() -> None:
+    plan = WindowPlan(window=20, stride=10, schedule="sliding", depth=100)
+    assert plan_within(plan, WindowWishes()) == plan
+    wishes = WindowWishes(window=8, depth=50, schedule="tournament")
+    assert plan_within(plan, wishes) == WindowPlan(window=8, stride=7, schedule="tournament", depth=50)
+
+
+def test_an_order_as_values() -> None:
+    assert values_of_order([2, 0, 1, 3]).tolist() == [0.75, 0.5, 1.0, 0.25]
+
+
+async def test_a_repeated_list_comes_from_the_cache_and_any_change_does_not() -> None:
+    scorer, cache, observer = NumberScorer(), ScriptedCache(), RecordingObserver()
+    documents = texts(9)
+    async with staged(scorer, NumberEngine()) as inner:
+        stage = CachedListStage(inner, cache, fingerprint="x", observer=observer)
+        first = await stage.score("query", documents, ScoreOptions())
+        asked = len(scorer.windows)
+        again = await stage.score("query", documents, ScoreOptions())
+        assert len(scorer.windows) == asked
+        assert first.cached is not None
+        assert again.cached is not None
+        assert (first.cached.sum(), again.cached.sum()) == (0, 9)
+        np.testing.assert_array_equal(first.values, again.values)
+        np.testing.assert_array_equal(first.tokens, again.tokens)
+        for query, texts_, options in (
+            ("other", documents, ScoreOptions()),
+            ("query", documents[::-1], ScoreOptions()),
+            ("query", documents[:8], ScoreOptions()),
+            ("query", documents, ScoreOptions(top_n=1)),
+            ("query", documents, ScoreOptions(max_tokens_per_doc=1)),
+            ("query", documents, ScoreOptions(windows=WindowWishes(depth=3))),
+        ):
+            assert (await stage.score(query, texts_, options)).cached == 0
+        other = CachedListStage(inner, cache, fingerprint="y", observer=observer)
+        assert (await other.score("query", documents, ScoreOptions())).cached == 0
+    assert observer.total("cache_looked_up", "hits") == 9
+
+
+async def test_a_broken_list_cache_is_one_that_knows_nothing() -> None:
+    cache, observer = ScriptedCache(), RecordingObserver()
+    async with staged(NumberScorer(), NumberEngine()) as inner:
+        stage = CachedListStage(inner, cache, fingerprint="x", observer=observer)
+        await stage.score("query", ["1", "2"], ScoreOptions())
+        for damage in (b"", b"short", np.full(6, np.nan, dtype=np.float32).tobytes()):
+            cache.entries = dict.fromkeys(cache.entries, damage)
+            assert (await stage.score("query", ["1", "2"], ScoreOptions())).cached == 0
+        cache.failing = True
+        assert best_first(["1", "2"], (await stage.score("query", ["1", "2"], ScoreOptions())).values) == ["2", "1"]
+    assert [fact["operation"] for fact in observer.named("cache_failed")] == ["get", "put"]
+
+
+async def test_each_member_of_a_cascade_reorders_the_best_of_the_one_before() -> None:
+    cheap, dear = RecordingStage(), RecordingStage()
+    cheap.values = {"a": 1, "b": 3, "c": 2, "d": 9}
+    dear.values = {"b": 0.1, "c": 0.2}
+    stage = CascadeStage([Member("cheap", cheap, 3), Member("dear", dear, 2)])
+    wishes = WindowWishes(initial_order=[3, 2, 1, 0], depth=2)
+    scores = await stage.score("query", ["a", "b", "c", "d"], ScoreOptions(windows=wishes))
+    assert best_first(["a", "b", "c", "d"], scores.values) == ["c", "b", "a", "d"]
+    assert scores.placed_by == ["cheap", "dear", "dear", None]
+    assert scores.tokens.tolist() == [1, 2, 2, 0]
+    assert [documents for _, documents, _ in cheap.asked + dear.asked] == [["a", "b", "c"], ["b", "c"]]
+    assert [options.windows for _, _, options in dear.asked] == [WindowWishes(depth=2)]
+
+
+async def test_a_cascade_without_depths_reorders_all() -> None:
+    cheap = RecordingStage()
+    cheap.values = {"a": 1, "b": 3}
+    scores = await CascadeStage([Member("cheap", cheap, None)]).score("query", ["a", "b"], ScoreOptions())
+    assert scores.placed_by == ["cheap", "cheap"]
+    assert scores.values.tolist() == [0.5, 1.0]

@@ -23,9 +23,12 @@ from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestT
 from app.model import LoadedModel, ServedModel
 from app.observer import Observer
 from app.ranking import rank
+from app.worker import aside
 
 Number = TypeVar("Number", np.float32, np.int64, np.bool_)
 
+# More than these are ranked in a thread.
+_MANY_DOCUMENTS = 1000
 _GRACE_S = 0.1
 _PARTIAL_GRACE_S = 1.0
 # A caller's text in a message: enough to recognise it, not enough to fill an answer with.
@@ -77,12 +80,10 @@ class RerankService:
         )
         if request.options.truncation is Truncation.ERROR:
             _refuse_cut_documents(scores)
-        results: Sequence[RankedDocument] = rank(
-            scores.values, blank=blank, activation=loaded.activation, top_n=request.top_n, scored=scores.scored
-        )
-        results = _named(results, scores.placed_by)
-        if request.min_score is not None:
-            results = [ranked for ranked in results if ranked.relevance_score >= request.min_score]
+        if len(request.documents) > _MANY_DOCUMENTS:
+            results = await aside(_ranked, loaded, request, blank, scores)
+        else:
+            results = _ranked(loaded, request, blank, scores)
         return RerankResult(
             model=model.name, scorer=str(loaded.details.get("scorer", "")), results=results, scores=scores
         )
@@ -117,6 +118,16 @@ class RerankService:
             raise RequestTooLarge(
                 f"at most {self.limits.max_documents} documents per request; got {len(request.documents)}"
             )
+
+
+def _ranked(loaded: LoadedModel, request: RerankRequest, blank: BoolArray, scores: Scores) -> Sequence[RankedDocument]:
+    results: Sequence[RankedDocument] = rank(
+        scores.values, blank=blank, activation=loaded.activation, top_n=request.top_n, scored=scores.scored
+    )
+    results = _named(results, scores.placed_by)
+    if request.min_score is None:
+        return results
+    return [ranked for ranked in results if ranked.relevance_score >= request.min_score]
 
 
 def _named(ranked: Sequence[RankedDocument], placed_by: Sequence[str | None] | None) -> Sequence[RankedDocument]:

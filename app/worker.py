@@ -31,6 +31,11 @@ def read_quota(path: Path) -> float | None:
         return None
 
 
+async def aside(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run plain Python of some milliseconds in a thread, so that the event loop gets its turns meanwhile."""
+    return await asyncio.to_thread(call, *args, **kwargs)
+
+
 class Worker:
     """A fixed number of threads that run one call each at a time.
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf, nan
 from time import perf_counter
 from typing import Any, TypeVar
@@ -15,17 +16,20 @@ from starlette.types import Receive
 
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys
-from app.api.dialects.base import Dialect, Json
+from app.api.dialects.base import Call, Dialect, Json
 from app.domain import RerankRequest, RerankResult, Timings
 from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
 from app.logs import request_id
 from app.observer import Observer
 from app.service import RerankService
+from app.worker import aside
 
 T = TypeVar("T")
 
 _CLIENT_GONE = 499
 _SHOWN = 50
+# More than these are written in a thread.
+_MANY_RESULTS = 1000
 
 
 def rerank_routes(
@@ -72,8 +76,9 @@ class _Endpoint:
             finish.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
             caller.allowance.charge(sum(result.tokens for result in results))
-            content = call.render(results, request_id=request_id.get() or "")
-            answer = _rendered(content, headers=finish.headers(results))
+            render = partial(_rendered, call, results, headers=finish.headers(results))
+            large = sum(len(result.results) for result in results) > _MANY_RESULTS
+            answer = await aside(render) if large else render()
             answer.headers.update(_ignored(dialect, body))
         except RerankError as error:
             finish(error.status)
@@ -166,9 +171,9 @@ def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
     return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
 
-def _rendered(content: Json | list[Json], *, headers: dict[str, str]) -> Response:
+def _rendered(call: Call, results: Sequence[RerankResult], *, headers: dict[str, str]) -> Response:
     try:
-        return json_answer(content, headers=headers)
+        return json_answer(call.render(results, request_id=request_id.get() or ""), headers=headers)
     except orjson.JSONEncodeError as error:
         if "Recursion" not in str(error):
             raise

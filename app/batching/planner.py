@@ -161,14 +161,21 @@ class BatchPlanner:
         return [Pending(deadline, known.jobs[number].tokens) for deadline, number in known.dues] if known else []
 
     def add(self, entries: Sequence[Entry], terms: Terms) -> None:
-        """Queue a request's encodings, at least one, under a number that no other waiting request has."""
+        """Queue encodings of a request, at least one; more of them may follow."""
         number = entries[0].job
-        waiting = sorted((entry.length, entry.position) for entry in entries)
-        job = _Job(number, terms, waiting, sum(entry.length for entry in entries))
-        caller = self._urgent if terms.urgent else self._caller(terms.caller)
+        tokens = sum(entry.length for entry in entries)
+        caller = self._caller_of.get(number) or (self._urgent if terms.urgent else self._caller(terms.caller))
+        job = caller.jobs.get(number)
+        if job is None:
+            job = _Job(number, terms, [], 0)
+        else:
+            caller.remove(job)
+        job.waiting += [(entry.length, entry.position) for entry in entries]
+        job.waiting.sort()
+        job.tokens += tokens
         caller.add(job)
         self._caller_of[number] = caller
-        self.waiting_tokens += job.tokens
+        self.waiting_tokens += tokens
 
     def withdraw(self, number: int) -> int:
         """Forget a request's waiting encodings and return how many tokens that saved."""

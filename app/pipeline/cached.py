@@ -1,5 +1,6 @@
 """Answers known pairs from the cache, so that only unknown ones go on. A broken cache is a cache that knows nothing."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from app.domain import BoolArray, ScoreOptions, Scores, Timings
 from app.errors import CacheUnavailable
 from app.observer import Observer
 from app.pipeline.stage import Stage
+
+_KEYS_AT_A_TIME = 1000
 
 
 class CachedStage:
@@ -32,7 +35,7 @@ class CachedStage:
             RerankError: what the inner stage raises.
         """
         started = perf_counter()
-        keys = pair_keys(_with_options(self._fingerprint, options), query, documents)
+        keys = await self._keys(query, documents, options)
         first_of: dict[bytes, int] = {}
         for index, key in enumerate(keys):
             first_of.setdefault(key, index)
@@ -56,6 +59,15 @@ class CachedStage:
         found = unpack_entries([known[key] for key in keys])
         scored = np.array([key not in unscored for key in keys], dtype=np.bool_) if unscored else None
         return replace(scores_of(found, cached=cached, timings=timings), scored=scored)
+
+    async def _keys(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[bytes]:
+        """Keys of a large request are made in portions, so that the event loop is not held up."""
+        fingerprint = _with_options(self._fingerprint, options)
+        keys = pair_keys(fingerprint, query, documents[:_KEYS_AT_A_TIME])
+        for start in range(_KEYS_AT_A_TIME, len(documents), _KEYS_AT_A_TIME):
+            await asyncio.sleep(0)
+            keys += pair_keys(fingerprint, query, documents[start : start + _KEYS_AT_A_TIME])
+        return keys
 
     async def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         try:

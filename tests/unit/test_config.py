@@ -61,7 +61,7 @@ def test_the_shipped_registry_is_usable() -> None:
     [
         ("", "model: Field required"),
         ("model = []", "at least 1"),
-        ("[[model]]\nname = 'a'", "model.0.path"),
+        ("[[model]]\nname = 'a'", "a model needs either path or stages"),
         ("[[model]]\nname = 'a'\npath = 'p'\ncolour = 'red'", "model.0.colour"),
         ("[[model]]\nname = 'a b'\npath = 'p'", "no model name"),
         ("[[model]]\nname = 'a'\npath = 'p'\n[[model]]\nname = 'a'\npath = 'q'", "'a' is named by"),

@@ -286,10 +286,10 @@ class Registry(BaseModel):
         cascades = {spec.name for spec in self.model if spec.stages}
         for spec in self.model:
             for step in spec.cascade:
-                if seen.get(step.model, spec.name) in cascades:
-                    raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
                 if step.model not in seen:
                     raise ValueError(f"stages of {spec.name!r}: {step.model!r} is no served model")
+                if seen[step.model] in cascades:
+                    raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
         return self
 
     def only(self, names: Collection[str | None]) -> "Registry":
@@ -308,7 +308,8 @@ class Registry(BaseModel):
             known = ", ".join(spec.name for spec in self.model)
             raise ConfigError(f"unknown model {', '.join(sorted(unknown))}; known: {known}")
         default = self.default if self.default in wanted else None
-        return Registry(default=default or kept[0].name, model=kept)
+        asked = next((spec.name for spec in kept if wanted & {spec.name, *spec.aliases}), None)
+        return Registry(default=default or asked, model=kept)
 
 
 def read_registry(path: Path) -> Registry:

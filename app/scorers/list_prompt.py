@@ -63,19 +63,20 @@ class WindowOptions(BaseModel):
     template: str | None = Field(default=None, description="Default: the one that recognises the model's repository.")
     identifiers: Identifiers | None = Field(default=None, description="Default: the template's.")
     window: int = Field(default=20, ge=2, description="Candidates that the model reads at once; callers may ask less.")
-    stride: int = Field(default=10, ge=1)
+    stride: int | None = Field(default=None, ge=1, description="Default: half of the window.")
     schedule: str = "sliding"
     depth: int = Field(default=100, ge=2, description="Candidates that are ranked at all; callers may ask less.")
 
     @model_validator(mode="after")
     def _windows_overlap(self) -> "WindowOptions":
-        if self.stride >= self.window:
+        if self.stride is not None and self.stride >= self.window:
             raise ValueError(f"stride: it must be below window = {self.window}, or nothing is carried upwards")
         return self
 
     @property
     def plan(self) -> WindowPlan:
-        return WindowPlan(window=self.window, stride=self.stride, schedule=self.schedule, depth=self.depth)
+        stride = self.window // 2 if self.stride is None else self.stride
+        return WindowPlan(window=self.window, stride=stride, schedule=self.schedule, depth=self.depth)
 
 
 def identifier_texts(kind: Identifiers, *, count: int) -> list[str]:

@@ -1,5 +1,7 @@
 """Language models as rerankers: ours against plain transcriptions of the methods, on tiny models of every family."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,3 +190,19 @@ def test_a_graph_of_other_tokens_is_refused(exported: Callable[[str, str], Path]
         onnx_engine(folder, digits)
     with pytest.raises(ConfigError, match="language model's; name the scorer"):
         load_engine("onnx", EngineSpec(folder=folder, pad_id=letters.pad_id))
+
+
+def test_the_command_exports_for_a_method(causal_folder: Folder, tmp_path: Path) -> None:
+    source = str(causal_folder("qwen3"))
+    command = [sys.executable, "-m", "app.cli", "export", source, str(tmp_path), "--precision", "float32", "--method"]
+    refused = subprocess.run([*command, "yes-no"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "no template recognises it" in refused.stderr
+    template = ["--template", "first-qwen3", "--window", "5"]
+    done = subprocess.run([*command, "first", *template], capture_output=True, text=True, check=True)
+    assert "model.onnx" in done.stdout
+    assert done.stderr == ""
+    scorer = first_scorer(tmp_path, "qwen3", window=5, stride=2)
+    encoding = scorer.encode_window(QUERIES[0], DOCUMENTS[:5], max_document_tokens=None).encoding
+    expected = first_logits("qwen3", causal_folder("qwen3"), QUERIES[0], DOCUMENTS[:5])
+    np.testing.assert_allclose(onnx_engine(tmp_path, scorer).forward([encoding])[0], expected, atol=1e-5)

@@ -1,7 +1,7 @@
 """The rerank endpoints: one per path, whatever dialects share it."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf, nan
@@ -16,7 +16,7 @@ from starlette.types import Receive
 
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys
-from app.api.dialects.base import Call, Dialect, Json
+from app.api.dialects.base import Dialect, Json
 from app.domain import RerankRequest, RerankResult, Timings
 from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
 from app.logs import request_id
@@ -76,7 +76,8 @@ class _Endpoint:
             finish.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
             caller.allowance.charge(sum(result.tokens for result in results))
-            render = partial(_rendered, call, results, headers=finish.headers(results))
+            content = partial(call.render, results, request_id=request_id.get() or "")
+            render = partial(_rendered, content, headers=finish.headers(results))
             large = sum(len(result.results) for result in results) > _MANY_RESULTS
             answer = await aside(render) if large else render()
             answer.headers.update(_ignored(dialect, body))
@@ -171,9 +172,9 @@ def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
     return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
 
-def _rendered(call: Call, results: Sequence[RerankResult], *, headers: dict[str, str]) -> Response:
+def _rendered(content: Callable[[], Json | list[Json]], *, headers: dict[str, str]) -> Response:
     try:
-        return json_answer(call.render(results, request_id=request_id.get() or ""), headers=headers)
+        return json_answer(content(), headers=headers)
     except orjson.JSONEncodeError as error:
         if "Recursion" not in str(error):
             raise

@@ -68,9 +68,10 @@ async def test_whoever_stops_the_request_stops_its_work() -> None:
 
 def test_an_answer_that_cannot_be_written_is_our_bug() -> None:
     with pytest.raises(orjson.JSONEncodeError):
-        _rendered({"results": object()}, headers={})
+        _rendered(lambda: {"results": object()}, headers={})
 
 
 def test_what_a_caller_nested_too_deeply_is_the_callers_mistake() -> None:
+    nested = json.loads("[" * 500 + "]" * 500)
     with pytest.raises(InvalidRequest, match="nested too deeply"):
-        _rendered({"results": json.loads("[" * 500 + "]" * 500)}, headers={})
+        _rendered(lambda: {"results": nested}, headers={})

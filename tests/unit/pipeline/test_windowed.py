@@ -79,7 +79,8 @@ def texts(count: int, *, seed: int = 0) -> list[str]:
 
 
 def cached(scores: Scores) -> int:
-    return int(np.sum(scores.cached))
+    assert scores.cached is not None
+    return int(scores.cached.sum())
 
 
 def best_first(documents: Sequence[str], values: FloatArray) -> list[str]:

@@ -51,9 +51,10 @@ class Worker:
         def guarded() -> R:
             try:
                 return call(*args, **kwargs)
-            except StopIteration as error:
-                # A future cannot carry it: whoever awaits would wait for ever.
-                raise RuntimeError("StopIteration was raised in a worker") from error
+            except (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+                # A future cannot carry the first: whoever awaits would wait for ever. The others would end more than
+                # this call, and a library in a thread has no say in that.
+                raise RuntimeError(f"{type(error).__name__} was raised in a worker") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, guarded)
 

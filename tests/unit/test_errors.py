@@ -24,6 +24,7 @@ _PUBLIC = {
     "request_too_large": 413,
     "unavailable": 503,
     "overloaded": 429,
+    "rate_limited": 429,
     "model_not_ready": 503,
     "deadline_exceeded": 504,
     "scoring_failed": 500,

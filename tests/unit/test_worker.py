@@ -15,13 +15,18 @@ async def test_a_call_runs_in_another_thread_and_its_result_comes_back() -> None
         assert (await worker.run(threading.current_thread)).name.startswith("test")
 
 
-@pytest.mark.parametrize("error", [ValueError("told to"), KeyError(1), MemoryError(), StopIteration()])
-async def test_what_a_call_raises_reaches_the_caller(error: Exception) -> None:
+_ENDS_MORE = (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("told to"), KeyError(1), MemoryError(), *(kind() for kind in _ENDS_MORE)], ids=repr
+)
+async def test_what_a_call_raises_reaches_the_caller(error: BaseException) -> None:
     def fail() -> None:
         raise error
 
     with Worker(name="test", threads=1) as worker:
-        with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)):
+        with pytest.raises(RuntimeError if isinstance(error, _ENDS_MORE) else type(error)):
             await asyncio.wait_for(worker.run(fail), timeout=5)
         assert await worker.run(lambda: 1) == 1
 

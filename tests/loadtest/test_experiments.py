@@ -86,3 +86,9 @@ def test_the_shipped_model_is_benched_by_a_server_of_its_own(tmp_path: Path) -> 
     assert ran.returncode == 0, ran.stderr
     report = json.loads(output.read_text())
     assert report["details"]["server"]["models"][0]["id"] == "minilm-qa"
+
+
+def test_efficiency_compares_the_service_with_its_engine(registry: Path) -> None:
+    claims = _run("efficiency", registry, "--seconds", "0.6", "--rounds", "1")
+    assert all(_is_measured(claim) and claim["value"] > 0 for claim in claims.values())
+    assert claims["8 clients / the engine alone"]["value"] < 1.5, "nothing is much faster than the engine"

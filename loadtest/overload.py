@@ -7,8 +7,8 @@
    (answered 200, or 504 because the deadline was missed) how many were answered in time, and how fast the others were
    refused.
 3. Retry-After: the service is overloaded until it refuses, the load stops, and a client asks every 0.1 s; how the
-   time until it is admitted compares with what the refusal said. (The header has whole seconds and says 1 at least, so
-   a truth under a second counts as one.)
+   time until it is admitted compares with what the refusal said in Retry-After-Ms (Retry-After itself has whole
+   seconds, 1 at least). What is shorter than the 0.1 s counts as that.
 4. The same overload with half of the clients going away before the deadline.
 
 Afterwards the queue must be empty, the memory about what it was, and a request as fast as before.
@@ -108,7 +108,8 @@ async def _retry_after_factor(overload: Overload) -> float | None:
             return None
         admitted = await _first_admission(overload)
     truth_s = admitted - refusals[0].finished
-    return float(refusals[0].headers[b"retry-after"]) / max(1.0, truth_s)
+    told_s = float(refusals[0].headers[b"retry-after-ms"]) / 1000
+    return max(_PROBE_S, told_s) / max(_PROBE_S, truth_s)
 
 
 async def _first_admission(overload: Overload) -> float:

@@ -12,7 +12,7 @@ from app.errors import ConfigError
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 
-_QUICK = ["--seconds", "0.4", "--warmup", "0.1", "--repetitions", "2", "--seed", "1"]
+_QUICK = ["--seconds", "0.8", "--warmup", "0.2", "--repetitions", "2", "--seed", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from app.api.dialects import DIALECTS
 from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.ops import OperationsEndpoints, operations_routes
+from app.api.playground import playground_routes
 from app.api.rerank import rerank_routes
 from app.assembly import running_service
 from app.config import Settings, read_api_keys
@@ -53,6 +54,8 @@ def create_app(
         service=service, lifecycle=lifecycle, metrics=observer.registry, keyed=not keys.open
     )
     app.include_router(operations_routes(operations, keys=keys, private=settings.private))
+    if not settings.private:
+        app.include_router(playground_routes())
     app.add_exception_handler(RerankError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

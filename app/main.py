@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
@@ -20,7 +21,8 @@ from app.api.answers import error_answer, plain_error
 from app.api.auth import ApiKeys
 from app.api.dialects import DIALECTS
 from app.api.lifecycle import Lifecycle
-from app.api.middleware import BodyLimit, RequestContext
+from app.api.connection import BoundedProtocol
+from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.api.ops import OperationsEndpoints, operations_routes
 from app.api.playground import playground_routes
 from app.api.rerank import rerank_routes
@@ -58,7 +60,12 @@ def create_app(
         app.include_router(playground_routes())
     app.add_exception_handler(RerankError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    bounds = BodyBounds(
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_s,
+        max_held_bytes=settings.max_held_body_bytes,
+    )
+    app.add_middleware(BodyLimit, bounds=bounds)
     app.add_middleware(RequestContext)
     if keys.open:
         logger.warning(
@@ -110,7 +117,7 @@ def _uvicorn(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=partial(BoundedProtocol, head_timeout_s=settings.body_timeout_s),  # type: ignore[arg-type] # is called only
         lifespan="off",
         access_log=False,
         log_config=None,

@@ -18,10 +18,10 @@ from starlette.responses import Response
 
 from app import __version__
 from app.api.answers import error_answer, plain_error
-from app.api.auth import ApiKeys
+from app.api.auth import SECURITY_SCHEMES, ApiKeys
+from app.api.connection import BoundedProtocol
 from app.api.dialects import DIALECTS
 from app.api.lifecycle import Lifecycle
-from app.api.connection import BoundedProtocol
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.api.ops import OperationsEndpoints, operations_routes
 from app.api.playground import playground_routes
@@ -71,7 +71,20 @@ def create_app(
         logger.warning(
             "NO API KEYS ARE SET: everybody who reaches this port may use it; set RERANKD_API_KEYS or its _FILE"
         )
+    else:
+        _name_security_schemes(app)
     return app
+
+
+def _name_security_schemes(app: FastAPI) -> None:
+    undecorated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = undecorated()
+        document.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to add to the document
 
 
 async def _known_error(_request: Request, error: Exception) -> Response:

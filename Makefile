@@ -40,8 +40,9 @@ fuzz: $(VENV)/.development ## generated requests for the whole OpenAPI document 
 	$(BIN)/python -m tests.fuzz --max-examples 500 $(ARGS)
 
 audit: $(VENV)/.python ## known vulnerabilities of the pinned packages; asks a service on the network
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
-	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip $(ARGS)
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
+	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS)
 
 bench: $(VENV)/.development ## `rerankd bench` against a service that it starts (loadtest/README.md)
 	$(BIN)/python -m loadtest $(ARGS)

@@ -24,7 +24,13 @@ _CHECKS = (
 
 def fuzz(server: Server, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     """Run `schemathesis run` against a server; its exit code is not 0 where something was found."""
-    command = [Path(sys.executable).parent / "schemathesis", "run", f"{server.url}/openapi.json", "--checks", _CHECKS]
+    command = [
+        str(Path(sys.executable).parent / "schemathesis"),
+        "run",
+        f"{server.url}/openapi.json",
+        "--checks",
+        _CHECKS,
+    ]
     return subprocess.run(
         [*command, "--no-color", *arguments], capture_output=True, text=True, timeout=3600, check=False
     )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the real servers and the browser that integration tests start, where that may be done: on Debian, as root. Elsewhere the
-# tests that need them are skipped and say so.
+# Installs the real servers and the browser that integration tests start, where that may be done: on Debian, as root.
+# Elsewhere the tests that need them are skipped and say so.
 set -euo pipefail
 
 missing=()

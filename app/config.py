@@ -50,7 +50,8 @@ class Settings(BaseSettings):
     )
     private: bool = Field(
         default=False,
-        description="Ask for an API key at `/metrics` and `/openapi.json` too, and serve no `/docs`.",
+        description="Ask for an API key at `/metrics` and `/openapi.json` too, and serve neither `/docs` nor the "
+        "playground at `/`.",
     )
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
     cache_url: str = Field(

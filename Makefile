@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FROZEN := pyproject.toml constraints.txt
 
-.PHONY: serve test test-fast check format conformance bench docker clean help
+.PHONY: serve test test-fast check format conformance fuzz audit bench docker clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,14 @@ format: $(VENV)/.development ## rewrite the code in the project's format
 
 conformance: $(VENV)/.development ## real client libraries against a real server; writes the table of docs/clients.md
 	$(BIN)/python -m tests.conformance.suite
+
+fuzz: $(VENV)/.development ## generated requests for the whole OpenAPI document (make fuzz ARGS="--max-examples 5000")
+	$(BIN)/python -m tests.fuzz --max-examples 500 $(ARGS)
+
+audit: $(VENV)/.python ## known vulnerabilities of the pinned packages; asks a service on the network
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
+	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS)
 
 bench: $(VENV)/.development ## `rerankd bench` against a service that it starts (loadtest/README.md)
 	$(BIN)/python -m loadtest $(ARGS)

@@ -50,7 +50,8 @@ class Settings(BaseSettings):
     )
     private: bool = Field(
         default=False,
-        description="Ask for an API key at `/metrics` and `/openapi.json` too, and serve no `/docs`.",
+        description="Ask for an API key at `/metrics` and `/openapi.json` too, and serve neither `/docs` nor the "
+        "playground at `/`.",
     )
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
     cache_url: str = Field(
@@ -72,6 +73,17 @@ class Settings(BaseSettings):
     max_documents: int = Field(default=10_000, ge=1, description="Most documents in one request.")
     max_query_chars: int = Field(default=32_768, ge=1, description="Longest query, in characters.")
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, description="Largest request body, in bytes.")
+    max_held_body_bytes: int = Field(
+        default=256 * 2**20,
+        ge=1024,
+        description="Bytes of all bodies that are being read or answered at a time; beyond that 429 "
+        "(one alone is always taken).",
+    )
+    body_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="A request's head, and then its body, must each have arrived within this time; else 408.",
+    )
     max_waiting_tokens: int = Field(
         default=4_000_000,
         ge=1,

@@ -4,6 +4,7 @@
     |- InvalidRequest           400 invalid_request     the caller must change the request
     |  |- Unauthorized          401 unauthorized
     |  |- ModelNotFound         404 model_not_found
+    |  |- BodyTooSlow           408 request_timeout
     |  `- RequestTooLarge       413 request_too_large
     |- Unavailable              503 unavailable         the same request may succeed later: Retry-After
     |  |- Overloaded            429 overloaded
@@ -44,6 +45,11 @@ class Unauthorized(InvalidRequest):
 class ModelNotFound(InvalidRequest):
     status = 404
     code = "model_not_found"
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+    code = "request_timeout"
 
 
 class RequestTooLarge(InvalidRequest):

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
@@ -17,11 +18,13 @@ from starlette.responses import Response
 
 from app import __version__
 from app.api.answers import error_answer, plain_error
-from app.api.auth import ApiKeys
+from app.api.auth import SECURITY_SCHEMES, ApiKeys
+from app.api.connection import BoundedProtocol
 from app.api.dialects import DIALECTS
 from app.api.lifecycle import Lifecycle
-from app.api.middleware import BodyLimit, RequestContext
+from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.api.ops import OperationsEndpoints, operations_routes
+from app.api.playground import playground_routes
 from app.api.rerank import rerank_routes
 from app.assembly import running_service
 from app.config import Settings, read_api_keys
@@ -53,15 +56,35 @@ def create_app(
         service=service, lifecycle=lifecycle, metrics=observer.registry, keyed=not keys.open
     )
     app.include_router(operations_routes(operations, keys=keys, private=settings.private))
+    if not settings.private:
+        app.include_router(playground_routes())
     app.add_exception_handler(RerankError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    bounds = BodyBounds(
+        max_bytes=settings.max_body_bytes,
+        timeout_s=settings.body_timeout_s,
+        max_held_bytes=settings.max_held_body_bytes,
+    )
+    app.add_middleware(BodyLimit, bounds=bounds)
     app.add_middleware(RequestContext)
     if keys.open:
         logger.warning(
             "NO API KEYS ARE SET: everybody who reaches this port may use it; set RERANKD_API_KEYS or its _FILE"
         )
+    else:
+        _name_security_schemes(app)
     return app
+
+
+def _name_security_schemes(app: FastAPI) -> None:
+    undecorated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = undecorated()
+        document.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to add to the document
 
 
 async def _known_error(_request: Request, error: Exception) -> Response:
@@ -107,7 +130,7 @@ def _uvicorn(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=partial(BoundedProtocol, head_timeout_s=settings.body_timeout_s),  # type: ignore[arg-type] # is called only
         lifespan="off",
         access_log=False,
         log_config=None,

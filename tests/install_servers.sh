@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs the real servers that integration tests start, where that may be done: on Debian, as root. Elsewhere the
-# tests that need them are skipped and say so.
+# Installs the real servers and the browser that integration tests start, where that may be done: on Debian, as root.
+# Elsewhere the tests that need them are skipped and say so.
 set -euo pipefail
 
 missing=()
-for server in redis-server prometheus; do
-    command -v "$server" >/dev/null || missing+=("$server")
+for server in redis-server prometheus chromium chromedriver; do
+    # chromedriver's package has another name
+    command -v "$server" >/dev/null || missing+=("${server/chromedriver/chromium-driver}")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

@@ -7,7 +7,7 @@ import orjson
 from starlette.responses import Response
 
 from app.domain import Timings
-from app.errors import RerankError, Unauthorized, Unavailable
+from app.errors import BodyTooSlow, RerankError, Unauthorized, Unavailable
 
 # For the OpenAPI document.
 ERROR_SCHEMA: Final = {
@@ -33,6 +33,8 @@ def error_answer(error: RerankError) -> Response:
         headers["Retry-After-Ms"] = str(max(1, ceil(error.retry_after_s * 1000)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooSlow):
+        headers["Connection"] = "close"
     return plain_error(error.status, code=error.code, message=error.message, headers=headers)
 
 

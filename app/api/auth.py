@@ -4,6 +4,7 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any, Final
 
 from fastapi import Depends
 from fastapi.params import Depends as Dependency
@@ -12,6 +13,12 @@ from starlette.requests import HTTPConnection
 from app.api.rates import Allowance, Rates
 from app.config import ApiKey
 from app.errors import Unauthorized
+
+# For the OpenAPI document.
+SECURITY_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer KEY"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "Api-Key"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,11 @@ class ApiKeys:
 
         dependency: Dependency = Depends(check)
         return dependency
+
+
+def security_of(keys: ApiKeys) -> dict[str, Any]:
+    """What the OpenAPI document says about an operation that needs a key: either scheme, where there are keys."""
+    return {} if keys.open else {"security": [{name: []} for name in SECURITY_SCHEMES]}
 
 
 def _rates(key: ApiKey) -> Rates:

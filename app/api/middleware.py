@@ -1,4 +1,4 @@
-"""What happens to every HTTP request: an id, a log line, a size limit, and an answer even to our own bugs.
+"""What happens to every HTTP request: an id, a log line, bounds for its body, and an answer even to our own bugs.
 
 Plain ASGI: no body is copied and no task is started.
 """
@@ -14,13 +14,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.answers import error_answer, plain_error
-from app.errors import InvalidRequest, RequestTooLarge, Unavailable
+from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge, Unavailable
 from app.logs import request_id
 
 logger = logging.getLogger("app.access")
 
 _SAFE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+_SHOWN = 50
+# For whatever a browser may be made to open: it guesses no content types, frames nothing and tells no address.
+_HARDENING = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
 @dataclass(slots=True)
@@ -48,7 +55,9 @@ class RequestContext:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 sent.status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = identity
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = identity
+                headers.raw.extend(_HARDENING)
             await send(message)
 
         try:
@@ -92,44 +101,79 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
     )
 
 
-class BodyLimit:
-    """Refuses bodies over `max_bytes`, by their declared length at once and else while they arrive."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyBounds:
+    """What one body may have, how long it may take to arrive, and how much all bodies may hold at a time."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    max_bytes: int
+    timeout_s: float
+    max_held_bytes: int
+
+
+class BodyLimit:
+    """Bounds what bodies cost. A refusal is raised where the body is read: after the key was checked, and counted as
+    every other answer is. What a body has brought is held until its request is answered.
+    """
+
+    def __init__(self, app: ASGIApp, *, bounds: BodyBounds) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._bounds = bounds
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        encoding = headers.get("content-encoding", "").strip()
-        if encoding.lower() not in {"", "identity"}:
-            refusal = InvalidRequest(f"Content-Encoding {encoding!r} is not supported; send the body as it is")
-            await error_answer(refusal)(scope, receive, send)
-            return
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
-            await error_answer(self._refusal(int(declared)))(scope, receive, send)
-            return
-        await self._app(scope, self._counting(receive), send)
+        own_bytes = 0
+        complete = False
+        end = asyncio.get_running_loop().time() + self._bounds.timeout_s
 
-    def _counting(self, receive: Receive) -> Receive:
-        total = 0
-
-        async def counted() -> Message:
-            nonlocal total
-            message = await receive()
+        async def bounded() -> Message:
+            nonlocal own_bytes, complete
+            if complete:
+                return await receive()
+            if not own_bytes:
+                self._check_head(Headers(scope=scope))
+            message = await self._in_time(receive, end)
             if message["type"] == "http.request":
-                total += len(message.get("body", b""))
-                if total > self._max_bytes:
-                    raise self._refusal(total)
+                arrived = len(message.get("body", b""))
+                self._check_size(own_bytes, arrived)
+                own_bytes += arrived
+                self._held_bytes += arrived
+            complete = not message.get("more_body", False)
             return message
 
-        return counted
+        try:
+            await self._app(scope, bounded, send)
+        finally:
+            self._held_bytes -= own_bytes
 
-    def _refusal(self, size: int) -> RequestTooLarge:
+    def _check_head(self, headers: Headers) -> None:
+        encoding = headers.get("content-encoding", "").strip()
+        if encoding.lower() not in {"", "identity"}:
+            raise InvalidRequest(f"Content-Encoding {encoding[:_SHOWN]!r} is not supported; send the body as it is")
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._bounds.max_bytes:
+            raise self._too_large(int(declared))
+
+    async def _in_time(self, receive: Receive, end: float) -> Message:
+        try:
+            async with asyncio.timeout_at(end):
+                return await receive()
+        except TimeoutError:
+            raise BodyTooSlow(
+                f"the body did not arrive within {self._bounds.timeout_s:g} s; send it faster, or fewer documents"
+            ) from None
+
+    def _check_size(self, own_bytes: int, arrived: int) -> None:
+        if own_bytes + arrived > self._bounds.max_bytes:
+            raise self._too_large(own_bytes + arrived)
+        others = self._held_bytes - own_bytes
+        # One alone is always taken, whatever the bound.
+        if others and self._held_bytes + arrived > self._bounds.max_held_bytes:
+            raise Overloaded(f"other requests' bodies hold {others} bytes; try again when some are answered")
+
+    def _too_large(self, size: int) -> RequestTooLarge:
         return RequestTooLarge(
-            f"the body has {size} bytes or more; at most {self._max_bytes} are taken: send fewer documents"
+            f"the body has {size} bytes or more; at most {self._bounds.max_bytes} are taken: send fewer documents"
         )

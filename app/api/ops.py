@@ -2,27 +2,92 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__
 from app.api.answers import ERROR_SCHEMA, json_answer
-from app.api.auth import ApiKeys
+from app.api.auth import ApiKeys, security_of
 from app.api.lifecycle import Lifecycle
 from app.model import ServedModel
 from app.service import RerankService
 
 Json = dict[str, Any]
 
-_ERRORS: dict[int | str, Json] = {
-    "default": {
-        "description": "Whatever is wrong; the message says what.",
-        "content": {"application/json": {"schema": ERROR_SCHEMA}},
+_ERRORS: Final[Json] = {
+    "description": "Whatever is wrong; the message says what.",
+    "content": {"application/json": {"schema": ERROR_SCHEMA}},
+}
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+    version: str
+
+
+class ModelState(BaseModel):
+    status: str
+    reason: str | None = None
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "not ready", "draining"]
+    models: dict[str, ModelState]
+
+
+class ModelDescription(BaseModel):
+    """What is known of a served model besides depends on its scorer and engine."""
+
+    id: str
+    object: Literal["model"]
+    owned_by: str
+    created: int
+    model_type: Literal["rerank"]
+    aliases: list[str]
+    status: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelDescription]
+
+
+class Information(BaseModel):
+    model_id: str
+    model_type: dict[str, Any]
+    max_client_batch_size: int
+    max_input_length: int | None
+    version: str
+    models: list[ModelDescription]
+
+
+class Authentication(BaseModel):
+    auth: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """An endpoint and, for the OpenAPI document, what it answers, by status."""
+
+    endpoint: Callable[..., Any]
+    answers: dict[int | str, Json]
+
+
+def _answers(model: type[BaseModel], *statuses: int) -> dict[int | str, Json]:
+    return {status: {"model": model, "description": "As the schema says."} for status in (200, *statuses)}
+
+
+_EXPOSITION: Final[dict[int | str, Json]] = {
+    200: {
+        "description": "Prometheus's text format, or OpenMetrics where that is asked for.",
+        "content": {media: {"schema": {"type": "string"}} for media in ("text/plain", "application/openmetrics-text")},
     }
 }
 
@@ -92,33 +157,34 @@ def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys, private:
     """Health and readiness are open to whoever reaches the port, metrics too unless all is private; what names models
     needs a key.
     """
-    open_routes: dict[str, Callable[..., Any]] = {
-        "/health": endpoints.health,
-        "/ready": endpoints.ready,
-        "/v1/cluster/auth": endpoints.authentication,
+    open_routes = {
+        "/health": _Operation(endpoints.health, _answers(Health)),
+        "/ready": _Operation(endpoints.ready, _answers(Readiness, 503)),
+        "/v1/cluster/auth": _Operation(endpoints.authentication, _answers(Authentication)),
     }
-    keyed_routes: dict[str, Callable[..., Any]] = {
-        "/v1/models": endpoints.models,
-        "/models": endpoints.models,
-        "/v1/models/{name:path}": endpoints.model,
-        "/info": endpoints.info,
+    keyed_routes = {
+        "/v1/models": _Operation(endpoints.models, _answers(ModelList)),
+        "/models": _Operation(endpoints.models, _answers(ModelList)),
+        "/v1/models/{name:path}": _Operation(endpoints.model, _answers(ModelDescription)),
+        "/info": _Operation(endpoints.info, _answers(Information)),
     }
-    (keyed_routes if private else open_routes)["/metrics"] = endpoints.metrics
+    (keyed_routes if private else open_routes)["/metrics"] = _Operation(endpoints.metrics, _EXPOSITION)
     if private:
-        keyed_routes["/openapi.json"] = endpoints.description
-    router = APIRouter(tags=["operations"])
-    _add(router, open_routes)
-    guarded = APIRouter(tags=["operations"], dependencies=[keys.required()])
-    _add(guarded, keyed_routes)
+        keyed_routes["/openapi.json"] = _Operation(endpoints.description, {})
+    router = APIRouter(tags=["operations"], default_response_class=Response)
+    _add(router, open_routes, extra={})
+    guarded = APIRouter(dependencies=[keys.required()])
+    _add(guarded, keyed_routes, extra=security_of(keys))
     router.include_router(guarded)
     return router
 
 
-def _add(router: APIRouter, routes: dict[str, Callable[..., Any]]) -> None:
+def _add(router: APIRouter, routes: dict[str, _Operation], *, extra: Json) -> None:
     """HEAD is answered as GET is; the server leaves the body out."""
-    for path, endpoint in routes.items():
-        router.add_api_route(path, endpoint, methods=["GET"], responses=_ERRORS)
-        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+    for path, operation in routes.items():
+        answers = {**operation.answers, "default": _ERRORS}
+        router.add_api_route(path, operation.endpoint, methods=["GET"], responses=answers, openapi_extra=extra)
+        router.add_api_route(path, operation.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _describe(model: ServedModel) -> Json:

@@ -1,6 +1,7 @@
 """The rerank endpoints: one per path, whatever dialects share it."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
-from app.api.auth import ApiKeys
+from app.api.auth import ApiKeys, security_of
 from app.api.dialects.base import Dialect, Json
 from app.domain import RerankRequest, RerankResult, Timings
 from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
@@ -27,7 +28,9 @@ from app.worker import aside
 T = TypeVar("T")
 
 _CLIENT_GONE = 499
+_PATH_PARAMETER = re.compile(r"{(\w+)")
 _SHOWN = 50
+_MAX_VALUES = 4_000_000
 # More than these are written in a thread.
 _MANY_RESULTS = 1000
 
@@ -47,7 +50,8 @@ def rerank_routes(
             name=f"rerank {path}",
             summary="Order documents by relevance to a query",
             tags=["rerank"],
-            openapi_extra=_description(sharing),
+            openapi_extra=_description(path, sharing) | security_of(keys),
+            response_class=Response,
             responses=_answers(sharing),
         )
     return router
@@ -158,6 +162,7 @@ class _Finish:
 
 async def _read_body(request: Request) -> Json:
     raw = await request.body()
+    _check_values(raw)
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -165,6 +170,17 @@ async def _read_body(request: Request) -> Json:
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body is a JSON {type(body).__name__}; send an object with query and documents")
     return body
+
+
+def _check_values(raw: bytes) -> None:
+    """In memory even `[]` takes a hundred bytes, and each JSON value but the first follows one of these three."""
+    if len(raw) <= _MAX_VALUES:
+        return
+    values = sum(map(raw.count, (b",", b"[", b"{")))
+    if values > _MAX_VALUES:
+        raise RequestTooLarge(
+            f"the body has {values} commas, brackets and braces; at most {_MAX_VALUES} are taken: send fewer documents"
+        )
 
 
 def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
@@ -206,8 +222,12 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-def _description(dialects: Sequence[Dialect]) -> Json:
+def _description(path: str, dialects: Sequence[Dialect]) -> Json:
     return {
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in _PATH_PARAMETER.findall(path)
+        ],
         "requestBody": {
             "required": True,
             "content": {
@@ -216,7 +236,7 @@ def _description(dialects: Sequence[Dialect]) -> Json:
                     "examples": {dialect.name: {"value": dialect.example} for dialect in dialects},
                 }
             },
-        }
+        },
     }
 
 
@@ -225,6 +245,7 @@ def _answers(dialects: Sequence[Dialect]) -> dict[int | str, Json]:
         400: "The request must be changed; the message says how.",
         401: "No API key, or a wrong one.",
         404: "No such model.",
+        408: "The body did not arrive in time.",
         413: "Too many documents, or too large a body.",
         429: "Too much waits already; Retry-After says when to come back.",
         503: "The model is not ready; Retry-After says when to come back.",

@@ -1,6 +1,9 @@
 """Pages that are written from the code, and links between pages."""
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +23,25 @@ def test_the_configuration_page_is_up_to_date() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     links = _LINK.findall(page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_the_example_of_an_extension_applies_and_its_tests_pass(tmp_path: Path) -> None:
+    page = (_ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
+    for folder in ("app", "tests"):
+        shutil.copytree(_ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(_ROOT / "pyproject.toml", tmp_path)
+    subprocess.run(["git", "apply", "--verbose", "-"], input=diff, text=True, cwd=tmp_path, check=True)
+    written = [path for path in re.findall(r"^\+\+\+ b/(\S+)", diff, re.MULTILINE) if path.startswith("tests/")]
+    tests = [*written, "tests/api/test_openapi.py", "tests/api/test_ops.py"]
+    environment = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

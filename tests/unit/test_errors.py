@@ -21,6 +21,7 @@ _PUBLIC = {
     "invalid_request": 400,
     "unauthorized": 401,
     "model_not_found": 404,
+    "request_timeout": 408,
     "request_too_large": 413,
     "unavailable": 503,
     "overloaded": 429,

@@ -1,13 +1,18 @@
 """What happens around every request, where a whole application cannot show it."""
 
+import asyncio
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.middleware import BodyLimit, RequestContext
+from app.api.middleware import BodyBounds, BodyLimit, RequestContext
+from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge
 
 _SCOPE: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+_BOUNDS = BodyBounds(max_bytes=10, timeout_s=30, max_held_bytes=15)
 
 
 async def _nothing() -> Message:
@@ -43,7 +48,7 @@ async def _run(application: RequestContext | BodyLimit, scope: Scope) -> list[Me
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
 async def test_what_is_no_request_is_passed_on(kind: str) -> None:
     inner = _Recorder(started=False)
-    for middleware in (RequestContext(inner), BodyLimit(inner, max_bytes=1)):
+    for middleware in (RequestContext(inner), BodyLimit(inner, bounds=_BOUNDS)):
         assert await _run(middleware, {"type": kind}) == []
     assert inner.scopes == [kind, kind]
 
@@ -76,3 +81,94 @@ async def test_probes_that_succeed_are_logged_quietly(
     (record,) = caplog.records
     assert (record.levelname, record.message) == (level, "request")
     assert (vars(record)["path"], vars(record)["status"]) == (path, status)
+
+
+class _Reader:
+    """The end of a chain of applications; reads its body whole and then waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.go = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        more = True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        self.bodies.append(body)
+        await self.go.wait()
+
+
+async def _read(limit: BodyLimit, *parts: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Send a body in parts; with none, send nothing at all."""
+    left = list(parts)
+
+    async def receive() -> Message:
+        if not left:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(_message: Message) -> None:
+        raise AssertionError("a refusal is raised, not sent")
+
+    await limit({**_SCOPE, "headers": list(headers)}, receive, send)
+
+
+@pytest.mark.parametrize("parts", [(b"",), (b"0123456789",), (b"01234", b"", b"56789"), (b"", b"x")])
+async def test_a_body_within_its_bounds_arrives_whole(parts: tuple[bytes, ...]) -> None:
+    reader = _Reader()
+    reader.go.set()
+    await _read(BodyLimit(reader, bounds=_BOUNDS), *parts)
+    assert reader.bodies == [b"".join(parts)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "headers"),
+    [
+        ((b"0123456789x",), []),
+        ((b"01234", b"56789", b"x"), []),
+        ((b"x",), [(b"content-length", b"11")]),
+    ],
+)
+async def test_a_body_with_a_byte_too_many_is_refused(
+    parts: tuple[bytes, ...], headers: list[tuple[bytes, bytes]]
+) -> None:
+    with pytest.raises(RequestTooLarge, match=r"11 bytes or more; at most 10"):
+        await _read(BodyLimit(_Reader(), bounds=_BOUNDS), *parts, headers=headers)
+
+
+async def test_a_packed_body_is_refused_before_it_is_read() -> None:
+    with pytest.raises(InvalidRequest, match="'gzip' is not supported"):
+        await _read(BodyLimit(_Reader(), bounds=_BOUNDS), headers=[(b"content-encoding", b"gzip")])
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_given_up() -> None:
+    with pytest.raises(BodyTooSlow, match=r"within 0\.01 s"):
+        await _read(BodyLimit(_Reader(), bounds=replace(_BOUNDS, timeout_s=0.01)))
+
+
+async def test_bodies_share_a_bound_until_they_are_answered_and_one_alone_is_always_taken() -> None:
+    reader = _Reader()
+    limit = BodyLimit(reader, bounds=replace(_BOUNDS, max_held_bytes=8))
+    first = asyncio.create_task(_read(limit, b"0123456789"))
+    await asyncio.sleep(0)
+    assert reader.bodies == [b"0123456789"]
+    with pytest.raises(Overloaded, match="other requests' bodies hold 10 bytes"):
+        await _read(limit, b"x")
+    reader.go.set()
+    await first
+    await _read(limit, b"x")
+    assert reader.bodies[1:] == [b"x"]
+
+
+async def test_what_a_refused_body_held_is_given_back() -> None:
+    reader = _Reader()
+    limit = BodyLimit(reader, bounds=replace(_BOUNDS, max_held_bytes=8))
+    reader.go.set()
+    for _ in range(3):
+        with pytest.raises(RequestTooLarge):
+            await _read(limit, b"0123456789", b"x")
+    await asyncio.gather(_read(limit, b"01234567"), _read(limit, b""))
+    assert reader.bodies == [b"01234567", b""]

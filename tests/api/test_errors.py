@@ -229,3 +229,9 @@ async def test_our_own_bug_is_an_answer_too(open_api: OpenApi, caplog: pytest.Lo
 
 def _bug(*_: object, **__: object) -> None:
     raise KeyError("a secret of ours")
+
+
+@pytest.mark.parametrize(("values", "status"), [(4_000_000, 400), (4_000_001, 413)])
+async def test_a_body_of_too_many_values_is_refused_unread(api: Api, values: int, status: int) -> None:
+    answer = await api.post("/rerank", content=b"," * values + b" ")
+    assert is_our_error(answer, status, "invalid_request" if status == 400 else "request_too_large")

@@ -238,7 +238,9 @@ def test_a_snippet_is_copied_or_at_least_selected(page: Page) -> None:
     assert page.browser.execute_script("return getSelection().toString()") == snippet
 
 
-@pytest.mark.parametrize(("key", "message"), [("", "no API key"), ("wrong", "this API key is not valid")])
+@pytest.mark.parametrize(
+    ("key", "message"), [("", "no API key"), ("wrong", "this API key is not valid"), ("ключ", "not valid")]
+)
 def test_a_missing_or_wrong_key_is_said_and_asked_for_again(keyed_page: Page, key: str, message: str) -> None:
     keyed_page["key"].send_keys(key)
     keyed_page["submit"].click()

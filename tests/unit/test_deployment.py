@@ -1,6 +1,7 @@
 """The Dockerfile and the compose files name only files, settings and build targets that exist."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,16 @@ def test_compose_waits_longer_for_the_service_than_it_drains() -> None:
     drain_s = defaults["shutdown_delay_s"].default + defaults["shutdown_timeout_s"].default
     grace = _services(_ROOT / "docker-compose.yml")["rerankd"]["stop_grace_period"]
     assert int(grace.removesuffix("s")) > drain_s
+
+
+def test_every_file_of_the_package_is_installed_with_it() -> None:
+    """The image and a wheel hold what pyproject.toml names; a checkout would not show that something is missing."""
+    declared = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    installed = {
+        path
+        for package, patterns in declared["package-data"].items()
+        for pattern in patterns
+        for path in _ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    others = {path for path in (_ROOT / "app").rglob("*.*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert others == installed

@@ -7,6 +7,7 @@ import pytest
 
 from app.api.answers import error_answer
 from app.errors import (
+    BodyTooSlow,
     CacheUnavailable,
     ConfigError,
     Overloaded,
@@ -74,3 +75,7 @@ def test_a_missing_key_says_how_to_send_one() -> None:
 def test_errors_of_operators_and_of_caches_are_no_answers() -> None:
     assert not issubclass(ConfigError, RerankError)
     assert not issubclass(CacheUnavailable, RerankError)
+
+
+def test_who_was_too_slow_is_hung_up_on() -> None:
+    assert error_answer(BodyTooSlow("too slow")).headers["connection"] == "close"

@@ -92,6 +92,11 @@ for (const { index, relevance_score } of (await answer.json()).results) {
 }`;
 }
 
+// A header holds bytes: other letters of a key go as UTF-8, which fetch does not see to.
+function headerBytes(text) {
+  return String.fromCharCode(...new TextEncoder().encode(text));
+}
+
 function movement(from, to) {
   if (from === to) return { symbol: "=", kind: "same", said: `still at ${to}` };
   const [symbol, kind] = from > to ? ["▲", "up"] : ["▼", "down"];
@@ -131,7 +136,7 @@ function wanted() {
 
 function headers() {
   const key = page.key.value.trim();
-  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+  return { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${headerBytes(key)}` }) };
 }
 
 function showRequest() {

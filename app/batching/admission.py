@@ -43,9 +43,9 @@ class Admission:
         """How fast waiting work goes, all workers together."""
         return self._cost.seconds_per_token / self._workers
 
-    def estimate(self, *, characters: int, encodings: int) -> Work:
-        """What texts of so many characters will be, before they are tokenised."""
-        tokens = max(1.0, characters * self._tokens_per_character)
+    def estimate(self, *, characters: int, encodings: int, longest: int) -> Work:
+        """What texts of so many characters will be, before they are tokenised and cut to `longest` tokens each."""
+        tokens = min(max(1.0, characters * self._tokens_per_character), float(encodings * longest))
         return Work(tokens, tokens * tokens / max(1, encodings))
 
     def learn_length(self, *, characters: int, tokens: int) -> None:

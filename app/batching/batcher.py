@@ -159,15 +159,15 @@ class Batcher:
         self._closed = False
 
     @contextmanager
-    def place(self, *, characters: int, encodings: int, terms: Terms) -> Iterator[Place]:
-        """Let a request in, or refuse it, before its texts are tokenised.
+    def place(self, *, characters: int, encodings: int, longest: int, terms: Terms) -> Iterator[Place]:
+        """Let a request in, or refuse it, before its texts are tokenised and cut to `longest` tokens each.
 
         Raises:
             Overloaded: too much waits, or the deadline cannot be met now; `retry_after_s` says when to come back.
             DeadlineExceeded: the deadline could not be met by an idle server either.
             Unavailable: the model was stopped.
         """
-        work = self.admission.estimate(characters=characters, encodings=encodings)
+        work = self.admission.estimate(characters=characters, encodings=encodings, longest=longest)
         self._check(work, terms)
         place = Place(self, terms, tokens=work.tokens, characters=characters)
         try:

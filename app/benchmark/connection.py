@@ -15,12 +15,12 @@ import httptools
 
 from app.errors import ConfigError
 
-_KEPT_HEADERS = frozenset({b"server-timing", b"retry-after"})
+_KEPT_HEADERS = frozenset({b"server-timing", b"retry-after", b"retry-after-ms"})
 
 
 class Answer(NamedTuple):
-    """`headers` are Server-Timing and Retry-After only, by lower-case name; `finished` is `perf_counter()`'s time of
-    the last byte.
+    """`headers` are Server-Timing, Retry-After and Retry-After-Ms only, by lower-case name; `finished` is
+    `perf_counter()`'s time of the last byte.
     """
 
     status: int

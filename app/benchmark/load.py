@@ -199,7 +199,8 @@ async def _exchange(
 
 
 def _outcome(answer: Answer, *, documents: int) -> str:
-    if answer.status == 200 and answer.body.count(_RESULT) != documents:
+    # An answer may name documents by their index elsewhere as well: those that were cut, for one.
+    if answer.status == 200 and answer.body.count(_RESULT) < documents:
         return "incomplete"
     return str(answer.status)
 

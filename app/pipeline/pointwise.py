@@ -31,7 +31,9 @@ class PointwiseStage:
         """
         started = perf_counter()
         characters = sum(map(len, documents)) + len(query) * len(documents)
-        with self._batcher.place(characters=characters, encodings=len(documents), terms=options.terms) as place:
+        with self._batcher.place(
+            characters=characters, encodings=len(documents), longest=self._scorer.max_length, terms=options.terms
+        ) as place:
             pairs, identities = await self._encode(query, documents, options)
             tokenized = perf_counter()
             if options.truncation is Truncation.ERROR and pairs.dropped.any():

@@ -108,10 +108,11 @@ def test_a_light_caller_is_not_refused_for_the_work_of_a_heavy_one() -> None:
 
 def test_an_estimate_learns_from_what_texts_turned_out_to_be() -> None:
     admission = _admission()
-    assert admission.estimate(characters=400, encodings=1).tokens == 100
+    assert admission.estimate(characters=400, encodings=1, longest=512).tokens == 100
     for _ in range(200):
         admission.learn_length(characters=400, tokens=200)
     admission.learn_length(characters=0, tokens=5)
-    estimate = admission.estimate(characters=400, encodings=4)
+    estimate = admission.estimate(characters=400, encodings=4, longest=512)
     assert estimate.tokens == pytest.approx(200, rel=0.01)
     assert estimate.squares == pytest.approx(200 * 200 / 4, rel=0.02)
+    assert admission.estimate(characters=4_000_000, encodings=4, longest=512).tokens == 4 * 512

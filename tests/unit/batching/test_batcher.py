@@ -365,20 +365,22 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_says_when_it
 
 async def test_a_request_whose_texts_are_being_tokenised_counts_already() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
-        with batcher.place(characters=320, encodings=2, terms=Terms()) as place:
-            with pytest.raises(Overloaded), batcher.place(characters=320, encodings=2, terms=Terms()):
+        with batcher.place(characters=320, encodings=2, longest=512, terms=Terms()) as place:
+            with pytest.raises(Overloaded), batcher.place(characters=320, encodings=2, longest=512, terms=Terms()):
                 pass
             assert _right(await place.forward(_encodings([1]), identities_of(_encodings([1]))), [[1]])
-            with batcher.place(characters=320, encodings=2, terms=Terms()):
+            with batcher.place(characters=320, encodings=2, longest=512, terms=Terms()):
                 pass
 
 
 async def test_how_many_tokens_a_character_is_gets_learnt() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
         for _ in range(100):
-            with batcher.place(characters=1000, encodings=1, terms=Terms()) as place:
+            with batcher.place(characters=1000, encodings=1, longest=512, terms=Terms()) as place:
                 await place.forward(_encodings([1] * 50), identities_of(_encodings([1] * 50)))
-        assert batcher.admission.estimate(characters=1000, encodings=1).tokens == pytest.approx(50, rel=0.1)
+        assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens == pytest.approx(
+            50, rel=0.1
+        )
 
 
 class _HangingEngine(ArithmeticEngine):

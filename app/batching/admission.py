@@ -23,7 +23,7 @@ _MEMORY = 0.95
 class Work:
     """Tokens of a request, and the sum of its encodings' squared lengths."""
 
-    tokens: float
+    tokens: int
     squares: float
 
 
@@ -36,7 +36,7 @@ class Admission:
         self._max_waiting_tokens = max_waiting_tokens
         self._workers = workers
         self._tokens_per_character = _TOKENS_PER_CHARACTER
-        self.reserved_tokens = 0.0
+        self.reserved_tokens = 0
 
     @property
     def seconds_per_token(self) -> float:
@@ -45,7 +45,7 @@ class Admission:
 
     def estimate(self, *, characters: int, encodings: int, longest: int) -> Work:
         """What texts of so many characters will be, before they are tokenised and cut to `longest` tokens each."""
-        tokens = min(max(1.0, characters * self._tokens_per_character), float(encodings * longest))
+        tokens = min(max(1, round(characters * self._tokens_per_character)), encodings * longest)
         return Work(tokens, tokens * tokens / max(1, encodings))
 
     def learn_length(self, *, characters: int, tokens: int) -> None:
@@ -78,7 +78,7 @@ class Admission:
             return
         excess = min(work.tokens, waiting + work.tokens - self._max_waiting_tokens)
         raise Overloaded(
-            f"{waiting:.0f} tokens wait already; this request has about {work.tokens:.0f} and the limit is "
+            f"{waiting} tokens wait already; this request has about {work.tokens} and the limit is "
             f"{self._max_waiting_tokens}: try again later, or send fewer documents",
             retry_after_s=excess * self.seconds_per_token or _FIRST_RETRY_S,
         )

@@ -109,7 +109,7 @@ def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
 class Place:
     """A request's place in the queue, held while its texts are tokenised."""
 
-    def __init__(self, batcher: "Batcher", terms: Terms, *, tokens: float, characters: int) -> None:
+    def __init__(self, batcher: "Batcher", terms: Terms, *, tokens: int, characters: int) -> None:
         self._batcher = batcher
         self._terms = terms
         self._tokens = tokens
@@ -125,7 +125,7 @@ class Place:
 
     def leave(self) -> None:
         self._batcher.admission.reserved_tokens -= self._tokens
-        self._tokens = 0.0
+        self._tokens = 0
 
 
 class Batcher:

@@ -71,6 +71,7 @@ def test_failed_requests_end_with_status_1_and_their_kinds(server: Server, tmp_p
     file = tmp_path / "r.json"
     too_much = ["--documents", "20", "--clients", "6", "--output", str(file)]
     ran = CliRunner().invoke(cli, ["bench", server.url, "--api-key", "k", *too_much, *_QUICK])
+    assert not isinstance(ran.exception, ConfigError), ran.exception
     assert ran.exit_code == 1
     assert json.loads(file.read_text())["points"][0]["repetitions"][0]["errors"].keys() == {"429"}
     assert "x 429" in ran.output

@@ -373,6 +373,16 @@ async def test_a_request_whose_texts_are_being_tokenised_counts_already() -> Non
                 pass
 
 
+async def test_nothing_is_left_reserved_so_that_a_large_request_finds_nothing_waiting() -> None:
+    async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=10) as batcher:
+        for characters in (41, 73, 999, 1234):
+            with batcher.place(characters=characters, encodings=9, longest=512, terms=Terms()) as place:
+                await place.forward(_encodings([1] * 7), identities_of(_encodings([1] * 7)))
+        assert batcher.admission.reserved_tokens == 0
+        with batcher.place(characters=10_000, encodings=9, longest=512, terms=Terms()):
+            pass
+
+
 async def test_how_many_tokens_a_character_is_gets_learnt() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
         for _ in range(100):

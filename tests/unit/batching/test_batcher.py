@@ -373,6 +373,14 @@ async def test_a_request_whose_texts_are_being_tokenised_counts_already() -> Non
                 pass
 
 
+async def test_texts_that_were_cut_teach_nothing_about_their_length() -> None:
+    async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+        before = batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens
+        with batcher.place(characters=1_000_000, encodings=1, longest=8, terms=Terms()) as place:
+            await place.forward(_encodings([1] * 8), identities_of(_encodings([1] * 8)))
+        assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens == before
+
+
 async def test_nothing_is_left_reserved_so_that_a_large_request_finds_nothing_waiting() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=10) as batcher:
         for characters in (41, 73, 999, 1234):

@@ -30,10 +30,10 @@ from app.pipeline.windowed import WindowedStage
 from app.profiles import with_profile
 from app.ranking import Activation, identity
 from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
-from app.scorers.base import ListScorer, PairScorer, PassageReader, ScorerSpec
+from app.scorers.base import ListScorer, PairScorer, ScorerSpec
 from app.service import Limits, RerankService
 from app.sources import Hub, allowed_files, content_hash, find_folder
-from app.worker import Worker, available_cores
+from app.worker import INFERENCE_THREAD, Worker, available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class _Keeper:
                 pause_s = min(2 * pause_s, _LAST_RETRY_S)
 
     async def _serve(self, parts: _Parts) -> None:
-        with Worker(name=f"infer-{self.spec.name}", threads=parts.engine.workers) as inference:
+        with Worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=parts.engine.workers) as inference:
             batcher = self._batcher(parts, inference)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(batcher.run())
@@ -163,6 +163,7 @@ class _Keeper:
             max_waiting_tokens=self.settings.max_waiting_tokens,
             model=self.spec.name,
             observer=self.observer,
+            stuck_after_s=self.settings.stuck_after_s,
         )
 
     def _loaded(self, parts: _Parts, batcher: Batcher) -> LoadedModel:
@@ -196,8 +197,7 @@ class _Keeper:
         stage: Stage = pointwise
         if self.cache is not None:
             stage = CachedStage(pointwise, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
-        reader = parts.pairs if isinstance(parts.pairs, PassageReader) else None
-        passages = PassageStage(stage, reader, self.tokenizing, policy=_passage_policy(self.spec))
+        passages = PassageStage(stage, parts.pairs, self.tokenizing, policy=_passage_policy(self.spec))
         return pointwise, passages, parts.pairs.activation
 
 

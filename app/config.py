@@ -48,6 +48,11 @@ class Settings(BaseSettings):
         default=None,
         description="A TOML file with a `[[key]]` table for each API key: name and limits (docs/operations.md).",
     )
+    strict: bool = Field(
+        default=False,
+        description="Refuse requests with fields that mean nothing here (400, the message names them), instead of "
+        "naming them in `X-Ignored-Fields`.",
+    )
     private: bool = Field(
         default=False,
         description="Ask for an API key at `/metrics` and `/openapi.json` too, and serve neither `/docs` nor the "
@@ -93,6 +98,12 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         default=300.0, gt=0, description="A request that takes longer is given up with 504."
     )
+    stuck_after_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="A forward pass that takes longer, and 20 times as long as expected, is given up: its thread is "
+        "replaced and its pairs are tried once more.",
+    )
     shutdown_delay_s: float = Field(
         default=0.0,
         ge=0,
@@ -102,6 +113,10 @@ class Settings(BaseSettings):
         default=30.0, ge=0, description="Then finish running requests for at most this long."
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    debug_faults: bool = Field(
+        default=False,
+        description="For tests of robustness only: SIGUSR1 kills a model's inference threads (loadtest/soak.py).",
+    )
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -25,9 +25,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import EngineSpec
+from app.engines.head_rows import HeadRows
 from app.engines.onnx import OUTPUT_TOKENS
-from app.engines.torch_causal import HeadRows, TorchCausalEngine, read_causal_model
-from app.engines.torch_encoder import TorchEncoderEngine, load_classifier, takes_token_types
+from app.engines.torch_causal import TorchCausalEngine
+from app.engines.torch_encoder import TorchEncoderEngine, takes_token_types
+from app.engines.weights import read_weights
 from app.errors import ConfigError
 from app.quantizing import quantize_per_token
 from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
@@ -100,7 +102,7 @@ def export_cross_encoder(
             its graph does not compute what torch computes.
     """
     on_step("loading the torch model")
-    model = load_classifier(source, attention="eager", trust_remote_code=trust_remote_code)
+    model = read_weights("sequence classifier", source, attention="eager", trust_remote_code=trust_remote_code)
     target.mkdir(parents=True, exist_ok=True)
     _write_tokenizer_and_config(source, target)
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=target, options=_label_option(model)))
@@ -140,7 +142,7 @@ def export_language_model(
             does not suit it, or its graph does not compute what torch computes.
     """
     on_step("loading the torch model")
-    model = read_causal_model(source, attention="eager", trust_remote_code=trust_remote_code)
+    model = read_weights("causal language model", source, attention="eager", trust_remote_code=trust_remote_code)
     target.mkdir(parents=True, exist_ok=True)
     _write_tokenizer_and_config(source, target)
     spec = replace(spec, folder=target)

@@ -5,8 +5,8 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from app.api.answers import error_answer, plain_error
 from app.api.auth import SECURITY_SCHEMES, ApiKeys
 from app.api.connection import BoundedProtocol
 from app.api.dialects import DIALECTS
+from app.api.docs_page import docs_routes
 from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.api.ops import OperationsEndpoints, operations_routes
@@ -29,6 +30,7 @@ from app.api.rerank import rerank_routes
 from app.assembly import running_service
 from app.config import Settings, read_api_keys
 from app.errors import RerankError
+from app.faults import faults_on_signal
 from app.metrics import PrometheusObserver
 from app.service import RerankService
 
@@ -36,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 # How long a thread that tokenises keeps the event loop from running; Python's own 5 ms are felt in a cached answer.
 _SWITCH_INTERVAL_S: Final = 0.001
-_UNDOCUMENTED: Final[Mapping[str, Any]] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
 
 
 def create_app(
@@ -48,16 +49,20 @@ def create_app(
         version=__version__,
         description="A query and candidate documents go in, the documents come back in order of relevance.",
         redirect_slashes=False,
-        **(_UNDOCUMENTED if settings.private else {}),
+        # FastAPI's own pages load their scripts from a CDN.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None if settings.private else "/openapi.json",
     )
     keys = ApiKeys(read_api_keys(settings))
-    app.include_router(rerank_routes(DIALECTS, service=service, keys=keys, observer=observer))
+    app.include_router(rerank_routes(DIALECTS, service=service, keys=keys, observer=observer, strict=settings.strict))
     operations = OperationsEndpoints(
         service=service, lifecycle=lifecycle, metrics=observer.registry, keyed=not keys.open
     )
     app.include_router(operations_routes(operations, keys=keys, private=settings.private))
     if not settings.private:
         app.include_router(playground_routes())
+        app.include_router(docs_routes())
     app.add_exception_handler(RerankError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     bounds = BodyBounds(
@@ -113,7 +118,8 @@ async def serve(settings: Settings) -> None:
         server = DrainingServer(_uvicorn(app, settings), lifecycle, delay_s=settings.shutdown_delay_s)
         _calm_the_collector()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        await server.serve()
+        with faults_on_signal() if settings.debug_faults else nullcontext():
+            await server.serve()
 
 
 def _calm_the_collector() -> None:

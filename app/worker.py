@@ -6,10 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
+from threading import Event, Thread, current_thread
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from typing import ClassVar, Final, NoReturn, ParamSpec, Self, TypeVar
+from weakref import WeakSet
 
 _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+
+# What the names of the threads that run forward passes begin with; the model's name follows.
+INFERENCE_THREAD: Final = "infer-"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,13 +44,19 @@ async def aside(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 class Worker:
     """A fixed number of threads that run one call each at a time.
 
-    A call that was cancelled while it waited never starts; one that runs is finished and its result thrown away.
+    A call that was cancelled while it waited never starts; one that runs is finished and its result thrown away. A
+    thread that has died is replaced before the next call; the call that it took along never comes back.
     """
+
+    existing: ClassVar["WeakSet[Worker]"] = WeakSet()
 
     def __init__(self, *, name: str, threads: int) -> None:
         self.threads = threads
-        self._name = name
+        self.name = name
+        self._started: list[Thread] = []
         self._executor = self._new_executor()
+        self._loses_threads = False
+        self.existing.add(self)
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         def guarded() -> R:
@@ -56,6 +67,11 @@ class Worker:
                 # this call, and a library in a thread has no say in that.
                 raise RuntimeError(f"{type(error).__name__} was raised in a worker") from error
 
+        if not all(thread.is_alive() for thread in self._started):
+            self.give_up()
+        if self._loses_threads:
+            self._loses_threads = False
+            self._lose_threads()
         return await asyncio.get_running_loop().run_in_executor(self._executor, guarded)
 
     def give_up(self) -> None:
@@ -63,8 +79,29 @@ class Worker:
         self._executor.shutdown(wait=False)
         self._executor = self._new_executor()
 
+    def lose_threads(self) -> None:
+        """Have every thread die before the next call, to show what becomes of that call.
+
+        Exceptions sent to the threads would do so at any point, under any lock, and CPython can hang over that.
+        """
+        self._loses_threads = True
+
+    def _lose_threads(self) -> None:
+        def die(_: object) -> NoReturn:
+            raise SystemExit
+
+        may_end = Event()
+        for _ in range(self.threads):
+            self._executor.submit(may_end.wait).add_done_callback(die)
+        may_end.set()
+
     def _new_executor(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix=self._name)
+        self._started = started = []
+        return ThreadPoolExecutor(
+            max_workers=self.threads,
+            thread_name_prefix=self.name,
+            initializer=lambda: started.append(current_thread()),
+        )
 
     def close(self) -> None:
         """Let the running calls finish and end the threads."""

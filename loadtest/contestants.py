@@ -53,13 +53,22 @@ class Contestant:
         return sys.executable if self.requirements is None else str(_environment(PEERS / self.requirements))
 
 
-def _ours(precision: Precision) -> Contestant:
+# The engines of rerankd that take part, and the graph that each loads.
+OUR_ENGINES: Final[Sequence[tuple[str, Precision]]] = (("onnx", "int8"), ("onnx", "float32"), ("openvino", "int8"))
+
+
+def registry_name(engine: str, precision: Precision) -> str:
+    """The file beside the graphs with which rerankd serves one of them."""
+    return f"{engine}-{precision}.toml"
+
+
+def _ours(engine: str, precision: Precision) -> Contestant:
     def command(python: str, weights: Weights, port: int) -> Sequence[str]:
-        registry = weights.onnx / f"{precision}.toml"
+        registry = weights.onnx / registry_name(engine, precision)
         return [python, "-m", "app.cli", "serve", "--port", str(port), "--registry", str(registry)]
 
     quiet = {"RERANKD_CACHE_URL": "none://", "RERANKD_LOG_LEVEL": "WARNING"}
-    name = f"rerankd onnx {precision}"
+    name = f"rerankd {engine} {precision}"
     return Contestant(
         name=name, precision=precision, command=command, path="/v2/rerank", ready="/ready", environment=quiet
     )
@@ -67,22 +76,12 @@ def _ours(precision: Precision) -> Contestant:
 
 def _infinity(name: str, precision: Precision, engine: str, folder: Callable[[Weights], Path]) -> Contestant:
     def command(python: str, _: Weights, port: int) -> Sequence[str]:
-        program = str(Path(python).with_name("infinity_emb"))
+        # Through the interpreter, because the program's first line names where the environment was made.
+        program = [python, str(Path(python).with_name("infinity_emb")), "v2"]
         # optimum finds no graph of a local model by its whole path, which infinity makes of any other name
         where = ["--model-id", ".", "--served-model-name", "default/not-specified"]
-        return [
-            program,
-            "v2",
-            *where,
-            "--engine",
-            engine,
-            "--device",
-            "cpu",
-            "--port",
-            str(port),
-            "--log-level",
-            "warning",
-        ]
+        how = ["--engine", engine, "--device", "cpu", "--port", str(port), "--log-level", "warning"]
+        return [*program, *where, *how]
 
     return Contestant(
         name=name,
@@ -111,8 +110,7 @@ def _script(name: str, file: str, *, ready: str) -> Contestant:
 CONTESTANTS: Final[Mapping[str, Contestant]] = {
     contestant.name: contestant
     for contestant in (
-        _ours("int8"),
-        _ours("float32"),
+        *(_ours(engine, precision) for engine, precision in OUR_ENGINES),
         _infinity("infinity onnx int8", "int8", "optimum", lambda weights: weights.only_quantized),
         _infinity("infinity onnx float32", "float32", "optimum", lambda weights: weights.only_float32),
         _infinity("infinity torch", "float32", "torch", lambda weights: weights.safetensors),

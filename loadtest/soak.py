@@ -1,14 +1,17 @@
 """Whether anything is wrong, lost or growing after minutes of load with everything breaking.
 
-    python -m loadtest.soak [--seconds 600] [--clients 8] [--break-every 20]
+    python -m loadtest.soak [--seconds 600] [--clients 8] [--break-every 20] [--kill-every 15]
 
-Clients send a fixed set of requests and new ones, some go away in the middle, and Redis, where the service keeps its
-scores, is killed and started again. Every answer to a request of the fixed set is compared with what a service without
+Clients send a fixed set of requests and new ones, some go away in the middle; Redis, where the service keeps its
+scores, is killed and started again; and threads that run forward passes are killed as they come to a pass, which is
+lost (RERANKD_DEBUG_FAULTS). Every answer to a request of the fixed set is compared with what a service without
 a cache answered to it alone. An answer is lost if its client stayed and got neither it nor a refusal with
 Retry-After. Resident memory is compared between the second and the last quarter. Needs redis-server.
 """
 
 import asyncio
+import re
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +41,9 @@ _TIMEOUT_S = 120.0
 _REDIS_DOWN_S = 2.0
 _MEMORY_PAUSE_S = 0.5
 _REFUSALS = (429, 503)
+# A thread that dies while it waits takes its next pass along, which is missed after this time.
+_STUCK_AFTER_S = 3
+_FAILED_PASSES = re.compile(rb"^rerank_failed_batches_total\{[^}]*\} (\S+)", re.MULTILINE)
 
 Scores = dict[int, float]
 
@@ -67,6 +73,8 @@ class Tally:
     differences: list[float] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
     redis_deaths: int = 0
+    thread_deaths: int = 0
+    failed_passes: float = 0.0
 
     def growth(self) -> float:
         """Median memory of the last quarter over that of the second: the first one warms up."""
@@ -142,6 +150,13 @@ class Soak:
             self.tally.redis_deaths += 1
             await asyncio.sleep(_REDIS_DOWN_S)
 
+    async def kill_threads(self, every_s: float) -> None:
+        rng = Random(0)
+        while True:
+            await asyncio.sleep(rng.uniform(0.5, 1.5) * every_s)
+            self.server.process.send_signal(signal.SIGUSR1)
+            self.tally.thread_deaths += 1
+
     async def watch_memory(self) -> None:
         while True:
             self.tally.memory.append(self.server.resident_bytes())
@@ -154,6 +169,7 @@ async def soak(server: Server, reference: Reference, arguments: Namespace, folde
     soaking = Soak(server, reference, Shape((arguments.documents,)), ends, tally)
     beside = [
         asyncio.create_task(soaking.break_redis(folder, port, arguments.break_every)),
+        asyncio.create_task(soaking.kill_threads(arguments.kill_every)),
         asyncio.create_task(soaking.watch_memory()),
     ]
     try:
@@ -164,7 +180,15 @@ async def soak(server: Server, reference: Reference, arguments: Namespace, folde
         for task in beside:
             with suppress(asyncio.CancelledError):
                 await task
+    tally.failed_passes = await _failed_passes(server)
     return tally
+
+
+async def _failed_passes(server: Server) -> float:
+    connection = Connection(Target.from_url(server.url))
+    metrics = await connection.get("/metrics")
+    connection.close()
+    return sum(map(float, _FAILED_PASSES.findall(metrics.body)))
 
 
 def main() -> int:
@@ -172,6 +196,7 @@ def main() -> int:
     options.add_argument("--clients", type=int, default=8)
     options.add_argument("--documents", type=int, default=10)
     options.add_argument("--break-every", type=float, default=20.0, help="seconds that a Redis lives")
+    options.add_argument("--kill-every", type=float, default=15.0, help="seconds between deaths of threads, on average")
     options.add_argument("--tolerance", type=float, default=1e-3, help="of a relevance score")
     arguments = options.parse_args()
     with served(arguments.registry) as alone:
@@ -179,7 +204,12 @@ def main() -> int:
     port = free_port()
     with (
         tempfile.TemporaryDirectory() as name,
-        served(arguments.registry, RERANKD_CACHE_URL=f"redis://127.0.0.1:{port}/0") as server,
+        served(
+            arguments.registry,
+            RERANKD_CACHE_URL=f"redis://127.0.0.1:{port}/0",
+            RERANKD_DEBUG_FAULTS="true",
+            RERANKD_STUCK_AFTER_S=str(_STUCK_AFTER_S),
+        ) as server,
     ):
         tally = run(soak(server, reference, arguments, Path(name), port))
     wrong = sum(not difference <= arguments.tolerance for difference in tally.differences)
@@ -191,6 +221,8 @@ def main() -> int:
         Claim("largest difference of a score", max(tally.differences, default=float("nan"))),
         Claim("memory, last quarter / second quarter", tally.growth(), "<=", 1.05),
         Claim("times that Redis was killed", tally.redis_deaths),
+        Claim("threads that were killed", tally.thread_deaths, ">=", 1),
+        Claim("forward passes that failed by it", tally.failed_passes, ">=", 1),
     ]
     return conclude(claims, arguments, {"outcomes": dict(tally.outcomes)})
 

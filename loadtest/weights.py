@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from app.exporting import GRAPHS, export_cross_encoder
-from loadtest.contestants import Precision, Weights
+from loadtest.contestants import OUR_ENGINES, Precision, Weights, registry_name
 from loadtest.random_models import build
 
 _PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "int8")
@@ -18,9 +18,9 @@ def prepare_weights(model: Path | None, folder: Path) -> Weights:
     model = (model or build("minilm-l6", folder / "model")).resolve()
     onnx = folder / "onnx"
     export_cross_encoder(model, onnx, precisions=list(_PRECISIONS))
-    for precision in _PRECISIONS:
-        (onnx / f"{precision}.toml").write_text(
-            f'[[model]]\nname = "model"\nscorer = "cross-encoder"\nengine = "onnx"\npath = "{onnx}"\n'
+    for engine, precision in OUR_ENGINES:
+        (onnx / registry_name(engine, precision)).write_text(
+            f'[[model]]\nname = "model"\nscorer = "cross-encoder"\nengine = "{engine}"\npath = "{onnx}"\n'
             f'engine_options = {{ file = "{GRAPHS[precision]}" }}\n',
             encoding="utf-8",
         )

@@ -172,7 +172,7 @@ class WordScorer:
             np.array([max(0, len(ids) - room) for ids in tokenised], dtype=np.int64),
         )
 
-    def room(self, query: str) -> int:
+    def room(self, query: str, instruction: str | None = None) -> int:
         return self.max_length - len(query.split()) - 1
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:
@@ -253,7 +253,7 @@ class RecordingStage:
 
 @asynccontextmanager
 async def running_batcher(
-    engine: ArithmeticEngine, observer: Observer, *, max_waiting_tokens: int = 1_000_000
+    engine: ArithmeticEngine, observer: Observer, *, max_waiting_tokens: int = 1_000_000, stuck_after_s: float = 60.0
 ) -> AsyncIterator[Batcher]:
     """A batcher that serves until the context is left."""
     planner = BatchPlanner(
@@ -263,7 +263,13 @@ async def running_batcher(
     )
     with Worker(name="infer", threads=engine.workers) as worker:
         batcher = Batcher(
-            planner, engine, worker, max_waiting_tokens=max_waiting_tokens, model="fake", observer=observer
+            planner,
+            engine,
+            worker,
+            max_waiting_tokens=max_waiting_tokens,
+            model="fake",
+            observer=observer,
+            stuck_after_s=stuck_after_s,
         )
         serving = asyncio.create_task(batcher.run())
         try:

@@ -3,14 +3,13 @@
 Its addresses are relative, so that it works behind a proxy that puts a prefix before them.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter
-from starlette.requests import Request
-from starlette.responses import Response
+
+from app.api.static_files import static_file
 
 _FOLDER: Final = Path(__file__).parent / "static"
 _FILES: Final[Mapping[str, tuple[str, str]]] = {
@@ -28,20 +27,6 @@ def playground_routes() -> APIRouter:
     """The page, its style and its script. They are read once, here."""
     router = APIRouter()
     for path, (name, media_type) in _FILES.items():
-        endpoint = _file(_FOLDER / name, media_type)
+        endpoint = static_file(_FOLDER / name, media_type, policy=_POLICY)
         router.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
     return router
-
-
-def _file(path: Path, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    content = path.read_bytes()
-    etag = f'"{sha256(content).hexdigest()[:32]}"'
-    # no-cache: asked about each time, so that a page and a script of two releases never meet
-    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache", "ETag": etag}
-
-    async def answer(request: Request) -> Response:
-        if request.headers.get("if-none-match") == etag:
-            return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers, media_type=media_type)
-
-    return answer

@@ -36,13 +36,13 @@ _MANY_RESULTS = 1000
 
 
 def rerank_routes(
-    dialects: Sequence[Dialect], *, service: RerankService, keys: ApiKeys, observer: Observer
+    dialects: Sequence[Dialect], *, service: RerankService, keys: ApiKeys, observer: Observer, strict: bool = False
 ) -> APIRouter:
-    """A router with every path of every dialect."""
+    """A router with every path of every dialect; `strict` refuses fields that mean nothing."""
     router = APIRouter()
     for path in dict.fromkeys(path for dialect in dialects for path in dialect.paths):
         sharing = [dialect for dialect in dialects if path in dialect.paths]
-        endpoint = _Endpoint(sharing, service=service, keys=keys, observer=observer)
+        endpoint = _Endpoint(sharing, service=service, keys=keys, observer=observer, strict=strict)
         router.add_api_route(
             path,
             endpoint.answer,
@@ -59,12 +59,13 @@ def rerank_routes(
 
 class _Endpoint:
     def __init__(
-        self, dialects: Sequence[Dialect], *, service: RerankService, keys: ApiKeys, observer: Observer
+        self, dialects: Sequence[Dialect], *, service: RerankService, keys: ApiKeys, observer: Observer, strict: bool
     ) -> None:
         self._dialects = dialects
         self._service = service
         self._keys = keys
         self._observer = observer
+        self._strict = strict
 
     async def answer(self, request: Request) -> Response:
         finish = _Finish(dialect=self._dialects[-1].name, observer=self._observer)
@@ -75,7 +76,7 @@ class _Endpoint:
             body = await _read_body(request)
             dialect = self._choose(body, request.headers)
             finish.dialect = dialect.name
-            call = dialect.parse({**request.path_params, **body})
+            call = dialect.parse({**request.path_params, **body}, strict=self._strict)
             wanted = [_on_terms(one, caller=caller.name, deadline=deadline) for one in call.to_requests()]
             finish.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))

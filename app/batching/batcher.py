@@ -19,15 +19,15 @@ from app.batching.admission import Admission, Work
 from app.batching.cost import CostModel
 from app.batching.planner import BatchPlanner, Entry
 from app.domain import BoolArray, Encoding, FloatArray, Terms
-from app.engines.base import Engine, OutOfMemory
+from app.engines.base import Engine, FinalFailure, OutOfMemory
 from app.errors import DeadlineExceeded, Overloaded, RerankError, ScoringFailed, Unavailable
 from app.observer import Observer
 from app.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-# A pass that takes longer than both has hung: its worker is given up, and its encodings are tried in smaller batches.
-_STUCK_AFTER_S = 60.0
+# A pass that takes so many times as long as expected, and longer than the operator waits, has hung: its worker is given
+# up, and its encodings are tried in smaller batches.
 _STUCK_FACTOR = 20.0
 
 # Queueing one takes about a microsecond.
@@ -143,6 +143,7 @@ class Batcher:
         max_waiting_tokens: int,
         model: str,
         observer: Observer,
+        stuck_after_s: float = 60.0,
     ) -> None:
         self._planner = planner
         self._engine = engine
@@ -150,6 +151,7 @@ class Batcher:
         self._model = model
         self._observer = observer
         self._cost = CostModel()
+        self._stuck_after_s = stuck_after_s
         self.admission = Admission(planner, self._cost, max_waiting_tokens=max_waiting_tokens, workers=worker.threads)
         self._jobs: dict[int, _Job] = {}
         # Open entries by what tells their encodings apart: those that wait, and those whose pass runs.
@@ -321,12 +323,14 @@ class Batcher:
 
     async def _serve(self, batch: Sequence[_Item]) -> None:
         try:
-            await self._score(batch)
+            await self._score(batch, tries=2)
         finally:
             self._idle_workers.release()
 
-    async def _score(self, batch: Sequence[_Item]) -> None:
-        """Score a batch; if it fails, its halves, down to the one encoding that the engine cannot take."""
+    async def _score(self, batch: Sequence[_Item], *, tries: int) -> None:
+        """Score a batch; if it fails, its halves, down to the one encoding that the engine cannot take. Each encoding
+        has `tries`, so that one which was alone when a worker died is not taken for the cause.
+        """
         batch = [item for item in batch if self._is_awaited(item)]
         if not batch:
             return
@@ -337,7 +341,7 @@ class Batcher:
             self._observer.batch_failed(model=self._model, pairs=len(batch))
             if isinstance(error, OutOfMemory) and len(batch) > 1:
                 self._learn_budget(batch)
-            await self._isolate_failure(batch)
+            await self._isolate_failure(batch, tries=0 if isinstance(error, FinalFailure) else tries - 1)
         else:
             self._deliver(batch, logits)
 
@@ -363,7 +367,7 @@ class Batcher:
 
     def _patience_s(self, running: _Pass) -> float | None:
         """How long a pass may take. The first ones may compile for minutes, so they are waited for without end."""
-        return max(_STUCK_AFTER_S, _STUCK_FACTOR * running.expected_s) if self._cost.known else None
+        return max(self._stuck_after_s, _STUCK_FACTOR * running.expected_s) if self._cost.known else None
 
     def _learn_budget(self, batch: Sequence[_Item]) -> None:
         """Cut batches of half this one's area from now on."""
@@ -375,11 +379,14 @@ class Batcher:
             extra={"model": self._model},
         )
 
-    async def _isolate_failure(self, batch: Sequence[_Item]) -> None:
+    async def _isolate_failure(self, batch: Sequence[_Item], *, tries: int) -> None:
         if len(batch) > 1:
             middle = len(batch) // 2
-            await self._score(batch[:middle])
-            await self._score(batch[middle:])
+            await self._score(batch[:middle], tries=tries)
+            await self._score(batch[middle:], tries=tries)
+            return
+        if tries > 0:
+            await self._score(batch, tries=tries)
             return
         failure = ScoringFailed("the model failed on one of the documents; the server's log has the cause")
         for entry in self._running.pop(batch[0].identity).wanted_by:

@@ -58,11 +58,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Seconds of load before measuring, and of measuring; a request may take `timeout_s`."""
+    """Seconds of load before measuring, and of measuring; a request may take `timeout_s`. In a closed loop the last
+    requests may be given up when the window closes, so that a slow server cannot hold the run up.
+    """
 
     warmup_s: float
     seconds: float
     timeout_s: float = 120.0
+    waits_for_last: bool = True
 
 
 # How many seconds a client waits before it goes away; None: for the window's timeout.
@@ -76,20 +79,27 @@ def patient() -> None:
 async def closed_loop(
     target: Target, bodies: Iterator[Body], window: Window, *, clients: int, patience: Patience = patient
 ) -> Run:
-    """Load with a number of clients. The last requests are waited for, and count nowhere but in latencies."""
+    """Load with a number of clients. What is answered after the window counts nowhere."""
     samples: list[Sample] = []
     async with _measured(window) as clock:
 
         async def client() -> None:
             connection = Connection(target)
-            while perf_counter() < clock.closes:
-                sample = await _exchange(connection, next(bodies), perf_counter(), window, patience())
-                samples.append(sample)
-                if sample.outcome == "connection":
-                    await asyncio.sleep(_PAUSE_WITHOUT_SERVER_S)
-            connection.close()
+            try:
+                while perf_counter() < clock.closes:
+                    sample = await _exchange(connection, next(bodies), perf_counter(), window, patience())
+                    samples.append(sample)
+                    if sample.outcome == "connection":
+                        await asyncio.sleep(_PAUSE_WITHOUT_SERVER_S)
+            finally:
+                connection.close()
 
-        await asyncio.gather(*(client() for _ in range(clients)))
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(client()) for _ in range(clients)]
+            if not window.waits_for_last:
+                await asyncio.sleep(clock.closes - perf_counter())
+                for task in running:
+                    task.cancel()
     return clock.run("closed", samples)
 
 

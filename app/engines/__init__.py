@@ -32,7 +32,7 @@ def _torch_causal(spec: EngineSpec) -> Engine:
 
 
 def _torch_generate(spec: EngineSpec) -> Engine:
-    from app.engines.torch_causal import TorchGenerateEngine  # noqa: PLC0415 - as above
+    from app.engines.torch_generate import TorchGenerateEngine  # noqa: PLC0415 - as above
 
     return TorchGenerateEngine.load(spec)
 

@@ -35,6 +35,10 @@ class BatchLimits:
     pairs: int
 
 
+class FinalFailure(Exception):
+    """A pass that failed for good: its engine has tried again itself."""
+
+
 class OutOfMemory(Exception):
     """The device has not enough memory for a batch; a smaller one may fit."""
 

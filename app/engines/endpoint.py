@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field
 
 from app.domain import Encoding, FloatArray
-from app.engines.base import BatchLimits, EngineSpec
+from app.engines.base import BatchLimits, EngineSpec, FinalFailure
 from app.errors import ConfigError
 from app.options import read_options
 
@@ -39,7 +39,7 @@ class EndpointOptions(BaseModel):
     parameters: Mapping[str, Any] = Field(default_factory=dict, description="More fields of the request's body.")
 
 
-class EndpointFailed(Exception):
+class EndpointFailed(FinalFailure):
     """The endpoint gave no answer that could be used."""
 
 

@@ -1,42 +1,25 @@
 """PyTorch sequence classifiers of the transformers library, on CPU or CUDA."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from threading import local
-from typing import Final, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from pydantic import Field
+from transformers import PreTrainedModel
 
 from app.domain import Encoding, FloatArray, IntArray
 from app.engines.base import BatchLimits, EngineSpec, OutOfMemory, pad
 from app.engines.packed import ATTENTION, can_pack, logits_of, pack
+from app.engines.weights import Precision, WeightsOptions, read_weights, torch_device
 from app.errors import ConfigError
 from app.options import read_options
 
-Precision = Literal["float32", "bfloat16", "float16"]
 
-_TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
-
-class TorchEncoderOptions(BaseModel):
+class TorchEncoderOptions(WeightsOptions):
     """`[model.engine_options]` of the engine `torch-encoder`."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:N".')
-    precision: Precision | None = Field(default=None, description="Default: bfloat16 on CUDA, float32 on the CPU.")
-    attention: str | None = Field(
-        default=None, description="transformers' attn_implementation; default: its own choice for the model."
-    )
     packed: bool = Field(
         default=False,
         description="Lay sequences end to end instead of padding them: BERT, RoBERTa and XLM-R, ModernBERT.",
@@ -67,8 +50,8 @@ class TorchEncoderEngine:
             ConfigError: the folder holds no such model, or the device is not there.
         """
         options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
-        device = _device(options.device)
-        precision = options.precision or ("bfloat16" if device.type == "cuda" else "float32")
+        device = torch_device(options.device)
+        precision = options.precision_on(device)
         model = _load(spec, options, device=device, precision=precision)
         if options.compile:
             model.base_model.compile(dynamic=True)
@@ -134,9 +117,10 @@ def _load(
     """The model on its device, with packed sequences where these are wanted or do well."""
     if options.packed and options.attention:
         raise ConfigError("engine 'torch-encoder': packed = true has an attention of its own; leave `attention` out")
-    model = load_classifier(
+    model = read_weights(
+        "sequence classifier",
         spec.folder,
-        dtype=_TORCH_PRECISION[precision],
+        precision=precision,
         attention=options.attention,
         trust_remote_code=spec.trust_remote_code,
     ).to(device)
@@ -147,46 +131,5 @@ def _load(
     return model
 
 
-def load_classifier(
-    folder: Path, *, dtype: torch.dtype = torch.float32, attention: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """Load a sequence classifier with all of its weights, from safetensors only.
-
-    Raises:
-        ConfigError: the folder holds no such model, or not all of its weights.
-    """
-    transformers_logging.disable_progress_bar()
-    try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"transformers cannot load {folder}: {error}") from error
-    # transformers fills what is missing with random numbers, for example the head of a model that has none
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ConfigError(f"the weights in {folder} lack {missing:.200}: this is no complete sequence classifier")
-    return model.eval()
-
-
 def takes_token_types(model: PreTrainedModel) -> bool:
     return (getattr(model.config, "type_vocab_size", 0) or 0) > 1
-
-
-def _device(name: str) -> torch.device:
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise ConfigError(f'unknown device {name!r}; use "auto", "cpu", "cuda" or "cuda:N"') from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f'device {name!r} is not supported; use "auto", "cpu", "cuda" or "cuda:N"')
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f'device {name!r}: this machine or this torch has no such GPU; set device = "cpu"')
-    return device

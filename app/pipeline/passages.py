@@ -22,10 +22,9 @@ from app.domain import (
     Timings,
     Truncation,
 )
-from app.errors import InvalidRequest
 from app.pipeline.passage_windows import aggregate, last_window, windows
 from app.pipeline.stage import Stage
-from app.scorers.base import Edges, PassageReader
+from app.scorers.base import Edges, PairScorer
 from app.worker import Worker
 
 _DOCUMENTS_PER_CALL = 64
@@ -70,11 +69,9 @@ class _Cut:
 
 
 class PassageStage:
-    """Wraps a stage whose scores depend on the pair alone. Without a `reader` only whole documents can be read."""
+    """Wraps a stage whose scores depend on the pair alone."""
 
-    def __init__(
-        self, inner: Stage, reader: PassageReader | None, tokenizing: Worker, *, policy: PassagePolicy
-    ) -> None:
+    def __init__(self, inner: Stage, reader: PairScorer, tokenizing: Worker, *, policy: PassagePolicy) -> None:
         self._inner = inner
         self._reader = reader
         self._tokenizing = tokenizing
@@ -84,30 +81,25 @@ class PassageStage:
         """Score every document, in the order given: whole, by its end, or by its passages.
 
         Raises:
-            InvalidRequest: the request wants passages of a model that cannot say where its tokens lie.
             RerankError: what the inner stage raises.
         """
         truncation = options.truncation or self._policy.truncation
         from_the_end = truncation is Truncation.TRUNCATE and options.truncation_side is Side.LEFT
         if truncation is not Truncation.CHUNK and not from_the_end:
             return await self._inner.score(query, documents, options)
-        if self._reader is None:
-            raise InvalidRequest("this model can only be given the beginning of a long document: allow truncation")
         started = perf_counter()
-        cuts = await self._cut(self._reader, query, documents, replace(options, truncation=truncation))
+        cuts = await self._cut(query, documents, replace(options, truncation=truncation))
         cutting = Timings(tokenize_s=perf_counter() - started)
         texts = [document[start:end] for document, cut in zip(documents, cuts, strict=True) for start, end in cut.spans]
         whole = replace(options, truncation=Truncation.TRUNCATE, truncation_side=Side.RIGHT, max_tokens_per_doc=None)
         return self._gathered(await self._inner.score(query, texts, whole), cuts, options.passages, cutting)
 
-    async def _cut(
-        self, reader: PassageReader, query: str, documents: Sequence[str], options: ScoreOptions
-    ) -> list[_Cut]:
-        room = await self._tokenizing.run(reader.room, query)
+    async def _cut(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[_Cut]:
+        room = await self._tokenizing.run(self._reader.room, query, options.instruction)
         cuts: list[_Cut] = []
         for start in range(0, len(documents), _DOCUMENTS_PER_CALL):
             portion = documents[start : start + _DOCUMENTS_PER_CALL]
-            cuts += await self._tokenizing.run(_cut_all, reader, portion, options, self._policy, room)
+            cuts += await self._tokenizing.run(_cut_all, self._reader, portion, options, self._policy, room)
         return cuts
 
     def _gathered(self, scores: Scores, cuts: Sequence[_Cut], options: PassageOptions, cutting: Timings) -> Scores:
@@ -134,7 +126,7 @@ class PassageStage:
 
 
 def _cut_all(
-    reader: PassageReader, documents: Sequence[str], options: ScoreOptions, policy: PassagePolicy, room: int
+    reader: PairScorer, documents: Sequence[str], options: ScoreOptions, policy: PassagePolicy, room: int
 ) -> list[_Cut]:
     """Cut documents up by tokens. Blocking."""
     length = policy.length(options.passages, room=room)
@@ -166,13 +158,13 @@ class _Plan:
         return most if self.max_tokens is None else min(most, self.max_tokens)
 
 
-def _read(reader: PassageReader, documents: Sequence[str], plan: _Plan) -> list[_Cut]:
+def _read(reader: PairScorer, documents: Sequence[str], plan: _Plan) -> list[_Cut]:
     chars = max(_LEAST_CHARS, plan.most_tokens * _CHARS_PER_TOKEN)
     beginnings = reader.edges([document[:chars] for document in documents])
     return [_passages(reader, *pair, plan) for pair in zip(documents, beginnings, strict=True)]
 
 
-def _passages(reader: PassageReader, document: str, edges: Edges, plan: _Plan) -> _Cut:
+def _passages(reader: PairScorer, document: str, edges: Edges, plan: _Plan) -> _Cut:
     estimated = 0
     known = int(edges.characters[-1])
     if known < len(document) and edges.tokens >= plan.most_tokens + _SPARE_TOKENS:
@@ -187,7 +179,7 @@ def _passages(reader: PassageReader, document: str, edges: Edges, plan: _Plan) -
     return _Cut(spans, edges.tokens + estimated - found[-1][1])
 
 
-def _read_ends(reader: PassageReader, documents: Sequence[str], *, length: int) -> list[_Cut]:
+def _read_ends(reader: PairScorer, documents: Sequence[str], *, length: int) -> list[_Cut]:
     cuts = []
     chars = max(_LEAST_CHARS, length * _CHARS_PER_TOKEN)
     endings = reader.edges([document[-chars:] for document in documents])

@@ -1,5 +1,6 @@
 """Ranks a list: candidates go through the model in windows, by a schedule; windows of many requests share batches."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -76,22 +77,22 @@ class _Ranking:
     async def _rank(self, windows: Sequence[Window]) -> list[list[int]]:
         """The candidates of each window in order of relevance: one trip through the batcher for all of them."""
         started = perf_counter()
-        encoded = [
-            await self._tokenizing.run(
-                self._scorer.encode_window,
-                self._query,
-                [self._documents[candidate] for candidate in window],
-                max_document_tokens=self._options.max_tokens_per_doc,
-                instruction=self._options.instruction,
-            )
-            for window in windows
-        ]
+        encoded = await asyncio.gather(*map(self._encode, windows))
         tokenize_s = perf_counter() - started
         forwarded = await self._forward([one.encoding for one in encoded])
         self._timings += Timings(tokenize_s=tokenize_s, queue_s=forwarded.queue_s, inference_s=forwarded.inference_s)
         for window, one in zip(windows, encoded, strict=True):
             self._charge(window, one)
         return [self._ordered(window, row) for window, row in zip(windows, forwarded.logits, strict=True)]
+
+    async def _encode(self, window: Window) -> EncodedWindow:
+        return await self._tokenizing.run(
+            self._scorer.encode_window,
+            self._query,
+            [self._documents[candidate] for candidate in window],
+            max_document_tokens=self._options.max_tokens_per_doc,
+            instruction=self._options.instruction,
+        )
 
     async def _forward(self, encodings: Sequence[Encoding]) -> Forwarded:
         """Later passes are not asked whether they may come in: what was begun is finished. Half a schedule is no order,

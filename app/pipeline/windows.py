@@ -3,10 +3,10 @@
 Pure: no model, asyncio or clock. A schedule is a generator. It yields rounds, lists of windows that may be ranked at
 the same time; it is sent the candidates of each window in order of relevance; and it returns all candidates, best
 first. The answer is a permutation whatever it is sent; answers that fit one true order give exactly its first `settle`
-candidates.
+candidates, but for the limits that `full` and `top_down` name.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import ceil
 from typing import Final
@@ -41,49 +41,44 @@ def full(candidates: Sequence[int], *, window: int, stride: int, settle: int) ->
 
 
 def top_down(candidates: Sequence[int], *, window: int, stride: int, settle: int) -> Schedule:
-    """The first window gives a pivot, all others are compared with it at once, and those above it go on.
+    """The first window gives a pivot, all others are compared with it at once, and the best of them meet in a last one.
 
-    Parry et al., "Top-Down Partitioning for Efficient List-Wise Ranking", 2024. Two or three passes where the
-    candidates come in a good order, more where they do not.
+    Parry et al., "Top-Down Partitioning for Efficient List-Wise Ranking", 2024, with a budget of one window for what
+    beat the pivot: three rounds at most whatever the model answers, two where the candidates come in a good order.
+    Where more than a window of candidates may still be among the first `settle` after two rounds, only the best of each
+    window are read again, and the others follow: the first `settle` may then be wrong.
     """
-    if len(candidates) <= window:
-        return (yield from full(candidates, window=window, stride=stride, settle=settle))
-    (first,) = yield [list(candidates[:window])]
-    pivot = first[settle - 1] if settle < window else first[window // 2]
-    chunks = _chunks(candidates[window:], ceil((len(candidates) - window) / (window - 1)))
-    orders = yield [[pivot, *chunk] for chunk in chunks]
-    better = list(first[: first.index(pivot)])
-    worse = list(first[first.index(pivot) + 1 :])
-    known = len(better)
-    for order in orders:
-        better += order[: order.index(pivot)]
-        worse += order[order.index(pivot) + 1 :]
-    if len(better) > known:
-        better = yield from top_down(better, window=window, stride=stride, settle=settle)
-    missing = settle - len(better) - 1
-    if missing > 0:
-        worse = yield from top_down(worse, window=window, stride=stride, settle=missing)
-    return [*better, pivot, *worse]
+    del stride
+    if not candidates:
+        return []
+    known, places = _Known(candidates), range(len(candidates))
+    (first,) = yield from known.ask([places[:window]])
+    others = places[window:]
+    if not others:
+        return known.ranked(first)
+    pivot = first[min(settle, window) - 1]
+    chunks = _chunks(others, ceil(len(others) / (window - 1)))
+    orders = yield from known.ask([[pivot, *chunk] for chunk in chunks])
+    if open_places := known.unsettled(settle):
+        yield from known.ask([open_places[:window]])
+    below = [place for order in (first, *orders) for place in order[order.index(pivot) + 1 :]]
+    return [*known.ranked(sorted({*places} - {*below})), *(candidates[place] for place in below)]
 
 
 def tournament(candidates: Sequence[int], *, window: int, stride: int, settle: int) -> Schedule:
     """All windows at once, then the best of each against one another, with everything learnt so far kept.
 
     A single-token pass orders its whole window, and what follows from several orders is known without asking: of 100
-    candidates in windows of 20, the first 10 are settled by 7 windows in 3 rounds.
+    candidates in windows of 20, the first 10 are settled by 6 windows in 2 rounds, or 7 in 3, whatever the answers.
     """
     del stride
-    known = _Known(len(candidates))
+    known = _Known(candidates)
     while open_places := known.unsettled(settle):
         best = known.better_than(open_places[0])
         leaders = sum(known.better_than(place) == best for place in open_places)
         count = ceil(leaders / window)
-        windows = _chunks(open_places[: count * window], count)
-        orders = yield [[candidates[place] for place in places] for places in windows]
-        for places, order in zip(windows, orders, strict=True):
-            place_of = {candidates[place]: place for place in places}
-            known.learn([place_of[candidate] for candidate in order])
-    return [candidates[place] for place in known.order()]
+        yield from known.ask(_dealt(open_places[: count * window], count))
+    return known.ranked(range(len(candidates)))
 
 
 SCHEDULES: Final[Mapping[str, Callable[..., Schedule]]] = {
@@ -100,10 +95,21 @@ class _Known:
     Answers of a model may contradict one another; what was learnt first stands, so that there is always an order.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._above = [0] * count
-        self._below = [0] * count
+    def __init__(self, candidates: Sequence[int]) -> None:
+        self._candidates = candidates
+        self._above = [0] * len(candidates)
+        self._below = [0] * len(candidates)
+
+    def ask(
+        self, windows: Sequence[Sequence[int]]
+    ) -> Generator[list[Window], Sequence[Sequence[int]], list[list[int]]]:
+        """One round: windows of places go out as candidates, and the order of each is learnt, and returned."""
+        orders = yield [[self._candidates[place] for place in places] for places in windows]
+        learnt = []
+        for places, order in zip(windows, orders, strict=True):
+            place_of = {self._candidates[place]: place for place in places}
+            learnt.append(self._learn([place_of[candidate] for candidate in order]))
+        return learnt
 
     def better_than(self, place: int) -> int:
         """How many are known to be better."""
@@ -113,48 +119,68 @@ class _Known:
         """Places that may be among the first `settle` and are not known against all others, the best known first."""
         found = [
             place
-            for place in range(self._count)
+            for place in range(len(self._candidates))
             if self.better_than(place) < settle
-            and self.better_than(place) + self._below[place].bit_count() < self._count - 1
+            and self.better_than(place) + self._below[place].bit_count() < len(self._candidates) - 1
         ]
         return sorted(found, key=self.better_than)
 
-    def order(self) -> list[int]:
-        """All places: no known worse one before a better one."""
-        return sorted(range(self._count), key=self.better_than)
+    def ranked(self, places: Iterable[int]) -> list[int]:
+        """The candidates at these places by their expected rank: all that is known of it is that so many are better and
+        so many worse (Brüggemann et al., "Estimation of Averaged Ranks by a Local Partial Order Model", 2004).
+        """
+        return [self._candidates[place] for place in sorted(places, key=self._expected)]
 
-    def learn(self, order: Sequence[int]) -> None:
-        """Learn one window's order, and what follows from it."""
+    def _expected(self, place: int) -> float:
+        better, worse = self.better_than(place), self._below[place].bit_count()
+        return (better + 1) / (better + worse + 2)
+
+    def _learn(self, order: Sequence[int]) -> list[int]:
+        """Learn one window's order and what follows from it; return it as far as it agrees with what was known."""
         agreeing = self._agreeing(order)
-        for better, worse in pairwise(agreeing):
-            if not self._below[better] >> worse & 1:
-                self._add(better, worse)
-
-    def _add(self, better: int, worse: int) -> None:
-        up = self._above[better] | 1 << better
-        down = self._below[worse] | 1 << worse
-        for place in _bits(up):
-            self._below[place] |= down
-        for place in _bits(down):
-            self._above[place] |= up
+        _connect(agreeing, self._above, self._below)
+        _connect(agreeing[::-1], self._below, self._above)
+        return agreeing
 
     def _agreeing(self, order: Sequence[int]) -> list[int]:
         """The same places, as near to this order as what is known allows."""
         left, agreeing = list(order), []
+        remaining = sum(1 << place for place in left)
         while left:
-            remaining = sum(1 << place for place in left)
             free = next(place for place in left if not self._above[place] & remaining)
             left.remove(free)
+            remaining ^= 1 << free
             agreeing.append(free)
         return agreeing
 
 
-def _bits(mask: int) -> list[int]:
-    return [place for place in range(mask.bit_length()) if mask >> place & 1]
+def _connect(order: Sequence[int], above: Sequence[int], below: list[int]) -> None:
+    """Note in `below` that all at or above one of these places are above all at or below those that follow it."""
+    following = [0]
+    for place in order[:0:-1]:
+        following.append(following[-1] | below[place] | 1 << place)
+    done = 0
+    for place, mask in zip(order, reversed(following), strict=True):
+        upper = above[place] | 1 << place
+        for one in _bits(upper & ~done):
+            below[one] |= mask
+        done |= upper
 
 
-def _chunks(items: Sequence[int], count: int) -> list[Window]:
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest
+
+
+def _chunks(items: Sequence[int], count: int) -> list[Sequence[int]]:
     """`count` pieces in order whose lengths differ by one at most, so that they batch without padding."""
     size, longer = divmod(len(items), count)
     ends = [size * number + min(number, longer) for number in range(count + 1)]
-    return [list(items[start:end]) for start, end in pairwise(ends)]
+    return [items[start:end] for start, end in pairwise(ends)]
+
+
+def _dealt(items: Sequence[int], count: int) -> list[Sequence[int]]:
+    """`count` pieces that take turns, as cards are dealt: where the order says anything, none holds all of the best."""
+    return [items[number::count] for number in range(count)]

@@ -82,22 +82,18 @@ class PairScorer(Protocol):
             InvalidRequest: the query leaves no room for a document, or the model reads no instruction.
         """
 
-    def interpret(self, logits: FloatArray) -> FloatArray:
-        """Turn the head's outputs, shape [pairs, outputs], into raw scores, shape [pairs]."""
-
-
-@runtime_checkable
-class PassageReader(Protocol):
-    """A scorer that can say where a document's tokens lie, so that long ones can be read in passages."""
-
-    def room(self, query: str) -> int:
-        """How many tokens of a document fit beside a query.
+    def room(self, query: str, instruction: str | None = None) -> int:
+        """How many tokens of a document fit beside a query and an instruction.
 
         Raises:
-            InvalidRequest: the query leaves no room for a document.
+            InvalidRequest: they leave no room for a document, or the model reads no instruction.
         """
 
-    def edges(self, texts: Sequence[str]) -> list[Edges]: ...
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """Where the tokens of documents lie, so that long ones can be read in passages."""
+
+    def interpret(self, logits: FloatArray) -> FloatArray:
+        """Turn the head's outputs, shape [pairs, outputs], into raw scores, shape [pairs]."""
 
 
 @dataclass(frozen=True, slots=True)

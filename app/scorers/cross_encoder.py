@@ -19,9 +19,10 @@ from app.errors import ConfigError, InvalidRequest
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
+from app.scorers.edges import token_edges
 from app.scorers.pair_template import PairTemplate, read_template
 from app.scorers.token_cache import DocumentTokens, TokenCache
-from app.scorers.tokenizer_files import load_tokenizer, longest_input, pad_id_of, read_json, read_optional_json
+from app.scorers.tokenizer_files import TokenizerFolder, read_optional_json
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
 _TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
@@ -73,22 +74,20 @@ class CrossEncoder:
             ConfigError: a file is missing, the head's meaning is unknown, or the tokenizer is unsuitable.
         """
         options = read_options(spec.options, CrossEncoderOptions, of="scorer 'cross-encoder'")
-        config = read_json(spec.folder / "config.json")
+        files = TokenizerFolder.read(spec.folder)
         beside = read_optional_json(spec.folder / "config_sentence_transformers.json")
-        tokenizer_config = read_optional_json(spec.folder / "tokenizer_config.json")
-        tokenizer = load_tokenizer(spec.folder)
-        template = read_template(tokenizer)
+        template = read_template(files.tokenizer)
         # A tokenizer may know segments that it does not give to its model.
-        if "token_type_ids" not in tokenizer_config.get("model_input_names", ["token_type_ids"]):
+        if "token_type_ids" not in files.tokenizer_config.get("model_input_names", ["token_type_ids"]):
             template = replace(template, segments=False)
         _refuse_prompts(beside)
-        label = _label(config, options)
+        label = _label(files.config, options)
         return cls(
-            tokenizer,
+            files.tokenizer,
             template,
-            max_length=_max_length(spec, longest_input(config, tokenizer_config), template),
-            pad_id=pad_id_of(tokenizer, config, tokenizer_config),
-            activation=_activation(config, beside, options, label=label),
+            max_length=_with_room(files.length(spec.max_length), template),
+            pad_id=files.pad_id,
+            activation=_activation(files.config, beside, options, label=label),
             label=label,
         )
 
@@ -105,8 +104,7 @@ class CrossEncoder:
         Raises:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
-        if instruction is not None:
-            raise InvalidRequest("what this model reads has no place for an instruction; leave it out")
+        _refuse_instruction(instruction)
         query_ids = np.asarray(self._tokenizer.encode(query, add_special_tokens=False).ids, dtype=np.int64)
         room = self._room_beside(len(query_ids))
         if max_document_tokens is not None:
@@ -119,18 +117,18 @@ class CrossEncoder:
             dropped[position] = max(0, document.total - room)
         return EncodedPairs(encodings, dropped)
 
-    def room(self, query: str) -> int:
+    def room(self, query: str, instruction: str | None = None) -> int:
         """How many tokens of a document fit beside a query.
 
         Raises:
-            InvalidRequest: the query leaves no room for a document.
+            InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
+        _refuse_instruction(instruction)
         return self._room_beside(len(self._tokenizer.encode(query, add_special_tokens=False).ids))
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         """Where the tokens of texts lie."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [_edges(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
+        return token_edges(self._tokenizer, texts)
 
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
@@ -170,19 +168,9 @@ class CrossEncoder:
         return room
 
 
-def _edges(encoding: Any, text: str) -> Edges:  # noqa: ANN401 - tokenizers has no types
-    """A token begins where the one before it ends; so the white space between them is lost to neither."""
-    tokens = len(encoding.ids)
-    characters = np.zeros(tokens + 1, dtype=np.int64)
-    words = np.ones(tokens + 1, dtype=np.bool_)
-    if tokens:
-        ends = np.array(encoding.offsets, dtype=np.int64)[:, 1]
-        # Several tokens may make up one character, and then end where it ends.
-        characters[1:] = np.maximum.accumulate(ends)
-        numbers = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
-        words[1:-1] = numbers[1:] != numbers[:-1]
-    characters[-1] = len(text)
-    return Edges(characters, words)
+def _refuse_instruction(instruction: str | None) -> None:
+    if instruction is not None:
+        raise InvalidRequest("what this model reads has no place for an instruction; leave it out")
 
 
 def _refuse_prompts(beside: Mapping[str, Any]) -> None:
@@ -195,10 +183,7 @@ def _refuse_prompts(beside: Mapping[str, Any]) -> None:
         )
 
 
-def _max_length(spec: ScorerSpec, longest: int, template: PairTemplate) -> int:
-    if spec.max_length is not None and spec.max_length > longest:
-        raise ConfigError(f"max_length = {spec.max_length}, but the model in {spec.folder} reads {longest} tokens")
-    max_length = spec.max_length or longest
+def _with_room(max_length: int, template: PairTemplate) -> int:
     if max_length < template.special_tokens + 2 * _MIN_DOCUMENT_TOKENS:
         raise ConfigError(f"max_length = {max_length} leaves no room for a query and a document")
     return max_length

@@ -8,27 +8,30 @@ these rows of the head are taken, exactly: reading the most probable tokens inst
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from app.domain import Encoding, FloatArray, IntArray, WindowPlan
-from app.errors import ConfigError, InvalidRequest
+from app.errors import ConfigError
 from app.options import read_options
 from app.scorers.base import EncodedWindow, ScorerSpec
 from app.scorers.list_prompt import (
+    LEAST_WORDS,
     ListPrompt,
     ListTemplate,
     WindowOptions,
     count_words,
     cut_words,
+    fit,
     identifier_texts,
-    most_words,
+    refuse_instruction,
 )
 from app.scorers.templates import Neutraliser, read_prompt_template
-from app.scorers.tokenizer_files import load_tokenizer, longest_input, pad_id_of, read_json, read_optional_json
+from app.scorers.tokenizer_files import TokenizerFolder, ids_of
 
 Read = Literal["bracket", "generated-bracket", "prompt"]
 
@@ -41,10 +44,21 @@ class FirstTemplate(ListTemplate):
     differ in: the prompt with "[" written behind it (`bracket`); the prompt and the token "[" that the model would
     generate (`generated-bracket`; `bracket_token` names it where it is not the tokenizer's own "["); the prompt alone
     (`prompt`, for models that answer without brackets).
+
+    `passage_tokens` gives every passage the same length, cut or filled up with the token `filler`: a model that was
+    trained so knows by its position which passage a token is of.
     """
 
     read: Read = "bracket"
     bracket_token: str | None = None
+    passage_tokens: int | None = Field(default=None, ge=LEAST_WORDS)
+    filler: str | None = None
+
+    @model_validator(mode="after")
+    def _equal_passages_have_a_filler(self) -> "FirstTemplate":
+        if (self.passage_tokens is None) != (self.filler is None):
+            raise ValueError("passage_tokens and filler: give both or neither")
+        return self
 
 
 class FirstOptions(WindowOptions):
@@ -87,18 +101,13 @@ class First:
         template = read_prompt_template(spec, method="first", name=options.template, shape=FirstTemplate)
         changes = {"identifiers": options.identifiers, "read": options.read}
         template = template.model_copy(update={name: value for name, value in changes.items() if value is not None})
-        config = read_json(spec.folder / "config.json")
-        tokenizer_config = read_optional_json(spec.folder / "tokenizer_config.json")
-        tokenizer = load_tokenizer(spec.folder)
-        longest = longest_input(config, tokenizer_config)
-        if spec.max_length is not None and spec.max_length > longest:
-            raise ConfigError(f"max_length = {spec.max_length}, but the model in {spec.folder} reads {longest} tokens")
+        files = TokenizerFolder.read(spec.folder)
         return cls(
-            tokenizer,
+            files.tokenizer,
             template,
             plan=options.plan,
-            max_length=spec.max_length or min(longest, template.max_length or longest),
-            pad_id=pad_id_of(tokenizer, config, tokenizer_config),
+            max_length=files.length(spec.max_length, usual=template.max_length),
+            pad_id=files.pad_id,
         )
 
     def encode_window(
@@ -114,22 +123,19 @@ class First:
         Raises:
             InvalidRequest: a few words of each passage do not fit beside the query, or there is an instruction.
         """
-        if instruction is not None:
-            raise InvalidRequest("this model's prompt has no place for an instruction; leave it out")
+        refuse_instruction(instruction)
         question = self._prompt.clean(query)
         passages = [self._prompt.clean(text) for text in self._beginnings(documents, max_document_tokens)]
+        if self._template.passage_tokens is not None:
+            passages = list(self._beginnings(passages, self._template.passage_tokens))
 
+        @cache
         def ids_with(words: int) -> IntArray:
-            return self._ids(self._prompt.write(question, [cut_words(passage, words) for passage in passages]))
+            kept = [cut_words(passage, words) for passage in passages]
+            return self._ids(self._prompt.write(question, self._filled_up(kept)))
 
         most = self._template.words_for(len(documents))
-        words = most_words(lambda words: len(ids_with(words)) <= self.max_length, most=most)
-        if words is None:
-            raise InvalidRequest(
-                f"the query and a few words of each of {len(documents)} passages are longer than the "
-                f"{self.max_length} tokens that this model reads: shorten the query or ask for a smaller window"
-            )
-        ids = ids_with(words)
+        ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
         boundary = self._shared_tokens(ids, self._prompt.opening(question, count=len(documents)))
         return EncodedWindow(Encoding(ids, boundary), self._dropped(documents, passages, words))
 
@@ -139,12 +145,11 @@ class First:
 
     def _ids(self, prompt: str) -> IntArray:
         text = f"{prompt}[" if self._template.read == "bracket" else prompt
-        ids = np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
-        return np.concatenate((ids, self._ending))
+        return np.concatenate((ids_of(self._tokenizer, text), self._ending))
 
     def _shared_tokens(self, ids: IntArray, opening: str) -> int:
         """Tokens that all windows with this query begin with; the opening's last may merge with a passage."""
-        shared = np.asarray(self._tokenizer.encode(opening, add_special_tokens=False).ids[:-1], dtype=np.int64)
+        shared = ids_of(self._tokenizer, opening)[:-1]
         return len(shared) if bool((ids[: len(shared)] == shared).all()) else 0
 
     def _beginnings(self, documents: Sequence[str], max_document_tokens: int | None) -> Sequence[str]:
@@ -155,6 +160,13 @@ class First:
             document if len(one.ids) <= max_document_tokens else document[: one.offsets[max_document_tokens - 1][1]]
             for document, one in zip(documents, encoded, strict=True)
         ]
+
+    def _filled_up(self, passages: Sequence[str]) -> Sequence[str]:
+        tokens, filler = self._template.passage_tokens, self._template.filler
+        if tokens is None or filler is None:
+            return passages
+        encoded = self._tokenizer.encode_batch(list(passages), add_special_tokens=False)
+        return [passage + filler * (tokens - len(one.ids)) for passage, one in zip(passages, encoded, strict=True)]
 
     @staticmethod
     def _dropped(documents: Sequence[str], passages: Sequence[str], words: int) -> IntArray:

@@ -9,13 +9,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Final
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from app.domain import Encoding, FloatArray, IntArray, WindowPlan
-from app.errors import ConfigError, InvalidRequest
+from app.errors import ConfigError
 from app.options import read_options
 from app.scorers.base import EncodedWindow, ScorerSpec
 from app.scorers.list_prompt import (
@@ -24,11 +25,12 @@ from app.scorers.list_prompt import (
     WindowOptions,
     count_words,
     cut_words,
+    fit,
     identifier_texts,
-    most_words,
+    refuse_instruction,
 )
 from app.scorers.templates import Neutraliser, read_prompt_template
-from app.scorers.tokenizer_files import load_tokenizer, longest_input, pad_id_of, read_json, read_optional_json
+from app.scorers.tokenizer_files import TokenizerFolder, ids_of
 
 _ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
@@ -83,22 +85,19 @@ class Generative:
             template = template.model_copy(update={"identifiers": options.identifiers})
         if template.messages:
             return cls(None, template, plan=options.plan, max_length=_BYTES, pad_id=0)
-        config = read_json(spec.folder / "config.json")
-        tokenizer_config = read_optional_json(spec.folder / "tokenizer_config.json")
-        tokenizer = load_tokenizer(spec.folder)
-        longest = longest_input(config, tokenizer_config)
-        max_length = spec.max_length or min(longest, template.max_length or longest)
-        if max_length > longest or max_length <= template.answer_tokens:
+        files = TokenizerFolder.read(spec.folder)
+        max_length = files.length(spec.max_length, usual=template.max_length)
+        if max_length <= template.answer_tokens:
             raise ConfigError(
-                f"max_length = {max_length}: the model in {spec.folder} reads {longest} tokens, of which "
+                f"max_length = {max_length}: the model in {spec.folder} reads {files.longest} tokens, of which "
                 f"{template.answer_tokens} are left to the answer"
             )
         return cls(
-            tokenizer,
+            files.tokenizer,
             template,
             plan=options.plan,
             max_length=max_length - template.answer_tokens,
-            pad_id=pad_id_of(tokenizer, config, tokenizer_config),
+            pad_id=files.pad_id,
         )
 
     def encode_window(
@@ -114,8 +113,7 @@ class Generative:
         Raises:
             InvalidRequest: a few words of each passage do not fit beside the query, or there is an instruction.
         """
-        if instruction is not None:
-            raise InvalidRequest("this model's prompt has no place for an instruction; leave it out")
+        refuse_instruction(instruction)
         question = self._prompt.clean(query)
         passages = [self._prompt.clean(document) for document in documents]
         most = self._template.words_for(len(documents))
@@ -123,16 +121,11 @@ class Generative:
             # A word is at least a token.
             most = min(most, max_document_tokens)
 
+        @cache
         def ids_with(words: int) -> IntArray:
             return self._ids(question, [cut_words(passage, words) for passage in passages])
 
-        words = most_words(lambda words: len(ids_with(words)) <= self.max_length, most=most)
-        if words is None:
-            raise InvalidRequest(
-                f"the query and a few words of each of {len(documents)} passages are longer than the "
-                f"{self.max_length} tokens that this model reads: shorten the query or ask for a smaller window"
-            )
-        ids = ids_with(words)
+        ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
         dropped = [max(0, count_words(passage) - words) for passage in passages]
         return EncodedWindow(Encoding(ids, len(ids)), np.array(dropped, dtype=np.int64))
 
@@ -151,8 +144,7 @@ class Generative:
     def _ids(self, query: str, passages: Sequence[str]) -> IntArray:
         if self._tokenizer is None:
             return np.frombuffer(self._messages(query, passages), dtype=np.uint8).astype(np.int64)
-        prompt = self._prompt.write(query, passages)
-        return np.asarray(self._tokenizer.encode(prompt, add_special_tokens=False).ids, dtype=np.int64)
+        return ids_of(self._tokenizer, self._prompt.write(query, passages))
 
     def _messages(self, query: str, passages: Sequence[str]) -> bytes:
         messages = [{"role": "user", "content": self._prompt.user(query, passages)}]

@@ -7,8 +7,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.domain import WindowPlan
-from app.errors import ConfigError
+from app.domain import IntArray, WindowPlan
+from app.errors import ConfigError, InvalidRequest
 from app.scorers.templates import fill, placeholders
 
 Identifiers = Literal["alphabetical", "numeric"]
@@ -147,6 +147,32 @@ def cut_words(text: str, words: int) -> str:
 def count_words(text: str) -> int:
     """Words of a clean text, as `cut_words` counts them."""
     return sum(-(-len(word) // _LONGEST_WORD) or 1 for word in text.split(" "))
+
+
+def refuse_instruction(instruction: str | None) -> None:
+    """Refuse what a listwise prompt has no place for.
+
+    Raises:
+        InvalidRequest: there is an instruction.
+    """
+    if instruction is not None:
+        raise InvalidRequest("this model's prompt has no place for an instruction; leave it out")
+
+
+def fit(ids_with: Callable[[int], IntArray], *, most: int, max_length: int, candidates: int) -> tuple[IntArray, int]:
+    """The longest prompt that the model reads, and how many words of each passage it holds; `ids_with` writes the
+    prompt with so many.
+
+    Raises:
+        InvalidRequest: even a few words of each passage do not fit.
+    """
+    words = most_words(lambda words: len(ids_with(words)) <= max_length, most=most)
+    if words is None:
+        raise InvalidRequest(
+            f"the query and a few words of each of {candidates} passages are longer than the {max_length} tokens that "
+            "this model reads: shorten the query or ask for a smaller window"
+        )
+    return ids_with(words), words
 
 
 def most_words(fits: Callable[[int], bool], *, most: int) -> int | None:

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from app.domain import IntArray
 from app.errors import ConfigError
 
 # Tokenizer configs say "no limit" with numbers like 10**30.
@@ -27,6 +30,46 @@ _OFFSET_POSITIONS = {
 _ROBERTA_PAD_ID = 1
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerFolder:
+    """What a model folder says about how its model reads texts."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    config: Mapping[str, Any]
+    tokenizer_config: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "TokenizerFolder":
+        """Read tokenizer and configuration.
+
+        Raises:
+            ConfigError: a file is missing or unusable.
+        """
+        config = read_json(folder / "config.json")
+        tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
+        return cls(folder, load_tokenizer(folder), config, tokenizer_config)
+
+    @property
+    def pad_id(self) -> int:
+        return pad_id_of(self.tokenizer, self.config, self.tokenizer_config)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model can read."""
+        return longest_input(self.config, self.tokenizer_config)
+
+    def length(self, stated: int | None, *, usual: int | None = None) -> int:
+        """How many tokens to read: what the operator states, or else what is usual for the model.
+
+        Raises:
+            ConfigError: the operator states more than the model can read.
+        """
+        if stated is not None and stated > self.longest:
+            raise ConfigError(f"max_length = {stated}, but the model in {self.folder} reads {self.longest} tokens")
+        return stated or min(self.longest, usual or self.longest)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -42,6 +85,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no JSON object")
     return content
+
+
+def ids_of(tokenizer: Tokenizer, text: str) -> IntArray:
+    """The ids of a text, without special tokens of the tokenizer's own."""
+    # `encode` keeps all other threads of Python waiting, the event loop's too: milliseconds for a long prompt.
+    (encoded,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return np.asarray(encoded.ids, dtype=np.int64)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

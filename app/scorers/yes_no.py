@@ -18,9 +18,10 @@ from app.domain import Encoding, FloatArray, IntArray
 from app.errors import ConfigError, InvalidRequest
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
-from app.scorers.base import EncodedPairs, ScorerSpec
+from app.scorers.base import Edges, EncodedPairs, ScorerSpec
+from app.scorers.edges import token_edges
 from app.scorers.templates import Neutraliser, fill, placeholders, read_prompt_template, single_token
-from app.scorers.tokenizer_files import load_tokenizer, longest_input, pad_id_of, read_json, read_optional_json
+from app.scorers.tokenizer_files import TokenizerFolder
 
 _MIN_DOCUMENT_TOKENS = 16
 # Of a very long document only so many characters for each token that is read are looked at.
@@ -116,15 +117,13 @@ class YesNo:
         if options.activation not in ACTIVATIONS:
             raise ConfigError(f"unknown activation {options.activation!r}; known: {', '.join(ACTIVATIONS)}")
         template = read_prompt_template(spec, method="yes-no", name=options.template, shape=YesNoTemplate)
-        config = read_json(spec.folder / "config.json")
-        tokenizer_config = read_optional_json(spec.folder / "tokenizer_config.json")
-        tokenizer = load_tokenizer(spec.folder)
+        files = TokenizerFolder.read(spec.folder)
         return cls(
-            tokenizer,
+            files.tokenizer,
             template,
             instruction=options.instruction if options.instruction is not None else template.instruction,
-            max_length=_max_length(spec, template, longest_input(config, tokenizer_config)),
-            pad_id=pad_id_of(tokenizer, config, tokenizer_config),
+            max_length=files.length(spec.max_length, usual=template.max_length),
+            pad_id=files.pad_id,
             activation=options.activation,
         )
 
@@ -159,6 +158,20 @@ class YesNo:
             unread = max(0, len(document) - chars) * len(ids) // chars
             dropped[position] = max(0, len(ids) - limit) + unread
         return EncodedPairs(encodings, dropped)
+
+    def room(self, query: str, instruction: str | None = None) -> int:
+        """How many tokens of a document fit into the prompt.
+
+        Raises:
+            InvalidRequest: as `encode` says.
+        """
+        return self._room_in(self._frame(query, instruction))
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """Where the tokens of texts lie. Control tokens in them count as the one that they are here, though they are
+        spelt out in the prompt: a passage full of them is cut a little, and that is reported.
+        """
+        return token_edges(self._tokenizer, texts)
 
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Raw scores of shape [pairs] from logits of shape [pairs, 1 or 2]."""
@@ -203,9 +216,3 @@ def _join(frame: _Frame, part: IntArray) -> Encoding:
     shared = len(frame.opening_tokens)
     same = len(part) >= shared and bool((part[:shared] == frame.opening_tokens).all())
     return Encoding(np.concatenate((frame.head, part, frame.tail)), len(frame.head) + (shared if same else 0))
-
-
-def _max_length(spec: ScorerSpec, template: YesNoTemplate, longest: int) -> int:
-    if spec.max_length is not None and spec.max_length > longest:
-        raise ConfigError(f"max_length = {spec.max_length}, but the model in {spec.folder} reads {longest} tokens")
-    return spec.max_length or min(longest, template.max_length or longest)

@@ -35,7 +35,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 from transformers.utils import logging as transformers_logging
 
 from app.domain import Encoding
-from app.engines.torch_causal import PrefixStore, TorchCausalEngine, TorchGenerateEngine
+from app.engines.prefixes import PrefixStore
+from app.engines.torch_causal import TorchCausalEngine
+from app.engines.torch_generate import TorchGenerateEngine
 from app.pipeline.windows import SCHEDULES, Schedule
 from app.scorers.base import ScorerSpec
 from app.scorers.first import First
@@ -350,9 +352,7 @@ def run(names: Sequence[str], *, device: torch.device, counts: Sequence[int], re
             for queries in counts:
                 yield single_token(bench, queries=queries, repeats=repeats)
                 yield schedules(bench, "tournament", queries=queries, repeats=repeats)
-                if queries == counts[0]:
-                    # Random weights order at random, which is this schedule's worst case.
-                    yield schedules(bench, "top-down", queries=queries, repeats=repeats)
+                yield schedules(bench, "top-down", queries=queries, repeats=repeats)
                 yield shared_prefixes(bench, queries=queries, repeats=repeats)
             del bench
         if device.type == "cuda":

@@ -156,7 +156,7 @@ async def test_a_private_service_shows_strangers_nothing(open_api: OpenApi) -> N
         for path in ("/metrics", "/openapi.json"):
             assert (await api.client.get(path)).status_code == 401
             assert (await api.client.get(path, headers={"Api-Key": "secret"})).status_code == 200
-        for path in ("/docs", "/redoc"):
+        for path in ("/docs", "/docs/swagger-ui-bundle.js", "/redoc"):
             assert (await api.client.get(path)).status_code == 404
         for path in ("/health", "/ready"):
             assert (await api.client.get(path)).status_code != 401

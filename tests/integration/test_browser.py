@@ -349,3 +349,19 @@ def test_nothing_sticks_out_of_a_narrow_screen(page: Page, width: int) -> None:
     page.rerank()
     assert page.browser.execute_script("return document.documentElement.scrollWidth") <= width
     page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_documentation_of_the_api_is_shown_without_a_network(browser: Chrome, server: Server) -> None:
+    browser.get_log("browser")
+    browser.get(f"{server.url}/docs")
+    page = Page(browser)
+    page.until(lambda: page.all(".opblock"))
+    assert "/v2/rerank" in [element.text for element in page.all(".opblock-summary-path")]
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert {url.removeprefix(server.url) for url in loaded if not url.startswith("data:")} == {
+        "/docs/swagger-ui.css",
+        "/docs/swagger-ui-bundle.js",
+        "/docs/start.js",
+        "/openapi.json",
+    }
+    assert browser.get_log("browser") == []

@@ -72,17 +72,17 @@ def test_logits_do_not_depend_on_batches_or_on_what_is_shared(
 
 
 def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.engines.torch_causal import TorchCausalEngine  # noqa: PLC0415 - imports torch
+    from app.engines.prefill import Prefill  # noqa: PLC0415 - imports torch
 
     computed: list[int] = []
-    run = TorchCausalEngine._run
+    run = Prefill.run
 
     def counting(self: Any, past: Any, rests: Any, **options: Any) -> Any:
         computed.append(sum(map(len, rests)))
         return run(self, past, rests, **options)
 
     engine = load(causal_folder("qwen3"))
-    monkeypatch.setattr(TorchCausalEngine, "_run", counting)
+    monkeypatch.setattr(Prefill, "run", counting)
     beginning = np.arange(20, 120)
     encodings = [Encoding(np.concatenate((beginning, [number])), 100) for number in range(30, 50)]
     engine.forward(encodings[:10])
@@ -95,20 +95,20 @@ def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest
 def test_what_all_prompts_begin_with_is_shared_between_requests(
     causal_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.engines.torch_causal import TorchCausalEngine  # noqa: PLC0415 - imports torch
+    from app.engines.prefill import Prefill  # noqa: PLC0415 - imports torch
 
     engine = load(causal_folder("qwen3"))
     requests = [np.concatenate((np.arange(20, 120), np.full(10, 130 + number), [9, 8])) for number in range(4)]
     for ids in requests[:3]:
         engine.forward([Encoding(ids, 110)])
     computed: list[int] = []
-    run = TorchCausalEngine._run
+    run = Prefill.run
 
     def counting(self: Any, past: Any, rests: Any, **options: Any) -> Any:
         computed.append(sum(map(len, rests)))
         return run(self, past, rests, **options)
 
-    monkeypatch.setattr(TorchCausalEngine, "_run", counting)
+    monkeypatch.setattr(Prefill, "run", counting)
     engine.forward([Encoding(requests[3], 110)])
     assert sum(computed) == 12
 
@@ -116,7 +116,7 @@ def test_what_all_prompts_begin_with_is_shared_between_requests(
 def test_a_store_forgets_what_was_used_least_recently() -> None:
     import torch  # noqa: PLC0415 - only slow tests have torch
 
-    from app.engines.torch_causal import PrefixStore  # noqa: PLC0415 - imports torch
+    from app.engines.prefixes import PrefixStore  # noqa: PLC0415 - imports torch
 
     store = PrefixStore(max_tokens=100)
     states = [(torch.zeros(1, 1, 40, 1), torch.zeros(1, 1, 40, 1))]
@@ -166,7 +166,7 @@ def test_weights_are_rounded_while_loading(tmp_path: Path, quantization: str) ->
 def test_a_head_that_does_more_than_multiply_is_refused(
     causal_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.engines.torch_causal import HeadRows  # noqa: PLC0415 - imports torch
+    from app.engines.head_rows import HeadRows  # noqa: PLC0415 - imports torch
 
     monkeypatch.setattr(HeadRows, "logits", lambda self, hidden: hidden.float() @ self._rows.T * 2)
     with pytest.raises(ConfigError, match="its head does more than multiply"):

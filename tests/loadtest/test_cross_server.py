@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.benchmark.load import Run, Sample
+from app.benchmark.load import Run, Sample, Window
 from app.benchmark.measurement import Measurement, measure
-from loadtest.cross_server import Agreement, Contest, agreement, lines
+from loadtest.contest import Agreement, Contest, agreement, lines
+from loadtest.cross_server import longest_s, steps
 
 
 def _measured(pairs_per_s: float) -> Measurement:
@@ -65,8 +66,44 @@ def test_a_server_with_other_scores_is_shown_as_such() -> None:
     assert line[head.index("of rerankd's")] == "-"
 
 
+def test_a_rate_of_fewer_answers_than_clients_is_marked() -> None:
+    contest = Contest(measurements={"infinity torch": {1: [_measured(50)], 8: [_measured(50)]}})
+    head, alone, crowd = lines(contest)
+    assert "SHORT WINDOW" not in alone[head.index("pairs/s")]
+    assert "SHORT WINDOW" in crowd[head.index("pairs/s")]
+
+
+def test_a_server_that_answered_nothing_has_no_latency() -> None:
+    nothing = measure(Run(mode="closed", samples=[], opened=0, closed=1, cpu_s=0))
+    head, line = lines(Contest(measurements={"infinity torch": {8: [nothing]}, "mosec + CrossEncoder": {8: []}}))
+    assert line[head.index("p50 ms")] == "-"
+
+
+def test_every_round_measures_everybody_once_and_begins_with_another() -> None:
+    made = steps(["a", "b", "c"], [8, 32], rounds=4)
+    assert len(set(made)) == len(made) == 4 * 3 * 2
+    assert [step.name for step in made if step.clients == 8] == [*"abc", *"bca", *"cab", *"abc"]
+
+
+def test_the_announced_time_covers_load_drain_and_a_new_start_of_each() -> None:
+    window = Window(warmup_s=1, seconds=3)
+    assert longest_s(steps(["a", "b"], [8], rounds=2), {"a": 2, "b": 4}, window) == 2 * (4 + 10 + 3) + 2 * (4 + 10 + 6)
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    contest = Contest(
+        options={"seconds": 3.0},
+        measurements={"infinity torch": {8: [_measured(50), _measured(60)]}},
+        agreements={"infinity torch": Agreement(0.3, 0.7)},
+    )
+    contest.write(tmp_path / "r.json", {"machine": "this one"})
+    assert Contest.read(tmp_path / "r.json") == contest
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
 @pytest.mark.slow
-def test_our_two_precisions_are_compared_over_the_same_weights(
+@pytest.mark.timeout(300)
+def test_our_two_precisions_are_compared_over_the_same_weights_and_a_run_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from loadtest import cross_server  # noqa: PLC0415
@@ -85,3 +122,15 @@ def test_our_two_precisions_are_compared_over_the_same_weights(
     assert 0 < contest["agreements"]["rerankd onnx int8"]["largest_difference"] < 0.1
     assert contest["absent"] == {}
     assert "| rerankd onnx int8 | int8 | 2 |" in capsys.readouterr().out
+
+    command[command.index("--rounds") + 1] = "2"
+    monkeypatch.setattr("sys.argv", [*command, "--resume"])
+    assert cross_server.main() == 0
+    resumed = json.loads(report.read_text())
+    for name, loads in contest["measurements"].items():
+        assert resumed["measurements"][name]["2"][0] == loads["2"][0]
+        assert len(resumed["measurements"][name]["2"]) == 2
+    assert "2 measurements: 0:00:01 of load" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*command, "--resume", "--documents", "4"])
+    with pytest.raises(SystemExit, match="cannot be gone on with"):
+        cross_server.main()

@@ -38,7 +38,7 @@ def test_dl19_is_reranked_clearly_better_than_bm25(tmp_path: Path) -> None:
     score = ir_measures.calc_aggregate([nDCG @ 10], qrels, run)[nDCG @ 10]
     bm25 = [ScoredDoc(c.query_id, d, -rank) for c in candidates for rank, d in enumerate(c.document_ids)]
     assert ir_measures.calc_aggregate([nDCG @ 10], qrels, bm25)[nDCG @ 10] == pytest.approx(_BM25_ON_DL19, abs=5e-4)
-    assert score > 0.60, f"nDCG@10 {score:.4f}"
+    assert score > 0.65, f"nDCG@10 {score:.4f}"
 
 
 def _rerank(client: httpx.Client, query: str, wanted: Candidates, documents: dict[str, str]) -> list[ScoredDoc]:

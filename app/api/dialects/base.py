@@ -15,11 +15,14 @@ Json = dict[str, Any]
 
 _PROBLEMS_SHOWN = 3
 _IGNORED_SHOWN = 10
+_NAME_SHOWN = 100
 _PRINTABLE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 class Call(BaseModel, ABC):
-    """A request body in a dialect's words. Unknown fields are ignored, as clients expect of a drop-in."""
+    """A request body in a dialect's words. Unknown fields are ignored, as clients expect of a drop-in, unless the
+    operator wants them refused.
+    """
 
     @abstractmethod
     def to_requests(self) -> Sequence[RerankRequest]:
@@ -75,14 +78,15 @@ class Dialect:
     example: Json
     claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _every_call
 
-    def parse(self, body: Mapping[str, Any]) -> Call:
+    def parse(self, body: Mapping[str, Any], *, strict: bool = False) -> Call:
         """Read a body.
 
         Raises:
-            InvalidRequest: a field is missing or has the wrong type; the message names it.
+            InvalidRequest: a field is missing or has the wrong type, or is unknown and `strict` forbids that; the
+                message names it.
         """
         try:
-            return self.call.model_validate(body)
+            return self.call.model_validate(body, extra="forbid" if strict else "ignore")
         except ValidationError as error:
             raise InvalidRequest(_explain(error)) from None
 
@@ -99,9 +103,18 @@ class Dialect:
 
 def _explain(error: ValidationError) -> str:
     problems = error.errors(include_input=False, include_url=False, include_context=False)
-    shown = [
-        f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:_PROBLEMS_SHOWN]
-    ]
+    # What is unknown is shown first: a field that is missing may be the same, misspelt.
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    shown = [f"{_place(problem['loc'])}: {_said(problem)}" for problem in problems[:_PROBLEMS_SHOWN]]
     if len(problems) > _PROBLEMS_SHOWN:
         shown.append(f"and {len(problems) - _PROBLEMS_SHOWN} more")
     return "; ".join(shown)
+
+
+def _place(loc: Sequence[int | str]) -> str:
+    """Where a problem is. Names of fields are the caller's own, of any length."""
+    return ".".join(map(str, loc))[:_NAME_SHOWN] or "body"
+
+
+def _said(problem: Mapping[str, Any]) -> str:
+    return "unknown field" if problem["type"] == "extra_forbidden" else str(problem["msg"])

@@ -9,6 +9,7 @@ import typer
 
 from models.recipes.minilm_qa.card import write_card
 from models.recipes.minilm_qa.data import read_groups
+from models.recipes.minilm_qa.interpolation import move_towards
 from models.recipes.minilm_qa.steps import Folders, finish, measure
 from models.recipes.minilm_qa.teacher import Teacher
 from models.recipes.minilm_qa.train import Trainer
@@ -38,6 +39,7 @@ def main(
     teacher = Teacher([*train, *held_out], cache=out / "teacher.pt", device=device)
     trainer = Trainer(train, teacher, out=out, minutes=minutes, seed=seed)
     model = trainer.run().cpu()
+    move_towards(model, trainer.start())
     finish(model, trainer.tokenizer, held_out, folders)
     measure(data, trainer.tokenizer, folders, most_pairs=most_pairs, float32_pairs=float32_pairs)
     write_card(folders, trainer.progress, seed=seed, minutes=minutes)

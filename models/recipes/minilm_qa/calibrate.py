@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import Group
-from models.recipes.minilm_qa.model import score_pairs
+from models.recipes.minilm_qa.model import CrossEncoder, score_pairs
 
 BINS = 10
-NEGATIVES = 4
-MAX_TOKENS = 256
+NEGATIVES = 2
+MAX_TOKENS = 192
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class Calibration:
     reliability: tuple[tuple[float, float], ...]
 
 
-def score_held_out(
-    model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]
-) -> HeldOut:
+def score_held_out(model: CrossEncoder, tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> HeldOut:
     """Score every held-out group's texts; each group counts as much in the one class as in the other."""
     negatives = [group.negatives[:NEGATIVES] for group in groups]
     pairs = [(g.query, text) for g, texts in zip(groups, negatives, strict=True) for text in (g.positive, *texts)]
@@ -64,7 +62,7 @@ def calibrate(held_out: HeldOut) -> Calibration:
     return Calibration(slope, bias, float((right * weights).sum() / weights.sum()), error, reliability)
 
 
-def fold(calibration: Calibration, model: BertForSequenceClassification) -> None:
+def fold(calibration: Calibration, model: CrossEncoder) -> None:
     """Change the model's classifier so that its logits are the calibrated ones."""
     with torch.no_grad():
         model.classifier.weight.mul_(calibration.slope)

@@ -55,9 +55,9 @@ class Source:
 
 
 SOURCES = (
-    Source("squad", "train/squad_train", queries=14_000, held_out=300),
-    Source("fever", "train/fever_dev", queries=4000, held_out=150),
-    Source("medquad", "train/medquad", queries=4000, held_out=150),
+    Source("squad", "train/squad_train", queries=9000, held_out=300),
+    Source("fever", "train/fever_dev", queries=2500, held_out=150),
+    Source("medquad", "train/medquad", queries=2500, held_out=150),
     Source("selqa", "train/selqa", 784, 300, grades_file="qrels.dev.tsv", held_out_grades_file="qrels.tsv"),
     Source("pubmedqa", "train/pubmedqa", queries=900, held_out=100),
     Source("skeptics", "train/skeptics", queries=966, held_out=100),

@@ -1,4 +1,4 @@
-"""Measures nDCG@10 on the evaluation sets; nothing in the recipe is chosen by these figures."""
+"""Measures nDCG@10 on the evaluation sets; the card says what was chosen with these figures in view."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +47,9 @@ class Candidates:
     documents: dict[str, str]
 
     def first(self, *, pairs: int) -> "Candidates":
-        """Return the same set with only so many of its first queries that there are about `pairs` pairs."""
+        """Return the same set with only so many of its first queries, and so of its first pairs, that there are about
+        `pairs` pairs.
+        """
         kept, count = list[str](), 0
         for query in self.queries:
             if count >= pairs:
@@ -122,8 +124,7 @@ def unanswerable_auc(data: Path, score: PairScores, *, most_pairs: int) -> float
     return float(above)
 
 
-def ndcg_of(candidates: Candidates, scorers: Mapping[str, PairScores]) -> dict[str, float]:
-    """Return nDCG@10 of BM25 and of each scorer on the same candidates."""
+def ndcg_of(candidates: Candidates, scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return nDCG@10 of BM25 and of each ranker, whose scores are in the order of the candidates' pairs."""
     figures = {"BM25": candidates.ndcg(candidates.bm25)}
-    pairs = candidates.pairs
-    return figures | {name: candidates.ndcg(candidates.run_of(score(pairs))) for name, score in scorers.items()}
+    return figures | {name: candidates.ndcg(candidates.run_of(scored)) for name, scored in scores.items()}

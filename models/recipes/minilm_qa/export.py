@@ -4,21 +4,22 @@ from pathlib import Path
 
 import onnx
 import torch
-from transformers import BertForSequenceClassification
 
 from app.quantizing import quantize_per_token
-from models.recipes.minilm_qa.model import ClsOnlyCrossEncoder
+from models.recipes.minilm_qa.model import CrossEncoder
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 OPSET = 20
 
 
-def export_onnx(model: BertForSequenceClassification, path: Path) -> None:
+def export_onnx(model: CrossEncoder, path: Path) -> None:
     """Write the graph; both axes of its three inputs are free, its output is `logits` of [batch, 1]."""
-    example = tuple(torch.ones(2, 16, dtype=torch.long) for _ in INPUT_NAMES)
-    axes = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=512)} for name in INPUT_NAMES}
+    segments = torch.arange(16).expand(2, 16) // 8
+    example = (torch.ones_like(segments), torch.ones_like(segments), segments)
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=512)
+    axes = {name: {0: batch, 1: sequence} for name in INPUT_NAMES}
     torch.onnx.export(
-        ClsOnlyCrossEncoder(model).eval(),
+        model.eval(),
         example,
         path,
         input_names=list(INPUT_NAMES),

@@ -38,15 +38,20 @@ class Bm25:
         return sum(self._weight(stem) * count * (K1 + 1.0) / (count + room) for stem, count in wanted.items())
 
     def _weight(self, stem: str) -> float:
-        known = self._texts_with[stem]
-        return math.log(1.0 + (self._texts - known + 0.5) / (known + 0.5))
+        return rarity(self._texts_with[stem], self._texts)
+
+
+def rarity(texts_with: int, texts: int) -> float:
+    """Return the inverse document frequency of a word that `texts_with` of the `texts` hold."""
+    return math.log(1.0 + (texts - texts_with + 0.5) / (texts_with + 0.5))
 
 
 def _stems(text: str) -> list[str]:
-    return [_stem(word) for word in _WORD.findall(text.lower())]
+    return [stem(word) for word in _WORD.findall(text.lower())]
 
 
 @cache
-def _stem(word: str) -> str:
-    stem: str = _stemmer.stemWord(word)
-    return stem
+def stem(word: str) -> str:
+    """Return the word's Porter stem; the word is in lower case."""
+    stemmed: str = _stemmer.stemWord(word)
+    return stemmed

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import RANDOM_NEGATIVES, Group
-from models.recipes.minilm_qa.model import score_pairs
+from models.recipes.minilm_qa.model import CrossEncoder, score_pairs
 from models.recipes.minilm_qa.teacher import Teacher
 
 HARD_NEGATIVES = 4
@@ -53,9 +53,7 @@ def _credible(group: Group, cosines: torch.Tensor, teacher: Teacher) -> list[int
     return [int(position) + 1 for position in credible.nonzero()[:, 0]]
 
 
-def mine(
-    groups: Sequence[Group], model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerBase
-) -> list[Group]:
+def mine(groups: Sequence[Group], model: CrossEncoder, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     """Order the hard negatives by the model's own scores, and drop those that it puts above the relevant text.
 
     What the half-trained model ranks above the labelled text is most often an unlabelled relevant text

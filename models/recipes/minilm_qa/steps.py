@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.calibrate import Calibration, calibrate, draw_reliability, fold, score_held_out
 from models.recipes.minilm_qa.data import Group
@@ -19,6 +19,7 @@ from models.recipes.minilm_qa.evaluate import (
     unanswerable_auc,
 )
 from models.recipes.minilm_qa.export import export_int8, export_onnx
+from models.recipes.minilm_qa.model import CrossEncoder
 from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs
 from models.recipes.minilm_qa.ship import write_golden, write_hugging_face_folder
 
@@ -62,7 +63,7 @@ class Folders:
 
 
 def finish(
-    model: BertForSequenceClassification,
+    model: CrossEncoder,
     tokenizer: PreTrainedTokenizerBase,
     held_out: Sequence[Group],
     folders: Folders,
@@ -106,10 +107,11 @@ def measure(
 def _measure_set(
     tokenizer: PreTrainedTokenizerBase, folders: Folders, whole: Candidates, part: Candidates
 ) -> dict[str, float]:
-    int8 = _scored(tokenizer, folders.int8_graph)
+    int8 = _scored(tokenizer, folders.int8_graph)(whole.pairs)
+    float32 = _scored(tokenizer, folders.float32_graph)(part.pairs)
     figures = {"queries": float(len(whole.queries)), "float32 queries": float(len(part.queries))}
-    figures |= ndcg_of(whole, {"bi-encoder": bi_encoder_scores, INT8: int8})
-    compared = ndcg_of(part, {FLOAT32: _scored(tokenizer, folders.float32_graph), INT8: int8})
+    figures |= ndcg_of(whole, {"bi-encoder": bi_encoder_scores(whole.pairs), INT8: int8})
+    compared = ndcg_of(part, {FLOAT32: float32, INT8: int8[: len(float32)]})
     return figures | {f"{name} (part)": compared[name] for name in (FLOAT32, INT8)}
 
 

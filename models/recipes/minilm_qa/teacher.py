@@ -2,9 +2,9 @@
 
 The bi-encoder has seen over a billion pairs; the cross-encoder is kept near to its opinion while it learns from
 labels, so that it does not forget what web questions look like (knowledge distillation, Hinton et al. 2015). It is
-weak where the very words of the query count, and there BM25 is strong: on samples of the training sets their sum has
-an nDCG@10 of .88 / .83 / .90 / .72 on squad / skeptics / selqa / scifact's claims, the bi-encoder alone .76 / .77 / .87
-/ .69; on medquad and fever it loses .01 and .02.
+weak where the very words of the query count, and there BM25 is strong: with half of BM25 added, the mean reciprocal
+rank in held-out groups rises from .834 to .864 on squad and from .815 to .850 on selqa. It falls on the others, by
+.01 to .07, where all but two of a group's texts are negatives that BM25 itself chose.
 """
 
 import hashlib
@@ -22,8 +22,9 @@ from models.recipes.minilm_qa.encoding import PairEncoder, length_batches, padde
 from models.recipes.minilm_qa.lexical import Bm25
 
 MAX_TOKENS = 112
-# the scale that the bi-encoder was trained with; a point of BM25 then counts as much as a logit
+# the scale that the bi-encoder was trained with
 COSINE_SCALE = 20.0
+BM25_WEIGHT = 0.5
 TOKENS_PER_BATCH = 4096
 
 
@@ -78,7 +79,7 @@ class Teacher:
     def logits(self, source: str, query: str, texts: Sequence[str]) -> torch.Tensor:
         """Return what the softmax of the teacher's distribution is taken of, one value a text."""
         words = torch.tensor([self._words[source].score(query, text) for text in texts])
-        return COSINE_SCALE * self.cosines(query, texts) + words
+        return COSINE_SCALE * self.cosines(query, texts) + BM25_WEIGHT * words
 
 
 def _texts_by_source(groups: Sequence[Group]) -> Mapping[str, set[str]]:

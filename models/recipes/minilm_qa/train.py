@@ -11,25 +11,27 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
-from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import POOL_SIZE, Group
 from models.recipes.minilm_qa.encoding import MAX_QUERY_TOKENS, PairEncoder, padded, token_ids
+from models.recipes.minilm_qa.lexical_tables import lexical_tables
 from models.recipes.minilm_qa.losses import GroupLogits, total_loss
-from models.recipes.minilm_qa.model import ClsOnlyCrossEncoder, freeze_words, new_model
+from models.recipes.minilm_qa.model import CrossEncoder, load_model, new_model, save_model
 from models.recipes.minilm_qa.negatives import TrainingGroup, choose, mine
 from models.recipes.minilm_qa.teacher import Teacher, load_tokenizer
 
 GROUPS_PER_STEP = 4
 GROUPS_PER_WINDOW = 64
 MAX_TOKENS_SHARES = {64: 0.20, 96: 0.30, 128: 0.30, 256: 0.15, 512: 0.05}
-LEARNING_RATE = 1e-4
+MAX_TOKENS = max(MAX_TOKENS_SHARES)
+LEARNING_RATE = 6e-5
 HEAD_LEARNING_RATE = 5e-4
 WARM_UP = 0.05
 FIRST_ROUND = 0.5
 MINING_SHARE = 0.08
 MINING_SPEEDUP = 3.0
-TEACHER_WEIGHTS = (1.0, 0.5)
+TEACHER_WEIGHTS = (0.5, 0.25)
 CHECKPOINT_EVERY_S = 150.0
 
 
@@ -67,17 +69,17 @@ class Trainer:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = PairEncoder(self.tokenizer)
         torch.manual_seed(seed)
-        self.model = self._restored_model() or new_model()
+        self.model = self._restored_model() or self.start()
         self.model.to(self._device).train()
-        self._forward = ClsOnlyCrossEncoder(self.model)
         self._optimizer = _optimizer(self.model)
         if self.progress.steps:
             self._optimizer.load_state_dict(torch.load(self._folder / "optimizer.pt"))
 
-    def run(self) -> BertForSequenceClassification:
+    def run(self) -> CrossEncoder:
         """Train until the budget is spent, and return the model; a run that has spent it trains no more."""
         if self.progress.elapsed_s >= self._budget_s:
-            return self.model.eval()
+            self.model.eval()
+            return self.model
         last_saved = time.monotonic()
         began = last_saved - self.progress.elapsed_s
         with tqdm(total=round(self._budget_s), initial=round(self.progress.elapsed_s), unit="s", mininterval=10) as bar:
@@ -92,7 +94,14 @@ class Trainer:
                 if self.progress.elapsed_s >= self._budget_s:
                     break
         self._save()
-        return self.model.eval()
+        self.model.eval()
+        return self.model
+
+    def start(self) -> CrossEncoder:
+        """Return the model as it is before any step."""
+        texts = sorted({text for group in self._groups for text in (group.positive, *group.negatives)})
+        ids = token_ids(self.tokenizer, texts, max_tokens=MAX_TOKENS)
+        return new_model(lexical_tables(self.tokenizer, ids, seed=self._seed))
 
     @property
     def _share(self) -> float:
@@ -150,7 +159,7 @@ class Trainer:
         for half in halves:
             with torch.autocast(self._device.type, dtype=torch.bfloat16):
                 inputs = padded([rows[position] for position in half], self._device)
-                scored.append(self._forward(**inputs)[:, 0])
+                scored.append(self.model(**inputs)[:, 0])
         flat = torch.cat(scored).float()[torch.tensor(order, device=self._device).argsort()]
         lengths = [len(group.texts) for group in batch]
         present = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
@@ -174,17 +183,16 @@ class Trainer:
 
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(self._folder)
+        save_model(self.model, self._folder)
         self.tokenizer.save_pretrained(self._folder)
         torch.save(self._optimizer.state_dict(), self._folder / "optimizer.pt")
         torch.save(asdict(self.progress), self._folder / "progress.pt")
 
-    def _restored_model(self) -> BertForSequenceClassification | None:
+    def _restored_model(self) -> CrossEncoder | None:
         if not (self._folder / "progress.pt").exists():
             return None
         self.progress = Progress(**torch.load(self._folder / "progress.pt"))
-        model: BertForSequenceClassification = BertForSequenceClassification.from_pretrained(self._folder)
-        freeze_words(model)
+        model = load_model(self._folder)
         if self.progress.mined_until:
             start, mined = json.loads((self._folder / "mined.json").read_text())
             self._groups[start : start + len(mined)] = [_group_of(fields) for fields in mined]
@@ -195,8 +203,8 @@ def _group_of(fields: dict[str, Any]) -> Group:
     return Group(fields["source"], fields["query"], fields["positive"], tuple(fields["negatives"]))
 
 
-def _optimizer(model: BertForSequenceClassification) -> torch.optim.AdamW:
-    head = [*model.classifier.parameters(), *model.bert.pooler.parameters()]
-    body = [p for p in model.bert.parameters() if p.requires_grad and all(p is not other for other in head)]
+def _optimizer(model: CrossEncoder) -> torch.optim.AdamW:
+    body = [parameter for parameter in model.bert.parameters() if parameter.requires_grad]
+    head = [*model.word_weight.parameters(), *model.hidden.parameters(), *model.classifier.parameters()]
     groups = [{"params": body, "peak": LEARNING_RATE}, {"params": head, "peak": HEAD_LEARNING_RATE}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True)

@@ -15,6 +15,7 @@ from app.batching.planner import BatchPlanner
 from app.domain import Encoding, FloatArray, Terms
 from app.engines.base import BatchLimits, OutOfMemory
 from app.errors import DeadlineExceeded, Overloaded, ScoringFailed, Unavailable
+from app.faults import kill_threads
 from app.worker import Worker
 from tests.fakes import NOT_A_NUMBER, POISON, ArithmeticEngine, RecordingObserver, logit_of, running_batcher
 
@@ -410,13 +411,38 @@ class _HangingEngine(ArithmeticEngine):
         return super().forward(encodings)
 
 
-async def test_a_worker_that_hangs_is_replaced_and_the_others_of_its_batch_are_answered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("app.batching.batcher._STUCK_AFTER_S", 0.1)
+class _FailingOnceEngine(ArithmeticEngine):
+    """Fails in its first pass, whatever is in it."""
+
+    failed = False
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("a passing weakness")
+        return super().forward(encodings)
+
+
+async def test_an_encoding_that_was_alone_when_its_worker_failed_is_tried_once_more() -> None:
+    observer = RecordingObserver()
+    async with running_batcher(_FailingOnceEngine(), observer) as batcher:
+        assert _right(await batcher.forward(_encodings([1])), [[1]])
+    assert len(observer.named("batch_failed")) == 1
+
+
+async def test_a_worker_that_dies_with_its_call_is_replaced_and_the_call_is_made_again() -> None:
+    async with running_batcher(ArithmeticEngine(), RecordingObserver(), stuck_after_s=0.2) as batcher:
+        for number in range(20):
+            await batcher.forward(_encodings([number]))
+        kill_threads("infer")
+        assert _right(await batcher.forward(_encodings([1], [2])), [[1], [2]])
+        assert _right(await batcher.forward(_encodings([3])), [[3]])
+
+
+async def test_a_worker_that_hangs_is_replaced_and_the_others_of_its_batch_are_answered() -> None:
     engine = _HangingEngine()
     engine.gate.set()
-    async with running_batcher(engine, RecordingObserver()) as batcher:
+    async with running_batcher(engine, RecordingObserver(), stuck_after_s=0.1) as batcher:
         for _ in range(20):
             await batcher.forward(_encodings([1]))
         engine.gate.clear()

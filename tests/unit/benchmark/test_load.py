@@ -52,6 +52,32 @@ class _Stalling:
             return await rank_all(body)
 
 
+async def test_what_a_slow_server_does_not_answer_in_the_window_is_given_up_and_does_not_count() -> None:
+    gone = asyncio.Event()
+
+    async def hang(_: bytes) -> bytes:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            gone.set()
+        return b""
+
+    window = Window(warmup_s=0.1, seconds=0.3, waits_for_last=False)
+    async with canned_server(hang) as url, asyncio.timeout(20):
+        run = await closed_loop(Target.from_url(url), _bodies(), window, clients=2)
+    assert gone.is_set()
+    assert run.samples == []
+    assert measure(run).pairs_per_s == 0
+
+
+async def test_without_waiting_for_the_last_what_was_answered_still_counts() -> None:
+    server = _Counting(0.01)
+    window = Window(warmup_s=0.1, seconds=0.6, waits_for_last=False)
+    async with canned_server(server) as url:
+        run = await closed_loop(Target.from_url(url), _bodies(), window, clients=3)
+    assert 0 < measure(run).requests <= len(run.samples) <= server.answered
+
+
 async def test_a_closed_loop_never_has_more_requests_under_way_than_clients() -> None:
     server = _Counting(0.01)
     async with canned_server(server) as url:

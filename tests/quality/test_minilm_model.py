@@ -24,6 +24,7 @@ from models.recipes.minilm_qa.interpolation import SIGNAL_WEIGHTS, TRAINED_SHARE
 from models.recipes.minilm_qa.lexical_tables import lexical_tables
 from models.recipes.minilm_qa.model import CrossEncoder, load_model, new_model, save_model, score_pairs
 from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs
+from models.recipes.minilm_qa.shipped import read_shipped
 from models.recipes.minilm_qa.teacher import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -163,3 +164,20 @@ def _rarity(word: str) -> float:
 
 def _stems() -> list[list[str]]:
     return [[_STEMMER.stemWord(word) for word in re.findall(r"\w+", text.lower())] for text in TEXTS]
+
+
+def test_a_shipped_graph_is_read_back_as_the_model_that_it_was() -> None:
+    folder = Path(__file__).parents[2] / "models" / "minilm-qa"
+    tokenizer = load_tokenizer()
+    graph = OnnxScorer(folder / "model.int8.onnx").score(encode_pairs(tokenizer, PAIRS))
+    assert np.ptp(graph) > 1
+    np.testing.assert_allclose(score_pairs(read_shipped(folder), tokenizer, PAIRS).numpy(), graph, atol=0.06)
+
+
+def test_a_graph_of_another_depth_is_not_read_back(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "models" / "minilm-qa"
+    (tmp_path / "model.int8.onnx").symlink_to(folder / "model.int8.onnx")
+    config = (folder / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"num_hidden_layers": 6', '"num_hidden_layers": 5'))
+    with pytest.raises(ValueError, match="37 int8 matrices, and the model has 31"):
+        read_shipped(tmp_path)

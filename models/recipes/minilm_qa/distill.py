@@ -1,4 +1,4 @@
-"""`python -m models.recipes.minilm_qa.distill`: a model of fewer layers that imitates that of a finished run."""
+"""`python -m models.recipes.minilm_qa.distill`: a model of fewer layers that imitates the shipped one."""
 
 import copy
 import json
@@ -17,11 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import Group, read_groups
 from models.recipes.minilm_qa.encoding import MAX_QUERY_TOKENS, PairEncoder, padded, token_ids
-from models.recipes.minilm_qa.model import CrossEncoder, load_model
+from models.recipes.minilm_qa.model import CrossEncoder
+from models.recipes.minilm_qa.shipped import read_shipped
 from models.recipes.minilm_qa.steps import Folders, finish, measure
 from models.recipes.minilm_qa.teacher import load_tokenizer
 from models.recipes.minilm_qa.train import learning_rate_factor
 
+SHIPPED = Path(__file__).parents[2] / "minilm-qa"
 NEGATIVES = 3
 GROUPS_PER_STEP = 8
 GROUPS_PER_WINDOW = 64
@@ -117,10 +119,12 @@ def _steps(
 
 def main(
     *,
-    data: Annotated[Path, typer.Option(help="The first run's data folder.", exists=True, file_okay=False)],
-    teacher: Annotated[Path, typer.Option(help="The first run's folder.", exists=True, file_okay=False)],
+    data: Annotated[Path, typer.Option(help="Folder with train/ and eval/.", exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option(help="Where the student's graphs and figures go.")],
-    layers: Annotated[int, typer.Option(help="How many layers it keeps.", min=2)] = 3,
+    teacher: Annotated[
+        Path, typer.Option(help="The folder of a shipped model.", exists=True, file_okay=False)
+    ] = SHIPPED,
+    layers: Annotated[int, typer.Option(help="How many layers it keeps.", min=2)] = 2,
     minutes: Annotated[float, typer.Option(help="Wall-clock time for training.")] = 20.0,
     seed: int = 13,
     most_pairs: Annotated[int, typer.Option(help="Evaluate on about so many pairs of a set.")] = 5_000,
@@ -129,7 +133,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     folders, tokenizer = Folders(out), load_tokenizer()
     groups, held_out = read_groups(data, seed=seed)
-    master = load_model(Folders(teacher).float32)
+    master = read_shipped(teacher)
     student = cut(master, layers=layers)
     typer.echo(f"trained on {train(student, master, tokenizer, groups, minutes=minutes, seed=seed):,} pairs")
     finish(student, tokenizer, held_out, folders)

@@ -198,7 +198,7 @@ def _mean(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 def new_model(tables: LexicalTables) -> CrossEncoder:
     """Return the model as it starts: the bi-encoder's layers, BM25's tables, and a head that adds the two."""
-    model = CrossEncoder(_config(start_weights()), tables)
+    model = CrossEncoder(new_config(start_weights()), tables)
     bert = BertModel.from_pretrained(start_weights(), add_pooling_layer=False, dtype=torch.float32)
     model.bert.load_state_dict(bert.state_dict())
     return model
@@ -213,12 +213,13 @@ def save_model(model: CrossEncoder, folder: Path) -> None:
 
 def load_model(folder: Path) -> CrossEncoder:
     """Read what `save_model` wrote."""
-    model = CrossEncoder(_config(folder))
+    model = CrossEncoder(new_config(folder))
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model
 
 
-def _config(folder: Path) -> BertConfig:
+def new_config(folder: Path) -> BertConfig:
+    """Return the configuration in a folder, without dropout and with one output."""
     config: BertConfig = BertConfig.from_pretrained(
         folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=1
     )

@@ -1,0 +1,72 @@
+"""Reads a shipped int8 graph back into the torch model, to be a teacher or the start of further training."""
+
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+
+from models.recipes.minilm_qa.model import CrossEncoder, new_config
+
+_PRODUCTS = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+_ROWS, _ROW_SCALES = "_rows_int8", "_rows_scales"
+_COLUMNS, _COLUMN_SCALES = "_int8", "_scales"
+
+
+def read_shipped(folder: Path) -> CrossEncoder:
+    """Return the model of a shipped folder: integers times their scales, so within rounding of what was trained.
+
+    Raises:
+        ValueError: the graph has not the matrices of so many layers.
+        RuntimeError: what it has is of other shapes.
+    """
+    tensors = {
+        tensor.name: torch.tensor(numpy_helper.to_array(tensor))
+        for tensor in onnx.load(folder / "model.int8.onnx").graph.initializer
+    }
+    config = new_config(folder)
+    model = CrossEncoder(config)
+    expected = model.state_dict()
+    state = {name: tensor for name, tensor in tensors.items() if name in expected}
+    state |= {
+        name.removesuffix(_ROWS): rows.float() * tensors[name.removesuffix(_ROWS) + _ROW_SCALES]
+        for name, rows in tensors.items()
+        if name.endswith(_ROWS)
+    }
+    state |= _matrices(tensors, layers=config.num_hidden_layers) | _tables(tensors, words=config.vocab_size)
+    model.load_state_dict(state)
+    model.eval()
+    return model
+
+
+def _matrices(tensors: dict[str, torch.Tensor], *, layers: int) -> dict[str, torch.Tensor]:
+    """The exporter numbers matrices in the order in which the model multiplies by them."""
+    integers = [name for name in tensors if name.endswith(_COLUMNS) and not name.endswith(_ROWS)]
+    products = [f"bert.encoder.layer.{layer}.{product}" for layer in range(layers) for product in _PRODUCTS]
+    products.append("word_weight")
+    if len(integers) != len(products):
+        raise ValueError(f"the graph has {len(integers)} int8 matrices, and the model has {len(products)}")
+    return {
+        f"{product}.weight": (tensors[name].float() * tensors[name.removesuffix(_COLUMNS) + _COLUMN_SCALES]).T
+        for product, name in zip(products, integers, strict=True)
+    }
+
+
+def _tables(tensors: dict[str, torch.Tensor], *, words: int) -> dict[str, torch.Tensor]:
+    """The tables of words by what they hold: whether one starts there, whole numbers, or logarithms."""
+    found = [tensor for tensor in tensors.values() if tensor.shape == (words,)]
+    kinds = [_kind(tensor) for tensor in found]
+    return dict(zip(kinds, found, strict=True))
+
+
+def _kind(table: torch.Tensor) -> str:
+    if bool((table <= 1).all()):
+        return "starts"
+    return "codes" if bool((table == table.round()).all()) else "rarities"

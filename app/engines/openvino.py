@@ -73,7 +73,7 @@ class OpenVinoEngine:
         file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES)
         workers = spec.workers or max(1, available_cores() // options.threads)
         # The first array that OpenVINO's Python layer sees starts its NumPy support, once, behind a lock that it takes
-        # with the interpreter's held and then gives that one up: two workers that come there first together hang for ever.
+        # with the interpreter's held and then gives that one up: two workers that come there first together hang.
         ov.Tensor(np.zeros(1, dtype=np.int64))
         core = ov.Core()
         precision = _precision(core, options.precision)

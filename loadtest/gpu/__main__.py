@@ -5,7 +5,7 @@
 
 Models of MiniLM-L6's, XLM-RoBERTa-large's and ModernBERT-base's shapes with random weights, made in code. For each:
 
-1. the scores of both sides agree;
+1. the scores of all sides agree: our pipeline with padding and packed (sequences end to end), and theirs;
 2. throughput: requests of the reference workload all at once (ours), and their pairs in one `predict` (theirs), in
    turn; pairs/s, tokens/s, and the share of the device's matrix peak that the model's own operations make up: padding
    does not count as work;
@@ -46,6 +46,7 @@ from loadtest.gpu.rerankers import Ours, Reranker, Theirs, open_ours
 from loadtest.random_models import MODELS, build
 
 _DOCUMENTS = 30
+_SIDES = 3
 _UTILIZATIONS = (0.3, 0.6, 0.9)
 _PERCENTILES = (50, 95, 99)
 _LEAST_CORRELATION = 0.98
@@ -99,7 +100,7 @@ class Report:
 def main() -> int:
     arguments = _parse()
     report = Report(throughputs=[], latencies=[], correlations={}, details=_details(arguments))
-    part_s = 60 * arguments.minutes / len(arguments.models) / (2 * arguments.rounds + 2 * len(_UTILIZATIONS) + 4)
+    part_s = 60 * arguments.minutes / len(arguments.models) / (_SIDES * (arguments.rounds + len(_UTILIZATIONS) + 2))
     for name in arguments.models:
         print(f"building {name}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -134,17 +135,18 @@ def _parse() -> argparse.Namespace:
 async def _measure_model(name: str, folder: Path, arguments: argparse.Namespace, part_s: float, report: Report) -> None:
     async with AsyncExitStack() as stack:
         placed = {"device": arguments.device, "precision": arguments.precision}
-        ours = await stack.enter_async_context(open_ours(folder, **placed))
+        ours = [await stack.enter_async_context(open_ours(folder, **placed, packed=packed)) for packed in (False, True)]
         theirs = Theirs(folder, **placed)
         with torch.device("meta"):
             operations = Operations.of(
                 AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
             )
         few = _questions(folder, count=8)
-        report.correlations[name] = await _correlation(few, ours, theirs)
+        for side in ours:
+            report.correlations[f"{name}, {side.name}"] = await _correlation(few, side, theirs)
         many = _questions(folder, count=await _affordable(few, ours, theirs, part_s))
         best = await _throughputs(name, many, ours, theirs, operations, arguments, report)
-        await _latencies(name, many, (ours, theirs), best, part_s, report)
+        await _latencies(name, many, (*ours, theirs), best, part_s, report)
 
 
 def _questions(folder: Path, *, count: int) -> list[Question]:
@@ -159,17 +161,17 @@ def _lengths(tokenizer: Tokenizer, body: dict[str, list[str]]) -> list[int]:
 
 
 async def _correlation(questions: Sequence[Question], ours: Ours, theirs: Theirs) -> float:
-    """Of all scores of both sides. They are rounded differently: precisions of 8 bits and batches of other shapes."""
+    """Of all scores of two sides. They are rounded differently: precisions of 8 bits and batches of other shapes."""
     scores = [
         np.concatenate([await side.score(one.query, one.documents) for one in questions]) for side in (ours, theirs)
     ]
     return float(np.corrcoef(scores[0], scores[1])[0, 1])
 
 
-async def _affordable(few: Sequence[Question], ours: Ours, theirs: Theirs, part_s: float) -> int:
-    """How many requests the slower side answers in a part of the run."""
+async def _affordable(few: Sequence[Question], ours: Sequence[Ours], theirs: Theirs, part_s: float) -> int:
+    """How many requests the slowest side answers in a part of the run."""
     seconds = 0.0
-    for side in (_all_at_once(ours), _in_one_call(theirs)):
+    for side in (*map(_all_at_once, ours), _in_one_call(theirs)):
         await side(few)  # the first pass compiles kernels and fills pools
         started = perf_counter()
         await side(few)
@@ -197,16 +199,17 @@ def _in_one_call(theirs: Theirs) -> _Pass:
 async def _throughputs(
     name: str,
     questions: Sequence[Question],
-    ours: Ours,
+    ours: Sequence[Ours],
     theirs: Theirs,
     operations: Operations,
     arguments: argparse.Namespace,
     report: Report,
 ) -> float:
-    """Add both sides' throughput to the report, and return our requests a second."""
+    """Add all sides' throughput to the report, and return our requests a second, with padding."""
     lengths = [length for one in questions for length in one.lengths]
     needed = operations.needed(lengths)
-    passes: dict[str, _Pass] = {ours.name: _all_at_once(ours), theirs.name: _in_one_call(theirs)}
+    passes: dict[str, _Pass] = {side.name: _all_at_once(side) for side in ours}
+    passes[theirs.name] = _in_one_call(theirs)
     seconds: dict[str, list[float]] = {side: [] for side in passes}
     for number in range(arguments.rounds):
         for side in sorted(passes, reverse=bool(number % 2)):
@@ -225,13 +228,13 @@ async def _throughputs(
                 rounds_pairs_per_s=[len(lengths) / one for one in taken],
             )
         )
-    return len(questions) / median(seconds[ours.name])
+    return len(questions) / median(seconds[ours[0].name])
 
 
 async def _latencies(
     name: str, questions: Sequence[Question], sides: Sequence[Reranker], best: float, part_s: float, report: Report
 ) -> None:
-    """Both sides at shares of our throughput; theirs may be overloaded by it, which is the comparison."""
+    """All sides at shares of our throughput; theirs may be overloaded by it, which is the comparison."""
     for utilization in _UTILIZATIONS:
         for side in sides:
             rate = utilization * best
@@ -318,7 +321,8 @@ def markdown(report: Report) -> str:
             ]
         ),
         "\n".join(
-            f"- correlation of both sides' scores, {name}: {one:.4f}" for name, one in report.correlations.items()
+            f"- correlation with the scores of `predict`, {name}: {one:.4f}"
+            for name, one in report.correlations.items()
         ),
         "\n".join(f"- {name}: {value}" for name, value in report.details.items()),
     ]

@@ -1,4 +1,6 @@
-"""The two sides of the comparison, both in this process: our pipeline, and sentence-transformers' `predict`."""
+"""The sides of the comparison, all in this process: our pipeline with and without padding, and sentence-transformers'
+`predict`.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -35,19 +37,19 @@ class Reranker(Protocol):
 class Ours:
     """Tokenising, batcher and torch engine as the service has them, without HTTP and cache."""
 
-    name = "rerankd"
-
-    def __init__(self, stage: PointwiseStage) -> None:
+    def __init__(self, stage: PointwiseStage, *, name: str) -> None:
         self._stage = stage
+        self.name = name
 
     async def score(self, query: str, documents: Sequence[str]) -> FloatArray:
         return (await self._stage.score(query, documents, ScoreOptions())).values
 
 
 @asynccontextmanager
-async def open_ours(folder: Path, *, device: str, precision: str) -> AsyncIterator[Ours]:
+async def open_ours(folder: Path, *, device: str, precision: str, packed: bool) -> AsyncIterator[Ours]:
+    """Load a model anew; `packed` lays its sequences end to end instead of padding them."""
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=folder))
-    options = {"device": device, "precision": precision}
+    options = {"device": device, "precision": precision, "packed": packed}
     engine = load_engine("torch-encoder", EngineSpec(folder=folder, pad_id=scorer.pad_id, options=options))
     planner = BatchPlanner(
         max_batch_tokens=engine.preferred_batch.tokens,
@@ -61,7 +63,7 @@ async def open_ours(folder: Path, *, device: str, precision: str) -> AsyncIterat
         batcher = Batcher(planner, engine, inference, max_waiting_tokens=_UNLIMITED, model="gpu", observer=Silent())
         serving = asyncio.create_task(batcher.run())
         try:
-            yield Ours(PointwiseStage(scorer, batcher, tokenizing))
+            yield Ours(PointwiseStage(scorer, batcher, tokenizing), name="rerankd, packed" if packed else "rerankd")
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)

@@ -13,8 +13,13 @@ from app.domain import Terms
 from app.errors import DeadlineExceeded, Overloaded
 
 _FIRST_RETRY_S = 1.0
-# What a prediction is off by, and what an answer needs beside the passes.
+# What the prediction of a request's own work is off by.
 _MARGIN = 1.1
+# What waits is predicted from recent passes, and the next ones may be slower. Taking in less costs nothing while work
+# waits; taking in too much costs everybody behind the first that is late.
+_QUEUE_MARGIN = 1.2
+# What an answer needs beside the passes, or a tenth of the time that is left where that is less.
+_ANSWER_S = 0.03
 _TOKENS_PER_CHARACTER = 0.25
 _MEMORY = 0.95
 
@@ -94,7 +99,7 @@ class Admission:
                 f"this request needs about {own_s:.2f} s and its deadline is in {max(0.0, left_s):.2f} s: "
                 "allow more time, or send fewer documents"
             )
-        late_s = self._lateness(own_s, terms, now=now, busy_s=busy_s)
+        late_s = self._lateness(own_s, terms, now=now, busy_s=busy_s) + min(_ANSWER_S, left_s / 10)
         if late_s > 0:
             raise Overloaded(
                 f"this request would be answered about {late_s:.2f} s after its deadline: try again later",
@@ -103,7 +108,7 @@ class Admission:
 
     def _lateness(self, own_s: float, terms: Terms, *, now: float, busy_s: float) -> float:
         """By how much the first deadline to be missed would be missed, if this request were admitted."""
-        pace_s = _MARGIN * self.seconds_per_token
+        pace_s = _QUEUE_MARGIN * self.seconds_per_token
         own_tokens = self._planner.tokens_of(terms.caller)
         others = self._planner.active_callers - bool(own_tokens)
         foreign_s = pace_s * (self._planner.waiting_tokens - own_tokens)

@@ -18,7 +18,9 @@ _UNCERTAIN = 1e4
 _PASSES_TO_TRUST = 20
 # After many passes of one kind the fit may say anything of the others; the mean speed is the better guide then.
 _TRUSTED = (0.5, 2.0)
-_MEMORY = 0.9
+# About twenty passes: of fewer the mean swings, and with it what is let in and what Retry-After says; more would not
+# follow a processor whose neighbours wake up.
+_MEMORY = 0.95
 
 
 class CostModel:

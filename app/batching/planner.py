@@ -8,7 +8,8 @@
 3. Of a caller's requests, those with less work left go first, within their priority: a factor of four apart, so that
    requests of about one size are served in order of arrival and their latencies do not spread. One batch in `_TURNS`
    belongs to the oldest request, so that nothing starves and nothing large holds up small ones.
-4. When deadlines would be missed that way, the earliest deadline goes first until they are safe again.
+4. When deadlines would be missed that way, the earliest deadline goes first until they are safe again; what cannot be
+   done in time any more goes last, for else, once one request is late, all behind it would be (Moore 1968).
 5. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
    of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
    longest length, stays within the token budget, and padding within `max_padding` of that area.
@@ -105,13 +106,13 @@ class _Caller:
         if not job.waiting:
             self.remove(job)
 
-    def in_order(self, *, now: float, seconds_per_token: float, pass_s: float) -> Iterator[_Job]:
+    def in_order(self, *, now: float, seconds_per_token: float, callers: int, pass_s: float) -> Iterator[_Job]:
         """The policy: which request is served first. `pass_s` is what one more pass of others would take."""
         if not self.jobs:
             return iter(())
         self.turn += 1
-        if self._is_tight(now + pass_s, seconds_per_token):
-            order = [number for _, number in self.dues]
+        if self._is_tight(now + pass_s, seconds_per_token * callers):
+            order = self._by_deadline(now, seconds_per_token)
         else:
             order = [number for _, _, number in self.ranks[:_MOST_ASKED]]
             if self.turn % _TURNS == 0:
@@ -125,6 +126,21 @@ class _Caller:
             if deadline - now < _DEADLINE_MARGIN * ahead_s:
                 return True
         return False
+
+    def _by_deadline(self, now: float, seconds_per_token: float) -> list[int]:
+        """The earliest first, and last what would be late even if the engine did nothing else from now on. Who takes a
+        partial answer is never too late, and is done when the deadline comes.
+        """
+        in_time, too_late, ahead_s = [], [], 0.0
+        for deadline, number in self.dues:
+            job = self.jobs[number]
+            done_s = ahead_s + job.tokens * seconds_per_token
+            if now + done_s > deadline and not job.terms.partial:
+                too_late.append(number)
+            else:
+                in_time.append(number)
+                ahead_s = min(done_s, max(ahead_s, deadline - now))
+        return in_time + too_late
 
 
 class BatchPlanner:
@@ -207,12 +223,13 @@ class BatchPlanner:
         active = sorted((caller for caller in self._callers.values() if caller.jobs), key=lambda caller: caller.served)
         if active:
             self._floor = max(self._floor, active[0].served)
-        shared = seconds_per_token * max(1, len(active))
         pass_s = seconds_per_token * self._workers * min(self.max_batch_tokens, self.waiting_tokens)
         in_order = (
             (caller, job)
             for caller in (self._urgent, *active)
-            for job in caller.in_order(now=now, seconds_per_token=shared, pass_s=pass_s)
+            for job in caller.in_order(
+                now=now, seconds_per_token=seconds_per_token, callers=max(1, len(active)), pass_s=pass_s
+            )
         )
         for caller, job in islice(in_order, _MOST_ASKED):
             self._take(batch, caller, job)

@@ -87,7 +87,14 @@ def test_work_with_an_earlier_deadline_and_running_passes_come_before(deadline: 
     refusal = _verdict(admission, 500, Terms(deadline=deadline), busy_s=0.2)
     assert (refusal is None) == admitted
     if isinstance(refusal, Overloaded):
-        assert refusal.retry_after_s == pytest.approx(1.1 + 0.2 - deadline, rel=0.1)
+        assert refusal.retry_after_s == pytest.approx(0.5 * 1.2 + 0.5 * 1.1 + 0.2 + 0.03 - deadline, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "deadline", "admitted"), [(500, 0.57, False), (500, 0.59, True), (50, 0.12, False), (50, 0.13, True)]
+)
+def test_an_answer_needs_some_time_beside_the_passes(tokens: int, deadline: float, admitted: bool) -> None:
+    assert (_verdict(_admission(), tokens, Terms(deadline=deadline)) is None) == admitted
 
 
 def test_work_without_a_deadline_stands_back() -> None:
@@ -95,7 +102,7 @@ def test_work_without_a_deadline_stands_back() -> None:
 
 
 def test_nobody_is_let_in_at_the_cost_of_somebody_who_was() -> None:
-    admission = _admission(waiting=[(800, Terms(deadline=1.0))])
+    admission = _admission(waiting=[(700, Terms(deadline=1.0))])
     assert isinstance(_verdict(admission, 300, Terms(deadline=0.9)), Overloaded)
     assert _verdict(admission, 50, Terms(deadline=0.9)) is None
 

@@ -163,9 +163,31 @@ def test_deadlines_that_would_be_missed_come_first() -> None:
     planner.add(_entries(1, [16]), Terms())
     planner.add(_entries(2, [16]), Terms(deadline=50.0))
     at_leisure = planner.next_batch(now=0.0, seconds_per_token=0.01)
-    in_haste = planner.next_batch(now=8.5, seconds_per_token=0.01)
+    in_haste = planner.next_batch(now=8.3, seconds_per_token=0.01)
     assert at_leisure[0].job == 1
     assert in_haste[0].job == 0
+
+
+@pytest.mark.parametrize(("partial", "first"), [(False, 1), (True, 0)])
+def test_what_is_too_late_already_does_not_make_others_late(partial: bool, first: int) -> None:
+    planner = _planner(tokens=16)
+    planner.add(_entries(0, [16] * 10), Terms(deadline=1.0, partial=partial))
+    planner.add(_entries(1, [16] * 6), Terms(deadline=1.2))
+    batches = [planner.next_batch(now=0.0, seconds_per_token=0.01) for _ in range(16)]
+    assert batches[0][0].job == first
+    assert sorted(batch[0].job for batch in batches) == [0] * 10 + [1] * 6, "if time is left, it is scored all the same"
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.0, 5.0), st.booleans()), min_size=1, max_size=20))
+def test_nobody_who_can_be_in_time_stands_behind_somebody_who_cannot(asked: list[tuple[int, float, bool]]) -> None:
+    planner = _planner(tokens=16)
+    for number, (pairs, deadline, partial) in enumerate(asked):
+        planner.add(_entries(number, [16] * pairs), Terms(deadline=deadline, partial=partial))
+    first = planner.next_batch(now=0.0, seconds_per_token=0.01)[0].job
+    possible = {
+        number for number, (pairs, deadline, partial) in enumerate(asked) if partial or deadline >= 16 * pairs * 0.01
+    }
+    assert first in possible or not possible
 
 
 def test_several_workers_share_what_little_waits() -> None:

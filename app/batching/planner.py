@@ -12,7 +12,8 @@
    done in time any more goes last, for else, once one request is late, all behind it would be (Moore 1968).
 5. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
    of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
-   longest length, stays within the token budget, and padding within `max_padding` of that area.
+   longest length, stays within the token budget, and padding within `max_padding` of that area. Requests of
+   about the first one's size are asked for what pads hardly at all first: padding costs the time of as much text.
 6. When little waits, several workers share it: a batch takes no more than one worker's part of it (guided
    self-scheduling, Polychronopoulos and Kuck 1987).
 """
@@ -34,6 +35,10 @@ _USUAL_TOKENS = 4_000
 _DEADLINE_MARGIN = 1.25
 # How many requests are asked for encodings of the right length before a batch goes off as it is.
 _MOST_ASKED = 64
+# Padding that a batch may have, as a share of its area, as long as requests of up to so many times the first one's size
+# have something of a better length.
+_LITTLE_PADDING = 0.04
+_ALIKE = 8
 # A shared-out batch is at least this part of a full one: below it, the cost of a pass itself counts.
 _LEAST_PART = 4
 
@@ -79,6 +84,7 @@ class _Caller:
     served: float
     tokens: int = 0
     turn: int = 0
+    in_haste: bool = False
     jobs: dict[int, _Job] = field(default_factory=dict)
     ranks: list[tuple[int, int, int]] = field(default_factory=list)
     dues: list[tuple[float, int]] = field(default_factory=list)
@@ -111,7 +117,8 @@ class _Caller:
         if not self.jobs:
             return iter(())
         self.turn += 1
-        if self._is_tight(now + pass_s, seconds_per_token * callers):
+        self.in_haste = self._is_tight(now + pass_s, seconds_per_token * callers)
+        if self.in_haste:
             order = self._by_deadline(now, seconds_per_token)
         else:
             order = [number for _, _, number in self.ranks[:_MOST_ASKED]]
@@ -219,7 +226,7 @@ class BatchPlanner:
 
         `now` is on the clock of the deadlines; `seconds_per_token` is how fast waiting work goes, all workers together.
         """
-        batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs, max_padding=self._max_padding)
+        batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs)
         active = sorted((caller for caller in self._callers.values() if caller.jobs), key=lambda caller: caller.served)
         if active:
             self._floor = max(self._floor, active[0].served)
@@ -231,10 +238,13 @@ class BatchPlanner:
                 now=now, seconds_per_token=seconds_per_token, callers=max(1, len(active)), pass_s=pass_s
             )
         )
-        for caller, job in islice(in_order, _MOST_ASKED):
-            self._take(batch, caller, job)
-            if batch.full:
-                break
+        asked = list(islice(in_order, _MOST_ASKED))
+        little = min(_LITTLE_PADDING, self._max_padding)
+        for batch.max_padding, requests in ((little, _alike(asked)), (self._max_padding, asked)):
+            for caller, job in requests:
+                if batch.full:
+                    break
+                self._take(batch, caller, job)
         return batch.entries
 
     def _caller(self, name: str) -> _Caller:
@@ -271,6 +281,16 @@ class BatchPlanner:
             del self._caller_of[job.number]
 
 
+def _alike(asked: Sequence[tuple[_Caller, _Job]]) -> list[tuple[_Caller, _Job]]:
+    """Requests that can share a batch with the first one without keeping it: its caller's, not much larger, and only
+    while there is time.
+    """
+    if not asked or asked[0][0].in_haste:
+        return []
+    first_caller, first = asked[0]
+    return [(caller, job) for caller, job in asked if caller is first_caller and job.tokens <= _ALIKE * first.tokens]
+
+
 def _length(waiting: tuple[int, int]) -> int:
     return waiting[0]
 
@@ -278,10 +298,10 @@ def _length(waiting: tuple[int, int]) -> int:
 class _Batch:
     """A batch that is being filled, its longest encoding first."""
 
-    def __init__(self, *, max_tokens: int, max_pairs: int, max_padding: float) -> None:
+    def __init__(self, *, max_tokens: int, max_pairs: int) -> None:
         self._max_tokens = max_tokens
         self._max_pairs = max_pairs
-        self._max_padding = max_padding
+        self.max_padding = 0.0
         self._tokens = 0
         self.entries: list[Entry] = []
         self.longest = 0
@@ -296,7 +316,7 @@ class _Batch:
         if not self.entries:
             return True
         area = (len(self.entries) + 1) * self.longest
-        return self._fits() and area - self._tokens - length <= self._max_padding * area
+        return self._fits() and area - self._tokens - length <= self.max_padding * area
 
     def add(self, entry: Entry) -> None:
         self.longest = self.longest or entry.length

@@ -58,10 +58,28 @@ def test_batches_of_one_request(lengths: list[int], expected: list[list[int]]) -
 
 def test_a_batch_is_filled_with_what_others_have_of_the_same_length() -> None:
     planner = _planner(tokens=48, jobs=[[16], [12, 16], [15, 40]])
-    assert planner.next_batch() == [Entry(0, 0, 16), Entry(1, 1, 16), Entry(1, 0, 12)]
+    assert planner.next_batch() == [Entry(0, 0, 16), Entry(1, 1, 16), Entry(2, 0, 15)]
+    assert planner.next_batch() == [Entry(1, 0, 12)]
     assert planner.next_batch() == [Entry(2, 1, 40)]
-    assert planner.next_batch() == [Entry(2, 0, 15)]
     assert not planner
+
+
+@pytest.mark.parametrize(
+    ("others", "terms", "kept"),
+    [
+        pytest.param(13, Terms(), False, id="others of about its size pad less"),
+        pytest.param(15, Terms(), True, id="a much larger one waits"),
+        pytest.param(13, Terms(caller="somebody else"), True, id="so do other callers"),
+        pytest.param(13, Terms(deadline=2.0), True, id="no time to lose"),
+    ],
+)
+def test_a_request_shares_its_batch_only_where_that_costs_it_little(others: int, terms: Terms, kept: bool) -> None:
+    planner = _planner(tokens=48)
+    planner.add(_entries(0, [16, 12]), Terms(deadline=min(terms.deadline, 1.0) if terms.deadline < inf else inf))
+    planner.add(_entries(1, [16] * others), terms)
+    batch = planner.next_batch(now=0.0, seconds_per_token=0.01)
+    assert (Entry(0, 1, 12) in batch) == kept
+    assert len(batch) == 3
 
 
 def test_a_longer_encoding_of_another_request_does_not_stretch_the_batch() -> None:

@@ -1,10 +1,12 @@
 """What the batching decisions promise, in virtual time: see `simulation`."""
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from app.batching.planner import BatchPlanner, Entry
 from app.domain import Terms
 from app.errors import Overloaded
 from tests.unit.batching.simulation import Request, Simulation, Stalls, closed_loop, lengths_of, open_loop, pass_s
@@ -65,6 +67,17 @@ def test_every_client_waits_for_the_work_in_the_system_and_no_longer() -> None:
     answered = _answered(simulation, 30)
     throughput = sum(len(request.lengths) for request in answered) / 60
     assert _quantile(answered, 0.5) <= 1.15 * 8 * 30 / throughput
+
+
+def test_requests_of_one_size_pad_each_other_little() -> None:
+    planner, rng = BatchPlanner(max_batch_tokens=1024, max_batch_pairs=64, workers=2), random.Random(6)
+    batches = []
+    for number in range(100):
+        planner.add([Entry(number, place, length) for place, length in enumerate(lengths_of(rng, 30))], Terms())
+        while planner.waiting_tokens > 8 * 30 * 142:
+            batches.append([entry.length for entry in planner.next_batch()])
+    areas = [len(batch) * max(batch) for batch in batches]
+    assert 1 - sum(map(sum, batches)) / sum(areas) <= 0.06
 
 
 @pytest.mark.parametrize("documents", [[30], [10, 30, 100]])

@@ -20,6 +20,8 @@ _MARGIN = 1.1
 _QUEUE_MARGIN = 1.2
 # What an answer needs beside the passes, or a tenth of the time that is left where that is less.
 _ANSWER_S = 0.03
+# Only passes teach how fast the engine is. Who is refused because it was slow would else be refused for ever.
+_TRIAL_AFTER_S = 2.0
 _TOKENS_PER_CHARACTER = 0.25
 _MEMORY = 0.95
 
@@ -41,6 +43,7 @@ class Admission:
         self._max_waiting_tokens = max_waiting_tokens
         self._workers = workers
         self._tokens_per_character = _TOKENS_PER_CHARACTER
+        self._let_in_at = -inf
         self.reserved_tokens = 0
 
     @property
@@ -71,6 +74,7 @@ class Admission:
         self._check_room(work, terms)
         if terms.deadline < inf and self._cost.known:
             self._check_deadline(work, terms, now=now, busy_s=busy_s)
+        self._let_in_at = now
 
     def _check_room(self, work: Work, terms: Terms) -> None:
         """A caller that has not its part of the queue yet is not refused because others have more than theirs."""
@@ -90,21 +94,30 @@ class Admission:
 
     def _check_deadline(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:
         """Work of one caller is done in the order of deadlines when need be: what must be done before this one's
-        deadline must fit before it, and what has a later deadline must fit with it.
+        deadline must fit before it, and what has a later deadline must fit with it. Who takes a partial answer is let
+        in when half of the time is left for it, and now and then who could be answered if the engine were as fast as
+        it has been.
         """
         left_s = terms.deadline - now
+        answer_s = min(_ANSWER_S, left_s / 10)
         own_s = _MARGIN * self._cost.seconds(tokens=work.tokens, squares=work.squares) / self._workers
-        if own_s > left_s:
+        if own_s + answer_s > left_s:
+            if own_s + answer_s <= left_s * self._cost.slowdown and self._is_idle_for_long(now, busy_s):
+                return
             raise DeadlineExceeded(
                 f"this request needs about {own_s:.2f} s and its deadline is in {max(0.0, left_s):.2f} s: "
                 "allow more time, or send fewer documents"
             )
-        late_s = self._lateness(own_s, terms, now=now, busy_s=busy_s) + min(_ANSWER_S, left_s / 10)
+        late_s = self._lateness(own_s, terms, now=now, busy_s=busy_s) + answer_s
         if late_s > 0:
             raise Overloaded(
                 f"this request would be answered about {late_s:.2f} s after its deadline: try again later",
                 retry_after_s=late_s,
             )
+
+    def _is_idle_for_long(self, now: float, busy_s: float) -> bool:
+        idle = not (self._planner.waiting_tokens or self.reserved_tokens or busy_s)
+        return idle and now - self._let_in_at >= _TRIAL_AFTER_S
 
     def _lateness(self, own_s: float, terms: Terms, *, now: float, busy_s: float) -> float:
         """By how much the first deadline to be missed would be missed, if this request were admitted."""

@@ -13,11 +13,16 @@ from app.errors import DeadlineExceeded, Overloaded, RerankError
 SECONDS_PER_TOKEN = 0.001
 
 
-def _admission(*, limit: int = 10**9, workers: int = 1, waiting: Sequence[tuple[int, Terms]] = ()) -> Admission:
-    """An engine of a thousand tokens a second and worker, with requests of so many tokens waiting."""
+def _admission(
+    *, limit: int = 10**9, workers: int = 1, waiting: Sequence[tuple[int, Terms]] = (), stalled: int = 0
+) -> Admission:
+    """An engine of a thousand tokens a second and worker, with requests of so many tokens waiting. Its last `stalled`
+    passes took a hundred times as long.
+    """
     planner, cost = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64), CostModel()
-    for _ in range(50):
-        cost.learn(tokens=512, squares=512 * 64, seconds=512 * SECONDS_PER_TOKEN)
+    for number in range(50):
+        factor = 100 if number >= 50 - stalled else 1
+        cost.learn(tokens=512, squares=512 * 64, seconds=512 * SECONDS_PER_TOKEN * factor)
     for number, (tokens, terms) in enumerate(waiting):
         planner.add([Entry(number, position, 1) for position in range(tokens)], terms)
     return Admission(planner, cost, max_waiting_tokens=limit, workers=workers)
@@ -79,6 +84,23 @@ def test_what_no_idle_server_could_do_is_not_worth_a_retry() -> None:
     refusal = _verdict(_admission(), 1000, Terms(deadline=0.5))
     assert isinstance(refusal, DeadlineExceeded)
     assert "about 1.10 s and its deadline is in 0.50 s" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "waiting", "let_in"),
+    [
+        pytest.param(500, [], True, id="it could be done before the engine was slow"),
+        pytest.param(5000, [], False, id="it could never be done"),
+        pytest.param(500, [(1, Terms())], False, id="the passes of others teach as well"),
+    ],
+)
+def test_an_engine_that_was_slow_is_tried_again_when_it_is_idle(
+    tokens: int, waiting: Sequence[tuple[int, Terms]], let_in: bool
+) -> None:
+    admission = _admission(waiting=waiting, stalled=3)
+    assert (_verdict(admission, tokens, Terms(deadline=1.0)) is None) == let_in
+    if let_in:
+        assert isinstance(_verdict(admission, tokens, Terms(deadline=1.0)), DeadlineExceeded), "and not all at once"
 
 
 @pytest.mark.parametrize(("deadline", "admitted"), [(1.4, True), (1.2, False)])

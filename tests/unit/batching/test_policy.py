@@ -140,6 +140,17 @@ def test_a_stall_makes_no_wild_guess_of_retry_after() -> None:
     assert sum(0.5 <= factor <= 2.0 for factor in factors) >= 95
 
 
+def test_a_long_stall_does_not_close_the_door_for_ever() -> None:
+    """Nobody who is refused has a pass from which the engine's real speed could be learnt."""
+    simulation = Simulation(seed=7, stalls=Stalls(every_s=100, length_s=40, factor=60))
+    open_loop(simulation, requests_per_s=2, documents=[30], until=160, deadline_s=0.5)
+    simulation.run()
+    stalled = [request for request in simulation.requests if 70 < request.arrived < 100]
+    late = [request for request in simulation.requests if request.arrived > 130]
+    assert sum(request.refusal is not None for request in stalled) >= 0.6 * len(stalled)
+    assert sum(request.latency_s <= 0.5 for request in late) >= 0.95 * len(late)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_who_comes_back_when_told_is_let_in_then_and_not_long_before(seed: int) -> None:
     simulation = Simulation(seed=seed)

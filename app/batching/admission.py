@@ -101,6 +101,8 @@ class Admission:
         left_s = terms.deadline - now
         answer_s = min(_ANSWER_S, left_s / 10)
         own_s = _MARGIN * self._cost.seconds(tokens=work.tokens, squares=work.squares) / self._workers
+        if terms.partial:
+            own_s = min(own_s, left_s / 2)
         if own_s + answer_s > left_s:
             if own_s + answer_s <= left_s * self._cost.slowdown and self._is_idle_for_long(now, busy_s):
                 return

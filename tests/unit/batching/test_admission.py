@@ -103,6 +103,16 @@ def test_an_engine_that_was_slow_is_tried_again_when_it_is_idle(
         assert isinstance(_verdict(admission, tokens, Terms(deadline=1.0)), DeadlineExceeded), "and not all at once"
 
 
+@pytest.mark.parametrize(("tokens", "waiting", "let_in"), [(5000, 0, True), (5000, 350, True), (5000, 450, False)])
+def test_who_takes_a_partial_answer_is_let_in_when_half_of_the_time_is_left_for_it(
+    tokens: int, waiting: int, let_in: bool
+) -> None:
+    admission = _admission(waiting=[(waiting, Terms(deadline=0.5))] if waiting else [])
+    refusal = _verdict(admission, tokens, Terms(deadline=1.0, partial=True))
+    assert (refusal is None) == let_in
+    assert let_in or isinstance(refusal, Overloaded)
+
+
 @pytest.mark.parametrize(("deadline", "admitted"), [(1.4, True), (1.2, False)])
 def test_work_with_an_earlier_deadline_and_running_passes_come_before(deadline: float, admitted: bool) -> None:
     admission = _admission(waiting=[(500, Terms(deadline=1.0))])

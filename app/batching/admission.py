@@ -127,12 +127,12 @@ class Admission:
         own_tokens = self._planner.tokens_of(terms.caller)
         others = self._planner.active_callers - bool(own_tokens)
         foreign_s = pace_s * (self._planner.waiting_tokens - own_tokens)
-        dated = [(pending.deadline, pace_s * pending.tokens) for pending in self._planner.deadlines_of(terms.caller)]
-        done_s, late_s = busy_s + pace_s * self.reserved_tokens, -inf
-        for deadline, seconds in sorted([*dated, (terms.deadline, own_s)]):
-            done_s += seconds
-            if deadline >= terms.deadline:
-                late_s = max(late_s, self._shared(done_s, foreign_s, others) - (deadline - now))
+        earlier, later = self._planner.queue_of(terms.caller, deadline=terms.deadline)
+        done_s = busy_s + pace_s * (self.reserved_tokens + earlier) + own_s
+        late_s = self._shared(done_s, foreign_s, others) - (terms.deadline - now)
+        for pending in later:
+            done_s += pace_s * pending.tokens
+            late_s = max(late_s, self._shared(done_s, foreign_s, others) - (pending.deadline - now))
         return late_s
 
     @staticmethod

@@ -83,6 +83,7 @@ class _Caller:
 
     served: float
     tokens: int = 0
+    dated_tokens: int = 0
     turn: int = 0
     in_haste: bool = False
     jobs: dict[int, _Job] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class _Caller:
         insort(self.ranks, job.rank)
         if job.terms.deadline < inf:
             insort(self.dues, job.due)
+            self.dated_tokens += job.tokens
         self.tokens += job.tokens
 
     def remove(self, job: _Job) -> None:
@@ -101,6 +103,7 @@ class _Caller:
         del self.ranks[bisect_left(self.ranks, job.rank)]
         if job.terms.deadline < inf:
             del self.dues[bisect_left(self.dues, job.due)]
+            self.dated_tokens -= job.tokens
         self.tokens -= job.tokens
 
     def shrink(self, job: _Job, *, tokens: int) -> None:
@@ -108,6 +111,8 @@ class _Caller:
         del self.ranks[bisect_left(self.ranks, job.rank)]
         job.tokens -= tokens
         self.tokens -= tokens
+        if job.terms.deadline < inf:
+            self.dated_tokens -= tokens
         insort(self.ranks, job.rank)
         if not job.waiting:
             self.remove(job)
@@ -178,10 +183,17 @@ class BatchPlanner:
         """Tokens that wait for one caller."""
         return self._callers[caller].tokens if caller in self._callers else 0
 
-    def deadlines_of(self, caller: str) -> list[Pending]:
-        """The caller's requests that have a deadline, the earliest first."""
+    def queue_of(self, caller: str, *, deadline: float) -> tuple[int, list[Pending]]:
+        """Of the caller's requests, tokens of those with an earlier deadline, and those with a later one in its order.
+
+        The first is no sum over requests: thousands of them may wait.
+        """
         known = self._callers.get(caller)
-        return [Pending(deadline, known.jobs[number].tokens) for deadline, number in known.dues] if known else []
+        if known is None:
+            return 0, []
+        later = known.dues[bisect_left(known.dues, (deadline, -1)) :]
+        pending = [Pending(due, known.jobs[number].tokens) for due, number in later]
+        return known.dated_tokens - sum(one.tokens for one in pending), pending
 
     def add(self, entries: Sequence[Entry], terms: Terms) -> None:
         """Queue encodings of a request, at least one; more of them may follow."""

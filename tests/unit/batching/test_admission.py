@@ -1,6 +1,7 @@
 """Who is let in: by tokens, by deadlines, and with a fair part of the queue for everybody."""
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import pytest
 
@@ -143,6 +144,16 @@ def test_a_light_caller_is_not_refused_for_the_work_of_a_heavy_one() -> None:
     admission = _admission(waiting=[(5000, Terms(caller="heavy", deadline=10.0))])
     assert _verdict(admission, 300, Terms(caller="light", deadline=1.0)) is None
     assert isinstance(_verdict(admission, 600, Terms(caller="light", deadline=1.0)), Overloaded)
+
+
+def test_a_decision_takes_no_longer_when_many_requests_wait() -> None:
+    admission = _admission(waiting=[(1, Terms(deadline=1e6 + number)) for number in range(20_000)])
+    durations_s = []
+    for _ in range(20):
+        started = perf_counter()
+        assert _verdict(admission, 10, Terms(deadline=2e6)) is None
+        durations_s.append(perf_counter() - started)
+    assert min(durations_s) < 0.002, "it was 0.02 s, of the event loop's time, for every request that came"
 
 
 def test_an_estimate_learns_from_what_texts_turned_out_to_be() -> None:

@@ -260,9 +260,11 @@ def test_a_request_is_told_apart_by_its_deadline_and_its_caller() -> None:
     planner.add(_entries(1, [4]), Terms(caller="a", deadline=3.0))
     planner.add(_entries(2, [4]), Terms(caller="a"))
     planner.add(_entries(3, [4]), Terms(caller="b", deadline=1.0))
-    assert planner.deadlines_of("a") == [(3.0, 4), (9.0, 8)]
+    assert planner.queue_of("a", deadline=1.0) == (0, [(3.0, 4), (9.0, 8)])
+    assert planner.queue_of("a", deadline=9.0) == (4, [(9.0, 8)])
+    assert planner.queue_of("a", deadline=10.0) == (12, [])
     assert planner.tokens_of("a") == 16
-    assert planner.deadlines_of("nobody") == []
+    assert planner.queue_of("nobody", deadline=10.0) == (0, [])
     assert planner.tokens_of("nobody") == 0
     assert planner.active_callers == 2
 
@@ -303,6 +305,7 @@ _TERMS = st.builds(
     priority=st.integers(0, 3),
     urgent=st.booleans(),
     deadline=st.one_of(st.just(inf), st.floats(0, 100)),
+    partial=st.booleans(),
 )
 
 
@@ -334,6 +337,7 @@ class PlannerLife(RuleBasedStateMachine):
         self.planner = _planner(tokens=100, pairs=4, workers=2)
         self.waiting: dict[int, dict[int, int]] = {}
         self.urgent: set[int] = set()
+        self.terms: dict[int, Terms] = {}
         self.numbers = 0
 
     def _total(self) -> int:
@@ -344,6 +348,7 @@ class PlannerLife(RuleBasedStateMachine):
         self.numbers += 1
         self.planner.add(_entries(self.numbers, lengths), terms)
         self.waiting[self.numbers] = dict(enumerate(lengths))
+        self.terms[self.numbers] = terms
         if terms.urgent:
             self.urgent.add(self.numbers)
         return self.numbers
@@ -376,6 +381,17 @@ class PlannerLife(RuleBasedStateMachine):
     def waiting_tokens_are_the_sum_of_what_waits(self) -> None:
         assert self.planner.waiting_tokens == self._total()
         assert bool(self.planner) == bool(self.waiting)
+
+    @invariant()
+    def tokens_with_a_deadline_are_the_sum_of_theirs(self) -> None:
+        for caller in {terms.caller for terms in self.terms.values()}:
+            earlier, later = self.planner.queue_of(caller, deadline=50.0)
+            expected = {True: 0, False: 0}
+            for number, lengths in self.waiting.items():
+                terms = self.terms[number]
+                if terms.caller == caller and terms.deadline < inf and not terms.urgent:
+                    expected[terms.deadline < 50.0] += sum(lengths.values())
+            assert expected == {True: earlier, False: sum(one.tokens for one in later)}
 
 
 TestPlannerLife = PlannerLife.TestCase

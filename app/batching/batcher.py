@@ -370,11 +370,10 @@ class Batcher:
         return max(self._stuck_after_s, _STUCK_FACTOR * running.expected_s) if self._cost.known else None
 
     def _learn_budget(self, batch: Sequence[_Item]) -> None:
-        """Cut batches of half this one's area from now on."""
-        area = len(batch) * max(len(item.encoding.ids) for item in batch)
-        self._planner.max_batch_tokens = min(self._planner.max_batch_tokens, max(1, area // 2))
+        """Cut batches of half this one's area for some time."""
+        self._planner.batch_did_not_fit(area=len(batch) * max(len(item.encoding.ids) for item in batch))
         logger.warning(
-            "out of memory: batches have at most %d tokens from now on",
+            "out of memory: batches have at most %d tokens for some time",
             self._planner.max_batch_tokens,
             extra={"model": self._model},
         )
@@ -401,6 +400,7 @@ class Batcher:
 
     def _deliver(self, batch: Sequence[_Item], logits: FloatArray) -> None:
         now = perf_counter()
+        self._planner.batch_fitted()
         for item, row in zip(batch, logits, strict=True):
             for entry in self._running.pop(item.identity).wanted_by:
                 job = self._jobs[entry.job]

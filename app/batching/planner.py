@@ -39,6 +39,9 @@ _MOST_ASKED = 64
 # have something of a better length.
 _LITTLE_PADDING = 0.04
 _ALIKE = 8
+# After so many passes without running out of memory batches may be a quarter larger again: what took the memory may be
+# gone, and if not, one pass in so many is tried in halves.
+_PASSES_TO_GROW = 500
 # A shared-out batch is at least this part of a full one: below it, the cost of a pass itself counts.
 _LEAST_PART = 4
 
@@ -162,6 +165,8 @@ class BatchPlanner:
         self, *, max_batch_tokens: int, max_batch_pairs: int, workers: int = 1, max_padding: float = 0.25
     ) -> None:
         self.max_batch_tokens = max_batch_tokens
+        self._usual_batch_tokens = max_batch_tokens
+        self._passes_that_fit = 0
         self._max_batch_pairs = max_batch_pairs
         self._workers = workers
         self._max_padding = max_padding
@@ -194,6 +199,19 @@ class BatchPlanner:
         later = known.dues[bisect_left(known.dues, (deadline, -1)) :]
         pending = [Pending(due, known.jobs[number].tokens) for due, number in later]
         return known.dated_tokens - sum(one.tokens for one in pending), pending
+
+    def batch_did_not_fit(self, *, area: int) -> None:
+        """The device had no memory for a batch of so many padded tokens: cut batches of half as many."""
+        self.max_batch_tokens = min(self.max_batch_tokens, max(1, area // 2))
+        self._passes_that_fit = 0
+
+    def batch_fitted(self) -> None:
+        if self.max_batch_tokens == self._usual_batch_tokens:
+            return
+        self._passes_that_fit += 1
+        if self._passes_that_fit == _PASSES_TO_GROW:
+            self.max_batch_tokens = min(self._usual_batch_tokens, -(-self.max_batch_tokens * 5 // 4))
+            self._passes_that_fit = 0
 
     def add(self, entries: Sequence[Entry], terms: Terms) -> None:
         """Queue encodings of a request, at least one; more of them may follow."""

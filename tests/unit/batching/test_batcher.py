@@ -478,6 +478,19 @@ async def test_out_of_memory_is_retried_in_smaller_batches_and_not_met_again() -
     assert 1 <= failures <= 3
 
 
+async def test_memory_that_is_free_again_is_used_again() -> None:
+    engine = _SmallEngine(tokens=120, pairs=400)
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        rows = [[number] * 10 for number in range(12)]
+        assert _right(await batcher.forward(_encodings(*rows)), rows)
+        for _ in range(1000):
+            await batcher.forward(_encodings([7]))
+        seen = len(engine.batches)
+        rows = [[number] * 10 for number in range(100, 112)]
+        assert _right(await batcher.forward(_encodings(*rows)), rows)
+    assert len(engine.batches[seen]) == 9, "90 of the 120 tokens, up from 60"
+
+
 async def test_who_waits_when_the_model_is_stopped_is_told() -> None:
     engine = ArithmeticEngine(pairs=1)
     async with running_batcher(engine, RecordingObserver()) as batcher:

@@ -208,6 +208,33 @@ def test_nobody_who_can_be_in_time_stands_behind_somebody_who_cannot(asked: list
     assert first in possible or not possible
 
 
+def test_batches_grow_again_when_memory_has_sufficed_for_long() -> None:
+    planner = _planner(tokens=64)
+    planner.batch_did_not_fit(area=64)
+    planner.batch_did_not_fit(area=64)
+    assert planner.max_batch_tokens == 32, "both were cut before the first one failed"
+    budgets = []
+    for _ in range(5):
+        for _ in range(500):
+            budgets.append(planner.max_batch_tokens)
+            planner.batch_fitted()
+    assert budgets[::500] == [32, 40, 50, 63, 64]
+    assert planner.max_batch_tokens == 64
+
+
+def test_a_batch_that_does_not_fit_puts_growing_off() -> None:
+    planner = _planner(tokens=64)
+    planner.batch_did_not_fit(area=64)
+    for _ in range(499):
+        planner.batch_fitted()
+    planner.batch_did_not_fit(area=2)
+    for _ in range(499):
+        planner.batch_fitted()
+    assert planner.max_batch_tokens == 1
+    planner.batch_fitted()
+    assert planner.max_batch_tokens == 2
+
+
 def test_several_workers_share_what_little_waits() -> None:
     planner = _planner(tokens=64, workers=2, jobs=[[10] * 10])
     assert [len(planner.next_batch()) for _ in range(3)] == [5, 2, 1]
@@ -352,6 +379,13 @@ class PlannerLife(RuleBasedStateMachine):
         if terms.urgent:
             self.urgent.add(self.numbers)
         return self.numbers
+
+    @rule(job=jobs, lengths=_LENGTHS)
+    def add_more(self, job: int, lengths: list[int]) -> None:
+        self.numbers += 1
+        more = {1000 * self.numbers + place: length for place, length in enumerate(lengths)}
+        self.planner.add([Entry(job, position, length) for position, length in more.items()], self.terms[job])
+        self.waiting.setdefault(job, {}).update(more)
 
     @rule(now=st.floats(0, 100))
     def serve(self, now: float) -> None:

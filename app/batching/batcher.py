@@ -109,21 +109,22 @@ def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
 class Place:
     """A request's place in the queue, held while its texts are tokenised."""
 
-    def __init__(self, batcher: "Batcher", terms: Terms, *, tokens: int, characters: int, longest: int) -> None:
+    def __init__(self, batcher: "Batcher", terms: Terms, *, tokens: int, characters: int) -> None:
         self._batcher = batcher
         self._terms = terms
         self._tokens = tokens
         self._characters = characters
-        self._longest = longest
         batcher.admission.reserved_tokens += tokens
 
-    async def forward(self, encodings: Sequence[Encoding], identities: Sequence[bytes]) -> Forwarded:
-        """Score all encodings, once. Raises what `Batcher.forward` raises, but for being refused."""
+    async def forward(self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, cut: bool) -> Forwarded:
+        """Score all encodings, once; `cut` where any of them has not all of its text. Raises what `Batcher.forward`
+        raises, but for being refused.
+        """
         self.leave()
-        lengths = [len(encoding.ids) for encoding in encodings]
         # Of texts that were cut nobody knows how many tokens their characters are.
-        if max(lengths) < self._longest:
-            self._batcher.admission.learn_length(characters=self._characters, tokens=sum(lengths))
+        if not cut:
+            tokens = sum(len(encoding.ids) for encoding in encodings)
+            self._batcher.admission.learn_length(characters=self._characters, tokens=tokens)
         return await self._batcher.serve(encodings, identities, self._terms)
 
     def leave(self) -> None:
@@ -174,7 +175,7 @@ class Batcher:
         """
         work = self.admission.estimate(characters=characters, encodings=encodings, longest=longest)
         self._check(work, terms)
-        place = Place(self, terms, tokens=work.tokens, characters=characters, longest=longest)
+        place = Place(self, terms, tokens=work.tokens, characters=characters)
         try:
             yield place
         finally:

@@ -24,6 +24,7 @@ from app.errors import ConfigError, RerankError
 from app.evaluation import arguments
 from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
 from app.scorers.base import ScorerSpec
+from app.worker import exit_beside_hung_calls
 
 if TYPE_CHECKING:
     from app.benchmark import benchmark
@@ -53,6 +54,7 @@ def serve(
     logs.configure(settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve_http(settings))
+    exit_beside_hung_calls()
 
 
 @cli.command()

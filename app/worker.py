@@ -1,20 +1,28 @@
 """The border between asyncio and threads: everything above it is asynchronous, everything below it is plain Python."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
 from threading import Event, Thread, current_thread
+from threading import enumerate as enumerate_threads
+from time import monotonic
 from types import TracebackType
 from typing import ClassVar, Final, NoReturn, ParamSpec, Self, TypeVar
 from weakref import WeakSet
+
+logger = logging.getLogger(__name__)
 
 _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
 # What the names of the threads that run forward passes begin with; the model's name follows.
 INFERENCE_THREAD: Final = "infer-"
+
+# How long the last calls may take when a worker is closed.
+_LAST_CALLS_S: Final = 5.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +49,15 @@ async def aside(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return await asyncio.to_thread(call, *args, **kwargs)
 
 
+def exit_beside_hung_calls() -> None:
+    """End the process if calls hang: the interpreter would wait for their threads before it ends, for ever."""
+    hung = [thread.name for thread in enumerate_threads() if thread is not current_thread() and not thread.daemon]
+    if hung:
+        logger.error("the process ends while calls hang in %s", ", ".join(hung))
+        logging.shutdown()
+        os._exit(0)
+
+
 class Worker:
     """A fixed number of threads that run one call each at a time.
 
@@ -50,9 +67,10 @@ class Worker:
 
     existing: ClassVar["WeakSet[Worker]"] = WeakSet()
 
-    def __init__(self, *, name: str, threads: int) -> None:
+    def __init__(self, *, name: str, threads: int, last_calls_s: float = _LAST_CALLS_S) -> None:
         self.threads = threads
         self.name = name
+        self._last_calls_s = last_calls_s
         self._started: list[Thread] = []
         self._executor = self._new_executor()
         self._loses_threads = False
@@ -104,8 +122,11 @@ class Worker:
         )
 
     def close(self) -> None:
-        """Let the running calls finish and end the threads."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Let the running calls finish and end the threads; those that hang are left to themselves."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        ends = monotonic() + self._last_calls_s
+        for thread in self._started:
+            thread.join(timeout=max(0.0, ends - monotonic()))
 
     def __enter__(self) -> Self:
         return self

@@ -13,8 +13,15 @@ from app.domain import Terms
 from app.errors import DeadlineExceeded, Overloaded
 
 _FIRST_RETRY_S = 1.0
-# What a prediction is off by, and what an answer needs beside the passes.
+# What the prediction of a request's own work is off by.
 _MARGIN = 1.1
+# What waits is predicted from recent passes, and the next ones may be slower. Taking in less costs nothing while work
+# waits; taking in too much costs everybody behind the first that is late.
+_QUEUE_MARGIN = 1.2
+# What an answer needs beside the passes, or a tenth of the time that is left where that is less.
+_ANSWER_S = 0.03
+# Only passes teach how fast the engine is. Who is refused because it was slow would else be refused for ever.
+_TRIAL_AFTER_S = 2.0
 _TOKENS_PER_CHARACTER = 0.25
 _MEMORY = 0.95
 
@@ -36,6 +43,7 @@ class Admission:
         self._max_waiting_tokens = max_waiting_tokens
         self._workers = workers
         self._tokens_per_character = _TOKENS_PER_CHARACTER
+        self._let_in_at = -inf
         self.reserved_tokens = 0
 
     @property
@@ -66,6 +74,7 @@ class Admission:
         self._check_room(work, terms)
         if terms.deadline < inf and self._cost.known:
             self._check_deadline(work, terms, now=now, busy_s=busy_s)
+        self._let_in_at = now
 
     def _check_room(self, work: Work, terms: Terms) -> None:
         """A caller that has not its part of the queue yet is not refused because others have more than theirs."""
@@ -85,34 +94,45 @@ class Admission:
 
     def _check_deadline(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:
         """Work of one caller is done in the order of deadlines when need be: what must be done before this one's
-        deadline must fit before it, and what has a later deadline must fit with it.
+        deadline must fit before it, and what has a later deadline must fit with it. Who takes a partial answer is let
+        in when half of the time is left for it, and now and then who could be answered if the engine were as fast as
+        it has been.
         """
         left_s = terms.deadline - now
+        answer_s = min(_ANSWER_S, left_s / 10)
         own_s = _MARGIN * self._cost.seconds(tokens=work.tokens, squares=work.squares) / self._workers
-        if own_s > left_s:
+        if terms.partial:
+            own_s = min(own_s, left_s / 2)
+        if own_s + answer_s > left_s:
+            if own_s + answer_s <= left_s * self._cost.slowdown and self._is_idle_for_long(now, busy_s):
+                return
             raise DeadlineExceeded(
                 f"this request needs about {own_s:.2f} s and its deadline is in {max(0.0, left_s):.2f} s: "
                 "allow more time, or send fewer documents"
             )
-        late_s = self._lateness(own_s, terms, now=now, busy_s=busy_s)
+        late_s = self._lateness(own_s, terms, now=now, busy_s=busy_s) + answer_s
         if late_s > 0:
             raise Overloaded(
                 f"this request would be answered about {late_s:.2f} s after its deadline: try again later",
                 retry_after_s=late_s,
             )
 
+    def _is_idle_for_long(self, now: float, busy_s: float) -> bool:
+        idle = not (self._planner.waiting_tokens or self.reserved_tokens or busy_s)
+        return idle and now - self._let_in_at >= _TRIAL_AFTER_S
+
     def _lateness(self, own_s: float, terms: Terms, *, now: float, busy_s: float) -> float:
         """By how much the first deadline to be missed would be missed, if this request were admitted."""
-        pace_s = _MARGIN * self.seconds_per_token
+        pace_s = _QUEUE_MARGIN * self.seconds_per_token
         own_tokens = self._planner.tokens_of(terms.caller)
         others = self._planner.active_callers - bool(own_tokens)
         foreign_s = pace_s * (self._planner.waiting_tokens - own_tokens)
-        dated = [(pending.deadline, pace_s * pending.tokens) for pending in self._planner.deadlines_of(terms.caller)]
-        done_s, late_s = busy_s + pace_s * self.reserved_tokens, -inf
-        for deadline, seconds in sorted([*dated, (terms.deadline, own_s)]):
-            done_s += seconds
-            if deadline >= terms.deadline:
-                late_s = max(late_s, self._shared(done_s, foreign_s, others) - (deadline - now))
+        earlier, later = self._planner.queue_of(terms.caller, deadline=terms.deadline)
+        done_s = busy_s + pace_s * (self.reserved_tokens + earlier) + own_s
+        late_s = self._shared(done_s, foreign_s, others) - (terms.deadline - now)
+        for pending in later:
+            done_s += pace_s * pending.tokens
+            late_s = max(late_s, self._shared(done_s, foreign_s, others) - (pending.deadline - now))
         return late_s
 
     @staticmethod

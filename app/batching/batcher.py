@@ -109,21 +109,22 @@ def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
 class Place:
     """A request's place in the queue, held while its texts are tokenised."""
 
-    def __init__(self, batcher: "Batcher", terms: Terms, *, tokens: int, characters: int, longest: int) -> None:
+    def __init__(self, batcher: "Batcher", terms: Terms, *, tokens: int, characters: int) -> None:
         self._batcher = batcher
         self._terms = terms
         self._tokens = tokens
         self._characters = characters
-        self._longest = longest
         batcher.admission.reserved_tokens += tokens
 
-    async def forward(self, encodings: Sequence[Encoding], identities: Sequence[bytes]) -> Forwarded:
-        """Score all encodings, once. Raises what `Batcher.forward` raises, but for being refused."""
+    async def forward(self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, cut: bool) -> Forwarded:
+        """Score all encodings, once; `cut` where any of them has not all of its text. Raises what `Batcher.forward`
+        raises, but for being refused.
+        """
         self.leave()
-        lengths = [len(encoding.ids) for encoding in encodings]
         # Of texts that were cut nobody knows how many tokens their characters are.
-        if max(lengths) < self._longest:
-            self._batcher.admission.learn_length(characters=self._characters, tokens=sum(lengths))
+        if not cut:
+            tokens = sum(len(encoding.ids) for encoding in encodings)
+            self._batcher.admission.learn_length(characters=self._characters, tokens=tokens)
         return await self._batcher.serve(encodings, identities, self._terms)
 
     def leave(self) -> None:
@@ -174,7 +175,7 @@ class Batcher:
         """
         work = self.admission.estimate(characters=characters, encodings=encodings, longest=longest)
         self._check(work, terms)
-        place = Place(self, terms, tokens=work.tokens, characters=characters, longest=longest)
+        place = Place(self, terms, tokens=work.tokens, characters=characters)
         try:
             yield place
         finally:
@@ -370,11 +371,10 @@ class Batcher:
         return max(self._stuck_after_s, _STUCK_FACTOR * running.expected_s) if self._cost.known else None
 
     def _learn_budget(self, batch: Sequence[_Item]) -> None:
-        """Cut batches of half this one's area from now on."""
-        area = len(batch) * max(len(item.encoding.ids) for item in batch)
-        self._planner.max_batch_tokens = min(self._planner.max_batch_tokens, max(1, area // 2))
+        """Cut batches of half this one's area for some time."""
+        self._planner.batch_did_not_fit(area=len(batch) * max(len(item.encoding.ids) for item in batch))
         logger.warning(
-            "out of memory: batches have at most %d tokens from now on",
+            "out of memory: batches have at most %d tokens for some time",
             self._planner.max_batch_tokens,
             extra={"model": self._model},
         )
@@ -401,6 +401,7 @@ class Batcher:
 
     def _deliver(self, batch: Sequence[_Item], logits: FloatArray) -> None:
         now = perf_counter()
+        self._planner.batch_fitted()
         for item, row in zip(batch, logits, strict=True):
             for entry in self._running.pop(item.identity).wanted_by:
                 job = self._jobs[entry.job]

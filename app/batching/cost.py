@@ -5,6 +5,8 @@ layers grow with the tokens, attention with the squares of the lengths. The thre
 squares that forgets old passes (Plackett 1950), since clocks, neighbours and the mix of requests change.
 """
 
+from math import inf
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +20,11 @@ _UNCERTAIN = 1e4
 _PASSES_TO_TRUST = 20
 # After many passes of one kind the fit may say anything of the others; the mean speed is the better guide then.
 _TRUSTED = (0.5, 2.0)
-_MEMORY = 0.9
+# About twenty passes: of fewer the mean swings, and with it what is let in and what Retry-After says; more would not
+# follow a processor whose neighbours wake up.
+_MEMORY = 0.95
+# The fastest pass is forgotten in a few thousand others.
+_FADING = 1.001
 
 
 class CostModel:
@@ -32,6 +38,7 @@ class CostModel:
         self._tokens = 0.0
         self._weight = 0.0
         self._passes = 0
+        self._fastest = inf
 
     @property
     def known(self) -> bool:
@@ -42,12 +49,18 @@ class CostModel:
         """The mean of recent passes; 0 before the first."""
         return self._seconds / self._tokens if self._tokens else 0.0
 
+    @property
+    def slowdown(self) -> float:
+        """How many times as long as in the fastest pass a token takes now; 1 before the first."""
+        return max(1.0, self.seconds_per_token / self._fastest) if self._passes else 1.0
+
     def learn(self, *, tokens: int, squares: int, seconds: float) -> None:
         """Take in what one pass of so many tokens, and so many squares of lengths, took."""
         self._seconds = _MEMORY * self._seconds + seconds
         self._tokens = _MEMORY * self._tokens + tokens
         self._weight = _MEMORY * self._weight + 1
         self._passes += 1
+        self._fastest = min(self._fastest * _FADING, seconds / tokens)
         given = np.array([1.0, tokens, squares]) / _SCALE
         spread = self._uncertainty @ given
         gain = spread / (_FORGETTING + given @ spread)

@@ -8,10 +8,12 @@
 3. Of a caller's requests, those with less work left go first, within their priority: a factor of four apart, so that
    requests of about one size are served in order of arrival and their latencies do not spread. One batch in `_TURNS`
    belongs to the oldest request, so that nothing starves and nothing large holds up small ones.
-4. When deadlines would be missed that way, the earliest deadline goes first until they are safe again.
+4. When deadlines would be missed that way, the earliest deadline goes first until they are safe again; what cannot be
+   done in time any more goes last, for else, once one request is late, all behind it would be (Moore 1968).
 5. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
    of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
-   longest length, stays within the token budget, and padding within `max_padding` of that area.
+   longest length, stays within the token budget, and padding within `max_padding` of that area. Requests of
+   about the first one's size are asked for what pads hardly at all first: padding costs the time of as much text.
 6. When little waits, several workers share it: a batch takes no more than one worker's part of it (guided
    self-scheduling, Polychronopoulos and Kuck 1987).
 """
@@ -33,6 +35,13 @@ _USUAL_TOKENS = 4_000
 _DEADLINE_MARGIN = 1.25
 # How many requests are asked for encodings of the right length before a batch goes off as it is.
 _MOST_ASKED = 64
+# Padding that a batch may have, as a share of its area, as long as requests of up to so many times the first one's size
+# have something of a better length.
+_LITTLE_PADDING = 0.04
+_ALIKE = 8
+# After so many passes without running out of memory batches may be a quarter larger again: what took the memory may be
+# gone, and if not, one pass in so many is tried in halves.
+_PASSES_TO_GROW = 500
 # A shared-out batch is at least this part of a full one: below it, the cost of a pass itself counts.
 _LEAST_PART = 4
 
@@ -77,7 +86,9 @@ class _Caller:
 
     served: float
     tokens: int = 0
+    dated_tokens: int = 0
     turn: int = 0
+    in_haste: bool = False
     jobs: dict[int, _Job] = field(default_factory=dict)
     ranks: list[tuple[int, int, int]] = field(default_factory=list)
     dues: list[tuple[float, int]] = field(default_factory=list)
@@ -87,6 +98,7 @@ class _Caller:
         insort(self.ranks, job.rank)
         if job.terms.deadline < inf:
             insort(self.dues, job.due)
+            self.dated_tokens += job.tokens
         self.tokens += job.tokens
 
     def remove(self, job: _Job) -> None:
@@ -94,6 +106,7 @@ class _Caller:
         del self.ranks[bisect_left(self.ranks, job.rank)]
         if job.terms.deadline < inf:
             del self.dues[bisect_left(self.dues, job.due)]
+            self.dated_tokens -= job.tokens
         self.tokens -= job.tokens
 
     def shrink(self, job: _Job, *, tokens: int) -> None:
@@ -101,17 +114,20 @@ class _Caller:
         del self.ranks[bisect_left(self.ranks, job.rank)]
         job.tokens -= tokens
         self.tokens -= tokens
+        if job.terms.deadline < inf:
+            self.dated_tokens -= tokens
         insort(self.ranks, job.rank)
         if not job.waiting:
             self.remove(job)
 
-    def in_order(self, *, now: float, seconds_per_token: float, pass_s: float) -> Iterator[_Job]:
+    def in_order(self, *, now: float, seconds_per_token: float, callers: int, pass_s: float) -> Iterator[_Job]:
         """The policy: which request is served first. `pass_s` is what one more pass of others would take."""
         if not self.jobs:
             return iter(())
         self.turn += 1
-        if self._is_tight(now + pass_s, seconds_per_token):
-            order = [number for _, number in self.dues]
+        self.in_haste = self._is_tight(now + pass_s, seconds_per_token * callers)
+        if self.in_haste:
+            order = self._by_deadline(now, seconds_per_token)
         else:
             order = [number for _, _, number in self.ranks[:_MOST_ASKED]]
             if self.turn % _TURNS == 0:
@@ -126,6 +142,21 @@ class _Caller:
                 return True
         return False
 
+    def _by_deadline(self, now: float, seconds_per_token: float) -> list[int]:
+        """The earliest first, and last what would be late even if the engine did nothing else from now on. Who takes a
+        partial answer is never too late, and is done when the deadline comes.
+        """
+        in_time, too_late, ahead_s = [], [], 0.0
+        for deadline, number in self.dues:
+            job = self.jobs[number]
+            done_s = ahead_s + job.tokens * seconds_per_token
+            if now + done_s > deadline and not job.terms.partial:
+                too_late.append(number)
+            else:
+                in_time.append(number)
+                ahead_s = min(done_s, max(ahead_s, deadline - now))
+        return in_time + too_late
+
 
 class BatchPlanner:
     """Holds what waits for one model."""
@@ -134,6 +165,8 @@ class BatchPlanner:
         self, *, max_batch_tokens: int, max_batch_pairs: int, workers: int = 1, max_padding: float = 0.25
     ) -> None:
         self.max_batch_tokens = max_batch_tokens
+        self._usual_batch_tokens = max_batch_tokens
+        self._passes_that_fit = 0
         self._max_batch_pairs = max_batch_pairs
         self._workers = workers
         self._max_padding = max_padding
@@ -155,10 +188,30 @@ class BatchPlanner:
         """Tokens that wait for one caller."""
         return self._callers[caller].tokens if caller in self._callers else 0
 
-    def deadlines_of(self, caller: str) -> list[Pending]:
-        """The caller's requests that have a deadline, the earliest first."""
+    def queue_of(self, caller: str, *, deadline: float) -> tuple[int, list[Pending]]:
+        """Of the caller's requests, tokens of those with an earlier deadline, and those with a later one in its order.
+
+        The first is no sum over requests: thousands of them may wait.
+        """
         known = self._callers.get(caller)
-        return [Pending(deadline, known.jobs[number].tokens) for deadline, number in known.dues] if known else []
+        if known is None:
+            return 0, []
+        later = known.dues[bisect_left(known.dues, (deadline, -1)) :]
+        pending = [Pending(due, known.jobs[number].tokens) for due, number in later]
+        return known.dated_tokens - sum(one.tokens for one in pending), pending
+
+    def batch_did_not_fit(self, *, area: int) -> None:
+        """The device had no memory for a batch of so many padded tokens: cut batches of half as many."""
+        self.max_batch_tokens = min(self.max_batch_tokens, max(1, area // 2))
+        self._passes_that_fit = 0
+
+    def batch_fitted(self) -> None:
+        if self.max_batch_tokens == self._usual_batch_tokens:
+            return
+        self._passes_that_fit += 1
+        if self._passes_that_fit == _PASSES_TO_GROW:
+            self.max_batch_tokens = min(self._usual_batch_tokens, -(-self.max_batch_tokens * 5 // 4))
+            self._passes_that_fit = 0
 
     def add(self, entries: Sequence[Entry], terms: Terms) -> None:
         """Queue encodings of a request, at least one; more of them may follow."""
@@ -203,21 +256,25 @@ class BatchPlanner:
 
         `now` is on the clock of the deadlines; `seconds_per_token` is how fast waiting work goes, all workers together.
         """
-        batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs, max_padding=self._max_padding)
+        batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs)
         active = sorted((caller for caller in self._callers.values() if caller.jobs), key=lambda caller: caller.served)
         if active:
             self._floor = max(self._floor, active[0].served)
-        shared = seconds_per_token * max(1, len(active))
         pass_s = seconds_per_token * self._workers * min(self.max_batch_tokens, self.waiting_tokens)
         in_order = (
             (caller, job)
             for caller in (self._urgent, *active)
-            for job in caller.in_order(now=now, seconds_per_token=shared, pass_s=pass_s)
+            for job in caller.in_order(
+                now=now, seconds_per_token=seconds_per_token, callers=max(1, len(active)), pass_s=pass_s
+            )
         )
-        for caller, job in islice(in_order, _MOST_ASKED):
-            self._take(batch, caller, job)
-            if batch.full:
-                break
+        asked = list(islice(in_order, _MOST_ASKED))
+        little = min(_LITTLE_PADDING, self._max_padding)
+        for batch.max_padding, requests in ((little, _alike(asked)), (self._max_padding, asked)):
+            for caller, job in requests:
+                if batch.full:
+                    break
+                self._take(batch, caller, job)
         return batch.entries
 
     def _caller(self, name: str) -> _Caller:
@@ -254,6 +311,16 @@ class BatchPlanner:
             del self._caller_of[job.number]
 
 
+def _alike(asked: Sequence[tuple[_Caller, _Job]]) -> list[tuple[_Caller, _Job]]:
+    """Requests that can share a batch with the first one without keeping it: its caller's, not much larger, and only
+    while there is time.
+    """
+    if not asked or asked[0][0].in_haste:
+        return []
+    first_caller, first = asked[0]
+    return [(caller, job) for caller, job in asked if caller is first_caller and job.tokens <= _ALIKE * first.tokens]
+
+
 def _length(waiting: tuple[int, int]) -> int:
     return waiting[0]
 
@@ -261,10 +328,10 @@ def _length(waiting: tuple[int, int]) -> int:
 class _Batch:
     """A batch that is being filled, its longest encoding first."""
 
-    def __init__(self, *, max_tokens: int, max_pairs: int, max_padding: float) -> None:
+    def __init__(self, *, max_tokens: int, max_pairs: int) -> None:
         self._max_tokens = max_tokens
         self._max_pairs = max_pairs
-        self._max_padding = max_padding
+        self.max_padding = 0.0
         self._tokens = 0
         self.entries: list[Entry] = []
         self.longest = 0
@@ -279,7 +346,7 @@ class _Batch:
         if not self.entries:
             return True
         area = (len(self.entries) + 1) * self.longest
-        return self._fits() and area - self._tokens - length <= self._max_padding * area
+        return self._fits() and area - self._tokens - length <= self.max_padding * area
 
     def add(self, entry: Entry) -> None:
         self.longest = self.longest or entry.length

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from math import gcd
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -54,7 +54,7 @@ class OpenVinoEngine:
         self._pad_id = pad_id
         self._takes = {port.get_any_name(): port.get_element_type() for port in compiled.inputs}
         self._output = _output(compiled)
-        # Streams serve one request each; a caller beyond `workers` waits here.
+        self._compiled = compiled
         self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(workers):
             self._idle.put(compiled.create_infer_request())
@@ -108,13 +108,20 @@ class OpenVinoEngine:
         return self._infer({name: _as(given[name], kind) for name, kind in self._takes.items()})
 
     def _infer(self, inputs: Mapping[str, IntArray]) -> FloatArray:
-        request = self._idle.get()
+        request = self._idle_request()
         try:
             logits = request.infer(dict(inputs), share_inputs=True)[self._output]
             # The request's own memory, which its next inference overwrites.
             return np.array(logits, dtype=np.float32)
         finally:
             self._idle.put(request)
+
+    def _idle_request(self) -> ov.InferRequest:
+        """A new one where none is idle: those of passes that hang never come back, and their workers are replaced."""
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            return self._compiled.create_infer_request()
 
 
 def rounded_length(length: int) -> int:

@@ -32,13 +32,13 @@ class PointwiseStage:
         started = perf_counter()
         characters = sum(map(len, documents)) + len(query) * len(documents)
         with self._batcher.place(
-            characters=characters, encodings=len(documents), longest=self._scorer.max_length, terms=options.terms
+            characters=characters, encodings=len(documents), longest=self._longest(query, options), terms=options.terms
         ) as place:
             pairs, identities = await self._encode(query, documents, options)
             tokenized = perf_counter()
             if options.truncation is Truncation.ERROR and pairs.dropped.any():
                 return _unscored(pairs, tokenize_s=tokenized - started)
-            forwarded = await place.forward(pairs.encodings, identities)
+            forwarded = await place.forward(pairs.encodings, identities, cut=bool(pairs.dropped.any()))
         return Scores(
             values=self._values(forwarded),
             scored=None if forwarded.scored.all() else forwarded.scored,
@@ -50,6 +50,11 @@ class PointwiseStage:
                 inference_s=forwarded.inference_s,
             ),
         )
+
+    def _longest(self, query: str, options: ScoreOptions) -> int:
+        """No pair will have more tokens than this; of a query not even more than it has characters."""
+        allowed = options.max_tokens_per_doc
+        return self._scorer.max_length if allowed is None else min(self._scorer.max_length, allowed + len(query))
 
     def _values(self, forwarded: Forwarded) -> FloatArray:
         if forwarded.scored.all():

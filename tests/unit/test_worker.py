@@ -1,7 +1,10 @@
 """The border to threads."""
 
 import asyncio
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,43 @@ async def test_a_thread_that_died_while_it_waited_for_a_call_is_replaced_before_
         victim.join(timeout=10)
         assert not victim.is_alive()
         assert await asyncio.wait_for(worker.run(lambda: "answered"), timeout=10) == "answered"
+
+
+_ENDS_WITH_CALLS = """
+import asyncio, sys, threading
+from app.worker import Worker, exit_beside_hung_calls
+
+async def serve(call):
+    for given_up in (True, False):
+        with Worker(name="last", threads=1, last_calls_s=0.1) as worker:
+            running = asyncio.ensure_future(worker.run(call))
+            await asyncio.sleep(0.1)
+            if given_up:
+                worker.give_up()
+            running.cancel()
+
+asyncio.run(serve({"hangs": threading.Event().wait, "ends": int}[sys.argv[1]]))
+exit_beside_hung_calls()
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(("call", "output"), [("hangs", ""), ("ends", "went on\n")])
+def test_calls_that_hang_do_not_keep_the_process(call: str, output: str) -> None:
+    command = [sys.executable, "-c", _ENDS_WITH_CALLS, call]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert ended.returncode == 0
+    assert ended.stdout == output
+    assert ("calls hang in last" in ended.stderr) == (call == "hangs")
+
+
+async def test_a_call_that_runs_is_finished_before_its_worker_is_closed() -> None:
+    with Worker(name="test", threads=1) as worker:
+        thread = await worker.run(threading.current_thread)
+        call = asyncio.ensure_future(worker.run(time.sleep, 0.2))
+        await asyncio.sleep(0.05)
+    assert not thread.is_alive()
+    await call
 
 
 def test_there_is_at_least_one_core() -> None:

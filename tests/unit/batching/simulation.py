@@ -52,14 +52,28 @@ def lengths_of(rng: random.Random, documents: int) -> list[int]:
     return [rng.randrange(50, 235) for _ in range(documents)]
 
 
-class Simulation:
-    """Batches of 512 tokens; passes take what they should, give or take `noise`."""
+@dataclass(frozen=True, slots=True)
+class Stalls:
+    """A machine that is shared: `every_s`, for `length_s`, passes that begin take `factor` times as long."""
 
-    def __init__(self, *, workers: int = 2, noise: float = 0.1, seed: int = 0) -> None:
+    every_s: float
+    length_s: float
+    factor: float
+
+    def slows(self, moment: float) -> float:
+        return self.factor if moment % self.every_s > self.every_s - self.length_s else 1.0
+
+
+class Simulation:
+    """Batches of 512 tokens; passes take what they should, give or take `noise`, and longer in `stalls`."""
+
+    def __init__(
+        self, *, workers: int = 2, noise: float = 0.1, seed: int = 0, stalls: Stalls | None = None, speed: float = 1.0
+    ) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.requests: list[Request] = []
-        self._workers, self._noise = workers, noise
+        self._workers, self._noise, self._stalls, self._speed = workers, noise, stalls, speed
         self._planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, workers=workers)
         self._cost = CostModel()
         self._admission = Admission(self._planner, self._cost, max_waiting_tokens=10**9, workers=workers)
@@ -129,7 +143,9 @@ class Simulation:
         self._start()
 
     def _learn(self, lengths: Sequence[int]) -> float:
-        seconds = pass_s(lengths) * (1 + self._noise * (self.rng.random() - 0.5))
+        seconds = pass_s(lengths) / self._speed * (1 + self._noise * (self.rng.random() - 0.5))
+        if self._stalls:
+            seconds *= self._stalls.slows(self.now)
         squares = sum(length * length for length in lengths)
         self._cost.learn(tokens=sum(lengths), squares=squares, seconds=seconds)
         return seconds

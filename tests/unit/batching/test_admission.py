@@ -1,6 +1,7 @@
 """Who is let in: by tokens, by deadlines, and with a fair part of the queue for everybody."""
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import pytest
 
@@ -13,11 +14,16 @@ from app.errors import DeadlineExceeded, Overloaded, RerankError
 SECONDS_PER_TOKEN = 0.001
 
 
-def _admission(*, limit: int = 10**9, workers: int = 1, waiting: Sequence[tuple[int, Terms]] = ()) -> Admission:
-    """An engine of a thousand tokens a second and worker, with requests of so many tokens waiting."""
+def _admission(
+    *, limit: int = 10**9, workers: int = 1, waiting: Sequence[tuple[int, Terms]] = (), stalled: int = 0
+) -> Admission:
+    """An engine of a thousand tokens a second and worker, with requests of so many tokens waiting. Its last `stalled`
+    passes took a hundred times as long.
+    """
     planner, cost = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64), CostModel()
-    for _ in range(50):
-        cost.learn(tokens=512, squares=512 * 64, seconds=512 * SECONDS_PER_TOKEN)
+    for number in range(50):
+        factor = 100 if number >= 50 - stalled else 1
+        cost.learn(tokens=512, squares=512 * 64, seconds=512 * SECONDS_PER_TOKEN * factor)
     for number, (tokens, terms) in enumerate(waiting):
         planner.add([Entry(number, position, 1) for position in range(tokens)], terms)
     return Admission(planner, cost, max_waiting_tokens=limit, workers=workers)
@@ -81,13 +87,47 @@ def test_what_no_idle_server_could_do_is_not_worth_a_retry() -> None:
     assert "about 1.10 s and its deadline is in 0.50 s" in str(refusal)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "waiting", "let_in"),
+    [
+        pytest.param(500, [], True, id="it could be done before the engine was slow"),
+        pytest.param(5000, [], False, id="it could never be done"),
+        pytest.param(500, [(1, Terms())], False, id="the passes of others teach as well"),
+    ],
+)
+def test_an_engine_that_was_slow_is_tried_again_when_it_is_idle(
+    tokens: int, waiting: Sequence[tuple[int, Terms]], let_in: bool
+) -> None:
+    admission = _admission(waiting=waiting, stalled=3)
+    assert (_verdict(admission, tokens, Terms(deadline=1.0)) is None) == let_in
+    if let_in:
+        assert isinstance(_verdict(admission, tokens, Terms(deadline=1.0)), DeadlineExceeded), "and not all at once"
+
+
+@pytest.mark.parametrize(("tokens", "waiting", "let_in"), [(5000, 0, True), (5000, 350, True), (5000, 450, False)])
+def test_who_takes_a_partial_answer_is_let_in_when_half_of_the_time_is_left_for_it(
+    tokens: int, waiting: int, let_in: bool
+) -> None:
+    admission = _admission(waiting=[(waiting, Terms(deadline=0.5))] if waiting else [])
+    refusal = _verdict(admission, tokens, Terms(deadline=1.0, partial=True))
+    assert (refusal is None) == let_in
+    assert let_in or isinstance(refusal, Overloaded)
+
+
 @pytest.mark.parametrize(("deadline", "admitted"), [(1.4, True), (1.2, False)])
 def test_work_with_an_earlier_deadline_and_running_passes_come_before(deadline: float, admitted: bool) -> None:
     admission = _admission(waiting=[(500, Terms(deadline=1.0))])
     refusal = _verdict(admission, 500, Terms(deadline=deadline), busy_s=0.2)
     assert (refusal is None) == admitted
     if isinstance(refusal, Overloaded):
-        assert refusal.retry_after_s == pytest.approx(1.1 + 0.2 - deadline, rel=0.1)
+        assert refusal.retry_after_s == pytest.approx(0.5 * 1.2 + 0.5 * 1.1 + 0.2 + 0.03 - deadline, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "deadline", "admitted"), [(500, 0.57, False), (500, 0.59, True), (50, 0.12, False), (50, 0.13, True)]
+)
+def test_an_answer_needs_some_time_beside_the_passes(tokens: int, deadline: float, admitted: bool) -> None:
+    assert (_verdict(_admission(), tokens, Terms(deadline=deadline)) is None) == admitted
 
 
 def test_work_without_a_deadline_stands_back() -> None:
@@ -95,7 +135,7 @@ def test_work_without_a_deadline_stands_back() -> None:
 
 
 def test_nobody_is_let_in_at_the_cost_of_somebody_who_was() -> None:
-    admission = _admission(waiting=[(800, Terms(deadline=1.0))])
+    admission = _admission(waiting=[(700, Terms(deadline=1.0))])
     assert isinstance(_verdict(admission, 300, Terms(deadline=0.9)), Overloaded)
     assert _verdict(admission, 50, Terms(deadline=0.9)) is None
 
@@ -104,6 +144,16 @@ def test_a_light_caller_is_not_refused_for_the_work_of_a_heavy_one() -> None:
     admission = _admission(waiting=[(5000, Terms(caller="heavy", deadline=10.0))])
     assert _verdict(admission, 300, Terms(caller="light", deadline=1.0)) is None
     assert isinstance(_verdict(admission, 600, Terms(caller="light", deadline=1.0)), Overloaded)
+
+
+def test_a_decision_takes_no_longer_when_many_requests_wait() -> None:
+    admission = _admission(waiting=[(1, Terms(deadline=1e6 + number)) for number in range(20_000)])
+    durations_s = []
+    for _ in range(20):
+        started = perf_counter()
+        assert _verdict(admission, 10, Terms(deadline=2e6)) is None
+        durations_s.append(perf_counter() - started)
+    assert min(durations_s) < 0.002, "it was 0.02 s, of the event loop's time, for every request that came"
 
 
 def test_an_estimate_learns_from_what_texts_turned_out_to_be() -> None:

@@ -369,7 +369,7 @@ async def test_a_request_whose_texts_are_being_tokenised_counts_already() -> Non
         with batcher.place(characters=320, encodings=2, longest=512, terms=Terms()) as place:
             with pytest.raises(Overloaded), batcher.place(characters=320, encodings=2, longest=512, terms=Terms()):
                 pass
-            assert _right(await place.forward(_encodings([1]), identities_of(_encodings([1]))), [[1]])
+            assert _right(await place.forward(_encodings([1]), identities_of(_encodings([1])), cut=False), [[1]])
             with batcher.place(characters=320, encodings=2, longest=512, terms=Terms()):
                 pass
 
@@ -378,7 +378,7 @@ async def test_texts_that_were_cut_teach_nothing_about_their_length() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
         before = batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens
         with batcher.place(characters=1_000_000, encodings=1, longest=8, terms=Terms()) as place:
-            await place.forward(_encodings([1] * 8), identities_of(_encodings([1] * 8)))
+            await place.forward(_encodings([1] * 8), identities_of(_encodings([1] * 8)), cut=True)
         assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens == before
 
 
@@ -386,7 +386,7 @@ async def test_nothing_is_left_reserved_so_that_a_large_request_finds_nothing_wa
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=10) as batcher:
         for characters in (41, 73, 999, 1234):
             with batcher.place(characters=characters, encodings=9, longest=512, terms=Terms()) as place:
-                await place.forward(_encodings([1] * 7), identities_of(_encodings([1] * 7)))
+                await place.forward(_encodings([1] * 7), identities_of(_encodings([1] * 7)), cut=False)
         assert batcher.admission.reserved_tokens == 0
         with batcher.place(characters=10_000, encodings=9, longest=512, terms=Terms()):
             pass
@@ -396,7 +396,7 @@ async def test_how_many_tokens_a_character_is_gets_learnt() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
         for _ in range(100):
             with batcher.place(characters=1000, encodings=1, longest=512, terms=Terms()) as place:
-                await place.forward(_encodings([1] * 50), identities_of(_encodings([1] * 50)))
+                await place.forward(_encodings([1] * 50), identities_of(_encodings([1] * 50)), cut=False)
         assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens == pytest.approx(
             50, rel=0.1
         )
@@ -476,6 +476,19 @@ async def test_out_of_memory_is_retried_in_smaller_batches_and_not_met_again() -
         with pytest.raises(ScoringFailed):
             await batcher.forward(_encodings([5] * 101))
     assert 1 <= failures <= 3
+
+
+async def test_memory_that_is_free_again_is_used_again() -> None:
+    engine = _SmallEngine(tokens=120, pairs=400)
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        rows = [[number] * 10 for number in range(12)]
+        assert _right(await batcher.forward(_encodings(*rows)), rows)
+        for _ in range(1000):
+            await batcher.forward(_encodings([7]))
+        seen = len(engine.batches)
+        rows = [[number] * 10 for number in range(100, 112)]
+        assert _right(await batcher.forward(_encodings(*rows)), rows)
+    assert len(engine.batches[seen]) == 9, "90 of the 120 tokens, up from 60"
 
 
 async def test_who_waits_when_the_model_is_stopped_is_told() -> None:

@@ -25,6 +25,16 @@ def test_nothing_is_known_at_first() -> None:
     assert cost.seconds(tokens=1000, squares=10**6) == 0
 
 
+def test_it_knows_how_much_slower_the_engine_has_become() -> None:
+    cost = CostModel()
+    assert cost.slowdown == 1
+    cost.learn(tokens=100, squares=10_000, seconds=0.1)
+    assert cost.slowdown == 1
+    for _ in range(200):
+        cost.learn(tokens=100, squares=10_000, seconds=0.5)
+    assert cost.slowdown == pytest.approx(4, rel=0.1), "a fifth of it is forgotten"
+
+
 def test_one_pass_gives_a_speed() -> None:
     cost = CostModel()
     cost.learn(tokens=100, squares=10_000, seconds=0.5)

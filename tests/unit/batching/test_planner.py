@@ -58,10 +58,28 @@ def test_batches_of_one_request(lengths: list[int], expected: list[list[int]]) -
 
 def test_a_batch_is_filled_with_what_others_have_of_the_same_length() -> None:
     planner = _planner(tokens=48, jobs=[[16], [12, 16], [15, 40]])
-    assert planner.next_batch() == [Entry(0, 0, 16), Entry(1, 1, 16), Entry(1, 0, 12)]
+    assert planner.next_batch() == [Entry(0, 0, 16), Entry(1, 1, 16), Entry(2, 0, 15)]
+    assert planner.next_batch() == [Entry(1, 0, 12)]
     assert planner.next_batch() == [Entry(2, 1, 40)]
-    assert planner.next_batch() == [Entry(2, 0, 15)]
     assert not planner
+
+
+@pytest.mark.parametrize(
+    ("others", "terms", "kept"),
+    [
+        pytest.param(13, Terms(), False, id="others of about its size pad less"),
+        pytest.param(15, Terms(), True, id="a much larger one waits"),
+        pytest.param(13, Terms(caller="somebody else"), True, id="so do other callers"),
+        pytest.param(13, Terms(deadline=2.0), True, id="no time to lose"),
+    ],
+)
+def test_a_request_shares_its_batch_only_where_that_costs_it_little(others: int, terms: Terms, kept: bool) -> None:
+    planner = _planner(tokens=48)
+    planner.add(_entries(0, [16, 12]), Terms(deadline=min(terms.deadline, 1.0) if terms.deadline < inf else inf))
+    planner.add(_entries(1, [16] * others), terms)
+    batch = planner.next_batch(now=0.0, seconds_per_token=0.01)
+    assert (Entry(0, 1, 12) in batch) == kept
+    assert len(batch) == 3
 
 
 def test_a_longer_encoding_of_another_request_does_not_stretch_the_batch() -> None:
@@ -163,9 +181,58 @@ def test_deadlines_that_would_be_missed_come_first() -> None:
     planner.add(_entries(1, [16]), Terms())
     planner.add(_entries(2, [16]), Terms(deadline=50.0))
     at_leisure = planner.next_batch(now=0.0, seconds_per_token=0.01)
-    in_haste = planner.next_batch(now=8.5, seconds_per_token=0.01)
+    in_haste = planner.next_batch(now=8.3, seconds_per_token=0.01)
     assert at_leisure[0].job == 1
     assert in_haste[0].job == 0
+
+
+@pytest.mark.parametrize(("partial", "first"), [(False, 1), (True, 0)])
+def test_what_is_too_late_already_does_not_make_others_late(partial: bool, first: int) -> None:
+    planner = _planner(tokens=16)
+    planner.add(_entries(0, [16] * 10), Terms(deadline=1.0, partial=partial))
+    planner.add(_entries(1, [16] * 6), Terms(deadline=1.2))
+    batches = [planner.next_batch(now=0.0, seconds_per_token=0.01) for _ in range(16)]
+    assert batches[0][0].job == first
+    assert sorted(batch[0].job for batch in batches) == [0] * 10 + [1] * 6, "if time is left, it is scored all the same"
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.0, 5.0), st.booleans()), min_size=1, max_size=20))
+def test_nobody_who_can_be_in_time_stands_behind_somebody_who_cannot(asked: list[tuple[int, float, bool]]) -> None:
+    planner = _planner(tokens=16)
+    for number, (pairs, deadline, partial) in enumerate(asked):
+        planner.add(_entries(number, [16] * pairs), Terms(deadline=deadline, partial=partial))
+    first = planner.next_batch(now=0.0, seconds_per_token=0.01)[0].job
+    possible = {
+        number for number, (pairs, deadline, partial) in enumerate(asked) if partial or deadline >= 16 * pairs * 0.01
+    }
+    assert first in possible or not possible
+
+
+def test_batches_grow_again_when_memory_has_sufficed_for_long() -> None:
+    planner = _planner(tokens=64)
+    planner.batch_did_not_fit(area=64)
+    planner.batch_did_not_fit(area=64)
+    assert planner.max_batch_tokens == 32, "both were cut before the first one failed"
+    budgets = []
+    for _ in range(5):
+        for _ in range(500):
+            budgets.append(planner.max_batch_tokens)
+            planner.batch_fitted()
+    assert budgets[::500] == [32, 40, 50, 63, 64]
+    assert planner.max_batch_tokens == 64
+
+
+def test_a_batch_that_does_not_fit_puts_growing_off() -> None:
+    planner = _planner(tokens=64)
+    planner.batch_did_not_fit(area=64)
+    for _ in range(499):
+        planner.batch_fitted()
+    planner.batch_did_not_fit(area=2)
+    for _ in range(499):
+        planner.batch_fitted()
+    assert planner.max_batch_tokens == 1
+    planner.batch_fitted()
+    assert planner.max_batch_tokens == 2
 
 
 def test_several_workers_share_what_little_waits() -> None:
@@ -220,9 +287,11 @@ def test_a_request_is_told_apart_by_its_deadline_and_its_caller() -> None:
     planner.add(_entries(1, [4]), Terms(caller="a", deadline=3.0))
     planner.add(_entries(2, [4]), Terms(caller="a"))
     planner.add(_entries(3, [4]), Terms(caller="b", deadline=1.0))
-    assert planner.deadlines_of("a") == [(3.0, 4), (9.0, 8)]
+    assert planner.queue_of("a", deadline=1.0) == (0, [(3.0, 4), (9.0, 8)])
+    assert planner.queue_of("a", deadline=9.0) == (4, [(9.0, 8)])
+    assert planner.queue_of("a", deadline=10.0) == (12, [])
     assert planner.tokens_of("a") == 16
-    assert planner.deadlines_of("nobody") == []
+    assert planner.queue_of("nobody", deadline=10.0) == (0, [])
     assert planner.tokens_of("nobody") == 0
     assert planner.active_callers == 2
 
@@ -263,6 +332,7 @@ _TERMS = st.builds(
     priority=st.integers(0, 3),
     urgent=st.booleans(),
     deadline=st.one_of(st.just(inf), st.floats(0, 100)),
+    partial=st.booleans(),
 )
 
 
@@ -294,6 +364,7 @@ class PlannerLife(RuleBasedStateMachine):
         self.planner = _planner(tokens=100, pairs=4, workers=2)
         self.waiting: dict[int, dict[int, int]] = {}
         self.urgent: set[int] = set()
+        self.terms: dict[int, Terms] = {}
         self.numbers = 0
 
     def _total(self) -> int:
@@ -304,9 +375,17 @@ class PlannerLife(RuleBasedStateMachine):
         self.numbers += 1
         self.planner.add(_entries(self.numbers, lengths), terms)
         self.waiting[self.numbers] = dict(enumerate(lengths))
+        self.terms[self.numbers] = terms
         if terms.urgent:
             self.urgent.add(self.numbers)
         return self.numbers
+
+    @rule(job=jobs, lengths=_LENGTHS)
+    def add_more(self, job: int, lengths: list[int]) -> None:
+        self.numbers += 1
+        more = {1000 * self.numbers + place: length for place, length in enumerate(lengths)}
+        self.planner.add([Entry(job, position, length) for position, length in more.items()], self.terms[job])
+        self.waiting.setdefault(job, {}).update(more)
 
     @rule(now=st.floats(0, 100))
     def serve(self, now: float) -> None:
@@ -336,6 +415,17 @@ class PlannerLife(RuleBasedStateMachine):
     def waiting_tokens_are_the_sum_of_what_waits(self) -> None:
         assert self.planner.waiting_tokens == self._total()
         assert bool(self.planner) == bool(self.waiting)
+
+    @invariant()
+    def tokens_with_a_deadline_are_the_sum_of_theirs(self) -> None:
+        for caller in {terms.caller for terms in self.terms.values()}:
+            earlier, later = self.planner.queue_of(caller, deadline=50.0)
+            expected = {True: 0, False: 0}
+            for number, lengths in self.waiting.items():
+                terms = self.terms[number]
+                if terms.caller == caller and terms.deadline < inf and not terms.urgent:
+                    expected[terms.deadline < 50.0] += sum(lengths.values())
+            assert expected == {True: earlier, False: sum(one.tokens for one in later)}
 
 
 TestPlannerLife = PlannerLife.TestCase

@@ -1,13 +1,15 @@
 """What the batching decisions promise, in virtual time: see `simulation`."""
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
+from app.batching.planner import BatchPlanner, Entry
 from app.domain import Terms
 from app.errors import Overloaded
-from tests.unit.batching.simulation import Request, Simulation, closed_loop, lengths_of, open_loop, pass_s
+from tests.unit.batching.simulation import Request, Simulation, Stalls, closed_loop, lengths_of, open_loop, pass_s
 
 
 def _quantile(requests: Sequence[Request], share: float) -> float:
@@ -67,6 +69,17 @@ def test_every_client_waits_for_the_work_in_the_system_and_no_longer() -> None:
     assert _quantile(answered, 0.5) <= 1.15 * 8 * 30 / throughput
 
 
+def test_requests_of_one_size_pad_each_other_little() -> None:
+    planner, rng = BatchPlanner(max_batch_tokens=1024, max_batch_pairs=64, workers=2), random.Random(6)
+    batches = []
+    for number in range(100):
+        planner.add([Entry(number, place, length) for place, length in enumerate(lengths_of(rng, 30))], Terms())
+        while planner.waiting_tokens > 8 * 30 * 142:
+            batches.append([entry.length for entry in planner.next_batch()])
+    areas = [len(batch) * max(batch) for batch in batches]
+    assert 1 - sum(map(sum, batches)) / sum(areas) <= 0.06
+
+
 @pytest.mark.parametrize("documents", [[30], [10, 30, 100]])
 @pytest.mark.parametrize("seed", range(3))
 def test_who_is_let_in_under_overload_is_answered_in_time(documents: list[int], seed: int) -> None:
@@ -80,6 +93,62 @@ def test_who_is_let_in_under_overload_is_answered_in_time(documents: list[int], 
     offered, taken = (sum(len(request.lengths) for request in some) for some in (simulation.requests, admitted))
     assert taken < 0.5 * offered
     assert taken / 60 > 0.85 * pairs_per_s, "refusing does not leave the engine idle"
+
+
+# What an answer needs beside the passes, over HTTP on a machine that is busy.
+_ANSWER_S = 0.02
+
+
+@pytest.mark.parametrize(
+    ("stalls", "in_time", "used"), [(None, 0.99, 0.97), (Stalls(every_s=3, length_s=0.15, factor=3), 0.98, 0.92)]
+)
+def test_a_deep_queue_is_no_reason_to_be_late(stalls: Stalls | None, in_time: float, used: float) -> None:
+    """The overload of `loadtest.overload`: 30 documents, 2 s, three times what an engine of 160 pairs/s can do."""
+    pairs_per_s = 2 * 4 / pass_s([142] * 4) * 0.4
+    answered, admitted = 0, 0
+    for seed in range(4):
+        simulation = Simulation(seed=seed, noise=0.35, speed=0.4, stalls=stalls)
+        open_loop(simulation, requests_per_s=3 * pairs_per_s / 30, documents=[30], until=60, deadline_s=2.0)
+        simulation.run()
+        admitted += sum(request.refusal is None for request in simulation.requests)
+        answered += sum(request.latency_s + _ANSWER_S <= 2.0 for request in simulation.requests)
+    assert answered >= in_time * admitted
+    assert answered * 30 / (4 * 60) >= used * pairs_per_s, "a request that is late has cost engine time for nothing"
+
+
+def _told_over_true(seed: int) -> float:
+    """The same overload until the first refusal; then nobody else comes, and the refused request every 0.1 s."""
+    simulation = Simulation(seed=seed, noise=0.35, speed=0.4, stalls=Stalls(every_s=1.7, length_s=0.1, factor=3))
+    arrivals_s = 30 / (3 * 2 * 4 / pass_s([142] * 4) * 0.4)
+    moment, refusal = 0.0, None
+    while not isinstance(refusal, Overloaded):
+        moment += arrivals_s
+        simulation.run(until=moment)
+        simulation.now = moment
+        lengths = lengths_of(simulation.rng, 30)
+        refusal = simulation.submit(lengths, Terms(deadline=moment + 2.0)).refusal
+    refused = moment
+    while simulation.submit(lengths, Terms(deadline=moment + 2.0)).refusal:
+        moment += 0.1
+        simulation.run(until=moment)
+        simulation.now = moment
+    return max(0.1, refusal.retry_after_s) / max(0.1, moment - refused)
+
+
+def test_a_stall_makes_no_wild_guess_of_retry_after() -> None:
+    factors = [_told_over_true(seed) for seed in range(100)]
+    assert sum(0.5 <= factor <= 2.0 for factor in factors) >= 95
+
+
+def test_a_long_stall_does_not_close_the_door_for_ever() -> None:
+    """Nobody who is refused has a pass from which the engine's real speed could be learnt."""
+    simulation = Simulation(seed=7, stalls=Stalls(every_s=100, length_s=40, factor=60))
+    open_loop(simulation, requests_per_s=2, documents=[30], until=160, deadline_s=0.5)
+    simulation.run()
+    stalled = [request for request in simulation.requests if 70 < request.arrived < 100]
+    late = [request for request in simulation.requests if request.arrived > 130]
+    assert sum(request.refusal is not None for request in stalled) >= 0.6 * len(stalled)
+    assert sum(request.latency_s <= 0.5 for request in late) >= 0.95 * len(late)
 
 
 @pytest.mark.parametrize("seed", range(5))

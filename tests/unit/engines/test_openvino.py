@@ -3,7 +3,9 @@
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +49,42 @@ def test_rounding_up_costs_little() -> None:
     assert min(extra) == 0
     assert all(more <= max(7, length / 8) for length, more in enumerate(extra, start=1))
     assert len({rounded_length(length) for length in range(1, 513)}) == 32
+
+
+class _HangingOnce:
+    """A compiled model whose first inference does not end before `gate` is set."""
+
+    def __init__(self, folder: Path, gate: Event) -> None:
+        self._compiled = ov.Core().compile_model(folder / "model.onnx", "CPU")
+        self.inputs, self.outputs = self._compiled.inputs, self._compiled.outputs
+        self._gates = [gate]
+
+    def create_infer_request(self) -> "_Request":
+        return _Request(self._compiled.create_infer_request(), self._gates)
+
+
+class _Request:
+    def __init__(self, request: Any, gates: list[Event]) -> None:
+        self._request = request
+        self._gates = gates
+
+    def infer(self, inputs: Any, *, share_inputs: bool) -> Any:
+        if self._gates:
+            self._gates.pop().wait(timeout=60)
+        return self._request.infer(inputs, share_inputs=share_inputs)
+
+
+def test_a_pass_that_hangs_does_not_keep_its_workers_successor_waiting(tiny_model: Path) -> None:
+    gate = Event()
+    engine = OpenVinoEngine(_HangingOnce(tiny_model, gate), name="hanging", pad_id=0, workers=1)
+    pair = [Encoding(np.array([5, 6, 7]), 2)]
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            hanging = threads.submit(engine.forward, pair)
+            logits = threads.submit(engine.forward, pair).result(timeout=30)
+        finally:
+            gate.set()
+        assert np.array_equal(hanging.result(timeout=30), logits)
 
 
 @pytest.mark.parametrize(("widths", "group"), [([], 0), ([384, 1536], 384), ([1024], 1024), ([32, 48], 16)])

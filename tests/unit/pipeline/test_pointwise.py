@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.domain import ScoreOptions
+from app.domain import ScoreOptions, Terms
 from app.errors import ScoringFailed
 from app.pipeline.pointwise import PointwiseStage
 from app.scorers.base import EncodedPairs
@@ -35,6 +35,26 @@ async def test_documents_are_cut_at_what_the_caller_allows_and_the_rest_is_count
             scores = await stage.score("query", ["a b c", "a b"], ScoreOptions(max_tokens_per_doc=2))
     assert scores.values.tolist() == [score_of("query", "a b")] * 2
     assert scores.dropped.tolist() == [1, 0]
+
+
+async def test_documents_that_the_caller_has_cut_short_do_not_make_others_look_short() -> None:
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+            stage = PointwiseStage(WordScorer(), batcher, tokenizing)
+            before = batcher.admission.estimate(characters=1000, encodings=1, longest=512)
+            for _ in range(20):
+                await stage.score("query", ["a long document " * 50], ScoreOptions(max_tokens_per_doc=2))
+            assert batcher.admission.estimate(characters=1000, encodings=1, longest=512) == before
+
+
+async def test_documents_that_the_caller_will_have_cut_short_take_little_room() -> None:
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
+            stage = PointwiseStage(WordScorer(), batcher, tokenizing)
+            documents = ["a long document " * 50] * 4
+            with batcher.place(characters=200, encodings=1, longest=512, terms=Terms()):
+                scores = await stage.score("query", documents, ScoreOptions(max_tokens_per_doc=2))
+    assert scores.dropped.tolist() == [148] * 4
 
 
 async def test_a_poisoned_document_fails_its_request() -> None:

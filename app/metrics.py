@@ -1,12 +1,17 @@
 """Prometheus metrics from the facts of the scoring path. Only this file and `/metrics` know Prometheus."""
 
+from collections.abc import Iterator
+
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from app.domain import Timings
+from app.gpu_memory import GpuMemoryReader
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -14,10 +19,27 @@ _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75)
 
 
+class GpuMemoryCollector(Collector):
+    """Asks the driver at every scrape; without a GPU there are no samples."""
+
+    def __init__(self, reader: GpuMemoryReader) -> None:
+        self._reader = reader
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        used = GaugeMetricFamily(
+            "rerank_gpu_memory_used_bytes", "Memory in use on a GPU, by everybody.", labels=["gpu"]
+        )
+        total = GaugeMetricFamily("rerank_gpu_memory_bytes", "Memory of a GPU.", labels=["gpu"])
+        for index, memory in self._reader.read():
+            used.add_metric([str(index)], memory.used)
+            total.add_metric([str(index)], memory.total)
+        yield from (used, total)
+
+
 class PrometheusObserver:
     """Keeps every metric in a registry of its own, so that two services in one process do not meet."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: GpuMemoryReader | None = None) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -44,6 +66,7 @@ class PrometheusObserver:
         self._ready = Gauge("rerank_model_ready", "1 while the model can answer.", ["model"], registry=registry)
         memory = Gauge("rerank_process_memory_bytes", "Resident memory of the service.", registry=registry)
         memory.set_function(lambda: float(psutil.Process().memory_info().rss))
+        registry.register(GpuMemoryCollector(gpus or GpuMemoryReader()))
 
     def _make_batch_metrics(self) -> None:
         self._batch_pairs = Histogram(

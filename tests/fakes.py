@@ -327,3 +327,34 @@ class FakeService:
             canary=self.canary,
             details={"engine": self.engine.name, "scorer": "words", "max_length": self.scorer.max_length},
         )
+
+
+@dataclass(frozen=True)
+class NvidiaMemory:
+    used: int
+    total: int
+
+
+class NvidiaLibrary:
+    """Answers like NVIDIA's library: two GPUs, the second of which does not tell its memory."""
+
+    class NVMLError(Exception):
+        """What NVIDIA's library raises."""
+
+    def __init__(self, *, driver: bool = True) -> None:
+        self._driver = driver
+
+    def nvmlInit(self) -> None:  # noqa: N802 - the library's name
+        if not self._driver:
+            raise self.NVMLError("driver not loaded")
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802 - the library's name
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802 - the library's name
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> NvidiaMemory:  # noqa: N802 - the library's name
+        if handle == 1:
+            raise self.NVMLError("not supported")
+        return NvidiaMemory(used=3 * 2**30, total=80 * 2**30)

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from app.domain import Timings
+from app.gpu_memory import GpuMemoryReader
 from app.metrics import PrometheusObserver
+from tests.fakes import NvidiaLibrary
 
 _ROOT = Path(__file__).resolve().parents[2]
 _DEPLOY = _ROOT / "deploy"
@@ -25,7 +27,7 @@ _OPERATORS = {"and", "or", "unless", "bool", "offset"}
 
 def _exported() -> dict[str, set[str]]:
     """Every sample name that the observer exports once everything has happened, with its labels."""
-    observer = PrometheusObserver()
+    observer = PrometheusObserver(GpuMemoryReader(NvidiaLibrary()))
     observer.request_finished(model="m", dialect="cohere-v2", status=200, duration_s=0.1)
     observer.request_scored(model="m", timings=Timings(), dropped_tokens=1)
     observer.batch_scored(model="m", pairs=2, tokens=20, padded_tokens=24)

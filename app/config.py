@@ -102,7 +102,8 @@ class Settings(BaseSettings):
         default=60.0,
         gt=0,
         description="A forward pass that takes longer, and 20 times as long as expected, is given up: its thread is "
-        "replaced and its pairs are tried once more.",
+        "replaced and its pairs are tried once more. A model's first 20 passes, which may compile, have 30 times as "
+        "long.",
     )
     shutdown_delay_s: float = Field(
         default=0.0,

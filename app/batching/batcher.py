@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 # A pass that takes so many times as long as expected, and longer than the operator waits, has hung: its worker is given
 # up, and its encodings are tried in smaller batches.
 _STUCK_FACTOR = 20.0
+# The first passes may compile for minutes.
+_FIRST_PASSES_FACTOR = 30.0
 
 # Queueing one takes about a microsecond.
 _ENTRIES_AT_A_TIME = 1000
@@ -366,9 +368,11 @@ class Batcher:
             self._cost.learn(tokens=tokens, squares=squares, seconds=perf_counter() - running.started)
         return logits
 
-    def _patience_s(self, running: _Pass) -> float | None:
-        """How long a pass may take. The first ones may compile for minutes, so they are waited for without end."""
-        return max(self._stuck_after_s, _STUCK_FACTOR * running.expected_s) if self._cost.known else None
+    def _patience_s(self, running: _Pass) -> float:
+        """How long a pass may take."""
+        if not self._cost.known:
+            return _FIRST_PASSES_FACTOR * self._stuck_after_s
+        return max(self._stuck_after_s, _STUCK_FACTOR * running.expected_s)
 
     def _learn_budget(self, batch: Sequence[_Item]) -> None:
         """Cut batches of half this one's area for some time."""

@@ -455,6 +455,15 @@ async def test_a_worker_that_hangs_is_replaced_and_the_others_of_its_batch_are_a
             assert _right(await call, [[number]])
 
 
+async def test_a_first_pass_has_longer_but_is_not_waited_for_without_end() -> None:
+    engine = _HangingEngine()
+    async with running_batcher(engine, RecordingObserver(), stuck_after_s=0.01) as batcher:
+        with pytest.raises(ScoringFailed):
+            await batcher.forward(_encodings([POISON]))
+        engine.gate.set()
+        assert _right(await batcher.forward(_encodings([1])), [[1]])
+
+
 class _SmallEngine(ArithmeticEngine):
     """Has memory for 100 padded tokens."""
 

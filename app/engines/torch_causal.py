@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from app.domain import Encoding, FloatArray
 from app.engines.base import BatchLimits, EngineSpec
+from app.engines.device_memory import within_memory
 from app.engines.head_rows import HeadRows
 from app.engines.prefill import Prefill
 from app.engines.prefixes import PrefixStore, SharedPrefixes, has_shareable_layers, shared_tokens
@@ -88,7 +89,14 @@ class TorchCausalEngine:
 
     @torch.inference_mode()
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Score sequences; the result has shape [sequences, output tokens], float32."""
+        """Score sequences; the result has shape [sequences, output tokens], float32.
+
+        Raises:
+            OutOfMemory: the device has no room for so large a batch.
+        """
+        return within_memory(lambda: self._logits(encodings))
+
+    def _logits(self, encodings: Sequence[Encoding]) -> FloatArray:
         if self._prefixes is None:
             return self._head(self._prefill.run([()] * len(encodings), [encoding.ids for encoding in encodings])[0])
         boundaries = [shared_tokens(encoding) for encoding in encodings]

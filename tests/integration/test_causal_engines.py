@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
+from app.engines.base import Engine, EngineSpec, OutOfMemory
 from app.errors import ConfigError
 from tests.tiny_causal import CAUSAL_FAMILIES, build_llama
 
@@ -171,6 +171,23 @@ def test_a_head_that_does_more_than_multiply_is_refused(
     monkeypatch.setattr(HeadRows, "logits", lambda self, hidden: hidden.float() @ self._rows.T * 2)
     with pytest.raises(ConfigError, match="its head does more than multiply"):
         load(causal_folder("llama"))
+
+
+@pytest.mark.parametrize(("engine", "tokens"), [("torch-causal", TOKENS), ("torch-generate", ())])
+def test_a_full_device_asks_for_smaller_batches_and_keeps_nothing(
+    causal_folder: Folder, engine: str, tokens: Sequence[int]
+) -> None:
+    import torch  # noqa: PLC0415 - only slow tests have torch
+
+    def full(module: Any, inputs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine_ = load(causal_folder("llama"), engine, tokens)
+    with torch.nn.modules.module.register_module_forward_pre_hook(full), pytest.raises(OutOfMemory) as caught:
+        engine_.forward(random_encodings(3))
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None, "its frames would hold the memory of the pass that failed"
+    assert len(engine_.forward(random_encodings(3))) == 3
 
 
 @pytest.mark.parametrize(

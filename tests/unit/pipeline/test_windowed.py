@@ -4,20 +4,29 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from threading import Barrier
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.domain import Encoding, FloatArray, ScoreOptions, Scores, WindowPlan, WindowWishes
-from app.errors import ConfigError, InvalidRequest, ScoringFailed
+from app.domain import Encoding, FloatArray, OnDeadline, ScoreOptions, Scores, WindowPlan, WindowWishes
+from app.errors import ConfigError, DeadlineExceeded, InvalidRequest, ScoringFailed
 from app.pipeline.cached_list import CachedListStage
 from app.pipeline.cascade import CascadeStage, Member
+from app.pipeline.pointwise import PointwiseStage
 from app.pipeline.windowed import WindowedStage, plan_within, values_of_order
 from app.pipeline.windows import SCHEDULES
 from app.scorers.base import EncodedWindow
 from app.worker import Worker
-from tests.fakes import ArithmeticEngine, RecordingObserver, RecordingStage, ScriptedCache, running_batcher
+from tests.fakes import (
+    ArithmeticEngine,
+    RecordingObserver,
+    RecordingStage,
+    ScriptedCache,
+    WordScorer,
+    running_batcher,
+)
 
 _WINDOW = 6
 
@@ -251,3 +260,27 @@ async def test_a_cascade_without_depths_reorders_all() -> None:
     scores = await CascadeStage([Member("cheap", cheap, None)]).score("query", ["a", "b"], ScoreOptions())
     assert scores.placed_by == ["cheap", "cheap"]
     assert scores.values.tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("depths", "top_n", "expected"),
+    [((9, 4), 2, [4, 2]), ((9, 4), 7, [7, 7]), ((9, None), 2, [None, 2]), ((9, 4), None, [None, None]), ((9,), 2, [2])],
+)
+async def test_a_member_settles_as_many_as_the_next_one_reads(
+    depths: Sequence[int | None], top_n: int | None, expected: list[int | None]
+) -> None:
+    stages = [RecordingStage() for _ in depths]
+    cascade = CascadeStage([Member("one", stage, depth) for stage, depth in zip(stages, depths, strict=True)])
+    await cascade.score("query", texts(12), ScoreOptions(top_n=top_n))
+    assert [stage.asked[0][2].top_n for stage in stages] == expected
+
+
+async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:
+    engine = ArithmeticEngine(pairs=1, seconds_per_pass=0.05)
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(engine, RecordingObserver()) as batcher:
+            cascade = CascadeStage([Member("cheap", PointwiseStage(WordScorer(), batcher, tokenizing), None)])
+            options = ScoreOptions(deadline=perf_counter() + 0.2, on_deadline=OnDeadline.PARTIAL)
+            with pytest.raises(DeadlineExceeded):
+                await cascade.score("query", texts(40), options)
+    assert len(engine.batches) > 1

@@ -35,6 +35,7 @@ class CascadeStage:
         tokens = np.zeros(len(documents), dtype=np.int64)
         dropped = np.zeros(len(documents), dtype=np.int64)
         placed_by: list[str | None] = [None] * len(documents)
+        reached = np.zeros(len(documents), dtype=np.bool_)
         cached = np.zeros(len(documents), dtype=np.bool_)
         timings = Timings()
         for member, top_n in zip(self._members, self._wanted(options.top_n), strict=True):
@@ -44,8 +45,8 @@ class CascadeStage:
             order[: len(best)] = best[np.argsort(-scores.values, kind="stable")]
             tokens[best] += scores.tokens
             dropped[best] = np.maximum(dropped[best], scores.dropped)
-            if scores.cached is not None:
-                cached[best] |= scores.cached
+            reached[best] |= True if scores.cached is None else ~scores.cached
+            cached[best] = ~reached[best]
             timings += scores.timings
             for index in best:
                 placed_by[index] = member.name

@@ -12,6 +12,7 @@ import pytest
 
 from app.domain import Encoding, FloatArray, OnDeadline, ScoreOptions, Scores, WindowPlan, WindowWishes
 from app.errors import ConfigError, DeadlineExceeded, InvalidRequest, ScoringFailed
+from app.pipeline.cached import CachedStage
 from app.pipeline.cached_list import CachedListStage
 from app.pipeline.cascade import CascadeStage, Member
 from app.pipeline.pointwise import PointwiseStage
@@ -260,6 +261,19 @@ async def test_a_cascade_without_depths_reorders_all() -> None:
     scores = await CascadeStage([Member("cheap", cheap, None)]).score("query", ["a", "b"], ScoreOptions())
     assert scores.placed_by == ["cheap", "cheap"]
     assert scores.values.tolist() == [0.5, 1.0]
+
+
+async def test_a_cascades_documents_are_cached_where_none_of_its_models_read_them() -> None:
+    members = [
+        Member(
+            name, CachedStage(RecordingStage(), ScriptedCache(), fingerprint=name, observer=RecordingObserver()), depth
+        )
+        for name, depth in (("cheap", 3), ("dear", 1))
+    ]
+    await CascadeStage(members[:1]).score("query", ["a", "b", "c", "d"], ScoreOptions())
+    scores = await CascadeStage(members).score("query", ["a", "b", "c", "d"], ScoreOptions())
+    assert cached(scores) == 2, "the dear model read the best, and nobody the last"
+    assert cached(await CascadeStage(members).score("query", ["a", "b", "c", "d"], ScoreOptions())) == 3
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from app.cache.base import Cache
 from app.config import SHIPPED_REGISTRY, ModelSpec, Registry, Settings, read_registry
 from app.domain import ScoreOptions, Scores, Truncation
 from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
+from app.engines.base import Engine, EngineSpec, RemoteEngine
 from app.errors import ConfigError, RerankError, SourceUnreachable
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
@@ -163,7 +163,7 @@ class _Keeper:
             max_waiting_tokens=self.settings.max_waiting_tokens,
             model=self.spec.name,
             observer=self.observer,
-            stuck_after_s=self.settings.stuck_after_s,
+            stuck_after_s=_patience_s(parts.engine, self.settings),
         )
 
     def _loaded(self, parts: _Parts, batcher: Batcher) -> LoadedModel:
@@ -236,6 +236,13 @@ class _Served:
         """
         loaded = self.model.loaded
         return await (loaded.direct if self.direct else loaded.stage).score(query, documents, options)
+
+
+def _patience_s(engine: Engine, settings: Settings) -> float:
+    """How long a pass may take: one that is given up while its engine still tries again would be asked for twice."""
+    if isinstance(engine, RemoteEngine):
+        return max(settings.stuck_after_s, engine.longest_pass_s)
+    return settings.stuck_after_s
 
 
 def _passage_policy(spec: ModelSpec) -> PassagePolicy:

@@ -212,3 +212,26 @@ async def test_a_model_behind_an_endpoint_orders_documents(tmp_path: Path) -> No
             with pytest.raises(ScoringFailed):
                 await service.rerank(RerankRequest(query=QUERY, documents=["d", "e"]))
             assert len(script.asked) == asked + 3
+
+
+async def test_an_endpoint_that_takes_its_time_is_asked_once(tmp_path: Path) -> None:
+    script = Script([(200, completion("[2] > [1]"))])
+    with serving_endpoint(script) as url:
+        model = {
+            "name": "chat",
+            "path": ".",
+            "scorer": "generative",
+            "engine": "endpoint",
+            "options": {"template": "rankgpt"},
+            "engine_options": {"url": url, "model": "m", "timeout_s": 5.0},
+        }
+        settings = Settings(registry=write_registry(tmp_path, [model]), stuck_after_s=0.2)
+        async with running_service(settings, RecordingObserver()) as service:
+            await service.model_named("chat").settled()
+            for number in range(20):
+                await service.rerank(RerankRequest(query=QUERY, documents=["a", f"b {number}"]))
+            asked = len(script.asked)
+            script.seconds_per_byte = 0.01
+            result = await service.rerank(RerankRequest(query=QUERY, documents=["c", "d"]))
+            assert indices(result) == [1, 0]
+            assert len(script.asked) == asked + 1

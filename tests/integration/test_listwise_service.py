@@ -235,3 +235,32 @@ async def test_an_endpoint_that_takes_its_time_is_asked_once(tmp_path: Path) -> 
             result = await service.rerank(RerankRequest(query=QUERY, documents=["c", "d"]))
             assert indices(result) == [1, 0]
             assert len(script.asked) == asked + 1
+
+
+async def test_an_endpoint_is_asked_by_requests_only_and_may_be_away(tmp_path: Path) -> None:
+    script = Script([(401, {})])
+    with serving_endpoint(script) as url:
+        chat = {
+            "name": "chat",
+            "path": ".",
+            "scorer": "generative",
+            "engine": "endpoint",
+            "options": {"template": "rankgpt"},
+            "engine_options": {"url": url, "model": "m", "retries": 0},
+        }
+        cross = {"name": "cross", "path": TINY_BERT}
+        registry = write_registry(tmp_path, [cross, chat, {"name": "both", "stages": ["cross:5", "chat:2"]}])
+        async with running_service(Settings(registry=registry), RecordingObserver()) as service:
+            for name in ("chat", "both"):
+                await service.model_named(name).settled()
+                assert await service.model_named(name).check()
+            assert not script.asked
+            request = RerankRequest(query=QUERY, documents=["a", "b", "c"], model="both")
+            with pytest.raises(ScoringFailed):
+                await service.rerank(request)
+            script.answers = [(200, completion("[2] > [1]"))]
+            assert [document.placed_by for document in (await service.rerank(request)).results] == [
+                "chat",
+                "chat",
+                "cross",
+            ]

@@ -136,7 +136,7 @@ async def test_wishes_out_of_the_operators_bounds_are_refused(tmp_path: Path, ca
         for wishes, message in (
             (WindowWishes(window=7), "window must be from 2 to 6"),
             (WindowWishes(depth=101), "depth must be from 1 to 100"),
-            (WindowWishes(window=3, stride=3), "stride must be from 1 to 2"),
+            (WindowWishes(window=3, stride=3), "stride must be from 2 to 2"),
             (WindowWishes(schedule="bubble"), "unknown schedule 'bubble'; known: sliding, full, top-down, tournament"),
             (WindowWishes(initial_order=[0, 0, 1]), "each of the document indices 0 to 2 once"),
         ):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from threading import Barrier
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,12 @@ class NumberEngine(ArithmeticEngine):
             values = encoding.ids[:-1].astype(np.float32)
             outputs[row, : len(values)] = np.where(values == 13, np.nan, values)
         return outputs
+
+
+class SlowNumberEngine(NumberEngine):
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        sleep(0.05)
+        return super().forward(encodings)
 
 
 @asynccontextmanager
@@ -196,6 +202,28 @@ def test_wishes_change_a_plan_within_its_bounds() -> None:
     assert plan_within(plan, WindowWishes()) == plan
     wishes = WindowWishes(window=8, depth=50, schedule="tournament")
     assert plan_within(plan, wishes) == WindowPlan(window=8, stride=7, schedule="tournament", depth=50)
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "least"), [(None, 9, 10), (10, 4, 5), (5, 2, 3), (2, 0, 1), (None, 1, 10)]
+)
+def test_no_stride_reads_a_candidate_more_often_than_the_operators(window: int | None, stride: int, least: int) -> None:
+    plan = WindowPlan(window=20, stride=10, schedule="sliding", depth=100)
+    with pytest.raises(InvalidRequest, match=f"stride must be from {least} to {(window or 20) - 1} for this model"):
+        plan_within(plan, WindowWishes(window=window, stride=stride))
+    assert plan_within(plan, WindowWishes(window=window, stride=least)).stride == least
+
+
+async def test_a_deadline_that_comes_between_windows_ends_the_schedule() -> None:
+    scorer = NumberScorer(schedule="sliding")
+    async with staged(scorer, SlowNumberEngine()) as stage:
+        options = ScoreOptions(deadline=perf_counter() + 0.25, on_deadline=OnDeadline.PARTIAL)
+        with pytest.raises(DeadlineExceeded):
+            await stage.score("query", texts(40), options)
+        begun = len(scorer.windows)
+        await asyncio.sleep(0.3)
+    assert 2 <= begun < 12
+    assert len(scorer.windows) == begun
 
 
 def test_an_order_as_values() -> None:

@@ -16,6 +16,7 @@ from app.domain import Encoding, FloatArray
 from app.engines.base import BatchLimits, EngineSpec
 from app.engines.device_memory import within_memory
 from app.engines.head_rows import HeadRows
+from app.engines.positions import stretched_beyond
 from app.engines.prefill import Prefill
 from app.engines.prefixes import PrefixStore, SharedPrefixes, has_shareable_layers, shared_tokens
 from app.engines.weights import LargeWeightsOptions, Precision, load_language_model
@@ -50,8 +51,10 @@ class TorchCausalEngine:
         self._model = model
         self._head = HeadRows(model, output_tokens)
         self._prefill = Prefill(model, pad_id=pad_id)
+        self._stretched_beyond = stretched_beyond(model)
         self._prefixes = None if prefixes is None else SharedPrefixes(prefixes, self._prefill)
-        self.workers = workers
+        # Such models keep the angles of the pass that runs.
+        self.workers = workers if self._stretched_beyond is None else 1
         self.name = name
 
     @classmethod
@@ -69,7 +72,8 @@ class TorchCausalEngine:
                 "yes-no or first"
             )
         model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
-        sharing = options.share_prefixes and options.prefix_tokens > 0 and has_shareable_layers(model)
+        shareable = has_shareable_layers(model) and stretched_beyond(model) is None
+        sharing = options.share_prefixes and options.prefix_tokens > 0 and shareable
         engine = cls(
             model,
             output_tokens=spec.output_tokens,
@@ -97,6 +101,16 @@ class TorchCausalEngine:
         return within_memory(lambda: self._logits(encodings))
 
     def _logits(self, encodings: Sequence[Encoding]) -> FloatArray:
+        if self._stretched_beyond is None:
+            return self._pass(encodings)
+        logits = np.empty((len(encodings), len(self._head.tokens)), dtype=np.float32)
+        longer = np.array([len(encoding.ids) > self._stretched_beyond for encoding in encodings])
+        for rows in (np.flatnonzero(longer), np.flatnonzero(~longer)):
+            if len(rows):
+                logits[rows] = self._pass([encodings[row] for row in rows.tolist()])
+        return logits
+
+    def _pass(self, encodings: Sequence[Encoding]) -> FloatArray:
         if self._prefixes is None:
             return self._head(self._prefill.run([()] * len(encodings), [encoding.ids for encoding in encodings])[0])
         boundaries = [shared_tokens(encoding) for encoding in encodings]

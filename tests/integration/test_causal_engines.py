@@ -15,7 +15,7 @@ from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec, OutOfMemory
 from app.errors import ConfigError
-from tests.tiny_causal import CAUSAL_FAMILIES, build_llama
+from tests.tiny_causal import CAUSAL_FAMILIES, build_llama, build_phi3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -69,6 +69,25 @@ def test_logits_do_not_depend_on_batches_or_on_what_is_shared(
             logits = engine.forward(encodings[start : start + size])
             np.testing.assert_allclose(logits, expected[start : start + size], atol=2e-5)
     assert expected.std() > 0.1
+
+
+def test_positions_that_a_batchs_longest_sequence_turns_are_computed_apart(tmp_path: Path) -> None:
+    encodings = random_encodings(24)
+    folder = build_phi3(tmp_path)
+    expected = plain(folder, encodings)
+    engine = load(folder)
+    for size in (24, 5, 1):
+        for start in range(0, 24, size):
+            logits = engine.forward(encodings[start : start + size])
+            np.testing.assert_allclose(logits, expected[start : start + size], atol=2e-5)
+    lengths = [len(encoding.ids) for encoding in encodings]
+    assert min(lengths) < 80 < max(lengths)
+
+
+def test_positions_that_what_was_read_before_turns_are_refused(tmp_path: Path) -> None:
+    rotation = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    with pytest.raises(ConfigError, match='rope_type "dynamic" is not supported'):
+        load(build_llama(tmp_path, rope_scaling=rotation))
 
 
 def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

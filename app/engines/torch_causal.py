@@ -18,7 +18,13 @@ from app.engines.device_memory import within_memory
 from app.engines.head_rows import HeadRows
 from app.engines.positions import stretched_beyond
 from app.engines.prefill import Prefill
-from app.engines.prefixes import PrefixStore, SharedPrefixes, has_shareable_layers, shared_tokens
+from app.engines.prefixes import (
+    PrefixStore,
+    SharedPrefixes,
+    beginnings_stand_alone,
+    has_shareable_layers,
+    shared_tokens,
+)
 from app.engines.weights import LargeWeightsOptions, Precision, load_language_model
 from app.errors import ConfigError
 from app.options import read_options
@@ -72,8 +78,7 @@ class TorchCausalEngine:
                 "yes-no or first"
             )
         model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
-        shareable = has_shareable_layers(model) and stretched_beyond(model) is None
-        sharing = options.share_prefixes and options.prefix_tokens > 0 and shareable
+        sharing = options.share_prefixes and options.prefix_tokens > 0 and _can_share(model, pad_id=spec.pad_id)
         engine = cls(
             model,
             output_tokens=spec.output_tokens,
@@ -138,3 +143,9 @@ class TorchCausalEngine:
                 f"rows of this model's head differ from its own logits by {difference:.3g}: its head does more than "
                 "multiply; this kind of model is not supported by engine 'torch-causal'"
             )
+
+
+def _can_share(model: PreTrainedModel, *, pad_id: int) -> bool:
+    if stretched_beyond(model) is not None or not has_shareable_layers(model):
+        return False
+    return beginnings_stand_alone(Prefill(model, pad_id=pad_id))

@@ -90,6 +90,16 @@ def test_positions_that_what_was_read_before_turns_are_refused(tmp_path: Path) -
         load(build_llama(tmp_path, rope_scaling=rotation))
 
 
+def test_a_model_whose_tokens_see_what_follows_shares_no_beginning(tmp_path: Path) -> None:
+    from transformers import BertGenerationConfig, BertGenerationDecoder  # noqa: PLC0415 - only slow tests have it
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertGenerationConfig(vocab_size=300, is_decoder=False, initializer_range=0.15, **sizes)
+    BertGenerationDecoder(config).eval().save_pretrained(tmp_path)
+    encodings = random_encodings(6)
+    np.testing.assert_allclose(load(tmp_path).forward(encodings), plain(tmp_path, encodings), atol=2e-5)
+
+
 def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.engines.prefill import Prefill  # noqa: PLC0415 - imports torch
 

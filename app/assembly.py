@@ -16,7 +16,7 @@ from app.cache.base import Cache
 from app.config import SHIPPED_REGISTRY, ModelSpec, Registry, Settings, read_registry
 from app.domain import ScoreOptions, Scores, Truncation
 from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
+from app.engines.base import Engine, EngineSpec, RemoteEngine
 from app.errors import ConfigError, RerankError, SourceUnreachable
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 300.0
 _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a small yellow bird.", 0.0),), tolerance=None)
+# Asking would cost money at every look at /ready, and a model that is away for a minute would be lost until a restart.
+_NOT_ASKED = Canary(pairs=(), tolerance=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class _Keeper:
             max_waiting_tokens=self.settings.max_waiting_tokens,
             model=self.spec.name,
             observer=self.observer,
-            stuck_after_s=self.settings.stuck_after_s,
+            stuck_after_s=_patience_s(parts.engine, self.settings),
         )
 
     def _loaded(self, parts: _Parts, batcher: Batcher) -> LoadedModel:
@@ -205,14 +207,12 @@ async def _keep_cascade(spec: ModelSpec, model: ServedModel, served: Mapping[str
     """Serve a cascade once all of its members have been loaded. Never raises: the other models must go on."""
     try:
         members = [(stage.model, served[stage.model], stage.depth) for stage in spec.cascade]
-        for _, member, _ in members:
-            await member.settled()
+        asked = [(await member.settled()).canary is not _NOT_ASKED for _, member, _ in members]
         stage = CascadeStage([Member(name, _Served(member), depth) for name, member, depth in members])
         direct = CascadeStage([Member(name, _Served(member, direct=True), depth) for name, member, depth in members])
         details = {"scorer": "cascade", "stages": ", ".join(spec.stages), "scores": "rank"}
-        await model.start(
-            LoadedModel(stage=stage, direct=direct, activation=identity, canary=_NO_REFERENCE, details=details)
-        )
+        canary = _NO_REFERENCE if all(asked) else _NOT_ASKED
+        await model.start(LoadedModel(stage=stage, direct=direct, activation=identity, canary=canary, details=details))
     except (ConfigError, RerankError) as error:
         model.fail(f"a member of this cascade is not ready: {error}")
     except Exception as error:
@@ -236,6 +236,13 @@ class _Served:
         """
         loaded = self.model.loaded
         return await (loaded.direct if self.direct else loaded.stage).score(query, documents, options)
+
+
+def _patience_s(engine: Engine, settings: Settings) -> float:
+    """How long a pass may take: one that is given up while its engine still tries again would be asked for twice."""
+    if isinstance(engine, RemoteEngine):
+        return max(settings.stuck_after_s, engine.longest_pass_s)
+    return settings.stuck_after_s
 
 
 def _passage_policy(spec: ModelSpec) -> PassagePolicy:
@@ -274,7 +281,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     )
     content = model_content(spec, folder)
     fingerprint = json.dumps([spec.name, spec.revision, content, engine.name, scorer.fingerprint])
-    canary = golden_pairs(folder) if pairs else _NO_REFERENCE
+    canary = _NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE
     return _Parts(spec, pairs, lists, engine, canary, fingerprint)
 
 

@@ -39,7 +39,8 @@ class GoldenPair:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
     """Pairs that a healthy model scores within `tolerance` of their logits, and within `timeout_s`. Without a
-    reference (`tolerance` None) only that the scores are finite is checked. A verdict is good for `fresh_s`.
+    reference (`tolerance` None) only that the scores are finite is checked, without pairs nothing. A verdict is good
+    for `fresh_s`.
     """
 
     pairs: Sequence[GoldenPair]

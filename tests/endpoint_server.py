@@ -2,8 +2,9 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,6 +17,7 @@ class Script:
     answers: list[tuple[int, Any]]
     headers: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    seconds_per_byte: float = 0.0
 
 
 @contextmanager
@@ -30,7 +32,13 @@ def serving_endpoint(script: Script) -> Iterator[str]:
             for name, value in {"content-length": str(len(sent)), **script.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(sent)
+            if not script.seconds_per_byte:
+                self.wfile.write(sent)
+                return
+            with suppress(ConnectionError):
+                for byte in sent:
+                    time.sleep(script.seconds_per_byte)
+                    self.wfile.write(bytes([byte]))
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
             pass

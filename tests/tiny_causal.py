@@ -65,6 +65,24 @@ def build_qwen3(folder: Path) -> Path:
     return _save(Qwen3ForCausalLM, Qwen3Config, tokenizer, folder, pad="<|endoftext|>", tie_word_embeddings=True)
 
 
+def build_phi3(folder: Path) -> Path:
+    """Byte-level BPE; a sequence beyond the original length turns the positions of its whole batch otherwise."""
+    from transformers import Phi3Config, Phi3ForCausalLM  # noqa: PLC0415 - as above
+
+    rotation = {"rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    return _save(
+        Phi3ForCausalLM,
+        Phi3Config,
+        byte_level_tokenizer(QWEN_MARKUP),
+        folder,
+        pad="<|endoftext|>",
+        bos_token_id=None,
+        eos_token_id=None,
+        original_max_position_embeddings=SLIDING_WINDOW + 32,
+        rope_scaling=rotation,
+    )
+
+
 def build_gemma2(folder: Path) -> Path:
     """BPE with Gemma's markup; logits are squeezed, and every other layer sees a sliding window."""
     from transformers import Gemma2Config, Gemma2ForCausalLM  # noqa: PLC0415 - as above

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -58,6 +58,14 @@ class Engine(Protocol):
 
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head]."""
+
+
+@runtime_checkable
+class RemoteEngine(Protocol):
+    """An engine whose model is somewhere else: it may be away, every pass may cost money and ends by itself."""
+
+    @property
+    def longest_pass_s(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ the UTF-8 bytes of a JSON list of messages, and the outputs are the bytes of the
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from app.errors import ConfigError
 from app.options import read_options
 
 _WORTH_A_RETRY: Final = {408, 409, 429, 500, 502, 503, 504}
+_SUCCESS: Final = 2
 _BYTES_PER_TOKEN: Final = 8
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 20.0
@@ -43,6 +45,13 @@ class EndpointFailed(FinalFailure):
     """The endpoint gave no answer that could be used."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    status: int
+    retry_after: str
+    content: bytes
+
+
 class EndpointEngine:
     """`workers` requests at a time, each on a thread of its own."""
 
@@ -52,7 +61,9 @@ class EndpointEngine:
         self._client = client
         self._options = options
         self.workers = workers
-        self.name = f"endpoint/{options.url}/{options.model}/{json.dumps(dict(options.parameters), sort_keys=True)}"
+        parameters = json.dumps(dict(options.parameters), sort_keys=True)
+        self.name = f"endpoint/{options.url}/{options.model}/{options.max_tokens}/{parameters}"
+        self.longest_pass_s = options.timeout_s * (options.retries + 1) + _LONGEST_PAUSE_S * options.retries
 
     @classmethod
     def load(cls, spec: EngineSpec) -> "EndpointEngine":
@@ -96,38 +107,49 @@ class EndpointEngine:
             "temperature": 0,
             **self._options.parameters,
         }
-        response = self._ask(body)
+        reply = self._ask(body)
         try:
-            content = response.json()["choices"][0]["message"]["content"]
+            content = json.loads(reply.content)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise EndpointFailed(f"the endpoint's answer is no chat completion: {error!r}") from None
         # A model may give no content at all: an answer that names no document.
         return str(content or "").encode("utf-8", "replace")
 
-    def _ask(self, body: Mapping[str, Any]) -> httpx.Response:
+    def _ask(self, body: Mapping[str, Any]) -> _Reply:
         """Ask, and ask again after what may pass, with pauses that grow or are as long as the endpoint says."""
         url = f"{str(self._options.url).rstrip('/')}/chat/completions"
         problem = ""
         for attempt in range(self._options.retries + 1):
             pause_s = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
             try:
-                response = self._client.post(url, json=body)
-            except httpx.TransportError as error:
+                reply = self._post(url, body)
+            except httpx.RequestError as error:
                 problem = repr(error)
             else:
-                if response.is_success:
-                    return response
-                problem = f"status {response.status_code}"
-                if response.status_code not in _WORTH_A_RETRY:
+                if reply.status // 100 == _SUCCESS:
+                    return reply
+                problem = f"status {reply.status}"
+                if reply.status not in _WORTH_A_RETRY:
                     break
-                pause_s = _stated_pause(response) or pause_s
+                pause_s = _stated_pause(reply) or pause_s
             if attempt < self._options.retries:
                 time.sleep(pause_s)
         raise EndpointFailed(f"the endpoint did not answer: {problem}")
 
+    def _post(self, url: str, body: Mapping[str, Any]) -> _Reply:
+        """Ask once. The client's own timeout is for the next bytes, which may come one by one for hours."""
+        ends = time.monotonic() + self._options.timeout_s
+        content = bytearray()
+        with self._client.stream("POST", url, json=body) as response:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if time.monotonic() > ends:
+                    raise httpx.ReadTimeout(f"not all of the answer came within {self._options.timeout_s:g} s")
+        return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(content))
 
-def _stated_pause(response: httpx.Response) -> float | None:
+
+def _stated_pause(reply: _Reply) -> float | None:
     try:
-        return min(max(0.0, float(response.headers["retry-after"])), _LONGEST_PAUSE_S)
-    except (KeyError, ValueError):
+        return min(max(0.0, float(reply.retry_after)), _LONGEST_PAUSE_S)
+    except ValueError:
         return None

@@ -14,9 +14,17 @@ from transformers import PreTrainedModel
 
 from app.domain import Encoding, FloatArray
 from app.engines.base import BatchLimits, EngineSpec
+from app.engines.device_memory import within_memory
 from app.engines.head_rows import HeadRows
+from app.engines.positions import stretched_beyond
 from app.engines.prefill import Prefill
-from app.engines.prefixes import PrefixStore, SharedPrefixes, has_shareable_layers, shared_tokens
+from app.engines.prefixes import (
+    PrefixStore,
+    SharedPrefixes,
+    beginnings_stand_alone,
+    has_shareable_layers,
+    shared_tokens,
+)
 from app.engines.weights import LargeWeightsOptions, Precision, load_language_model
 from app.errors import ConfigError
 from app.options import read_options
@@ -49,8 +57,10 @@ class TorchCausalEngine:
         self._model = model
         self._head = HeadRows(model, output_tokens)
         self._prefill = Prefill(model, pad_id=pad_id)
+        self._stretched_beyond = stretched_beyond(model)
         self._prefixes = None if prefixes is None else SharedPrefixes(prefixes, self._prefill)
-        self.workers = workers
+        # Such models keep the angles of the pass that runs.
+        self.workers = workers if self._stretched_beyond is None else 1
         self.name = name
 
     @classmethod
@@ -68,7 +78,7 @@ class TorchCausalEngine:
                 "yes-no or first"
             )
         model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
-        sharing = options.share_prefixes and options.prefix_tokens > 0 and has_shareable_layers(model)
+        sharing = options.share_prefixes and options.prefix_tokens > 0 and _can_share(model, pad_id=spec.pad_id)
         engine = cls(
             model,
             output_tokens=spec.output_tokens,
@@ -88,7 +98,24 @@ class TorchCausalEngine:
 
     @torch.inference_mode()
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Score sequences; the result has shape [sequences, output tokens], float32."""
+        """Score sequences; the result has shape [sequences, output tokens], float32.
+
+        Raises:
+            OutOfMemory: the device has no room for so large a batch.
+        """
+        return within_memory(lambda: self._logits(encodings))
+
+    def _logits(self, encodings: Sequence[Encoding]) -> FloatArray:
+        if self._stretched_beyond is None:
+            return self._pass(encodings)
+        logits = np.empty((len(encodings), len(self._head.tokens)), dtype=np.float32)
+        longer = np.array([len(encoding.ids) > self._stretched_beyond for encoding in encodings])
+        for rows in (np.flatnonzero(longer), np.flatnonzero(~longer)):
+            if len(rows):
+                logits[rows] = self._pass([encodings[row] for row in rows.tolist()])
+        return logits
+
+    def _pass(self, encodings: Sequence[Encoding]) -> FloatArray:
         if self._prefixes is None:
             return self._head(self._prefill.run([()] * len(encodings), [encoding.ids for encoding in encodings])[0])
         boundaries = [shared_tokens(encoding) for encoding in encodings]
@@ -116,3 +143,9 @@ class TorchCausalEngine:
                 f"rows of this model's head differ from its own logits by {difference:.3g}: its head does more than "
                 "multiply; this kind of model is not supported by engine 'torch-causal'"
             )
+
+
+def _can_share(model: PreTrainedModel, *, pad_id: int) -> bool:
+    if stretched_beyond(model) is not None or not has_shareable_layers(model):
+        return False
+    return beginnings_stand_alone(Prefill(model, pad_id=pad_id))

@@ -10,7 +10,8 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from app.domain import Encoding, FloatArray, IntArray
-from app.engines.base import BatchLimits, EngineSpec, OutOfMemory, pad
+from app.engines.base import BatchLimits, EngineSpec, pad
+from app.engines.device_memory import within_memory
 from app.engines.packed import ATTENTION, can_pack, logits_of, pack
 from app.engines.weights import Precision, WeightsOptions, read_weights, torch_device
 from app.errors import ConfigError
@@ -70,13 +71,12 @@ class TorchEncoderEngine:
         Raises:
             OutOfMemory: the device has no room for so large a batch.
         """
-        try:
-            with self._stream():
-                logits = self._forward_packed(encodings) if self._packed else self._forward_padded(encodings)
-                return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(str(error)) from error
+        return within_memory(lambda: self._logits(encodings))
+
+    def _logits(self, encodings: Sequence[Encoding]) -> FloatArray:
+        with self._stream():
+            logits = self._forward_packed(encodings) if self._packed else self._forward_padded(encodings)
+            return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
 
     def _stream(self) -> AbstractContextManager[None]:
         """Every thread's work goes to a stream of its own, so that it waits for nobody else's."""

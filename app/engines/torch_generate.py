@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from app.domain import Encoding, FloatArray, IntArray
 from app.engines.base import BatchLimits, EngineSpec
+from app.engines.device_memory import within_memory
 from app.engines.weights import LargeWeightsOptions, load_language_model
 from app.errors import ConfigError
 from app.options import read_options
@@ -64,7 +65,14 @@ class TorchGenerateEngine:
 
     @torch.inference_mode()
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Continue sequences; the result has shape [sequences, `max_new_tokens`]: ids of tokens, -1 behind the end."""
+        """Continue sequences; the result has shape [sequences, `max_new_tokens`]: ids of tokens, -1 behind the end.
+
+        Raises:
+            OutOfMemory: the device has no room for so large a batch.
+        """
+        return within_memory(lambda: self._written(encodings))
+
+    def _written(self, encodings: Sequence[Encoding]) -> FloatArray:
         longest = max(len(encoding.ids) for encoding in encodings)
         ids = np.full((len(encodings), longest), self._pad_id, dtype=np.int64)
         mask = np.zeros_like(ids)

@@ -1,11 +1,11 @@
 """A cheap model first, a dear one at the top: each member reorders the best documents of the one before."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from app.domain import ScoreOptions, Scores, Timings
+from app.domain import OnDeadline, ScoreOptions, Scores, Timings
 from app.pipeline.stage import Stage
 from app.pipeline.windowed import values_of_order
 
@@ -35,16 +35,18 @@ class CascadeStage:
         tokens = np.zeros(len(documents), dtype=np.int64)
         dropped = np.zeros(len(documents), dtype=np.int64)
         placed_by: list[str | None] = [None] * len(documents)
+        reached = np.zeros(len(documents), dtype=np.bool_)
         cached = np.zeros(len(documents), dtype=np.bool_)
         timings = Timings()
-        for member in self._members:
+        for member, top_n in zip(self._members, self._wanted(options.top_n), strict=True):
             best = order[: member.depth]
-            scores = await member.stage.score(query, [documents[index] for index in best], _without_order(options))
+            terms = _as_member(options, top_n=top_n)
+            scores = await member.stage.score(query, [documents[index] for index in best], terms)
             order[: len(best)] = best[np.argsort(-scores.values, kind="stable")]
             tokens[best] += scores.tokens
             dropped[best] = np.maximum(dropped[best], scores.dropped)
-            if scores.cached is not None:
-                cached[best] |= scores.cached
+            reached[best] |= True if scores.cached is None else ~scores.cached
+            cached[best] = ~reached[best]
             timings += scores.timings
             for index in best:
                 placed_by[index] = member.name
@@ -57,9 +59,20 @@ class CascadeStage:
             placed_by=placed_by,
         )
 
+    def _wanted(self, top_n: int | None) -> Iterator[int | None]:
+        """How many of each member's best somebody looks at: the members after it, and of the last what the caller asked
+        for. Else a schedule that settles no more than a few would choose at random what the next member reads.
+        """
+        for later in self._members[1:]:
+            yield None if top_n is None or later.depth is None else max(top_n, later.depth)
+        yield top_n
 
-def _without_order(options: ScoreOptions) -> ScoreOptions:
-    """A caller's order is of all documents, and of no meaning to a member that sees some of them in another order."""
-    if options.windows is None or options.windows.initial_order is None:
-        return options
-    return replace(options, windows=replace(options.windows, initial_order=None))
+
+def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
+    """What a caller asks of a cascade, as its members are to understand it.
+
+    A caller's order is of all documents, and of no meaning to a member that sees some of them in another order. Half of
+    a member's scores are no order, so a deadline is an error even where a partial answer was asked for.
+    """
+    windows = options.windows and replace(options.windows, initial_order=None)
+    return replace(options, top_n=top_n, windows=windows, on_deadline=OnDeadline.ERROR)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from time import perf_counter
 
 import numpy as np
@@ -138,7 +139,9 @@ def plan_within(plan: WindowPlan, wishes: WindowWishes) -> WindowPlan:
     depth = _bounded("depth", wishes.depth, 1, plan.depth)
     stride = min(plan.stride, window - 1)
     if wishes.stride is not None:
-        stride = _bounded("stride", wishes.stride, 1, window - 1)
+        # A shorter one would read every candidate more often than the operator allows.
+        least = min(ceil(window * plan.stride / plan.window), window - 1)
+        stride = _bounded("stride", wishes.stride, least, window - 1)
     if wishes.schedule is not None and wishes.schedule not in SCHEDULES:
         raise InvalidRequest(f"unknown schedule {wishes.schedule[:40]!r}; known: {', '.join(SCHEDULES)}")
     return replace(plan, window=window, stride=stride, depth=depth, schedule=wishes.schedule or plan.schedule)

@@ -14,6 +14,8 @@ from app.errors import ConfigError
 
 # Tokenizer configs say "no limit" with numbers like 10**30.
 _NO_LIMIT = 10**9
+# What is read of a model whose files say no length, if nobody else says one.
+_UNDECLARED = 512
 # These count positions from behind the padding id, so two of them are never used.
 _OFFSET_POSITIONS = {
     "camembert",
@@ -56,8 +58,8 @@ class TokenizerFolder:
 
     @property
     def longest(self) -> int:
-        """Tokens that the model can read."""
-        return longest_input(self.config, self.tokenizer_config)
+        """Tokens that the model can read, as far as its files say."""
+        return declared_length(self.config, self.tokenizer_config) or _UNDECLARED
 
     def length(self, stated: int | None, *, usual: int | None = None) -> int:
         """How many tokens to read: what the operator states, or else what is usual for the model.
@@ -65,6 +67,8 @@ class TokenizerFolder:
         Raises:
             ConfigError: the operator states more than the model can read.
         """
+        if declared_length(self.config, self.tokenizer_config) is None:
+            return stated or usual or _UNDECLARED
         if stated is not None and stated > self.longest:
             raise ConfigError(f"max_length = {stated}, but the model in {self.folder} reads {self.longest} tokens")
         return stated or min(self.longest, usual or self.longest)
@@ -135,16 +139,24 @@ def pad_id_of(tokenizer: Tokenizer, config: Mapping[str, Any], tokenizer_config:
     return known if known is not None else 0
 
 
-def longest_input(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int:
-    """Tokens that the model can read: the smaller of what its tokenizer and its position table allow."""
+def declared_length(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int | None:
+    """Tokens that the model can read: the smaller of what its tokenizer and its position table allow; None: no file
+    says anything, as those of Gemma 3 from 4B on do not.
+    """
     limits = []
-    positions = config.get("max_position_embeddings")
+    # Models that see pictures too keep what is said of their language model in a part of its own.
+    positions = config.get("max_position_embeddings") or _text_config(config).get("max_position_embeddings")
     if isinstance(positions, int) and positions > 0:
         limits.append(positions - _unused_positions(config))
     declared = tokenizer_config.get("model_max_length")
     if isinstance(declared, int | float) and 0 < declared < _NO_LIMIT:
         limits.append(int(declared))
-    return min(limits, default=512)
+    return min(limits, default=None)
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else {}
 
 
 def _unused_positions(config: Mapping[str, Any]) -> int:

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
+from app.engines.base import Engine, EngineSpec, OutOfMemory
 from app.errors import ConfigError
-from tests.tiny_causal import CAUSAL_FAMILIES, build_llama
+from tests.tiny_causal import CAUSAL_FAMILIES, build_llama, build_phi3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -69,6 +69,35 @@ def test_logits_do_not_depend_on_batches_or_on_what_is_shared(
             logits = engine.forward(encodings[start : start + size])
             np.testing.assert_allclose(logits, expected[start : start + size], atol=2e-5)
     assert expected.std() > 0.1
+
+
+def test_positions_that_a_batchs_longest_sequence_turns_are_computed_apart(tmp_path: Path) -> None:
+    encodings = random_encodings(24)
+    folder = build_phi3(tmp_path)
+    expected = plain(folder, encodings)
+    engine = load(folder)
+    for size in (24, 5, 1):
+        for start in range(0, 24, size):
+            logits = engine.forward(encodings[start : start + size])
+            np.testing.assert_allclose(logits, expected[start : start + size], atol=2e-5)
+    lengths = [len(encoding.ids) for encoding in encodings]
+    assert min(lengths) < 80 < max(lengths)
+
+
+def test_positions_that_what_was_read_before_turns_are_refused(tmp_path: Path) -> None:
+    rotation = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    with pytest.raises(ConfigError, match='rope_type "dynamic" is not supported'):
+        load(build_llama(tmp_path, rope_scaling=rotation))
+
+
+def test_a_model_whose_tokens_see_what_follows_shares_no_beginning(tmp_path: Path) -> None:
+    from transformers import BertGenerationConfig, BertGenerationDecoder  # noqa: PLC0415 - only slow tests have it
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertGenerationConfig(vocab_size=300, is_decoder=False, initializer_range=0.15, **sizes)
+    BertGenerationDecoder(config).eval().save_pretrained(tmp_path)
+    encodings = random_encodings(6)
+    np.testing.assert_allclose(load(tmp_path).forward(encodings), plain(tmp_path, encodings), atol=2e-5)
 
 
 def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +200,23 @@ def test_a_head_that_does_more_than_multiply_is_refused(
     monkeypatch.setattr(HeadRows, "logits", lambda self, hidden: hidden.float() @ self._rows.T * 2)
     with pytest.raises(ConfigError, match="its head does more than multiply"):
         load(causal_folder("llama"))
+
+
+@pytest.mark.parametrize(("engine", "tokens"), [("torch-causal", TOKENS), ("torch-generate", ())])
+def test_a_full_device_asks_for_smaller_batches_and_keeps_nothing(
+    causal_folder: Folder, engine: str, tokens: Sequence[int]
+) -> None:
+    import torch  # noqa: PLC0415 - only slow tests have torch
+
+    def full(module: Any, inputs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine_ = load(causal_folder("llama"), engine, tokens)
+    with torch.nn.modules.module.register_module_forward_pre_hook(full), pytest.raises(OutOfMemory) as caught:
+        engine_.forward(random_encodings(3))
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None, "its frames would hold the memory of the pass that failed"
+    assert len(engine_.forward(random_encodings(3))) == 3
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ async def test_wishes_out_of_the_operators_bounds_are_refused(tmp_path: Path, ca
         for wishes, message in (
             (WindowWishes(window=7), "window must be from 2 to 6"),
             (WindowWishes(depth=101), "depth must be from 1 to 100"),
-            (WindowWishes(window=3, stride=3), "stride must be from 1 to 2"),
+            (WindowWishes(window=3, stride=3), "stride must be from 2 to 2"),
             (WindowWishes(schedule="bubble"), "unknown schedule 'bubble'; known: sliding, full, top-down, tournament"),
             (WindowWishes(initial_order=[0, 0, 1]), "each of the document indices 0 to 2 once"),
         ):
@@ -212,3 +212,55 @@ async def test_a_model_behind_an_endpoint_orders_documents(tmp_path: Path) -> No
             with pytest.raises(ScoringFailed):
                 await service.rerank(RerankRequest(query=QUERY, documents=["d", "e"]))
             assert len(script.asked) == asked + 3
+
+
+async def test_an_endpoint_that_takes_its_time_is_asked_once(tmp_path: Path) -> None:
+    script = Script([(200, completion("[2] > [1]"))])
+    with serving_endpoint(script) as url:
+        model = {
+            "name": "chat",
+            "path": ".",
+            "scorer": "generative",
+            "engine": "endpoint",
+            "options": {"template": "rankgpt"},
+            "engine_options": {"url": url, "model": "m", "timeout_s": 5.0},
+        }
+        settings = Settings(registry=write_registry(tmp_path, [model]), stuck_after_s=0.2)
+        async with running_service(settings, RecordingObserver()) as service:
+            await service.model_named("chat").settled()
+            for number in range(20):
+                await service.rerank(RerankRequest(query=QUERY, documents=["a", f"b {number}"]))
+            asked = len(script.asked)
+            script.seconds_per_byte = 0.01
+            result = await service.rerank(RerankRequest(query=QUERY, documents=["c", "d"]))
+            assert indices(result) == [1, 0]
+            assert len(script.asked) == asked + 1
+
+
+async def test_an_endpoint_is_asked_by_requests_only_and_may_be_away(tmp_path: Path) -> None:
+    script = Script([(401, {})])
+    with serving_endpoint(script) as url:
+        chat = {
+            "name": "chat",
+            "path": ".",
+            "scorer": "generative",
+            "engine": "endpoint",
+            "options": {"template": "rankgpt"},
+            "engine_options": {"url": url, "model": "m", "retries": 0},
+        }
+        cross = {"name": "cross", "path": TINY_BERT}
+        registry = write_registry(tmp_path, [cross, chat, {"name": "both", "stages": ["cross:5", "chat:2"]}])
+        async with running_service(Settings(registry=registry), RecordingObserver()) as service:
+            for name in ("chat", "both"):
+                await service.model_named(name).settled()
+                assert await service.model_named(name).check()
+            assert not script.asked
+            request = RerankRequest(query=QUERY, documents=["a", "b", "c"], model="both")
+            with pytest.raises(ScoringFailed):
+                await service.rerank(request)
+            script.answers = [(200, completion("[2] > [1]"))]
+            assert [document.placed_by for document in (await service.rerank(request)).results] == [
+                "chat",
+                "chat",
+                "cross",
+            ]

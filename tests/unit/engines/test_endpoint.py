@@ -10,7 +10,7 @@ import pytest
 import app.engines.endpoint
 from app.domain import Encoding
 from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
+from app.engines.base import Engine, EngineSpec, RemoteEngine
 from app.engines.endpoint import EndpointFailed
 from app.errors import ConfigError
 from tests.endpoint_server import Script, completion, serving_endpoint
@@ -107,6 +107,30 @@ def test_an_endpoint_that_hangs_is_given_up() -> None:
         silent.listen()
         with pytest.raises(EndpointFailed, match="ReadTimeout"):
             engine(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=0, timeout_s=0.2).forward([encoding()])
+
+
+def test_an_answer_that_never_ends_is_given_up() -> None:
+    script = Script([(200, completion("[1] > [2]"))], seconds_per_byte=0.05)
+    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match=r"ReadTimeout.*within 0\.2 s"):
+        engine(url, retries=0, timeout_s=0.2).forward([encoding()])
+
+
+def test_an_answer_that_cannot_be_unpacked_is_tried_again() -> None:
+    script = Script([(200, b"no gzip")], {"content-encoding": "gzip"})
+    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="DecodingError"):
+        engine(url, retries=1).forward([encoding()])
+    assert len(script.asked) == 2
+
+
+def test_what_changes_an_answer_is_in_the_name() -> None:
+    names = {engine("http://x", **changes).name for changes in ({}, {"max_tokens": 9}, {"parameters": {"seed": 1}})}
+    assert len(names) == 3
+
+
+def test_all_tries_together_end_in_time() -> None:
+    asking = engine("http://x", timeout_s=60, retries=2)
+    assert isinstance(asking, RemoteEngine)
+    assert asking.longest_pass_s == 3 * 60 + 2 * 20
 
 
 @pytest.mark.parametrize(

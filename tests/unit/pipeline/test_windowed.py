@@ -4,20 +4,30 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from threading import Barrier
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.domain import Encoding, FloatArray, ScoreOptions, Scores, WindowPlan, WindowWishes
-from app.errors import ConfigError, InvalidRequest, ScoringFailed
+from app.domain import Encoding, FloatArray, OnDeadline, ScoreOptions, Scores, WindowPlan, WindowWishes
+from app.errors import ConfigError, DeadlineExceeded, InvalidRequest, ScoringFailed
+from app.pipeline.cached import CachedStage
 from app.pipeline.cached_list import CachedListStage
 from app.pipeline.cascade import CascadeStage, Member
+from app.pipeline.pointwise import PointwiseStage
 from app.pipeline.windowed import WindowedStage, plan_within, values_of_order
 from app.pipeline.windows import SCHEDULES
 from app.scorers.base import EncodedWindow
 from app.worker import Worker
-from tests.fakes import ArithmeticEngine, RecordingObserver, RecordingStage, ScriptedCache, running_batcher
+from tests.fakes import (
+    ArithmeticEngine,
+    RecordingObserver,
+    RecordingStage,
+    ScriptedCache,
+    WordScorer,
+    running_batcher,
+)
 
 _WINDOW = 6
 
@@ -81,6 +91,12 @@ class NumberEngine(ArithmeticEngine):
             values = encoding.ids[:-1].astype(np.float32)
             outputs[row, : len(values)] = np.where(values == 13, np.nan, values)
         return outputs
+
+
+class SlowNumberEngine(NumberEngine):
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        sleep(0.05)
+        return super().forward(encodings)
 
 
 @asynccontextmanager
@@ -188,6 +204,28 @@ def test_wishes_change_a_plan_within_its_bounds() -> None:
     assert plan_within(plan, wishes) == WindowPlan(window=8, stride=7, schedule="tournament", depth=50)
 
 
+@pytest.mark.parametrize(
+    ("window", "stride", "least"), [(None, 9, 10), (10, 4, 5), (5, 2, 3), (2, 0, 1), (None, 1, 10)]
+)
+def test_no_stride_reads_a_candidate_more_often_than_the_operators(window: int | None, stride: int, least: int) -> None:
+    plan = WindowPlan(window=20, stride=10, schedule="sliding", depth=100)
+    with pytest.raises(InvalidRequest, match=f"stride must be from {least} to {(window or 20) - 1} for this model"):
+        plan_within(plan, WindowWishes(window=window, stride=stride))
+    assert plan_within(plan, WindowWishes(window=window, stride=least)).stride == least
+
+
+async def test_a_deadline_that_comes_between_windows_ends_the_schedule() -> None:
+    scorer = NumberScorer(schedule="sliding")
+    async with staged(scorer, SlowNumberEngine()) as stage:
+        options = ScoreOptions(deadline=perf_counter() + 0.25, on_deadline=OnDeadline.PARTIAL)
+        with pytest.raises(DeadlineExceeded):
+            await stage.score("query", texts(40), options)
+        begun = len(scorer.windows)
+        await asyncio.sleep(0.3)
+    assert 2 <= begun < 12
+    assert len(scorer.windows) == begun
+
+
 def test_an_order_as_values() -> None:
     assert values_of_order([2, 0, 1, 3]).tolist() == [0.75, 0.5, 1.0, 0.25]
 
@@ -251,3 +289,40 @@ async def test_a_cascade_without_depths_reorders_all() -> None:
     scores = await CascadeStage([Member("cheap", cheap, None)]).score("query", ["a", "b"], ScoreOptions())
     assert scores.placed_by == ["cheap", "cheap"]
     assert scores.values.tolist() == [0.5, 1.0]
+
+
+async def test_a_cascades_documents_are_cached_where_none_of_its_models_read_them() -> None:
+    members = [
+        Member(
+            name, CachedStage(RecordingStage(), ScriptedCache(), fingerprint=name, observer=RecordingObserver()), depth
+        )
+        for name, depth in (("cheap", 3), ("dear", 1))
+    ]
+    await CascadeStage(members[:1]).score("query", ["a", "b", "c", "d"], ScoreOptions())
+    scores = await CascadeStage(members).score("query", ["a", "b", "c", "d"], ScoreOptions())
+    assert cached(scores) == 2, "the dear model read the best, and nobody the last"
+    assert cached(await CascadeStage(members).score("query", ["a", "b", "c", "d"], ScoreOptions())) == 3
+
+
+@pytest.mark.parametrize(
+    ("depths", "top_n", "expected"),
+    [((9, 4), 2, [4, 2]), ((9, 4), 7, [7, 7]), ((9, None), 2, [None, 2]), ((9, 4), None, [None, None]), ((9,), 2, [2])],
+)
+async def test_a_member_settles_as_many_as_the_next_one_reads(
+    depths: Sequence[int | None], top_n: int | None, expected: list[int | None]
+) -> None:
+    stages = [RecordingStage() for _ in depths]
+    cascade = CascadeStage([Member("one", stage, depth) for stage, depth in zip(stages, depths, strict=True)])
+    await cascade.score("query", texts(12), ScoreOptions(top_n=top_n))
+    assert [stage.asked[0][2].top_n for stage in stages] == expected
+
+
+async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:
+    engine = ArithmeticEngine(pairs=1, seconds_per_pass=0.05)
+    with Worker(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(engine, RecordingObserver()) as batcher:
+            cascade = CascadeStage([Member("cheap", PointwiseStage(WordScorer(), batcher, tokenizing), None)])
+            options = ScoreOptions(deadline=perf_counter() + 0.2, on_deadline=OnDeadline.PARTIAL)
+            with pytest.raises(DeadlineExceeded):
+                await cascade.score("query", texts(40), options)
+    assert len(engine.batches) > 1

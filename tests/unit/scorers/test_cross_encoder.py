@@ -212,6 +212,7 @@ def test_segments_that_the_model_is_not_given_are_left_out(make_folder: MakeFold
         ({"max_position_embeddings": 512}, {"model_max_length": 1e30}, 512),
         ({"max_position_embeddings": None}, {"model_max_length": 8192}, 8192),
         ({"max_position_embeddings": -1}, {}, 512),
+        ({"max_position_embeddings": None, "text_config": {"max_position_embeddings": 4096}}, None, 4096),
         ({"max_position_embeddings": 514, "model_type": "xlm-roberta", "pad_token_id": 1}, {}, 512),
         ({"max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": None}, {}, 512),
         ({"max_position_embeddings": 513, "model_type": "xlm-roberta", "pad_token_id": 0}, {}, 512),

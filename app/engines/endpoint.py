@@ -62,7 +62,7 @@ class EndpointEngine:
         self._options = options
         self.workers = workers
         parameters = json.dumps(dict(options.parameters), sort_keys=True)
-        self.name = f"endpoint/{options.url}/{options.model}/{options.max_tokens}/{parameters}"
+        self.name = f"endpoint/{_without_credentials(options.url)}/{options.model}/{options.max_tokens}/{parameters}"
         self.longest_pass_s = options.timeout_s * (options.retries + 1) + _LONGEST_PAUSE_S * options.retries
 
     @classmethod
@@ -146,6 +146,11 @@ class EndpointEngine:
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout(f"not all of the answer came within {self._options.timeout_s:g} s")
         return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(content))
+
+
+def _without_credentials(url: AnyHttpUrl) -> str:
+    """What may be shown to whoever asks which models there are."""
+    return f"{url.scheme}://{url.host}:{url.port}{(url.path or '').rstrip('/')}"
 
 
 def _stated_pause(reply: _Reply) -> float | None:

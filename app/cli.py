@@ -289,7 +289,7 @@ def export(
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     *,
     precision: Annotated[
-        list[str] | None, typer.Option(help="float32, float16 or int8; may be repeated. Default: all three.")
+        list[str] | None, typer.Option(help="float32, float16, int8 or int8-weights; may be repeated. Default: all.")
     ] = None,
     method: Annotated[str, typer.Option(help="The scorer to export for: cross-encoder, yes-no or first.")] = (
         "cross-encoder"

@@ -1,7 +1,7 @@
 """Turns a Hugging Face reranker into ONNX graphs, and measures how far each is from the torch original.
 
 The graph comes from torch's own exporter (torch.export), whose dynamic shapes hold for every batch and length. float32
-must agree with torch, or nothing is written that could be served; how far float16 and int8 are is reported.
+must agree with torch, or nothing is written that could be served; how far the others are is reported.
 
 A language model's graph gives the last position's logits of the few tokens that its scorer reads, and nothing else.
 """
@@ -31,16 +31,17 @@ from app.engines.torch_causal import TorchCausalEngine
 from app.engines.torch_encoder import TorchEncoderEngine, takes_token_types
 from app.engines.weights import read_weights
 from app.errors import ConfigError
-from app.quantizing import quantize_per_token
+from app.quantizing import quantize_per_token, quantize_weights
 from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
 from app.scorers.base import ListScorer, PairScorer, ScorerSpec
 
-Precision = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "float16", "int8", "int8-weights"]
 
 GRAPHS: Final[dict[Precision, str]] = {
     "float32": "model.onnx",
     "float16": "model.float16.onnx",
     "int8": "model.int8.onnx",
+    "int8-weights": "model.int8-weights.onnx",
 }
 # How far a healthy graph's logits may be from the reference at load time: this many times the measured distance,
 # because the golden pairs are a sample and another processor rounds otherwise.
@@ -327,6 +328,8 @@ def _convert(graph: Path, precision: Precision, *, largest_file: int) -> Path:
         _save(half, made, largest_file=largest_file)
     elif precision == "int8":
         _save(quantize_per_token(onnx.load(graph)), made, largest_file=largest_file)
+    elif precision == "int8-weights":
+        _save(quantize_weights(onnx.load(graph)), made, largest_file=largest_file)
     return made
 
 

@@ -33,8 +33,8 @@ _HUB_NAME: Final = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\
 _CONFIGURATION: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 # Repositories offer the same graph in many precisions: without a choice, only those that the engine looks for.
 _WEIGHTS: Final = {
-    "onnx": ("model.int8.onnx*", "model.float16.onnx*", "model.onnx*", "onnx/model.onnx*"),
-    "openvino": ("model.int8.onnx*", "model.onnx*", "onnx/model.onnx*"),
+    "onnx": ("model.int8.onnx*", "model.float16.onnx*", "model.onnx*", "onnx/model.onnx*", "model.int8-weights.onnx*"),
+    "openvino": ("model.int8.onnx*", "model.onnx*", "onnx/model.onnx*", "model.int8-weights.onnx*"),
     "torch-encoder": ("*.safetensors",),
     "torch-causal": ("*.safetensors",),
     "torch-generate": ("*.safetensors",),

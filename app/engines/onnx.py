@@ -40,7 +40,7 @@ _OPTIMIZATION: Final = {
 # Where exporters put the graph, best first. int8 products are fast on processors only, float16 on GPUs only.
 _PLAIN: Final = ("model.onnx", "onnx/model.onnx")
 _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
-    "cpu": ["model.int8.onnx", *_PLAIN],
+    "cpu": ["model.int8.onnx", *_PLAIN, "model.int8-weights.onnx"],
     "cuda": ["model.float16.onnx", *_PLAIN],
     "tensorrt": ["model.float16.onnx", *_PLAIN],
 }

@@ -24,7 +24,7 @@ from app.worker import available_cores
 
 Precision = Literal["float32", "bfloat16"]
 
-_USUAL_FILES: Final = ("model.int8.onnx", "model.onnx", "onnx/model.onnx")
+_USUAL_FILES: Final = ("model.int8.onnx", "model.onnx", "onnx/model.onnx", "model.int8-weights.onnx")
 _HINT: Final[Mapping[Precision, Type]] = {"float32": Type.f32, "bfloat16": Type.bf16}
 _OUTPUT: Final = "logits"
 # Kernels are made for every shape and kept, about 1 MB each and 5,000 of them unless told otherwise. Lengths that are

@@ -27,8 +27,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 Folder = Callable[[str], Path]
 
 # The tiny models have random weights over few dimensions, which makes quantisation look worse than it is.
-BOUNDS = {"float32": 1e-5, "float16": 0.02, "int8": 0.25}
-FILES = {"float32": "model.onnx", "float16": "model.float16.onnx", "int8": "model.int8.onnx"}
+BOUNDS = {"float32": 1e-5, "float16": 0.02, "int8": 0.25, "int8-weights": 0.1}
+FILES = {
+    "float32": "model.onnx",
+    "float16": "model.float16.onnx",
+    "int8": "model.int8.onnx",
+    "int8-weights": "model.int8-weights.onnx",
+}
 
 FAMILY = pytest.mark.parametrize("family", list(FAMILIES))
 PRECISION = pytest.mark.parametrize("precision", list(FILES))
@@ -64,6 +69,12 @@ def test_the_report_says_that_scores_do_not_depend_on_the_batch(
     onnx_folder: Folder, family: str, precision: str
 ) -> None:
     assert report(onnx_folder(family))[precision]["largest_batch_effect"] < 1e-5
+
+
+@FAMILY
+def test_rounded_weights_alone_are_nearer_to_torch_than_integer_products(onnx_folder: Folder, family: str) -> None:
+    mean_of = {name: entry["mean_difference"] for name, entry in report(onnx_folder(family)).items()}
+    assert mean_of["int8-weights"] < mean_of["int8"]
 
 
 @FAMILY
@@ -137,6 +148,7 @@ def test_weights_that_do_not_fit_one_file_lie_beside_the_graph(tiny_bert: Path, 
     sizes = {name: (split / f"{file}_data").stat().st_size for name, file in FILES.items()}
     assert sizes["float16"] < 0.55 * sizes["float32"]
     assert sizes["int8"] < 0.35 * sizes["float32"]
+    assert sizes["int8-weights"] < 0.35 * sizes["float32"]
 
 
 @pytest.mark.parametrize("largest_file", [10_000, 10_000_000])
@@ -248,4 +260,4 @@ def test_the_command_names_an_unknown_precision(tiny_bert: Path, tmp_path: Path)
     command = [sys.executable, "-m", "app.cli", "export", str(tiny_bert), str(tmp_path), "--precision", "int4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "unknown precision int4; known: float32, float16, int8" in done.stderr
+    assert "unknown precision int4; known: float32, float16, int8, int8-weights" in done.stderr

@@ -50,7 +50,7 @@ class Folders:
 
     @property
     def shipped(self) -> Path:
-        """What the engine onnx serves: the int8 graph."""
+        """What the engine onnx serves: the graph with int8 weights."""
         return self.out / "minilm-first"
 
     @property
@@ -86,8 +86,10 @@ def write_tokenizer(folder: Path, encoder: BertModel, tokenizer: PreTrainedToken
     starting_config(encoder, tokenizer).save_pretrained(folder)
 
 
-def write_graph(source: Path, target: Path, *, precision: Precision = "int8") -> list[Parity]:
-    """Write the graph of a folder's model, with the identifiers' rows alone."""
+def write_graph(source: Path, target: Path, *, precision: Precision = "int8-weights") -> list[Parity]:
+    """Write the graph of a folder's model, with the identifiers' rows alone. Its marks do not bear rounded activations:
+    with integer products it loses .05 of nDCG@10.
+    """
     return export_language_model(source, target, method="first", spec=scorer_spec(source), precisions=[precision])
 
 
@@ -128,5 +130,5 @@ def _entry(name: str, folder: Path) -> str:
     options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in OPTIONS.items())
     return (
         f'[[model]]\nname = {json.dumps(name)}\nscorer = "first"\npath = {json.dumps(str(folder.resolve()))}\n'
-        f'engine_options = {{ file = "model.int8.onnx" }}\noptions = {{ {options} }}\n\n'
+        f'engine_options = {{ file = "model.int8-weights.onnx" }}\noptions = {{ {options} }}\n\n'
     )

@@ -142,7 +142,9 @@ def test_the_graph_of_an_embedding_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_graph_says_which_were_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tried: model.int8.onnx, model.onnx, onnx/model.onnx; there: none"):
+    with pytest.raises(
+        ConfigError, match=r"tried: model.int8.onnx, model.onnx, onnx/model.onnx, model.int8-weights.onnx; there: none"
+    ):
         load(tmp_path)
 
 

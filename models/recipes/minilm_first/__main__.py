@@ -42,6 +42,7 @@ def main(
     teacher = Teacher([*train, *held_out], cache=out / "teacher.pt")
     write_start(folders, [plain_list(group, teacher) for group in train[:LISTS_TO_START_FROM]], teacher)
     model = BertGenerationDecoder.from_pretrained(folders.start)
+    plan = Plan(minutes=minutes, seed=seed, whole=whole)
     trainer = Trainer(
         model,
         PromptWriter(folders.start),
@@ -49,7 +50,7 @@ def main(
         teacher,
         [plain_list(group, teacher) for group in held_out],
         checkpoint=out / "checkpoint.pt",
-        plan=Plan(minutes=minutes, seed=seed, whole=whole),
+        plan=plan,
     )
     trainer.run()
     trainer.ranker.write_into(model)
@@ -59,7 +60,7 @@ def main(
     parities = write_graph(folders.float32, folders.shipped)
     write_curve(trainer.progress, out)
     report = measure(data, {"minilm-first": folders.shipped, "start": out / "start-graph"}, folders, queries=queries)
-    write_card(out / "README.md", report, trainer.progress, parities, seed=seed, minutes=minutes)
+    write_card(out / "README.md", report, trainer.progress, parities, plan=plan)
     typer.echo(f"{out / 'README.md'} says what it is worth")
 
 

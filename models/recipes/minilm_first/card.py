@@ -6,18 +6,23 @@ from string import Template
 from typing import Any
 
 from app.exporting import Parity
-from models.recipes.minilm_first.train import Progress
+from models.recipes.minilm_first.train import Plan, Progress
 
 TEMPLATE = Path(__file__).with_name("card.md")
+_SHIPPED = "This folder holds what the service loads."
+_KEPT_BACK = "It shows the whole way from lists to a served model; its weights are not shipped."
 
 
 def write_card(
-    path: Path, report: dict[str, Any], progress: Progress, parities: Sequence[Parity], *, seed: int, minutes: float
+    path: Path, report: dict[str, Any], progress: Progress, parities: Sequence[Parity], *, plan: Plan
 ) -> None:
     (parity,) = parities
     card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        seed=seed,
-        minutes=f"{minutes:g}",
+        seed=plan.seed,
+        minutes=f"{plan.minutes:g}",
+        whole=" --whole" if plan.whole else "",
+        learnt="All layers learnt" if plan.whole else "The two upper layers and the head learnt",
+        shipped=_SHIPPED if beats_bm25(report) else _KEPT_BACK,
         lists=f"{progress.lists:,}",
         elapsed=f"{progress.elapsed_s / 60:.0f}",
         quality=quality_table(report),
@@ -43,14 +48,23 @@ def quality_table(report: dict[str, Any]) -> str:
 
 def verdict(report: dict[str, Any]) -> str:
     """Whether it may be shipped, and by what; the differences are paired."""
-    differences = []
-    for data_set in report["sets"]:
-        (row,) = (row for row in data_set["rows"] if row["target"] == "minilm-first")
-        difference = row["against_baseline"]["nDCG@10"]
-        differences.append((data_set["name"], difference))
-    said = "; ".join(f"{name} {one['mean']:+.3f} (p = {one['p']:.2g})" for name, one in differences)
-    beats = all(one["mean"] > 0 for _, one in differences)
-    return f"Against BM25: {said}. It {'beats' if beats else 'does not beat'} BM25 on both sets."
+    said = "; ".join(f"{name} {one['mean']:+.3f} (p = {one['p']:.2g})" for name, one in _gains(report).items())
+    return f"Against BM25: {said}. It {'beats' if beats_bm25(report) else 'does not beat'} BM25 on both sets."
+
+
+def beats_bm25(report: dict[str, Any]) -> bool:
+    """Whether it is ahead on every set that was measured."""
+    return all(gain["mean"] > 0 for gain in _gains(report).values())
+
+
+def _gains(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The paired differences from BM25, by set."""
+    return {
+        data_set["name"]: row["against_baseline"]["nDCG@10"]
+        for data_set in report["sets"]
+        for row in data_set["rows"]
+        if row["target"] == "minilm-first"
+    }
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

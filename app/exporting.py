@@ -3,7 +3,8 @@
 The graph comes from torch's own exporter (torch.export), whose dynamic shapes hold for every batch and length. float32
 must agree with torch, or nothing is written that could be served; how far the others are is reported.
 
-A language model's graph gives the last position's logits of the few tokens that its scorer reads, and nothing else.
+A classifier's graph computes of its last layer the one row that its head reads (app/narrowing.py). A language model's
+graph gives the last position's logits of the few tokens that its scorer reads, and nothing else.
 """
 
 import json
@@ -31,6 +32,7 @@ from app.engines.torch_causal import TorchCausalEngine
 from app.engines.torch_encoder import TorchEncoderEngine, takes_token_types
 from app.engines.weights import read_weights
 from app.errors import ConfigError
+from app.narrowing import keep_first_row
 from app.quantizing import quantize_per_token, quantize_weights
 from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
 from app.scorers.base import ListScorer, PairScorer, ScorerSpec
@@ -114,7 +116,7 @@ def export_cross_encoder(
 
     checks = _Checks(reference=reference, encodings=encodings, pad_id=scorer.pad_id)
     parities = _write_graphs(
-        lambda: _export_graph(_LogitsOnly(model), takes_segments=takes_token_types(model)),
+        lambda: _narrowed(classifier_graph(model)),
         target,
         checks,
         precisions=precisions,
@@ -123,6 +125,11 @@ def export_cross_encoder(
     )
     _write_golden(target, reference, parities)
     return parities
+
+
+def classifier_graph(model: PreTrainedModel) -> onnx.ModelProto:
+    """A sequence classifier's graph as torch's exporter makes it, in float32."""
+    return _export_graph(_LogitsOnly(model), takes_segments=takes_token_types(model))
 
 
 def export_language_model(
@@ -271,6 +278,11 @@ class _RowsOnly(torch.nn.Module):
         hidden = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         last = (attention_mask.sum(dim=1) - 1).view(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
         return self.head.logits(hidden.gather(1, last).squeeze(1))
+
+
+def _narrowed(graph: onnx.ModelProto) -> onnx.ModelProto:
+    keep_first_row(graph)
+    return graph
 
 
 def _export_rows(model: PreTrainedModel, output_tokens: Sequence[int]) -> onnx.ModelProto:

@@ -1,10 +1,18 @@
-"""One model's weights in the layouts that the contestants of `loadtest.cross_server` want. Needs torch."""
+"""One model's weights in the layouts that the contestants of `loadtest.cross_server` want. Needs torch.
+
+Peers get the graphs that the field's own tools make: torch's export as it stands, and ONNX Runtime's dynamic
+quantisation of it, per channel. What `rerankd export` does to a graph beyond that is part of what is measured.
+"""
 
 import shutil
 from pathlib import Path
 from typing import Final
 
-from app.exporting import GRAPHS, export_cross_encoder
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from app.engines.weights import read_weights
+from app.exporting import GRAPHS, classifier_graph, export_cross_encoder
 from loadtest.contestants import OUR_ENGINES, Precision, Weights, registry_name
 from loadtest.random_models import build
 
@@ -16,26 +24,28 @@ def prepare_weights(model: Path | None, folder: Path) -> Weights:
     MiniLM-L6's shape with random weights.
     """
     model = (model or build("minilm-l6", folder / "model")).resolve()
-    onnx = folder / "onnx"
-    export_cross_encoder(model, onnx, precisions=list(_PRECISIONS))
+    ours = folder / "onnx"
+    export_cross_encoder(model, ours, precisions=list(_PRECISIONS))
     for engine, precision in OUR_ENGINES:
-        (onnx / registry_name(engine, precision)).write_text(
-            f'[[model]]\nname = "model"\nscorer = "cross-encoder"\nengine = "{engine}"\npath = "{onnx}"\n'
+        (ours / registry_name(engine, precision)).write_text(
+            f'[[model]]\nname = "model"\nscorer = "cross-encoder"\nengine = "{engine}"\npath = "{ours}"\n'
             f'engine_options = {{ file = "{GRAPHS[precision]}" }}\n',
             encoding="utf-8",
         )
-    return Weights(
-        safetensors=model,
-        onnx=onnx,
-        only_float32=_with_graph(onnx, folder / "only-float32", GRAPHS["float32"], "model.onnx"),
-        only_quantized=_with_graph(onnx, folder / "only-quantized", GRAPHS["int8"], "model_quantized.onnx"),
+    float32, quantized = _without_graph(ours, folder / "float32"), _without_graph(ours, folder / "quantized")
+    onnx.save(
+        classifier_graph(read_weights("sequence classifier", model, attention="eager", trust_remote_code=False)),
+        float32 / "model.onnx",
     )
+    quantize_dynamic(
+        float32 / "model.onnx", quantized / "model_quantized.onnx", per_channel=True, weight_type=QuantType.QInt8
+    )
+    return Weights(safetensors=model, onnx=ours, only_float32=float32, only_quantized=quantized)
 
 
-def _with_graph(onnx: Path, folder: Path, graph: str, name: str) -> Path:
-    """A folder with one graph of the two, under the name that infinity looks for."""
+def _without_graph(onnx_folder: Path, folder: Path) -> Path:
+    """A folder with the tokenizer and the configuration."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in onnx.glob("*.json"):
+    for file in onnx_folder.glob("*.json"):
         shutil.copyfile(file, folder / file.name)
-    shutil.copyfile(onnx / graph, folder / name)
     return folder

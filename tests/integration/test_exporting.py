@@ -111,6 +111,14 @@ def test_a_graph_takes_any_number_of_sequences_of_any_length(onnx_folder: Folder
     assert all(shape == ["batch", "sequence"] for shape in shapes.values())
 
 
+@FAMILY
+def test_the_last_layer_computes_one_row(onnx_folder: Folder, family: str) -> None:
+    graph = onnx.load(onnx_folder(family) / "model.onnx").graph
+    noted = {info.name: info.type.tensor_type.shape.dim for info in graph.value_info}
+    [states] = [node.input[0] for node in graph.node if node.op_type == "Gather" and node.output[0] == "select"]
+    assert noted[states][1].dim_value == 1
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, onnx_folder: Folder) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("exported")

@@ -100,6 +100,32 @@ def build_gemma2(folder: Path) -> Path:
     )
 
 
+def build_llama4(folder: Path) -> Path:
+    """Experts and chunks of attention; transformers gives no way to its decoder without the head."""
+    from transformers import Llama4ForCausalLM, Llama4TextConfig  # noqa: PLC0415 - as above
+
+    return _save(
+        Llama4ForCausalLM,
+        Llama4TextConfig,
+        byte_level_tokenizer(LLAMA_MARKUP),
+        folder,
+        pad="<|eot_id|>",
+        bos_token_id=None,
+        eos_token_id=None,
+        intermediate_size_mlp=64,
+        num_local_experts=2,
+        attention_chunk_size=SLIDING_WINDOW,
+    )
+
+
+def build_t5(folder: Path) -> Path:
+    """An encoder and a decoder: no causal language model."""
+    from transformers import T5Config, T5ForConditionalGeneration  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer(QWEN_MARKUP)
+    return _save(T5ForConditionalGeneration, T5Config, tokenizer, folder, pad="<|endoftext|>", d_model=32, d_kv=8)
+
+
 CAUSAL_FAMILIES: Final[Mapping[str, Callable[[Path], Path]]] = {
     "llama": build_llama,
     "mistral": build_mistral,

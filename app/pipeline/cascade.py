@@ -75,4 +75,4 @@ def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
     a member's scores are no order, so a deadline is an error even where a partial answer was asked for.
     """
     windows = options.windows and replace(options.windows, initial_order=None)
-    return replace(options, top_n=top_n, windows=windows, on_deadline=OnDeadline.ERROR)
+    return replace(options, top_n=top_n, windows=windows, on_deadline=OnDeadline.ERROR, divisible=False)

@@ -99,7 +99,7 @@ class _Ranking:
         """Later passes are not asked whether they may come in: what was begun is finished. Half a schedule is no order,
         so a deadline is an error even where a partial answer was asked for.
         """
-        terms = replace(self._options.terms, partial=False)
+        terms = replace(self._options.terms, partial=False, divisible=False)
         if self._begun:
             return await self._batcher.serve(encodings, identities_of(encodings), terms)
         self._begun = True

@@ -218,8 +218,9 @@ async def test_a_deadline_that_comes_between_windows_ends_the_schedule() -> None
     scorer = NumberScorer(schedule="sliding")
     async with staged(scorer, SlowNumberEngine()) as stage:
         options = ScoreOptions(deadline=perf_counter() + 0.25, on_deadline=OnDeadline.PARTIAL)
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceeded) as caught:
             await stage.score("query", texts(40), options)
+        assert caught.value.message.endswith("before there was an order: allow more time, or send fewer documents")
         begun = len(scorer.windows)
         await asyncio.sleep(0.3)
     assert 2 <= begun < 12
@@ -323,6 +324,6 @@ async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:
         async with running_batcher(engine, RecordingObserver()) as batcher:
             cascade = CascadeStage([Member("cheap", PointwiseStage(WordScorer(), batcher, tokenizing), None)])
             options = ScoreOptions(deadline=perf_counter() + 0.2, on_deadline=OnDeadline.PARTIAL)
-            with pytest.raises(DeadlineExceeded):
+            with pytest.raises(DeadlineExceeded, match="before there was an order: allow more time, or send fewer doc"):
                 await cascade.score("query", texts(40), options)
     assert len(engine.batches) > 1

@@ -206,7 +206,8 @@ class Scores:
     `dropped` the document tokens that truncation cut off. Documents that are `cached` did not reach the model this
     time; None where there is no cache. Documents that are not `scored` had no score when the deadline came, and their
     value means nothing; None: all have one. `passages` is None where documents were read whole. A listwise stage's
-    values say the order and nothing else. `placed_by` names, for a cascade, the model that gave each document its
+    values say the order and nothing else; `unordered` counts its windows of which the model said nothing, and whose
+    candidates kept the order that they came in. `placed_by` names, for a cascade, the model that gave each document its
     place; None for one that kept the request's.
     """
 
@@ -218,6 +219,7 @@ class Scores:
     passages: PassageScores | None = None
     timings: Timings = field(default_factory=Timings)
     placed_by: Sequence[str | None] | None = None
+    unordered: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.dialects.superset import meta_of
 from app.assembly import running_service
 from app.config import Settings
 from app.domain import RerankRequest, RerankResult, ScoreOptions, WindowWishes
@@ -202,11 +203,27 @@ async def test_a_model_behind_an_endpoint_orders_documents(tmp_path: Path) -> No
             "options": {"template": "rankgpt"},
             "engine_options": {"url": url, "model": "m"},
         }
-        settings = Settings(registry=write_registry(tmp_path, [model]))
-        async with running_service(settings, RecordingObserver()) as service:
+        settings, observer = Settings(registry=write_registry(tmp_path, [model])), RecordingObserver()
+        async with running_service(settings, observer) as service:
             await service.model_named("chat").settled()
             result = await service.rerank(RerankRequest(query=QUERY, documents=["a", "b", "c"]))
             assert indices(result) == [1, 2, 0]
+            script.answers = [(200, completion("I cannot rank these 3 passages.")), (200, completion(None))]
+            script.answers = [*script.answers, (200, completion("[3] > [1]"))]
+            script.asked.clear()
+            again = [
+                await service.rerank(RerankRequest(query=QUERY, documents=["g", "  ", "h", "i"])) for _ in range(4)
+            ]
+            assert [(indices(one), one.scores.unordered, one.cached) for one in again] == [
+                ([0, 2, 3, 1], 1, 0),
+                ([0, 2, 3, 1], 1, 0),
+                ([3, 0, 2, 1], 0, 0),
+                ([3, 0, 2, 1], 0, 3),
+            ]
+            assert [fact["unordered_windows"] for fact in observer.named("request_scored")] == [0, 1, 1, 0, 0]
+            assert meta_of(again[0], version="2")["warnings"] == [
+                "the model named no document of 1 window, which kept the order it was given; ask again"
+            ]
             script.answers = [(500, {})]
             asked = len(script.asked)
             with pytest.raises(ScoringFailed):

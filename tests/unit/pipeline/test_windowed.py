@@ -257,6 +257,21 @@ async def test_a_repeated_list_comes_from_the_cache_and_any_change_does_not() ->
     assert observer.total("cache_looked_up", "hits") == 9
 
 
+async def test_an_order_of_which_the_model_said_nothing_is_not_kept() -> None:
+    cache, observer = ScriptedCache(), RecordingObserver()
+    async with staged(NumberScorer(), NumberEngine()) as inner:
+        stage = CachedListStage(inner, cache, fingerprint="x", observer=observer)
+        for _ in range(2):
+            scores = await stage.score("query", ["7", "7"], ScoreOptions())
+            assert (scores.unordered, cached(scores)) == (1, 0)
+            assert best_first(["a", "b"], scores.values) == ["a", "b"]
+        assert not cache.entries
+        assert (
+            await CascadeStage([Member("x", stage, None)]).score("query", ["7", "7"], ScoreOptions())
+        ).unordered == 1
+        assert (await stage.score("query", ["7"], ScoreOptions())).unordered == 0
+
+
 async def test_a_broken_list_cache_is_one_that_knows_nothing() -> None:
     cache, observer = ScriptedCache(), RecordingObserver()
     async with staged(NumberScorer(), NumberEngine()) as inner:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tests.tiny_models import CORPUS
 
@@ -45,11 +45,10 @@ def build_mistral(folder: Path) -> Path:
     """BPE over "▁" with byte fallback and Mistral's markup; every layer sees a sliding window."""
     from transformers import MistralConfig, MistralForCausalLM  # noqa: PLC0415 - as above
 
-    tokenizer = byte_fallback_tokenizer(MISTRAL_MARKUP)
     return _save(
         MistralForCausalLM,
         MistralConfig,
-        tokenizer,
+        mistral_tokenizer(),
         folder,
         pad="</s>",
         sliding_window=SLIDING_WINDOW,
@@ -147,6 +146,14 @@ def byte_level_tokenizer(markup: Sequence[str], *, plain: Sequence[str] = ()) ->
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     return _with_markup(tokenizer, markup, plain)
+
+
+def mistral_tokenizer() -> Tokenizer:
+    """It puts "<s>" before every text."""
+    tokenizer = byte_fallback_tokenizer(MISTRAL_MARKUP)
+    beginning = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[beginning])
+    return tokenizer
 
 
 def byte_fallback_tokenizer(markup: Sequence[str], *, leading_space: bool = True) -> Tokenizer:

@@ -59,7 +59,8 @@ def first_logits(family: str, folder: Path, query: str, documents: Sequence[str]
     prompt = tokenizer.apply_chat_template(
         messages, chat_template=CHATS[family], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
-    ids = tokenizer(f"{prompt}[", add_special_tokens=False).input_ids
+    # rank_llm trained its Mistral on rendered prompts that the tokenizer added its own first token to, and ranks so.
+    ids = tokenizer(f"{prompt}[", add_special_tokens=family == "mistral").input_ids
     letter_ids = [tokenizer(f"{prompt}[{letter}", add_special_tokens=False).input_ids[-1] for letter in letters]
     return _logits_after(folder, ids)[letter_ids]
 

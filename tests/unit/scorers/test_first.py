@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from app.domain import IntArray
 from app.errors import ConfigError, InvalidRequest
@@ -46,6 +47,30 @@ def test_each_letter_is_read_behind_the_prompt(tmp_path: Path, family: str, how:
     prompt = scorer.encode_window(QUERY, ["a", "b"], max_document_tokens=None).encoding.ids.tolist()
     assert [tokenizer.decode([token]) for token in scorer.output_tokens] == list("ABCDEFGHIJKLMNOPQRST")
     assert (tokenizer.id_to_token(prompt[-1]) in {"[", "▁["}) is (how != "prompt")
+
+
+@pytest.mark.parametrize(("family", "template"), [("mistral", "first-mistral"), ("mistral", "first-zephyr")])
+def test_the_first_token_stands_as_often_as_in_the_checkpoints_own_code(
+    tmp_path: Path, family: str, template: str
+) -> None:
+    folder = tokenizer_folder(tmp_path / family, family)
+    options = {"template": template}
+    scorer = load_list_scorer("first", ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options=options))
+    encoding = scorer.encode_window(QUERY, ["a", "b"], max_document_tokens=None).encoding
+    first = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<s>")
+    assert encoding.ids.tolist().count(first) == (2 if template == "first-mistral" else 1)
+    assert encoding.ids[0] == first
+    assert encoding.boundary > 20, "the beginning is shared"
+
+
+def test_a_tokenizer_that_puts_something_behind_texts_too_is_refused(tmp_path: Path) -> None:
+    folder = tokenizer_folder(tmp_path / "mistral", "mistral")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = ("</s>", tokenizer.token_to_id("</s>"))
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[end])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(ConfigError, match="puts tokens behind texts too"):
+        load(folder, "mistral")
 
 
 def test_the_shared_beginning_ends_where_the_passages_begin(qwen3: Path) -> None:

@@ -83,7 +83,8 @@ class Terms:
 
     `caller` names whose work it is (an API key's name). Of one caller's requests those with the lower `priority` go
     first, 0 to 999; `urgent` work goes before everything that waits and is never refused. `deadline` is a moment on the
-    clock of `time.perf_counter`; when it comes, a `partial` answer holds what is scored by then.
+    clock of `time.perf_counter`; when it comes, a `partial` answer holds what is scored by then. Where the work is not
+    `divisible` nobody can ask for one: half of it says nothing.
     """
 
     caller: str = ""
@@ -91,6 +92,7 @@ class Terms:
     urgent: bool = False
     deadline: float = inf
     partial: bool = False
+    divisible: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ class ScoreOptions:
     """What a stage must know beside the texts.
 
     `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
-    means. `top_n` documents are all that the caller will see. The last five are the request's `terms`.
+    means. `top_n` documents are all that the caller will see. The last six are the request's `terms`.
     """
 
     max_tokens_per_doc: int | None = None
@@ -138,6 +140,7 @@ class ScoreOptions:
     urgent: bool = False
     deadline: float = inf
     on_deadline: OnDeadline = OnDeadline.ERROR
+    divisible: bool = True
 
     @property
     def terms(self) -> Terms:
@@ -147,6 +150,7 @@ class ScoreOptions:
             urgent=self.urgent,
             deadline=self.deadline,
             partial=self.on_deadline is OnDeadline.PARTIAL,
+            divisible=self.divisible,
         )
 
 
@@ -202,7 +206,8 @@ class Scores:
     `dropped` the document tokens that truncation cut off. Documents that are `cached` did not reach the model this
     time; None where there is no cache. Documents that are not `scored` had no score when the deadline came, and their
     value means nothing; None: all have one. `passages` is None where documents were read whole. A listwise stage's
-    values say the order and nothing else. `placed_by` names, for a cascade, the model that gave each document its
+    values say the order and nothing else; `unordered` counts its windows of which the model said nothing, and whose
+    candidates kept the order that they came in. `placed_by` names, for a cascade, the model that gave each document its
     place; None for one that kept the request's.
     """
 
@@ -214,6 +219,7 @@ class Scores:
     passages: PassageScores | None = None
     timings: Timings = field(default_factory=Timings)
     placed_by: Sequence[str | None] | None = None
+    unordered: int = 0
 
 
 @dataclass(frozen=True, slots=True)

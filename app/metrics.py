@@ -111,6 +111,12 @@ class PrometheusObserver:
             ["model"],
             registry=self.registry,
         )
+        self._unordered = Counter(
+            "rerank_unordered_windows_total",
+            "Windows of which a listwise model said nothing.",
+            ["model"],
+            registry=self.registry,
+        )
 
     def _make_cache_metrics(self) -> None:
         self._cache_pairs = Counter("rerank_cache_pairs_total", "Pairs looked up.", ["result"], registry=self.registry)
@@ -129,7 +135,7 @@ class PrometheusObserver:
         self._requests.labels(model, dialect, str(status)).inc()
         self._durations.labels(model, dialect).observe(duration_s)
 
-    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int) -> None:
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
         for stage, seconds in (
             ("cache", timings.cache_s),
             ("tokenize", timings.tokenize_s),
@@ -138,6 +144,7 @@ class PrometheusObserver:
         ):
             self._stages.labels(model, stage).observe(seconds)
         self._truncated.labels(model).inc(dropped_tokens)
+        self._unordered.labels(model).inc(unordered_windows)
 
     def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:
         self._batch_pairs.labels(model).observe(pairs)

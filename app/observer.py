@@ -8,7 +8,7 @@ from app.domain import Timings
 class Observer(Protocol):
     def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None: ...
 
-    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int) -> None: ...
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None: ...
 
     def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None: ...
 
@@ -37,7 +37,7 @@ class Silent:
     def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
         pass
 
-    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int) -> None:
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
         pass
 
     def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:

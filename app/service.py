@@ -76,7 +76,10 @@ class RerankService:
         loaded = model.loaded
         blank, scores = await self._score_in_time(loaded, request)
         self._observer.request_scored(
-            model=model.name, timings=scores.timings, dropped_tokens=int(scores.dropped.sum())
+            model=model.name,
+            timings=scores.timings,
+            dropped_tokens=int(scores.dropped.sum()),
+            unordered_windows=scores.unordered,
         )
         if request.options.truncation is Truncation.ERROR:
             _refuse_cut_documents(scores)
@@ -184,6 +187,7 @@ def _spread(scores: Scores, blank: BoolArray) -> Scores:
         and PassageScores(starts=spread(passages.starts), ends=spread(passages.ends), counts=spread(passages.counts)),
         timings=scores.timings,
         placed_by=None if scores.placed_by is None else [None if empty else next(names) for empty in blank],
+        unordered=scores.unordered,
     )
 
 

@@ -61,8 +61,14 @@ class RecordingObserver:
     def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
         self._state("request_finished", model=model, dialect=dialect, status=status, duration_s=duration_s)
 
-    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int) -> None:
-        self._state("request_scored", model=model, timings=timings, dropped_tokens=dropped_tokens)
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
+        self._state(
+            "request_scored",
+            model=model,
+            timings=timings,
+            dropped_tokens=dropped_tokens,
+            unordered_windows=unordered_windows,
+        )
 
     def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:
         self._state("batch_scored", model=model, pairs=pairs, tokens=tokens, padded_tokens=padded_tokens)

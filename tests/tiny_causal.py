@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from tests.tiny_models import CORPUS
 
@@ -45,11 +45,10 @@ def build_mistral(folder: Path) -> Path:
     """BPE over "▁" with byte fallback and Mistral's markup; every layer sees a sliding window."""
     from transformers import MistralConfig, MistralForCausalLM  # noqa: PLC0415 - as above
 
-    tokenizer = byte_fallback_tokenizer(MISTRAL_MARKUP)
     return _save(
         MistralForCausalLM,
         MistralConfig,
-        tokenizer,
+        mistral_tokenizer(),
         folder,
         pad="</s>",
         sliding_window=SLIDING_WINDOW,
@@ -100,6 +99,32 @@ def build_gemma2(folder: Path) -> Path:
     )
 
 
+def build_llama4(folder: Path) -> Path:
+    """Experts and chunks of attention; transformers gives no way to its decoder without the head."""
+    from transformers import Llama4ForCausalLM, Llama4TextConfig  # noqa: PLC0415 - as above
+
+    return _save(
+        Llama4ForCausalLM,
+        Llama4TextConfig,
+        byte_level_tokenizer(LLAMA_MARKUP),
+        folder,
+        pad="<|eot_id|>",
+        bos_token_id=None,
+        eos_token_id=None,
+        intermediate_size_mlp=64,
+        num_local_experts=2,
+        attention_chunk_size=SLIDING_WINDOW,
+    )
+
+
+def build_t5(folder: Path) -> Path:
+    """An encoder and a decoder: no causal language model."""
+    from transformers import T5Config, T5ForConditionalGeneration  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer(QWEN_MARKUP)
+    return _save(T5ForConditionalGeneration, T5Config, tokenizer, folder, pad="<|endoftext|>", d_model=32, d_kv=8)
+
+
 CAUSAL_FAMILIES: Final[Mapping[str, Callable[[Path], Path]]] = {
     "llama": build_llama,
     "mistral": build_mistral,
@@ -121,6 +146,14 @@ def byte_level_tokenizer(markup: Sequence[str], *, plain: Sequence[str] = ()) ->
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     return _with_markup(tokenizer, markup, plain)
+
+
+def mistral_tokenizer() -> Tokenizer:
+    """It puts "<s>" before every text."""
+    tokenizer = byte_fallback_tokenizer(MISTRAL_MARKUP)
+    beginning = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[beginning])
+    return tokenizer
 
 
 def byte_fallback_tokenizer(markup: Sequence[str], *, leading_space: bool = True) -> Tokenizer:

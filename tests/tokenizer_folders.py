@@ -11,16 +11,16 @@ from app.config import SHIPPED_REGISTRY
 from tests.tiny_causal import (
     GEMMA_MARKUP,
     LLAMA_MARKUP,
-    MISTRAL_MARKUP,
     QWEN_MARKUP,
     byte_fallback_tokenizer,
     byte_level_tokenizer,
+    mistral_tokenizer,
 )
 
 SHIPPED_TEMPLATES: Final = SHIPPED_REGISTRY.parent / "templates"
 TOKENIZERS: Final[Mapping[str, Callable[[], Tokenizer]]] = {
     "llama": lambda: byte_level_tokenizer(LLAMA_MARKUP),
-    "mistral": lambda: byte_fallback_tokenizer(MISTRAL_MARKUP),
+    "mistral": mistral_tokenizer,
     "qwen3": lambda: byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>")),
     "gemma": lambda: byte_fallback_tokenizer(GEMMA_MARKUP, leading_space=False),
 }

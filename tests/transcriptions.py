@@ -59,7 +59,8 @@ def first_logits(family: str, folder: Path, query: str, documents: Sequence[str]
     prompt = tokenizer.apply_chat_template(
         messages, chat_template=CHATS[family], tokenize=False, add_generation_prompt=True, enable_thinking=False
     )
-    ids = tokenizer(f"{prompt}[", add_special_tokens=False).input_ids
+    # rank_llm trained its Mistral on rendered prompts that the tokenizer added its own first token to, and ranks so.
+    ids = tokenizer(f"{prompt}[", add_special_tokens=family == "mistral").input_ids
     letter_ids = [tokenizer(f"{prompt}[{letter}", add_special_tokens=False).input_ids[-1] for letter in letters]
     return _logits_after(folder, ids)[letter_ids]
 
@@ -84,6 +85,48 @@ def qwen3_reranker_logits(folder: Path, query: str, documents: Sequence[str], *,
         probability = torch.nn.functional.log_softmax(logits, dim=0).exp()[1].item()
         values.append(np.log(probability / (1 - probability)))
     return np.array(values, dtype=np.float32)
+
+
+def mxbai_rerank_logits(folder: Path, query: str, documents: Sequence[str], *, instruction: str | None) -> FloatArray:
+    """mxbai-rerank-v2 as its makers' package reads it: logit("1") - logit("0"), shape [documents]."""
+    tokenizer, _ = _loaded(folder)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    system = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    task = (
+        "You are a search relevance expert who evaluates how well documents match search queries. For each "
+        "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+        "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:"
+    )
+    before = ids(f"{system}<|im_start|>user\n")
+    behind = ids("\n") + ids(task) + ids("<|im_end|>\n<|im_start|>assistant\n")
+    question = ids("\n".join([*([f"instruction: {instruction}"] if instruction else []), f"query: {query}"]))
+    one, zero = ids("1")[0], ids("0")[0]
+    values = []
+    for document in documents:
+        logits = _logits_after(folder, [*before, *question, *ids("\n"), *ids(f"document: {document}"), *behind])
+        values.append(logits[one] - logits[zero])
+    return np.array(values, dtype=np.float32)
+
+
+def bge_gemma_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """bge-reranker-v2-gemma as its model card reads it: the logit of "Yes", shape [documents]."""
+    tokenizer, _ = _loaded(folder)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    task = (
+        "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
+        "a prediction of either 'Yes' or 'No'."
+    )
+    before = [tokenizer.convert_tokens_to_ids("<bos>"), *ids(f"A: {query}"), *ids("\n")]
+    behind = [*ids("\n"), *ids(task)]
+    yes = ids("Yes")[0]
+    rows = [_logits_after(folder, [*before, *ids(f"B: {document}"), *behind])[yes] for document in documents]
+    return np.array(rows, dtype=np.float32)
 
 
 def _without_identifiers(text: str) -> str:

@@ -210,11 +210,7 @@ class Batcher:
         except TimeoutError:
             self._observer.deadline_missed(model=self._model)
             if not terms.partial:
-                missing = job.open
-                raise DeadlineExceeded(
-                    f"the deadline came when {missing} of {len(encodings)} documents were not scored yet: allow more "
-                    "time, send fewer documents, or ask for what is there with on_deadline = partial"
-                ) from None
+                raise _too_late(job, terms) from None
         finally:
             del self._jobs[number]
             self._withdraw(number, job)
@@ -422,6 +418,15 @@ class Batcher:
 def _fail(job: _Job, failure: RerankError) -> None:
     if not job.answer.done():
         job.answer.set_exception(failure)
+
+
+def _too_late(job: _Job, terms: Terms) -> DeadlineExceeded:
+    if not terms.divisible:
+        return DeadlineExceeded("the deadline came before there was an order: allow more time, or send fewer documents")
+    return DeadlineExceeded(
+        f"the deadline came when {job.open} of {len(job.encodings)} texts were not scored yet: allow more time, send "
+        "fewer documents, or ask for what is there with on_deadline = partial"
+    )
 
 
 def _gone(model: str) -> Unavailable:

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from app.domain import IntArray
+from app.errors import ConfigError
 
 # One layer's keys and values, each of shape [1, heads, tokens, size of a head].
 LayerStates = tuple[torch.Tensor, torch.Tensor]
@@ -19,10 +20,21 @@ States = Sequence[LayerStates]
 
 
 class Prefill:
-    """Runs a model without its head."""
+    """Runs a model without its head.
+
+    Raises:
+        ConfigError: the model has no decoder that runs without one.
+    """
 
     def __init__(self, model: PreTrainedModel, *, pad_id: int) -> None:
         self._decoder = model.base_model
+        # transformers gives the model itself where it knows of no part below the head, as for Llama 4.
+        if self._decoder is model:
+            raise ConfigError(
+                f"model_type {model.config.model_type!r} is not supported by engine 'torch-causal': transformers gives "
+                f'no {type(model).__name__} without its head; let it write orders (scorer = "generative" with engine = '
+                '"torch-generate" or "endpoint"), or use a plain causal language model'
+            )
         self.device: torch.device = model.get_input_embeddings().weight.device
         self._pad_id = pad_id
 

@@ -3,6 +3,7 @@
 Only safetensors are read, pickled weights never; nothing is downloaded here (`app/sources.py` does that before).
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -32,6 +33,7 @@ _TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_LONGEST_REASON: Final = 400
 
 
 class WeightsOptions(BaseModel):
@@ -122,12 +124,29 @@ def read_weights(
             **placement,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"transformers cannot load {folder}: {error}") from error
+        raise ConfigError(_refusal(kind, folder, error)) from error
     # transformers fills what is missing with random numbers, for example the head of a model that has none
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         raise ConfigError(f"the weights in {folder} lack {missing:.200}: this is no complete {kind}")
     return model.eval()
+
+
+def _refusal(kind: Kind, folder: Path, error: Exception) -> str:
+    """What transformers says goes on for pages, with every model that it could have loaded instead."""
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        model_type = None
+    return (
+        f"transformers cannot load {folder} as a {kind} (model_type {model_type!r}): {_beginning(str(error))}; engine "
+        "'torch-encoder' reads sequence classifiers, 'torch-causal' and 'torch-generate' causal language models"
+    )
+
+
+def _beginning(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
 
 
 def torch_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Answers a repeated list from the cache: an order depends on all documents, their order and what the caller wished."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -39,9 +40,11 @@ class CachedListStage:
             return scores_of(unpack_entries([stored]), cached=np.ones(len(documents), dtype=np.bool_), timings=timings)
         self._observer.cache_looked_up(hits=0, misses=len(documents))
         fresh = await self._inner.score(query, documents, options)
-        entries = entries_of(fresh)
-        timings += fresh.timings + Timings(cache_s=await self._fill(key, entries.tobytes()))
-        return scores_of(entries, cached=np.zeros(len(documents), dtype=np.bool_), timings=timings)
+        timings += fresh.timings
+        # Who asks again after a refusal is to get another answer, not the same silence.
+        if not fresh.unordered:
+            timings += Timings(cache_s=await self._fill(key, entries_of(fresh).tobytes()))
+        return replace(fresh, cached=np.zeros(len(documents), dtype=np.bool_), timings=timings)
 
     async def _look_up(self, key: bytes) -> bytes | None:
         try:

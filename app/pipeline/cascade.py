@@ -38,6 +38,7 @@ class CascadeStage:
         reached = np.zeros(len(documents), dtype=np.bool_)
         cached = np.zeros(len(documents), dtype=np.bool_)
         timings = Timings()
+        unordered = 0
         for member, top_n in zip(self._members, self._wanted(options.top_n), strict=True):
             best = order[: member.depth]
             terms = _as_member(options, top_n=top_n)
@@ -48,6 +49,7 @@ class CascadeStage:
             reached[best] |= True if scores.cached is None else ~scores.cached
             cached[best] = ~reached[best]
             timings += scores.timings
+            unordered += scores.unordered
             for index in best:
                 placed_by[index] = member.name
         return Scores(
@@ -57,6 +59,7 @@ class CascadeStage:
             cached=cached,
             timings=timings,
             placed_by=placed_by,
+            unordered=unordered,
         )
 
     def _wanted(self, top_n: int | None) -> Iterator[int | None]:
@@ -75,4 +78,4 @@ def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
     a member's scores are no order, so a deadline is an error even where a partial answer was asked for.
     """
     windows = options.windows and replace(options.windows, initial_order=None)
-    return replace(options, top_n=top_n, windows=windows, on_deadline=OnDeadline.ERROR)
+    return replace(options, top_n=top_n, windows=windows, on_deadline=OnDeadline.ERROR, divisible=False)

@@ -63,6 +63,7 @@ class _Ranking:
         self._tokens = np.zeros(len(documents), dtype=np.int64)
         self._dropped = np.zeros(len(documents), dtype=np.int64)
         self._timings = Timings()
+        self._unordered = 0
         self._begun = False
 
     async def run(self, schedule: Schedule) -> list[int]:
@@ -99,7 +100,7 @@ class _Ranking:
         """Later passes are not asked whether they may come in: what was begun is finished. Half a schedule is no order,
         so a deadline is an error even where a partial answer was asked for.
         """
-        terms = replace(self._options.terms, partial=False)
+        terms = replace(self._options.terms, partial=False, divisible=False)
         if self._begun:
             return await self._batcher.serve(encodings, identities_of(encodings), terms)
         self._begun = True
@@ -109,6 +110,8 @@ class _Ranking:
         scores = self._scorer.interpret_window(outputs, candidates=len(window))
         if not np.isfinite(scores).all():
             raise ScoringFailed("the model gave a candidate no finite score")
+        if len(window) > 1 and bool((scores == scores[0]).all()):
+            self._unordered += 1
         return [window[place] for place in np.argsort(-scores, kind="stable")]
 
     def _charge(self, window: Window, encoded: EncodedWindow) -> None:
@@ -119,7 +122,13 @@ class _Ranking:
         self._dropped[window] = np.maximum(self._dropped[window], encoded.dropped)
 
     def scores(self, ranked: Sequence[int]) -> Scores:
-        return Scores(values=values_of_order(ranked), tokens=self._tokens, dropped=self._dropped, timings=self._timings)
+        return Scores(
+            values=values_of_order(ranked),
+            tokens=self._tokens,
+            dropped=self._dropped,
+            timings=self._timings,
+            unordered=self._unordered,
+        )
 
 
 def values_of_order(ranked: Sequence[int]) -> FloatArray:

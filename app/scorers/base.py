@@ -142,4 +142,6 @@ class ListScorer(Protocol):
         """
 
     def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
-        """Turn one prompt's outputs, shape [outputs], into scores, shape [candidates]: higher is better."""
+        """Turn one prompt's outputs, shape [outputs], into scores, shape [candidates]: higher is better. All are equal
+        where the model said nothing of the candidates.
+        """

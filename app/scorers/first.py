@@ -47,12 +47,16 @@ class FirstTemplate(ListTemplate):
 
     `passage_tokens` gives every passage the same length, cut or filled up with the token `filler`: a model that was
     trained so knows by its position which passage a token is of.
+
+    `tokenizer_beginning` puts before the prompt what the tokenizer puts before every text: for checkpoints whose own
+    code tokenises the finished chat prompt as any text, so that a first token stands there twice where both add it.
     """
 
     read: Read = "bracket"
     bracket_token: str | None = None
     passage_tokens: int | None = Field(default=None, ge=LEAST_WORDS)
     filler: str | None = None
+    tokenizer_beginning: bool = False
 
     @model_validator(mode="after")
     def _equal_passages_have_a_filler(self) -> "FirstTemplate":
@@ -84,6 +88,7 @@ class First:
         self.plan = plan
         self.max_length = max_length
         self.pad_id = pad_id
+        self._leading = self._leading_ids()
         self._ending = self._bracket_ids()
         self.output_tokens = tuple(self._identifier_id(identifier) for identifier in identifiers)
         if len(set(self.output_tokens)) < len(identifiers):
@@ -145,11 +150,11 @@ class First:
 
     def _ids(self, prompt: str) -> IntArray:
         text = f"{prompt}[" if self._template.read == "bracket" else prompt
-        return np.concatenate((ids_of(self._tokenizer, text), self._ending))
+        return np.concatenate((self._leading, ids_of(self._tokenizer, text), self._ending))
 
     def _shared_tokens(self, ids: IntArray, opening: str) -> int:
         """Tokens that all windows with this query begin with; the opening's last may merge with a passage."""
-        shared = ids_of(self._tokenizer, opening)[:-1]
+        shared = np.concatenate((self._leading, ids_of(self._tokenizer, opening)[:-1]))
         return len(shared) if bool((ids[: len(shared)] == shared).all()) else 0
 
     def _beginnings(self, documents: Sequence[str], max_document_tokens: int | None) -> Sequence[str]:
@@ -174,6 +179,19 @@ class First:
         kept = [min(count_words(passage), words) for passage in passages]
         whole = [count_words(" ".join(document.split())) for document in documents]
         return np.maximum(0, np.array(whole, dtype=np.int64) - np.array(kept, dtype=np.int64))
+
+    def _leading_ids(self) -> IntArray:
+        """What precedes a prompt's own ids: nothing, or what the tokenizer puts before every text."""
+        if not self._template.tokenizer_beginning:
+            return np.empty(0, dtype=np.int64)
+        whole = self._tokenizer.encode(_PROBE_QUERY).ids
+        text = self._tokenizer.encode(_PROBE_QUERY, add_special_tokens=False).ids
+        added = len(whole) - len(text)
+        if whole[added:] != text:
+            raise ConfigError(
+                "tokenizer_beginning: this tokenizer puts tokens behind texts too, where the answer is read"
+            )
+        return np.array(whole[:added], dtype=np.int64)
 
     def _bracket_ids(self) -> IntArray:
         """What follows a prompt's own ids: nothing, or the bracket that the model would generate."""

@@ -36,6 +36,7 @@ _ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 _BRACKETED: Final = re.compile(r"\[\s*(\w+)\s*\]")
 _BARE: Final = re.compile(r"\b(\d+|[A-Z])\b")
+_AROUND_A_NAME: Final = " \n\t.,:;>()\"'*"
 # An endpoint tells nobody how much it reads; words are limited by the template.
 _BYTES: Final = 2_000_000
 
@@ -130,15 +131,17 @@ class Generative:
         return EncodedWindow(Encoding(ids, len(ids)), np.array(dropped, dtype=np.int64))
 
     def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
-        """What was written, as scores that say its order; shape [candidates]."""
+        """What was written, as scores that say its order; shape [candidates]. All are equal where it names nobody."""
         written = outputs[outputs >= 0].astype(np.int64).tolist()
         text = (
             bytes(written).decode("utf-8", "replace")
             if self._tokenizer is None
             else self._tokenizer.decode(written, skip_special_tokens=True)
         )
-        scores = np.empty(candidates, dtype=np.float32)
-        scores[read_permutation(text, self._identifiers[:candidates])] = -np.arange(candidates, dtype=np.float32)
+        scores = np.zeros(candidates, dtype=np.float32)
+        if named_places(text, self._identifiers[:candidates]):
+            order = read_permutation(text, self._identifiers[:candidates])
+            scores[order] = -np.arange(candidates, dtype=np.float32)
         return scores
 
     def _ids(self, query: str, passages: Sequence[str]) -> IntArray:
@@ -155,15 +158,24 @@ class Generative:
 
 def read_permutation(text: str, identifiers: Sequence[str]) -> list[int]:
     """Places of candidates in the order that a text says: what it names twice or wrongly is left out, what it does not
-    name follows in input order. A thought is not an answer, and one without an end has no answer behind it.
+    name follows in input order.
+    """
+    named = named_places(text, identifiers)
+    return [*named, *(place for place in range(len(identifiers)) if place not in named)]
+
+
+def named_places(text: str, identifiers: Sequence[str]) -> list[int]:
+    """Places of the candidates that a text names, in its order; none: it is a refusal, or noise. A thought is not an
+    answer, and one without an end has no answer behind it.
     """
     place_of = {identifier: place for place, identifier in enumerate(identifiers)}
     answer = _answer(text)
-    names = _BRACKETED.findall(answer)
-    if not any(name in place_of for name in names):
-        names = _BARE.findall(answer)
-    named = dict.fromkeys(place_of[name] for name in names if name in place_of)
-    return [*named, *(place for place in range(len(identifiers)) if place not in named)]
+    named = dict.fromkeys(place_of[name] for name in _BRACKETED.findall(answer) if name in place_of)
+    if named:
+        return list(named)
+    bare = dict.fromkeys(place_of[name] for name in _BARE.findall(answer) if name in place_of)
+    # "I cannot rank these 4 passages" orders nothing.
+    return list(bare) if len(bare) > 1 or answer.strip(_AROUND_A_NAME) in place_of else []
 
 
 def _answer(text: str) -> str:

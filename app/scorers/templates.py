@@ -22,6 +22,7 @@ Shape = TypeVar("Shape", bound=BaseModel)
 
 _HUB_NAME: Final = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+?)(?:@.*)?")
 _MARKUP: Final = re.compile(r"[<\[|].*[>\]|]|▁?<.*>", re.DOTALL)
+_ROLE: Final = re.compile(r"<\|\w+\|>|\[/?[A-Z]{2,}\]")
 
 
 def read_prompt_template(spec: ScorerSpec, *, method: str, name: str | None, shape: type[Shape]) -> Shape:
@@ -59,12 +60,14 @@ def placeholders(text: str) -> set[str]:
 
 class Neutraliser:
     """Makes control tokens inside of a caller's texts plain text: a document that ends its turn, or begins one for the
-    system, would be obeyed. A space after the first character keeps the tokenizer from seeing them.
+    system, would be obeyed. A space after the first character keeps the tokenizer from seeing them. So it is with roles
+    that a template writes and the tokenizer has no token for: Zephyr's `<|user|>` is plain text, and obeyed as well.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
         added = tokenizer.get_added_tokens_decoder().values()
         control = {token.content for token in added if token.special or token.content in template}
+        control |= set(_ROLE.findall(template))
         # Words and white space that a tokenizer holds as added tokens control nothing.
         self._texts = sorted((text for text in control if _MARKUP.fullmatch(text)), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self._texts))) if self._texts else None

@@ -34,7 +34,7 @@ async def test_a_deadline_that_comes_is_a_504(open_api: OpenApi) -> None:
         answer = await api.post(_PATH, {"query": "q", "documents": ["a"]}, headers={_HEADER: "50"})
         api.engine.gate.set()
         assert is_our_error(answer, 504, "deadline_exceeded")
-        assert "1 of 1 documents were not scored" in answer.json()["message"]
+        assert "1 of 1 texts were not scored" in answer.json()["message"]
         assert api.observer.registry.get_sample_value("rerank_deadline_missed_total", {"model": "fake"}) == 1
 
 

@@ -15,7 +15,7 @@ from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec, OutOfMemory
 from app.errors import ConfigError
-from tests.tiny_causal import CAUSAL_FAMILIES, build_llama, build_phi3
+from tests.tiny_causal import CAUSAL_FAMILIES, build_llama, build_llama4, build_phi3, build_t5
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -250,6 +250,20 @@ def test_a_folder_without_all_weights_is_refused(causal_folder: Folder, tmp_path
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="transformers cannot load"):
         load(folder)
+
+
+@pytest.mark.parametrize("engine", ["torch-causal", "torch-generate"])
+def test_a_model_that_is_no_causal_language_model_is_refused_by_its_type(tmp_path: Path, engine: str) -> None:
+    with pytest.raises(ConfigError, match=r"\(model_type 't5'\): .*; engine 'torch-encoder' reads seq") as caught:
+        load(build_t5(tmp_path / "t5"), engine, TOKENS if engine == "torch-causal" else ())
+    assert len(str(caught.value)) < 800, "transformers lists all models that it knows"
+
+
+def test_a_model_without_a_decoder_of_its_own_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    folder = build_llama4(tmp_path / "llama4")
+    with pytest.raises(ConfigError, match=r"model_type 'llama4_text' is not supported .*scorer = \"generative\""):
+        load(folder)
+    assert load(folder, "torch-generate", ()).forward(random_encodings(2)).shape == (2, 200), "the way out leads there"
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])

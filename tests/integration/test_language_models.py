@@ -18,7 +18,7 @@ from app.scorers import load_list_scorer, load_scorer
 from app.scorers.base import ListScorer, PairScorer, ScorerSpec
 from tests.tiny_causal import FIRST_TEMPLATES
 from tests.tiny_models import CORPUS
-from tests.transcriptions import first_logits, qwen3_reranker_logits
+from tests.transcriptions import bge_gemma_logits, first_logits, mxbai_rerank_logits, qwen3_reranker_logits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -38,8 +38,8 @@ def first_scorer(folder: Path, family: str, **options: Any) -> ListScorer:
     return load_list_scorer("first", ScorerSpec(folder=folder, templates=TEMPLATES, options={**template, **options}))
 
 
-def yes_no_scorer(folder: Path, **spec: Any) -> PairScorer:
-    options = {"template": "qwen3-reranker"}
+def yes_no_scorer(folder: Path, template: str = "qwen3-reranker", **spec: Any) -> PairScorer:
+    options = {"template": template}
     return load_scorer("yes-no", ScorerSpec(folder=folder, templates=TEMPLATES, options=options, **spec))
 
 
@@ -144,6 +144,39 @@ def test_yes_no_gives_the_scores_of_the_model_card(
     expected = np.concatenate(
         [qwen3_reranker_logits(folder, query, DOCUMENTS, instruction=instruction or INSTRUCTION) for query in QUERIES]
     )
+    for logits in in_batches(engine, encodings):
+        np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
+    assert expected.std() > 0.1
+
+
+@SHARING
+@pytest.mark.parametrize("instruction", [None, "Find the capital"])
+def test_yes_no_gives_the_scores_of_mxbai_rerank_v2(
+    causal_folder: Folder, share_prefixes: bool, instruction: str | None
+) -> None:
+    folder = causal_folder("qwen3")
+    scorer = yes_no_scorer(folder, "mxbai-rerank-v2")
+    engine = torch_engine(folder, scorer, share_prefixes=share_prefixes)
+    encodings: list[Encoding] = []
+    for query in QUERIES:
+        encodings += scorer.encode(query, DOCUMENTS, max_document_tokens=None, instruction=instruction).encodings
+    expected = np.concatenate(
+        [mxbai_rerank_logits(folder, query, DOCUMENTS, instruction=instruction) for query in QUERIES]
+    )
+    for logits in in_batches(engine, encodings):
+        np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
+    assert expected.std() > 0.1
+
+
+@SHARING
+def test_yes_no_gives_the_scores_of_bge_reranker_v2_gemma(causal_folder: Folder, share_prefixes: bool) -> None:
+    folder = causal_folder("gemma2")
+    scorer = yes_no_scorer(folder, "bge-reranker-gemma")
+    engine = torch_engine(folder, scorer, share_prefixes=share_prefixes)
+    encodings: list[Encoding] = []
+    for query in QUERIES:
+        encodings += scorer.encode(query, DOCUMENTS, max_document_tokens=None).encodings
+    expected = np.concatenate([bge_gemma_logits(folder, query, DOCUMENTS) for query in QUERIES])
     for logits in in_batches(engine, encodings):
         np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
     assert expected.std() > 0.1

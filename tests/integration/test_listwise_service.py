@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from app.api.dialects.superset import meta_of
 from app.assembly import running_service
 from app.config import Settings
 from app.domain import RerankRequest, RerankResult, ScoreOptions, WindowWishes
@@ -19,6 +21,7 @@ from tests.fakes import RecordingObserver
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 from tests.tiny_models import CORPUS, TINY_BERT
+from tests.transcriptions import first_logits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -34,6 +37,12 @@ def models(causal_folder: Folder) -> list[dict[str, Any]]:
     return [
         {"name": "cross", "path": TINY_BERT},
         {"name": "first", "scorer": "first", "options": {**FIRST, "schedule": "tournament"}, **qwen},
+        {
+            "name": "letters",
+            "scorer": "first",
+            "options": {"template": "first-qwen3", "window": 26, "stride": 13},
+            **qwen,
+        },
         {"name": "judge", "scorer": "yes-no", "options": {"template": "qwen3-reranker"}, **qwen},
         {"name": "both", "stages": ["cross:12", "first:6"]},
     ]
@@ -77,6 +86,28 @@ async def test_a_first_model_answers_beside_cross_encoder_traffic(server: Server
     assert scores[0] == 1
     assert all(other.status_code == 200 for other in others)
     assert not waited, "the cross-encoder's requests were to be answered meanwhile"
+
+
+@pytest.mark.parametrize("count", [1, 2, 26, 27])
+async def test_as_many_documents_as_letters_and_one_more_are_each_placed_once(
+    server: Server, causal_folder: Folder, count: int
+) -> None:
+    documents = [f"{CORPUS[number % len(CORPUS)][:24]} {number}" for number in range(count)]
+    expected = list(range(count))
+    # 27 documents: the last 26 first, then the best 13 of those behind the one that is left.
+    for start, end in [(1, 27), (0, 14)] if count > 26 else [(0, count)]:
+        window = expected[start:end]
+        logits = first_logits("qwen3", causal_folder("qwen3"), QUERY, [documents[index] for index in window])
+        expected[start:end] = [window[place] for place in np.argsort(-logits, kind="stable")]
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        answer = await client.post("/v2/rerank", json={"model": "letters", "query": QUERY, "documents": documents})
+    assert answer.status_code == 200, answer.text
+    assert "warnings" not in answer.json()["meta"], "whole documents were compared"
+    results = answer.json()["results"]
+    assert [result["index"] for result in results] == expected
+    assert sorted(expected) == list(range(count))
+    scores = [result["relevance_score"] for result in results]
+    assert scores == pytest.approx([(count - place) / count for place in range(count)])
 
 
 async def test_a_repeated_list_is_served_from_the_cache(tmp_path: Path, causal_folder: Folder) -> None:
@@ -202,11 +233,27 @@ async def test_a_model_behind_an_endpoint_orders_documents(tmp_path: Path) -> No
             "options": {"template": "rankgpt"},
             "engine_options": {"url": url, "model": "m"},
         }
-        settings = Settings(registry=write_registry(tmp_path, [model]))
-        async with running_service(settings, RecordingObserver()) as service:
+        settings, observer = Settings(registry=write_registry(tmp_path, [model])), RecordingObserver()
+        async with running_service(settings, observer) as service:
             await service.model_named("chat").settled()
             result = await service.rerank(RerankRequest(query=QUERY, documents=["a", "b", "c"]))
             assert indices(result) == [1, 2, 0]
+            script.answers = [(200, completion("I cannot rank these 3 passages.")), (200, completion(None))]
+            script.answers = [*script.answers, (200, completion("[3] > [1]"))]
+            script.asked.clear()
+            again = [
+                await service.rerank(RerankRequest(query=QUERY, documents=["g", "  ", "h", "i"])) for _ in range(4)
+            ]
+            assert [(indices(one), one.scores.unordered, one.cached) for one in again] == [
+                ([0, 2, 3, 1], 1, 0),
+                ([0, 2, 3, 1], 1, 0),
+                ([3, 0, 2, 1], 0, 0),
+                ([3, 0, 2, 1], 0, 3),
+            ]
+            assert [fact["unordered_windows"] for fact in observer.named("request_scored")] == [0, 1, 1, 0, 0]
+            assert meta_of(again[0], version="2")["warnings"] == [
+                "the model named no document of 1 window, which kept the order it was given; ask again"
+            ]
             script.answers = [(500, {})]
             asked = len(script.asked)
             with pytest.raises(ScoringFailed):

@@ -29,7 +29,7 @@ def _exported() -> dict[str, set[str]]:
     """Every sample name that the observer exports once everything has happened, with its labels."""
     observer = PrometheusObserver(GpuMemoryReader(NvidiaLibrary()))
     observer.request_finished(model="m", dialect="cohere-v2", status=200, duration_s=0.1)
-    observer.request_scored(model="m", timings=Timings(), dropped_tokens=1)
+    observer.request_scored(model="m", timings=Timings(), dropped_tokens=1, unordered_windows=1)
     observer.batch_scored(model="m", pairs=2, tokens=20, padded_tokens=24)
     observer.batch_failed(model="m", pairs=2)
     observer.queue_changed(model="m", waiting_tokens=10)

@@ -111,7 +111,7 @@ async def test_a_request_that_takes_too_long_is_given_up_and_its_work_dropped(ob
     engine = ArithmeticEngine(pairs=1)
     async with FakeService(observer=observer, engine=engine, request_timeout_s=0.05).running() as service:
         engine.gate.clear()
-        with pytest.raises(DeadlineExceeded, match="3 of 3 documents were not scored"):
+        with pytest.raises(DeadlineExceeded, match="3 of 3 texts were not scored"):
             await service.rerank(_request("a", "b", "c"))
         engine.gate.set()
         assert (await service.rerank(_request("a"))).results

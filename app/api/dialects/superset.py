@@ -99,6 +99,9 @@ def _warnings(result: RerankResult) -> list[str]:
         warnings.append(f"{_were(result.truncated_documents)} {what}: {result.dropped_tokens} tokens not read")
     if result.unscored_documents:
         warnings.append(f"{_were(result.unscored_documents)} not scored before the deadline, and are in your order")
+    if result.scores.unordered:
+        what = "1 window" if result.scores.unordered == 1 else f"{result.scores.unordered} windows"
+        warnings.append(f"the model named no document of {what}, which kept the order it was given; ask again")
     return warnings
 
 

@@ -308,7 +308,7 @@ async def test_a_deadline_that_comes_is_an_error_and_drops_what_waits() -> None:
     engine, observer = ArithmeticEngine(pairs=1), RecordingObserver()
     async with running_batcher(engine, observer) as batcher:
         engine.gate.clear()
-        with pytest.raises(DeadlineExceeded, match="2 of 2 documents were not scored"):
+        with pytest.raises(DeadlineExceeded, match="2 of 2 texts were not scored"):
             await batcher.forward(_encodings([1], [2] * 7), Terms(deadline=perf_counter() + 0.05))
         engine.gate.set()
     assert observer.named("deadline_missed") == [{"model": "fake"}]

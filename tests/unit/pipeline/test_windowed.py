@@ -218,8 +218,9 @@ async def test_a_deadline_that_comes_between_windows_ends_the_schedule() -> None
     scorer = NumberScorer(schedule="sliding")
     async with staged(scorer, SlowNumberEngine()) as stage:
         options = ScoreOptions(deadline=perf_counter() + 0.25, on_deadline=OnDeadline.PARTIAL)
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(DeadlineExceeded) as caught:
             await stage.score("query", texts(40), options)
+        assert caught.value.message.endswith("before there was an order: allow more time, or send fewer documents")
         begun = len(scorer.windows)
         await asyncio.sleep(0.3)
     assert 2 <= begun < 12
@@ -254,6 +255,21 @@ async def test_a_repeated_list_comes_from_the_cache_and_any_change_does_not() ->
         other = CachedListStage(inner, cache, fingerprint="y", observer=observer)
         assert cached(await other.score("query", documents, ScoreOptions())) == 0
     assert observer.total("cache_looked_up", "hits") == 9
+
+
+async def test_an_order_of_which_the_model_said_nothing_is_not_kept() -> None:
+    cache, observer = ScriptedCache(), RecordingObserver()
+    async with staged(NumberScorer(), NumberEngine()) as inner:
+        stage = CachedListStage(inner, cache, fingerprint="x", observer=observer)
+        for _ in range(2):
+            scores = await stage.score("query", ["7", "7"], ScoreOptions())
+            assert (scores.unordered, cached(scores)) == (1, 0)
+            assert best_first(["a", "b"], scores.values) == ["a", "b"]
+        assert not cache.entries
+        assert (
+            await CascadeStage([Member("x", stage, None)]).score("query", ["7", "7"], ScoreOptions())
+        ).unordered == 1
+        assert (await stage.score("query", ["7"], ScoreOptions())).unordered == 0
 
 
 async def test_a_broken_list_cache_is_one_that_knows_nothing() -> None:
@@ -323,6 +339,6 @@ async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:
         async with running_batcher(engine, RecordingObserver()) as batcher:
             cascade = CascadeStage([Member("cheap", PointwiseStage(WordScorer(), batcher, tokenizing), None)])
             options = ScoreOptions(deadline=perf_counter() + 0.2, on_deadline=OnDeadline.PARTIAL)
-            with pytest.raises(DeadlineExceeded):
+            with pytest.raises(DeadlineExceeded, match="before there was an order: allow more time, or send fewer doc"):
                 await cascade.score("query", texts(40), options)
     assert len(engine.batches) > 1

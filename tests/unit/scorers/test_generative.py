@@ -35,6 +35,9 @@ LETTERS = ["A", "B", "C"]
         ("first [4] <answer>[2] > [3]</answer> so [1]", NUMBERS, [1, 2, 0, 3]),
         ("<answer>[2] > [3]", NUMBERS, [1, 2, 0, 3]),
         ("I cannot help with that.", NUMBERS, [0, 1, 2, 3]),
+        ("I cannot rank these 4 passages.", NUMBERS, [0, 1, 2, 3]),
+        ("Here is C.", LETTERS, [0, 1, 2]),
+        ("**3**.\n", NUMBERS, [2, 0, 1, 3]),
         ("", NUMBERS, [0, 1, 2, 3]),
         ("\u0663 [\u0663] [²]", NUMBERS, [0, 1, 2, 3]),
     ],
@@ -78,7 +81,7 @@ def test_what_an_endpoint_writes_is_bytes(tmp_path: Path) -> None:
     outputs[: len(written)] = list(written)
     assert remote(tmp_path).interpret_window(outputs, candidates=3).argsort()[::-1].tolist() == [2, 0, 1]
     letters = remote(tmp_path, identifiers="alphabetical")
-    assert letters.interpret_window(outputs, candidates=3).argsort()[::-1].tolist() == [0, 1, 2]
+    assert letters.interpret_window(outputs, candidates=3).tolist() == [0, 0, 0], "it names nobody"
 
 
 def test_a_local_models_tokens_are_decoded(tmp_path: Path) -> None:

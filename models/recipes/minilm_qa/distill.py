@@ -18,12 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from models.recipes.minilm_qa.data import Group, read_groups
 from models.recipes.minilm_qa.encoding import MAX_QUERY_TOKENS, PairEncoder, padded, token_ids
 from models.recipes.minilm_qa.model import CrossEncoder
-from models.recipes.minilm_qa.shipped import read_shipped
+from models.recipes.minilm_qa.shipped import SHIPPED, read_shipped
 from models.recipes.minilm_qa.steps import Folders, finish, measure
 from models.recipes.minilm_qa.teacher import load_tokenizer
 from models.recipes.minilm_qa.train import learning_rate_factor
 
-SHIPPED = Path(__file__).parents[2] / "minilm-qa"
 NEGATIVES = 3
 GROUPS_PER_STEP = 8
 GROUPS_PER_WINDOW = 64

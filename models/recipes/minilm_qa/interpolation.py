@@ -27,4 +27,10 @@ def move_towards(model: CrossEncoder, start: CrossEncoder) -> None:
     for name, parameter in model.named_parameters():
         if not name.startswith("hidden."):
             parameter.lerp_(began[name], 1.0 - TRAINED_SHARE)
-    model.classifier.weight[0, : len(SIGNAL_WEIGHTS)] = torch.tensor(SIGNAL_WEIGHTS)
+    weigh_signals(model)
+
+
+@torch.no_grad()
+def weigh_signals(model: CrossEncoder, *, scale: float = 1.0) -> None:
+    """Give the head's signals the weights above, times `scale`, and leave the rest of the head."""
+    model.classifier.weight[0, : len(SIGNAL_WEIGHTS)] = scale * torch.tensor(SIGNAL_WEIGHTS)

@@ -8,6 +8,8 @@ from onnx import numpy_helper
 
 from models.recipes.minilm_qa.model import CrossEncoder, new_config
 
+SHIPPED = Path(__file__).parents[2] / "minilm-qa"
+
 _PRODUCTS = (
     "attention.self.query",
     "attention.self.key",

@@ -124,7 +124,7 @@ def test_work_with_an_earlier_deadline_and_running_passes_come_before(deadline: 
 
 
 @pytest.mark.parametrize(
-    ("tokens", "deadline", "admitted"), [(500, 0.57, False), (500, 0.59, True), (50, 0.12, False), (50, 0.13, True)]
+    ("tokens", "deadline", "admitted"), [(500, 0.57, False), (500, 0.59, True), (50, 0.060, False), (50, 0.062, True)]
 )
 def test_an_answer_needs_some_time_beside_the_passes(tokens: int, deadline: float, admitted: bool) -> None:
     assert (_verdict(_admission(), tokens, Terms(deadline=deadline)) is None) == admitted

@@ -42,6 +42,8 @@ _CLIENTS = 16
 _PROBE_S = 0.05
 _SHORTEST_S = 0.1
 _LONGEST_PROBE_S = 120.0
+# Refusals take milliseconds, see `deadline_claims`: who hears nothing for so long was let in.
+_REFUSED_WITHIN_S = 0.5
 # The load lasts as long as a random number between these before a refusal counts, so that any refusal may.
 _LOADED_S = (0.2, 1.0)
 _QUEUE = re.compile(rb"^rerank_queue_tokens\{[^}]*\} ([\d.e+]+)$", re.MULTILINE)
@@ -87,8 +89,9 @@ async def retry_after_claims(overload: Overload) -> list[Claim]:
     rng = Random(time.time_ns())
     factors: list[float] = []
     ends = perf_counter() + overload.window.seconds
-    while perf_counter() < ends and (factor := await _retry_after_factor(overload, rng)) is not None:
-        factors.append(factor)
+    async with asyncio.TaskGroup() as requests:
+        while perf_counter() < ends and (factor := await _retry_after_factor(overload, requests, rng)) is not None:
+            factors.append(factor)
     worst = max(factors, key=lambda factor: max(factor, 1 / factor), default=float("nan"))
     within = sum(0.5 <= factor <= 2.0 for factor in factors)
     return [
@@ -100,15 +103,14 @@ async def retry_after_claims(overload: Overload) -> list[Claim]:
     ]
 
 
-async def _retry_after_factor(overload: Overload, rng: Random) -> float | None:
+async def _retry_after_factor(overload: Overload, requests: asyncio.TaskGroup, rng: Random) -> float | None:
     """What a refusal said over what was true; None if nothing was refused."""
-    async with asyncio.TaskGroup() as requests:
-        refused = await _refusal(overload, requests, rng)
-        if refused is None:
-            return None
-        refusal, body = refused
-        true_s = await _first_admission(overload, body) - refusal.finished
+    refused = await _refusal(overload, requests, rng)
+    if refused is None:
+        return None
+    refusal, body = refused
     told_s = float(refusal.headers[b"retry-after-ms"]) / 1000
+    true_s = await _first_admission(overload, requests, body) - refusal.finished
     return max(_SHORTEST_S, told_s) / max(_SHORTEST_S, true_s)
 
 
@@ -131,14 +133,20 @@ async def _refusal(overload: Overload, requests: asyncio.TaskGroup, rng: Random)
     return refused.result() if refused.done() else None
 
 
-async def _first_admission(overload: Overload, body: bytes) -> float:
+async def _first_admission(overload: Overload, requests: asyncio.TaskGroup, body: bytes) -> float:
     """When the request was sent that was not refused any more. A smaller one would be let in earlier."""
+
+    async def status() -> str:
+        with _connected(overload.target) as connection:
+            return str((await connection.post(body)).status)
+
     ends = perf_counter() + _LONGEST_PROBE_S
-    with _connected(overload.target) as connection:
-        while (sent := perf_counter()) < ends:
-            if str((await connection.post(body)).status) not in _REFUSED:
-                return sent
-            await asyncio.sleep(_PROBE_S)
+    while (sent := perf_counter()) < ends:
+        answer = requests.create_task(status())
+        await asyncio.wait([answer], timeout=_REFUSED_WITHIN_S)
+        if not answer.done() or answer.result() not in _REFUSED:
+            return sent
+        await asyncio.sleep(_PROBE_S)
     return float("inf")
 
 

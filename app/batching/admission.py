@@ -77,20 +77,23 @@ class Admission:
         self._let_in_at = now
 
     def _check_room(self, work: Work, terms: Terms) -> None:
-        """A caller that has not its part of the queue yet is not refused because others have more than theirs."""
+        """A caller that has not its part of the queue yet is not refused because others have more than theirs. Until it
+        has less than its part, equal shares of the engine are taken for granted. What is larger than the limit is let
+        in when nothing waits.
+        """
         waiting = self._planner.waiting_tokens + self.reserved_tokens
-        if not waiting or waiting + work.tokens <= self._max_waiting_tokens:
-            return
         own = self._planner.tokens_of(terms.caller)
-        others = self._planner.active_callers - bool(own)
-        if others and own + work.tokens <= self._max_waiting_tokens / (others + 1):
-            return
-        excess = min(work.tokens, waiting + work.tokens - self._max_waiting_tokens)
-        raise Overloaded(
-            f"{waiting} tokens wait already; this request has about {work.tokens} and the limit is "
-            f"{self._max_waiting_tokens}: try again later, or send fewer documents",
-            retry_after_s=excess * self.seconds_per_token or _FIRST_RETRY_S,
-        )
+        callers = self._planner.active_callers + (not own)
+        part = self._max_waiting_tokens / callers
+        excess: float = min(waiting, waiting + work.tokens - self._max_waiting_tokens)
+        if callers > 1 and work.tokens <= part:
+            excess = min(excess, callers * (own + work.tokens - part))
+        if excess > 0:
+            raise Overloaded(
+                f"{waiting} tokens wait already; this request has about {work.tokens} and the limit is "
+                f"{self._max_waiting_tokens}: try again later, or send fewer documents",
+                retry_after_s=excess * self.seconds_per_token or _FIRST_RETRY_S,
+            )
 
     def _check_deadline(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:
         """Work of one caller is done in the order of deadlines when need be: what must be done before this one's
@@ -110,30 +113,45 @@ class Admission:
                 f"this request needs about {own_s:.2f} s and its deadline is in {max(0.0, left_s):.2f} s: "
                 "allow more time, or send fewer documents"
             )
-        late_s = self._lateness(own_s, terms, now=now, busy_s=busy_s) + answer_s
+        late_s, retry_s = self._lateness(own_s, answer_s, terms, now=now, busy_s=busy_s)
         if late_s > 0:
             raise Overloaded(
                 f"this request would be answered about {late_s:.2f} s after its deadline: try again later",
-                retry_after_s=late_s,
+                retry_after_s=retry_s,
             )
 
     def _is_idle_for_long(self, now: float, busy_s: float) -> bool:
         idle = not (self._planner.waiting_tokens or self.reserved_tokens or busy_s)
         return idle and now - self._let_in_at >= _TRIAL_AFTER_S
 
-    def _lateness(self, own_s: float, terms: Terms, *, now: float, busy_s: float) -> float:
-        """By how much the first deadline to be missed would be missed, if this request were admitted."""
+    def _lateness(
+        self, own_s: float, answer_s: float, terms: Terms, *, now: float, busy_s: float
+    ) -> tuple[float, float]:
+        """By how much the first deadline to be missed would be missed, if this request were admitted, and in how many
+        seconds none would be, if nobody else comes.
+
+        In every second `_QUEUE_MARGIN` seconds of predicted work are done: by so much is this request less late if it
+        comes a second later, with a deadline as far away. The deadlines of others come nearer meanwhile. For those it
+        is too late until they have gained enough all the same, or have to be met before its own.
+        """
+        left_s = terms.deadline - now
         pace_s = _QUEUE_MARGIN * self.seconds_per_token
         own_tokens = self._planner.tokens_of(terms.caller)
         others = self._planner.active_callers - bool(own_tokens)
         foreign_s = pace_s * (self._planner.waiting_tokens - own_tokens)
         earlier, later = self._planner.queue_of(terms.caller, deadline=terms.deadline)
         done_s = busy_s + pace_s * (self.reserved_tokens + earlier) + own_s
-        late_s = self._shared(done_s, foreign_s, others) - (terms.deadline - now)
+        late_s = self._shared(done_s, foreign_s, others) + answer_s - left_s
+        retry_s = late_s / _QUEUE_MARGIN
         for pending in later:
             done_s += pace_s * pending.tokens
-            late_s = max(late_s, self._shared(done_s, foreign_s, others) - (pending.deadline - now))
-        return late_s
+            answered_s = self._shared(done_s, foreign_s, others) + answer_s
+            missed_s = answered_s - (pending.deadline - now)
+            gained_s = missed_s / (_QUEUE_MARGIN - 1)
+            behind_s = max(pending.deadline - terms.deadline, (answered_s - left_s) / _QUEUE_MARGIN)
+            late_s = max(late_s, missed_s)
+            retry_s = max(retry_s, min(gained_s, behind_s))
+        return late_s, retry_s
 
     @staticmethod
     def _shared(own_s: float, foreign_s: float, others: int) -> float:

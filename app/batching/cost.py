@@ -1,8 +1,9 @@
 """How long work takes on an engine: t(B, L) of a forward pass, learnt while it serves. Pure.
 
 A pass of encodings with lengths l costs `overhead + per_token * sum(l) + per_square * sum(l^2)`: the products of the
-layers grow with the tokens, attention with the squares of the lengths. The three are fitted by recursive least
-squares that forgets old passes (Plackett 1950), since clocks, neighbours and the mix of requests change.
+layers grow with the tokens, attention with the squares of the lengths. The three are fitted by least squares that
+forget old passes, since clocks, neighbours and the mix of requests change, and that are held near the mean speed where
+recent passes say nothing (ridge regression, Hoerl and Kennard 1970): of passes of one kind the rest would be noise.
 """
 
 from math import inf
@@ -10,12 +11,13 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float64]
+Vector = NDArray[np.floating]
 
 _FORGETTING = 0.97
 # The tokens and squares of a usual pass, so that all three factors are of one order of magnitude.
 _SCALE: Vector = np.array([1.0, 512.0, 512.0 * 128.0])
-_UNCERTAIN = 1e4
+# The mean speed counts as much as so many passes.
+_PRIOR = 1.0
 # Before so many passes nobody is refused for what the model thinks.
 _PASSES_TO_TRUST = 20
 # After many passes of one kind the fit may say anything of the others; the mean speed is the better guide then.
@@ -32,7 +34,9 @@ class CostModel:
 
     def __init__(self) -> None:
         self._factors: Vector = np.zeros(3)
-        self._uncertainty = np.eye(3) * _UNCERTAIN
+        # The normal equations: sums of what recent passes were, and of what they took.
+        self._seen = np.zeros((3, 3))
+        self._taken: Vector = np.zeros(3)
         # Sums over recent passes, in which each counts less than the one after it.
         self._seconds = 0.0
         self._tokens = 0.0
@@ -62,14 +66,10 @@ class CostModel:
         self._passes += 1
         self._fastest = min(self._fastest * _FADING, seconds / tokens)
         given = np.array([1.0, tokens, squares]) / _SCALE
-        spread = self._uncertainty @ given
-        gain = spread / (_FORGETTING + given @ spread)
-        self._factors += gain * (seconds - given @ self._factors)
-        self._uncertainty = (self._uncertainty - np.outer(gain, spread)) / _FORGETTING
-        # Passes of one kind only say nothing about the others; forgetting must not make that grow without bound.
-        largest = float(np.trace(self._uncertainty))
-        if largest > 3 * _UNCERTAIN:
-            self._uncertainty *= 3 * _UNCERTAIN / largest
+        self._seen = _FORGETTING * self._seen + np.outer(given, given)
+        self._taken = _FORGETTING * self._taken + given * seconds
+        usual = np.array([0.0, self.seconds_per_token, 0.0]) * _SCALE
+        self._factors = np.linalg.solve(self._seen + _PRIOR * np.eye(3), self._taken + _PRIOR * usual)
 
     def seconds(self, *, tokens: float, squares: float) -> float:
         """Time of one worker for so much work, cut into passes of the usual size; 0 before anything is known."""

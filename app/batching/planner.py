@@ -260,6 +260,7 @@ class BatchPlanner:
         active = sorted((caller for caller in self._callers.values() if caller.jobs), key=lambda caller: caller.served)
         if active:
             self._floor = max(self._floor, active[0].served)
+            self._forget_callers()
         pass_s = seconds_per_token * self._workers * min(self.max_batch_tokens, self.waiting_tokens)
         in_order = (
             (caller, job)
@@ -282,7 +283,14 @@ class BatchPlanner:
         caller = self._callers.setdefault(name, _Caller(served=-inf))
         if not caller.jobs:
             caller.served = max(caller.served, self._floor - _CREDIT_TOKENS)
+            caller.turn = 0
         return caller
+
+    def _forget_callers(self) -> None:
+        """Who has nothing waiting and may catch up by all of its credit is as good as one that never came."""
+        least = self._floor - _CREDIT_TOKENS
+        for name in [name for name, caller in self._callers.items() if not caller.jobs and caller.served <= least]:
+            del self._callers[name]
 
     def _budget(self) -> int:
         if self._workers == 1:

@@ -50,6 +50,8 @@ def test_overload_is_admitted_or_refused_and_over_afterwards(registry: Path) -> 
     assert claims["overload: requests neither answered nor refused"]["holds"]
     assert claims["half of the clients leave: requests neither answered nor refused"]["holds"]
     assert claims["tokens that still wait afterwards"]["holds"]
+    assert claims["Retry-After: refusals followed"]["value"] >= 1
+    assert _is_measured(claims["Retry-After / the truth, worst"])
     assert _is_measured(claims["overload: admitted requests that met their deadline, %"])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from math import inf
+from math import inf, pi, sin
 
 from app.batching.admission import Admission, Work
 from app.batching.cost import CostModel
@@ -64,11 +64,28 @@ class Stalls:
         return self.factor if moment % self.every_s > self.every_s - self.length_s else 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A machine that becomes twice as fast and half as fast, and back, every `every_s`."""
+
+    every_s: float
+
+    def slows(self, moment: float) -> float:
+        return 2 ** sin(2 * pi * moment / self.every_s)
+
+
 class Simulation:
     """Batches of 512 tokens; passes take what they should, give or take `noise`, and longer in `stalls`."""
 
     def __init__(
-        self, *, workers: int = 2, noise: float = 0.1, seed: int = 0, stalls: Stalls | None = None, speed: float = 1.0
+        self,
+        *,
+        workers: int = 2,
+        noise: float = 0.1,
+        seed: int = 0,
+        stalls: Stalls | Drift | None = None,
+        speed: float = 1.0,
+        max_waiting_tokens: int = 10**9,
     ) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
@@ -76,10 +93,11 @@ class Simulation:
         self._workers, self._noise, self._stalls, self._speed = workers, noise, stalls, speed
         self._planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, workers=workers)
         self._cost = CostModel()
-        self._admission = Admission(self._planner, self._cost, max_waiting_tokens=10**9, workers=workers)
+        self._admission = Admission(self._planner, self._cost, max_waiting_tokens=max_waiting_tokens, workers=workers)
         self._numbers = count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._open: dict[int, Request] = {}
+        # When each pass that runs should end.
         self._ends: dict[int, float] = {}
         for _ in range(40):
             self._learn(lengths_of(self.rng, 4))
@@ -93,10 +111,20 @@ class Simulation:
             self.now, _, call = heapq.heappop(self._events)
             call()
 
+    def go_to(self, moment: float) -> None:
+        """Let time pass until the given moment, whether anything happens then or not."""
+        self.run(until=moment)
+        self.now = moment
+
     def submit(
-        self, lengths: Sequence[int], terms: Terms = _ORDINARY, done: Callable[[], None] = lambda: None
+        self,
+        lengths: Sequence[int],
+        terms: Terms = _ORDINARY,
+        done: Callable[[], None] = lambda: None,
+        *,
+        patience_s: float = inf,
     ) -> Request:
-        """A request arrives now."""
+        """A request arrives now, whose client goes away after `patience_s`."""
         request = Request(self.now, lengths, terms, done, open=len(lengths))
         self.requests.append(request)
         work = Work(sum(lengths), sum(length * length for length in lengths))
@@ -110,8 +138,9 @@ class Simulation:
         number = next(self._numbers)
         self._open[number] = request
         self._planner.add([Entry(number, position, length) for position, length in enumerate(lengths)], terms)
-        if terms.deadline < inf:
-            self.later(terms.deadline, partial(self._give_up, number))
+        ends = min(terms.deadline, self.now + patience_s)
+        if ends < inf:
+            self.later(ends, partial(self._give_up, number))
         self._start()
         return request
 
@@ -126,9 +155,10 @@ class Simulation:
         while len(self._ends) < self._workers and self._planner:
             batch = self._planner.next_batch(now=self.now, seconds_per_token=self._admission.seconds_per_token)
             number = next(self._numbers)
-            seconds = self._learn([entry.length for entry in batch])
-            self._ends[number] = self.now + seconds
-            self.later(self.now + seconds, partial(self._finish, number, batch))
+            lengths = [entry.length for entry in batch]
+            squares = sum(length * length for length in lengths)
+            self._ends[number] = self.now + self._cost.seconds(tokens=sum(lengths), squares=squares)
+            self.later(self.now + self._learn(lengths), partial(self._finish, number, batch))
 
     def _finish(self, number: int, batch: Sequence[Entry]) -> None:
         del self._ends[number]

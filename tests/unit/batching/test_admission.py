@@ -75,6 +75,38 @@ def test_retry_after_is_the_time_until_there_is_room() -> None:
     assert refusal.retry_after_s == pytest.approx(200 * SECONDS_PER_TOKEN / 2)
 
 
+def test_what_is_larger_than_the_limit_may_come_when_nothing_waits() -> None:
+    refusal = _verdict(_admission(limit=1000, waiting=[(300, Terms())]), 3000, Terms())
+    assert isinstance(refusal, Overloaded)
+    assert refusal.retry_after_s == pytest.approx(300 * SECONDS_PER_TOKEN)
+
+
+def test_who_has_its_part_of_a_full_queue_may_come_when_some_of_that_is_done() -> None:
+    """Of 1,600 tokens too many only ten are its own, and half of what is done is its own."""
+    waiting = [(2000, Terms(caller="heavy")), (450, Terms(caller="light"))]
+    refusal = _verdict(_admission(limit=1000, waiting=waiting), 60, Terms(caller="light"))
+    assert isinstance(refusal, Overloaded)
+    assert refusal.retry_after_s == pytest.approx(2 * 10 * SECONDS_PER_TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "due", "told_s"),
+    [
+        pytest.param(3400, 4.4, (0.15 + 3.4 * 1.2 + 0.165 + 0.03 - 4.4) / 0.2, id="once that has gained enough"),
+        pytest.param(
+            800, 1.2, (0.15 + 0.8 * 1.2 + 0.165 + 0.03 - 1.0) / 1.2, id="once its own deadline is the later one"
+        ),
+    ],
+)
+def test_who_would_make_a_later_deadline_be_missed_comes_back_when_it_would_not(
+    waiting: int, due: float, told_s: float
+) -> None:
+    admission = _admission(waiting=[(waiting, Terms(deadline=due))])
+    refusal = _verdict(admission, 150, Terms(deadline=1.0), busy_s=0.15)
+    assert isinstance(refusal, Overloaded)
+    assert refusal.retry_after_s == pytest.approx(told_s, rel=0.01)
+
+
 def test_before_anything_is_known_every_deadline_is_believed_in() -> None:
     planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64)
     admission = Admission(planner, CostModel(), max_waiting_tokens=10**6, workers=1)
@@ -120,11 +152,11 @@ def test_work_with_an_earlier_deadline_and_running_passes_come_before(deadline: 
     refusal = _verdict(admission, 500, Terms(deadline=deadline), busy_s=0.2)
     assert (refusal is None) == admitted
     if isinstance(refusal, Overloaded):
-        assert refusal.retry_after_s == pytest.approx(0.5 * 1.2 + 0.5 * 1.1 + 0.2 + 0.03 - deadline, rel=0.1)
+        assert refusal.retry_after_s == pytest.approx((0.5 * 1.2 + 0.5 * 1.1 + 0.2 + 0.03 - deadline) / 1.2, rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "deadline", "admitted"), [(500, 0.57, False), (500, 0.59, True), (50, 0.12, False), (50, 0.13, True)]
+    ("tokens", "deadline", "admitted"), [(500, 0.57, False), (500, 0.59, True), (50, 0.060, False), (50, 0.062, True)]
 )
 def test_an_answer_needs_some_time_beside_the_passes(tokens: int, deadline: float, admitted: bool) -> None:
     assert (_verdict(_admission(), tokens, Terms(deadline=deadline)) is None) == admitted

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from app.batching.cost import CostModel
@@ -77,6 +78,19 @@ def test_a_machine_that_gets_slower_is_noticed() -> None:
     for _ in range(80):
         cost.learn(tokens=500, squares=50_000, seconds=0.2)
     assert cost.seconds(tokens=500, squares=50_000) == pytest.approx(0.2, rel=0.15)
+
+
+def test_noise_of_alike_passes_does_not_swing_what_more_of_them_would_take() -> None:
+    """A request is several passes' worth; Retry-After is the small difference of two large numbers."""
+    rng, cost, fitted = random.Random(2), CostModel(), []
+    for number in range(1000):
+        lengths = [rng.randrange(50, 235) for _ in range(4)]
+        squares = sum(length * length for length in lengths)
+        seconds = (0.002 + 4e-5 * sum(lengths) + 2e-8 * squares) * rng.uniform(0.8, 1.2)
+        cost.learn(tokens=sum(lengths), squares=squares, seconds=seconds)
+        if number >= 100:
+            fitted.append(cost.seconds(tokens=30 * 142, squares=30 * 142 * 159))
+    assert float(np.std(fitted)) <= 0.04 * float(np.mean(fitted))
 
 
 def test_a_fit_that_makes_no_sense_is_kept_near_the_mean() -> None:

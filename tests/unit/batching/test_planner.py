@@ -175,6 +175,45 @@ def test_what_a_caller_may_catch_up_after_an_absence_is_bounded() -> None:
     assert 0 < catching_up <= 70_000
 
 
+class _Unforgetting(BatchPlanner):
+    def _forget_callers(self) -> None:
+        pass
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, 5), st.lists(st.integers(1, 60_000), min_size=1, max_size=4)),
+            st.none(),
+        ),
+        max_size=40,
+    )
+)
+def test_who_is_forgotten_is_served_as_if_it_were_not(events: list[tuple[int, list[int]] | None]) -> None:
+    """A caller's request, or a batch: large enough that credit is used up and comes back."""
+    planners = [kind(max_batch_tokens=30_000, max_batch_pairs=4) for kind in (BatchPlanner, _Unforgetting)]
+    for number, event in enumerate(events):
+        if event:
+            caller, lengths = event
+            for planner in planners:
+                planner.add(_entries(number, lengths), Terms(caller=str(caller)))
+        else:
+            forgetful, other = (planner.next_batch() for planner in planners)
+            assert forgetful == other
+    assert _drain(planners[0]) == _drain(planners[1])
+
+
+def test_callers_that_are_gone_are_forgotten() -> None:
+    planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64)
+    for number in range(100):
+        planner.add(_entries(number, [10]), Terms(caller=f"gone {number}"))
+    _drain(planner)
+    for number in range(100, 400):
+        planner.add(_entries(number, [512]), Terms(caller="here"))
+        planner.next_batch()
+    assert planner._callers.keys() == {"here"}
+
+
 def test_deadlines_that_would_be_missed_come_first() -> None:
     planner = _planner(tokens=16)
     planner.add(_entries(0, [16] * 10), Terms(deadline=10.0))

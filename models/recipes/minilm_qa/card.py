@@ -33,7 +33,7 @@ def write_card(folders: Folders, progress: Progress, *, seed: int, minutes: floa
         accuracy=f"{calibration['accuracy']:.3f}",
         error=f"{calibration['expected_error']:.3f}",
         reliability=_reliability(calibration["reliability"]),
-        **dict(zip(("cosine", "bm25", "soft"), SIGNAL_WEIGHTS, strict=False)),
+        **dict(zip(("cosine", "bm25", "soft", "share"), SIGNAL_WEIGHTS, strict=True)),
         study=_study_table(json.loads(study.read_text(encoding="utf-8"))) if study.exists() else "Not run.",
         files=_table(("file", "bytes", "sha256"), [(p.name, f"{p.stat().st_size:,}", sha256(p)) for p in files]),
         weights_sha256=sha256(folders.float32 / "model.safetensors"),

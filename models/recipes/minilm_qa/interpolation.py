@@ -14,7 +14,7 @@ from models.recipes.minilm_qa.model import CrossEncoder
 
 TRAINED_SHARE = 0.25
 # of CrossEncoder.SIGNALS: cosine, BM25, soft match, share of the query's words that match
-SIGNAL_WEIGHTS = (1.0, 0.4, 4.0, 0.0)
+SIGNAL_WEIGHTS = (1.0, 0.4, 5.0, 0.05)
 
 
 @torch.no_grad()

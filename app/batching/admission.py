@@ -2,10 +2,15 @@
 
 Refusing at the door is kind: the caller can ask another replica now, and what was admitted is answered in time.
 A request whose texts are still being tokenised counts already, by an estimate.
+
+Who is let in with a deadline is promised it, whoever comes later: near their deadlines the planner does not ask whose
+requests they are. So callers get their parts here. Nobody is promised time that others may still claim, and who has
+nothing waiting needs less room than who has.
 """
 
+from collections import Counter
 from dataclasses import dataclass
-from math import inf
+from math import exp, inf
 
 from app.batching.cost import CostModel
 from app.batching.planner import BatchPlanner
@@ -24,6 +29,8 @@ _ANSWER_S = 0.03
 _TRIAL_AFTER_S = 2.0
 _TOKENS_PER_CHARACTER = 0.25
 _MEMORY = 0.95
+# What a caller asks for counts for so long: who sends a request a minute is still expected a little.
+_EXPECTED_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,7 @@ class Work:
 
 
 class Admission:
-    """Answers for one model. `reserved` work is admitted, but not in the planner yet."""
+    """Answers for one model."""
 
     def __init__(self, planner: BatchPlanner, cost: CostModel, *, max_waiting_tokens: int, workers: int) -> None:
         self._planner = planner
@@ -44,12 +51,26 @@ class Admission:
         self._workers = workers
         self._tokens_per_character = _TOKENS_PER_CHARACTER
         self._let_in_at = -inf
-        self.reserved_tokens = 0
+        self._reserved: Counter[str] = Counter()
+        # Tokens that callers asked for lately, each counting less and less.
+        self._asked: dict[str, float] = {}
+        self._asked_at = -inf
 
     @property
     def seconds_per_token(self) -> float:
         """How fast waiting work goes, all workers together."""
         return self._cost.seconds_per_token / self._workers
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens of requests that are let in, but not in the planner yet."""
+        return self._reserved.total()
+
+    def reserve(self, caller: str, tokens: int) -> None:
+        """Count so many tokens more, or less, for a caller."""
+        self._reserved[caller] += tokens
+        if not self._reserved[caller]:
+            del self._reserved[caller]
 
     def estimate(self, *, characters: int, encodings: int, longest: int) -> Work:
         """What texts of so many characters will be, before they are tokenised and cut to `longest` tokens each."""
@@ -71,6 +92,7 @@ class Admission:
         """
         if terms.urgent:
             return
+        self._expect(work, terms.caller, now=now)
         self._check_room(work, terms)
         if terms.deadline < inf and self._cost.known:
             self._check_deadline(work, terms, now=now, busy_s=busy_s)
@@ -96,10 +118,10 @@ class Admission:
             )
 
     def _check_deadline(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:
-        """Work of one caller is done in the order of deadlines when need be: what must be done before this one's
-        deadline must fit before it, and what has a later deadline must fit with it. Who takes a partial answer is let
-        in when half of the time is left for it, and now and then who could be answered if the engine were as fast as
-        it has been.
+        """Work is done in the order of deadlines when need be: what must be done before this one's deadline, or may
+        still be claimed, must fit before it, and what has a later deadline must fit with it. Who takes a partial answer
+        is let in when half of the time is left for it, and now and then who could be answered if the engine were as
+        fast as it has been.
         """
         left_s = terms.deadline - now
         answer_s = min(_ANSWER_S, left_s / 10)
@@ -130,30 +152,50 @@ class Admission:
         """By how much the first deadline to be missed would be missed, if this request were admitted, and in how many
         seconds none would be, if nobody else comes.
 
-        In every second `_QUEUE_MARGIN` seconds of predicted work are done: by so much is this request less late if it
-        comes a second later, with a deadline as far away. The deadlines of others come nearer meanwhile. For those it
-        is too late until they have gained enough all the same, or have to be met before its own.
+        In every second `margin` seconds of predicted work are done: by so much is this request less late if it comes
+        a second later, with a deadline as far away. The deadlines of others come nearer meanwhile. For those it is too
+        late until they have gained enough all the same, or have to be met before its own. What others may claim stays,
+        so only what is done of the caller's own counts then.
         """
         left_s = terms.deadline - now
-        pace_s = _QUEUE_MARGIN * self.seconds_per_token
-        own_tokens = self._planner.tokens_of(terms.caller)
-        others = self._planner.active_callers - bool(own_tokens)
-        foreign_s = pace_s * (self._planner.waiting_tokens - own_tokens)
-        earlier, later = self._planner.queue_of(terms.caller, deadline=terms.deadline)
-        done_s = busy_s + pace_s * (self.reserved_tokens + earlier) + own_s
-        late_s = self._shared(done_s, foreign_s, others) + answer_s - left_s
-        retry_s = late_s / _QUEUE_MARGIN
+        own_tokens = self._tokens_of(terms.caller)
+        margin = _QUEUE_MARGIN if own_tokens else _MARGIN
+        pace_s = margin * self.seconds_per_token
+        claimed_s = self._claimed(terms.caller, left_s, pace_s) if own_tokens else 0.0
+        earlier, later = self._planner.queue(deadline=terms.deadline)
+        done_s = busy_s + pace_s * (self.reserved_tokens + earlier) + claimed_s + own_s
+        late_s = done_s + answer_s - left_s
+        retry_s = late_s / margin
+        if claimed_s:
+            retry_s *= (self._planner.waiting_tokens + self.reserved_tokens) / own_tokens
         for pending in later:
             done_s += pace_s * pending.tokens
-            answered_s = self._shared(done_s, foreign_s, others) + answer_s
+            answered_s = done_s + answer_s
             missed_s = answered_s - (pending.deadline - now)
-            gained_s = missed_s / (_QUEUE_MARGIN - 1)
-            behind_s = max(pending.deadline - terms.deadline, (answered_s - left_s) / _QUEUE_MARGIN)
+            gained_s = missed_s / (margin - 1)
+            behind_s = max(pending.deadline - terms.deadline, (answered_s - left_s) / margin)
             late_s = max(late_s, missed_s)
             retry_s = max(retry_s, min(gained_s, behind_s))
         return late_s, retry_s
 
-    @staticmethod
-    def _shared(own_s: float, foreign_s: float, others: int) -> float:
-        """When own work is done beside that of other callers: after all of theirs, or at an equal share."""
-        return min(own_s + foreign_s, own_s * (others + 1))
+    def _expect(self, work: Work, caller: str, *, now: float) -> None:
+        fading = exp((self._asked_at - now) / _EXPECTED_S)
+        self._asked = {name: tokens * fading for name, tokens in self._asked.items() if tokens * fading >= 1}
+        self._asked[caller] = self._asked.get(caller, 0.0) + work.tokens
+        self._asked_at = now
+
+    def _claimed(self, caller: str, left_s: float, pace_s: float) -> float:
+        """How much of the time that is left others may still claim, whose requests would go first: each as much as it
+        has waiting and asked for lately, but no more than an equal part, less what is counted already.
+        """
+        part_s = left_s / len(self._asked)
+        claimed_s = 0.0
+        for other, asked in self._asked.items():
+            if other != caller:
+                wanted_s = min(pace_s * (asked + self._tokens_of(other)), part_s)
+                counted_s = pace_s * (self._planner.dated_tokens_of(other) + self._reserved[other])
+                claimed_s += max(0.0, wanted_s - counted_s)
+        return claimed_s
+
+    def _tokens_of(self, caller: str) -> int:
+        return self._planner.tokens_of(caller) + self._reserved[caller]

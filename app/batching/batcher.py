@@ -116,7 +116,7 @@ class Place:
         self._terms = terms
         self._tokens = tokens
         self._characters = characters
-        batcher.admission.reserved_tokens += tokens
+        batcher.admission.reserve(terms.caller, tokens)
 
     async def forward(self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, cut: bool) -> Forwarded:
         """Score all encodings, once; `cut` where any of them has not all of its text. Raises what `Batcher.forward`
@@ -130,7 +130,7 @@ class Place:
         return await self._batcher.serve(encodings, identities, self._terms)
 
     def leave(self) -> None:
-        self._batcher.admission.reserved_tokens -= self._tokens
+        self._batcher.admission.reserve(self._terms.caller, -self._tokens)
         self._tokens = 0
 
 

@@ -8,8 +8,9 @@
 3. Of a caller's requests, those with less work left go first, within their priority: a factor of four apart, so that
    requests of about one size are served in order of arrival and their latencies do not spread. One batch in `_TURNS`
    belongs to the oldest request, so that nothing starves and nothing large holds up small ones.
-4. When deadlines would be missed that way, the earliest deadline goes first until they are safe again; what cannot be
-   done in time any more goes last, for else, once one request is late, all behind it would be (Moore 1968).
+4. When deadlines would be missed that way, the earliest deadline of all callers goes first until they are safe again;
+   what cannot be done in time any more goes last, for else, once one request is late, all behind it would be (Moore
+   1968). Who is let in is promised its deadline, so callers get their parts at the door then: see `admission`.
 5. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
    of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
    longest length, stays within the token budget, and padding within `max_padding` of that area. Requests of
@@ -21,7 +22,7 @@
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from math import inf, sqrt
 from typing import NamedTuple
 
@@ -31,8 +32,9 @@ _TURNS = 4
 _CREDIT_TOKENS = 50_000.0
 # A caller with so many tokens waiting is charged for each as one.
 _USUAL_TOKENS = 4_000
-# Work is predicted a little too small now and then, and a pass that runs is not interrupted.
-_DEADLINE_MARGIN = 1.25
+# Work is predicted a little too small now and then, and passes that run are not interrupted.
+_DEADLINE_MARGIN = 1.1
+_PASSES_TO_SPARE = 2
 # How many requests are asked for encodings of the right length before a batch goes off as it is.
 _MOST_ASKED = 64
 # Padding that a batch may have, as a share of its area, as long as requests of up to so many times the first one's size
@@ -76,84 +78,93 @@ class _Job:
         return self.terms.priority, self.tokens.bit_length() // 2, self.number
 
     @property
-    def due(self) -> tuple[float, int]:
-        return self.terms.deadline, self.number
+    def dated(self) -> bool:
+        return self.terms.deadline < inf and not self.terms.urgent
 
 
 @dataclass(slots=True)
 class _Caller:
-    """One caller's requests: oldest first in `jobs`, by work left in `ranks`, and by deadline where they have one."""
+    """One caller's requests: oldest first in `jobs`, and by work left in `ranks`."""
 
     served: float
     tokens: int = 0
     dated_tokens: int = 0
     turn: int = 0
-    in_haste: bool = False
     jobs: dict[int, _Job] = field(default_factory=dict)
     ranks: list[tuple[int, int, int]] = field(default_factory=list)
-    dues: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, job: _Job) -> None:
         self.jobs[job.number] = job
         insort(self.ranks, job.rank)
-        if job.terms.deadline < inf:
-            insort(self.dues, job.due)
-            self.dated_tokens += job.tokens
-        self.tokens += job.tokens
+        self._count(job, tokens=job.tokens)
 
     def remove(self, job: _Job) -> None:
         del self.jobs[job.number]
         del self.ranks[bisect_left(self.ranks, job.rank)]
-        if job.terms.deadline < inf:
-            del self.dues[bisect_left(self.dues, job.due)]
-            self.dated_tokens -= job.tokens
-        self.tokens -= job.tokens
+        self._count(job, tokens=-job.tokens)
 
     def shrink(self, job: _Job, *, tokens: int) -> None:
         """Note that so many of a request's tokens wait no longer; a request without any is forgotten."""
         del self.ranks[bisect_left(self.ranks, job.rank)]
         job.tokens -= tokens
-        self.tokens -= tokens
-        if job.terms.deadline < inf:
-            self.dated_tokens -= tokens
         insort(self.ranks, job.rank)
+        self._count(job, tokens=-tokens)
         if not job.waiting:
             self.remove(job)
 
-    def in_order(self, *, now: float, seconds_per_token: float, callers: int, pass_s: float) -> Iterator[_Job]:
-        """The policy: which request is served first. `pass_s` is what one more pass of others would take."""
+    def in_order(self) -> Iterator[_Job]:
+        """Which request is served first while no deadline is in danger."""
         if not self.jobs:
             return iter(())
         self.turn += 1
-        self.in_haste = self._is_tight(now + pass_s, seconds_per_token * callers)
-        if self.in_haste:
-            order = self._by_deadline(now, seconds_per_token)
-        else:
-            order = [number for _, _, number in self.ranks[:_MOST_ASKED]]
-            if self.turn % _TURNS == 0:
-                order = [next(iter(self.jobs)), *order]
+        order = [number for _, _, number in self.ranks[:_MOST_ASKED]]
+        if self.turn % _TURNS == 0:
+            order = [next(iter(self.jobs)), *order]
         return (self.jobs[number] for number in dict.fromkeys(order) if number in self.jobs)
 
-    def _is_tight(self, now: float, seconds_per_token: float) -> bool:
+    def _count(self, job: _Job, *, tokens: int) -> None:
+        self.tokens += tokens
+        if job.dated:
+            self.dated_tokens += tokens
+
+
+class _Deadlines:
+    """The requests of all callers that have a deadline, the earliest first."""
+
+    def __init__(self) -> None:
+        self._dues: list[tuple[float, int, _Caller, _Job]] = []
+
+    def add(self, caller: _Caller, job: _Job) -> None:
+        if job.dated:
+            insort(self._dues, (job.terms.deadline, job.number, caller, job))
+
+    def remove(self, job: _Job) -> None:
+        if job.dated:
+            del self._dues[bisect_left(self._dues, (job.terms.deadline, job.number))]
+
+    def since(self, deadline: float) -> list[Pending]:
+        start = bisect_left(self._dues, (deadline, -1))
+        return [Pending(due, job.tokens) for due, _, _, job in self._dues[start:]]
+
+    def are_tight(self, now: float, seconds_per_token: float) -> bool:
         ahead_s = 0.0
-        for deadline, number in self.dues:
-            ahead_s += self.jobs[number].tokens * seconds_per_token
+        for deadline, _, _, job in self._dues:
+            ahead_s += job.tokens * seconds_per_token
             if deadline - now < _DEADLINE_MARGIN * ahead_s:
                 return True
         return False
 
-    def _by_deadline(self, now: float, seconds_per_token: float) -> list[int]:
+    def in_order(self, now: float, seconds_per_token: float) -> list[tuple[_Caller, _Job]]:
         """The earliest first, and last what would be late even if the engine did nothing else from now on. Who takes a
         partial answer is never too late, and is done when the deadline comes.
         """
         in_time, too_late, ahead_s = [], [], 0.0
-        for deadline, number in self.dues:
-            job = self.jobs[number]
+        for deadline, _, caller, job in self._dues:
             done_s = ahead_s + job.tokens * seconds_per_token
             if now + done_s > deadline and not job.terms.partial:
-                too_late.append(number)
+                too_late.append((caller, job))
             else:
-                in_time.append(number)
+                in_time.append((caller, job))
                 ahead_s = min(done_s, max(ahead_s, deadline - now))
         return in_time + too_late
 
@@ -173,6 +184,7 @@ class BatchPlanner:
         self._urgent = _Caller(served=-inf)
         self._callers: dict[str, _Caller] = {}
         self._caller_of: dict[int, _Caller] = {}
+        self._deadlines = _Deadlines()
         self._floor = 0.0
         self.waiting_tokens = 0
 
@@ -188,17 +200,18 @@ class BatchPlanner:
         """Tokens that wait for one caller."""
         return self._callers[caller].tokens if caller in self._callers else 0
 
-    def queue_of(self, caller: str, *, deadline: float) -> tuple[int, list[Pending]]:
-        """Of the caller's requests, tokens of those with an earlier deadline, and those with a later one in its order.
+    def dated_tokens_of(self, caller: str) -> int:
+        """Those of them that have a deadline."""
+        return self._callers[caller].dated_tokens if caller in self._callers else 0
+
+    def queue(self, *, deadline: float) -> tuple[int, list[Pending]]:
+        """Of all callers' requests, tokens of those with an earlier deadline, and those with a later one in its order.
 
         The first is no sum over requests: thousands of them may wait.
         """
-        known = self._callers.get(caller)
-        if known is None:
-            return 0, []
-        later = known.dues[bisect_left(known.dues, (deadline, -1)) :]
-        pending = [Pending(due, known.jobs[number].tokens) for due, number in later]
-        return known.dated_tokens - sum(one.tokens for one in pending), pending
+        dated_tokens = sum(caller.dated_tokens for caller in self._callers.values())
+        later = self._deadlines.since(deadline)
+        return dated_tokens - sum(one.tokens for one in later), later
 
     def batch_did_not_fit(self, *, area: int) -> None:
         """The device had no memory for a batch of so many padded tokens: cut batches of half as many."""
@@ -223,10 +236,12 @@ class BatchPlanner:
             job = _Job(number, terms, [], 0)
         else:
             caller.remove(job)
+            self._deadlines.remove(job)
         job.waiting += [(entry.length, entry.position) for entry in entries]
         job.waiting.sort()
         job.tokens += tokens
         caller.add(job)
+        self._deadlines.add(caller, job)
         self._caller_of[number] = caller
         self.waiting_tokens += tokens
 
@@ -237,6 +252,7 @@ class BatchPlanner:
             return 0
         job = caller.jobs[number]
         caller.remove(job)
+        self._deadlines.remove(job)
         self.waiting_tokens -= job.tokens
         return job.tokens
 
@@ -262,16 +278,14 @@ class BatchPlanner:
             self._floor = max(self._floor, active[0].served)
             self._forget_callers()
         pass_s = seconds_per_token * self._workers * min(self.max_batch_tokens, self.waiting_tokens)
-        in_order = (
-            (caller, job)
-            for caller in (self._urgent, *active)
-            for job in caller.in_order(
-                now=now, seconds_per_token=seconds_per_token, callers=max(1, len(active)), pass_s=pass_s
-            )
-        )
-        asked = list(islice(in_order, _MOST_ASKED))
+        in_haste = self._deadlines.are_tight(now + _PASSES_TO_SPARE * pass_s, seconds_per_token)
+        dated = self._deadlines.in_order(now, seconds_per_token) if in_haste else []
+        urgent = ((self._urgent, job) for job in self._urgent.in_order())
+        fair = ((caller, job) for caller in active for job in caller.in_order())
+        asked = list(islice(chain(urgent, dated, fair), _MOST_ASKED))
+        alike = [] if in_haste else _alike(asked)
         little = min(_LITTLE_PADDING, self._max_padding)
-        for batch.max_padding, requests in ((little, _alike(asked)), (self._max_padding, asked)):
+        for batch.max_padding, requests in ((little, alike), (self._max_padding, asked)):
             for caller, job in requests:
                 if batch.full:
                     break
@@ -316,14 +330,13 @@ class BatchPlanner:
         caller.shrink(job, tokens=tokens)
         self.waiting_tokens -= tokens
         if not job.waiting:
+            self._deadlines.remove(job)
             del self._caller_of[job.number]
 
 
 def _alike(asked: Sequence[tuple[_Caller, _Job]]) -> list[tuple[_Caller, _Job]]:
-    """Requests that can share a batch with the first one without keeping it: its caller's, not much larger, and only
-    while there is time.
-    """
-    if not asked or asked[0][0].in_haste:
+    """Requests that can share a batch with the first one without keeping it: its caller's, and not much larger."""
+    if not asked:
         return []
     first_caller, first = asked[0]
     return [(caller, job) for caller, job in asked if caller is first_caller and job.tokens <= _ALIKE * first.tokens]

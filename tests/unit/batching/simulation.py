@@ -192,13 +192,19 @@ def closed_loop(simulation: Simulation, *, documents: int, terms: Terms = _ORDIN
 
 
 def open_loop(
-    simulation: Simulation, *, requests_per_s: float, documents: Sequence[int], until: float, deadline_s: float = inf
+    simulation: Simulation,
+    *,
+    requests_per_s: float,
+    documents: Sequence[int],
+    until: float,
+    deadline_s: float = inf,
+    caller: str = "",
 ) -> None:
-    """Poisson arrivals of requests of various sizes, each with a deadline."""
+    """Poisson arrivals of one caller's requests of various sizes, each with a deadline."""
 
     def arrive() -> None:
         lengths = lengths_of(simulation.rng, simulation.rng.choice(documents))
-        simulation.submit(lengths, Terms(deadline=simulation.now + deadline_s))
+        simulation.submit(lengths, Terms(caller=caller, deadline=simulation.now + deadline_s))
         pause_s = simulation.rng.expovariate(requests_per_s)
         if simulation.now + pause_s < until:
             simulation.later(simulation.now + pause_s, arrive)

@@ -58,7 +58,7 @@ def test_urgent_work_is_always_admitted() -> None:
 
 def test_reserved_work_counts() -> None:
     admission = _admission(limit=100)
-    admission.reserved_tokens = 90
+    admission.reserve("", 90)
     assert isinstance(_verdict(admission, 11, Terms()), Overloaded)
 
 
@@ -172,10 +172,61 @@ def test_nobody_is_let_in_at_the_cost_of_somebody_who_was() -> None:
     assert _verdict(admission, 50, Terms(deadline=0.9)) is None
 
 
-def test_a_light_caller_is_not_refused_for_the_work_of_a_heavy_one() -> None:
-    admission = _admission(waiting=[(5000, Terms(caller="heavy", deadline=10.0))])
-    assert _verdict(admission, 300, Terms(caller="light", deadline=1.0)) is None
-    assert isinstance(_verdict(admission, 600, Terms(caller="light", deadline=1.0)), Overloaded)
+def test_who_has_nothing_waiting_is_let_in_when_its_request_just_fits() -> None:
+    """What has a fifth more room for surprises is somebody's that has more than one request."""
+    waiting = [(600, Terms(caller="heavy", deadline=1.0))]
+    assert isinstance(_verdict(_admission(waiting=waiting), 250, Terms(caller="heavy", deadline=1.0)), Overloaded)
+    assert _verdict(_admission(waiting=waiting), 250, Terms(caller="light", deadline=1.0)) is None
+    assert isinstance(_verdict(_admission(waiting=waiting), 300, Terms(caller="light", deadline=1.0)), Overloaded)
+
+
+@pytest.mark.parametrize(
+    ("asked", "let_in", "refused"),
+    [
+        pytest.param(100, 430, 460, id="what others asked for lately"),
+        pytest.param(10**6, 90, 130, id="at most an equal part"),
+    ],
+)
+def test_nobody_is_promised_what_others_may_still_claim(asked: int, let_in: int, refused: int) -> None:
+    admission = _admission(waiting=[(300, Terms(caller="heavy", deadline=1.0))])
+    admission.check(_work(asked), Terms(caller="other"), now=0.0, busy_s=0.0)
+    assert _verdict(admission, let_in, Terms(caller="heavy", deadline=1.0)) is None
+    assert isinstance(_verdict(admission, refused, Terms(caller="heavy", deadline=1.0)), Overloaded)
+
+
+def test_what_others_have_waiting_is_claimed_but_once() -> None:
+    waiting = [(100, Terms(caller="heavy", deadline=1.0)), (300, Terms(caller="other", deadline=1.0))]
+    admission = _admission(waiting=waiting)
+    admission.check(_work(300), Terms(caller="other"), now=0.0, busy_s=0.0)
+    admission.reserve("other", 100)
+    assert _verdict(admission, 250, Terms(caller="heavy", deadline=1.0)) is None
+    assert isinstance(_verdict(admission, 350, Terms(caller="heavy", deadline=1.0)), Overloaded)
+
+
+def test_a_caller_that_is_gone_is_expected_no_more() -> None:
+    admission = _admission(waiting=[(300, Terms(caller="heavy", deadline=1000.0))])
+    admission.check(_work(10**6), Terms(caller="other"), now=-500.0, busy_s=0.0)
+    assert _verdict(admission, 460, Terms(caller="heavy", deadline=1.0)) is None
+
+
+def test_a_request_that_is_being_tokenised_waits_already() -> None:
+    admission = _admission()
+    admission.check(_work(10**6), Terms(caller="other"), now=0.0, busy_s=0.0)
+    admission.reserve("heavy", 300)
+    assert isinstance(_verdict(admission, 160, Terms(caller="heavy", deadline=1.0)), Overloaded)
+    admission.reserve("heavy", -300)
+    assert _verdict(admission, 160, Terms(caller="heavy", deadline=1.0)) is None
+
+
+def test_who_waits_for_its_part_is_told_how_long_its_own_work_takes_beside_others() -> None:
+    """Of 1,000 tokens a second a quarter are its own, and what is too much is its own."""
+    waiting = [(100, Terms(caller="heavy", deadline=0.9)), (300, Terms(caller="other", deadline=0.9))]
+    admission = _admission(waiting=waiting)
+    admission.check(_work(10**6), Terms(caller="other"), now=0.0, busy_s=0.0)
+    refusal = _verdict(admission, 400, Terms(caller="heavy", deadline=1.0))
+    assert isinstance(refusal, Overloaded)
+    late_s = 0.1 * 1.2 + 0.4 * 1.1 + 0.5 + 0.03 - 1.0
+    assert refusal.retry_after_s == pytest.approx(4 * late_s / 1.2, rel=0.05)
 
 
 def test_a_decision_takes_no_longer_when_many_requests_wait() -> None:

@@ -225,6 +225,17 @@ def test_deadlines_that_would_be_missed_come_first() -> None:
     assert in_haste[0].job == 0
 
 
+def test_a_deadline_in_danger_comes_first_whose_ever_it_is() -> None:
+    planner = _planner(tokens=16)
+    planner.add(_entries(0, [16] * 10), Terms(caller="heavy", deadline=10.0))
+    planner.next_batch()
+    planner.add(_entries(1, [16] * 3), Terms(caller="light", deadline=50.0))
+    at_leisure = planner.next_batch(now=0.0, seconds_per_token=0.01)
+    in_haste = planner.next_batch(now=8.3, seconds_per_token=0.01)
+    assert at_leisure[0].job == 1
+    assert in_haste[0].job == 0
+
+
 @pytest.mark.parametrize(("partial", "first"), [(False, 1), (True, 0)])
 def test_what_is_too_late_already_does_not_make_others_late(partial: bool, first: int) -> None:
     planner = _planner(tokens=16)
@@ -320,17 +331,17 @@ def test_taking_the_last_encoding_out_forgets_the_request() -> None:
     assert planner.next_batch() == []
 
 
-def test_a_request_is_told_apart_by_its_deadline_and_its_caller() -> None:
+def test_deadlines_are_told_of_all_callers_and_tokens_of_each() -> None:
     planner = _planner()
     planner.add(_entries(0, [4, 4]), Terms(caller="a", deadline=9.0))
     planner.add(_entries(1, [4]), Terms(caller="a", deadline=3.0))
     planner.add(_entries(2, [4]), Terms(caller="a"))
     planner.add(_entries(3, [4]), Terms(caller="b", deadline=1.0))
-    assert planner.queue_of("a", deadline=1.0) == (0, [(3.0, 4), (9.0, 8)])
-    assert planner.queue_of("a", deadline=9.0) == (4, [(9.0, 8)])
-    assert planner.queue_of("a", deadline=10.0) == (12, [])
-    assert planner.tokens_of("a") == 16
-    assert planner.queue_of("nobody", deadline=10.0) == (0, [])
+    assert planner.queue(deadline=1.0) == (0, [(1.0, 4), (3.0, 4), (9.0, 8)])
+    assert planner.queue(deadline=9.0) == (8, [(9.0, 8)])
+    assert planner.queue(deadline=10.0) == (16, [])
+    assert (planner.tokens_of("a"), planner.dated_tokens_of("a")) == (16, 12)
+    assert planner.dated_tokens_of("nobody") == 0
     assert planner.tokens_of("nobody") == 0
     assert planner.active_callers == 2
 
@@ -457,14 +468,13 @@ class PlannerLife(RuleBasedStateMachine):
 
     @invariant()
     def tokens_with_a_deadline_are_the_sum_of_theirs(self) -> None:
-        for caller in {terms.caller for terms in self.terms.values()}:
-            earlier, later = self.planner.queue_of(caller, deadline=50.0)
-            expected = {True: 0, False: 0}
-            for number, lengths in self.waiting.items():
-                terms = self.terms[number]
-                if terms.caller == caller and terms.deadline < inf and not terms.urgent:
-                    expected[terms.deadline < 50.0] += sum(lengths.values())
-            assert expected == {True: earlier, False: sum(one.tokens for one in later)}
+        earlier, later = self.planner.queue(deadline=50.0)
+        expected = {True: 0, False: 0}
+        for number, lengths in self.waiting.items():
+            terms = self.terms[number]
+            if terms.deadline < inf and not terms.urgent:
+                expected[terms.deadline < 50.0] += sum(lengths.values())
+        assert expected == {True: earlier, False: sum(one.tokens for one in later)}
 
 
 TestPlannerLife = PlannerLife.TestCase

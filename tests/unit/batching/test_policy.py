@@ -1,7 +1,10 @@
 """What the batching decisions promise, in virtual time: see `simulation`."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle
+from math import inf
 
 import numpy as np
 import pytest
@@ -93,6 +96,75 @@ def test_who_is_let_in_under_overload_is_answered_in_time(documents: list[int], 
     offered, taken = (sum(len(request.lengths) for request in some) for some in (simulation.requests, admitted))
     assert taken < 0.5 * offered
     assert taken / 60 > 0.85 * pairs_per_s, "refusing does not leave the engine idle"
+
+
+def _callers(
+    loads: Sequence[float], *, seed: int, documents: int = 30, deadlines_s: Sequence[float] = (2.0,)
+) -> tuple[Simulation, float]:
+    """Callers "0", "1", ... each with so many times the capacity, for 80 s, and what that is, in pairs a second."""
+    simulation = Simulation(seed=seed, noise=0.35, speed=0.4)
+    pairs_per_s = 2 * 4 / pass_s([142] * 4) * 0.4
+    for caller, (load, deadline_s) in enumerate(zip(loads, cycle(deadlines_s))):
+        open_loop(
+            simulation,
+            requests_per_s=load * pairs_per_s / documents,
+            documents=[documents],
+            until=80,
+            deadline_s=deadline_s,
+            caller=str(caller),
+        )
+    simulation.run()
+    return simulation, pairs_per_s
+
+
+_FOUR_EQUAL = [0.75] * 4
+_ONE_BESIDE_TEN_TIMES_ITS_LOAD = [3 / 11, 30 / 11]
+_TEN_UNEQUAL = [3 * weight / 55 for weight in range(1, 11)]
+
+
+@pytest.mark.parametrize("loads", [_FOUR_EQUAL, _ONE_BESIDE_TEN_TIMES_ITS_LOAD, _TEN_UNEQUAL])
+@pytest.mark.parametrize("seed", range(2))
+def test_however_many_callers_there_are_who_is_let_in_is_answered_in_time(loads: list[float], seed: int) -> None:
+    simulation, pairs_per_s = _callers(loads, seed=seed)
+    admitted = [request for request in simulation.requests if request.refusal is None]
+    assert sum(request.latency_s < float("inf") for request in admitted) >= 0.99 * len(admitted)
+    assert sum(len(request.lengths) for request in admitted) / 80 >= 0.93 * pairs_per_s
+
+
+def test_equal_callers_are_let_in_equally() -> None:
+    simulation, _ = _callers(_FOUR_EQUAL, seed=8)
+    let_in = Counter(request.terms.caller for request in simulation.requests if request.refusal is None)
+    assert max(let_in.values()) <= 1.2 * min(let_in.values())
+
+
+@pytest.mark.parametrize(
+    ("loads", "documents", "seeds"),
+    [
+        pytest.param(_ONE_BESIDE_TEN_TIMES_ITS_LOAD, 30, 6, id="one beside ten times its load"),
+        pytest.param([0.05, 2.95], 30, 3, id="one beside sixty times its load"),
+        pytest.param([0.07, 1.4, 1.4], 30, 3, id="one beside two heavy ones"),
+        pytest.param(_TEN_UNEQUAL, 10, 2, id="the lightest of ten"),
+    ],
+)
+@pytest.mark.parametrize("deadline_s", [2.0, inf])
+def test_a_caller_below_its_part_is_let_in_and_answered_soon(
+    loads: list[float], documents: int, seeds: int, deadline_s: float
+) -> None:
+    """Once it has asked for something: of those before the first 20 s many meet a queue that did not expect them."""
+    light, alone = (
+        [
+            request
+            for seed in range(seeds)
+            for request in _callers(some, seed=seed, documents=documents, deadlines_s=[deadline_s, 2.0, 2.0])[
+                0
+            ].requests
+            if request.terms.caller == "0" and request.arrived > 20
+        ]
+        for some in (loads, loads[:1])
+    )
+    answered = [request for request in light if request.latency_s < inf]
+    assert len(answered) >= 0.97 * len(light)
+    assert _quantile(answered, 0.95) <= 1.5 * _quantile(alone, 0.95)
 
 
 # What an answer needs beside the passes, over HTTP on a machine that is busy.

@@ -1,4 +1,4 @@
-"""`python -m models.recipes.minilm_qa.reweigh`: the shipped model with other weights of its signals, calibrated anew."""
+"""`python -m models.recipes.minilm_qa.reweigh`: other weights of the shipped model's signals, calibrated anew."""
 
 import json
 from dataclasses import asdict

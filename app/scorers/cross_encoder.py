@@ -155,7 +155,7 @@ class CrossEncoder:
                 else:
                     ids = self._tokenizer.encode(document, add_special_tokens=False).ids
                     total = len(ids)
-            yield DocumentTokens(np.array(ids[:room], dtype=np.int64), total)
+            yield DocumentTokens(np.array(ids[:room], dtype=np.int32), total)
 
     def _room_beside(self, query_tokens: int) -> int:
         room = self.max_length - self._template.special_tokens - query_tokens

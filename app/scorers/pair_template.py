@@ -7,6 +7,7 @@ tokenizer's own pair encoding, so that a tokenizer that joins pairs in some othe
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from app.domain import Encoding, IntArray
@@ -37,8 +38,8 @@ class PairTemplate:
     def special_tokens(self) -> int:
         return len(self.head) + len(self.middle) + len(self.tail)
 
-    def join(self, query_ids: IntArray, document_ids: IntArray) -> Encoding:
-        ids = np.concatenate((self.head, query_ids, self.middle, document_ids, self.tail))
+    def join(self, query_ids: IntArray, document_ids: IntArray | NDArray[np.int32]) -> Encoding:
+        ids: IntArray = np.concatenate((self.head, query_ids, self.middle, document_ids, self.tail), dtype=np.int64)
         boundary = len(self.head) + len(query_ids) + self.segment_offset if self.segments else len(ids)
         return Encoding(ids, boundary)
 

@@ -6,22 +6,27 @@ from hashlib import blake2b
 from threading import Lock
 from typing import NamedTuple
 
-from app.domain import IntArray
+import numpy as np
+from numpy.typing import NDArray
 
-Key = tuple[bytes, int]
+Key = tuple[bytes, int | None]
 
 
 class DocumentTokens(NamedTuple):
-    """`ids` are the document's first tokens, as many as were asked for or more; `total` is how many it has in all."""
+    """`ids` are the document's first tokens, as many as were asked for or more; `total` is how many it has in all.
 
-    ids: IntArray
+    Half as wide as what engines take, because most of them are kept for long.
+    """
+
+    ids: NDArray[np.int32]
     total: int
 
 
 class TokenCache:
     """Keeps the least recently used documents out, and at most `max_tokens` tokens in. Safe to use from threads.
 
-    Documents are known by a hash of their text, so that the texts themselves are not kept.
+    Documents are known by a hash of their text, so that the texts themselves are not kept. One that is kept whole is
+    known for every room; one that was cut is known for the room that it was cut to.
     """
 
     def __init__(self, *, max_tokens: int) -> None:
@@ -34,27 +39,30 @@ class TokenCache:
         self, documents: Sequence[str], tokenize: Callable[[Sequence[str]], Sequence[DocumentTokens]], *, room: int
     ) -> list[DocumentTokens]:
         """Return the tokens of every document; those that are not known are tokenised, in one call."""
-        keys = [(_digest(text), room) for text in documents]
-        found = self._look_up(keys)
+        digests = [_digest(text) for text in documents]
+        found = self._look_up(digests, room)
         missing = [position for position, tokens in enumerate(found) if tokens is None]
         if missing:
             fresh = tokenize([documents[position] for position in missing])
             for position, tokens in zip(missing, fresh, strict=True):
                 found[position] = tokens
-            self._keep([keys[position] for position in missing], fresh)
+            self._keep([digests[position] for position in missing], fresh, room)
         return [tokens for tokens in found if tokens is not None]
 
-    def _look_up(self, keys: Sequence[Key]) -> list[DocumentTokens | None]:
+    def _look_up(self, digests: Sequence[bytes], room: int) -> list[DocumentTokens | None]:
         with self._lock:
-            found = [self._known.get(key) for key in keys]
-            for key, tokens in zip(keys, found, strict=True):
-                if tokens is not None:
-                    self._known.move_to_end(key)
-        return found
+            return [self._used((digest, None)) or self._used((digest, room)) for digest in digests]
 
-    def _keep(self, keys: Sequence[Key], fresh: Sequence[DocumentTokens]) -> None:
+    def _used(self, key: Key) -> DocumentTokens | None:
+        tokens = self._known.get(key)
+        if tokens is not None:
+            self._known.move_to_end(key)
+        return tokens
+
+    def _keep(self, digests: Sequence[bytes], fresh: Sequence[DocumentTokens], room: int) -> None:
         with self._lock:
-            for key, tokens in zip(keys, fresh, strict=True):
+            for digest, tokens in zip(digests, fresh, strict=True):
+                key = digest, None if len(tokens.ids) == tokens.total else room
                 if key not in self._known:
                     self._known[key] = tokens
                     self.tokens += len(tokens.ids)

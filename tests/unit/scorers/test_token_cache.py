@@ -13,13 +13,14 @@ class _Tokenizer:
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
-    def __call__(self, documents: Sequence[str]) -> list[DocumentTokens]:
+    def __call__(self, documents: Sequence[str], room: int) -> list[DocumentTokens]:
         self.asked.append(list(documents))
-        return [DocumentTokens(np.array([int(word) for word in text.split()]), len(text.split())) for text in documents]
+        ids = [np.array([int(word) for word in text.split()], dtype=np.int32) for text in documents]
+        return [DocumentTokens(each[:room], len(each)) for each in ids]
 
 
 def _get(cache: TokenCache, tokenize: _Tokenizer, *documents: str, room: int = 8) -> list[list[int]]:
-    return [tokens.ids.tolist() for tokens in cache.get(documents, tokenize, room=room)]
+    return [tokens.ids.tolist() for tokens in cache.get(documents, lambda texts: tokenize(texts, room), room=room)]
 
 
 def test_only_unknown_documents_are_tokenised_in_one_call() -> None:
@@ -38,8 +39,17 @@ def test_nothing_unknown_is_no_call() -> None:
 
 def test_a_document_cut_elsewhere_is_another_one() -> None:
     cache, tokenize = TokenCache(max_tokens=100), _Tokenizer()
-    _get(cache, tokenize, "1", room=8)
-    _get(cache, tokenize, "1", room=9)
+    assert _get(cache, tokenize, "1 2 3", room=2) == [[1, 2]]
+    assert _get(cache, tokenize, "1 2 3", room=1) == [[1]]
+    assert _get(cache, tokenize, "1 2 3", room=2) == [[1, 2]]
+    assert len(tokenize.asked) == 2
+
+
+def test_a_whole_document_is_known_beside_queries_of_all_lengths() -> None:
+    cache, tokenize = TokenCache(max_tokens=100), _Tokenizer()
+    assert _get(cache, tokenize, "1 2 3", room=2) == [[1, 2]]
+    for room in (3, 9, 1):
+        assert _get(cache, tokenize, "1 2 3", room=room)[0][:room] == [1, 2, 3][:room]
     assert len(tokenize.asked) == 2
 
 

@@ -46,7 +46,7 @@ KINDS = {
     "openvino": Kind("openvino", {**_FLOAT32, "precision": "float32"}, 1e-4, 1e-5),
     "openvino-bfloat16": Kind("openvino", {**_FLOAT32, "precision": "bfloat16"}, 0.3, 0.1),
     "openvino-int8": Kind("openvino", {"file": "model.int8.onnx", "precision": "float32"}, 0.4, 0.05),
-    "openvino-int8-bfloat16": Kind("openvino", {"file": "model.int8.onnx", "precision": "bfloat16"}, 0.4, 0.1),
+    "openvino-int8-bfloat16": Kind("openvino", {"file": "model.int8.onnx", "precision": "bfloat16"}, 0.4, 0.15),
     "torch-float32": Kind("torch-encoder", {"device": "cpu"}, 1e-4, 1e-5),
     "torch-eager": Kind("torch-encoder", {"device": "cpu", "attention": "eager"}, 1e-4, 1e-5),
     "torch-packed": Kind(

@@ -35,6 +35,7 @@ def _exported() -> dict[str, set[str]]:
     observer.queue_changed(model="m", waiting_tokens=10)
     observer.work_cancelled(model="m", tokens=10)
     observer.request_shed(model="m", reason="overloaded")
+    observer.deadline_missed(model="m")
     observer.cache_looked_up(hits=1, misses=1)
     observer.cache_failed(operation="get")
     observer.model_readiness_changed(model="m", ready=True)
@@ -113,6 +114,13 @@ def test_every_expression_uses_metrics_and_labels_that_the_service_exports(place
         assert labels <= exported[metric] | _TARGET_LABELS, f"{place} matches {metric} on {labels}"
     known = set().union(*(exported[metric] for metric, _ in selected)) | _TARGET_LABELS
     assert _grouped_by(expression) <= known, place
+
+
+def test_everything_that_the_service_exports_is_drawn_or_watched() -> None:
+    used = {metric for _, expression in _expressions() for metric, _ in _selected(expression)}
+    endings = re.compile(r"_(bucket|count|sum|total|created)$")
+    families = {endings.sub("", name) for name in _exported() if name.startswith("rerank_")}
+    assert families - {endings.sub("", name) for name in used} == set()
 
 
 @pytest.mark.parametrize("path", _DASHBOARDS, ids=lambda path: path.name)

@@ -27,9 +27,10 @@ Precision = Literal["float32", "bfloat16"]
 _USUAL_FILES: Final = ("model.int8.onnx", "model.onnx", "onnx/model.onnx", "model.int8-weights.onnx")
 _HINT: Final[Mapping[Precision, Type]] = {"float32": Type.f32, "bfloat16": Type.bf16}
 _OUTPUT: Final = "logits"
-# Kernels are made for every shape and kept, about 1 MB each and 5,000 of them unless told otherwise. Lengths that are
-# rounded up hit a kept one nearly always; how many are kept bounds the memory (tests/contract/test_memory.py).
-_KEPT_SHAPES: Final = 24
+# Kernels are made for every shape, several of each kind, and the last ones of each kind are kept: 5,000 unless told
+# otherwise. With lengths rounded up, 256 are those of all usual shapes, and keep the memory within bounds
+# (tests/contract/test_memory.py).
+_KEPT_KERNELS: Final = 256
 # With several streams, OpenVINO 2026.4 multiplies narrower int8 weights wrongly in bfloat16 on processors with AMX.
 _NARROWEST_PRODUCT: Final = 64
 _STEPS: Final = ((128, 8), (256, 16), (2**31, 32))
@@ -84,7 +85,7 @@ class OpenVinoEngine:
                 "NUM_STREAMS": workers,
                 "INFERENCE_NUM_THREADS": workers * options.threads,
                 "INFERENCE_PRECISION_HINT": _HINT[precision],
-                "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_SHAPES,
+                "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
                 # Two services on one machine would pin their threads to the same cores.
                 "ENABLE_CPU_PINNING": False,
             },
@@ -93,8 +94,7 @@ class OpenVinoEngine:
 
     @property
     def preferred_batch(self) -> BatchLimits:
-        """Larger than ONNX Runtime's, because its kernels share the weights that they unpack (docs/adr/0006)."""
-        return BatchLimits(tokens=1024, pairs=64)
+        return BatchLimits(tokens=512, pairs=64)
 
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head], float32."""

@@ -125,7 +125,7 @@ class Place:
         self.leave()
         # Of texts that were cut nobody knows how many tokens their characters are.
         if not cut:
-            tokens = sum(len(encoding.ids) for encoding in encodings)
+            tokens = sum(self._batcher.lengths_of(encodings))
             self._batcher.admission.learn_length(characters=self._characters, tokens=tokens)
         return await self._batcher.serve(encodings, identities, self._terms)
 
@@ -150,6 +150,7 @@ class Batcher:
     ) -> None:
         self._planner = planner
         self._engine = engine
+        self._rounded_length = engine.preferred_batch.rounded_length
         self._worker = worker
         self._model = model
         self._observer = observer
@@ -191,7 +192,7 @@ class Batcher:
             ScoringFailed: the engine failed on one of these encodings.
             Unavailable: the model was stopped.
         """
-        lengths = [len(encoding.ids) for encoding in encodings]
+        lengths = self.lengths_of(encodings)
         self._check(Work(sum(lengths), sum(length * length for length in lengths)), terms)
         return await self.serve(encodings, identities_of(encodings), terms)
 
@@ -215,6 +216,10 @@ class Batcher:
             del self._jobs[number]
             self._withdraw(number, job)
         return job.result()
+
+    def lengths_of(self, encodings: Sequence[Encoding]) -> list[int]:
+        """In tokens, as the engine computes them."""
+        return [self._rounded_length(len(encoding.ids)) for encoding in encodings]
 
     async def run(self) -> None:
         """Serve until cancelled; all who still wait then are told that the model is gone."""
@@ -257,7 +262,7 @@ class Batcher:
         stop = min(start + _ENTRIES_AT_A_TIME, len(job.encodings))
         for position in range(start, stop):
             identity = job.identities[position]
-            entry = Entry(number, position, len(job.encodings[position].ids))
+            entry = Entry(number, position, self._rounded_length(len(job.encodings[position].ids)))
             if identity in self._running:
                 self._running[identity].wanted_by.append(entry)
             else:
@@ -346,7 +351,7 @@ class Batcher:
 
     async def _forward(self, batch: Sequence[_Item]) -> FloatArray:
         encodings = [item.encoding for item in batch]
-        lengths = [len(encoding.ids) for encoding in encodings]
+        lengths = self.lengths_of(encodings)
         tokens, squares = sum(lengths), sum(length * length for length in lengths)
         running = _Pass(perf_counter(), self._cost.seconds(tokens=tokens, squares=squares))
         self._passes.add(running)
@@ -372,7 +377,7 @@ class Batcher:
 
     def _learn_budget(self, batch: Sequence[_Item]) -> None:
         """Cut batches of half this one's area for some time."""
-        self._planner.batch_did_not_fit(area=len(batch) * max(len(item.encoding.ids) for item in batch))
+        self._planner.batch_did_not_fit(area=self._area(batch))
         logger.warning(
             "out of memory: batches have at most %d tokens for some time",
             self._planner.max_batch_tokens,
@@ -391,6 +396,10 @@ class Batcher:
         failure = ScoringFailed("the model failed on one of the documents; the server's log has the cause")
         for entry in self._running.pop(batch[0].identity).wanted_by:
             _fail(self._jobs[entry.job], failure)
+
+    def _area(self, batch: Sequence[_Item]) -> int:
+        """The tokens that the engine computes for a batch, padding included."""
+        return len(batch) * max(self.lengths_of([item.encoding for item in batch]))
 
     def _is_awaited(self, item: _Item) -> bool:
         """Whether anybody still wants it; if not, it is let go."""
@@ -411,7 +420,7 @@ class Batcher:
             model=self._model,
             pairs=len(batch),
             tokens=sum(len(item.encoding.ids) for item in batch),
-            padded_tokens=len(batch) * max(len(item.encoding.ids) for item in batch),
+            padded_tokens=self._area(batch),
         )
 
 

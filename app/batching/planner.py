@@ -49,7 +49,9 @@ _LEAST_PART = 4
 
 
 class Entry(NamedTuple):
-    """One encoding that waits: the request (`job`) it belongs to, its position there and its length in tokens."""
+    """One encoding that waits: the request (`job`) it belongs to, its position there and its length in tokens, rounded
+    up as its engine does.
+    """
 
     job: int
     position: int

@@ -1,6 +1,6 @@
 """What an engine is: token ids in, logits out, on some device. It knows neither queries nor documents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -29,10 +29,13 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How much of a model's work one forward pass should hold on this device, in padded tokens and in pairs."""
+    """How much of a model's work one forward pass should hold on this device, in padded tokens and in pairs, and to
+    what an engine rounds lengths up: sequences that it computes as equally long may as well share a batch.
+    """
 
     tokens: int
     pairs: int
+    rounded_length: Callable[[int], int] = int
 
 
 class FinalFailure(Exception):

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -75,6 +76,30 @@ async def test_as_many_passes_run_as_the_engine_has_workers() -> None:
         assert len(engine.batches) == 3
         engine.gate.set()
         await working
+
+
+@pytest.mark.parametrize(
+    ("rounded_length", "padded", "alone"), [(int, 16, 9), (lambda length: -(-length // 8) * 8, 16, 16)]
+)
+async def test_what_the_engine_computes_as_equally_long_shares_a_batch(
+    rounded_length: Callable[[int], int], padded: int, alone: int
+) -> None:
+    engine, observer = ArithmeticEngine(tokens=48), RecordingObserver()
+    engine.preferred_batch = replace(engine.preferred_batch, rounded_length=rounded_length)
+    async with running_batcher(engine, observer) as batcher:
+        engine.gate.clear()
+        first = asyncio.ensure_future(batcher.forward(_encodings([1])))
+        await _until_a_pass_runs(engine)
+        others = [
+            asyncio.ensure_future(batcher.forward(_encodings([2] * 16, [3] * 9))),
+            asyncio.ensure_future(batcher.forward(_encodings([4] * 16, [5] * 16))),
+        ]
+        await asyncio.sleep(0.01)
+        engine.gate.set()
+        await asyncio.gather(first, *others)
+    lengths = [sorted(map(len, batch)) for batch in engine.batches[1:]]
+    assert lengths == ([[16, 16, 16], [9]] if rounded_length is int else [[9, 16, 16], [16]])
+    assert [fact["padded_tokens"] for fact in observer.named("batch_scored")][1:] == [3 * padded, alone]
 
 
 @pytest.mark.parametrize("place", [0, 1, 4, 7])

@@ -1,6 +1,7 @@
 """rerankd: a query and candidate documents go in, the documents come back in order of relevance."""
 
 import os
+import sys
 
 __version__ = "0.1.0"
 
@@ -8,3 +9,5 @@ __version__ = "0.1.0"
 # nobody unless its operator says so.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# OpenVINO reports that it was imported through a package of its own, and goes without where that cannot be imported.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # None: importing it raises ImportError

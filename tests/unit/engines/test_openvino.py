@@ -1,5 +1,6 @@
 """The engine `openvino`: what it makes of graphs, and which it refuses."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -49,6 +50,17 @@ def test_rounding_up_costs_little() -> None:
     assert min(extra) == 0
     assert all(more <= max(7, length / 8) for length, more in enumerate(extra, start=1))
     assert len({rounded_length(length) for length in range(1, 513)}) == 32
+
+
+def test_openvino_reports_to_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """Its own package for that would send an event on import, from a thread, and keep an identifier in the home."""
+    program = "import app.engines.openvino, threading; print([thread.name for thread in threading.enumerate()])"
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "['MainThread']"
+    assert not list(tmp_path.iterdir())
 
 
 class _HangingOnce:

@@ -23,6 +23,8 @@ INFERENCE_THREAD: Final = "infer-"
 
 # How long the last calls may take when a worker is closed.
 _LAST_CALLS_S: Final = 5.0
+# How long threads that were told to end may take for it.
+_LAST_THREADS_S: Final = 1.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,7 +53,11 @@ async def aside(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 def exit_beside_hung_calls() -> None:
     """End the process if calls hang: the interpreter would wait for their threads before it ends, for ever."""
-    hung = [thread.name for thread in enumerate_threads() if thread is not current_thread() and not thread.daemon]
+    others = [thread for thread in enumerate_threads() if thread is not current_thread() and not thread.daemon]
+    ends = monotonic() + _LAST_THREADS_S
+    for thread in others:
+        thread.join(timeout=max(0.0, ends - monotonic()))
+    hung = [thread.name for thread in others if thread.is_alive()]
     if hung:
         logger.error("the process ends while calls hang in %s", ", ".join(hung))
         logging.shutdown()

@@ -164,7 +164,6 @@ class Batcher:
         self._passes: set[_Pass] = set()
         self._numbers = count()
         self._work_waits = asyncio.Event()
-        self._idle_workers = asyncio.Semaphore(worker.threads)
         self._closed = False
 
     @contextmanager
@@ -224,11 +223,9 @@ class Batcher:
     async def run(self) -> None:
         """Serve until cancelled; all who still wait then are told that the model is gone."""
         try:
-            async with asyncio.TaskGroup() as passes:
-                while True:
-                    await self._idle_workers.acquire()
-                    batch = await self._next_batch()
-                    passes.create_task(self._serve(batch))
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(self._worker.threads):
+                    workers.create_task(self._work())
         finally:
             self._closed = True
             for job in self._jobs.values():
@@ -325,11 +322,12 @@ class Batcher:
     def _queue_changed(self) -> None:
         self._observer.queue_changed(model=self._model, waiting_tokens=self._planner.waiting_tokens)
 
-    async def _serve(self, batch: Sequence[_Item]) -> None:
-        try:
-            await self._score(batch, tries=2)
-        finally:
-            self._idle_workers.release()
+    async def _work(self) -> None:
+        """Keep one of the worker's threads busy: between two passes, while anything waits, the event loop does nothing
+        but to hand out the scores of the one and to cut the other. Answers are written while the next pass runs.
+        """
+        while True:
+            await self._score(await self._next_batch(), tries=2)
 
     async def _score(self, batch: Sequence[_Item], *, tries: int) -> None:
         """Score a batch; if it fails, its halves, down to the one encoding that the engine cannot take. Each encoding

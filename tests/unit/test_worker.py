@@ -61,7 +61,7 @@ async def test_a_thread_that_died_while_it_waited_for_a_call_is_replaced_before_
 
 
 _ENDS_WITH_CALLS = """
-import asyncio, sys, threading
+import asyncio, sys, threading, time
 from app.worker import Worker, exit_beside_hung_calls
 
 async def serve(call):
@@ -73,13 +73,15 @@ async def serve(call):
                 worker.give_up()
             running.cancel()
 
-asyncio.run(serve({"hangs": threading.Event().wait, "ends": int}[sys.argv[1]]))
+asyncio.run(serve({"hangs": threading.Event().wait, "ends": int, "is ending": int}[sys.argv[1]]))
+if sys.argv[1] == "is ending":
+    threading.Thread(target=time.sleep, args=(0.2,)).start()
 exit_beside_hung_calls()
 print("went on")
 """
 
 
-@pytest.mark.parametrize(("call", "output"), [("hangs", ""), ("ends", "went on\n")])
+@pytest.mark.parametrize(("call", "output"), [("hangs", ""), ("ends", "went on\n"), ("is ending", "went on\n")])
 def test_calls_that_hang_do_not_keep_the_process(call: str, output: str) -> None:
     command = [sys.executable, "-c", _ENDS_WITH_CALLS, call]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

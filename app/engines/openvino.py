@@ -94,7 +94,7 @@ class OpenVinoEngine:
 
     @property
     def preferred_batch(self) -> BatchLimits:
-        return BatchLimits(tokens=512, pairs=64, rounded_length=rounded_length)
+        return BatchLimits(tokens=768, pairs=64, rounded_length=rounded_length)
 
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head], float32."""

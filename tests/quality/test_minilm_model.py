@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from models.recipes.minilm_qa.encoding import token_ids
+from models.recipes.minilm_qa.encoding import padded, token_ids
 from models.recipes.minilm_qa.export import export_int8, export_onnx
 from models.recipes.minilm_qa.interpolation import SIGNAL_WEIGHTS, TRAINED_SHARE, move_towards
 from models.recipes.minilm_qa.lexical_tables import lexical_tables
 from models.recipes.minilm_qa.model import CrossEncoder, load_model, new_model, save_model, score_pairs
 from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs
+from models.recipes.minilm_qa.shared_texts import SharedTexts
 from models.recipes.minilm_qa.shipped import read_shipped
 from models.recipes.minilm_qa.teacher import load_tokenizer
 
@@ -94,6 +95,24 @@ def test_neighbours_and_padding_change_nothing(model: CrossEncoder) -> None:
     together = score_pairs(_trained(model), tokenizer, [*PAIRS, *long])
     alone = torch.cat([score_pairs(_trained(model), tokenizer, [pair]) for pair in [*PAIRS, *long]])
     assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
+
+
+def test_texts_that_pairs_share_are_encoded_once_and_give_the_same(model: CrossEncoder) -> None:
+    trained, tokenizer = _trained(model), load_tokenizer()
+    rows = encode_pairs(tokenizer, [*PAIRS, ("tides", " ".join(TEXTS) * 9), ("", TEXTS[0]), ("tides", "")])
+    calls = []
+    for module in (trained.classifier, trained.bert.encoder.layer[0].attention.self.key):
+        module.register_forward_hook(lambda module, given, output: calls.append((module, given[0], output)))
+    inputs = SharedTexts(trained).head_inputs(rows)
+    assert len(calls) < len(rows)
+    calls.clear()
+    with torch.inference_mode():
+        for row in rows:
+            trained(**padded([row], torch.device("cpu")))
+    expected = torch.cat([given for module, given, _ in calls if module is trained.classifier])
+    assert len(expected) == len(rows)
+    assert expected[:, :4].std(dim=0).min() > 0.1
+    torch.testing.assert_close(inputs, expected, atol=2e-4, rtol=1e-4)
 
 
 # torch's exporter uses what torch deprecates, and warns of axes that have the same name

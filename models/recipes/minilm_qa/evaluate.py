@@ -27,6 +27,7 @@ class EvaluationSet:
 
 EVALUATION_SETS = (
     EvaluationSet("dl19", grades_file="qrels.full.tsv"),
+    EvaluationSet("dl21", grades_file="qrels.full.tsv"),
     EvaluationSet("mediqa_qa"),
     EvaluationSet("trecqa"),
     EvaluationSet("vaswani"),

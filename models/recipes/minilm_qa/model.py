@@ -100,6 +100,11 @@ class CrossEncoder(nn.Module):
             return self._head(columns, states.float()), states, columns.part > 0
 
     def _head(self, columns: Columns, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.head_inputs(columns, states))
+        return logits
+
+    def head_inputs(self, columns: Columns, states: torch.Tensor) -> torch.Tensor:
+        """Return what the classifier adds up, [batch, signals and hidden units]; `states` are BERT's last."""
         query, document, reading = (_mean(states, columns.part == part) for part in (ALONE, DOCUMENT, READING))
         query, document = normalize(query), normalize(document)
         signals = torch.stack(
@@ -107,17 +112,14 @@ class CrossEncoder(nn.Module):
         )
         read = states.gather(1, columns.reading[:, :, None].expand(-1, 1, states.shape[2]))[:, 0]
         seen = torch.cat([read, reading, COSINE_SCALE * query * document, signals / SIMILARITY_SCALE], dim=1)
-        logits: torch.Tensor = self.classifier(torch.cat([signals, gelu(self.hidden(seen))], dim=1))
-        return logits
+        return torch.cat([signals, gelu(self.hidden(seen))], dim=1)
 
     def _encode(self, columns: Columns) -> torch.Tensor:
         """Return BERT's last states, [batch, columns, size].
 
         Attention is written out, because on a CPU the fused kernel's backward pass over a masked batch is slower.
         """
-        embeddings = self.bert.embeddings
-        hidden = embeddings.word_embeddings(columns.ids) + embeddings.position_embeddings(columns.positions)
-        hidden = embeddings.LayerNorm(hidden + embeddings.token_type_embeddings(columns.types))
+        hidden = self.embed(columns.ids, columns.positions, columns.types)
         rows, seen = columns.part[:, :, None], columns.part[:, None, :]
         visible = (rows == seen) | ((rows == READING) & (seen == DOCUMENT))
         bias = torch.where(visible, 0.0, UNSEEN)[:, None]
@@ -126,11 +128,27 @@ class CrossEncoder(nn.Module):
         return hidden
 
     def _layer(self, layer: nn.Module, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.projections(layer, hidden)
+        weights = softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias, dim=-1)
+        return self.after_attention(layer, weights.to(value.dtype) @ value, hidden)
+
+    def embed(self, ids: torch.Tensor, positions: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        """Return what the first layer reads, [batch, columns, size]."""
+        embeddings = self.bert.embeddings
+        hidden = embeddings.word_embeddings(ids) + embeddings.position_embeddings(positions)
+        normed: torch.Tensor = embeddings.LayerNorm(hidden + embeddings.token_type_embeddings(types))
+        return normed
+
+    def projections(self, layer: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return a layer's queries, keys and values, [batch, heads, columns, size of a head] each."""
         attention = layer.attention.self
         query, key, value = (self._split(part(hidden)) for part in (attention.query, attention.key, attention.value))
-        weights = softmax(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias, dim=-1)
-        attended = layer.attention.output((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2), hidden)
-        output: torch.Tensor = layer.output(gelu(layer.intermediate.dense(attended)), attended)
+        return query, key, value
+
+    def after_attention(self, layer: nn.Module, attended: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return a layer's states, given what its heads gathered, shaped as the queries, and the layer's input."""
+        gathered = layer.attention.output(attended.transpose(1, 2).flatten(2), hidden)
+        output: torch.Tensor = layer.output(gelu(layer.intermediate.dense(gathered)), gathered)
         return output
 
     def _split(self, projected: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from models.recipes.minilm_qa.data import read_groups
-from models.recipes.minilm_qa.interpolation import weigh_signals
+from models.recipes.minilm_qa.interpolation import scale_of, weigh_signals
 from models.recipes.minilm_qa.shipped import SHIPPED, read_shipped
 from models.recipes.minilm_qa.steps import Folders, finish
 from models.recipes.minilm_qa.teacher import load_tokenizer
@@ -28,8 +28,7 @@ def main(
     """
     out.mkdir(parents=True, exist_ok=True)
     model = read_shipped(shipped)
-    # the calibration that is folded in has stretched all weights alike, and the cosine's was 1
-    weigh_signals(model, scale=float(model.classifier.weight[0, 0]))
+    weigh_signals(model, scale=scale_of(model))
     _, held_out = read_groups(data, seed=seed)
     calibration = finish(model, load_tokenizer(), held_out, Folders(out))
     typer.echo(json.dumps(asdict(calibration), indent=1))

@@ -79,7 +79,7 @@ def _scores(answer: httpx.Response) -> dict[int, float]:
 
 def _long_request() -> bytes:
     """Some seconds of work for the tiny model."""
-    documents = [_text(Random(number), 100) for number in range(2000)]
+    documents = [_text(Random(number), 100) for number in range(6000)]
     body = json.dumps({"query": "capital", "documents": documents}).encode()
     return b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 

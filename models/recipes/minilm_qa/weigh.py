@@ -84,14 +84,12 @@ def main(
 def _table(
     sets: Sequence[EvaluationSet], choices: Sequence[Sequence[float]], figures: Sequence[Sequence[float]]
 ) -> Table:
-    table = Table("weights", *(chosen.name for chosen in sets), "mean", title="nDCG@10, float32")
-    for number, weights in enumerate(choices):
-        values = [of_set[number] for of_set in figures]
-        table.add_row(
-            ",".join(f"{weight:g}" for weight in weights),
-            *(f"{value:.4f}" for value in values),
-            f"{sum(values) / len(values):.4f}",
-        )
+    table = Table("set", title="nDCG@10, float32")
+    for weights in choices:
+        table.add_column(",".join(f"{weight:g}" for weight in weights), overflow="fold")
+    for chosen, of_set in zip(sets, figures, strict=True):
+        table.add_row(chosen.name, *(f"{value:.4f}" for value in of_set))
+    table.add_row("mean", *(f"{sum(values) / len(values):.4f}" for values in zip(*figures, strict=True)))
     return table
 
 

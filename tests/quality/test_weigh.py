@@ -18,7 +18,7 @@ from models.recipes.minilm_qa.interpolation import scale_of, weigh_signals
 from models.recipes.minilm_qa.model import CrossEncoder, score_pairs
 from models.recipes.minilm_qa.shipped import SHIPPED, read_shipped
 from models.recipes.minilm_qa.teacher import load_tokenizer
-from models.recipes.minilm_qa.weigh import weights_of
+from models.recipes.minilm_qa.weigh import sets_of, weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +85,9 @@ def _scores(model: CrossEncoder, pairs: list[tuple[str, str]]) -> list[float]:
 def test_weights_are_one_number_for_each_signal(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is not 4 numbers"):
         weights_of(text)
+
+
+def test_a_set_that_does_not_exist_is_named_beside_those_that_do() -> None:
+    assert [chosen.name for chosen in sets_of(["trecqa", "dl19"])] == ["trecqa", "dl19"]
+    with pytest.raises(typer.BadParameter, match=r"no set dl20; there are dl19, .*squad_dev"):
+        sets_of(["dl19", "dl20"])

@@ -33,6 +33,19 @@ def weights_of(text: str) -> tuple[float, ...]:
     return weights
 
 
+def sets_of(names: Sequence[str]) -> list[EvaluationSet]:
+    """Return the evaluation sets of these names, all if there is none.
+
+    Raises:
+        typer.BadParameter: there is no such set.
+    """
+    known = {chosen.name: chosen for chosen in EVALUATION_SETS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"there is no set {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in names] or list(EVALUATION_SETS)
+
+
 def head_inputs_of(candidates: Candidates, model: CrossEncoder, file: Path) -> torch.Tensor:
     """Return the classifier's inputs for a set's pairs, from the file if an earlier run has written it."""
     if not file.exists():
@@ -62,7 +75,9 @@ def ndcg_by_weights(
 def main(
     *,
     data: Annotated[Path, typer.Option(help="Folder with train/ and eval/.", exists=True, file_okay=False)],
-    out: Annotated[Path, typer.Option(help="Where the head's inputs are kept; what is there is not computed again.")],
+    out: Annotated[
+        Path, typer.Option(help="Keeps what was computed, for the next time: a folder for each trained model.")
+    ],
     weights: Annotated[
         list[str] | None, typer.Option(help="cosine,BM25,soft match,share; may be repeated. Default: those shipped.")
     ] = None,
@@ -73,7 +88,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     model, figures = read_shipped(SHIPPED), list[list[float]]()
     scale = scale_of(model)
-    sets = [chosen for chosen in EVALUATION_SETS if not only or chosen.name in only]
+    sets = sets_of(only or ())
     for chosen in sets:
         candidates = read_candidates(data, chosen)
         inputs = head_inputs_of(candidates, model, out / f"{chosen.name}.pt")

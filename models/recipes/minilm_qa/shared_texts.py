@@ -1,8 +1,8 @@
 """What the head adds up for many pairs of few texts, in float32: every document and every query is encoded once.
 
 A document does not attend to the query, so all that a pair takes from it are its last states, and its keys and values
-in every layer. What is left to compute for a pair is the query that reads it: a fifth of a pass or less, where many
-queries share the documents of a small collection.
+in every layer. What is left to compute for a pair is the query that reads it: little beside a whole pass, where many
+queries share the documents of a small collection and are shorter than these.
 """
 
 from collections.abc import Sequence

@@ -128,7 +128,7 @@ def _calm_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(5_000, 20, 50)
 
 
 def _uvicorn(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
@@ -25,6 +25,8 @@ INFERENCE_THREAD: Final = "infer-"
 _LAST_CALLS_S: Final = 5.0
 # How long threads that were told to end may take for it.
 _LAST_THREADS_S: Final = 1.0
+
+_ITEMS_AT_A_TIME: Final = 250
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,6 +51,16 @@ def read_quota(path: Path) -> float | None:
 async def aside(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run plain Python of some milliseconds in a thread, so that the event loop gets its turns meanwhile."""
     return await asyncio.to_thread(call, *args, **kwargs)
+
+
+async def in_portions(items: int) -> AsyncIterator[slice]:
+    """What takes some microseconds an item, of a large request so many at a time: between two portions the event loop
+    has its turn.
+    """
+    for start in range(0, items, _ITEMS_AT_A_TIME):
+        if start:
+            await asyncio.sleep(0)
+        yield slice(start, min(start + _ITEMS_AT_A_TIME, items))
 
 
 def exit_beside_hung_calls() -> None:

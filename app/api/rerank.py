@@ -17,6 +17,7 @@ from starlette.types import Receive
 
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys, security_of
+from app.api.bodies import BodyReader
 from app.api.dialects.base import Dialect, Json
 from app.domain import RerankRequest, RerankResult, Timings
 from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
@@ -30,7 +31,6 @@ T = TypeVar("T")
 _CLIENT_GONE = 499
 _PATH_PARAMETER = re.compile(r"{(\w+)")
 _SHOWN = 50
-_MAX_VALUES = 4_000_000
 # More than these are written in a thread.
 _MANY_RESULTS = 1000
 
@@ -40,9 +40,10 @@ def rerank_routes(
 ) -> APIRouter:
     """A router with every path of every dialect; `strict` refuses fields that mean nothing."""
     router = APIRouter()
+    bodies = BodyReader()
     for path in dict.fromkeys(path for dialect in dialects for path in dialect.paths):
         sharing = [dialect for dialect in dialects if path in dialect.paths]
-        endpoint = _Endpoint(sharing, service=service, keys=keys, observer=observer, strict=strict)
+        endpoint = _Endpoint(sharing, service=service, keys=keys, bodies=bodies, observer=observer, strict=strict)
         router.add_api_route(
             path,
             endpoint.answer,
@@ -59,11 +60,19 @@ def rerank_routes(
 
 class _Endpoint:
     def __init__(
-        self, dialects: Sequence[Dialect], *, service: RerankService, keys: ApiKeys, observer: Observer, strict: bool
+        self,
+        dialects: Sequence[Dialect],
+        *,
+        service: RerankService,
+        keys: ApiKeys,
+        bodies: BodyReader,
+        observer: Observer,
+        strict: bool,
     ) -> None:
         self._dialects = dialects
         self._service = service
         self._keys = keys
+        self._bodies = bodies
         self._observer = observer
         self._strict = strict
 
@@ -73,7 +82,7 @@ class _Endpoint:
             caller = self._keys.check(request.headers)
             caller.allowance.ask(now=finish.started)
             deadline = _deadline(request.headers, since=finish.started)
-            body = await _read_body(request)
+            body = await self._bodies.read_object(request)
             dialect = self._choose(body, request.headers)
             finish.dialect = dialect.name
             call = dialect.parse({**request.path_params, **body}, strict=self._strict)
@@ -159,29 +168,6 @@ class _Finish:
     def headers(self, results: Sequence[RerankResult]) -> dict[str, str]:
         timings = sum((result.timings for result in results), start=Timings())
         return {"Server-Timing": server_timing(timings, total_s=perf_counter() - self.started)}
-
-
-async def _read_body(request: Request) -> Json:
-    raw = await request.body()
-    _check_values(raw)
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is no valid JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"the body is a JSON {type(body).__name__}; send an object with query and documents")
-    return body
-
-
-def _check_values(raw: bytes) -> None:
-    """In memory even `[]` takes a hundred bytes, and each JSON value but the first follows one of these three."""
-    if len(raw) <= _MAX_VALUES:
-        return
-    values = sum(map(raw.count, (b",", b"[", b"{")))
-    if values > _MAX_VALUES:
-        raise RequestTooLarge(
-            f"the body has {values} commas, brackets and braces; at most {_MAX_VALUES} are taken: send fewer documents"
-        )
 
 
 def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:

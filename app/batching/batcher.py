@@ -22,7 +22,7 @@ from app.domain import BoolArray, Encoding, FloatArray, Terms
 from app.engines.base import Engine, FinalFailure, OutOfMemory
 from app.errors import DeadlineExceeded, Overloaded, RerankError, ScoringFailed, Unavailable
 from app.observer import Observer
-from app.worker import Worker
+from app.worker import Worker, in_portions
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 _STUCK_FACTOR = 20.0
 # The first passes may compile for minutes.
 _FIRST_PASSES_FACTOR = 30.0
-
-# Queueing one takes about a microsecond.
-_ENTRIES_AT_A_TIME = 1000
 
 _ORDINARY = Terms()
 
@@ -244,20 +241,17 @@ class Batcher:
 
     async def _enter(self, number: int, job: _Job, terms: Terms) -> None:
         """Queue a request's encodings; those of a large one in portions, so that the event loop is not held up."""
-        for start in range(0, len(job.encodings), _ENTRIES_AT_A_TIME):
-            if start:
-                await asyncio.sleep(0)
-            waiting = self._joined(number, job, start=start)
+        async for some in in_portions(len(job.encodings)):
+            waiting = self._joined(number, job, range(some.start, some.stop))
             if waiting:
                 self._planner.add(waiting, terms)
                 self._queue_changed()
                 self._work_waits.set()
 
-    def _joined(self, number: int, job: _Job, *, start: int) -> list[Entry]:
+    def _joined(self, number: int, job: _Job, positions: range) -> list[Entry]:
         """Attach a portion to the passes that run for equal encodings, and return what is left to wait."""
         waiting = []
-        stop = min(start + _ENTRIES_AT_A_TIME, len(job.encodings))
-        for position in range(start, stop):
+        for position in positions:
             identity = job.identities[position]
             entry = Entry(number, position, self._rounded_length(len(job.encodings[position].ids)))
             if identity in self._running:
@@ -265,8 +259,8 @@ class Batcher:
             else:
                 self._waiting.setdefault(identity, []).append(entry)
                 waiting.append(entry)
-        if len(waiting) < stop - start:
-            self._observer.pairs_coalesced(model=self._model, pairs=stop - start - len(waiting))
+        if len(waiting) < len(positions):
+            self._observer.pairs_coalesced(model=self._model, pairs=len(positions) - len(waiting))
             job.started = job.started or job.submitted
         return waiting
 

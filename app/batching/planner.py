@@ -95,6 +95,11 @@ class _Caller:
     jobs: dict[int, _Job] = field(default_factory=dict)
     ranks: list[tuple[int, int, int]] = field(default_factory=list)
 
+    @property
+    def oldest(self) -> int:
+        """The number of its oldest request; it must have one."""
+        return next(iter(self.jobs))
+
     def add(self, job: _Job) -> None:
         self.jobs[job.number] = job
         insort(self.ranks, job.rank)
@@ -121,7 +126,7 @@ class _Caller:
         self.turn += 1
         order = [number for _, _, number in self.ranks[:_MOST_ASKED]]
         if self.turn % _TURNS == 0:
-            order = [next(iter(self.jobs)), *order]
+            order = [self.oldest, *order]
         return (self.jobs[number] for number in dict.fromkeys(order) if number in self.jobs)
 
     def _count(self, job: _Job, *, tokens: int) -> None:
@@ -275,7 +280,10 @@ class BatchPlanner:
         `now` is on the clock of the deadlines; `seconds_per_token` is how fast waiting work goes, all workers together.
         """
         batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs)
-        active = sorted((caller for caller in self._callers.values() if caller.jobs), key=lambda caller: caller.served)
+        active = sorted(
+            (caller for caller in self._callers.values() if caller.jobs),
+            key=lambda caller: (caller.served, caller.oldest),
+        )
         if active:
             self._floor = max(self._floor, active[0].served)
             self._forget_callers()

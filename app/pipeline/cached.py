@@ -1,8 +1,7 @@
 """Answers known pairs from the cache, so that only unknown ones go on. A broken cache is a cache that knows nothing."""
 
-import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -15,8 +14,7 @@ from app.domain import BoolArray, ScoreOptions, Scores, Timings
 from app.errors import CacheUnavailable
 from app.observer import Observer
 from app.pipeline.stage import Stage
-
-_KEYS_AT_A_TIME = 1000
+from app.worker import in_portions
 
 
 class CachedStage:
@@ -50,41 +48,52 @@ class CachedStage:
         unscored: set[bytes] = set()
         if unknown:
             fresh = await self._inner.score(query, [documents[first_of[key]] for key in unknown], options)
-            entries = dict(zip(unknown, pack_entries(entries_of(fresh)), strict=True))
-            known |= entries
-            if fresh.scored is not None and not fresh.scored.all():
+            if fresh.scored is not None:
                 unscored = {key for key, scored in zip(unknown, fresh.scored.tolist(), strict=True) if not scored}
-                entries = {key: entry for key, entry in entries.items() if key not in unscored}
-            timings = timings + fresh.timings + Timings(cache_s=await self._fill(entries))
+            started = perf_counter()
+            known |= await self._keep(unknown, entries_of(fresh), unscored)
+            timings = timings + fresh.timings + Timings(cache_s=perf_counter() - started)
         found = unpack_entries([known[key] for key in keys])
         scored = np.array([key not in unscored for key in keys], dtype=np.bool_) if unscored else None
         return replace(scores_of(found, cached=cached, timings=timings), scored=scored)
 
     async def _keys(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[bytes]:
-        """Keys of a large request are made in portions, so that the event loop is not held up."""
         fingerprint = _with_options(self._fingerprint, options)
-        keys = pair_keys(fingerprint, query, documents[:_KEYS_AT_A_TIME])
-        for start in range(_KEYS_AT_A_TIME, len(documents), _KEYS_AT_A_TIME):
-            await asyncio.sleep(0)
-            keys += pair_keys(fingerprint, query, documents[start : start + _KEYS_AT_A_TIME])
-        return keys
+        portions = in_portions(len(documents))
+        return [key async for some in portions for key in pair_keys(fingerprint, query, documents[some])]
 
     async def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        known: dict[bytes, bytes] = {}
         try:
-            found = await self._cache.get_many(keys)
+            async for some in in_portions(len(keys)):
+                found = await self._cache.get_many(keys[some])
+                known |= {key: value for key, value in zip(keys[some], found, strict=True) if is_entry(value)}
         except CacheUnavailable:
             self._observer.cache_failed(operation="get")
-            return {}
-        return {key: value for key, value in zip(keys, found, strict=True) if is_entry(value)}
+        return known
 
-    async def _fill(self, entries: dict[bytes, bytes]) -> float:
-        """Store what was scored now and return how many seconds that took."""
-        started = perf_counter()
+    async def _keep(
+        self, keys: Sequence[bytes], entries: NDArray[np.void], unscored: Collection[bytes]
+    ) -> dict[bytes, bytes]:
+        """What was scored now, by its keys; all but the `unscored` is stored."""
+        fresh: dict[bytes, bytes] = {}
+        available = True
+        async for some in in_portions(len(keys)):
+            part = dict(zip(keys[some], pack_entries(entries[some]), strict=True))
+            fresh |= part
+            available = available and await self._store(
+                {key: entry for key, entry in part.items() if key not in unscored and is_entry(entry)}
+            )
+        return fresh
+
+    async def _store(self, entries: Mapping[bytes, bytes]) -> bool:
+        """Whether that succeeded."""
         try:
-            await self._cache.put_many({key: entry for key, entry in entries.items() if is_entry(entry)})
+            await self._cache.put_many(entries)
         except CacheUnavailable:
             self._observer.cache_failed(operation="put")
-        return perf_counter() - started
+            return False
+        return True
 
 
 def _with_options(fingerprint: str, options: ScoreOptions) -> str:

@@ -162,6 +162,14 @@ def test_a_caller_that_had_less_than_its_share_goes_before_one_that_had_more() -
     assert [planner.next_batch()[0].job for _ in range(3)] == [100] * 3
 
 
+def test_of_callers_that_had_equally_much_the_one_that_came_first_goes_first() -> None:
+    planner = _planner(tokens=16)
+    for number, caller in enumerate(["a", "b", "a"]):
+        planner.add(_entries(number, [16]), Terms(caller=caller))
+    planner.withdraw(0)
+    assert [batch[0].job for batch in _drain(planner)] == [1, 2]
+
+
 def test_what_a_caller_may_catch_up_after_an_absence_is_bounded() -> None:
     planner = _planner(tokens=10_000, pairs=10_000)
     planner.add(_entries(0, [10]), Terms(caller="late"))

@@ -3,6 +3,7 @@ measures then says nothing, so the verdict itself is not tested, but for claims 
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from app.worker import available_cores
 from tests.registry_files import write_registry
 from tests.requirements import require_program
 
@@ -94,3 +96,18 @@ def test_efficiency_compares_the_service_with_its_engine(registry: Path) -> None
     claims = _run("efficiency", registry, "--seconds", "0.6", "--rounds", "1")
     assert all(_is_measured(claim) and claim["value"] > 0 for claim in claims.values())
     assert claims["8 clients / the engine alone"]["value"] < 1.5, "nothing is much faster than the engine"
+
+
+def test_products_bound_what_can_be_ranked() -> None:
+    """The last layer's products for all tokens but the first are left out: 1.35 GMAC a pair with them (127 tokens)."""
+    command = [sys.executable, "-m", "loadtest.products", "--rounds", "1"]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, check=False, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = [line.split("│") for line in ran.stdout.splitlines() if line.startswith("│")]
+    assert len(rows) == 3
+    cost = float(ran.stdout.split("a pair's products:")[1].split()[0])
+    assert 1.0 < cost < 1.25
+    for _, _, rate, bound, _ in rows:
+        assert float(bound) == pytest.approx(available_cores() * float(rate) / cost, rel=0.02)

@@ -72,6 +72,13 @@ def test_a_large_request_is_watched_from_beside(registry: Path) -> None:
     assert _is_measured(claims["slowest /health beside them, ms"])
 
 
+def test_the_event_loops_steps_are_timed(registry: Path) -> None:
+    claims = _run("loop_steps", registry, "--documents", "1500", "--requests", "2")
+    assert claims["requests answered"]["holds"]
+    longest, every = claims["longest step of the event loop, ms"], claims["all steps, s for each request"]
+    assert 0 < longest["value"] < 1000 * 2 * every["value"]
+
+
 @pytest.mark.redis
 def test_a_soak_finds_no_wrong_and_no_lost_answer_while_redis_dies(registry: Path) -> None:
     require_program("redis-server")

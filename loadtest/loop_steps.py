@@ -1,0 +1,105 @@
+"""How long the service's event loop works at a stretch for requests of 10,000 documents: others wait for it that long.
+
+    python -m loadtest.loop_steps [--documents 10000] [--requests 3]
+
+The service runs in this process, on asyncio's own loop (uvloop cannot be watched from inside), and every step of the
+loop is timed, in CPU time of its thread: what the machine does meanwhile does not count. A request's documents are
+scored as well, so use a small model, or have patience.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio import events
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from threading import Thread
+from time import sleep, thread_time
+from unittest.mock import patch
+
+import httpx
+
+from app.benchmark.workload import Shape, Workload
+from app.config import Settings
+from app.main import serve
+from loadtest.claims import Claim, conclude, parser
+from loadtest.servers import free_port
+
+_LIMIT_MS = 5.0
+_TIMEOUT_S = 900.0
+
+
+@dataclass(slots=True)
+class _Steps:
+    watched: bool = False
+    milliseconds: list[float] = field(default_factory=list)
+
+
+@contextmanager
+def timed_steps() -> Iterator[_Steps]:
+    """Time every callback that an asyncio loop of this process runs; there is no public way to see them."""
+    steps = _Steps()
+    untimed = events.Handle._run  # noqa: SLF001
+
+    def timed(self: events.Handle) -> None:
+        started = thread_time()
+        untimed(self)
+        if steps.watched:
+            steps.milliseconds.append(1000 * (thread_time() - started))
+
+    with patch.object(events.Handle, "_run", timed):
+        yield steps
+
+
+def ask(url: str, steps: _Steps, statuses: list[int], *, documents: int, requests: int) -> None:
+    """Send the requests once the service is ready, and end it as an operator would."""
+    try:
+        with httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client:
+            while not _is_ready(client):
+                sleep(0.1)
+            for body in islice(Workload(Shape((documents,)), seed=0), requests):
+                steps.watched = True
+                answer = client.post("/v2/rerank", content=body.content)
+                steps.watched = False
+                statuses.append(answer.status_code)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def main() -> int:
+    options = parser(__doc__, seconds=1)
+    options.add_argument("--documents", type=int, default=10_000)
+    options.add_argument("--requests", type=int, default=3)
+    arguments = options.parse_args()
+    settings = Settings(
+        port=free_port(), registry=arguments.registry, request_timeout_s=_TIMEOUT_S, log_level="WARNING"
+    )
+    statuses: list[int] = []
+    with timed_steps() as steps:
+        wanted = {"documents": arguments.documents, "requests": arguments.requests}
+        asking = Thread(target=ask, args=(f"http://127.0.0.1:{settings.port}", steps, statuses), kwargs=wanted)
+        asking.start()
+        asyncio.run(serve(settings))
+        asking.join()
+    longest = sorted(steps.milliseconds, reverse=True)
+    claims = [
+        Claim("requests answered", statuses.count(200), ">=", arguments.requests),
+        Claim("longest step of the event loop, ms", longest[0] if longest else float("nan"), "<=", _LIMIT_MS),
+        Claim("steps beyond that, for each request", sum(step > _LIMIT_MS for step in longest) / arguments.requests),
+        Claim("all steps, s for each request", sum(longest) / 1000 / arguments.requests),
+    ]
+    return conclude(claims, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

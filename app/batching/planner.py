@@ -110,12 +110,16 @@ class _Caller:
         del self.ranks[bisect_left(self.ranks, job.rank)]
         self._count(job, tokens=-job.tokens)
 
+    def grow(self, job: _Job, *, tokens: int) -> None:
+        """Note that so many more of a request's tokens wait; it keeps its place among the others."""
+        del self.ranks[bisect_left(self.ranks, job.rank)]
+        job.tokens += tokens
+        insort(self.ranks, job.rank)
+        self._count(job, tokens=tokens)
+
     def shrink(self, job: _Job, *, tokens: int) -> None:
         """Note that so many of a request's tokens wait no longer; a request without any is forgotten."""
-        del self.ranks[bisect_left(self.ranks, job.rank)]
-        job.tokens -= tokens
-        insort(self.ranks, job.rank)
-        self._count(job, tokens=-tokens)
+        self.grow(job, tokens=-tokens)
         if not job.waiting:
             self.remove(job)
 
@@ -241,14 +245,11 @@ class BatchPlanner:
         job = caller.jobs.get(number)
         if job is None:
             job = _Job(number, terms, [], 0)
-        else:
-            caller.remove(job)
-            self._deadlines.remove(job)
+            caller.add(job)
+            self._deadlines.add(caller, job)
         job.waiting += [(entry.length, entry.position) for entry in entries]
         job.waiting.sort()
-        job.tokens += tokens
-        caller.add(job)
-        self._deadlines.add(caller, job)
+        caller.grow(job, tokens=tokens)
         self._caller_of[number] = caller
         self.waiting_tokens += tokens
 

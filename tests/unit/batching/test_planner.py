@@ -126,6 +126,14 @@ def test_one_batch_in_four_belongs_to_the_oldest_request() -> None:
     assert served.count(0) == pytest.approx(len(served) / 4, abs=1)
 
 
+def test_a_request_that_comes_in_portions_keeps_its_age() -> None:
+    planner = _planner(tokens=16, jobs=[[16] * 40, [16] * 40])
+    planner.add([Entry(0, 40, 16)], Terms())
+    for number in range(2, 30):
+        planner.add(_entries(number, [16]), Terms())
+    assert [planner.next_batch()[0].job for _ in range(8)] == [2, 3, 4, 0, 5, 6, 7, 0]
+
+
 def test_a_lower_priority_goes_first_among_one_callers_requests() -> None:
     planner = _planner(tokens=16)
     for number, priority in enumerate([500, 0, 999]):

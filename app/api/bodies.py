@@ -48,18 +48,25 @@ class BodyReader:
 
     async def _in_parts(self, chunks: Sequence[bytes]) -> Any:  # noqa: ANN401 - whatever JSON holds
         async with self._reading:
+            await _refuse_too_many_values(chunks)
             parser = _Parser()
-            values = 0
             for part in _parts(chunks):
                 await asyncio.sleep(0)
-                # Each value but the first follows one of these three.
-                values += sum(map(part.count, (b",", b"[", b"{")))
-                if values > _MAX_VALUES:
-                    raise RequestTooLarge(
-                        f"the body has more than {_MAX_VALUES} commas, brackets and braces: send fewer documents"
-                    )
                 parser.feed(part)
             return parser.body if parser.understood() else _at_once(chunks)
+
+
+async def _refuse_too_many_values(chunks: Sequence[bytes]) -> None:
+    """Counting them is quick, reading them is not."""
+    values = 0
+    for part in _parts(chunks):
+        await asyncio.sleep(0)
+        # Each value but the first follows one of these three.
+        values += sum(map(part.count, (b",", b"[", b"{")))
+    if values > _MAX_VALUES:
+        raise RequestTooLarge(
+            f"the body has {values} commas, brackets and braces; at most {_MAX_VALUES} are taken: send fewer documents"
+        )
 
 
 def _at_once(chunks: Sequence[bytes]) -> Any:  # noqa: ANN401 - whatever JSON holds

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from threading import Thread
 from time import sleep, thread_time
-from unittest.mock import patch
 
 import httpx
 
@@ -41,8 +40,7 @@ class _Steps:
 @contextmanager
 def timed_steps() -> Iterator[_Steps]:
     """Time every callback that an asyncio loop of this process runs; there is no public way to see them."""
-    steps = _Steps()
-    untimed = events.Handle._run  # noqa: SLF001
+    steps, untimed = _Steps(), events.Handle._run  # noqa: SLF001
 
     def timed(self: events.Handle) -> None:
         started = thread_time()
@@ -50,8 +48,11 @@ def timed_steps() -> Iterator[_Steps]:
         if steps.watched:
             steps.milliseconds.append(1000 * (thread_time() - started))
 
-    with patch.object(events.Handle, "_run", timed):
+    events.Handle._run = timed  # type: ignore[method-assign] # noqa: SLF001
+    try:
         yield steps
+    finally:
+        events.Handle._run = untimed  # type: ignore[method-assign] # noqa: SLF001
 
 
 def ask(url: str, steps: _Steps, statuses: list[int], *, documents: int, requests: int) -> None:

@@ -48,7 +48,10 @@ def onnx_runtime() -> Callable[[], object]:
     graph = helper.make_graph(
         nodes,
         "products",
-        [helper.make_tensor_value_info(f"tokens_{width}", TensorProto.UINT8, [_TOKENS, width]) for width in _widths()],
+        [
+            helper.make_tensor_value_info(f"tokens_{width}", TensorProto.UINT8, [_TOKENS, width])
+            for width in (_WIDTH, _INNER)
+        ],
         [helper.make_tensor_value_info(f"most_{number}", TensorProto.INT32, []) for number in range(_PRODUCTS)],
         weights,
     )
@@ -57,7 +60,7 @@ def onnx_runtime() -> Callable[[], object]:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options)
     rng = np.random.default_rng(1)
-    given = {f"tokens_{width}": rng.integers(0, 255, (_TOKENS, width), dtype=np.uint8) for width in _widths()}
+    given = {f"tokens_{width}": rng.integers(0, 255, (_TOKENS, width), dtype=np.uint8) for width in (_WIDTH, _INNER)}
     return lambda: session.run(None, given)
 
 
@@ -98,10 +101,6 @@ def macs_per_pair() -> float:
     attention, feed_forward = 4 * _WIDTH**2, 2 * _WIDTH * _INNER
     keys_and_values, last_row = 2 * _WIDTH**2, 2 * _WIDTH**2 + feed_forward
     return tokens * ((_LAYERS - 1) * (attention + feed_forward) + keys_and_values) + last_row
-
-
-def _widths() -> tuple[int, int]:
-    return _WIDTH, _INNER
 
 
 def _weights(shape: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:

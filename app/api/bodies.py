@@ -1,9 +1,9 @@
 """Reads the JSON of a request's body. Large ones are parsed in parts, so that they do not hold up the event loop.
 
 orjson is the fastest parser, but it takes a body at once, a millisecond and a half for each megabyte. ijson can be fed.
-It also reads what orjson refuses, half of a surrogate pair (as a question mark) and values nested without end, and
-refuses what orjson reads, integers beyond 64 bits. So that no answer depends on a body's size, a body in which there is
-any such doubt is read by orjson after all.
+It also reads what orjson refuses, the first half of a surrogate pair (as a question mark) and values nested without
+end, and refuses what orjson reads, integers beyond 64 bits. So that no answer depends on a body's size, a body in which
+there is any such doubt is read by orjson after all.
 """
 
 import asyncio
@@ -111,6 +111,7 @@ class _Parser:
         except (ijson.JSONError, ValueError):
             self._in_doubt = True
             return
+        # A second half by itself is a ValueError, so that a first one that lacks it cannot be made up for.
         self._in_doubt = len(_SURROGATE.findall(part)) != 2 * len(_SURROGATE_PAIR.findall(part))
         self._build()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
@@ -46,6 +46,7 @@ def _large(content: bytes, *, filling: bytes = b"a, [b] {c} ") -> bytes:
     return b'{"before": "' + filled + b'", "asked": ' + content + b', "after": "' + filled + b'"}'
 
 
+@settings(deadline=None, max_examples=50)  # each reads two megabytes
 @given(value=_values, escaped=st.booleans(), chunk_bytes=st.integers(50_000, 90_000))
 async def test_what_is_read_in_parts_is_what_is_read_at_once(value: Any, escaped: bool, chunk_bytes: int) -> None:
     body = _large(json.dumps(value, ensure_ascii=escaped).encode("utf-8", "surrogatepass"))
@@ -60,11 +61,29 @@ async def test_what_is_read_in_parts_is_what_is_read_at_once(value: Any, escaped
         assert json.dumps(read) == json.dumps(expected), "1 and 1.0 are equal, and so are -0.0 and 0"
 
 
+_escapes = st.lists(st.sampled_from([b"\\\\", b"\\ud83d", b"\\udc00", b"\\u0041", b"ud83d", b"x", b" "]), max_size=8)
+
+
+@settings(deadline=None)
+@given(escapes=_escapes, filling=st.sampled_from([b"a ", b"a", b"\\\\"]), chunk_bytes=st.integers(32_760, 32_776))
+async def test_no_escape_is_read_otherwise_in_parts(escapes: list[bytes], filling: bytes, chunk_bytes: int) -> None:
+    body = _large(b'"' + b"".join(escapes) + b'"', filling=filling)
+    try:
+        expected = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        with pytest.raises(InvalidRequest, match="surrogate"):
+            await BodyReader().read_object(_request(body, chunk_bytes=chunk_bytes))
+    else:
+        assert await BodyReader().read_object(_request(body, chunk_bytes=chunk_bytes)) == expected
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         pytest.param(b'"\\ud800"', "no low surrogate", id="half a surrogate pair"),
         pytest.param(b'"\\ud800\\ud800\\udc00 \\udc00"', "surrogate", id="halves that even out"),
+        pytest.param(b'"\\\\ud83d\\udc00"', "surrogate", id="half a pair behind an escaped backslash"),
+        pytest.param(b'"\\ud83d\\\\\\udc00"', "surrogate", id="an escaped backslash between both halves"),
         pytest.param(b"[" * 100_000 + b"]" * 100_000, "depth limit", id="100,000 lists in lists"),
         pytest.param(b'"\xed\xa0\x80"', "UTF-8", id="a surrogate as bytes"),
         pytest.param(b"NaN", "unexpected character", id="no number"),

@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FROZEN := pyproject.toml constraints.txt
+# A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
+IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: serve test test-fast check format conformance fuzz audit bench docker clean help
 
@@ -16,7 +18,8 @@ serve: $(VENV)/.service ## install the service and serve the shipped model (make
 	$(BIN)/rerankd serve --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.development servers ## every test, with coverage
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -m "not timed" $(IN_PARALLEL) --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -m timed $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=95
 	$(BIN)/python -m coverage report --fail-under=100 --include="app/batching/admission.py,app/batching/cost.py,app/batching/planner.py,app/cache/keys.py,app/ranking.py"
 

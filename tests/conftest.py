@@ -4,8 +4,10 @@
 tests that use one are marked slow.
 """
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +24,25 @@ _NEEDS_TORCH: Final = {
 }
 
 
+# Where the files are that take minutes: of tests that run in parallel they must not come last.
+_LONGEST: Final = "quality", "contract", "loadtest", "integration"
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest's own -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _NEEDS_TORCH & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: _LONGEST.index(item.path.parent.name) if item.path.parent.name in _LONGEST else inf)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command that a test runs in this process logs to that test's output, which is closed after it."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

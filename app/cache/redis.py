@@ -116,6 +116,7 @@ class RedisCache:
             await _within(self._timeout_s, self._client.aclose())
 
     async def _ask(self, *command: Any) -> Any:  # noqa: ANN401 - commands take and give bytes, texts and numbers
+        self._refuse_if_open()
         try:
             answer = await _within(self._timeout_s, self._take_turn(*command))
         except CacheUnavailable:
@@ -134,9 +135,12 @@ class RedisCache:
     async def _take_turn(self, *command: Any) -> Any:  # noqa: ANN401 - as above
         """Without turns, the client's pool would raise when all of its connections are in use."""
         async with self._turns:
-            if self.is_open:
-                raise CacheUnavailable("Redis was given up for the moment")
+            self._refuse_if_open()
             return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def _refuse_if_open(self) -> None:
+        if self.is_open:
+            raise CacheUnavailable("Redis was given up for the moment")
 
     def _log_refusal(self, error: Exception) -> None:
         now = asyncio.get_running_loop().time()

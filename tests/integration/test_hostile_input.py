@@ -188,6 +188,7 @@ def _trickle(connection: socket.socket, piece: bytes, *, seconds: float) -> byte
 _HEAD = b"POST /v2/rerank HTTP/1.1\r\nHost: x\r\n"
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("name", "start", "piece", "status"),
     [

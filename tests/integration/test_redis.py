@@ -207,6 +207,7 @@ def _hang(server: Server) -> None:
     server.process.send_signal(signal.SIGSTOP)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("break_it", [_kill, _hang])
 async def test_redis_that_dies_or_hangs_mid_load_fails_no_request_and_slows_none_down(
     redis: Server, break_it: Callable[[Server], None]
@@ -369,6 +370,7 @@ async def test_a_wrong_password_is_no_reason_not_to_answer(tmp_path: Path) -> No
             await cache.close()
 
 
+@pytest.mark.timed
 async def test_closing_while_redis_is_away_ends_the_probe(redis: Server) -> None:
     async with _loaded_service(redis) as (service, cache):
         assert cache is not None

@@ -229,6 +229,7 @@ def test_who_waits_for_its_part_is_told_how_long_its_own_work_takes_beside_other
     assert refusal.retry_after_s == pytest.approx(4 * late_s / 1.2, rel=0.05)
 
 
+@pytest.mark.timed
 def test_a_decision_takes_no_longer_when_many_requests_wait() -> None:
     admission = _admission(waiting=[(1, Terms(deadline=1e6 + number)) for number in range(20_000)])
     durations_s = []

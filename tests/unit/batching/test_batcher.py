@@ -367,6 +367,7 @@ async def test_a_partial_answer_may_have_nothing() -> None:
     assert forwarded.logits.shape == (1, 1)
 
 
+@pytest.mark.timed
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_says_when_it_could() -> None:
     engine, observer = ArithmeticEngine(pairs=1, seconds_per_token=0.001), RecordingObserver()
     async with running_batcher(engine, observer) as batcher:

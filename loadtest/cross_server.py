@@ -78,7 +78,7 @@ def steps(names: Sequence[str], loads: Sequence[int], *, rounds: int) -> list[St
 
 def longest_s(left: Sequence[Step], start_s: Mapping[str, float], window: Window) -> float:
     """How long these steps take at most: servers start about as fast as they did before."""
-    load_s = window.warmup_s + window.seconds
+    load_s = max(window.warmup_s, window.longest_warmup_s) + window.seconds
     return sum(load_s + _LONGEST_DRAIN_S + _START_MARGIN * start_s[step.name] for step in left)
 
 

@@ -13,6 +13,10 @@ from app.errors import ConfigError
 T = TypeVar("T", int, float)
 
 _SECRET_OPTIONS = ("--api-key", "--header")
+_WARMUP_HELP = (
+    "Seconds of the same load before measuring. A closed loop goes on until every client has had an answer, for a "
+    "minute at most."
+)
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The server, as http://127.0.0.1:8000.")]
 Documents = Annotated[
@@ -27,7 +31,7 @@ Utilizations = Annotated[
     ),
 ]
 Seconds = Annotated[float, typer.Option(min=0.1, max=600, help="Measured time of each load.")]
-Warmup = Annotated[float, typer.Option(min=0, max=600, help="Seconds of the same load before measuring.")]
+Warmup = Annotated[float, typer.Option(min=0, max=600, help=_WARMUP_HELP)]
 Repetitions = Annotated[int, typer.Option(min=1, max=50, help="Rounds over all loads.")]
 RepeatShare = Annotated[
     float, typer.Option(min=0, max=1, help="Share of requests that were sent before, for the cache to answer.")

@@ -8,8 +8,9 @@ the generator, or behind a stalled server, is not forgiven that wait ("coordinat
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from random import Random
 from time import perf_counter, process_time
 from typing import Final, Literal
@@ -58,12 +59,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Seconds of load before measuring, and of measuring; a request may take `timeout_s`. In a closed loop the last
-    requests may be given up when the window closes, so that a slow server cannot hold the run up.
+    """Seconds of load before measuring, and of measuring; a request may take `timeout_s`.
+
+    In a closed loop the load before goes on, for `longest_warmup_s` at most, until every client has had an answer: who
+    works on many requests at a time answers few at first, and is not slow. And there the last requests may be given up
+    when the window closes, so that a slow server cannot hold the run up.
     """
 
     warmup_s: float
     seconds: float
+    longest_warmup_s: float = 60.0
     timeout_s: float = 120.0
     waits_for_last: bool = True
 
@@ -81,7 +86,7 @@ async def closed_loop(
 ) -> Run:
     """Load with a number of clients. What is answered after the window counts nowhere."""
     samples: list[Sample] = []
-    async with _measured(window) as clock:
+    async with _measured(window, clients=clients) as clock:
 
         async def client() -> None:
             connection = Connection(target)
@@ -89,6 +94,7 @@ async def closed_loop(
                 while perf_counter() < clock.closes:
                     sample = await _exchange(connection, next(bodies), perf_counter(), window, patience())
                     samples.append(sample)
+                    clock.had_answer(asyncio.current_task())
                     if sample.outcome == "connection":
                         await asyncio.sleep(_PAUSE_WITHOUT_SERVER_S)
             finally:
@@ -97,7 +103,7 @@ async def closed_loop(
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(client()) for _ in range(clients)]
             if not window.waits_for_last:
-                await asyncio.sleep(clock.closes - perf_counter())
+                await clock.closed.wait()
                 for task in running:
                     task.cancel()
     return clock.run("closed", samples)
@@ -131,32 +137,51 @@ async def open_loop(
 class _Clock:
     """When the measured window opens and closes, and the processor time between."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, *, clients: int) -> None:
         self.started = perf_counter()
-        self.opens = self.started + window.warmup_s
-        self.closes = self.opens + window.seconds
+        self.opens = self.closes = inf
+        self.closed = asyncio.Event()
+        self._window = window
+        self._clients = clients
+        self._had_answers: set[object] = set()
+        self._all_had_answers = asyncio.Event()
         self._cpu_s = 0.0
+        if not clients:
+            self._all_had_answers.set()
 
-    async def note_cpu(self) -> None:
-        """Measure the processor time from the opening to the closing of the window."""
-        await asyncio.sleep(self.opens - perf_counter())
+    def had_answer(self, client: object) -> None:
+        """Note that a client has had an answer, or has given up waiting for it."""
+        self._had_answers.add(client)
+        if len(self._had_answers) == self._clients:
+            self._all_had_answers.set()
+
+    async def run_down(self) -> None:
+        """Open the window and close it again."""
+        await asyncio.sleep(self._window.warmup_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._window.longest_warmup_s - self._window.warmup_s):
+                await self._all_had_answers.wait()
+        self.opens = perf_counter()
+        self.closes = self.opens + self._window.seconds
         at_opening = process_time()
-        await asyncio.sleep(self.closes - perf_counter())
+        await asyncio.sleep(self._window.seconds)
         self._cpu_s = process_time() - at_opening
+        self.closed.set()
 
     def run(self, mode: Mode, samples: Sequence[Sample]) -> Run:
         return Run(mode=mode, samples=samples, opened=self.opens, closed=self.closes, cpu_s=self._cpu_s)
 
 
 @asynccontextmanager
-async def _measured(window: Window) -> AsyncIterator[_Clock]:
-    clock = _Clock(window)
-    noting = asyncio.create_task(clock.note_cpu())
+async def _measured(window: Window, *, clients: int = 0) -> AsyncIterator[_Clock]:
+    """A clock; of a closed loop's `clients` each must have had an answer before it opens the window."""
+    clock = _Clock(window, clients=clients)
+    running = asyncio.create_task(clock.run_down())
     try:
         yield clock
-        await noting
+        await running
     finally:
-        noting.cancel()
+        running.cancel()
 
 
 @asynccontextmanager

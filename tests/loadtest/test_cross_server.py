@@ -86,8 +86,8 @@ def test_every_round_measures_everybody_once_and_begins_with_another() -> None:
 
 
 def test_the_announced_time_covers_load_drain_and_a_new_start_of_each() -> None:
-    window = Window(warmup_s=1, seconds=3)
-    assert longest_s(steps(["a", "b"], [8], rounds=2), {"a": 2, "b": 4}, window) == 2 * (4 + 10 + 3) + 2 * (4 + 10 + 6)
+    window = Window(warmup_s=1, seconds=3, longest_warmup_s=5)
+    assert longest_s(steps(["a", "b"], [8], rounds=2), {"a": 2, "b": 4}, window) == 2 * (8 + 10 + 3) + 2 * (8 + 10 + 6)
 
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ async def test_what_a_slow_server_does_not_answer_in_the_window_is_given_up_and_
             gone.set()
         return b""
 
-    window = Window(warmup_s=0.1, seconds=0.3, waits_for_last=False)
+    window = Window(warmup_s=0.1, seconds=0.3, longest_warmup_s=0.2, waits_for_last=False)
     async with canned_server(hang) as url, asyncio.timeout(20):
         run = await closed_loop(Target.from_url(url), _bodies(), window, clients=2)
     assert gone.is_set()
@@ -85,6 +85,25 @@ async def test_a_closed_loop_never_has_more_requests_under_way_than_clients() ->
     assert server.most == 3
     assert len(run.samples) == server.answered
     assert {sample.outcome for sample in run.samples} == {"200"}
+
+
+async def test_a_closed_loop_is_measured_from_when_every_client_has_had_an_answer() -> None:
+    first = asyncio.Event()
+
+    async def slow_at_first(body: bytes) -> bytes:
+        if not first.is_set():
+            await asyncio.sleep(0.4)
+            first.set()
+        await asyncio.sleep(0.01)
+        return await rank_all(body)
+
+    window = Window(warmup_s=0.1, seconds=0.3, timeout_s=5)
+    async with canned_server(slow_at_first) as url:
+        run = await closed_loop(Target.from_url(url), _bodies(), window, clients=4)
+    began = min(sample.sent for sample in run.samples)
+    first_answers = sorted(sample.finished for sample in run.samples)[:4]
+    assert run.opened >= first_answers[-1] > began + 0.4
+    assert run.closed - run.opened == pytest.approx(0.3)
 
 
 async def test_an_open_loop_sends_on_while_earlier_requests_wait() -> None:

@@ -129,7 +129,7 @@ def _calm_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(5_000, 20, 50)
+    gc.set_threshold(1_000, 10, 500)
 
 
 def _uvicorn(app: FastAPI, settings: Settings) -> uvicorn.Config:

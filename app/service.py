@@ -141,11 +141,11 @@ def _named(ranked: Sequence[RankedDocument], placed_by: Sequence[str | None] | N
 
 async def _score(loaded: LoadedModel, request: RerankRequest) -> tuple[BoolArray, Scores]:
     """Score the documents that have text; the first array says which have none."""
-    blank = np.fromiter((not text.strip() for text in request.documents), dtype=np.bool_)
+    blank = np.fromiter((not text or text.isspace() for text in request.documents), dtype=np.bool_)
     options = replace(request.options, top_n=request.top_n, windows=_wishes(request.options.windows, blank))
     if not blank.any():
         return blank, await loaded.stage.score(request.query, request.documents, options)
-    written = [text for text in request.documents if text.strip()]
+    written = [text for text, empty in zip(request.documents, blank.tolist(), strict=True) if not empty]
     if not written:
         return blank, _spread(_NOTHING, blank)
     return blank, _spread(await loaded.stage.score(request.query, written, options), blank)

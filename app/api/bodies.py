@@ -53,6 +53,7 @@ class BodyReader:
             for part in _parts(chunks):
                 await asyncio.sleep(0)
                 parser.feed(part)
+            await asyncio.sleep(0)
             return parser.body if parser.understood() else _at_once(chunks)
 
 

@@ -115,14 +115,15 @@ class Place:
         self._characters = characters
         batcher.admission.reserve(terms.caller, tokens)
 
-    async def forward(self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, cut: bool) -> Forwarded:
-        """Score all encodings, once; `cut` where any of them has not all of its text. Raises what `Batcher.forward`
-        raises, but for being refused.
+    async def forward(
+        self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, tokens: int | None
+    ) -> Forwarded:
+        """Score all encodings, once. `tokens` is how many the request's characters turned out to be, as the engine
+        computes them; None where texts were cut, since nobody knows it then. Raises what `Batcher.forward` raises, but
+        for being refused.
         """
         self.leave()
-        # Of texts that were cut nobody knows how many tokens their characters are.
-        if not cut:
-            tokens = sum(self._batcher.lengths_of(encodings))
+        if tokens is not None:
             self._batcher.admission.learn_length(characters=self._characters, tokens=tokens)
         return await self._batcher.serve(encodings, identities, self._terms)
 

@@ -34,26 +34,24 @@ class CachedStage:
         """
         started = perf_counter()
         keys = await self._keys(query, documents, options)
-        first_of: dict[bytes, int] = {}
-        for index, key in enumerate(keys):
-            first_of.setdefault(key, index)
-        known = await self._look_up(list(first_of))
+        known, unknown = await self._look_up(keys)
         cache_s = perf_counter() - started
 
-        unknown = [key for key in first_of if key not in known]
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
         cached = np.ones(len(keys), dtype=np.bool_)
-        cached[[first_of[key] for key in unknown]] = False
+        cached[list(unknown.values())] = False
         timings = Timings(cache_s=cache_s)
         unscored: set[bytes] = set()
         if unknown:
-            fresh = await self._inner.score(query, [documents[first_of[key]] for key in unknown], options)
+            fresh = await self._inner.score(query, [documents[index] for index in unknown.values()], options)
             if fresh.scored is not None:
                 unscored = {key for key, scored in zip(unknown, fresh.scored.tolist(), strict=True) if not scored}
             started = perf_counter()
-            known |= await self._keep(unknown, entries_of(fresh), unscored)
+            await self._keep(list(unknown), entries_of(fresh), unscored, known)
             timings = timings + fresh.timings + Timings(cache_s=perf_counter() - started)
-        found = unpack_entries([known[key] for key in keys])
+        found = np.empty(len(keys), dtype=ENTRY)
+        async for some in in_portions(len(keys)):
+            found[some] = unpack_entries([known[key] for key in keys[some]])
         scored = np.array([key not in unscored for key in keys], dtype=np.bool_) if unscored else None
         return replace(scores_of(found, cached=cached, timings=timings), scored=scored)
 
@@ -62,29 +60,39 @@ class CachedStage:
         portions = in_portions(len(documents))
         return [key async for some in portions for key in pair_keys(fingerprint, query, documents[some])]
 
-    async def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    async def _look_up(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
+        """The entries that are known by their keys, and of the other keys where each is first."""
         known: dict[bytes, bytes] = {}
-        try:
-            async for some in in_portions(len(keys)):
-                found = await self._cache.get_many(keys[some])
-                known |= {key: value for key, value in zip(keys[some], found, strict=True) if is_entry(value)}
-        except CacheUnavailable:
-            self._observer.cache_failed(operation="get")
-        return known
+        unknown: dict[bytes, int] = {}
+        available = True
+        async for some in in_portions(len(keys)):
+            asked = list(dict.fromkeys(keys[some]))
+            try:
+                found = await self._cache.get_many(asked) if available else []
+            except CacheUnavailable:
+                self._observer.cache_failed(operation="get")
+                available, found = False, []
+            known |= {key: value for key, value in zip(asked, found, strict=False) if is_entry(value)}
+            for index in range(some.start, some.stop):
+                if keys[index] not in known:
+                    unknown.setdefault(keys[index], index)
+        return known, unknown
 
     async def _keep(
-        self, keys: Sequence[bytes], entries: NDArray[np.void], unscored: Collection[bytes]
-    ) -> dict[bytes, bytes]:
-        """What was scored now, by its keys; all but the `unscored` is stored."""
-        fresh: dict[bytes, bytes] = {}
+        self,
+        keys: Sequence[bytes],
+        entries: NDArray[np.void],
+        unscored: Collection[bytes],
+        known: dict[bytes, bytes],
+    ) -> None:
+        """Add what was scored now to what is `known`, and store all but the `unscored`."""
         available = True
         async for some in in_portions(len(keys)):
             part = dict(zip(keys[some], pack_entries(entries[some]), strict=True))
-            fresh |= part
+            known |= part
             available = available and await self._store(
                 {key: entry for key, entry in part.items() if key not in unscored and is_entry(entry)}
             )
-        return fresh
 
     async def _store(self, entries: Mapping[bytes, bytes]) -> bool:
         """Whether that succeeded."""

@@ -1,18 +1,32 @@
 """Scores each document by itself: encode, one trip through the batcher, interpret."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
 from app.batching.batcher import Batcher, Forwarded, identities_of
-from app.domain import FloatArray, ScoreOptions, Scores, Timings, Truncation
-from app.scorers.base import EncodedPairs, PairScorer
-from app.worker import Worker
+from app.domain import Encoding, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
+from app.scorers.base import PairScorer
+from app.worker import Worker, let_go
 
 # A larger request is tokenised in portions: others get their turn between two of them, a client that goes away stops
 # the rest, and smaller calls are faster as well (docs/benchmarks.md).
 _DOCUMENTS_PER_CALL = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """A request's encodings and what tells them apart, their lengths in tokens and what was cut off, one per document;
+    and the tokens of all of them as the engine computes them.
+    """
+
+    encodings: list[Encoding]
+    identities: list[bytes]
+    tokens: IntArray
+    dropped: IntArray
+    computed: int
 
 
 class PointwiseStage:
@@ -34,15 +48,18 @@ class PointwiseStage:
         with self._batcher.place(
             characters=characters, encodings=len(documents), longest=self._longest(query, options), terms=options.terms
         ) as place:
-            pairs, identities = await self._encode(query, documents, options)
+            pairs = await self._encode(query, documents, options)
             tokenized = perf_counter()
             if options.truncation is Truncation.ERROR and pairs.dropped.any():
                 return _unscored(pairs, tokenize_s=tokenized - started)
-            forwarded = await place.forward(pairs.encodings, identities, cut=bool(pairs.dropped.any()))
+            known = None if pairs.dropped.any() else pairs.computed
+            forwarded = await place.forward(pairs.encodings, pairs.identities, tokens=known)
+        await let_go(pairs.encodings)
+        await let_go(pairs.identities)
         return Scores(
             values=self._values(forwarded),
             scored=None if forwarded.scored.all() else forwarded.scored,
-            tokens=np.array([len(encoding.ids) for encoding in pairs.encodings], dtype=np.int64),
+            tokens=pairs.tokens,
             dropped=pairs.dropped,
             timings=Timings(
                 tokenize_s=tokenized - started,
@@ -64,31 +81,36 @@ class PointwiseStage:
             values[forwarded.scored] = self._scorer.interpret(forwarded.logits[forwarded.scored])
         return values
 
-    async def _encode(
-        self, query: str, documents: Sequence[str], options: ScoreOptions
-    ) -> tuple[EncodedPairs, list[bytes]]:
-        portions = [
-            await self._tokenizing.run(
+    async def _encode(self, query: str, documents: Sequence[str], options: ScoreOptions) -> _Pairs:
+        encodings: list[Encoding] = []
+        identities: list[bytes] = []
+        portions = []
+        for start in range(0, len(documents), _DOCUMENTS_PER_CALL):
+            portion = await self._tokenizing.run(
                 self._encode_portion, query, documents[start : start + _DOCUMENTS_PER_CALL], options
             )
-            for start in range(0, len(documents), _DOCUMENTS_PER_CALL)
-        ]
-        pairs = EncodedPairs(
-            [encoding for portion, _ in portions for encoding in portion.encodings],
-            np.concatenate([portion.dropped for portion, _ in portions]),
+            portions.append(portion)
+            encodings += portion.encodings
+            identities += portion.identities
+        return _Pairs(
+            encodings,
+            identities,
+            tokens=np.concatenate([portion.tokens for portion in portions]),
+            dropped=np.concatenate([portion.dropped for portion in portions]),
+            computed=sum(portion.computed for portion in portions),
         )
-        return pairs, [identity for _, identities in portions for identity in identities]
 
-    def _encode_portion(
-        self, query: str, documents: Sequence[str], options: ScoreOptions
-    ) -> tuple[EncodedPairs, list[bytes]]:
+    def _encode_portion(self, query: str, documents: Sequence[str], options: ScoreOptions) -> _Pairs:
         pairs = self._scorer.encode(
             query, documents, max_document_tokens=options.max_tokens_per_doc, instruction=options.instruction
         )
-        return pairs, identities_of(pairs.encodings)
+        encodings = list(pairs.encodings)
+        tokens = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
+        computed = sum(self._batcher.lengths_of(encodings))
+        return _Pairs(encodings, identities_of(encodings), tokens=tokens, dropped=pairs.dropped, computed=computed)
 
 
-def _unscored(pairs: EncodedPairs, *, tokenize_s: float) -> Scores:
+def _unscored(pairs: _Pairs, *, tokenize_s: float) -> Scores:
     return Scores(
         values=np.full(len(pairs.encodings), np.nan, dtype=np.float32),
         tokens=np.zeros(len(pairs.encodings), dtype=np.int64),

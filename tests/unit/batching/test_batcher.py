@@ -393,7 +393,7 @@ async def test_a_request_whose_texts_are_being_tokenised_counts_already() -> Non
         with batcher.place(characters=320, encodings=2, longest=512, terms=Terms()) as place:
             with pytest.raises(Overloaded), batcher.place(characters=320, encodings=2, longest=512, terms=Terms()):
                 pass
-            assert _right(await place.forward(_encodings([1]), identities_of(_encodings([1])), cut=False), [[1]])
+            assert _right(await place.forward(_encodings([1]), identities_of(_encodings([1])), tokens=1), [[1]])
             with batcher.place(characters=320, encodings=2, longest=512, terms=Terms()):
                 pass
 
@@ -402,7 +402,7 @@ async def test_texts_that_were_cut_teach_nothing_about_their_length() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
         before = batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens
         with batcher.place(characters=1_000_000, encodings=1, longest=8, terms=Terms()) as place:
-            await place.forward(_encodings([1] * 8), identities_of(_encodings([1] * 8)), cut=True)
+            await place.forward(_encodings([1] * 8), identities_of(_encodings([1] * 8)), tokens=None)
         assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens == before
 
 
@@ -410,7 +410,7 @@ async def test_nothing_is_left_reserved_so_that_a_large_request_finds_nothing_wa
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=10) as batcher:
         for characters in (41, 73, 999, 1234):
             with batcher.place(characters=characters, encodings=9, longest=512, terms=Terms()) as place:
-                await place.forward(_encodings([1] * 7), identities_of(_encodings([1] * 7)), cut=False)
+                await place.forward(_encodings([1] * 7), identities_of(_encodings([1] * 7)), tokens=7)
         assert batcher.admission.reserved_tokens == 0
         with batcher.place(characters=10_000, encodings=9, longest=512, terms=Terms()):
             pass
@@ -420,7 +420,7 @@ async def test_how_many_tokens_a_character_is_gets_learnt() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
         for _ in range(100):
             with batcher.place(characters=1000, encodings=1, longest=512, terms=Terms()) as place:
-                await place.forward(_encodings([1] * 50), identities_of(_encodings([1] * 50)), cut=False)
+                await place.forward(_encodings([1] * 50), identities_of(_encodings([1] * 50)), tokens=50)
         assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens == pytest.approx(
             50, rel=0.1
         )

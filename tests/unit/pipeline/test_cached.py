@@ -71,6 +71,28 @@ async def test_equal_documents_are_scored_once(setup: _Setup) -> None:
     assert len(setup.cache.looked_up[0]) == 2
 
 
+async def test_in_a_large_request_each_document_gets_its_own_score_and_equal_ones_are_scored_once(
+    setup: _Setup,
+) -> None:
+    """Large requests are handled in portions; equal documents are far apart here, and some are known."""
+    await setup.score(*(f"text {number}" for number in range(0, 900, 7)))
+    documents = [f"text {number % 900}" + " long" * (number % 30) for number in range(2000)]
+    scores = await setup.score(*documents)
+    _as_right(scores, *documents)
+    known = {f"text {number}" for number in range(0, 900, 7)}
+    fresh = list(dict.fromkeys(document for document in documents if document not in known))
+    assert setup.asked[1:] == [fresh]
+    seen = set(known)
+    expected = []
+    for document in documents:
+        expected.append(document in seen)
+        seen.add(document)
+    assert _cached(scores) == expected
+    again = await setup.score(*documents)
+    _as_right(again, *documents)
+    assert len(setup.asked) == 2
+
+
 async def test_other_queries_lengths_instructions_and_models_are_other_pairs(setup: _Setup) -> None:
     other_model = CachedStage(setup.inner, setup.cache, fingerprint="model-2", observer=setup.observer)
     await setup.score("a")

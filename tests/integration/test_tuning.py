@@ -36,7 +36,11 @@ def settings(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Se
 
 
 def tune(*arguments: str) -> str:
+    handlers, level = list(logging.root.handlers), logging.root.level
     done = CliRunner().invoke(cli, ["tune", "--budget-s", "1", *arguments])
+    # the command sends all logs of its process to its own standard error, which is closed by now
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
     if done.exception is not None:
         raise done.exception
     return done.stdout

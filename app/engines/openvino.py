@@ -46,6 +46,11 @@ class OpenVinoOptions(BaseModel):
     precision: Precision | None = Field(
         default=None, description="Of what is not int8. Default: bfloat16 where the processor computes in it."
     )
+    kept_kernels: int = Field(
+        default=_KEPT_KERNELS,
+        ge=1,
+        description="Compiled kernels of each kind, for as many shapes, that stay in memory.",
+    )
 
 
 class OpenVinoEngine:
@@ -85,7 +90,7 @@ class OpenVinoEngine:
                 "NUM_STREAMS": workers,
                 "INFERENCE_NUM_THREADS": workers * options.threads,
                 "INFERENCE_PRECISION_HINT": _HINT[precision],
-                "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
+                "CPU_RUNTIME_CACHE_CAPACITY": options.kept_kernels,
                 # Two services on one machine would pin their threads to the same cores.
                 "ENABLE_CPU_PINNING": False,
             },

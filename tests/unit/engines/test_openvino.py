@@ -183,6 +183,15 @@ def test_cores_are_divided_into_workers_of_so_many_threads(tiny_model: Path) -> 
     assert load(tiny_model, threads=1000).workers == 1
 
 
+def test_logits_do_not_depend_on_how_many_kernels_are_kept(tiny_model: Path) -> None:
+    few, many = (load(tiny_model, precision="float32", kept_kernels=kept) for kept in (1, 1000))
+    for length in (3, 20, 60, 3, 60, 20):
+        batch = [Encoding(np.full(length, 7), 2)] * 3
+        np.testing.assert_array_equal(few.forward(batch), many.forward(batch))
+    with pytest.raises(ConfigError, match=r"kept_kernels: .*greater than or equal to 1"):
+        load(tiny_model, kept_kernels=0)
+
+
 def test_logits_do_not_change_when_the_engine_goes_on(tiny_model: Path) -> None:
     engine = load(tiny_model, precision="float32")
     first = engine.forward(TWO)

@@ -133,8 +133,8 @@ class _Rewriter:
         return [
             helper.make_node("Gather", [self._constant(f"{name}_rows_int8", rows), ids], [f"{output}_int8"]),
             helper.make_node("Cast", [f"{output}_int8"], [f"{output}_unscaled"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Gather", [self._constant(f"{name}_rows_scales", scales), ids], [f"{output}_scale"]),
-            helper.make_node("Mul", [f"{output}_unscaled", f"{output}_scale"], [output]),
+            helper.make_node("Gather", [self._constant(f"{name}_rows_scales", scales), ids], [f"{output}_row_scale"]),
+            helper.make_node("Mul", [f"{output}_unscaled", f"{output}_row_scale"], [output]),
         ]
 
     def _constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:

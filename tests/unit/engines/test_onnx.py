@@ -9,12 +9,13 @@ from shutil import copyfile
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from app.domain import Encoding
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
 from app.errors import ConfigError
+from app.quantizing import quantize_per_token
 
 TWO = [Encoding(np.array([2, 5, 3, 7, 3]), 3), Encoding(np.array([2, 3, 3]), 2)]
 
@@ -191,3 +192,38 @@ except ConfigError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert f"needs {module}, which is not installed; run: pip install 'rerankd[{extra}]'" in done.stdout
+
+
+def test_int8_products_are_exact_on_every_processor(tmp_path: Path) -> None:
+    """Large vectors and large weights: without VNNI, two of their products are more than 16 bits hold."""
+    rng = np.random.default_rng(5)
+    table = rng.integers(90, 128, (16, 64)).astype(np.float32)
+    weights = rng.integers(-127, 128, (64, 8)).astype(np.float32)
+    weights[:, 0] = 127
+    # every scale is 1, so that rounding changes nothing
+    table[:, 0] = weights[0] = 127
+    onnx.save(quantize_per_token(_product_of_vectors(table, weights)), tmp_path / "model.int8.onnx")
+    ids = [2, 5, 3, 7, 3]
+    logits = load(tmp_path).forward([Encoding(np.array(ids), len(ids))])
+    np.testing.assert_array_equal(logits, [(table[ids] @ weights).sum(axis=0)])
+
+
+def _product_of_vectors(table: np.ndarray, weights: np.ndarray) -> onnx.ModelProto:
+    """A graph whose logits are the sum of a sequence's vectors times a matrix."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["vectors"], axis=0),
+        helper.make_node("MatMul", ["vectors", "weights"], ["products"]),
+        helper.make_node("ReduceSum", ["products", "tokens"], ["logits"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weights.shape[1]])],
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.array([1], dtype=np.int64), "tokens"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

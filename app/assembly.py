@@ -276,6 +276,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
             output_tokens=scorer.output_tokens,
             workers=spec.workers,
             trust_remote_code=spec.trust_remote_code,
+            devices=spec.devices,
             options=spec.engine_options,
         ),
     )

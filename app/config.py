@@ -262,7 +262,10 @@ class ModelSpec(BaseModel):
         default=None, description="Your own version label, shown by /v1/models. Cache keys hash the files too."
     )
     max_length: int | None = Field(default=None, ge=16, description="Tokens per pair, at most what the model can read.")
-    workers: int | None = Field(default=None, ge=1, description="Forward passes at a time.")
+    devices: tuple[str, ...] = Field(
+        default=(), description="A copy of the model on each of these, as `cuda:0`; they share the work."
+    )
+    workers: int | None = Field(default=None, ge=1, description="Forward passes at a time, on each device.")
     batch_tokens: int | None = Field(default=None, ge=16, description="Padded tokens per forward pass.")
     truncation: Literal["truncate", "chunk"] = Field(
         default="truncate",

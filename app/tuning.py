@@ -119,7 +119,7 @@ def layouts(engine: str, spec: ModelSpec, *, cores: int) -> list[Layout]:
     The default comes first: one thread per forward pass, one pass per core.
     """
     threads = spec.engine_options.get("threads", 1)
-    if engine not in _ALTERNATIVES or spec.engine_options.get("device", "cpu") != "cpu":
+    if engine not in _ALTERNATIVES or spec.devices or spec.engine_options.get("device", "cpu") != "cpu":
         return [Layout(spec.workers or 1, None)]
     if not leaves_layout_open(spec):
         return [Layout(spec.workers or max(1, cores // threads), threads)]
@@ -127,8 +127,8 @@ def layouts(engine: str, spec: ModelSpec, *, cores: int) -> list[Layout]:
 
 
 def engines(spec: ModelSpec) -> list[str]:
-    """The engines to compare: the entry's own first; others only if it leaves the engine open."""
-    if "engine" in spec.model_fields_set or spec.engine not in _ALTERNATIVES:
+    """The engines to compare: the entry's own first; others only if it leaves the engine and the device open."""
+    if "engine" in spec.model_fields_set or spec.devices or spec.engine not in _ALTERNATIVES:
         return [spec.engine]
     installed = [name for name, runtime in _ALTERNATIVES.items() if find_spec(runtime) is not None]
     return [spec.engine, *(name for name in installed if name != spec.engine)]
@@ -239,6 +239,7 @@ class _Tuning:
                 pad_id=self._scorer.pad_id,
                 workers=spec.workers,
                 trust_remote_code=spec.trust_remote_code,
+                devices=spec.devices,
                 options=spec.engine_options,
             ),
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final
 
 from app.engines.base import Engine, EngineSpec
+from app.engines.copies import load_copies
 from app.errors import ConfigError
 
 
@@ -52,6 +53,8 @@ ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
     "endpoint": _endpoint,
 }
 
+_WITHOUT_DEVICES: Final = ("openvino", "endpoint")
+
 _EXTRAS = {
     "onnxruntime": "cpu",
     "openvino": "openvino",
@@ -71,8 +74,10 @@ def load_engine(name: str, spec: EngineSpec) -> Engine:
     """
     if name not in ENGINES:
         raise ConfigError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    if spec.devices and name in _WITHOUT_DEVICES:
+        raise ConfigError(f"engine {name!r} has no devices to choose from; leave `devices` out")
     try:
-        return ENGINES[name](spec)
+        return load_copies(ENGINES[name], spec) if spec.devices else ENGINES[name](spec)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -59,12 +59,25 @@ class OnnxOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     file: str | None = Field(default=None, description="The graph, relative to the model's folder.")
-    device: Device = "cpu"
-    device_id: int = Field(default=0, ge=0)
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|(cuda|tensorrt)(:\d+)?)$",
+        description='"cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".',
+    )
     threads: int = Field(default=1, ge=1, description="Threads per forward pass on the CPU.")
     graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
     io_binding: bool | None = Field(default=None, description="Bind inputs and outputs; default: on a GPU.")
     provider_options: Mapping[str, Any] = Field(default_factory=dict)
+
+    @property
+    def kind(self) -> Device:
+        """What the device is, without its number."""
+        return cast("Device", self.device.partition(":")[0])
+
+    @property
+    def number(self) -> int:
+        """Which of the GPUs."""
+        return int(self.device.partition(":")[2] or 0)
 
 
 class OnnxEngine:
@@ -100,17 +113,17 @@ class OnnxEngine:
                 sequence classifier's, or a device that this installation does not have.
         """
         options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
-        on_cpu = options.device == "cpu"
-        file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.device])
+        on_cpu = options.kind == "cpu"
+        file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.kind])
         session = _open(spec.folder / file, options)
         check_inputs({node.name: node.shape for node in session.get_inputs()})
         _check_output_tokens(session, spec.output_tokens)
         return cls(
             session,
-            name=f"onnx/{options.device}/{file}",
+            name=f"onnx/{options.kind}/{file}",
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
-            device=options.device,
+            device=options.kind,
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
             outputs=len(spec.output_tokens) or None,
         )
@@ -164,7 +177,7 @@ class OnnxEngine:
 
 
 def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
-    missing = set(_PROVIDERS[options.device][:1]) - set(ort.get_available_providers())
+    missing = set(_PROVIDERS[options.kind][:1]) - set(ort.get_available_providers())
     if missing:
         raise ConfigError(
             f"device {options.device!r} needs {', '.join(missing)}, which this onnxruntime does not have; "
@@ -176,7 +189,7 @@ def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
     session_options.graph_optimization_level = _OPTIMIZATION[options.graph_optimization]
     session_options.log_severity_level = 3
     session_options.add_session_config_entry(*EXACT_PRODUCTS)
-    wanted = _PROVIDERS[options.device]
+    wanted = _PROVIDERS[options.kind]
     try:
         session = ort.InferenceSession(
             graph,
@@ -197,8 +210,8 @@ def _provider_options(provider: str, options: OnnxOptions) -> dict[str, Any]:
     """The operator's options are for the device's own provider; those that it falls back to would refuse them."""
     if provider == "CPUExecutionProvider":
         return {}
-    own = options.provider_options if provider == _PROVIDERS[options.device][0] else {}
-    return {"device_id": options.device_id, **own}
+    own = options.provider_options if provider == _PROVIDERS[options.kind][0] else {}
+    return {"device_id": options.number, **own}
 
 
 def _check_output_tokens(session: ort.InferenceSession, wanted: Sequence[int]) -> None:

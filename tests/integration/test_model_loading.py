@@ -60,6 +60,10 @@ async def test_what_cannot_be_found_is_named(tmp_path: Path, model: dict[str, An
         ({"engine_options": {"threds": 2}}, "threds"),
         ({"engine_options": {"file": "other.onnx"}}, "other.onnx"),
         ({"engine_options": {"device": "cuda"}}, "CUDAExecutionProvider"),
+        ({"engine_options": {"device": "gpu"}}, "device: String should match pattern '^(cpu|(cuda|tensorrt)"),
+        ({"devices": ["cpu", "cuda:1"]}, "device 'cuda:1' needs CUDAExecutionProvider"),
+        ({"devices": ["cpu"], "engine_options": {"device": "cpu"}}, "both say where the model is"),
+        ({"devices": ["cpu"], "engine": "openvino"}, "engine 'openvino' has no devices to choose from"),
         ({"options": {"activation": "relu"}}, "unknown activation 'relu'"),
         ({"max_length": 100_000}, "max_length = 100000"),
     ],
@@ -68,6 +72,19 @@ async def test_an_option_that_cannot_be_used_is_named(
     tmp_path: Path, tiny_model: Path, model: dict[str, Any], reason: str
 ) -> None:
     assert reason in await _reason(tmp_path, {"path": tiny_model, **model})
+
+
+async def test_copies_on_several_devices_answer_as_one_model(tmp_path: Path, tiny_model: Path) -> None:
+    one, two = {"name": "one", "path": tiny_model}, {"name": "two", "path": tiny_model, "devices": ["cpu", "cpu"]}
+    registry = write_registry(tmp_path, [{**one, "workers": 1}, {**two, "workers": 1}])
+    async with running_service(Settings(registry=registry), Silent()) as service:
+        for model in service.models:
+            await model.settled()
+        requests = [RerankRequest(**_REQUEST, model=name) for name in ("one", "two")]
+        single, double = [await service.rerank(request) for request in requests]
+        assert single.results == double.results
+        details = service.model_named("two").details
+        assert details["engine"] == service.model_named("one").details["engine"]
 
 
 async def test_weights_that_miss_their_golden_scores_do_not_serve(tmp_path: Path, tiny_model: Path) -> None:

@@ -36,6 +36,7 @@ def candidate(*speeds: float) -> Candidate:
         ("onnx", {"engine_options": {"threads": 4}}, 8, [(2, 4)]),
         ("onnx", {"engine_options": {"threads": 4}}, 2, [(1, 4)]),
         ("onnx", {"engine_options": {"device": "cuda"}}, 8, [(1, None)]),
+        ("onnx", {"devices": ["cuda:0", "cuda:1"]}, 8, [(1, None)]),
         ("torch-encoder", {}, 8, [(1, None)]),
         ("torch-encoder", {"workers": 2}, 8, [(2, None)]),
     ],
@@ -46,9 +47,16 @@ def test_layouts_use_all_cores_and_the_default_comes_first(
     assert layouts(engine, spec(**keys), cores=cores) == [Layout(*layout) for layout in expected]
 
 
-@pytest.mark.parametrize("keys", [{"engine": "onnx"}, {"engine": "torch-encoder"}])
-def test_an_engine_that_the_registry_names_is_the_only_one(keys: dict[str, Any]) -> None:
-    assert engines(spec(**keys)) == [keys["engine"]]
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"engine": "onnx"}, "onnx"),
+        ({"engine": "torch-encoder"}, "torch-encoder"),
+        ({"devices": ["cuda:0", "cuda:1"]}, "onnx"),
+    ],
+)
+def test_an_engine_that_the_registry_settles_is_the_only_one(keys: dict[str, Any], expected: str) -> None:
+    assert engines(spec(**keys)) == [expected]
 
 
 def test_an_open_engine_is_compared_with_those_that_are_installed() -> None:

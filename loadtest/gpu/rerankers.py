@@ -1,12 +1,13 @@
-"""The sides of the comparison, all in this process: our pipeline with and without padding, and sentence-transformers'
+"""The sides of the comparison, all in this process: our pipeline in several variants, and sentence-transformers'
 `predict`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,23 @@ from app.worker import Worker, available_cores
 
 _UNLIMITED = 10**12
 _PREDICT_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to serve a model with our engine."""
+
+    options: Mapping[str, bool] = field(default_factory=dict)
+    workers: int = 1
+
+
+# Two workers: one batch is copied and laid out beside the computation of another.
+VARIANTS: Final[Mapping[str, Variant]] = {
+    "padded": Variant(),
+    "packed": Variant({"packed": True}),
+    "packed, 2 workers": Variant({"packed": True}, workers=2),
+    "compiled": Variant({"compile": True}),
+}
 
 
 class Reranker(Protocol):
@@ -46,11 +64,15 @@ class Ours:
 
 
 @asynccontextmanager
-async def open_ours(folder: Path, *, device: str, precision: str, packed: bool) -> AsyncIterator[Ours]:
-    """Load a model anew; `packed` lays its sequences end to end instead of padding them."""
+async def open_ours(folder: Path, name: str, *, device: str, precision: str) -> AsyncIterator[Ours]:
+    """Load a model anew, as the variant of that name."""
+    variant = VARIANTS[name]
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=folder))
-    options = {"device": device, "precision": precision, "packed": packed}
-    engine = load_engine("torch-encoder", EngineSpec(folder=folder, pad_id=scorer.pad_id, options=options))
+    options = {"device": device, "precision": precision, **variant.options}
+    engine = load_engine(
+        "torch-encoder",
+        EngineSpec(folder=folder, pad_id=scorer.pad_id, workers=variant.workers, options=options),
+    )
     planner = BatchPlanner(
         max_batch_tokens=engine.preferred_batch.tokens,
         max_batch_pairs=engine.preferred_batch.pairs,
@@ -63,7 +85,7 @@ async def open_ours(folder: Path, *, device: str, precision: str, packed: bool) 
         batcher = Batcher(planner, engine, inference, max_waiting_tokens=_UNLIMITED, model="gpu", observer=Silent())
         serving = asyncio.create_task(batcher.run())
         try:
-            yield Ours(PointwiseStage(scorer, batcher, tokenizing), name="rerankd, packed" if packed else "rerankd")
+            yield Ours(PointwiseStage(scorer, batcher, tokenizing), name=f"rerankd, {name}")
         finally:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)

@@ -88,11 +88,11 @@ class _Rewriter:
         columns, scales = _to_int8(weight, axis=0)
         inputs = [
             integers,
-            self._constant(f"{name}_int8", columns),
+            self._own_constant(f"{name}_int8", columns),
             self._constant("rerankd_one", np.float32(1)),
             self._constant(f"{name}_scales", scales.reshape(-1)),
             self._constant("rerankd_middle", np.uint8(_ZERO_POINT)),
-            self._constant(f"{name}_zeros", np.zeros(weight.shape[1], dtype=np.int8)),
+            self._own_constant(f"{name}_zeros", np.zeros(weight.shape[1], dtype=np.int8)),
         ]
         return [
             *before,
@@ -141,6 +141,13 @@ class _Rewriter:
         if name not in self._constants:
             self._constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
+
+    def _own_constant(self, name: str, value: NDArray[np.generic]) -> str:
+        """One that no other node reads, even where products share weights: where ONNX Runtime rewrites them
+        (docs/adr/0011), it fails over those that several nodes read.
+        """
+        taken = sum(other.partition("#")[0] == name for other in self._constants)
+        return self._constant(f"{name}#{taken + 1}" if taken else name, value)
 
     def _put(self, nodes: list[onnx.NodeProto]) -> None:
         read = {name for node in nodes for name in node.input}

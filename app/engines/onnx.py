@@ -1,6 +1,7 @@
 """ONNX Runtime, on CPU, CUDA or TensorRT."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -23,6 +24,8 @@ from app.engines.base import (
 from app.errors import ConfigError
 from app.options import read_options
 from app.worker import available_cores
+
+logger = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 
@@ -48,6 +51,8 @@ _OUTPUT: Final = "logits"
 # Processors without VNNI add two products of int8 in 16 bits, which overflow. With this ONNX Runtime multiplies exactly
 # there too; elsewhere it changes nothing (docs/adr/0011).
 EXACT_PRODUCTS: Final = ("session.x64quantprecision", "1")
+# What ONNX Runtime says when it cannot do that, because several nodes read the same weights.
+_SHARED_WEIGHTS: Final = "Attempt to replace the existing tensor"
 _OUT_OF_MEMORY: Final = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaerrormemoryallocation")
 # The graph's note of whose logits it gives: a JSON list of token ids.
 OUTPUT_TOKENS: Final = "rerankd_output_tokens"
@@ -183,19 +188,9 @@ def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
             f"device {options.device!r} needs {', '.join(missing)}, which this onnxruntime does not have; "
             "install 'rerankd[gpu]', or set device = \"cpu\""
         )
-    session_options = ort.SessionOptions()
-    session_options.intra_op_num_threads = options.threads
-    session_options.inter_op_num_threads = 1
-    session_options.graph_optimization_level = _OPTIMIZATION[options.graph_optimization]
-    session_options.log_severity_level = 3
-    session_options.add_session_config_entry(*EXACT_PRODUCTS)
     wanted = _PROVIDERS[options.kind]
     try:
-        session = ort.InferenceSession(
-            graph,
-            sess_options=session_options,
-            providers=[(provider, _provider_options(provider, options)) for provider in wanted],
-        )
+        session = _exact_if_possible(graph, options)
     except Exception as error:
         raise ConfigError(f"ONNX Runtime cannot open {graph}: {error}") from error
     if wanted[0] not in session.get_providers():
@@ -204,6 +199,35 @@ def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
             'are the driver and the CUDA libraries installed? Or set device = "cpu"'
         )
     return session
+
+
+def _exact_if_possible(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
+    try:
+        return _session(graph, options, config=dict([EXACT_PRODUCTS]))
+    except Exception as error:
+        if _SHARED_WEIGHTS not in str(error):
+            raise
+    logger.warning(
+        "scores may be far off on this processor, which has no VNNI: products of the graph share int8 weights, and "
+        "ONNX Runtime cannot multiply these exactly; `rerankd export` writes graphs that it can",
+        extra={"graph": str(graph)},
+    )
+    return _session(graph, options, config={})
+
+
+def _session(graph: Path, options: OnnxOptions, *, config: Mapping[str, str]) -> ort.InferenceSession:
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = options.threads
+    session_options.inter_op_num_threads = 1
+    session_options.graph_optimization_level = _OPTIMIZATION[options.graph_optimization]
+    session_options.log_severity_level = 3
+    for key, value in config.items():
+        session_options.add_session_config_entry(key, value)
+    return ort.InferenceSession(
+        graph,
+        sess_options=session_options,
+        providers=[(provider, _provider_options(provider, options)) for provider in _PROVIDERS[options.kind]],
+    )
 
 
 def _provider_options(provider: str, options: OnnxOptions) -> dict[str, Any]:

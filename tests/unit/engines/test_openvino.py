@@ -1,6 +1,7 @@
 """The engine `openvino`: what it makes of graphs, and which it refuses."""
 
 import os
+import platform
 import subprocess
 import sys
 from collections import Counter
@@ -18,11 +19,17 @@ from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
 from app.errors import ConfigError
 from app.quantizing import quantize_per_token
-from tests.unit.engines.test_onnx import TWO, Shape, sum_of_ids
+from tests.unit.engines.test_onnx import EIGHT, TWO, Shape, save_large_products, sum_of_ids
 
 ov = pytest.importorskip("openvino")
 
-from app.engines.openvino import OpenVinoEngine, _group, _leave_quantising_to_products, rounded_length  # noqa: E402
+from app.engines.openvino import (  # noqa: E402
+    OpenVinoEngine,
+    _group,
+    _leave_quantising_to_products,
+    int8_sums_overflow,
+    rounded_length,
+)
 
 _SHIPPED = Path(__file__).parents[3] / "models" / "minilm-qa"
 
@@ -43,6 +50,25 @@ def int8_folder(tmp_path: Path, tiny_model: Path) -> Path:
 )
 def test_lengths_are_rounded_up_to_few(length: int, expected: int) -> None:
     assert rounded_length(length) == expected
+
+
+@pytest.mark.parametrize("width", [32, 64])
+def test_int8_products_are_exact_on_every_processor(tmp_path: Path, width: int) -> None:
+    """OpenVINO quantises the vectors of wider products itself; narrow ones come as the graph has them."""
+    expected = save_large_products(tmp_path / "model.int8.onnx", width=width)
+    np.testing.assert_allclose(load(tmp_path, precision="float32").forward([EIGHT]), expected, rtol=1e-6)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="is about x86 processors")
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fma avx2", True), ("avx2 avx512f avx512bw", True), ("avx2 avx_vnni", False), ("avx512f avx512_vnni", False)],
+)
+def test_processors_whose_sums_overflow_are_known(tmp_path: Path, flags: str, expected: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nflags\t\t: fpu {flags}\nbugs : none\n")
+    assert int8_sums_overflow(cpuinfo) == expected
+    assert int8_sums_overflow(tmp_path / "nowhere")
 
 
 def test_rounding_up_costs_little() -> None:

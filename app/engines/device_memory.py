@@ -1,10 +1,13 @@
-"""What torch says when a device is full, in the words of the seam, and with the memory free for smaller batches."""
+"""Arrays onto a device; and what torch says when a device is full, in the words of the seam, and with the memory free
+for smaller batches.
+"""
 
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
+from app.domain import IntArray
 from app.engines.base import OutOfMemory
 
 Result = TypeVar("Result")
@@ -24,3 +27,9 @@ def within_memory(compute: Callable[[], Result]) -> Result:
     # would keep it while halves of the batch are tried.
     torch.cuda.empty_cache()
     raise OutOfMemory(reason)
+
+
+def to_device(array: IntArray, device: torch.device) -> torch.Tensor:
+    """Copies from pinned memory do not hold this thread up."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

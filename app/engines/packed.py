@@ -57,7 +57,7 @@ def logits_of(
 
     `tokens` and `bounds` are those of a `PackedBatch`, on the model's device.
     """
-    positions = tokens[1:2] + _first_position(model)
+    positions = tokens[1:2] + first_position(model)
     segments = {"token_type_ids": tokens[2:3]} if token_types else {}
     hidden = model.base_model(
         input_ids=tokens[0:1],
@@ -69,8 +69,8 @@ def logits_of(
     return _HEADS[model.config.model_type](model, hidden, bounds)
 
 
-def _first_position(model: PreTrainedModel) -> int:
-    """RoBERTa and its relatives count from behind the padding id."""
+def first_position(model: PreTrainedModel) -> int:
+    """The position of a sequence's first token: RoBERTa and its relatives count from behind the padding id."""
     return model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
 
 

@@ -1,8 +1,9 @@
 """PyTorch sequence classifiers of the transformers library, on CPU or CUDA."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import local
+from typing import Final
 
 import numpy as np
 import torch
@@ -11,11 +12,15 @@ from transformers import PreTrainedModel
 
 from app.domain import Encoding, FloatArray, IntArray
 from app.engines.base import BatchLimits, EngineSpec, pad
-from app.engines.device_memory import within_memory
-from app.engines.packed import ATTENTION, can_pack, logits_of, pack
+from app.engines.cuda_graphs import CudaRecorder, Graphs, Record
+from app.engines.device_memory import to_device, within_memory
+from app.engines.packed import ATTENTION, can_pack, first_position, logits_of, pack
 from app.engines.weights import Precision, WeightsOptions, read_weights, torch_device
 from app.errors import ConfigError
 from app.options import read_options
+
+# Positions of a model that names no limit.
+_UNLIMITED: Final = 2**31
 
 
 class TorchEncoderOptions(WeightsOptions):
@@ -26,13 +31,23 @@ class TorchEncoderOptions(WeightsOptions):
         description="Lay sequences end to end instead of padding them: BERT, RoBERTa and XLM-R, ModernBERT.",
     )
     compile: bool = Field(default=False, description="Compile the layers with torch.compile; the first passes wait.")
+    cuda_graphs: bool = Field(
+        default=False, description="Record small padded batches as CUDA graphs, once for each shape, and replay them."
+    )
 
 
 class TorchEncoderEngine:
     """A `*ForSequenceClassification` model; its head is computed in the model's precision, returned as float32."""
 
     def __init__(
-        self, model: PreTrainedModel, *, device: torch.device, precision: Precision, pad_id: int, workers: int
+        self,
+        model: PreTrainedModel,
+        *,
+        device: torch.device,
+        precision: Precision,
+        pad_id: int,
+        workers: int,
+        cuda_graphs: bool = False,
     ) -> None:
         self._model = model
         self._device = device
@@ -40,6 +55,7 @@ class TorchEncoderEngine:
         self._takes_token_types = takes_token_types(model)
         self._packed = model.config._attn_implementation == ATTENTION  # noqa: SLF001 - it has no other name
         self._streams = local()
+        self._graphs = self._recorded_by(CudaRecorder(device)) if cuda_graphs else None
         self.workers = workers
         self.name = f"torch/{device.type}/{precision}" + ("/packed" if self._packed else "")
 
@@ -56,7 +72,14 @@ class TorchEncoderEngine:
         model = _load(spec, options, device=device, precision=precision)
         if options.compile:
             model.base_model.compile(dynamic=True)
-        return cls(model, device=device, precision=precision, pad_id=spec.pad_id, workers=spec.workers or 1)
+        return cls(
+            model,
+            device=device,
+            precision=precision,
+            pad_id=spec.pad_id,
+            workers=spec.workers or 1,
+            cuda_graphs=options.cuda_graphs,
+        )
 
     @property
     def preferred_batch(self) -> BatchLimits:
@@ -78,6 +101,16 @@ class TorchEncoderEngine:
             logits = self._forward_packed(encodings) if self._packed else self._forward_padded(encodings)
             return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
 
+    def _recorded_by(self, recorder: Record) -> Graphs:
+        positions = getattr(self._model.config, "max_position_embeddings", None) or _UNLIMITED
+        return Graphs(
+            self._lay_out,
+            self._compute,
+            recorder,
+            device=self._device,
+            max_length=positions - first_position(self._model),
+        )
+
     def _stream(self) -> AbstractContextManager[None]:
         """Every thread's work goes to a stream of its own, so that it waits for nobody else's."""
         if self._device.type != "cuda":
@@ -91,30 +124,38 @@ class TorchEncoderEngine:
         batch = pack(encodings)
         return logits_of(
             self._model,
-            self._to_device(batch.tokens),
-            self._to_device(batch.bounds),
+            to_device(batch.tokens, self._device),
+            to_device(batch.bounds, self._device),
             longest=batch.longest,
             token_types=self._takes_token_types,
         )
 
     def _forward_padded(self, encodings: Sequence[Encoding]) -> torch.Tensor:
-        batch = pad(encodings, pad_id=self._pad_id)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self._takes_token_types:
-            inputs["token_type_ids"] = batch.token_type_ids
-        logits: torch.Tensor = self._model(**{name: self._to_device(array) for name, array in inputs.items()}).logits
-        return logits
+        replayed = self._graphs.logits(encodings) if self._graphs else None
+        if replayed is not None:
+            return replayed
+        inputs = self._lay_out(encodings)
+        return self._compute({name: to_device(array, self._device) for name, array in inputs.items()})
 
-    def _to_device(self, array: IntArray) -> torch.Tensor:
-        """Copies from pinned memory do not hold this thread up."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+    def _lay_out(self, encodings: Sequence[Encoding], length: int | None = None) -> Mapping[str, IntArray]:
+        batch = pad(encodings, pad_id=self._pad_id, length=length)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        return {**inputs, "token_type_ids": batch.token_type_ids} if self._takes_token_types else inputs
+
+    def _compute(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = self._model(**inputs).logits
+        return logits
 
 
 def _load(
     spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device, precision: Precision
 ) -> PreTrainedModel:
     """The model on its device, with packed sequences where these are wanted or do well."""
+    if options.cuda_graphs and (options.packed or options.compile or device.type != "cuda"):
+        raise ConfigError(
+            "engine 'torch-encoder': cuda_graphs = true records padded passes on a GPU; leave `packed` and `compile` "
+            "out, and name no other device"
+        )
     if options.packed and options.attention:
         raise ConfigError("engine 'torch-encoder': packed = true has an attention of its own; leave `attention` out")
     model = read_weights(

@@ -41,6 +41,7 @@ VARIANTS: Final[Mapping[str, Variant]] = {
     "padded": Variant(),
     "packed": Variant({"packed": True}),
     "packed, 2 workers": Variant({"packed": True}, workers=2),
+    "CUDA graphs": Variant({"cuda_graphs": True}),
     "compiled": Variant({"compile": True}),
 }
 

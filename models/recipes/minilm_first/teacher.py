@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from models.recipes.minilm_qa.data import Group
 from models.recipes.minilm_qa.encoding import PairEncoder, length_batches, padded, token_ids
 from models.recipes.minilm_qa.lexical import Bm25
+from models.recipes.precision import in_bfloat16
 
 MAX_TOKENS = 112
 TOKENS_PER_BATCH = 4096
@@ -65,7 +66,7 @@ def embed(texts: Sequence[str]) -> torch.Tensor:
     with tqdm(total=sum(map(len, ids)), desc="teacher", unit="token", unit_scale=True, mininterval=5) as progress:
         for batch in length_batches([len(row) + 2 for row in ids], tokens_per_batch=TOKENS_PER_BATCH):
             inputs = padded([encoder.single(ids[position]) for position in batch], torch.device("cpu"))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with in_bfloat16(inputs["input_ids"].device):
                 hidden = model(**inputs).last_hidden_state
             mask = inputs["attention_mask"].unsqueeze(-1)
             vectors[batch] = normalize((hidden.float() * mask).sum(1) / mask.sum(1))

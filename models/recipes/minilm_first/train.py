@@ -18,6 +18,7 @@ from models.recipes.minilm_first.losses import first_loss
 from models.recipes.minilm_first.prompts import WINDOW, Prompt, PromptWriter
 from models.recipes.minilm_first.teacher import Teacher
 from models.recipes.minilm_qa.data import Group
+from models.recipes.precision import in_bfloat16
 
 LISTS_PER_STEP = 4
 LISTS_PER_SORTING = 32
@@ -77,7 +78,7 @@ class WindowRanker(nn.Module):
 
     def forward(self, ids: torch.Tensor, visible: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """Logits of shape [lists, steps, identifiers]."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with in_bfloat16(ids.device):
             hidden = self.bert(input_ids=ids, attention_mask=visible).last_hidden_state
         read = hidden.float().gather(1, steps[:, :, None].expand(-1, -1, hidden.shape[-1]))
         logits: torch.Tensor = self.head(read)

@@ -14,9 +14,9 @@ from models.recipes.minilm_qa.steps import Folders, finish, measure
 from models.recipes.minilm_qa.teacher import Teacher
 from models.recipes.minilm_qa.train import Trainer
 
-SMOKE_SHARE = 0.01
+SMOKE_SHARE = 0.005
 SMOKE_MINUTES = 0.5
-SMOKE_PAIRS = 100
+SMOKE_PAIRS = 50
 
 
 def main(

@@ -22,6 +22,7 @@ from models.recipes.minilm_qa.shipped import SHIPPED, read_shipped
 from models.recipes.minilm_qa.steps import Folders, finish, measure
 from models.recipes.minilm_qa.teacher import load_tokenizer
 from models.recipes.minilm_qa.train import learning_rate_factor
+from models.recipes.precision import in_bfloat16
 
 NEGATIVES = 3
 GROUPS_PER_STEP = 8
@@ -84,7 +85,7 @@ def train(
             if elapsed_s >= 60 * minutes:
                 break
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * learning_rate_factor(elapsed_s / (60 * minutes))
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with in_bfloat16(device):
                 loss = imitation_loss(student, teacher, padded(rows, device))
             loss.backward()
             clip_grad_norm_(parameters, 1.0)

@@ -14,6 +14,7 @@ A small head adds them up. At the start it takes the cosine and BM25 alone, whic
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from models.recipes.minilm_qa.encoding import MAX_QUERY_TOKENS, PairEncoder, len
 from models.recipes.minilm_qa.lexical import K1, B
 from models.recipes.minilm_qa.lexical_tables import LexicalTables
 from models.recipes.minilm_qa.teacher import BM25_WEIGHT, COSINE_SCALE, start_weights
+from models.recipes.precision import in_bfloat16
 
 TOKENS_PER_BATCH = 2048
 HEAD_SIZE = 128
@@ -264,7 +266,7 @@ def score_pairs(
     with tqdm(total=len(rows), desc=progress, unit="pair", disable=progress is None, mininterval=5) as bar:
         for batch in length_batches([len(row) for row, _ in rows], tokens_per_batch=TOKENS_PER_BATCH):
             inputs = padded([rows[position] for position in batch], device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            with in_bfloat16(device) if bfloat16 else nullcontext():
                 scored = model(**inputs)[:, 0]
             logits[batch] = scored.float().cpu()
             bar.update(len(batch))

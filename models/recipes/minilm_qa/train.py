@@ -20,6 +20,7 @@ from models.recipes.minilm_qa.losses import GroupLogits, total_loss
 from models.recipes.minilm_qa.model import CrossEncoder, load_model, new_model, save_model
 from models.recipes.minilm_qa.negatives import TrainingGroup, choose, mine
 from models.recipes.minilm_qa.teacher import Teacher, load_tokenizer
+from models.recipes.precision import in_bfloat16
 
 GROUPS_PER_STEP = 4
 GROUPS_PER_WINDOW = 64
@@ -157,7 +158,7 @@ class Trainer:
         halves = [order[: len(order) // 2], order[len(order) // 2 :]]
         scored = []
         for half in halves:
-            with torch.autocast(self._device.type, dtype=torch.bfloat16):
+            with in_bfloat16(self._device):
                 inputs = padded([rows[position] for position in half], self._device)
                 scored.append(self.model(**inputs)[:, 0])
         flat = torch.cat(scored).float()[torch.tensor(order, device=self._device).argsort()]

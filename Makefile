@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 FROZEN := pyproject.toml constraints.txt
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
-IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
 .PHONY: serve test test-fast check format conformance fuzz audit bench docker clean help
 

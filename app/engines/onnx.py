@@ -120,12 +120,12 @@ class OnnxEngine:
         options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
         on_cpu = options.kind == "cpu"
         file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.kind])
-        session = _open(spec.folder / file, options)
+        session, exact = _open(spec.folder / file, options)
         check_inputs({node.name: node.shape for node in session.get_inputs()})
         _check_output_tokens(session, spec.output_tokens)
         return cls(
             session,
-            name=f"onnx/{options.kind}/{file}",
+            name=f"onnx/{options.kind}/{file}" + ("" if exact else "/inexact"),
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
             device=options.kind,
@@ -181,7 +181,8 @@ class OnnxEngine:
         return logits
 
 
-def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
+def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
+    """The session, and whether its int8 products are exact: those of others must not be taken for the same scores."""
     missing = set(_PROVIDERS[options.kind][:1]) - set(ort.get_available_providers())
     if missing:
         raise ConfigError(
@@ -190,7 +191,7 @@ def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
         )
     wanted = _PROVIDERS[options.kind]
     try:
-        session = _exact_if_possible(graph, options)
+        session, exact = _exact_if_possible(graph, options)
     except Exception as error:
         raise ConfigError(f"ONNX Runtime cannot open {graph}: {error}") from error
     if wanted[0] not in session.get_providers():
@@ -198,12 +199,12 @@ def _open(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
             f"device {options.device!r}: ONNX Runtime could not start {wanted[0]} and would use the processor instead; "
             'are the driver and the CUDA libraries installed? Or set device = "cpu"'
         )
-    return session
+    return session, exact
 
 
-def _exact_if_possible(graph: Path, options: OnnxOptions) -> ort.InferenceSession:
+def _exact_if_possible(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
     try:
-        return _session(graph, options, config=dict([EXACT_PRODUCTS]))
+        return _session(graph, options, config=dict([EXACT_PRODUCTS])), True
     except Exception as error:
         if _SHARED_WEIGHTS not in str(error):
             raise
@@ -212,7 +213,7 @@ def _exact_if_possible(graph: Path, options: OnnxOptions) -> ort.InferenceSessio
         "ONNX Runtime cannot multiply these exactly; `rerankd export` writes graphs that it can",
         extra={"graph": str(graph)},
     )
-    return _session(graph, options, config={})
+    return _session(graph, options, config={}), False
 
 
 def _session(graph: Path, options: OnnxOptions, *, config: Mapping[str, str]) -> ort.InferenceSession:

@@ -23,7 +23,7 @@ from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestT
 from app.model import LoadedModel, ServedModel
 from app.observer import Observer
 from app.ranking import rank
-from app.worker import aside
+from app.worker import aside, in_portions
 
 Number = TypeVar("Number", np.float32, np.int64, np.bool_)
 
@@ -141,7 +141,9 @@ def _named(ranked: Sequence[RankedDocument], placed_by: Sequence[str | None] | N
 
 async def _score(loaded: LoadedModel, request: RerankRequest) -> tuple[BoolArray, Scores]:
     """Score the documents that have text; the first array says which have none."""
-    blank = np.fromiter((not text or text.isspace() for text in request.documents), dtype=np.bool_)
+    portions = in_portions(len(request.documents))
+    empty = [not text or text.isspace() async for some in portions for text in request.documents[some]]
+    blank = np.array(empty, dtype=np.bool_)
     options = replace(request.options, top_n=request.top_n, windows=_wishes(request.options.windows, blank))
     if not blank.any():
         return blank, await loaded.stage.score(request.query, request.documents, options)

@@ -22,7 +22,7 @@ from app.domain import BoolArray, Encoding, FloatArray, Terms
 from app.engines.base import Engine, FinalFailure, OutOfMemory
 from app.errors import DeadlineExceeded, Overloaded, RerankError, ScoringFailed, Unavailable
 from app.observer import Observer
-from app.worker import Worker, in_portions
+from app.worker import Worker, in_portions, let_go
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Forwarded:
 class _Job:
     """A request's encodings, and its answer once all of them are scored."""
 
-    def __init__(self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, urgent: bool, now: float) -> None:
+    def __init__(self, encodings: list[Encoding], identities: list[bytes], *, urgent: bool, now: float) -> None:
         self.encodings = encodings
         self.urgent = urgent
         self.identities = identities
@@ -115,12 +115,9 @@ class Place:
         self._characters = characters
         batcher.admission.reserve(terms.caller, tokens)
 
-    async def forward(
-        self, encodings: Sequence[Encoding], identities: Sequence[bytes], *, tokens: int | None
-    ) -> Forwarded:
-        """Score all encodings, once. `tokens` is how many the request's characters turned out to be, as the engine
-        computes them; None where texts were cut, since nobody knows it then. Raises what `Batcher.forward` raises, but
-        for being refused.
+    async def forward(self, encodings: list[Encoding], identities: list[bytes], *, tokens: int | None) -> Forwarded:
+        """Score all encodings, once; see `Batcher.serve`. `tokens` is how many the request's characters turned out to
+        be, as the engine computes them; None where texts were cut, since nobody knows it then.
         """
         self.leave()
         if tokens is not None:
@@ -160,6 +157,7 @@ class Batcher:
         self._waiting: dict[bytes, list[Entry]] = {}
         self._running: dict[bytes, _Item] = {}
         self._passes: set[_Pass] = set()
+        self._clearing: set[asyncio.Task[None]] = set()
         self._numbers = count()
         self._work_waits = asyncio.Event()
         self._closed = False
@@ -191,10 +189,14 @@ class Batcher:
         """
         lengths = self.lengths_of(encodings)
         self._check(Work(sum(lengths), sum(length * length for length in lengths)), terms)
-        return await self.serve(encodings, identities_of(encodings), terms)
+        return await self.serve(list(encodings), identities_of(encodings), terms)
 
-    async def serve(self, encodings: Sequence[Encoding], identities: Sequence[bytes], terms: Terms) -> Forwarded:
-        """Score all encodings of a request that was let in; see `forward`."""
+    async def serve(self, encodings: list[Encoding], identities: list[bytes], terms: Terms) -> Forwarded:
+        """Score all encodings of a request that was let in. The lists are the batcher's from then on: it empties them.
+
+        Raises:
+            DeadlineExceeded, ScoringFailed, Unavailable: see `forward`.
+        """
         if self._closed:
             raise _gone(self._model)
         number = next(self._numbers)
@@ -210,7 +212,6 @@ class Batcher:
             if not terms.partial:
                 raise _too_late(job, terms) from None
         finally:
-            del self._jobs[number]
             self._withdraw(number, job)
         return job.result()
 
@@ -266,14 +267,26 @@ class Batcher:
         return waiting
 
     def _withdraw(self, number: int, job: _Job) -> None:
-        if not job.open:
-            return
+        """Drop at once what still waits of a request; the rest of its traces go in a task of their own, since there may
+        be thousands of them and whoever waited for the answer shall not wait for that.
+        """
+        job.answer.cancel()
         saved = self._planner.withdraw(number)
-        for position in np.flatnonzero(~job.scored).tolist():
-            self._forget(job.identities[position], number)
         if saved:
             self._observer.work_cancelled(model=self._model, tokens=saved)
             self._queue_changed()
+        clearing = asyncio.create_task(self._clear(number, job))
+        self._clearing.add(clearing)
+        clearing.add_done_callback(self._clearing.discard)
+
+    async def _clear(self, number: int, job: _Job) -> None:
+        unscored = np.flatnonzero(~job.scored).tolist()
+        async for some in in_portions(len(unscored)):
+            for position in unscored[some]:
+                self._forget(job.identities[position], number)
+        del self._jobs[number]
+        await let_go(job.encodings)
+        await let_go(job.identities)
 
     def _forget(self, identity: bytes, number: int) -> None:
         """Nobody of this request wants this encoding's logits any more."""

@@ -39,11 +39,14 @@ class CachedStage:
 
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
         cached = np.ones(len(keys), dtype=np.bool_)
-        cached[list(unknown.values())] = False
+        positions = list(unknown.values())
+        cached[positions] = False
         timings = Timings(cache_s=cache_s)
         unscored: set[bytes] = set()
         if unknown:
-            fresh = await self._inner.score(query, [documents[index] for index in unknown.values()], options)
+            portions = in_portions(len(positions))
+            new = [documents[index] async for some in portions for index in positions[some]]
+            fresh = await self._inner.score(query, new, options)
             if fresh.scored is not None:
                 unscored = {key for key, scored in zip(unknown, fresh.scored.tolist(), strict=True) if not scored}
             started = perf_counter()

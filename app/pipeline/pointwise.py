@@ -9,7 +9,7 @@ import numpy as np
 from app.batching.batcher import Batcher, Forwarded, identities_of
 from app.domain import Encoding, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
 from app.scorers.base import PairScorer
-from app.worker import Worker, let_go
+from app.worker import Worker
 
 # A larger request is tokenised in portions: others get their turn between two of them, a client that goes away stops
 # the rest, and smaller calls are faster as well (docs/benchmarks.md).
@@ -54,8 +54,6 @@ class PointwiseStage:
                 return _unscored(pairs, tokenize_s=tokenized - started)
             known = None if pairs.dropped.any() else pairs.computed
             forwarded = await place.forward(pairs.encodings, pairs.identities, tokens=known)
-        await let_go(pairs.encodings)
-        await let_go(pairs.identities)
         return Scores(
             values=self._values(forwarded),
             scored=None if forwarded.scored.all() else forwarded.scored,

@@ -102,7 +102,7 @@ class _Ranking:
         """
         terms = replace(self._options.terms, partial=False, divisible=False)
         if self._begun:
-            return await self._batcher.serve(encodings, identities_of(encodings), terms)
+            return await self._batcher.serve(list(encodings), identities_of(encodings), terms)
         self._begun = True
         return await self._batcher.forward(encodings, terms)
 

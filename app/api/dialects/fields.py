@@ -72,7 +72,10 @@ def texts_of(
         InvalidRequest: a document is neither, or lacks the fields.
     """
     bare = bare and rank_fields is not None and len(rank_fields) == 1
-    return [_text_of(document, f"{name}[{index}]", rank_fields, bare=bare) for index, document in enumerate(documents)]
+    return [
+        document if isinstance(document, str) else _text_of(document, f"{name}[{index}]", rank_fields, bare=bare)
+        for index, document in enumerate(documents)
+    ]
 
 
 def as_object(document: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -96,8 +99,6 @@ def search_units(result: RerankResult) -> int:
 
 
 def _text_of(document: object, where: str, rank_fields: Sequence[str] | None, *, bare: bool) -> str:
-    if isinstance(document, str):
-        return document
     if not isinstance(document, Mapping):
         kind = "null" if document is None else type(document).__name__
         raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')

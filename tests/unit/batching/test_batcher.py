@@ -318,6 +318,48 @@ async def test_who_shares_an_encoding_gets_it_when_the_others_leave() -> None:
     assert sorted(batch[0] for batch in engine.batches) == [[1], [3], [4]]
 
 
+@pytest.mark.parametrize("turns", [0, 1, 3, 20])
+async def test_who_asks_for_what_a_large_request_just_gave_up_gets_it(turns: int) -> None:
+    """The traces of a large request go in portions; whoever comes in between must not be lost among them."""
+    engine, rows = ArithmeticEngine(pairs=100), [[number, 1] for number in range(10_000, 12_000)]
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        engine.gate.clear()
+        leaving = asyncio.ensure_future(batcher.forward(_encodings(*rows)))
+        await _until_a_pass_runs(engine)
+        await asyncio.sleep(0.05)
+        leaving.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        coming = asyncio.ensure_future(batcher.forward(_encodings(*rows)))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        assert _right(await coming, rows)
+        passes = len(engine.batches)
+        assert _right(await batcher.forward(_encodings(*rows[:150])), rows[:150])
+    assert len(engine.batches) == passes + 2, "what was scored is open no longer"
+    assert max(map(len, engine.batches)) <= 100
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+async def test_the_lists_of_a_request_are_emptied_once_it_is_over(given_up: bool) -> None:
+    rows = [[number] for number in range(10_000, 11_000)]
+    encodings = _encodings(*rows)
+    identities = identities_of(encodings)
+    engine = ArithmeticEngine(pairs=100)
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        engine.gate.clear()
+        asking = asyncio.ensure_future(batcher.serve(encodings, identities, Terms()))
+        await _until_a_pass_runs(engine)
+        if given_up:
+            asking.cancel()
+        engine.gate.set()
+        await asyncio.wait([asking])
+        assert asking.cancelled() or _right(asking.result(), rows)
+        async with asyncio.timeout(5):
+            while encodings or identities:  # noqa: ASYNC110 - nothing says when
+                await asyncio.sleep(0)
+
+
 async def test_everybody_who_shares_a_poisoned_encoding_is_told() -> None:
     engine = ArithmeticEngine(pairs=1)
     async with running_batcher(engine, RecordingObserver()) as batcher:

@@ -6,15 +6,26 @@ tests that use one are marked slow.
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from functools import cache, partial
+from importlib import import_module
 from math import inf
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Final
 
 import pytest
+from filelock import FileLock
 
+import app
 from tests.tiny_causal import CAUSAL_FAMILIES
 from tests.tiny_models import FAMILIES, TINY_BERT
+
+Folder = Callable[[str], Path]
+Built = Callable[[str, Callable[[Path], object]], Path]
 
 _NEEDS_TORCH: Final = {
     "torch_folder",
@@ -26,6 +37,8 @@ _NEEDS_TORCH: Final = {
 
 # Where the files are that take minutes: of tests that run in parallel they must not come last.
 _LONGEST: Final = "quality", "contract", "loadtest", "integration"
+# What is tested there is mostly outside of app/, or in processes of its own: measuring coverage would only cost time.
+_UNCOVERED: Final = "quality", "loadtest", "conformance"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own -m looks at the marks
@@ -33,7 +46,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _NEEDS_TORCH & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+        if item.path.parent.name in _UNCOVERED:
+            item.add_marker(pytest.mark.uncovered)
     items.sort(key=lambda item: _LONGEST.index(item.path.parent.name) if item.path.parent.name in _LONGEST else inf)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Measure no coverage meanwhile. The marker of pytest-cov would do, but in a worker of pytest-xdist it stops one of
+    two measurements, and the other one goes on.
+    """
+    if item.get_closest_marker("uncovered") is None:
+        return (yield)
+    _import_app()
+    trace, trace_of_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(trace)
+        threading.settrace(trace_of_threads)
+
+
+@cache
+def _import_app() -> None:
+    """What is imported while nothing is measured would count as never run, in tests that come later too."""
+    for module in walk_packages(app.__path__, prefix="app."):
+        with suppress(ImportError):  # of what is no dependency of the service itself
+            import_module(module.name)
 
 
 @pytest.fixture(autouse=True)
@@ -58,89 +99,90 @@ def tiny_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of a family's tiny model: safetensors, config, tokenizer. Each is built once a session."""
-    built: dict[str, Path] = {}
+def _torch_on_one_thread() -> None:
+    """More than one only stand in each other's way in models this small."""
+    import torch  # noqa: PLC0415 - only slow tests have torch
 
-    def folder(family: str) -> Path:
-        if family not in built:
-            import torch  # noqa: PLC0415 - only slow tests have torch
+    torch.set_num_threads(1)
 
-            torch.set_num_threads(1)  # more than one only stand in each other's way in models this small
-            built[family] = FAMILIES[family](tmp_path_factory.mktemp(f"{family}-torch"))
-        return built[family]
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Gives the folder of a name, which is made by filling an empty one: once, for all processes that tests run in."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        ready = root / name
+        with FileLock(root / f"{name}.lock"):
+            if not ready.exists():
+                unfinished = tmp_path_factory.mktemp(name)
+                fill(unfinished)
+                unfinished.rename(ready)
+        return ready
 
     return folder
 
 
 @pytest.fixture(scope="session")
-def causal_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of a family's tiny causal language model. Each is built once a session."""
-    built: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in built:
-            import torch  # noqa: PLC0415 - as above
-
-            torch.set_num_threads(1)
-            built[family] = CAUSAL_FAMILIES[family](tmp_path_factory.mktemp(f"{family}-causal"))
-        return built[family]
-
-    return folder
+def torch_folder(built: Built, _torch_on_one_thread: None) -> Folder:
+    """Gives the folder of a family's tiny model: safetensors, config, tokenizer."""
+    return lambda family: built(f"{family}-torch", FAMILIES[family])
 
 
 @pytest.fixture(scope="session")
-def onnx_folder(tmp_path_factory: pytest.TempPathFactory, torch_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+def causal_folder(built: Built, _torch_on_one_thread: None) -> Folder:
+    """Gives the folder of a family's tiny causal language model."""
+    return lambda family: built(f"{family}-causal", CAUSAL_FAMILIES[family])
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(built: Built, torch_folder: Folder) -> Folder:
     """Gives the folder that our own export makes of a family's tiny model, in every precision."""
-    built: dict[str, Path] = {}
 
-    def folder(family: str) -> Path:
-        if family not in built:
-            from app.exporting import GRAPHS, export_cross_encoder  # noqa: PLC0415 - imports torch
+    def export(family: str, folder: Path) -> None:
+        from app.exporting import GRAPHS, export_cross_encoder  # noqa: PLC0415 - imports torch
 
-            target = tmp_path_factory.mktemp(f"{family}-onnx")
-            export_cross_encoder(torch_folder(family), target, precisions=list(GRAPHS))
-            built[family] = target
-        return built[family]
+        export_cross_encoder(torch_folder(family), folder, precisions=list(GRAPHS))
 
-    return folder
+    return lambda family: built(f"{family}-onnx", partial(export, family))
 
 
 @pytest.fixture(scope="session")
-def tiny_bert(torch_folder: Callable[[str], Path]) -> Path:
+def tiny_bert(torch_folder: Folder) -> Path:
     return torch_folder("bert")
 
 
 @pytest.fixture(scope="session")
-def tiny_xlmr(torch_folder: Callable[[str], Path]) -> Path:
+def tiny_xlmr(torch_folder: Folder) -> Path:
     return torch_folder("xlmr")
 
 
 @pytest.fixture(scope="session")
-def tiny_modernbert(torch_folder: Callable[[str], Path]) -> Path:
+def tiny_modernbert(torch_folder: Folder) -> Path:
     return torch_folder("modernbert")
 
 
 @pytest.fixture(scope="session")
-def tiny_deberta(torch_folder: Callable[[str], Path]) -> Path:
+def tiny_deberta(torch_folder: Folder) -> Path:
     return torch_folder("deberta")
 
 
 @pytest.fixture(scope="session")
-def tiny_bert_onnx(onnx_folder: Callable[[str], Path]) -> Path:
+def tiny_bert_onnx(onnx_folder: Folder) -> Path:
     return onnx_folder("bert")
 
 
 @pytest.fixture(scope="session")
-def tiny_xlmr_onnx(onnx_folder: Callable[[str], Path]) -> Path:
+def tiny_xlmr_onnx(onnx_folder: Folder) -> Path:
     return onnx_folder("xlmr")
 
 
 @pytest.fixture(scope="session")
-def tiny_modernbert_onnx(onnx_folder: Callable[[str], Path]) -> Path:
+def tiny_modernbert_onnx(onnx_folder: Folder) -> Path:
     return onnx_folder("modernbert")
 
 
 @pytest.fixture(scope="session")
-def tiny_deberta_onnx(onnx_folder: Callable[[str], Path]) -> Path:
+def tiny_deberta_onnx(onnx_folder: Folder) -> Path:
     return onnx_folder("deberta")

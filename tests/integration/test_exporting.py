@@ -25,6 +25,7 @@ from tests.tiny_models import FAMILIES, build_bert
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 Folder = Callable[[str], Path]
+Built = Callable[[str, Callable[[Path], object]], Path]
 
 # The tiny models have random weights over few dimensions, which makes quantisation look worse than it is.
 BOUNDS = {"float32": 1e-5, "float16": 0.02, "int8": 0.25, "int8-weights": 0.1}
@@ -144,10 +145,14 @@ def test_every_export_answers(server: Server, family: str, precision: str) -> No
     assert sorted(result["index"] for result in results) == [0, 1, 2]
 
 
-def test_weights_that_do_not_fit_one_file_lie_beside_the_graph(tiny_bert: Path, tmp_path: Path) -> None:
-    whole, split = tmp_path / "whole", tmp_path / "split"
-    export(tiny_bert, whole, precisions=list(FILES))
-    export(tiny_bert, split, precisions=list(FILES), largest_file=10_000)
+@pytest.fixture(scope="module")
+def split(built: Built, tiny_bert: Path) -> Path:
+    """An export in every precision whose weights do not fit one file."""
+    return built("bert-split", lambda folder: export(tiny_bert, folder, precisions=list(FILES), largest_file=10_000))
+
+
+def test_weights_that_do_not_fit_one_file_lie_beside_the_graph(onnx_folder: Folder, split: Path) -> None:
+    whole = onnx_folder("bert")
     for file in FILES.values():
         assert (split / f"{file}_data").stat().st_size > 10_000
         assert not (whole / f"{file}_data").exists()
@@ -167,10 +172,11 @@ def test_only_the_precisions_that_are_wanted_stay(tiny_bert: Path, tmp_path: Pat
     assert list(report(tmp_path)) == ["int8"]
 
 
-def test_an_export_over_an_older_one_leaves_no_weights_of_it(tiny_bert: Path, tmp_path: Path) -> None:
-    export(tiny_bert, tmp_path, largest_file=10_000)
-    export(tiny_bert, tmp_path)
-    assert not (tmp_path / "model.onnx_data").exists()
+def test_an_export_over_an_older_one_leaves_no_weights_of_it(tiny_bert: Path, split: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    copytree(split, folder)
+    export(tiny_bert, folder)
+    assert not (folder / "model.onnx_data").exists()
 
 
 def test_a_model_may_be_exported_into_its_own_folder(tiny_bert: Path, tmp_path: Path) -> None:

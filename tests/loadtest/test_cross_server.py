@@ -108,8 +108,11 @@ def test_our_two_precisions_are_compared_over_the_same_weights_and_a_run_is_gone
 ) -> None:
     from loadtest import cross_server  # noqa: PLC0415
     from loadtest.random_models import build  # noqa: PLC0415 - imports transformers
+    from loadtest.weights import prepare_weights  # noqa: PLC0415 - as above
 
     model = build("minilm-l6", tmp_path / "model", tiny=True)
+    weights = prepare_weights(model, tmp_path / "weights")  # once for both runs: it exports
+    monkeypatch.setattr("loadtest.weights.prepare_weights", lambda *_: weights)
     quick = ["--rounds", "1", "--seconds", "0.5", "--clients", "2", "--documents", "3"]
     ours = ["--only", "rerankd onnx int8", "rerankd onnx float32"]
     report = tmp_path / "r.json"

@@ -21,7 +21,7 @@ _BM25_ON_DL19 = 0.506
 def test_dl19_is_reranked_clearly_better_than_bm25(tmp_path: Path) -> None:
     folder = require_data("eval/dl19")
     documents, queries = read_texts(folder / "corpus.jsonl.gz"), read_texts(folder / "queries.jsonl")
-    candidates = read_run(folder / "run.bm25.tsv", depth=100)
+    candidates = read_run(folder / "run.bm25.tsv", depth=30)
     qrels = [
         ir_measures.Qrel(query, document, int(grade))
         for query, document, grade in map(str.split, (folder / "qrels.full.tsv").read_text().splitlines())
@@ -38,7 +38,7 @@ def test_dl19_is_reranked_clearly_better_than_bm25(tmp_path: Path) -> None:
     score = ir_measures.calc_aggregate([nDCG @ 10], qrels, run)[nDCG @ 10]
     bm25 = [ScoredDoc(c.query_id, d, -rank) for c in candidates for rank, d in enumerate(c.document_ids)]
     assert ir_measures.calc_aggregate([nDCG @ 10], qrels, bm25)[nDCG @ 10] == pytest.approx(_BM25_ON_DL19, abs=5e-4)
-    assert score > 0.65, f"nDCG@10 {score:.4f}"
+    assert score > 0.61, f"nDCG@10 {score:.4f}"
 
 
 def _rerank(client: httpx.Client, query: str, wanted: Candidates, documents: dict[str, str]) -> list[ScoredDoc]:

@@ -56,10 +56,9 @@ def main(
     trainer.ranker.write_into(model)
     write_tokenizer(folders.float32, AutoModel.from_pretrained(start_weights()), load_tokenizer())
     model.save_pretrained(folders.float32)
-    write_graph(folders.start, out / "start-graph")
     parities = write_graph(folders.float32, folders.shipped)
     write_curve(trainer.progress, out)
-    report = measure(data, {"minilm-first": folders.shipped, "start": out / "start-graph"}, folders, queries=queries)
+    report = measure(data, folders, queries=queries)
     write_card(out / "README.md", report, trainer.progress, parities, plan=plan)
     typer.echo(f"{out / 'README.md'} says what it is worth")
 

@@ -1,7 +1,7 @@
 """The steps around training: the start, the folder that torch serves, the graph to ship, and what is measured."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Folders:
 
     @property
     def start(self) -> Path:
-        """The model before training, as safetensors and as a graph."""
+        """The model before training."""
         return self.out / "start"
 
     @property
@@ -93,12 +93,19 @@ def write_graph(source: Path, target: Path, *, precision: Precision = "int8-weig
     return export_language_model(source, target, method="first", spec=scorer_spec(source), precisions=[precision])
 
 
-def measure(data: Path, graphs: Mapping[str, Path], folders: Folders, *, queries: int) -> dict[str, Any]:
-    """Evaluate BM25 and the graphs through the service's own pipeline; a stopped evaluation goes on."""
+def measure(data: Path, folders: Folders, *, queries: int) -> dict[str, Any]:
+    """Evaluate BM25, the graph, and the model before training, through the service's own pipeline; a stopped evaluation
+    goes on.
+    """
+    graph = 'engine_options = { file = "model.int8-weights.onnx" }'
+    entries = {
+        "minilm-first": _entry("minilm-first", folders.shipped, graph),
+        "start": _entry("start", folders.start, 'engine = "torch-causal"'),
+    }
     registry = folders.out / "registry.toml"
-    registry.write_text("".join(_entry(name, folder) for name, folder in graphs.items()), encoding="utf-8")
+    registry.write_text("".join(entries.values()), encoding="utf-8")
     sets = [str(data / "eval" / name) for name in EVALUATION_SETS]
-    models = [argument for name in graphs for argument in ("--model", name)]
+    models = [argument for name in entries for argument in ("--model", name)]
     options = ["--queries", str(queries), "--registry", str(registry), "--output", str(folders.report)]
     cli(["eval", *sets, *models, *options], standalone_mode=False)
     report: dict[str, Any] = json.loads(folders.report.read_text(encoding="utf-8"))
@@ -126,9 +133,9 @@ def _smooth(values: Sequence[float], *, over: int = 20) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _entry(name: str, folder: Path) -> str:
+def _entry(name: str, folder: Path, engine: str) -> str:
     options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in OPTIONS.items())
     return (
         f'[[model]]\nname = {json.dumps(name)}\nscorer = "first"\npath = {json.dumps(str(folder.resolve()))}\n'
-        f'engine_options = {{ file = "model.int8-weights.onnx" }}\noptions = {{ {options} }}\n\n'
+        f"{engine}\noptions = {{ {options} }}\n\n"
     )

@@ -84,13 +84,13 @@ class Candidates:
         return float(ir_measures.calc_aggregate([nDCG @ 10], self.grades, run)[nDCG @ 10])
 
 
-def read_candidates(data: Path, chosen: EvaluationSet) -> Candidates:
+def read_candidates(data: Path, chosen: EvaluationSet, *, depth: int = 100) -> Candidates:
     folder = data / "eval" / chosen.name
     queries, documents = read_queries(folder), read_documents(folder)
     grades = read_grades(folder, chosen.grades_file)
     judged = [query for query in queries if any(grade > 0 for grade in grades.get(query, {}).values())]
     judged = judged[: chosen.queries]
-    run = read_run(folder)
+    run = read_run(folder, depth=depth)
     return Candidates(
         chosen.name,
         {query: grades[query] for query in judged},

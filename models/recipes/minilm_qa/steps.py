@@ -82,17 +82,24 @@ def finish(
 
 
 def measure(
-    data: Path, tokenizer: PreTrainedTokenizerBase, folders: Folders, *, most_pairs: int, float32_pairs: int
+    data: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    folders: Folders,
+    *,
+    most_pairs: int,
+    float32_pairs: int,
+    depth: int = 100,
 ) -> dict[str, dict[str, float]]:
-    """Return nDCG@10 by set and ranker, on the first `most_pairs` pairs of a set; float32 and int8 are also compared
-    on the first `float32_pairs`. What a stopped run has measured is not measured again.
+    """Return nDCG@10 by set and ranker, on the first `most_pairs` pairs of a set, `depth` candidates of each query;
+    float32 and int8 are also compared on the first `float32_pairs`. What a stopped run has measured is not measured
+    again.
     """
     figures: dict[str, dict[str, float]] = {}
     if folders.quality.exists():
         figures = json.loads(folders.quality.read_text())
     for chosen in EVALUATION_SETS:
         if chosen.name not in figures:
-            whole = read_candidates(data, chosen).first(pairs=most_pairs)
+            whole = read_candidates(data, chosen, depth=depth).first(pairs=most_pairs)
             part = whole.first(pairs=float32_pairs)
             figures[chosen.name] = _measure_set(tokenizer, folders, whole, part)
             folders.quality.write_text(json.dumps(figures, indent=1))

@@ -14,6 +14,9 @@ from app.domain import Terms
 from app.errors import Overloaded
 from tests.unit.batching.simulation import Request, Simulation, Stalls, closed_loop, lengths_of, open_loop, pass_s
 
+# Simulations of minutes: measuring coverage would more than double their time.
+pytestmark = pytest.mark.uncovered
+
 
 def _quantile(requests: Sequence[Request], share: float) -> float:
     return float(np.quantile([request.latency_s for request in requests], share))

@@ -16,6 +16,9 @@ from app.domain import Terms
 from app.errors import Overloaded
 from tests.unit.batching.simulation import Drift, Request, Simulation, Stalls, lengths_of, pass_s
 
+# Simulations of minutes: measuring coverage would more than double their time.
+pytestmark = pytest.mark.uncovered
+
 _SPEED = 0.4
 _PAIRS_PER_S = 2 * 4 / pass_s([142] * 4) * _SPEED
 _PROBE_S = 0.02

@@ -37,6 +37,7 @@ _AFTERMATH_S = 1.0
 @dataclass(slots=True)
 class _Steps:
     watched: bool = False
+    given_up: int = 0
     milliseconds: list[float] = field(default_factory=list)
 
 
@@ -64,23 +65,26 @@ def ask(url: str, steps: _Steps, statuses: list[int], *, documents: int, request
         with httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client:
             while not _is_ready(client):
                 sleep(0.1)
-            given_up = iter(Workload(Shape((documents,)), seed=1))
+            others = iter(Workload(Shape((documents,)), seed=1))
             for body in islice(Workload(Shape((documents,)), seed=0), requests):
                 steps.watched = True
                 sent = perf_counter()
                 answer = client.post("/v2/rerank", content=body.content)
                 statuses.append(answer.status_code)
-                _give_up(url, next(given_up).content, after_s=(perf_counter() - sent) / 2)
+                steps.given_up += _give_up(url, next(others).content, after_s=(perf_counter() - sent) / 2)
                 steps.watched = False
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _give_up(url: str, content: bytes, *, after_s: float) -> None:
+def _give_up(url: str, content: bytes, *, after_s: float) -> bool:
+    """False if it was answered before."""
     try:
         httpx.post(url + "/v2/rerank", content=content, timeout=httpx.Timeout(_TIMEOUT_S, read=after_s))
     except httpx.ReadTimeout:
         sleep(_AFTERMATH_S)
+        return True
+    return False
 
 
 def _is_ready(client: httpx.Client) -> bool:
@@ -108,6 +112,7 @@ def main() -> int:
     longest = sorted(steps.milliseconds, reverse=True)
     claims = [
         Claim("requests answered", statuses.count(200), ">=", arguments.requests),
+        Claim("requests given up", steps.given_up),
         Claim("longest step of the event loop, ms", longest[0] if longest else float("nan"), "<=", _LIMIT_MS),
         Claim("steps beyond that, for each request", sum(step > _LIMIT_MS for step in longest) / arguments.requests),
         Claim("all steps, s for each request", sum(longest) / 1000 / arguments.requests),

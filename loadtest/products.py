@@ -25,7 +25,7 @@ from rich.table import Table
 
 from app.benchmark.workload import Shape, Workload
 from app.config import SHIPPED_REGISTRY
-from app.engines.onnx import EXACT_PRODUCTS
+from app.engines.onnx import exact_products
 from app.scorers import load_scorer
 from app.scorers.base import ScorerSpec
 from app.worker import available_cores
@@ -59,7 +59,8 @@ def onnx_runtime() -> Callable[[], object]:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.add_session_config_entry(*EXACT_PRODUCTS)
+    for key, value in exact_products().items():
+        options.add_session_config_entry(key, value)
     session = ort.InferenceSession(model.SerializeToString(), options)
     rng = np.random.default_rng(1)
     given = {f"tokens_{width}": rng.integers(0, 255, (_TOKENS, width), dtype=np.uint8) for width in (_WIDTH, _INNER)}

@@ -21,6 +21,7 @@ from app.engines.base import (
     find_graph,
     pad,
 )
+from app.engines.processor import int8_sums_overflow
 from app.errors import ConfigError
 from app.options import read_options
 from app.worker import available_cores
@@ -48,14 +49,18 @@ _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
     "tensorrt": ["model.float16.onnx", *_PLAIN],
 }
 _OUTPUT: Final = "logits"
-# Processors without VNNI add two products of int8 in 16 bits, which overflow. With this ONNX Runtime multiplies exactly
-# there too; elsewhere it changes nothing (docs/adr/0011).
-EXACT_PRODUCTS: Final = ("session.x64quantprecision", "1")
 # What ONNX Runtime says when it cannot do that, because several nodes read the same weights.
 _SHARED_WEIGHTS: Final = "Attempt to replace the existing tensor"
 _OUT_OF_MEMORY: Final = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaerrormemoryallocation")
 # The graph's note of whose logits it gives: a JSON list of token ids.
 OUTPUT_TOKENS: Final = "rerankd_output_tokens"
+
+
+def exact_products() -> dict[str, str]:
+    """Session settings with which ONNX Runtime's int8 products are exact on this processor (docs/adr/0011). Where they
+    are anyway, the setting would make them several times slower.
+    """
+    return {"session.x64quantprecision": "1"} if int8_sums_overflow() else {}
 
 
 class OnnxOptions(BaseModel):
@@ -204,7 +209,7 @@ def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool
 
 def _exact_if_possible(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
     try:
-        return _session(graph, options, config=dict([EXACT_PRODUCTS])), True
+        return _session(graph, options, config=exact_products()), True
     except Exception as error:
         if _SHARED_WEIGHTS not in str(error):
             raise

@@ -4,7 +4,6 @@ A graph that carries its own quantisation per token is handed over in another fo
 which OpenVINO quantises inside its products, for each token by itself. docs/adr/0006 says why.
 """
 
-import platform
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from math import gcd
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain import Encoding, FloatArray, IntArray
 from app.engines.base import BatchLimits, EngineSpec, check_inputs, check_output, find_graph, pad
+from app.engines.processor import int8_sums_overflow
 from app.errors import ConfigError
 from app.options import read_options
 from app.worker import available_cores
@@ -35,7 +35,6 @@ _KEPT_KERNELS: Final = 128
 # With several streams, OpenVINO 2026.4 multiplies narrower int8 weights wrongly in bfloat16 on processors with AMX.
 _NARROWEST_PRODUCT: Final = 64
 _STEPS: Final = ((128, 8), (256, 16), (2**31, 32))
-_CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 class OpenVinoOptions(BaseModel):
@@ -94,7 +93,7 @@ class OpenVinoEngine:
                 "INFERENCE_PRECISION_HINT": _HINT[precision],
                 "CPU_RUNTIME_CACHE_CAPACITY": options.kept_kernels,
                 # OpenVINO's int8 products of graphs that quantise themselves; those that it quantises are exact anyway.
-                "LP_TRANSFORMS_MODE": not int8_sums_overflow(_CPUINFO),
+                "LP_TRANSFORMS_MODE": not int8_sums_overflow(),
                 # Two services on one machine would pin their threads to the same cores.
                 "ENABLE_CPU_PINNING": False,
             },
@@ -131,19 +130,6 @@ class OpenVinoEngine:
             return self._idle.get_nowait()
         except Empty:
             return self._compiled.create_infer_request()
-
-
-def int8_sums_overflow(cpuinfo: Path) -> bool:
-    """Whether this processor adds two products of int8 in 16 bits, which do not hold them: x86 without VNNI
-    (docs/adr/0011). One that does not say is taken for such a one.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    try:
-        flags = cpuinfo.read_text(encoding="utf-8").split()
-    except OSError:
-        return True
-    return not {"avx512_vnni", "avx_vnni"}.intersection(flags)
 
 
 def rounded_length(length: int) -> int:

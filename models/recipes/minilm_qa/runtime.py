@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from app.engines.onnx import EXACT_PRODUCTS
+from app.engines.onnx import exact_products
 from models.recipes.minilm_qa.encoding import PairEncoder, length_batches, token_ids
 
 TOKENS_PER_BATCH = 512
@@ -36,7 +36,8 @@ class OnnxScorer:
     def __init__(self, path: Path, *, threads: int = THREADS) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.add_session_config_entry(*EXACT_PRODUCTS)
+        for key, value in exact_products().items():
+            options.add_session_config_entry(key, value)
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._threads = threads
 

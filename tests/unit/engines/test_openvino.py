@@ -1,7 +1,6 @@
 """The engine `openvino`: what it makes of graphs, and which it refuses."""
 
 import os
-import platform
 import subprocess
 import sys
 from collections import Counter
@@ -27,7 +26,6 @@ from app.engines.openvino import (  # noqa: E402
     OpenVinoEngine,
     _group,
     _leave_quantising_to_products,
-    int8_sums_overflow,
     rounded_length,
 )
 
@@ -57,18 +55,6 @@ def test_int8_products_are_exact_on_every_processor(tmp_path: Path, width: int) 
     """OpenVINO quantises the vectors of wider products itself; narrow ones come as the graph has them."""
     expected = save_large_products(tmp_path / "model.int8.onnx", width=width)
     np.testing.assert_allclose(load(tmp_path, precision="float32").forward([EIGHT]), expected, rtol=1e-6)
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="is about x86 processors")
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [("fma avx2", True), ("avx2 avx512f avx512bw", True), ("avx2 avx_vnni", False), ("avx512f avx512_vnni", False)],
-)
-def test_processors_whose_sums_overflow_are_known(tmp_path: Path, flags: str, expected: bool) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor : 0\nflags\t\t: fpu {flags}\nbugs : none\n")
-    assert int8_sums_overflow(cpuinfo) == expected
-    assert int8_sums_overflow(tmp_path / "nowhere")
 
 
 def test_rounding_up_costs_little() -> None:

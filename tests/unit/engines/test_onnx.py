@@ -2,18 +2,22 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import copyfile
+from statistics import median
+from time import process_time
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession, SessionOptions
 
 from app.domain import Encoding
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
+from app.engines.processor import int8_sums_overflow
 from app.errors import ConfigError
 from app.quantizing import quantize_per_token
 
@@ -200,6 +204,21 @@ def test_int8_products_are_exact_on_every_processor(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load(tmp_path).forward([EIGHT]), expected)
 
 
+@pytest.mark.timed
+def test_exact_products_cost_nothing_where_the_processor_multiplies_exactly_by_itself(tmp_path: Path) -> None:
+    if int8_sums_overflow():
+        pytest.skip("this processor needs the slower, exact products")
+    file = tmp_path / "model.int8.onnx"
+    save_large_products(file, width=1024, outputs=1024)
+    plain, ours = InferenceSession(file, _one_thread()), load(tmp_path)
+    sequence = Encoding(ids=np.zeros(512, dtype=np.int64), boundary=1)
+    given = {"input_ids": sequence.ids[None]}
+    ratios = [
+        _cpu_time(lambda: ours.forward([sequence])) / _cpu_time(lambda: plain.run(None, given)) for _ in range(20)
+    ]
+    assert median(ratios) <= 1.5
+
+
 def test_weights_that_several_products_share_are_served_with_a_warning_at_most(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -219,13 +238,25 @@ def test_weights_that_several_products_share_are_served_with_a_warning_at_most(
         np.testing.assert_array_equal(logits, expected)
 
 
-def save_large_products(file: Path, *, width: int) -> np.ndarray:
-    """Save a quantised graph of large vectors and large weights, and return the logits of `EIGHT`, shape [1, 8].
+def _one_thread() -> SessionOptions:
+    options = SessionOptions()
+    options.intra_op_num_threads = 1
+    return options
+
+
+def _cpu_time(work: Callable[[], object]) -> float:
+    begun = process_time()
+    work()
+    return process_time() - begun
+
+
+def save_large_products(file: Path, *, width: int, outputs: int = 8) -> np.ndarray:
+    """Save a quantised graph of large vectors and large weights; return the logits of `EIGHT`, shape [1, outputs].
     Without VNNI, two of its products are more than 16 bits hold. Two products share their weights.
     """
     rng = np.random.default_rng(5)
     table = rng.integers(90, 128, (16, width)).astype(np.float32)
-    weights = rng.integers(-127, 128, (width, 8)).astype(np.float32)
+    weights = rng.integers(-127, 128, (width, outputs)).astype(np.float32)
     weights[:, 0] = 127
     # every scale is 1, so that rounding changes nothing
     table[:, 0] = weights[0] = 127

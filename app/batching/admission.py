@@ -21,8 +21,10 @@ _FIRST_RETRY_S = 1.0
 # What the prediction of a request's own work is off by.
 _MARGIN = 1.1
 # What waits is predicted from recent passes, and the next ones may be slower. Taking in less costs nothing while work
-# waits; taking in too much costs everybody behind the first that is late.
-_QUEUE_MARGIN = 1.2
+# waits; taking in too much costs everybody behind the first that is late. Where several callers ask, room is kept for
+# what they may still claim, and less is needed beside it.
+_QUEUE_MARGIN = 1.4
+_SHARED_QUEUE_MARGIN = 1.2
 # What an answer needs beside the passes, or a tenth of the time that is left where that is less.
 _ANSWER_S = 0.03
 # Only passes teach how fast the engine is. Who is refused because it was slow would else be refused for ever.
@@ -125,9 +127,8 @@ class Admission:
         """
         left_s = terms.deadline - now
         answer_s = min(_ANSWER_S, left_s / 10)
-        own_s = _MARGIN * self._cost.seconds(tokens=work.tokens, squares=work.squares) / self._workers
-        if terms.partial:
-            own_s = min(own_s, left_s / 2)
+        needed_s = self._cost.seconds(tokens=work.tokens, squares=work.squares) / self._workers
+        own_s = min(_MARGIN * needed_s, left_s / 2) if terms.partial else _MARGIN * needed_s
         if own_s + answer_s > left_s:
             if own_s + answer_s <= left_s * self._cost.slowdown and self._is_idle_for_long(now, busy_s):
                 return
@@ -135,7 +136,7 @@ class Admission:
                 f"this request needs about {own_s:.2f} s and its deadline is in {max(0.0, left_s):.2f} s: "
                 "allow more time, or send fewer documents"
             )
-        late_s, retry_s = self._lateness(own_s, answer_s, terms, now=now, busy_s=busy_s)
+        late_s, retry_s = self._lateness(needed_s, answer_s, terms, now=now, busy_s=busy_s)
         if late_s > 0:
             raise Overloaded(
                 f"this request would be answered about {late_s:.2f} s after its deadline: try again later",
@@ -147,7 +148,7 @@ class Admission:
         return idle and now - self._let_in_at >= _TRIAL_AFTER_S
 
     def _lateness(
-        self, own_s: float, answer_s: float, terms: Terms, *, now: float, busy_s: float
+        self, needed_s: float, answer_s: float, terms: Terms, *, now: float, busy_s: float
     ) -> tuple[float, float]:
         """By how much the first deadline to be missed would be missed, if this request were admitted, and in how many
         seconds none would be, if nobody else comes.
@@ -159,7 +160,8 @@ class Admission:
         """
         left_s = terms.deadline - now
         own_tokens = self._tokens_of(terms.caller)
-        margin = _QUEUE_MARGIN if own_tokens else _MARGIN
+        own_margin, margin = self._margins(own_tokens)
+        own_s = min(own_margin * needed_s, left_s / 2) if terms.partial else own_margin * needed_s
         pace_s = margin * self.seconds_per_token
         claimed_s = self._claimed(terms.caller, left_s, pace_s) if own_tokens else 0.0
         earlier, later = self._planner.queue(deadline=terms.deadline)
@@ -177,6 +179,14 @@ class Admission:
             late_s = max(late_s, missed_s)
             retry_s = max(retry_s, min(gained_s, behind_s))
         return late_s, retry_s
+
+    def _margins(self, own_tokens: int) -> tuple[float, float]:
+        """By how much more time a caller's next request is counted with, and what waits, than recent passes say."""
+        if not own_tokens:
+            return _MARGIN, _MARGIN
+        if len(self._asked) > 1:
+            return _MARGIN, _SHARED_QUEUE_MARGIN
+        return _QUEUE_MARGIN, _QUEUE_MARGIN
 
     def _expect(self, work: Work, caller: str, *, now: float) -> None:
         fading = exp((self._asked_at - now) / _EXPECTED_S)

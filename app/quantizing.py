@@ -83,7 +83,7 @@ class _Rewriter:
         (activation, name), output = node.input, node.output[0]
         before: list[onnx.NodeProto] = []
         if activation not in self._quantized:
-            before = self._quantize(activation)
+            before = self._quantize(activation, width=weight.shape[0])
         integers, token_scales = self._quantized[activation]
         columns, scales = _to_int8(weight, axis=0)
         inputs = [
@@ -110,21 +110,36 @@ class _Rewriter:
             helper.make_node("MatMul", [activation, f"{output}_weights"], [output]),
         ]
 
-    def _quantize(self, name: str) -> list[onnx.NodeProto]:
-        """Bring every vector to [-127, 127] by its own largest magnitude, then round it."""
+    def _quantize(self, name: str, *, width: int) -> list[onnx.NodeProto]:
+        """Bring every vector to [-127, 127] by its own largest magnitude, and round it. Neither magnitudes nor quotients are
+        ever whole tensors, which would have to go through memory (docs/benchmarks.md).
+        """
         self._quantized[name] = f"{name}_uint8", f"{name}_scale"
         last_axis = self._constant("rerankd_last_axis", np.array([-1], dtype=np.int64))
         step = self._constant("rerankd_step", np.float32(1 / _LARGEST))
+        step_down = self._constant("rerankd_step_down", np.float32(-1 / _LARGEST))
         least = self._constant("rerankd_least", np.float32(_LEAST_SCALE))
-        one = self._constant("rerankd_one", np.float32(1))
-        middle = self._constant("rerankd_middle", np.uint8(_ZERO_POINT))
+        row = self._constant("rerankd_row", np.array([-1], dtype=np.int64))
+        rows = self._constant(f"rerankd_rows_of_{width}", np.array([-1, width], dtype=np.int64))
+        middle = helper.make_tensor("rerankd_middle", onnx.TensorProto.UINT8, [1], [_ZERO_POINT])
         return [
-            helper.make_node("Abs", [name], [f"{name}_magnitude"]),
-            helper.make_node("ReduceMax", [f"{name}_magnitude", last_axis], [f"{name}_largest"], keepdims=1),
-            helper.make_node("Mul", [f"{name}_largest", step], [f"{name}_step"]),
-            helper.make_node("Max", [f"{name}_step", least], [f"{name}_scale"]),
-            helper.make_node("Div", [name, f"{name}_scale"], [f"{name}_unit"]),
-            helper.make_node("QuantizeLinear", [f"{name}_unit", one, middle], [f"{name}_uint8"]),
+            helper.make_node("ReduceMax", [name, last_axis], [f"{name}_most"], keepdims=1),
+            helper.make_node("ReduceMin", [name, last_axis], [f"{name}_least"], keepdims=1),
+            helper.make_node("Mul", [f"{name}_most", step], [f"{name}_step_up"]),
+            helper.make_node("Mul", [f"{name}_least", step_down], [f"{name}_step_down"]),
+            helper.make_node("Max", [f"{name}_step_up", f"{name}_step_down", least], [f"{name}_scale"]),
+            helper.make_node("Reshape", [f"{name}_scale", row], [f"{name}_scales"]),
+            helper.make_node("Shape", [f"{name}_scales"], [f"{name}_count"]),
+            helper.make_node("ConstantOfShape", [f"{name}_count"], [f"{name}_middles"], value=middle),
+            helper.make_node("Reshape", [name, rows], [f"{name}_rows"]),
+            helper.make_node(
+                "QuantizeLinear",
+                [f"{name}_rows", f"{name}_scales", f"{name}_middles"],
+                [f"{name}_uint8_rows"],
+                axis=0,
+            ),
+            helper.make_node("Shape", [name], [f"{name}_shape"]),
+            helper.make_node("Reshape", [f"{name}_uint8_rows", f"{name}_shape"], [f"{name}_uint8"]),
         ]
 
     def _table(self, node: onnx.NodeProto, table: FloatArray) -> list[onnx.NodeProto]:

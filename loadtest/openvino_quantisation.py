@@ -27,12 +27,11 @@ from app.tuning import workload
 Forward = Callable[[Sequence[Encoding]], FloatArray]
 
 
-def openvino(graph: Path, *, inside: bool, precision: ov.Type, group: int, pad_id: int) -> Forward:
-    """The graph on one thread, its own quantisation taken out or not."""
+def openvino(graph: Path, *, precision: ov.Type, group: int, pad_id: int) -> Forward:
+    """The graph on one thread, its own quantisation taken out."""
     core = ov.Core()
     model = core.read_model(graph)
-    if inside:
-        _leave_quantising_to_products(model)
+    _leave_quantising_to_products(model)
     properties: dict[str, Any] = {
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": 1,
@@ -57,10 +56,8 @@ def variants(folder: Path, *, pad_id: int) -> dict[str, tuple[Forward, int]]:
     runtime = load_engine("onnx", EngineSpec(folder=folder, pad_id=pad_id, workers=1, options={"file": graph.name}))
     found: dict[str, tuple[Forward, int]] = {"ONNX Runtime": (runtime.forward, 512)}
     for precision, name in ((ov.Type.bf16, "bfloat16"), (ov.Type.f32, "float32")):
-        as_it_stands = openvino(graph, inside=False, precision=precision, group=0, pad_id=pad_id)
-        found[f"as it stands, {name}"] = as_it_stands, 1024
         for group in (32, 128, 384, 768) if name == "bfloat16" else (384,):
-            inside = openvino(graph, inside=True, precision=precision, group=group, pad_id=pad_id)
+            inside = openvino(graph, precision=precision, group=group, pad_id=pad_id)
             found[f"inside, groups of {group}, {name}"] = inside, 1024
     return found
 

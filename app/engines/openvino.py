@@ -9,11 +9,12 @@ from functools import reduce
 from math import gcd
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import openvino as ov
 from openvino import Type
+from openvino import opset13 as ops
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.domain import Encoding, FloatArray, IntArray
@@ -185,36 +186,64 @@ def _leave_quantising_to_products(model: ov.Model) -> list[int]:
     """Undo a graph's own quantisation of every token around its products with int8 weights; the weights stay.
 
     The values are the same up to rounding: (x / s) . W * s is x . W. Returns the widths of these products' inputs.
+
+    Raises:
+        ConfigError: a token's scale is left, which OpenVINO would take for that of a column.
     """
     widths = []
     for product in [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]:
-        quotient = _quantised(product.input_value(0))
-        if quotient is None:
+        quantised = _quantised(product.input_value(0))
+        if quantised is None:
             continue
         width = product.input_value(1).get_partial_shape()[-2].get_length()
-        if width < _NARROWEST_PRODUCT:
-            continue
-        vectors, scales = quotient.input_value(0), quotient.input_value(1)
         rescaled = [port.get_node() for port in product.output(0).get_target_inputs()]
-        if not all(_multiplies(node, scales) for node in rescaled):
+        if not all(_multiplies(node, quantised.scales) for node in rescaled):
             continue
-        product.input(0).replace_source_output(vectors)
+        if width < _NARROWEST_PRODUCT:
+            _multiply_integers(product, quantised)
+            continue
+        product.input(0).replace_source_output(quantised.vectors)
         for node in rescaled:
             node.output(0).replace(product.output(0))
         widths.append(width)
+    if any(node.get_type_name() == "FakeQuantize" and _has_scales_of_tokens(node) for node in model.get_ordered_ops()):
+        raise ConfigError("the graph quantises tokens in a way that OpenVINO gets wrong; use the engine onnx")
     return widths
 
 
-def _quantised(value: ov.Output) -> ov.Node | None:
-    """The division by every token's scale from which these dequantised integers were rounded."""
+class _Quantised(NamedTuple):
+    """Vectors that a graph quantises, shape [..., width], and the scale of each, shape [..., 1]."""
+
+    vectors: ov.Output
+    scales: ov.Output
+
+
+def _quantised(value: ov.Output) -> _Quantised | None:
+    """What these dequantised integers were rounded from, as `rerankd export` writes it (app/quantizing.py)."""
     node = value.get_node()
-    for kind in ("Multiply", "Subtract", "Convert", "Convert", "FakeQuantize", "Divide"):
+    for kind in ("Multiply", "Subtract", "Convert", "Reshape", "Convert"):
         if node.get_type_name() != kind:
             return None
-        if kind != "Divide":
-            node = node.input_value(0).get_node()
-    return node if node.input_value(1).get_partial_shape()[-1] == 1 else None
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "FakeQuantize" or not _has_scales_of_tokens(node):
+        return None
+    rows, scales = node.input_value(0).get_node(), node.input_value(1).get_node().input_value(0).get_node()
+    return _Quantised(rows.input_value(0), scales.input_value(0))
+
+
+def _has_scales_of_tokens(node: ov.Node) -> bool:
+    return bool(node.input_value(1).get_partial_shape().is_dynamic)
 
 
 def _multiplies(node: ov.Node, factor: ov.Output) -> bool:
     return node.get_type_name() == "Multiply" and factor in (node.input_value(0), node.input_value(1))
+
+
+def _multiply_integers(product: ov.Node, quantised: _Quantised) -> None:
+    """Compute a product from the same integers, in float; these sums are exact."""
+    columns = product.input_value(1).get_node()
+    integers = columns.input_value(0).get_node().input_value(0).get_node().input_value(0).get_node()
+    weights = ops.constant(integers.data.astype(np.float32))
+    rounded = ops.round(ops.divide(quantised.vectors, quantised.scales), "half_to_even")
+    unscaled = ops.matmul(rounded, weights, transpose_a=False, transpose_b=False)
+    product.output(0).replace(ops.multiply(unscaled, columns.input_value(1)).output(0))

@@ -163,10 +163,26 @@ def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay() -> N
     assert len(int8_matrices) >= len(widths)
 
 
-def test_narrow_products_stay_quantised_by_the_graph(int8_folder: Path) -> None:
+def test_narrow_products_are_computed_from_the_integers_of_the_graph(int8_folder: Path) -> None:
     model = ov.Core().read_model(int8_folder / "model.int8.onnx")
+    products = kinds(model)["MatMul"]
     assert _leave_quantising_to_products(model) == [64, 64]
-    assert kinds(model)["FakeQuantize"] > 0
+    after = kinds(model)
+    assert after["Round"] > 0
+    assert after["FakeQuantize"] == 0
+    assert after["MatMul"] == products
+
+
+def test_tokens_whose_scales_openvino_would_mistake_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.int8.onnx"
+    save_large_products(file, width=64)
+    model = onnx.load(file)
+    for node in model.graph.node:
+        if node.op_type == "Mul" and node.input[0].endswith("_unscaled"):
+            node.input[1] = node.input[0]
+    onnx.save(model, file)
+    with pytest.raises(ConfigError, match="use the engine onnx"):
+        load(tmp_path)
 
 
 def kinds(model: Any) -> Counter[str]:

@@ -111,8 +111,8 @@ class _Rewriter:
         ]
 
     def _quantize(self, name: str, *, width: int) -> list[onnx.NodeProto]:
-        """Bring every vector to [-127, 127] by its own largest magnitude, and round it. Neither magnitudes nor quotients are
-        ever whole tensors, which would have to go through memory (docs/benchmarks.md).
+        """Bring every vector to [-127, 127] by its own largest magnitude, and round it. Neither magnitudes nor
+        quotients are ever whole tensors, which would have to go through memory (docs/benchmarks.md).
         """
         self._quantized[name] = f"{name}_uint8", f"{name}_scale"
         last_axis = self._constant("rerankd_last_axis", np.array([-1], dtype=np.int64))

@@ -1,5 +1,7 @@
 """The shipped model on real data, through HTTP: better than BM25, by the evaluation tool that the literature uses."""
 
+import re
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
@@ -48,6 +50,15 @@ def _rerank(client: httpx.Client, query: str, wanted: Candidates, documents: dic
         ScoredDoc(wanted.query_id, wanted.document_ids[result["index"]], -rank)
         for rank, result in enumerate(answer["results"])
     ]
+
+
+def test_the_card_lists_the_files_as_they_are() -> None:
+    card = (SHIPPED_REGISTRY.parent / "minilm-qa" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\S+) \| ([\d,]+) \| ([0-9a-f]{64}) \|$", card, re.MULTILINE)
+    assert "model.int8.onnx" in [name for name, _, _ in listed]
+    for name, size, digest in listed:
+        content = (SHIPPED_REGISTRY.parent / "minilm-qa" / name).read_bytes()
+        assert (f"{len(content):,}", sha256(content).hexdigest()) == (size, digest), name
 
 
 def test_the_shipped_folder_is_small_enough_to_ship() -> None:

@@ -156,8 +156,8 @@ def _compile(core: ov.Core, graph: Path, properties: Mapping[str, Any]) -> ov.Co
     except Exception as error:
         raise ConfigError(f"OpenVINO cannot open {graph}: {error}") from error
     check_inputs({port.get_any_name(): _shape(port) for port in model.inputs})
-    widths = _leave_quantising_to_products(model)
     try:
+        widths = _leave_quantising_to_products(model)
         return core.compile_model(model, "CPU", {**properties, "DYNAMIC_QUANTIZATION_GROUP_SIZE": _group(widths)})
     except Exception as error:
         raise ConfigError(f"OpenVINO cannot compile {graph}: {error}") from error
@@ -188,7 +188,7 @@ def _leave_quantising_to_products(model: ov.Model) -> list[int]:
     The values are the same up to rounding: (x / s) . W * s is x . W. Returns the widths of these products' inputs.
 
     Raises:
-        ConfigError: a token's scale is left, which OpenVINO would take for that of a column.
+        ValueError: a token's scale is left, which OpenVINO would take for that of a column.
     """
     widths = []
     for product in [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]:
@@ -207,7 +207,7 @@ def _leave_quantising_to_products(model: ov.Model) -> list[int]:
             node.output(0).replace(product.output(0))
         widths.append(width)
     if any(node.get_type_name() == "FakeQuantize" and _has_scales_of_tokens(node) for node in model.get_ordered_ops()):
-        raise ConfigError("the graph quantises tokens in a way that OpenVINO gets wrong; use the engine onnx")
+        raise ValueError("it quantises tokens in a way that OpenVINO gets wrong; use the engine onnx")
     return widths
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 import onnxruntime as ort
@@ -25,6 +25,9 @@ from app.engines.processor import int8_sums_overflow
 from app.errors import ConfigError
 from app.options import read_options
 from app.worker import available_cores
+
+if TYPE_CHECKING:
+    from app.engines.fused import FusedSession
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,11 @@ class OnnxOptions(BaseModel):
     threads: int = Field(default=1, ge=1, description="Threads per forward pass on the CPU.")
     graph_optimization: Literal["all", "extended", "basic", "none"] = "all"
     io_binding: bool | None = Field(default=None, description="Bind inputs and outputs; default: on a GPU.")
+    fused: bool | None = Field(
+        default=None,
+        description="Compute an encoder's int8 layers by rerankd's own kernels, on processors with AVX-512 VNNI and "
+        "with one thread per pass. Default: where that is possible; true: refuse to load where it is not.",
+    )
     provider_options: Mapping[str, Any] = Field(default_factory=dict)
 
     @property
@@ -93,7 +101,9 @@ class OnnxOptions(BaseModel):
 
 
 class OnnxEngine:
-    """One session that several threads call: ONNX Runtime sessions are thread-safe and share their weights."""
+    """One session that several threads call: ONNX Runtime sessions are thread-safe and share their weights, and so are
+    what stands in for one (`FusedSession`).
+    """
 
     def __init__(
         self,
@@ -127,12 +137,13 @@ class OnnxEngine:
         options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
         on_cpu = options.kind == "cpu"
         file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.kind])
-        session, exact = _open(spec.folder / file, options)
+        fused = _open_fused(spec.folder / file, options)
+        session, exact = (fused, True) if fused else _open(spec.folder / file, options)
         check_inputs({node.name: node.shape for node in session.get_inputs()})
         _check_output_tokens(session, spec.output_tokens)
         return cls(
             session,
-            name=f"onnx/{options.kind}/{file}" + ("" if exact else "/inexact"),
+            name=f"onnx/{options.kind}/{file}" + ("/fused" if fused else "" if exact else "/inexact"),
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
             device=options.kind,
@@ -188,6 +199,33 @@ class OnnxEngine:
         return logits
 
 
+def _open_fused(graph: Path, options: OnnxOptions) -> "FusedSession | None":
+    """A session whose encoder layers are our own; None where that is impossible, or not wanted.
+
+    Raises:
+        ConfigError: it is insisted upon, and impossible.
+    """
+    if options.fused is False:
+        return None
+    try:
+        return _fused(graph, options)
+    except Exception as error:
+        # Whatever it is: ONNX Runtime alone can do without, or says better what is wrong with the graph.
+        if options.fused:
+            raise ConfigError(f"fused = true, but {graph} cannot be served so: {error}") from error
+        logger.info("encoder layers are not fused", extra={"graph": str(graph), "reason": str(error)})
+        return None
+
+
+def _fused(graph: Path, options: OnnxOptions) -> "FusedSession":
+    if options.kind != "cpu" or options.threads != 1 or options.io_binding:
+        raise ConfigError("it is for the CPU, one thread per pass and inputs that are not bound")
+    # It needs `onnx` and the compiled kernels, which an installation may lack.
+    from app.engines.fused import open_fused  # noqa: PLC0415
+
+    return open_fused(graph, lambda part: _session(part, options, config=exact_products()))
+
+
 def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
     """The session, and whether its int8 products are exact: those of others must not be taken for the same scores."""
     missing = set(_PROVIDERS[options.kind][:1]) - set(ort.get_available_providers())
@@ -223,7 +261,7 @@ def _exact_if_possible(graph: Path, options: OnnxOptions) -> tuple[ort.Inference
     return _session(graph, options, config={}), False
 
 
-def _session(graph: Path, options: OnnxOptions, *, config: Mapping[str, str]) -> ort.InferenceSession:
+def _session(graph: Path | bytes, options: OnnxOptions, *, config: Mapping[str, str]) -> ort.InferenceSession:
     session_options = ort.SessionOptions()
     session_options.intra_op_num_threads = options.threads
     session_options.inter_op_num_threads = 1

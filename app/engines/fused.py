@@ -1,0 +1,149 @@
+"""Runs an int8 graph whose encoder layers our own kernels compute, and the rest ONNX Runtime (docs/adr/0012)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from app.domain import FloatArray
+from app.engines.encoder_layers import PRODUCT, LayerPart, LinearPart, NormalisationPart, find_layers
+from app.engines.kernels import Layer, Layers, Linear, Normalisation, supported
+from app.errors import ConfigError
+
+
+class FusedSession:
+    """Stands in for the session of the whole graph: what comes before its layers, these, and what comes after."""
+
+    def __init__(
+        self,
+        before: ort.InferenceSession,
+        layers: Layers,
+        after: ort.InferenceSession,
+        *,
+        states: tuple[str, str],
+        bias: str,
+    ) -> None:
+        self._before = before
+        self._layers = layers
+        self._after = after
+        self._first, self._last = states
+        self._bias = bias
+        self._taken = {node.name for node in after.get_inputs()}
+
+    def get_inputs(self) -> Sequence[ort.NodeArg]:
+        inputs: Sequence[ort.NodeArg] = self._before.get_inputs()
+        return inputs
+
+    def get_outputs(self) -> Sequence[ort.NodeArg]:
+        outputs: Sequence[ort.NodeArg] = self._after.get_outputs()
+        return outputs
+
+    def get_modelmeta(self) -> ort.ModelMetadata:
+        return self._before.get_modelmeta()
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[FloatArray]:
+        """Compute outputs from inputs, as a session does."""
+        hidden, bias = self._before.run([self._first, self._bias], dict(inputs))
+        self._layers.forward(hidden, bias)
+        given = {**inputs, self._last: hidden, self._bias: bias}
+        scores: Sequence[FloatArray] = self._after.run(
+            outputs, {name: array for name, array in given.items() if name in self._taken}
+        )
+        return scores
+
+
+def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession]) -> FusedSession:
+    """Open a graph in parts.
+
+    Raises:
+        ConfigError: the processor lacks the instructions, or the graph the layers.
+    """
+    if not supported():
+        raise ConfigError("this processor has no AVX-512 with VNNI")
+    model = onnx.load(graph) if _mentions(graph, PRODUCT) else None
+    layers = find_layers(model.graph) if model else []
+    if model is None or not layers:
+        raise ConfigError("no layer of the graph is an int8 one of BERT's kind, as `rerankd export` writes them")
+    first, last, bias = layers[0].source, layers[-1].output, layers[0].bias
+    before = _part(model, given={}, wanted={first: 3, bias: 4})
+    after = _part(model, given={last: 3, bias: 4}, wanted={})
+    inside = {layer.up.output for layer in layers}
+    if any(output in inside for node in after.graph.node for output in node.output):
+        raise ConfigError("the graph reads what is between its layers")
+    return FusedSession(
+        open_session(before.SerializeToString()),
+        Layers([_layer(layer) for layer in layers]),
+        open_session(after.SerializeToString()),
+        states=(first, last),
+        bias=bias,
+    )
+
+
+def _mentions(graph: Path, kind: str) -> bool:
+    """Whether a graph's file may have nodes of a kind: a float32 graph of gigabytes need not be read twice."""
+    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return content.find(kind.encode()) >= 0
+
+
+def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Mapping[str, int]) -> onnx.ModelProto:
+    """What of a graph leads from its inputs, and from tensors that are `given`, to those that are `wanted`, or else to
+    its outputs. Tensors come with their ranks.
+    """
+    graph = model.graph
+    outputs = [_tensor(name, rank) for name, rank in wanted.items()] or graph.output
+    needed = {output.name for output in outputs}
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output) - given.keys():
+            nodes.append(node)
+            needed.update(node.input)
+    part = helper.make_graph(
+        list(reversed(nodes)),
+        graph.name,
+        [*graph.input, *(_tensor(name, rank) for name, rank in given.items() if name in needed)],
+        outputs,
+        [tensor for tensor in graph.initializer if tensor.name in needed],
+    )
+    made = helper.make_model(
+        part, ir_version=model.ir_version, opset_imports=model.opset_import, functions=model.functions
+    )
+    made.metadata_props.extend(model.metadata_props)
+    return made
+
+
+def _tensor(name: str, rank: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+
+
+def _layer(found: LayerPart) -> Layer:
+    return Layer(
+        query_key_value=_side_by_side(found.query, found.key, found.value),
+        output=_linear(found.attention_output),
+        up=_linear(found.up),
+        down=_linear(found.down),
+        after_attention=_normalisation(found.after_attention),
+        after_feed_forward=_normalisation(found.after_feed_forward),
+        heads=found.heads,
+        score_scale=found.score_scale,
+    )
+
+
+def _linear(part: LinearPart) -> Linear:
+    return Linear(part.weights, scales=part.scales, bias=part.bias)
+
+
+def _side_by_side(*parts: LinearPart) -> Linear:
+    return Linear(
+        np.concatenate([part.weights for part in parts], axis=1),
+        scales=np.concatenate([part.scales for part in parts]),
+        bias=np.concatenate([part.bias for part in parts]),
+    )
+
+
+def _normalisation(part: NormalisationPart) -> Normalisation:
+    return Normalisation(weight=part.weight, bias=part.bias, epsilon=part.epsilon)

@@ -1,0 +1,49 @@
+"""What module.cpp offers, compiled when the package is installed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain import FloatArray
+
+def supported() -> bool:
+    """Whether this processor has the instructions that the kernels are made of: AVX-512 with VNNI."""
+
+class Linear:
+    """A product with int8 weights of shape [in, out], both multiples of 64, a scale and a bias for each column."""
+
+    def __init__(self, weights: NDArray[np.int8], *, scales: FloatArray, bias: FloatArray) -> None: ...
+
+class Normalisation:
+    def __init__(self, *, weight: FloatArray, bias: FloatArray, epsilon: float) -> None: ...
+
+class Layer:
+    """One layer; heads of 32 or 64. `score_scale` is what products of queries and keys are multiplied with."""
+
+    def __init__(
+        self,
+        *,
+        query_key_value: Linear,
+        output: Linear,
+        up: Linear,
+        down: Linear,
+        after_attention: Normalisation,
+        after_feed_forward: Normalisation,
+        heads: int,
+        score_scale: float,
+    ) -> None: ...
+
+class Layers:
+    """Layers one after another.
+
+    Raises:
+        ValueError: sizes that do not fit, or a processor without the instructions.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None: ...
+    def forward(self, hidden: FloatArray, bias: FloatArray) -> None:
+        """Replace hidden states, shape [sequences, length, width]; `bias`, which may have sizes of 1 for sequences and
+        queries, is added to attention's scores: [sequences, 1, queries, keys]. On the calling thread, without the
+        interpreter's lock.
+        """

@@ -1,0 +1,442 @@
+#include "layers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <stdexcept>
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
+#endif
+
+namespace rerankd {
+
+namespace {
+
+constexpr std::size_t kLanes = 16;              // floats in a register
+constexpr std::size_t kVectors = 4;             // registers in a row of a tile
+constexpr std::size_t kPanel = kVectors * kLanes;
+constexpr std::size_t kRows = 6;                // of a tile: 24 sums, 4 weights and a broadcast are 29 of 32 registers
+constexpr std::size_t kBlock = 96;              // rows whose feed-forward vectors stay in the second-level cache
+constexpr float kLargest = 127;
+constexpr int kMiddle = 128;
+constexpr float kLeastScale = 1e-12f;
+
+std::size_t rounded_up(std::size_t count, std::size_t to) { return (count + to - 1) / to * to; }
+
+// Memory that starts at a cache line.
+template <class T>
+std::unique_ptr<T[], Free> aligned(std::size_t count) {
+    void* memory = std::aligned_alloc(64, rounded_up(count * sizeof(T), 64));
+    if (memory == nullptr) throw std::bad_alloc();
+    return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
+}
+
+// Rounded vectors, shape [rows, width], and the scale of each.
+struct Rounded {
+    std::uint8_t* values;
+    float* scales;
+};
+
+inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
+inline void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
+
+// Add the products of 64 unsigned and 64 signed bytes, four at a time. Not the intrinsic: compilers copy its sums around.
+inline void add_products(__m512i& sums, __m512i values, __m512i weights) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
+}
+
+// 2^(x log2 e), and 0 below -80.
+inline __m512 exponential(__m512 x) {
+    const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-80), _CMP_GT_OQ);
+    const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 rest = _mm512_sub_ps(power, whole);
+    __m512 sum = _mm512_set1_ps(0.00134004322f);
+    for (const float factor : {0.0096760371f, 0.0555032721f, 0.240221074f, 0.693147207f, 1.00000008f})
+        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+    return _mm512_maskz_scalef_ps(counts, sum, whole);
+}
+
+// x times the normal distribution's function; a polynomial in x^2 up to 5, to 2e-6.
+inline __m512 gelu(__m512 x) {
+    const __m512 near = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(5)), _mm512_set1_ps(-5));
+    const __m512 u = _mm512_fmsub_ps(_mm512_mul_ps(near, near), _mm512_set1_ps(0.08f), _mm512_set1_ps(1));
+    __m512 sum = _mm512_set1_ps(-0.00109637366f);
+    for (const float factor : {0.0031944713f, -0.00388683202f, 0.00511324007f, -0.0101654853f, 0.0169101552f,
+                               -0.0236249425f, 0.0313567191f, -0.0403919854f, 0.0515253976f, -0.0702982327f,
+                               0.141363748f})
+        sum = _mm512_fmadd_ps(sum, u, _mm512_set1_ps(factor));
+    return _mm512_mul_ps(x, _mm512_fmadd_ps(near, sum, _mm512_set1_ps(0.5f)));
+}
+
+// Bring a vector to [-127, 127] by its largest magnitude, and round it.
+inline void round_row(const float* row, std::size_t width, __m512 magnitudes, std::uint8_t* to, float* scale) {
+    const float largest = _mm512_reduce_max_ps(magnitudes);
+    *scale = std::max(largest / kLargest, kLeastScale);
+    const __m512 factor = _mm512_set1_ps(1 / *scale);
+    const __m512i middle = _mm512_set1_epi32(kMiddle);
+    for (std::size_t column = 0; column < width; column += kLanes) {
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load(row + column), factor));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + column), _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, middle)));
+    }
+}
+
+inline void round_row(const float* row, std::size_t width, std::uint8_t* to, float* scale) {
+    __m512 magnitudes = _mm512_setzero_ps();
+    for (std::size_t column = 0; column < width; column += kLanes)
+        magnitudes = _mm512_max_ps(magnitudes, _mm512_abs_ps(load(row + column)));
+    round_row(row, width, magnitudes, to, scale);
+}
+
+inline void normalise_row(float* row, std::size_t width, const Normalisation& by, std::uint8_t* to, float* scale) {
+    __m512 sum = _mm512_setzero_ps();
+    for (std::size_t column = 0; column < width; column += kLanes) sum = _mm512_add_ps(sum, load(row + column));
+    const float mean = _mm512_reduce_add_ps(sum) / static_cast<float>(width);
+    const __m512 means = _mm512_set1_ps(mean);
+    __m512 squares = _mm512_setzero_ps();
+    for (std::size_t column = 0; column < width; column += kLanes) {
+        const __m512 apart = _mm512_sub_ps(load(row + column), means);
+        squares = _mm512_fmadd_ps(apart, apart, squares);
+    }
+    const float variance = _mm512_reduce_add_ps(squares) / static_cast<float>(width);
+    const __m512 factor = _mm512_set1_ps(1 / std::sqrt(variance + by.epsilon));
+    __m512 magnitudes = _mm512_setzero_ps();
+    for (std::size_t column = 0; column < width; column += kLanes) {
+        const __m512 apart = _mm512_mul_ps(_mm512_sub_ps(load(row + column), means), factor);
+        const __m512 value = _mm512_fmadd_ps(apart, load(&by.weight[column]), load(&by.bias[column]));
+        magnitudes = _mm512_max_ps(magnitudes, _mm512_abs_ps(value));
+        store(row + column, value);
+    }
+    round_row(row, width, magnitudes, to, scale);
+}
+
+// One tile of a product: `Count` rows, 64 columns. `finish(row, column, values)` takes 16 results.
+template <std::size_t Count, class Finish>
+inline void multiply_tile(const Linear& by, std::size_t panel, const std::uint8_t* values, const float* row_scales,
+                          Finish finish) {
+    const std::size_t first = panel * kPanel;
+    const std::int8_t* weights = by.panels.get() + first * by.in;
+    __m512i sums[Count][kVectors];
+#pragma GCC unroll 8
+    for (std::size_t row = 0; row < Count; ++row)
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < kVectors; ++vector)
+            sums[row][vector] = _mm512_loadu_si512(&by.offsets[first + vector * kLanes]);
+    for (std::size_t depth = 0; depth < by.in; depth += 4, weights += 4 * kPanel) {
+        __m512i columns[kVectors];
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < kVectors; ++vector)
+            columns[vector] = _mm512_load_si512(weights + 4 * kLanes * vector);
+#pragma GCC unroll 8
+        for (std::size_t row = 0; row < Count; ++row) {
+            std::int32_t four;
+            std::memcpy(&four, values + row * by.in + depth, sizeof four);
+            const __m512i broadcast = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+            for (std::size_t vector = 0; vector < kVectors; ++vector)
+                add_products(sums[row][vector], broadcast, columns[vector]);
+        }
+    }
+#pragma GCC unroll 4
+    for (std::size_t vector = 0; vector < kVectors; ++vector) {
+        const std::size_t column = first + vector * kLanes;
+        const __m512 scale = load(&by.scales[column]), bias = load(&by.bias[column]);
+#pragma GCC unroll 8
+        for (std::size_t row = 0; row < Count; ++row) {
+            const __m512 unscaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row][vector]), scale);
+            finish(row, column, _mm512_fmadd_ps(unscaled, _mm512_set1_ps(row_scales[row]), bias));
+        }
+    }
+}
+
+// The product of rounded rows and a matrix. `finish(row, column, values)` takes 16 results.
+template <class Finish>
+void multiply(const Linear& by, const Rounded& rows, std::size_t count, Finish finish) {
+    for (std::size_t panel = 0; panel * kPanel < by.out; ++panel) {
+        for (std::size_t first = 0; first < count; first += kRows) {
+            const std::uint8_t* values = rows.values + first * by.in;
+            const float* scales = rows.scales + first;
+            const auto shifted = [&](std::size_t row, std::size_t column, __m512 value) {
+                finish(first + row, column, value);
+            };
+            switch (std::min(kRows, count - first)) {
+                case 1: multiply_tile<1>(by, panel, values, scales, shifted); break;
+                case 2: multiply_tile<2>(by, panel, values, scales, shifted); break;
+                case 3: multiply_tile<3>(by, panel, values, scales, shifted); break;
+                case 4: multiply_tile<4>(by, panel, values, scales, shifted); break;
+                case 5: multiply_tile<5>(by, panel, values, scales, shifted); break;
+                default: multiply_tile<kRows>(by, panel, values, scales, shifted);
+            }
+        }
+    }
+}
+
+// One head of one sequence: queries, keys and values are `stride` apart, keys come transposed, [Size, padded length].
+struct Head {
+    const float* queries;
+    const float* keys;
+    const float* values;
+    std::size_t stride, length, padded;
+    float scale;
+    float* scores;  // [kRows, padded]
+    float* to;
+    std::size_t to_stride;
+};
+
+template <std::size_t Size, std::size_t Count, std::size_t Vectors>
+inline void score_tile(const Head& head, std::size_t first, std::size_t column, const float* bias,
+                       std::size_t bias_stride) {
+    __m512 sums[Count][Vectors];
+#pragma GCC unroll 8
+    for (std::size_t row = 0; row < Count; ++row)
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm512_setzero_ps();
+    const float* queries = head.queries + first * head.stride;
+    for (std::size_t depth = 0; depth < Size; ++depth) {
+        __m512 keys[Vectors];
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < Vectors; ++vector)
+            keys[vector] = load(head.keys + depth * head.padded + column + vector * kLanes);
+#pragma GCC unroll 8
+        for (std::size_t row = 0; row < Count; ++row) {
+            const __m512 query = _mm512_set1_ps(queries[row * head.stride + depth]);
+#pragma GCC unroll 4
+            for (std::size_t vector = 0; vector < Vectors; ++vector)
+                sums[row][vector] = _mm512_fmadd_ps(query, keys[vector], sums[row][vector]);
+        }
+    }
+    const __m512 scale = _mm512_set1_ps(head.scale);
+    const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+#pragma GCC unroll 4
+    for (std::size_t vector = 0; vector < Vectors; ++vector) {
+        const std::size_t start = column + vector * kLanes;
+        const std::size_t left = head.length - start;
+        const auto within = static_cast<__mmask16>(left >= kLanes ? 0xFFFF : (1u << left) - 1);
+#pragma GCC unroll 8
+        for (std::size_t row = 0; row < Count; ++row) {
+            const __m512 added = _mm512_mask_loadu_ps(nothing, within, bias + row * bias_stride + start);
+            store(head.scores + row * head.padded + start, _mm512_fmadd_ps(sums[row][vector], scale, added));
+        }
+    }
+}
+
+template <std::size_t Size, std::size_t Count>
+inline void attend_rows(const Head& head, std::size_t first, const float* bias, std::size_t bias_stride) {
+    std::size_t column = 0;
+    for (; column + kPanel <= head.padded; column += kPanel)
+        score_tile<Size, Count, 4>(head, first, column, bias, bias_stride);
+    switch ((head.padded - column) / kLanes) {
+        case 1: score_tile<Size, Count, 1>(head, first, column, bias, bias_stride); break;
+        case 2: score_tile<Size, Count, 2>(head, first, column, bias, bias_stride); break;
+        case 3: score_tile<Size, Count, 3>(head, first, column, bias, bias_stride); break;
+        default: break;
+    }
+    float shares[Count];
+    for (std::size_t row = 0; row < Count; ++row) {
+        float* scores = head.scores + row * head.padded;
+        __m512 most = load(scores);
+        for (std::size_t at = kLanes; at < head.padded; at += kLanes) most = _mm512_max_ps(most, load(scores + at));
+        const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+        __m512 sum = _mm512_setzero_ps();
+        for (std::size_t at = 0; at < head.padded; at += kLanes) {
+            const __m512 weight = exponential(_mm512_sub_ps(load(scores + at), largest));
+            sum = _mm512_add_ps(sum, weight);
+            store(scores + at, weight);
+        }
+        shares[row] = 1 / _mm512_reduce_add_ps(sum);
+    }
+    constexpr std::size_t vectors = Size / kLanes;
+    __m512 sums[Count][vectors];
+#pragma GCC unroll 8
+    for (std::size_t row = 0; row < Count; ++row)
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < vectors; ++vector) sums[row][vector] = _mm512_setzero_ps();
+    for (std::size_t key = 0; key < head.length; ++key) {
+        __m512 values[vectors];
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < vectors; ++vector)
+            values[vector] = load(head.values + key * head.stride + vector * kLanes);
+#pragma GCC unroll 8
+        for (std::size_t row = 0; row < Count; ++row) {
+            const __m512 weight = _mm512_set1_ps(head.scores[row * head.padded + key]);
+#pragma GCC unroll 4
+            for (std::size_t vector = 0; vector < vectors; ++vector)
+                sums[row][vector] = _mm512_fmadd_ps(weight, values[vector], sums[row][vector]);
+        }
+    }
+#pragma GCC unroll 8
+    for (std::size_t row = 0; row < Count; ++row)
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < vectors; ++vector)
+            store(head.to + (first + row) * head.to_stride + vector * kLanes,
+                  _mm512_mul_ps(sums[row][vector], _mm512_set1_ps(shares[row])));
+}
+
+template <std::size_t Size>
+void attend(const Head& head, const float* bias, std::size_t bias_stride) {
+    for (std::size_t first = 0; first < head.length; first += kRows) {
+        const float* rows_bias = bias + first * bias_stride;
+        switch (std::min(kRows, head.length - first)) {
+            case 1: attend_rows<Size, 1>(head, first, rows_bias, bias_stride); break;
+            case 2: attend_rows<Size, 2>(head, first, rows_bias, bias_stride); break;
+            case 3: attend_rows<Size, 3>(head, first, rows_bias, bias_stride); break;
+            case 4: attend_rows<Size, 4>(head, first, rows_bias, bias_stride); break;
+            case 5: attend_rows<Size, 5>(head, first, rows_bias, bias_stride); break;
+            default: attend_rows<Size, kRows>(head, first, rows_bias, bias_stride);
+        }
+    }
+}
+
+void transpose(const float* from, std::size_t stride, std::size_t length, std::size_t size, float* to,
+               std::size_t padded) {
+    for (std::size_t key = 0; key < length; ++key)
+        for (std::size_t depth = 0; depth < size; ++depth) to[depth * padded + key] = from[key * stride + depth];
+    for (std::size_t depth = 0; depth < size; ++depth)
+        std::fill(to + depth * padded + length, to + (depth + 1) * padded, 0.0f);
+}
+
+// What a pass needs, for as many tokens as the longest so far.
+template <class T>
+class Room {
+  public:
+    T* of(std::size_t count) {
+        if (count > size_) {
+            memory_ = aligned<T>(count);
+            size_ = count;
+        }
+        return memory_.get();
+    }
+
+  private:
+    std::unique_ptr<T[], Free> memory_;
+    std::size_t size_ = 0;
+};
+
+struct Rooms {
+    Room<std::uint8_t> rounded, rounded_inner;
+    Room<float> scales, inner_scales, query_key_value, context, keys, scores, inner;
+};
+
+void attend_all(const Layer& layer, const float* query_key_value, std::size_t sequences, std::size_t length,
+                const AttentionBias& bias, Rooms& rooms, float* context) {
+    const std::size_t width = layer.output->in, size = width / layer.heads, padded = rounded_up(length, kLanes);
+    float* keys = rooms.keys.of(size * padded);
+    float* scores = rooms.scores.of(kRows * padded);
+    for (std::size_t sequence = 0; sequence < sequences; ++sequence) {
+        for (std::size_t number = 0; number < layer.heads; ++number) {
+            const float* queries = query_key_value + sequence * length * 3 * width + number * size;
+            transpose(queries + width, 3 * width, length, size, keys, padded);
+            const Head head{queries, keys, queries + 2 * width, 3 * width, length, padded, layer.score_scale,
+                            scores,  context + sequence * length * width + number * size, width};
+            const float* of_sequence = bias.values + sequence * bias.sequence_stride;
+            if (size == 32) attend<32>(head, of_sequence, bias.query_stride);
+            else attend<64>(head, of_sequence, bias.query_stride);
+        }
+    }
+}
+
+void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, std::size_t sequences, std::size_t length,
+                   const AttentionBias& bias, Rooms& rooms) {
+    const std::size_t tokens = sequences * length, width = layer.output->out, inner_width = layer.up->out;
+    float* query_key_value = rooms.query_key_value.of(tokens * 3 * width);
+    multiply(*layer.query_key_value, rounded, tokens, [&](std::size_t row, std::size_t column, __m512 value) {
+        store(query_key_value + row * 3 * width + column, value);
+    });
+    float* context = rooms.context.of(tokens * width);
+    attend_all(layer, query_key_value, sequences, length, bias, rooms, context);
+    float* inner = rooms.inner.of(kBlock * inner_width);
+    const Rounded inner_rounded{rooms.rounded_inner.of(kBlock * inner_width), rooms.inner_scales.of(kBlock)};
+    for (std::size_t first = 0; first < tokens; first += kBlock) {
+        const std::size_t count = std::min(kBlock, tokens - first);
+        const Rounded block{rounded.values + first * width, rounded.scales + first};
+        float* states = hidden + first * width;
+        const auto add = [&](std::size_t row, std::size_t column, __m512 value) {
+            float* state = states + row * width + column;
+            store(state, _mm512_add_ps(load(state), value));
+        };
+        for (std::size_t row = 0; row < count; ++row)
+            round_row(context + (first + row) * width, width, block.values + row * width, block.scales + row);
+        multiply(*layer.output, block, count, add);
+        for (std::size_t row = 0; row < count; ++row)
+            normalise_row(states + row * width, width, layer.after_attention, block.values + row * width,
+                          block.scales + row);
+        multiply(*layer.up, block, count, [&](std::size_t row, std::size_t column, __m512 value) {
+            store(inner + row * inner_width + column, gelu(value));
+        });
+        for (std::size_t row = 0; row < count; ++row)
+            round_row(inner + row * inner_width, inner_width, inner_rounded.values + row * inner_width,
+                      inner_rounded.scales + row);
+        multiply(*layer.down, inner_rounded, count, add);
+        for (std::size_t row = 0; row < count; ++row)
+            normalise_row(states + row * width, width, layer.after_feed_forward, block.values + row * width,
+                          block.scales + row);
+    }
+}
+
+}  // namespace
+
+bool supported() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+void Free::operator()(void* memory) const { std::free(memory); }
+
+Linear::Linear(const std::int8_t* weights, const float* scales, const float* bias, std::size_t in, std::size_t out)
+    : in(in), out(out), panels(aligned<std::int8_t>(in * out)), offsets(out), scales(scales, scales + out),
+      bias(bias, bias + out) {
+    for (std::size_t row = 0; row < in; ++row) {
+        for (std::size_t column = 0; column < out; ++column) {
+            const std::int8_t weight = weights[row * out + column];
+            panels[column / kPanel * kPanel * in + row / 4 * 4 * kPanel + column % kPanel * 4 + row % 4] = weight;
+            offsets[column] -= kMiddle * weight;
+        }
+    }
+}
+
+void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
+             const AttentionBias& bias) {
+    static thread_local Rooms rooms;
+    if (layers.empty()) return;
+    const std::size_t tokens = sequences * length, width = layers.front().output->in;
+    const Rounded rounded{rooms.rounded.of(tokens * width), rooms.scales.of(tokens)};
+    for (std::size_t token = 0; token < tokens; ++token)
+        round_row(hidden + token * width, width, rounded.values + token * width, rounded.scales + token);
+    for (const Layer& layer : layers) forward_layer(layer, hidden, rounded, sequences, length, bias, rooms);
+}
+
+}  // namespace rerankd
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#else
+
+namespace rerankd {
+
+bool supported() { return false; }
+
+void Free::operator()(void* memory) const { std::free(memory); }
+
+Linear::Linear(const std::int8_t*, const float*, const float*, std::size_t in, std::size_t out) : in(in), out(out) {}
+
+void forward(const std::vector<Layer>&, float*, std::size_t, std::size_t, const AttentionBias&) {
+    throw std::logic_error("these kernels are for x86-64");
+}
+
+}  // namespace rerankd
+
+#endif

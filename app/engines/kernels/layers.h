@@ -1,0 +1,58 @@
+// Layers of encoders of BERT's kind with int8 weights, each computed as one: products, attention, normalisation and
+// rounding, a block of tokens at a time, whose numbers stay in the processor's cache. docs/adr/0012 says why.
+//
+// Every token is rounded by itself, so that its result does not depend on what else is computed with it.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace rerankd {
+
+// Whether this processor has the instructions that the kernels are made of: AVX-512 with VNNI.
+bool supported();
+
+struct Free {
+    void operator()(void* memory) const;
+};
+
+// A product with a constant matrix: weights of shape [in, out], a scale and a bias for each column. Both sizes are
+// multiples of 64.
+struct Linear {
+    Linear(const std::int8_t* weights, const float* scales, const float* bias, std::size_t in, std::size_t out);
+
+    std::size_t in, out;
+    // 64 columns after 64 columns; in each four rows after four rows; in these a column's four weights side by side.
+    std::unique_ptr<std::int8_t[], Free> panels;
+    // What is added to a column's sum because activations are stored as 1 to 255 instead of -127 to 127.
+    std::vector<std::int32_t> offsets;
+    std::vector<float> scales, bias;
+};
+
+struct Normalisation {
+    std::vector<float> weight, bias;
+    float epsilon;
+};
+
+struct Layer {
+    std::shared_ptr<const Linear> query_key_value, output, up, down;
+    Normalisation after_attention, after_feed_forward;
+    std::size_t heads;
+    // What a product of query and key is multiplied with.
+    float score_scale;
+};
+
+// What is added to the scores of attention, shape [sequences, queries, keys]; a stride of 0: the same for all.
+struct AttentionBias {
+    const float* values;
+    std::size_t sequence_stride, query_stride;
+};
+
+// Replace hidden states, shape [sequences, length, width], by what the layers make of them. On one thread.
+void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
+             const AttentionBias& bias);
+
+}  // namespace rerankd

@@ -1,0 +1,107 @@
+// The kernels for Python: shapes are checked here and nowhere below.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "layers.h"
+
+namespace py = pybind11;
+using rerankd::Layer;
+using rerankd::Linear;
+using rerankd::Normalisation;
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Integers = py::array_t<std::int8_t, py::array::c_style>;
+
+constexpr py::ssize_t kMultiple = 64;
+
+void require(bool holds, const std::string& otherwise) {
+    if (!holds) throw std::invalid_argument(otherwise);
+}
+
+std::vector<float> vector_of(const Floats& values, std::size_t size, const char* name) {
+    require(values.ndim() == 1 && static_cast<std::size_t>(values.size()) == size,
+            std::string(name) + ": a vector of " + std::to_string(size) + " is wanted");
+    return {values.data(), values.data() + values.size()};
+}
+
+std::shared_ptr<Linear> make_linear(const Integers& weights, const Floats& scales, const Floats& bias) {
+    require(weights.ndim() == 2 && weights.shape(0) % kMultiple == 0 && weights.shape(1) % kMultiple == 0 &&
+                weights.size() > 0,
+            "weights: a matrix is wanted whose sizes are multiples of 64");
+    const auto in = static_cast<std::size_t>(weights.shape(0)), out = static_cast<std::size_t>(weights.shape(1));
+    const auto checked_scales = vector_of(scales, out, "scales"), checked_bias = vector_of(bias, out, "bias");
+    return std::make_shared<Linear>(weights.data(), checked_scales.data(), checked_bias.data(), in, out);
+}
+
+Normalisation make_normalisation(const Floats& weight, const Floats& bias, float epsilon) {
+    const auto size = static_cast<std::size_t>(weight.size());
+    return {vector_of(weight, size, "weight"), vector_of(bias, size, "bias"), epsilon};
+}
+
+Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear> output, std::shared_ptr<Linear> up,
+                 std::shared_ptr<Linear> down, Normalisation after_attention, Normalisation after_feed_forward,
+                 std::size_t heads, float score_scale) {
+    const std::size_t width = output->out, size = heads ? width / heads : 0;
+    require(query_key_value->in == width && query_key_value->out == 3 * width && output->in == width &&
+                up->in == width && down->in == up->out && down->out == width &&
+                after_attention.weight.size() == width && after_feed_forward.weight.size() == width,
+            "the sizes of a layer's parts do not fit each other");
+    require((size == 32 || size == 64) && size * heads == width, "heads of 32 or 64 are wanted");
+    return {query_key_value, output,  up,   down, std::move(after_attention), std::move(after_feed_forward),
+            heads,           score_scale};
+}
+
+class Layers {
+  public:
+    explicit Layers(std::vector<Layer> layers) : layers_(std::move(layers)) {
+        require(!layers_.empty(), "at least one layer is wanted");
+        require(rerankd::supported(), "the kernels need a processor with AVX-512 and VNNI");
+        for (const Layer& layer : layers_)
+            require(layer.output->out == layers_.front().output->out, "layers of different widths");
+    }
+
+    void forward(py::array_t<float, py::array::c_style>& hidden, const Floats& bias) const {
+        require(hidden.ndim() == 3 && static_cast<std::size_t>(hidden.shape(2)) == layers_.front().output->out &&
+                    hidden.size() > 0,
+                "hidden: shape [sequences, length, width] is wanted");
+        const py::ssize_t sequences = hidden.shape(0), length = hidden.shape(1);
+        require(bias.ndim() == 4 && (bias.shape(0) == sequences || bias.shape(0) == 1) && bias.shape(1) == 1 &&
+                    (bias.shape(2) == length || bias.shape(2) == 1) && bias.shape(3) == length,
+                "bias: shape [sequences or 1, 1, length or 1, length] is wanted");
+        const std::size_t query_stride = bias.shape(2) == 1 ? 0 : length;
+        const std::size_t sequence_stride = bias.shape(0) == 1 ? 0 : bias.shape(2) * length;
+        float* states = hidden.mutable_data();
+        const float* biases = bias.data();
+        const py::gil_scoped_release release;
+        rerankd::forward(layers_, states, sequences, length, {biases, sequence_stride, query_stride});
+    }
+
+  private:
+    std::vector<Layer> layers_;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_compiled, module) {
+    module.def("supported", &rerankd::supported);
+    py::class_<Linear, std::shared_ptr<Linear>>(module, "Linear")
+        .def(py::init(&make_linear), py::arg("weights"), py::kw_only(), py::arg("scales"), py::arg("bias"));
+    py::class_<Normalisation>(module, "Normalisation")
+        .def(py::init(&make_normalisation), py::kw_only(), py::arg("weight"), py::arg("bias"), py::arg("epsilon"));
+    py::class_<Layer>(module, "Layer")
+        .def(py::init(&make_layer), py::kw_only(), py::arg("query_key_value"), py::arg("output"), py::arg("up"),
+             py::arg("down"), py::arg("after_attention"), py::arg("after_feed_forward"), py::arg("heads"),
+             py::arg("score_scale"));
+    py::class_<Layers>(module, "Layers")
+        .def(py::init<std::vector<Layer>>(), py::arg("layers"))
+        .def("forward", &Layers::forward, py::arg("hidden"), py::arg("bias"));
+}

@@ -114,12 +114,14 @@ class OnnxEngine:
         workers: int,
         device: Device,
         io_binding: bool,
+        fused: bool,
         outputs: int | None,
     ) -> None:
         self._session = session
         self._pad_id = pad_id
         self._device = device
         self._io_binding = io_binding
+        self._fused = fused
         self._inputs = {node.name: node.type for node in session.get_inputs()}
         self._output = _output(session).name
         self._outputs = outputs
@@ -148,14 +150,17 @@ class OnnxEngine:
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
             device=options.kind,
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
+            fused=fused is not None,
             outputs=len(spec.output_tokens) or None,
         )
 
     @property
     def preferred_batch(self) -> BatchLimits:
-        """Small batches stay in a processor's cache; a GPU wants them large (docs/benchmarks.md)."""
+        """Small batches stay in a processor's cache; a GPU wants them large (docs/benchmarks.md). Our own kernels divide
+        a batch by themselves: for them it is as long as another request may have to wait.
+        """
         if self._device == "cpu":
-            return BatchLimits(tokens=512, pairs=64)
+            return BatchLimits(tokens=1024 if self._fused else 512, pairs=64)
         return BatchLimits(tokens=32_768, pairs=256)
 
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:

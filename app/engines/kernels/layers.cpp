@@ -30,6 +30,7 @@ constexpr std::size_t kBlock = 96;              // rows whose feed-forward vecto
 constexpr float kLargest = 127;
 constexpr int kMiddle = 128;
 constexpr float kLeastScale = 1e-12f;
+constexpr float kUnseen = -1e4f;                // a bias below it hides a key
 
 std::size_t rounded_up(std::size_t count, std::size_t to) { return (count + to - 1) / to * to; }
 
@@ -327,59 +328,107 @@ struct Rooms {
     Room<float> scales, inner_scales, query_key_value, context, keys, scores, inner;
 };
 
-void attend_all(const Layer& layer, const float* query_key_value, std::size_t sequences, std::size_t length,
-                const AttentionBias& bias, Rooms& rooms, float* context) {
-    const std::size_t width = layer.output->in, size = width / layer.heads, padded = rounded_up(length, kLanes);
-    float* keys = rooms.keys.of(size * padded);
-    float* scores = rooms.scores.of(kRows * padded);
+// Sequences that lie one after another without padding; `first` has one entry more than there are sequences.
+struct Packed {
+    std::vector<std::size_t> first;
+    std::size_t length;  // with padding, which is the stride of the bias
+
+    std::size_t sequences() const { return first.size() - 1; }
+    std::size_t tokens() const { return first.back(); }
+};
+
+// How many tokens of a sequence anything reads: what no query may see, not even its own, is padding behind it.
+std::size_t length_without_padding(const float* bias, std::size_t query_stride, std::size_t length) {
+    const std::size_t queries = query_stride == 0 ? 1 : length;
+    for (std::size_t key = length; key > 1; --key)
+        for (std::size_t query = 0; query < queries; ++query)
+            if (bias[query * query_stride + key - 1] > kUnseen) return key;
+    return 1;
+}
+
+Packed pack(float* hidden, std::size_t sequences, std::size_t length, std::size_t width, const AttentionBias& bias) {
+    Packed packed{{0}, length};
     for (std::size_t sequence = 0; sequence < sequences; ++sequence) {
+        const float* of_sequence = bias.values + sequence * bias.sequence_stride;
+        const std::size_t first = packed.tokens(), count = length_without_padding(of_sequence, bias.query_stride, length);
+        std::memmove(hidden + first * width, hidden + sequence * length * width, count * width * sizeof *hidden);
+        packed.first.push_back(first + count);
+    }
+    return packed;
+}
+
+// Padding's states become 0.
+void unpack(float* hidden, const Packed& packed, std::size_t width) {
+    for (std::size_t sequence = packed.sequences(); sequence-- > 0;) {
+        const std::size_t first = packed.first[sequence], count = packed.first[sequence + 1] - first;
+        float* to = hidden + sequence * packed.length * width;
+        std::memmove(to, hidden + first * width, count * width * sizeof *hidden);
+        std::fill(to + count * width, to + packed.length * width, 0.0f);
+    }
+}
+
+void attend_all(const Layer& layer, const float* query_key_value, const Packed& packed, const AttentionBias& bias,
+                Rooms& rooms, float* context) {
+    const std::size_t width = layer.output->in, size = width / layer.heads;
+    float* keys = rooms.keys.of(size * rounded_up(packed.length, kLanes));
+    float* scores = rooms.scores.of(kRows * rounded_up(packed.length, kLanes));
+    for (std::size_t sequence = 0; sequence < packed.sequences(); ++sequence) {
+        const std::size_t first = packed.first[sequence], length = packed.first[sequence + 1] - first;
+        const std::size_t padded = rounded_up(length, kLanes);
+        const float* of_sequence = bias.values + sequence * bias.sequence_stride;
         for (std::size_t number = 0; number < layer.heads; ++number) {
-            const float* queries = query_key_value + sequence * length * 3 * width + number * size;
+            const float* queries = query_key_value + first * 3 * width + number * size;
             transpose(queries + width, 3 * width, length, size, keys, padded);
             const Head head{queries, keys, queries + 2 * width, 3 * width, length, padded, layer.score_scale,
-                            scores,  context + sequence * length * width + number * size, width};
-            const float* of_sequence = bias.values + sequence * bias.sequence_stride;
+                            scores,  context + first * width + number * size, width};
             if (size == 32) attend<32>(head, of_sequence, bias.query_stride);
             else attend<64>(head, of_sequence, bias.query_stride);
         }
     }
 }
 
-void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, std::size_t sequences, std::size_t length,
-                   const AttentionBias& bias, Rooms& rooms) {
-    const std::size_t tokens = sequences * length, width = layer.output->out, inner_width = layer.up->out;
-    float* query_key_value = rooms.query_key_value.of(tokens * 3 * width);
-    multiply(*layer.query_key_value, rounded, tokens, [&](std::size_t row, std::size_t column, __m512 value) {
-        store(query_key_value + row * 3 * width + column, value);
-    });
-    float* context = rooms.context.of(tokens * width);
-    attend_all(layer, query_key_value, sequences, length, bias, rooms, context);
+// The second half of a layer for a block of tokens, from what attention has read for them to their new states.
+void feed_forward(const Layer& layer, const float* context, float* states, const Rounded& rounded, std::size_t count,
+                  Rooms& rooms) {
+    const std::size_t width = layer.output->out, inner_width = layer.up->out;
     float* inner = rooms.inner.of(kBlock * inner_width);
     const Rounded inner_rounded{rooms.rounded_inner.of(kBlock * inner_width), rooms.inner_scales.of(kBlock)};
-    for (std::size_t first = 0; first < tokens; first += kBlock) {
-        const std::size_t count = std::min(kBlock, tokens - first);
+    const auto add = [&](std::size_t row, std::size_t column, __m512 value) {
+        float* state = states + row * width + column;
+        store(state, _mm512_add_ps(load(state), value));
+    };
+    const auto normalise = [&](const Normalisation& by) {
+        for (std::size_t row = 0; row < count; ++row)
+            normalise_row(states + row * width, width, by, rounded.values + row * width, rounded.scales + row);
+    };
+    for (std::size_t row = 0; row < count; ++row)
+        round_row(context + row * width, width, rounded.values + row * width, rounded.scales + row);
+    multiply(*layer.output, rounded, count, add);
+    normalise(layer.after_attention);
+    multiply(*layer.up, rounded, count, [&](std::size_t row, std::size_t column, __m512 value) {
+        store(inner + row * inner_width + column, gelu(value));
+    });
+    for (std::size_t row = 0; row < count; ++row)
+        round_row(inner + row * inner_width, inner_width, inner_rounded.values + row * inner_width,
+                  inner_rounded.scales + row);
+    multiply(*layer.down, inner_rounded, count, add);
+    normalise(layer.after_feed_forward);
+}
+
+// `rounded` are the states of before, and then those of after.
+void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, const Packed& packed,
+                   const AttentionBias& bias, Rooms& rooms) {
+    const std::size_t width = layer.output->out;
+    float* query_key_value = rooms.query_key_value.of(packed.tokens() * 3 * width);
+    multiply(*layer.query_key_value, rounded, packed.tokens(), [&](std::size_t row, std::size_t column, __m512 value) {
+        store(query_key_value + row * 3 * width + column, value);
+    });
+    float* context = rooms.context.of(packed.tokens() * width);
+    attend_all(layer, query_key_value, packed, bias, rooms, context);
+    for (std::size_t first = 0; first < packed.tokens(); first += kBlock) {
         const Rounded block{rounded.values + first * width, rounded.scales + first};
-        float* states = hidden + first * width;
-        const auto add = [&](std::size_t row, std::size_t column, __m512 value) {
-            float* state = states + row * width + column;
-            store(state, _mm512_add_ps(load(state), value));
-        };
-        for (std::size_t row = 0; row < count; ++row)
-            round_row(context + (first + row) * width, width, block.values + row * width, block.scales + row);
-        multiply(*layer.output, block, count, add);
-        for (std::size_t row = 0; row < count; ++row)
-            normalise_row(states + row * width, width, layer.after_attention, block.values + row * width,
-                          block.scales + row);
-        multiply(*layer.up, block, count, [&](std::size_t row, std::size_t column, __m512 value) {
-            store(inner + row * inner_width + column, gelu(value));
-        });
-        for (std::size_t row = 0; row < count; ++row)
-            round_row(inner + row * inner_width, inner_width, inner_rounded.values + row * inner_width,
-                      inner_rounded.scales + row);
-        multiply(*layer.down, inner_rounded, count, add);
-        for (std::size_t row = 0; row < count; ++row)
-            normalise_row(states + row * width, width, layer.after_feed_forward, block.values + row * width,
-                          block.scales + row);
+        feed_forward(layer, context + first * width, hidden + first * width, block,
+                     std::min(kBlock, packed.tokens() - first), rooms);
     }
 }
 
@@ -409,12 +458,13 @@ Linear::Linear(const std::int8_t* weights, const float* scales, const float* bia
 void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
              const AttentionBias& bias) {
     static thread_local Rooms rooms;
-    if (layers.empty()) return;
-    const std::size_t tokens = sequences * length, width = layers.front().output->in;
-    const Rounded rounded{rooms.rounded.of(tokens * width), rooms.scales.of(tokens)};
-    for (std::size_t token = 0; token < tokens; ++token)
+    const std::size_t width = layers.front().output->in;
+    const Packed packed = pack(hidden, sequences, length, width, bias);
+    const Rounded rounded{rooms.rounded.of(packed.tokens() * width), rooms.scales.of(packed.tokens())};
+    for (std::size_t token = 0; token < packed.tokens(); ++token)
         round_row(hidden + token * width, width, rounded.values + token * width, rounded.scales + token);
-    for (const Layer& layer : layers) forward_layer(layer, hidden, rounded, sequences, length, bias, rooms);
+    for (const Layer& layer : layers) forward_layer(layer, hidden, rounded, packed, bias, rooms);
+    unpack(hidden, packed, width);
 }
 
 }  // namespace rerankd

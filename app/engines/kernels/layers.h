@@ -51,7 +51,8 @@ struct AttentionBias {
     std::size_t sequence_stride, query_stride;
 };
 
-// Replace hidden states, shape [sequences, length, width], by what the layers make of them. On one thread.
+// Replace hidden states, shape [sequences, length, width], by what one or more layers make of them. On one thread. Padding
+// costs nothing, and its states become 0: tokens at a sequence's end that the bias hides from every query, also their own.
 void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
              const AttentionBias& bias);
 

@@ -39,19 +39,23 @@ _SIZES: Final[Mapping[str, Any]] = {
 }
 
 
-def build_bert(folder: Path, *, num_labels: int = 1) -> Path:
+# As wide as our own kernels want layers to be (app/engines/kernels).
+WIDE: Final[Mapping[str, Any]] = {**_SIZES, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 128}
+
+
+def build_bert(folder: Path, *, num_labels: int = 1, sizes: Mapping[str, Any] = _SIZES) -> Path:
     """WordPiece, `[CLS] a [SEP] b [SEP]`, with segment ids that matter."""
     from transformers import BertConfig, BertForSequenceClassification  # noqa: PLC0415 - only slow tests have torch
 
     tokenizer = wordpiece_tokenizer()
     _save_tokenizer(tokenizer, folder, pad="[PAD]", inputs=("input_ids", "token_type_ids", "attention_mask"))
     config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=MAX_LENGTH, num_labels=num_labels, **_SIZES
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=MAX_LENGTH, num_labels=num_labels, **sizes
     )
     return _save_model(BertForSequenceClassification, config, folder)
 
 
-def build_xlmr(folder: Path, *, pad_id: int = 1) -> Path:
+def build_xlmr(folder: Path, *, pad_id: int = 1, sizes: Mapping[str, Any] = _SIZES) -> Path:
     """Unigram, `<s> a </s></s> b </s>`, no segments, positions counted from behind the padding id."""
     from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification  # noqa: PLC0415 - as above
 
@@ -65,7 +69,7 @@ def build_xlmr(folder: Path, *, pad_id: int = 1) -> Path:
         bos_token_id=tokenizer.token_to_id("<s>"),
         eos_token_id=tokenizer.token_to_id("</s>"),
         num_labels=1,
-        **_SIZES,
+        **sizes,
     )
     return _save_model(XLMRobertaForSequenceClassification, config, folder)
 

@@ -112,20 +112,18 @@ class OnnxEngine:
         name: str,
         pad_id: int,
         workers: int,
-        device: Device,
+        preferred_batch: BatchLimits,
         io_binding: bool,
-        fused: bool,
         outputs: int | None,
     ) -> None:
         self._session = session
         self._pad_id = pad_id
-        self._device = device
         self._io_binding = io_binding
-        self._fused = fused
         self._inputs = {node.name: node.type for node in session.get_inputs()}
         self._output = _output(session).name
         self._outputs = outputs
         self.workers = workers
+        self.preferred_batch = preferred_batch
         self.name = name
 
     @classmethod
@@ -148,20 +146,10 @@ class OnnxEngine:
             name=f"onnx/{options.kind}/{file}" + ("/fused" if fused else "" if exact else "/inexact"),
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
-            device=options.kind,
+            preferred_batch=_preferred_batch(options.kind, fused=fused is not None),
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
-            fused=fused is not None,
             outputs=len(spec.output_tokens) or None,
         )
-
-    @property
-    def preferred_batch(self) -> BatchLimits:
-        """Small batches stay in a processor's cache; a GPU wants them large (docs/benchmarks.md). Our own kernels divide
-        a batch by themselves: for them it is as long as another request may have to wait.
-        """
-        if self._device == "cpu":
-            return BatchLimits(tokens=1024 if self._fused else 512, pairs=64)
-        return BatchLimits(tokens=32_768, pairs=256)
 
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head], float32.
@@ -202,6 +190,15 @@ class OnnxEngine:
         self._session.run_with_iobinding(binding)
         logits: FloatArray = binding.copy_outputs_to_cpu()[0]
         return logits
+
+
+def _preferred_batch(device: Device, *, fused: bool) -> BatchLimits:
+    """Small batches stay in a processor's cache; a GPU wants them large (docs/benchmarks.md). Our own kernels divide a
+    batch themselves: for them it is as large as it may be without keeping the next request waiting.
+    """
+    if device == "cpu":
+        return BatchLimits(tokens=1024 if fused else 512, pairs=64)
+    return BatchLimits(tokens=32_768, pairs=256)
 
 
 def _open_fused(graph: Path, options: OnnxOptions) -> "FusedSession | None":

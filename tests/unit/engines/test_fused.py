@@ -1,0 +1,245 @@
+"""Which layers of a graph our own kernels take over, and that nothing but the time changes."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shutil import copytree
+from time import process_time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from app.domain import Encoding, FloatArray
+from app.engines import load_engine
+from app.engines.base import Engine, EngineSpec
+from app.engines.encoder_layers import find_layers
+from app.errors import ConfigError
+from app.exporting import export_cross_encoder
+from app.scorers import load_scorer
+from app.scorers.base import ScorerSpec
+from tests.requirements import missing
+from tests.tiny_models import CORPUS, WIDE, build_bert, build_xlmr
+
+_SHIPPED = Path(__file__).parents[3] / "models" / "minilm-qa"
+_INT8 = "model.int8.onnx"
+
+Change = Callable[[onnx.GraphProto], None]
+
+
+def load(folder: Path, *, file: str = _INT8, **options: object) -> Engine:
+    pad_id = load_scorer("cross-encoder", ScorerSpec(folder=folder)).pad_id
+    return load_engine("onnx", EngineSpec(folder=folder, pad_id=pad_id, options={"file": file, **options}))
+
+
+def fused(folder: Path) -> Engine:
+    """The engine with our kernels; the test is skipped where there can be none."""
+    try:
+        from app.engines import kernels  # noqa: PLC0415 - what is asked is whether it can be imported
+    except ImportError:
+        missing("the kernels were not compiled; is there a C++ compiler? run: make .venv/.development")
+    if not kernels.supported():
+        pytest.skip("this processor has no AVX-512 with VNNI")
+    return load(folder, fused=True)
+
+
+def pairs(folder: Path) -> Sequence[Encoding]:
+    scorer = load_scorer("cross-encoder", ScorerSpec(folder=folder))
+    documents = [*CORPUS, " ".join(CORPUS), "x", ""]
+    return [
+        encoding
+        for query in ("what is the capital of france", "who wrote Hamlet?")
+        for encoding in scorer.encode(query, documents, max_document_tokens=None).encodings
+    ]
+
+
+@pytest.fixture(scope="module", params=["bert", "xlmr"])
+def wide_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported model whose layers suit the kernels."""
+    build = build_bert if request.param == "bert" else build_xlmr
+    torch_folder = build(tmp_path_factory.mktemp("torch"), sizes=WIDE)
+    folder = tmp_path_factory.mktemp("onnx")
+    export_cross_encoder(torch_folder, folder, precisions=["float32", "int8"])
+    return folder
+
+
+def graph_of(folder: Path) -> onnx.ModelProto:
+    return onnx.load(folder / _INT8)
+
+
+def test_all_layers_of_the_shipped_model_are_found() -> None:
+    layers = find_layers(graph_of(_SHIPPED).graph)
+    assert [layer.query.weights.shape for layer in layers] == [(384, 384)] * 6
+    assert {layer.bias for layer in layers} == {layers[0].bias}
+    assert [layer.source for layer in layers[1:]] == [layer.output for layer in layers[:-1]]
+    assert {(layer.heads, round(layer.score_scale**-2)) for layer in layers} == {(12, 32)}
+
+
+def test_all_but_the_last_layer_of_an_exported_model_are_found(wide_folder: Path) -> None:
+    """Of that one, only a row is computed (app/narrowing.py)."""
+    assert len(find_layers(graph_of(wide_folder).graph)) == WIDE["num_hidden_layers"] - 1
+
+
+def _attribute(kind: str, name: str, value: object) -> Change:
+    def change(graph: onnx.GraphProto) -> None:
+        node = [node for node in graph.node if node.op_type == kind][2]
+        kept = [attribute for attribute in node.attribute if attribute.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+    return change
+
+
+def _constant(kind: str, position: int, value: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Change:
+    """The third such node reads another constant."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        node = [node for node in graph.node if node.op_type == kind][2 * 6 if "MatMul" in kind else 2]
+        graph.initializer.append(numpy_helper.from_array(value, "another"))
+        node.input[position] = "another"
+
+    return change
+
+
+def _other_node(kind: str, other: str) -> Change:
+    def change(graph: onnx.GraphProto) -> None:
+        node = [node for node in graph.node if node.op_type == kind][2]
+        node.op_type = other
+        del node.attribute[:]
+
+    return change
+
+
+def _without_residual(graph: onnx.GraphProto) -> None:
+    third = find_layers(graph)[2]
+    node = next(node for node in graph.node if third.down.output in node.input and node.op_type == "Add")
+    node.input[list(node.input).index(third.up.source)] = third.source
+
+
+def _another_bias(graph: onnx.GraphProto) -> None:
+    bias = find_layers(graph)[2].bias
+    softmax = [node for node in graph.node if node.op_type == "Softmax"][2]
+    added = next(node for node in graph.node if softmax.input[0] in node.output)
+    place = list(graph.node).index(added)
+    graph.node.insert(place, helper.make_node("Neg", [bias], ["negative"]))
+    added.input[list(added.input).index(bias)] = "negative"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(_attribute("Gelu", "approximate", "tanh"), id="another activation"),
+        pytest.param(_other_node("Gelu", "Relu"), id="no GELU"),
+        pytest.param(_attribute("Softmax", "axis", 2), id="softmax over queries"),
+        pytest.param(_constant("MatMulIntegerToFloat", 5, np.ones(384, dtype=np.int8)), id="weights with zero points"),
+        pytest.param(_constant("MatMulIntegerToFloat", 2, np.array(2, dtype=np.float32)), id="a scale for all tokens"),
+        pytest.param(_without_residual, id="another residual"),
+        pytest.param(_another_bias, id="another bias"),
+    ],
+)
+def test_what_a_kernel_does_not_compute_stays_in_the_graph(tmp_path: Path, change: Change) -> None:
+    folder = copytree(_SHIPPED, tmp_path / "model")
+    model = graph_of(folder)
+    change(model.graph)
+    onnx.save(model, folder / _INT8)
+    assert len(find_layers(model.graph)) == 2
+    encodings = pairs(folder)
+    expected = load(folder, fused=False).forward(encodings)
+    np.testing.assert_allclose(fused(folder).forward(encodings), expected, atol=0.15)
+
+
+def _distance(logits: FloatArray, expected: FloatArray) -> float:
+    return float(np.sqrt(np.mean((logits - expected) ** 2)))
+
+
+def test_scores_are_as_near_to_float32_as_those_of_onnx_runtime(wide_folder: Path) -> None:
+    encodings = pairs(wide_folder)
+    expected = load(wide_folder, file="model.onnx").forward(encodings)
+    by_runtime = load(wide_folder, fused=False).forward(encodings)
+    ours = fused(wide_folder).forward(encodings)
+    assert _distance(ours, expected) < 1.3 * _distance(by_runtime, expected)
+    assert _distance(ours, by_runtime) < _distance(by_runtime, expected)
+    assert expected.std() > 3 * _distance(ours, expected)
+
+
+@pytest.mark.parametrize("folder", [_SHIPPED, "wide"], ids=["shipped", "wide"])
+def test_a_score_does_not_depend_on_the_batch(folder: Path | str, wide_folder: Path) -> None:
+    where = wide_folder if folder == "wide" else _SHIPPED
+    engine, encodings = fused(where), pairs(where)
+    alone = np.concatenate([engine.forward([encoding]) for encoding in encodings])
+    np.testing.assert_allclose(engine.forward(encodings), alone, atol=1e-5)
+
+
+def test_scores_of_both_ways_are_told_apart_in_the_cache() -> None:
+    assert fused(_SHIPPED).name == f"onnx/cpu/{_INT8}/fused"
+    assert load(_SHIPPED, fused=False).name == f"onnx/cpu/{_INT8}"
+    assert load(_SHIPPED, threads=2).name == f"onnx/cpu/{_INT8}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 2}, "one thread per pass"),
+        ({"io_binding": True}, "inputs that are not bound"),
+        ({"file": "model.onnx"}, "no layer of the graph is an int8 one"),
+    ],
+)
+def test_who_insists_on_fused_layers_learns_why_there_are_none(
+    wide_folder: Path, options: dict[str, object], message: str
+) -> None:
+    fused(wide_folder)
+    with pytest.raises(ConfigError, match=f"fused = true, but .*{message}"):
+        load(wide_folder, **{"file": _INT8, "fused": True, **options})  # type: ignore[arg-type]
+
+
+def test_a_graph_that_reads_what_is_between_its_layers_is_left_whole(tmp_path: Path) -> None:
+    folder = copytree(_SHIPPED, tmp_path / "model")
+    fused(folder)
+    model = graph_of(folder)
+    inner = find_layers(model.graph)[3].output
+    logits = next(node for node in model.graph.node if "logits" in node.output)
+    logits.output[0] = "logits_without"
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", [inner, "rerankd_columns"], ["mean_of_inner"], keepdims=0),
+            helper.make_node("Unsqueeze", ["mean_of_inner", "rerankd_last"], ["column_of_inner"]),
+            helper.make_node("Add", ["logits_without", "column_of_inner"], ["logits"]),
+        ]
+    )
+    for name, value in (("rerankd_columns", [1, 2]), ("rerankd_last", [1])):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), name))
+    onnx.save(model, folder / _INT8)
+    assert load(folder).name == f"onnx/cpu/{_INT8}"
+    with pytest.raises(ConfigError, match="reads what is between its layers"):
+        load(folder, fused=True)
+
+
+def test_without_compiled_kernels_the_model_is_served_without_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "app.engines.kernels", None)
+    monkeypatch.delitem(sys.modules, "app.engines.fused", raising=False)
+    with caplog.at_level(logging.INFO):
+        engine = load(_SHIPPED)
+    assert engine.name == f"onnx/cpu/{_INT8}"
+    record = next(record for record in caplog.records if record.message == "encoder layers are not fused")
+    assert "app.engines.kernels" in record.__dict__["reason"]
+
+
+def test_batches_are_larger_where_kernels_divide_them_themselves() -> None:
+    assert fused(_SHIPPED).preferred_batch.tokens == 2 * load(_SHIPPED, fused=False).preferred_batch.tokens
+
+
+@pytest.mark.timed
+def test_the_shipped_model_is_faster_with_our_kernels() -> None:
+    ours, theirs = fused(_SHIPPED), load(_SHIPPED, fused=False)
+    batch = [Encoding(np.arange(1000, 1128), 12)] * 4
+    times: dict[Engine, list[float]] = {ours: [], theirs: []}
+    for _ in range(8):
+        for engine, taken in times.items():
+            started = process_time()
+            engine.forward(batch)
+            taken.append(process_time() - started)
+    assert min(times[theirs]) > 1.15 * min(times[ours])

@@ -1,0 +1,216 @@
+"""The kernels of encoder layers, beside the same layer written out in NumPy."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import erf
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.domain import FloatArray
+from tests.requirements import missing
+
+try:
+    from app.engines import kernels
+except ImportError:
+    missing("the kernels were not compiled; is there a C++ compiler? run: make .venv/.development")
+
+if not kernels.supported():
+    pytest.skip("this processor has no AVX-512 with VNNI", allow_module_level=True)
+
+Matrix = NDArray[np.float64]
+
+_EPSILON = 1e-12
+_HIDDEN = -3.4028235e38
+
+
+class Numbers:
+    """A layer's numbers at random, as large as those of a trained one."""
+
+    def __init__(self, *, width: int, inner: int, size: int, seed: int = 0) -> None:
+        self.width, self.size, self.heads = width, size, width // size
+        rng = np.random.default_rng(seed)
+        shapes = {"query_key_value": (width, 3 * width), "output": (width, width), "up": (width, inner)}
+        shapes["down"] = (inner, width)
+        self.weights = {name: rng.integers(-127, 128, shape, dtype=np.int8) for name, shape in shapes.items()}
+        self.scales = {
+            name: (rng.uniform(0.5, 1.5, shape[1]) / 75 / shape[0] ** 0.5).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+        self.biases = {name: rng.normal(0, 0.1, shape[1]).astype(np.float32) for name, shape in shapes.items()}
+        self.norms = {
+            name: (rng.normal(1, 0.1, width).astype(np.float32), rng.normal(0, 0.1, width).astype(np.float32))
+            for name in ("after_attention", "after_feed_forward")
+        }
+
+    def compiled(self) -> kernels.Layer:
+        linear: dict[str, Any] = {
+            name: kernels.Linear(self.weights[name], scales=self.scales[name], bias=self.biases[name])
+            for name in self.weights
+        }
+        norms: dict[str, Any] = {
+            name: kernels.Normalisation(weight=weight, bias=bias, epsilon=_EPSILON)
+            for name, (weight, bias) in self.norms.items()
+        }
+        return kernels.Layer(**linear, **norms, heads=self.heads, score_scale=self.size**-0.5)
+
+    def forward(self, hidden: FloatArray, bias: FloatArray) -> Matrix:
+        """The layer on one sequence, [length, width], with a bias of [length, length]."""
+        states = hidden.astype(np.float64)
+        query, key, value = np.split(self._product("query_key_value", states), 3, axis=1)
+        heads = [slice(start, start + self.size) for start in range(0, self.width, self.size)]
+        context = np.concatenate(
+            [_softmax(query[:, at] @ key[:, at].T * self.size**-0.5 + bias) @ value[:, at] for at in heads], axis=1
+        )
+        states = self._normalised("after_attention", states + self._product("output", context))
+        inner = self._product("up", states)
+        inner *= 0.5 * (1 + np.vectorize(erf)(inner / np.sqrt(2)))
+        return self._normalised("after_feed_forward", states + self._product("down", inner))
+
+    def _product(self, name: str, vectors: Matrix) -> Matrix:
+        scales = np.maximum(np.abs(vectors).max(axis=1, keepdims=True) / 127, 1e-12)
+        integers = np.rint(vectors / scales)
+        return np.asarray((integers @ self.weights[name]) * scales * self.scales[name] + self.biases[name])
+
+    def _normalised(self, name: str, vectors: Matrix) -> Matrix:
+        weight, bias = self.norms[name]
+        apart = vectors - vectors.mean(axis=1, keepdims=True)
+        return np.asarray(apart / np.sqrt((apart**2).mean(axis=1, keepdims=True) + _EPSILON) * weight + bias)
+
+
+def _softmax(scores: Matrix) -> Matrix:
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def states(*shape: int, seed: int = 1) -> FloatArray:
+    return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
+
+
+def run(layers: Sequence[Numbers], hidden: FloatArray, bias: FloatArray) -> FloatArray:
+    result = hidden.copy()
+    kernels.Layers([layer.compiled() for layer in layers]).forward(result, bias)
+    return result
+
+
+SMALL = Numbers(width=64, inner=128, size=32)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 15, 16, 17, 64, 65, 100, 128, 250])
+@pytest.mark.parametrize(("width", "inner", "size"), [(64, 128, 32), (128, 192, 64), (384, 1536, 32)])
+def test_a_layer_is_the_one_that_numpy_computes(length: int, width: int, inner: int, size: int) -> None:
+    """To a digit, except where such a difference has decided which way something was rounded."""
+    layer = Numbers(width=width, inner=inner, size=size)
+    hidden = states(2, length, width)
+    bias = np.random.default_rng(2).normal(0, 1, (2, 1, length, length)).astype(np.float32)
+    result = run([layer], hidden, bias)
+    expected = np.stack([layer.forward(*one) for one in zip(hidden, bias[:, 0], strict=True)])
+    difference = np.abs(result - expected)
+    assert np.median(difference) < 1e-6
+    assert difference.max() < 0.1
+
+
+def test_layers_are_computed_one_after_another() -> None:
+    first, second = SMALL, Numbers(width=64, inner=192, size=64, seed=3)
+    hidden, bias = states(3, 20, 64), np.zeros((1, 1, 1, 20), dtype=np.float32)
+    expected = run([second], run([first], hidden, bias), bias)
+    np.testing.assert_array_equal(run([first, second], hidden, bias), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 40), (4, 1, 1, 40), (1, 1, 40, 40), (4, 1, 40, 40)])
+def test_a_bias_holds_for_all_that_it_does_not_tell_apart(shape: tuple[int, ...]) -> None:
+    hidden, bias = states(4, 40, 64), states(*shape, seed=5)
+    everywhere = np.ascontiguousarray(np.broadcast_to(bias, (4, 1, 40, 40)))
+    np.testing.assert_array_equal(run([SMALL], hidden, bias), run([SMALL], hidden, everywhere))
+
+
+def test_a_sequence_is_the_same_to_the_bit_in_every_batch_and_behind_it_is_nothing() -> None:
+    layers = [Numbers(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
+    lengths = [1, 2, 13, 31, 32, 33, 50, 64]
+    sequences = [states(length, 64, seed=length) for length in lengths]
+    alone = [run(layers, one[None], np.zeros((1, 1, 1, len(one)), dtype=np.float32))[0] for one in sequences]
+    rng = np.random.default_rng(0)
+    for size in (2, 5, 8):
+        chosen = rng.permutation(len(lengths))[:size]
+        longest = max(lengths[index] for index in chosen) + int(rng.integers(0, 9))
+        hidden, bias = states(size, longest, 64, seed=99), np.full((size, 1, longest, longest), _HIDDEN, np.float32)
+        for row, index in enumerate(chosen):
+            hidden[row, : lengths[index]] = sequences[index]
+            bias[row, :, :, : lengths[index]] = 0
+        result = run(layers, hidden, bias)
+        for row, index in enumerate(chosen):
+            np.testing.assert_array_equal(result[row, : lengths[index]], alone[index])
+            assert not result[row, lengths[index] :].any()
+
+
+def test_what_no_other_token_sees_is_no_padding_as_long_as_it_sees_itself() -> None:
+    """As the last token of a text that is read from left to right."""
+    bias = np.where(np.tri(24, dtype=bool), 0, _HIDDEN).astype(np.float32)
+    hidden = states(1, 24, 64)
+    expected = SMALL.forward(hidden[0], bias)
+    assert np.median(np.abs(run([SMALL], hidden, bias[None, None])[0] - expected)) < 1e-6
+
+
+def test_a_token_that_may_see_nothing_gets_numbers_all_the_same() -> None:
+    bias = np.full((1, 1, 9, 9), _HIDDEN, dtype=np.float32)
+    assert np.isfinite(run([SMALL], states(1, 9, 64), bias)).all()
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    compiled = kernels.Layers([SMALL.compiled()])
+    inputs = [states(3, length, 64, seed=length) for length in range(1, 60)]
+    biases = [np.zeros((1, 1, 1, one.shape[1]), dtype=np.float32) for one in inputs]
+    expected = [run([SMALL], *given) for given in zip(inputs, biases, strict=True)]
+
+    def forward(given: tuple[FloatArray, FloatArray]) -> FloatArray:
+        hidden = given[0].copy()
+        compiled.forward(hidden, given[1])
+        return hidden
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for result, wanted in zip(pool.map(forward, zip(inputs, biases, strict=True)), expected, strict=True):
+                np.testing.assert_array_equal(result, wanted)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "bias", "message"),
+    [
+        ((2, 8), (1, 1, 1, 8), r"hidden: shape \[sequences, length, width\]"),
+        ((2, 8, 32), (1, 1, 1, 8), "hidden: shape"),
+        ((0, 8, 64), (1, 1, 1, 8), "hidden: shape"),
+        ((2, 8, 64), (1, 1, 8), r"bias: shape \[sequences or 1, 1, length or 1, length\]"),
+        ((2, 8, 64), (3, 1, 1, 8), "bias: shape"),
+        ((2, 8, 64), (1, 2, 1, 8), "bias: shape"),
+        ((2, 8, 64), (1, 1, 7, 8), "bias: shape"),
+        ((2, 8, 64), (1, 1, 1, 1), "bias: shape"),
+    ],
+)
+def test_states_of_another_shape_are_refused(hidden: tuple[int, ...], bias: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run([SMALL], np.zeros(hidden, dtype=np.float32), np.zeros(bias, dtype=np.float32))
+
+
+@pytest.mark.parametrize("shape", [(64, 60), (60, 64), (0, 64), (64,)])
+def test_weights_of_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
+    sizes = np.ones(shape[-1], dtype=np.float32)
+    with pytest.raises(ValueError, match="multiples of 64"):
+        kernels.Linear(np.zeros(shape, dtype=np.int8), scales=sizes, bias=sizes)
+
+
+def test_parts_that_do_not_fit_each_other_are_refused() -> None:
+    ones = np.ones(64, dtype=np.float32)
+    with pytest.raises(ValueError, match="scales: a vector of 64"):
+        kernels.Linear(np.zeros((64, 64), dtype=np.int8), scales=ones[:-1], bias=ones)
+    odd = Numbers(width=64, inner=128, size=32)
+    odd.weights["down"], odd.scales["down"], odd.biases["down"] = np.zeros((64, 64), dtype=np.int8), ones, ones
+    with pytest.raises(ValueError, match="do not fit"):
+        odd.compiled()
+    with pytest.raises(ValueError, match="heads of 32 or 64"):
+        Numbers(width=64, inner=128, size=16).compiled()
+    with pytest.raises(ValueError, match="at least one layer"):
+        kernels.Layers([])
+    with pytest.raises(ValueError, match="different widths"):
+        kernels.Layers([SMALL.compiled(), Numbers(width=128, inner=128, size=32).compiled()])

@@ -20,6 +20,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install -c constraints.txt '.[gpu]'
 
 FROM builder AS code
+# for the kernels of app/engines/kernels; without a compiler the image would have none, and be slower
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+COPY setup.py ./
 COPY app app
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --no-deps --prefix /opt/code .

@@ -53,24 +53,44 @@ class Contestant:
         return sys.executable if self.requirements is None else str(_environment(PEERS / self.requirements))
 
 
-# The engines of rerankd that take part, and the graph that each loads.
-OUR_ENGINES: Final[Sequence[tuple[str, Precision]]] = (("onnx", "int8"), ("onnx", "float32"), ("openvino", "int8"))
+@dataclass(frozen=True, slots=True)
+class OurEngine:
+    """An engine of rerankd, the graph that it loads, and whether with our own kernels where they suit."""
+
+    engine: str
+    precision: Precision
+    fused: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.precision}" + ("" if self.fused else " without fused layers")
+
+    @property
+    def registry(self) -> str:
+        """The file beside the graphs with which it is served."""
+        return f"{self.engine}-{self.precision}{'' if self.fused else '-not-fused'}.toml"
 
 
-def registry_name(engine: str, precision: Precision) -> str:
-    """The file beside the graphs with which rerankd serves one of them."""
-    return f"{engine}-{precision}.toml"
+OUR_ENGINES: Final = (
+    OurEngine("onnx", "int8"),
+    OurEngine("onnx", "int8", fused=False),
+    OurEngine("onnx", "float32"),
+    OurEngine("openvino", "int8"),
+)
 
 
-def _ours(engine: str, precision: Precision) -> Contestant:
+def _ours(engine: OurEngine) -> Contestant:
     def command(python: str, weights: Weights, port: int) -> Sequence[str]:
-        registry = weights.onnx / registry_name(engine, precision)
+        registry = weights.onnx / engine.registry
         return [python, "-m", "app.cli", "serve", "--port", str(port), "--registry", str(registry)]
 
-    quiet = {"RERANKD_CACHE_URL": "none://", "RERANKD_LOG_LEVEL": "WARNING"}
-    name = f"rerankd {engine} {precision}"
     return Contestant(
-        name=name, precision=precision, command=command, path="/v2/rerank", ready="/ready", environment=quiet
+        name=f"rerankd {engine.name}",
+        precision=engine.precision,
+        command=command,
+        path="/v2/rerank",
+        ready="/ready",
+        environment={"RERANKD_CACHE_URL": "none://", "RERANKD_LOG_LEVEL": "WARNING"},
     )
 
 
@@ -110,7 +130,7 @@ def _script(name: str, file: str, *, ready: str) -> Contestant:
 CONTESTANTS: Final[Mapping[str, Contestant]] = {
     contestant.name: contestant
     for contestant in (
-        *(_ours(engine, precision) for engine, precision in OUR_ENGINES),
+        *map(_ours, OUR_ENGINES),
         _infinity("infinity onnx int8", "int8", "optimum", lambda weights: weights.only_quantized),
         _infinity("infinity onnx float32", "float32", "optimum", lambda weights: weights.only_float32),
         _infinity("infinity torch", "float32", "torch", lambda weights: weights.safetensors),

@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from app.engines.weights import read_weights
 from app.exporting import GRAPHS, classifier_graph, export_cross_encoder
-from loadtest.contestants import OUR_ENGINES, Precision, Weights, registry_name
+from loadtest.contestants import OUR_ENGINES, OurEngine, Precision, Weights
 from loadtest.random_models import build
 
 _PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "int8")
@@ -26,12 +26,8 @@ def prepare_weights(model: Path | None, folder: Path) -> Weights:
     model = (model or build("minilm-l6", folder / "model")).resolve()
     ours = folder / "onnx"
     export_cross_encoder(model, ours, precisions=list(_PRECISIONS))
-    for engine, precision in OUR_ENGINES:
-        (ours / registry_name(engine, precision)).write_text(
-            f'[[model]]\nname = "model"\nscorer = "cross-encoder"\nengine = "{engine}"\npath = "{ours}"\n'
-            f'engine_options = {{ file = "{GRAPHS[precision]}" }}\n',
-            encoding="utf-8",
-        )
+    for engine in OUR_ENGINES:
+        (ours / engine.registry).write_text(_registry(engine, ours), encoding="utf-8")
     float32, quantized = _without_graph(ours, folder / "float32"), _without_graph(ours, folder / "quantized")
     graph = classifier_graph(read_weights("sequence classifier", model, attention="eager", trust_remote_code=False))
     # the exporter's notes of inner shapes, on which ONNX Runtime's quantisation trips
@@ -41,6 +37,14 @@ def prepare_weights(model: Path | None, folder: Path) -> Weights:
         float32 / "model.onnx", quantized / "model_quantized.onnx", per_channel=True, weight_type=QuantType.QInt8
     )
     return Weights(safetensors=model, onnx=ours, only_float32=float32, only_quantized=quantized)
+
+
+def _registry(engine: OurEngine, folder: Path) -> str:
+    fused = "" if engine.fused else ", fused = false"
+    return (
+        f'[[model]]\nname = "model"\nscorer = "cross-encoder"\nengine = "{engine.engine}"\npath = "{folder}"\n'
+        f'engine_options = {{ file = "{GRAPHS[engine.precision]}"{fused} }}\n'
+    )
 
 
 def _without_graph(onnx_folder: Path, folder: Path) -> Path:

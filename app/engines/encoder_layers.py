@@ -50,7 +50,9 @@ class NormalisationPart:
 
 @dataclass(frozen=True, slots=True)
 class LayerPart:
-    """A layer: the names of what goes in, of attention's bias and of what comes out, and its numbers."""
+    """A layer: the names of what goes in, of attention's bias and of what comes out, and its numbers. With `first_row`
+    only the first token goes on (app/narrowing.py).
+    """
 
     source: str
     bias: str
@@ -65,6 +67,7 @@ class LayerPart:
     after_feed_forward: NormalisationPart
     heads: int
     score_scale: float
+    first_row: bool
 
 
 def find_layers(graph: onnx.GraphProto) -> Sequence[LayerPart]:
@@ -106,11 +109,14 @@ class _Finder:
         after_attention = self._maker(up.source, "LayerNormalization")
         after_feed_forward = self._reader(self._reader(down.output, "Add").output[0], "LayerNormalization")
         self._adds(after_feed_forward, down.output, up.source)
-        attention_output, source = self._attention_output(after_attention)
+        attention_output, residual = self._attention_output(after_attention)
         query, key, value, bias, size, scale = self._attention(attention_output.source)
+        first_row = residual != key.source
+        if first_row and self._first_of(residual, axis=1) != key.source:
+            raise _Unlike
         layer = LayerPart(
-            source=source,
-            bias=bias,
+            source=key.source,
+            bias=self._first_of(bias, axis=2) if first_row else bias,
             output=after_feed_forward.output[0],
             query=query,
             key=key,
@@ -122,10 +128,18 @@ class _Finder:
             after_feed_forward=self._normalisation(after_feed_forward),
             heads=len(query.bias) // size,
             score_scale=scale,
+            first_row=first_row,
         )
-        if not _suits_kernels(layer, size):
+        if (query.source, value.source) != (residual, key.source) or not _suits_kernels(layer, size):
             raise _Unlike
         return layer
+
+    def _first_of(self, name: str, *, axis: int) -> str:
+        """What the first rows along an axis are cut from, where these are meant by a name."""
+        source, *where = self._maker(name, "Slice").input
+        if [self._array(one).tolist() for one in where] != [[0], [1], [axis]]:
+            raise _Unlike
+        return str(source)
 
     def _readers_past_rounding(self, name: str) -> list[str]:
         """The outputs of the products that read a tensor in its rounded form."""
@@ -256,7 +270,6 @@ def _suits_kernels(layer: LayerPart, size: int) -> bool:
         size in _HEAD_SIZES
         and width % _MULTIPLE == inner % _MULTIPLE == 0
         and [part.weights.shape for part in parts] == [square, square, square, square, up, down]
-        and {part.source for part in (layer.query, layer.key, layer.value)} == {layer.source}
     )
 
 

@@ -49,8 +49,7 @@ class FusedSession:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[FloatArray]:
         """Compute outputs from inputs, as a session does."""
         hidden, bias = self._before.run([self._first, self._bias], dict(inputs))
-        self._layers.forward(hidden, bias)
-        given = {**inputs, self._last: hidden, self._bias: bias}
+        given = {**inputs, self._last: self._layers.forward(hidden, bias), self._bias: bias}
         scores: Sequence[FloatArray] = self._after.run(
             outputs, {name: array for name, array in given.items() if name in self._taken}
         )
@@ -130,6 +129,7 @@ def _layer(found: LayerPart) -> Layer:
         after_feed_forward=_normalisation(found.after_feed_forward),
         heads=found.heads,
         score_scale=found.score_scale,
+        first_row=found.first_row,
     )
 
 

@@ -19,7 +19,9 @@ class Normalisation:
     def __init__(self, *, weight: FloatArray, bias: FloatArray, epsilon: float) -> None: ...
 
 class Layer:
-    """One layer; heads of 32 or 64. `score_scale` is what products of queries and keys are multiplied with."""
+    """One layer; heads of 32 or 64. `score_scale` is what products of queries and keys are multiplied with; with
+    `first_row` only each sequence's first token goes on, which is for the last layer alone.
+    """
 
     def __init__(
         self,
@@ -32,6 +34,7 @@ class Layer:
         after_feed_forward: Normalisation,
         heads: int,
         score_scale: float,
+        first_row: bool = False,
     ) -> None: ...
 
 class Layers:
@@ -42,8 +45,8 @@ class Layers:
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None: ...
-    def forward(self, hidden: FloatArray, bias: FloatArray) -> None:
-        """Replace hidden states, shape [sequences, length, width]; `bias`, which may have sizes of 1 for sequences and
-        queries, is added to attention's scores: [sequences, 1, queries, keys]. On the calling thread, without the
-        interpreter's lock.
+    def forward(self, hidden: FloatArray, bias: FloatArray) -> FloatArray:
+        """What the layers make of hidden states, shape [sequences, length, width], which are overwritten: the same
+        shape, or [sequences, 1, width]. `bias`, which may have sizes of 1 for sequences and queries, is added to
+        attention's scores: [sequences, 1, queries, keys]. On the calling thread, without the interpreter's lock.
         """

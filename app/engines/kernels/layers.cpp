@@ -160,10 +160,15 @@ inline void multiply_tile(const Linear& by, std::size_t panel, const std::uint8_
     }
 }
 
-// The product of rounded rows and a matrix. `finish(row, column, values)` takes 16 results.
+// Of a product's columns those from `first` on, and before `end`.
+struct Columns {
+    std::size_t first, end;
+};
+
+// The product of rounded rows and columns of a matrix. `finish(row, column, values)` takes 16 results.
 template <class Finish>
-void multiply(const Linear& by, const Rounded& rows, std::size_t count, Finish finish) {
-    for (std::size_t panel = 0; panel * kPanel < by.out; ++panel) {
+void multiply(const Linear& by, const Rounded& rows, std::size_t count, const Columns& columns, Finish finish) {
+    for (std::size_t panel = columns.first / kPanel; panel * kPanel < columns.end; ++panel) {
         for (std::size_t first = 0; first < count; first += kRows) {
             const std::uint8_t* values = rows.values + first * by.in;
             const float* scales = rows.scales + first;
@@ -182,12 +187,18 @@ void multiply(const Linear& by, const Rounded& rows, std::size_t count, Finish f
     }
 }
 
-// One head of one sequence: queries, keys and values are `stride` apart, keys come transposed, [Size, padded length].
+template <class Finish>
+void multiply(const Linear& by, const Rounded& rows, std::size_t count, Finish finish) {
+    multiply(by, rows, count, {0, by.out}, finish);
+}
+
+// One head of one sequence. Vectors of queries, of values and of the result are so far apart; keys come transposed.
 struct Head {
     const float* queries;
-    const float* keys;
+    std::size_t query_stride, count;
+    const float* keys;  // [Size, padded]
     const float* values;
-    std::size_t stride, length, padded;
+    std::size_t value_stride, length, padded;
     float scale;
     float* scores;  // [kRows, padded]
     float* to;
@@ -202,7 +213,7 @@ inline void score_tile(const Head& head, std::size_t first, std::size_t column, 
     for (std::size_t row = 0; row < Count; ++row)
 #pragma GCC unroll 4
         for (std::size_t vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm512_setzero_ps();
-    const float* queries = head.queries + first * head.stride;
+    const float* queries = head.queries + first * head.query_stride;
     for (std::size_t depth = 0; depth < Size; ++depth) {
         __m512 keys[Vectors];
 #pragma GCC unroll 4
@@ -210,7 +221,7 @@ inline void score_tile(const Head& head, std::size_t first, std::size_t column, 
             keys[vector] = load(head.keys + depth * head.padded + column + vector * kLanes);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            const __m512 query = _mm512_set1_ps(queries[row * head.stride + depth]);
+            const __m512 query = _mm512_set1_ps(queries[row * head.query_stride + depth]);
 #pragma GCC unroll 4
             for (std::size_t vector = 0; vector < Vectors; ++vector)
                 sums[row][vector] = _mm512_fmadd_ps(query, keys[vector], sums[row][vector]);
@@ -266,7 +277,7 @@ inline void attend_rows(const Head& head, std::size_t first, const float* bias, 
         __m512 values[vectors];
 #pragma GCC unroll 4
         for (std::size_t vector = 0; vector < vectors; ++vector)
-            values[vector] = load(head.values + key * head.stride + vector * kLanes);
+            values[vector] = load(head.values + key * head.value_stride + vector * kLanes);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
             const __m512 weight = _mm512_set1_ps(head.scores[row * head.padded + key]);
@@ -285,9 +296,9 @@ inline void attend_rows(const Head& head, std::size_t first, const float* bias, 
 
 template <std::size_t Size>
 void attend(const Head& head, const float* bias, std::size_t bias_stride) {
-    for (std::size_t first = 0; first < head.length; first += kRows) {
+    for (std::size_t first = 0; first < head.count; first += kRows) {
         const float* rows_bias = bias + first * bias_stride;
-        switch (std::min(kRows, head.length - first)) {
+        switch (std::min(kRows, head.count - first)) {
             case 1: attend_rows<Size, 1>(head, first, rows_bias, bias_stride); break;
             case 2: attend_rows<Size, 2>(head, first, rows_bias, bias_stride); break;
             case 3: attend_rows<Size, 3>(head, first, rows_bias, bias_stride); break;
@@ -325,7 +336,7 @@ class Room {
 
 struct Rooms {
     Room<std::uint8_t> rounded, rounded_inner;
-    Room<float> scales, inner_scales, query_key_value, context, keys, scores, inner;
+    Room<float> scales, inner_scales, query_key_value, context, keys, scores, inner, queries;
 };
 
 // Sequences that lie one after another without padding; `first` has one entry more than there are sequences.
@@ -357,30 +368,42 @@ Packed pack(float* hidden, std::size_t sequences, std::size_t length, std::size_
     return packed;
 }
 
-// Padding's states become 0.
-void unpack(float* hidden, const Packed& packed, std::size_t width) {
-    for (std::size_t sequence = packed.sequences(); sequence-- > 0;) {
+void unpack(const float* hidden, const Packed& packed, std::size_t width, float* result) {
+    for (std::size_t sequence = 0; sequence < packed.sequences(); ++sequence) {
         const std::size_t first = packed.first[sequence], count = packed.first[sequence + 1] - first;
-        float* to = hidden + sequence * packed.length * width;
-        std::memmove(to, hidden + first * width, count * width * sizeof *hidden);
+        float* to = result + sequence * packed.length * width;
+        std::copy(hidden + first * width, hidden + (first + count) * width, to);
         std::fill(to + count * width, to + packed.length * width, 0.0f);
     }
 }
 
-void attend_all(const Layer& layer, const float* query_key_value, const Packed& packed, const AttentionBias& bias,
-                Rooms& rooms, float* context) {
-    const std::size_t width = layer.output->in, size = width / layer.heads;
-    float* keys = rooms.keys.of(size * rounded_up(packed.length, kLanes));
-    float* scores = rooms.scores.of(kRows * rounded_up(packed.length, kLanes));
+// Attention of all tokens, or of each sequence's first one; `queries` are `query_stride` apart, `key_values` are what the
+// product made of all tokens. The context has a row for each query.
+void attend_all(const Layer& layer, const float* queries, std::size_t query_stride, const float* query_key_value,
+                const Packed& packed, const AttentionBias& bias, Rooms& rooms, float* context) {
+    const std::size_t width = layer.output->in, size = width / layer.heads, longest = rounded_up(packed.length, kLanes);
+    float* keys = rooms.keys.of(size * longest);
+    float* scores = rooms.scores.of(kRows * longest);
     for (std::size_t sequence = 0; sequence < packed.sequences(); ++sequence) {
         const std::size_t first = packed.first[sequence], length = packed.first[sequence + 1] - first;
-        const std::size_t padded = rounded_up(length, kLanes);
+        const std::size_t first_query = layer.first_row ? sequence : first;
         const float* of_sequence = bias.values + sequence * bias.sequence_stride;
         for (std::size_t number = 0; number < layer.heads; ++number) {
-            const float* queries = query_key_value + first * 3 * width + number * size;
-            transpose(queries + width, 3 * width, length, size, keys, padded);
-            const Head head{queries, keys, queries + 2 * width, 3 * width, length, padded, layer.score_scale,
-                            scores,  context + first * width + number * size, width};
+            const float* head_keys = query_key_value + first * 3 * width + width + number * size;
+            Head head;
+            head.queries = queries + first_query * query_stride + number * size;
+            head.query_stride = query_stride;
+            head.count = layer.first_row ? 1 : length;
+            head.keys = keys;
+            head.values = head_keys + width;
+            head.value_stride = 3 * width;
+            head.length = length;
+            head.padded = rounded_up(length, kLanes);
+            head.scale = layer.score_scale;
+            head.scores = scores;
+            head.to = context + first_query * width + number * size;
+            head.to_stride = width;
+            transpose(head_keys, 3 * width, length, size, keys, head.padded);
             if (size == 32) attend<32>(head, of_sequence, bias.query_stride);
             else attend<64>(head, of_sequence, bias.query_stride);
         }
@@ -415,21 +438,51 @@ void feed_forward(const Layer& layer, const float* context, float* states, const
     normalise(layer.after_feed_forward);
 }
 
+void feed_forward_all(const Layer& layer, const float* context, float* states, const Rounded& rounded,
+                      std::size_t count, Rooms& rooms) {
+    const std::size_t width = layer.output->out;
+    for (std::size_t first = 0; first < count; first += kBlock) {
+        const Rounded block{rounded.values + first * width, rounded.scales + first};
+        feed_forward(layer, context + first * width, states + first * width, block, std::min(kBlock, count - first),
+                     rooms);
+    }
+}
+
 // `rounded` are the states of before, and then those of after.
 void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, const Packed& packed,
                    const AttentionBias& bias, Rooms& rooms) {
-    const std::size_t width = layer.output->out;
-    float* query_key_value = rooms.query_key_value.of(packed.tokens() * 3 * width);
-    multiply(*layer.query_key_value, rounded, packed.tokens(), [&](std::size_t row, std::size_t column, __m512 value) {
+    const std::size_t width = layer.output->out, tokens = packed.tokens();
+    float* query_key_value = rooms.query_key_value.of(tokens * 3 * width);
+    multiply(*layer.query_key_value, rounded, tokens, [&](std::size_t row, std::size_t column, __m512 value) {
         store(query_key_value + row * 3 * width + column, value);
     });
-    float* context = rooms.context.of(packed.tokens() * width);
-    attend_all(layer, query_key_value, packed, bias, rooms, context);
-    for (std::size_t first = 0; first < packed.tokens(); first += kBlock) {
-        const Rounded block{rounded.values + first * width, rounded.scales + first};
-        feed_forward(layer, context + first * width, hidden + first * width, block,
-                     std::min(kBlock, packed.tokens() - first), rooms);
+    float* context = rooms.context.of(tokens * width);
+    attend_all(layer, query_key_value, 3 * width, query_key_value, packed, bias, rooms, context);
+    feed_forward_all(layer, context, hidden, rounded, tokens, rooms);
+}
+
+// The same for each sequence's first token alone: keys and values are computed of all, and nothing else. The results are the
+// first rows of `hidden`.
+void forward_first_row(const Layer& layer, float* hidden, const Rounded& rounded, const Packed& packed,
+                       const AttentionBias& bias, Rooms& rooms) {
+    const std::size_t width = layer.output->out, tokens = packed.tokens(), sequences = packed.sequences();
+    float* query_key_value = rooms.query_key_value.of(tokens * 3 * width);
+    multiply(*layer.query_key_value, rounded, tokens, {width, 3 * width},
+             [&](std::size_t row, std::size_t column, __m512 value) {
+                 store(query_key_value + row * 3 * width + column, value);
+             });
+    for (std::size_t sequence = 0; sequence < sequences; ++sequence) {
+        const std::size_t from = packed.first[sequence];
+        std::memmove(hidden + sequence * width, hidden + from * width, width * sizeof *hidden);
+        std::memmove(rounded.values + sequence * width, rounded.values + from * width, width);
+        rounded.scales[sequence] = rounded.scales[from];
     }
+    float* queries = rooms.queries.of(sequences * width);
+    multiply(*layer.query_key_value, rounded, sequences, {0, width},
+             [&](std::size_t row, std::size_t column, __m512 value) { store(queries + row * width + column, value); });
+    float* context = rooms.context.of(tokens * width);
+    attend_all(layer, queries, width, query_key_value, packed, bias, rooms, context);
+    feed_forward_all(layer, context, hidden, rounded, sequences, rooms);
 }
 
 }  // namespace
@@ -456,15 +509,19 @@ Linear::Linear(const std::int8_t* weights, const float* scales, const float* bia
 }
 
 void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
-             const AttentionBias& bias) {
+             const AttentionBias& bias, float* result) {
     static thread_local Rooms rooms;
     const std::size_t width = layers.front().output->in;
     const Packed packed = pack(hidden, sequences, length, width, bias);
     const Rounded rounded{rooms.rounded.of(packed.tokens() * width), rooms.scales.of(packed.tokens())};
     for (std::size_t token = 0; token < packed.tokens(); ++token)
         round_row(hidden + token * width, width, rounded.values + token * width, rounded.scales + token);
-    for (const Layer& layer : layers) forward_layer(layer, hidden, rounded, packed, bias, rooms);
-    unpack(hidden, packed, width);
+    for (const Layer& layer : layers) {
+        if (layer.first_row) forward_first_row(layer, hidden, rounded, packed, bias, rooms);
+        else forward_layer(layer, hidden, rounded, packed, bias, rooms);
+    }
+    if (layers.back().first_row) std::copy(hidden, hidden + sequences * width, result);
+    else unpack(hidden, packed, width, result);
 }
 
 }  // namespace rerankd
@@ -483,7 +540,7 @@ void Free::operator()(void* memory) const { std::free(memory); }
 
 Linear::Linear(const std::int8_t*, const float*, const float*, std::size_t in, std::size_t out) : in(in), out(out) {}
 
-void forward(const std::vector<Layer>&, float*, std::size_t, std::size_t, const AttentionBias&) {
+void forward(const std::vector<Layer>&, float*, std::size_t, std::size_t, const AttentionBias&, float*) {
     throw std::logic_error("these kernels are for x86-64");
 }
 

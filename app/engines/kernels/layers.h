@@ -43,6 +43,8 @@ struct Layer {
     std::size_t heads;
     // What a product of query and key is multiplied with.
     float score_scale;
+    // Whether only the first token of each sequence goes on. The last layer's alone may.
+    bool first_row;
 };
 
 // What is added to the scores of attention, shape [sequences, queries, keys]; a stride of 0: the same for all.
@@ -51,9 +53,10 @@ struct AttentionBias {
     std::size_t sequence_stride, query_stride;
 };
 
-// Replace hidden states, shape [sequences, length, width], by what one or more layers make of them. On one thread. Padding
-// costs nothing, and its states become 0: tokens at a sequence's end that the bias hides from every query, also their own.
+// What one or more layers make of hidden states, shape [sequences, length, width], which are overwritten. The result has the
+// same shape, or one row for each sequence. On one thread. Padding costs nothing, and its result is 0: tokens at a sequence's
+// end that the bias hides from every query, also their own.
 void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
-             const AttentionBias& bias);
+             const AttentionBias& bias, float* result);
 
 }  // namespace rerankd

@@ -49,7 +49,7 @@ Normalisation make_normalisation(const Floats& weight, const Floats& bias, float
 
 Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear> output, std::shared_ptr<Linear> up,
                  std::shared_ptr<Linear> down, Normalisation after_attention, Normalisation after_feed_forward,
-                 std::size_t heads, float score_scale) {
+                 std::size_t heads, float score_scale, bool first_row) {
     const std::size_t width = output->out, size = heads ? width / heads : 0;
     require(query_key_value->in == width && query_key_value->out == 3 * width && output->in == width &&
                 up->in == width && down->in == up->out && down->out == width &&
@@ -57,7 +57,7 @@ Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear
             "the sizes of a layer's parts do not fit each other");
     require((size == 32 || size == 64) && size * heads == width, "heads of 32 or 64 are wanted");
     return {query_key_value, output,  up,   down, std::move(after_attention), std::move(after_feed_forward),
-            heads,           score_scale};
+            heads,           score_scale, first_row};
 }
 
 class Layers {
@@ -65,11 +65,13 @@ class Layers {
     explicit Layers(std::vector<Layer> layers) : layers_(std::move(layers)) {
         require(!layers_.empty(), "at least one layer is wanted");
         require(rerankd::supported(), "the kernels need a processor with AVX-512 and VNNI");
-        for (const Layer& layer : layers_)
+        for (const Layer& layer : layers_) {
             require(layer.output->out == layers_.front().output->out, "layers of different widths");
+            require(!layer.first_row || &layer == &layers_.back(), "only the last layer may go on with one row");
+        }
     }
 
-    void forward(py::array_t<float, py::array::c_style>& hidden, const Floats& bias) const {
+    py::array_t<float> forward(py::array_t<float, py::array::c_style>& hidden, const Floats& bias) const {
         require(hidden.ndim() == 3 && static_cast<std::size_t>(hidden.shape(2)) == layers_.front().output->out &&
                     hidden.size() > 0,
                 "hidden: shape [sequences, length, width] is wanted");
@@ -79,10 +81,15 @@ class Layers {
                 "bias: shape [sequences or 1, 1, length or 1, length] is wanted");
         const std::size_t query_stride = bias.shape(2) == 1 ? 0 : length;
         const std::size_t sequence_stride = bias.shape(0) == 1 ? 0 : bias.shape(2) * length;
+        py::array_t<float> result({sequences, layers_.back().first_row ? 1 : length, hidden.shape(2)});
         float* states = hidden.mutable_data();
+        float* results = result.mutable_data();
         const float* biases = bias.data();
-        const py::gil_scoped_release release;
-        rerankd::forward(layers_, states, sequences, length, {biases, sequence_stride, query_stride});
+        {
+            const py::gil_scoped_release release;
+            rerankd::forward(layers_, states, sequences, length, {biases, sequence_stride, query_stride}, results);
+        }
+        return result;
     }
 
   private:
@@ -100,7 +107,7 @@ PYBIND11_MODULE(_compiled, module) {
     py::class_<Layer>(module, "Layer")
         .def(py::init(&make_layer), py::kw_only(), py::arg("query_key_value"), py::arg("output"), py::arg("up"),
              py::arg("down"), py::arg("after_attention"), py::arg("after_feed_forward"), py::arg("heads"),
-             py::arg("score_scale"));
+             py::arg("score_scale"), py::arg("first_row") = false);
     py::class_<Layers>(module, "Layers")
         .def(py::init<std::vector<Layer>>(), py::arg("layers"))
         .def("forward", &Layers::forward, py::arg("hidden"), py::arg("bias"));

@@ -74,12 +74,12 @@ def test_all_layers_of_the_shipped_model_are_found() -> None:
     assert [layer.query.weights.shape for layer in layers] == [(384, 384)] * 6
     assert {layer.bias for layer in layers} == {layers[0].bias}
     assert [layer.source for layer in layers[1:]] == [layer.output for layer in layers[:-1]]
-    assert {(layer.heads, round(layer.score_scale**-2)) for layer in layers} == {(12, 32)}
+    assert {(layer.heads, round(layer.score_scale**-2), layer.first_row) for layer in layers} == {(12, 32, False)}
 
 
-def test_all_but_the_last_layer_of_an_exported_model_are_found(wide_folder: Path) -> None:
-    """Of that one, only a row is computed (app/narrowing.py)."""
-    assert len(find_layers(graph_of(wide_folder).graph)) == WIDE["num_hidden_layers"] - 1
+def test_all_layers_of_an_exported_model_are_found_the_last_one_of_one_row(wide_folder: Path) -> None:
+    layers = find_layers(graph_of(wide_folder).graph)
+    assert [layer.first_row for layer in layers] == [False] * (WIDE["num_hidden_layers"] - 1) + [True]
 
 
 def _attribute(kind: str, name: str, value: object) -> Change:

@@ -45,7 +45,7 @@ class Numbers:
             for name in ("after_attention", "after_feed_forward")
         }
 
-    def compiled(self) -> kernels.Layer:
+    def compiled(self, *, first_row: bool = False) -> kernels.Layer:
         linear: dict[str, Any] = {
             name: kernels.Linear(self.weights[name], scales=self.scales[name], bias=self.biases[name])
             for name in self.weights
@@ -54,7 +54,7 @@ class Numbers:
             name: kernels.Normalisation(weight=weight, bias=bias, epsilon=_EPSILON)
             for name, (weight, bias) in self.norms.items()
         }
-        return kernels.Layer(**linear, **norms, heads=self.heads, score_scale=self.size**-0.5)
+        return kernels.Layer(**linear, **norms, heads=self.heads, score_scale=self.size**-0.5, first_row=first_row)
 
     def forward(self, hidden: FloatArray, bias: FloatArray) -> Matrix:
         """The layer on one sequence, [length, width], with a bias of [length, length]."""
@@ -90,9 +90,7 @@ def states(*shape: int, seed: int = 1) -> FloatArray:
 
 
 def run(layers: Sequence[Numbers], hidden: FloatArray, bias: FloatArray) -> FloatArray:
-    result = hidden.copy()
-    kernels.Layers([layer.compiled() for layer in layers]).forward(result, bias)
-    return result
+    return kernels.Layers([layer.compiled() for layer in layers]).forward(hidden.copy(), bias)
 
 
 SMALL = Numbers(width=64, inner=128, size=32)
@@ -117,6 +115,19 @@ def test_layers_are_computed_one_after_another() -> None:
     hidden, bias = states(3, 20, 64), np.zeros((1, 1, 1, 20), dtype=np.float32)
     expected = run([second], run([first], hidden, bias), bias)
     np.testing.assert_array_equal(run([first, second], hidden, bias), expected)
+
+
+@pytest.mark.parametrize("lengths", [[1], [7], [20, 3, 1, 20, 64], [5] * 130])
+@pytest.mark.parametrize("of_query", [True, False])
+def test_the_first_row_alone_is_that_of_all_rows(lengths: Sequence[int], of_query: bool) -> None:
+    longest = max(lengths) + 2
+    hidden = states(len(lengths), longest, 64)
+    bias = states(len(lengths), 1, longest if of_query else 1, longest, seed=2)
+    for row, length in enumerate(lengths):
+        bias[row, ..., length:] = _HIDDEN
+    layers = [Numbers(width=64, inner=128, size=32, seed=seed) for seed in range(2)]
+    last_alone = kernels.Layers([layers[0].compiled(), layers[1].compiled(first_row=True)])
+    np.testing.assert_array_equal(last_alone.forward(hidden.copy(), bias), run(layers, hidden, bias)[:, :1])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 40), (4, 1, 1, 40), (1, 1, 40, 40), (4, 1, 40, 40)])
@@ -165,9 +176,7 @@ def test_threads_do_not_disturb_each_other() -> None:
     expected = [run([SMALL], *given) for given in zip(inputs, biases, strict=True)]
 
     def forward(given: tuple[FloatArray, FloatArray]) -> FloatArray:
-        hidden = given[0].copy()
-        compiled.forward(hidden, given[1])
-        return hidden
+        return compiled.forward(given[0].copy(), given[1])
 
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
@@ -212,5 +221,7 @@ def test_parts_that_do_not_fit_each_other_are_refused() -> None:
         Numbers(width=64, inner=128, size=16).compiled()
     with pytest.raises(ValueError, match="at least one layer"):
         kernels.Layers([])
+    with pytest.raises(ValueError, match="only the last layer"):
+        kernels.Layers([SMALL.compiled(first_row=True), SMALL.compiled()])
     with pytest.raises(ValueError, match="different widths"):
         kernels.Layers([SMALL.compiled(), Numbers(width=128, inner=128, size=32).compiled()])

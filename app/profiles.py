@@ -69,7 +69,7 @@ class Choice(BaseModel):
     engine: str
     workers: int = Field(ge=1)
     batch_tokens: int = Field(ge=16)
-    engine_options: Mapping[str, int] = Field(default_factory=dict)
+    engine_options: Mapping[str, int | bool] = Field(default_factory=dict)
 
 
 class Profile(BaseModel):

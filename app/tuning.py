@@ -55,10 +55,13 @@ _WORDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the cores are divided; `threads` None: the engine has no such option."""
+    """How the cores are divided; `threads` None: the engine has no such option. `fused` False: without our own kernels,
+    which are not the fastest on every processor; None: as the engine does it.
+    """
 
     workers: int
     threads: int | None
+    fused: bool | None = None
 
 
 @dataclass(slots=True)
@@ -123,7 +126,10 @@ def layouts(engine: str, spec: ModelSpec, *, cores: int) -> list[Layout]:
         return [Layout(spec.workers or 1, None)]
     if not leaves_layout_open(spec):
         return [Layout(spec.workers or max(1, cores // threads), threads)]
-    return [Layout(cores // threads, threads) for threads in range(1, cores + 1) if cores % threads == 0]
+    divided = [Layout(cores // threads, threads) for threads in range(1, cores + 1) if cores % threads == 0]
+    if engine == "onnx" and "fused" not in spec.engine_options:
+        divided.insert(1, Layout(cores, 1, fused=False))
+    return divided
 
 
 def engines(spec: ModelSpec) -> list[str]:
@@ -191,6 +197,7 @@ class _Tuning:
         ]
         share_s = self._budget_s * _FIRST_ROUND_SHARE / (len(planned) * self._budgets_per_layout)
         candidates: list[Candidate] = []
+        measured: set[tuple[str, int]] = set()
         for name, layout in planned:
             try:
                 engine = self._load(_choice(name, layout, tokens=self._spec.batch_tokens or 16))
@@ -198,6 +205,9 @@ class _Tuning:
             except ConfigError as error:
                 self._say(f"{name} is left out: {error}")
                 continue
+            if (engine.name, layout.workers) in measured:
+                continue  # what the layout leaves out was not there
+            measured.add((engine.name, layout.workers))
             for tokens in self._budgets(engine):
                 candidate = Candidate(_choice(name, layout, tokens=tokens))
                 await self._measure(candidate, engine, seconds=share_s)
@@ -305,11 +315,14 @@ def choose(default: Candidate, finalists: Sequence[Candidate]) -> Candidate:
 def describe(choice: Choice) -> str:
     threads = choice.engine_options.get("threads")
     each = f" x {threads} threads" if threads else ""
-    return f"{choice.engine}, {choice.workers} workers{each}, {choice.batch_tokens} tokens"
+    without = "" if choice.engine_options.get("fused", True) else " without fused layers"
+    return f"{choice.engine}{without}, {choice.workers} workers{each}, {choice.batch_tokens} tokens"
 
 
 def _choice(engine: str, layout: Layout, *, tokens: int) -> Choice:
-    options = {} if layout.threads is None else {"threads": layout.threads}
+    options: dict[str, int | bool] = {} if layout.threads is None else {"threads": layout.threads}
+    if layout.fused is not None:
+        options["fused"] = layout.fused
     return Choice(engine=engine, workers=layout.workers, batch_tokens=tokens, engine_options=options)
 
 

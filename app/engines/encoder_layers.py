@@ -97,7 +97,7 @@ class _Finder:
         for gelu in self._gelus:
             try:
                 yield self._layer(gelu)
-            except _Unlike:
+            except (_Unlike, ValueError):  # the latter where a node has another number of inputs
                 continue
 
     def _layer(self, gelu: onnx.NodeProto) -> LayerPart:
@@ -186,7 +186,7 @@ class _Finder:
         for product, residual in ((first, second), (second, first)):
             try:
                 return self._linear(product), residual
-            except _Unlike:
+            except (_Unlike, ValueError):
                 continue
         raise _Unlike
 

@@ -197,7 +197,7 @@ def _preferred_batch(device: Device, *, fused: bool) -> BatchLimits:
     batch themselves: for them it is as large as it may be without keeping the next request waiting.
     """
     if device == "cpu":
-        return BatchLimits(tokens=1024 if fused else 512, pairs=64)
+        return BatchLimits(tokens=512 if fused else 512, pairs=64)
     return BatchLimits(tokens=32_768, pairs=256)
 
 

@@ -13,7 +13,7 @@ from app.worker import Worker
 
 # A larger request is tokenised in portions: others get their turn between two of them, a client that goes away stops
 # the rest, and smaller calls are faster as well (docs/benchmarks.md).
-_DOCUMENTS_PER_CALL = 500
+_DOCUMENTS_PER_CALL = 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,9 @@ def candidate(*speeds: float) -> Candidate:
 @pytest.mark.parametrize(
     ("engine", "keys", "cores", "expected"),
     [
-        ("onnx", {}, 1, [(1, 1)]),
-        ("onnx", {}, 2, [(2, 1), (1, 2)]),
+        ("onnx", {}, 1, [(1, 1), (1, 1, False)]),
+        ("onnx", {}, 2, [(2, 1), (2, 1, False), (1, 2)]),
+        ("onnx", {"engine_options": {"fused": False}}, 2, [(2, 1), (1, 2)]),
         ("openvino", {}, 6, [(6, 1), (3, 2), (2, 3), (1, 6)]),
         ("onnx", {"workers": 3}, 8, [(3, 1)]),
         ("onnx", {"engine_options": {"threads": 4}}, 8, [(2, 4)]),
@@ -42,7 +43,7 @@ def candidate(*speeds: float) -> Candidate:
     ],
 )
 def test_layouts_use_all_cores_and_the_default_comes_first(
-    engine: str, keys: dict[str, Any], cores: int, expected: list[tuple[int, int | None]]
+    engine: str, keys: dict[str, Any], cores: int, expected: list[tuple[Any, ...]]
 ) -> None:
     assert layouts(engine, spec(**keys), cores=cores) == [Layout(*layout) for layout in expected]
 

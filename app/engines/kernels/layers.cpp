@@ -56,7 +56,7 @@ inline void add_products(__m512i& sums, __m512i values, __m512i weights) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
 }
 
-// 2^(x log2 e), and 0 below -80.
+// 2^(x log2 e) to 3e-7 of it, by a polynomial for the power's fraction; 0 below -80.
 inline __m512 exponential(__m512 x) {
     const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-80), _CMP_GT_OQ);
     const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
@@ -68,7 +68,8 @@ inline __m512 exponential(__m512 x) {
     return _mm512_maskz_scalef_ps(counts, sum, whole);
 }
 
-// x times the normal distribution's function; a polynomial in x^2 up to 5, to 2e-6.
+// x times the normal distribution's function (Hendrycks and Gimpel, arXiv:1606.08415), to 2e-6: up to 5 by a polynomial in
+// 2 x^2 / 25 - 1, and by its end beyond.
 inline __m512 gelu(__m512 x) {
     const __m512 near = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(5)), _mm512_set1_ps(-5));
     const __m512 u = _mm512_fmsub_ps(_mm512_mul_ps(near, near), _mm512_set1_ps(0.08f), _mm512_set1_ps(1));
@@ -377,8 +378,8 @@ void unpack(const float* hidden, const Packed& packed, std::size_t width, float*
     }
 }
 
-// Attention of all tokens, or of each sequence's first one; `queries` are `query_stride` apart, `key_values` are what the
-// product made of all tokens. The context has a row for each query.
+// Attention of all tokens, or of each sequence's first one. Keys and values are the product's of all tokens, queries lie
+// `query_stride` apart, wherever they are. The context has a row for each query.
 void attend_all(const Layer& layer, const float* queries, std::size_t query_stride, const float* query_key_value,
                 const Packed& packed, const AttentionBias& bias, Rooms& rooms, float* context) {
     const std::size_t width = layer.output->in, size = width / layer.heads, longest = rounded_up(packed.length, kLanes);

@@ -1,12 +1,13 @@
 """The asynchronous shell around the planner: futures, the worker's threads, and failures that stay where they arose.
 
 Never waits while a worker is idle, and never holds a batch back: while all workers are busy, what arrives gathers in
-the planner. There is no timer. Equal encodings that are open at the same time are scored once.
+the planner, until one of them should be about to be idle. Then its next batch is cut, so that a thread finds it as
+soon as its pass is over. Equal encodings that are open at the same time are scored once.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 _STUCK_FACTOR = 20.0
 # The first passes may compile for minutes.
 _FIRST_PASSES_FACTOR = 30.0
+# The next batch is cut when a pass should take so long yet: what its hand-over takes while all cores are busy, and what
+# predictions are wrong by. What arrives after that waits for the batch behind.
+_HANDOVER_S = 0.001
+_HANDOVER_SHARE = 0.1
 
 _ORDINARY = Terms()
 
@@ -94,10 +99,22 @@ class _Item:
 
 @dataclass(slots=True, eq=False)
 class _Pass:
-    """A forward pass that runs: since when, and how long it should take."""
+    """A forward pass: since when it runs, if it does, and how long it should take."""
 
-    started: float
-    expected_s: float
+    expected_s: float = 0.0
+    started: float | None = None
+    seconds: float = 0.0
+
+    def left_s(self, now: float) -> float:
+        """How long it should take yet."""
+        return self.expected_s if self.started is None else max(0.0, self.started + self.expected_s - now)
+
+    def run(self, forward: Callable[[Sequence[Encoding]], FloatArray], encodings: Sequence[Encoding]) -> FloatArray:
+        """In the worker's thread."""
+        self.started = perf_counter()
+        logits = forward(encodings)
+        self.seconds = perf_counter() - self.started
+        return logits
 
 
 def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
@@ -234,7 +251,7 @@ class Batcher:
         if self._closed:
             raise _gone(self._model)
         now = perf_counter()
-        busy_s = sum(max(0.0, one.started + one.expected_s - now) for one in self._passes) / self._worker.threads
+        busy_s = sum(one.left_s(now) for one in self._passes) / self._worker.threads
         try:
             self.admission.check(work, terms, now=now, busy_s=busy_s)
         except (Overloaded, DeadlineExceeded) as refusal:
@@ -331,13 +348,30 @@ class Batcher:
         self._observer.queue_changed(model=self._model, waiting_tokens=self._planner.waiting_tokens)
 
     async def _work(self) -> None:
-        """Keep one of the worker's threads busy: between two passes, while anything waits, the event loop does nothing
-        but to hand out the scores of the one and to cut the other. Answers are written while the next pass runs.
+        """Keep one of the worker's threads busy, with one pass that runs and one that is handed over just before the
+        first ends. Scores are given out and answers written while the next pass runs.
         """
-        while True:
-            await self._score(await self._next_batch(), tries=2)
+        async with asyncio.TaskGroup() as scoring:
+            before: asyncio.Task[None] | None = None
+            while True:
+                batch, running = await self._next_batch(), _Pass()
+                task = scoring.create_task(self._score(batch, running, tries=2))
+                if before is not None:
+                    await before
+                await self._nearly_over(task, running)
+                before = task
 
-    async def _score(self, batch: Sequence[_Item], *, tries: int) -> None:
+    async def _nearly_over(self, scoring: asyncio.Task[None], running: _Pass) -> None:
+        """Wait until a batch is scored, or should be in a moment."""
+        await asyncio.sleep(0)  # it is handed over
+        if not self._cost.known:
+            await asyncio.wait({scoring})
+            return
+        left_s = running.left_s(perf_counter()) - _HANDOVER_S - _HANDOVER_SHARE * running.expected_s
+        if left_s > 0:
+            await asyncio.wait({scoring}, timeout=left_s)
+
+    async def _score(self, batch: Sequence[_Item], running: _Pass, *, tries: int) -> None:
         """Score a batch; if it fails, its halves, down to the one encoding that the engine cannot take. Each encoding
         has `tries`, so that one which was alone when a worker died is not taken for the cause.
         """
@@ -345,7 +379,7 @@ class Batcher:
         if not batch:
             return
         try:
-            logits = await self._forward(batch)
+            logits = await self._forward(batch, running)
         except Exception as error:
             logger.exception("batch of %d pairs failed", len(batch), extra={"model": self._model})
             self._observer.batch_failed(model=self._model, pairs=len(batch))
@@ -355,15 +389,15 @@ class Batcher:
         else:
             self._deliver(batch, logits)
 
-    async def _forward(self, batch: Sequence[_Item]) -> FloatArray:
+    async def _forward(self, batch: Sequence[_Item], running: _Pass) -> FloatArray:
         encodings = [item.encoding for item in batch]
         lengths = self.lengths_of(encodings)
         tokens, squares = sum(lengths), sum(length * length for length in lengths)
-        running = _Pass(perf_counter(), self._cost.seconds(tokens=tokens, squares=squares))
+        running.expected_s = self._cost.seconds(tokens=tokens, squares=squares)
         self._passes.add(running)
         try:
             async with asyncio.timeout(self._patience_s(running)):
-                logits = await self._worker.run(self._engine.forward, encodings)
+                logits = await self._worker.run(running.run, self._engine.forward, encodings)
         except TimeoutError:
             self._worker.give_up()
             raise TimeoutError(f"the engine did not come back within {self._patience_s(running):.0f} s") from None
@@ -372,7 +406,7 @@ class Batcher:
         if logits.ndim != 2 or len(logits) != len(batch):
             raise ValueError(f"the engine gave logits of shape {logits.shape} for {len(batch)} encodings")
         if any(not self._jobs[entry.job].urgent for item in batch for entry in item.wanted_by):
-            self._cost.learn(tokens=tokens, squares=squares, seconds=perf_counter() - running.started)
+            self._cost.learn(tokens=tokens, squares=squares, seconds=running.seconds)
         return logits
 
     def _patience_s(self, running: _Pass) -> float:
@@ -393,11 +427,11 @@ class Batcher:
     async def _isolate_failure(self, batch: Sequence[_Item], *, tries: int) -> None:
         if len(batch) > 1:
             middle = len(batch) // 2
-            await self._score(batch[:middle], tries=tries)
-            await self._score(batch[middle:], tries=tries)
+            await self._score(batch[:middle], _Pass(), tries=tries)
+            await self._score(batch[middle:], _Pass(), tries=tries)
             return
         if tries > 0:
-            await self._score(batch, tries=tries)
+            await self._score(batch, _Pass(), tries=tries)
             return
         failure = ScoringFailed("the model failed on one of the documents; the server's log has the cause")
         for entry in self._running.pop(batch[0].identity).wanted_by:

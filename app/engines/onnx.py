@@ -52,6 +52,9 @@ _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
     "tensorrt": ["model.float16.onnx", *_PLAIN],
 }
 _OUTPUT: Final = "logits"
+# Small batches stay in a processor's cache, and no request waits for them long; a GPU wants them large.
+_SMALL: Final = BatchLimits(tokens=512, pairs=64)
+_LARGE: Final = BatchLimits(tokens=32_768, pairs=256)
 # On the CPU, adding the bias and then GELU by itself take less time than both in one (docs/benchmarks.md).
 _SLOW_FUSIONS: Final[Mapping[Device, Sequence[str]]] = {"cpu": ["BiasGeluFusion"], "cuda": [], "tensorrt": []}
 # What ONNX Runtime says when it cannot do that, because several nodes read the same weights.
@@ -146,7 +149,7 @@ class OnnxEngine:
             name=f"onnx/{options.kind}/{file}" + ("/fused" if fused else "" if exact else "/inexact"),
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
-            preferred_batch=_preferred_batch(options.kind, fused=fused is not None),
+            preferred_batch=_SMALL if on_cpu else _LARGE,
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
             outputs=len(spec.output_tokens) or None,
         )
@@ -190,15 +193,6 @@ class OnnxEngine:
         self._session.run_with_iobinding(binding)
         logits: FloatArray = binding.copy_outputs_to_cpu()[0]
         return logits
-
-
-def _preferred_batch(device: Device, *, fused: bool) -> BatchLimits:
-    """Small batches stay in a processor's cache; a GPU wants them large (docs/benchmarks.md). Our own kernels divide a
-    batch themselves: for them it is as large as it may be without keeping the next request waiting.
-    """
-    if device == "cpu":
-        return BatchLimits(tokens=512 if fused else 512, pairs=64)
-    return BatchLimits(tokens=32_768, pairs=256)
 
 
 def _open_fused(graph: Path, options: OnnxOptions) -> "FusedSession | None":

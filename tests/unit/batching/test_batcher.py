@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -64,6 +65,59 @@ async def test_an_idle_engine_gets_work_at_once_and_what_arrives_meanwhile_gathe
         engine.gate.set()
         await asyncio.gather(first, *others)
     assert [len(batch) for batch in engine.batches] == [1, 3]
+
+
+# Passes until the batcher trusts what it has learnt of their length, and some more.
+_LEARNING = 24
+
+
+class _SteadyEngine(ArithmeticEngine):
+    """A pass takes as long as its tokens; it remembers when each began."""
+
+    token_s = 0.0025
+
+    def __init__(self, **limits: int) -> None:
+        super().__init__(**limits)
+        self.begun: list[float] = []
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        self.begun.append(perf_counter())
+        time.sleep(self.token_s * sum(len(encoding.ids) for encoding in encodings))
+        return super().forward(encodings)
+
+
+async def _learn(batcher: Batcher) -> None:
+    """Let the batcher learn how long passes take."""
+    for number in range(_LEARNING):
+        await batcher.forward(_encodings([number] * 8))
+
+
+@pytest.mark.timed
+async def test_a_thread_finds_its_next_batch_also_while_the_event_loop_is_busy() -> None:
+    engine = _SteadyEngine(pairs=1)
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        await _learn(batcher)
+        working = asyncio.ensure_future(batcher.forward(_encodings([7] * 80, [8] * 80)))
+        while len(engine.begun) <= _LEARNING:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.95 * 80 * engine.token_s)
+        time.sleep(0.5 * 80 * engine.token_s)  # noqa: ASYNC251 - that is what the test is about
+        free_again = perf_counter()
+        await working
+    assert engine.begun[_LEARNING + 1] < free_again
+
+
+@pytest.mark.timed
+async def test_what_arrives_before_a_pass_is_nearly_over_shares_the_next_one() -> None:
+    engine = _SteadyEngine()
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        await _learn(batcher)
+        working = [asyncio.ensure_future(batcher.forward(_encodings([7] * 80)))]
+        for number in range(3):
+            await asyncio.sleep(0.2 * 80 * engine.token_s)
+            working.append(asyncio.ensure_future(batcher.forward(_encodings([10 + number] * 8))))
+        await asyncio.gather(*working)
+    assert [len(batch) for batch in engine.batches[-2:]] == [1, 3]
 
 
 async def test_as_many_passes_run_as_the_engine_has_workers() -> None:

@@ -243,8 +243,9 @@ inline void score_tile(const Head& head, std::size_t first, std::size_t column, 
     }
 }
 
+// Scores of `Count` queries from `first` on, for all keys.
 template <std::size_t Size, std::size_t Count>
-inline void attend_rows(const Head& head, std::size_t first, const float* bias, std::size_t bias_stride) {
+inline void score_rows(const Head& head, std::size_t first, const float* bias, std::size_t bias_stride) {
     std::size_t column = 0;
     for (; column + kPanel <= head.padded; column += kPanel)
         score_tile<Size, Count, 4>(head, first, column, bias, bias_stride);
@@ -254,7 +255,11 @@ inline void attend_rows(const Head& head, std::size_t first, const float* bias, 
         case 3: score_tile<Size, Count, 3>(head, first, column, bias, bias_stride); break;
         default: break;
     }
-    float shares[Count];
+}
+
+// Scores become exponentials; a row's share is one over their sum.
+template <std::size_t Count>
+inline void exponentiate_rows(const Head& head, float* shares) {
     for (std::size_t row = 0; row < Count; ++row) {
         float* scores = head.scores + row * head.padded;
         __m512 most = load(scores);
@@ -268,6 +273,11 @@ inline void attend_rows(const Head& head, std::size_t first, const float* bias, 
         }
         shares[row] = 1 / _mm512_reduce_add_ps(sum);
     }
+}
+
+// The means of all values, weighted by what became of the scores.
+template <std::size_t Size, std::size_t Count>
+inline void weigh_values(const Head& head, std::size_t first, const float* shares) {
     constexpr std::size_t vectors = Size / kLanes;
     __m512 sums[Count][vectors];
 #pragma GCC unroll 8
@@ -293,6 +303,14 @@ inline void attend_rows(const Head& head, std::size_t first, const float* bias, 
         for (std::size_t vector = 0; vector < vectors; ++vector)
             store(head.to + (first + row) * head.to_stride + vector * kLanes,
                   _mm512_mul_ps(sums[row][vector], _mm512_set1_ps(shares[row])));
+}
+
+template <std::size_t Size, std::size_t Count>
+inline void attend_rows(const Head& head, std::size_t first, const float* bias, std::size_t bias_stride) {
+    float shares[Count];
+    score_rows<Size, Count>(head, first, bias, bias_stride);
+    exponentiate_rows<Count>(head, shares);
+    weigh_values<Size, Count>(head, first, shares);
 }
 
 template <std::size_t Size>

@@ -47,6 +47,9 @@ struct Layer {
     bool first_row;
 };
 
+// The longest sequence, in tokens.
+constexpr std::size_t kLongest = 16384;
+
 // What is added to the scores of attention, shape [sequences, queries, keys]; a stride of 0: the same for all.
 struct AttentionBias {
     const float* values;
@@ -55,7 +58,7 @@ struct AttentionBias {
 
 // What one or more layers make of hidden states, shape [sequences, length, width], which are overwritten. The result has the
 // same shape, or one row for each sequence. On one thread. Padding costs nothing, and its result is 0: tokens at a sequence's
-// end that the bias hides from every query, also their own.
+// end that the bias hides from every query, also their own; or, where only the first row goes on, from all before them.
 void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
              const AttentionBias& bias, float* result);
 

@@ -75,6 +75,8 @@ class Layers {
         require(hidden.ndim() == 3 && static_cast<std::size_t>(hidden.shape(2)) == layers_.front().output->out &&
                     hidden.size() > 0,
                 "hidden: shape [sequences, length, width] is wanted");
+        require(static_cast<std::size_t>(hidden.shape(1)) <= rerankd::kLongest,
+                "hidden: sequences of " + std::to_string(rerankd::kLongest) + " tokens at most are wanted");
         const py::ssize_t sequences = hidden.shape(0), length = hidden.shape(1);
         require(bias.ndim() == 4 && (bias.shape(0) == sequences || bias.shape(0) == 1) && bias.shape(1) == 1 &&
                     (bias.shape(2) == length || bias.shape(2) == 1) && bias.shape(3) == length,

@@ -56,14 +56,24 @@ class Numbers:
         }
         return kernels.Layer(**linear, **norms, heads=self.heads, score_scale=self.size**-0.5, first_row=first_row)
 
-    def forward(self, hidden: FloatArray, bias: FloatArray) -> Matrix:
-        """The layer on one sequence, [length, width], with a bias of [length, length]."""
+    def forward(self, hidden: FloatArray, bias: FloatArray, *, exact: bool = False) -> Matrix:
+        """The layer on one sequence, [length, width], with a bias of [length, length]. Attention as the kernels round
+        it, to 16 bits, or `exact`.
+        """
         states = hidden.astype(np.float64)
         query, key, value = np.split(self._product("query_key_value", states), 3, axis=1)
-        heads = [slice(start, start + self.size) for start in range(0, self.width, self.size)]
-        context = np.concatenate(
-            [_softmax(query[:, at] @ key[:, at].T * self.size**-0.5 + bias) @ value[:, at] for at in heads], axis=1
-        )
+        most = {32: 8191, 64: 5791}[self.size]
+        shares = np.ones(len(value))
+        if not exact:
+            query, key = _rounded(query, most), _rounded(key, most)
+            shares = np.abs(value).max(axis=1) / 4095
+            value = np.rint(value / shares[:, None])
+        contexts = []
+        for start in range(0, self.width, self.size):
+            at = slice(start, start + self.size)
+            weights = _softmax(query[:, at] @ key[:, at].T * self.size**-0.5 + bias) * shares
+            contexts.append((weights if exact else _rounded_weights(weights)) @ value[:, at])
+        context = np.concatenate(contexts, axis=1)
         states = self._normalised("after_attention", states + self._product("output", context))
         inner = self._product("up", states)
         inner *= 0.5 * (1 + np.vectorize(erf)(inner / np.sqrt(2)))
@@ -78,6 +88,27 @@ class Numbers:
         weight, bias = self.norms[name]
         apart = vectors - vectors.mean(axis=1, keepdims=True)
         return np.asarray(apart / np.sqrt((apart**2).mean(axis=1, keepdims=True) + _EPSILON) * weight + bias)
+
+
+class Unrounded(Numbers):
+    """The same layer, whose activations are not rounded to 8 bits."""
+
+    def _product(self, name: str, vectors: Matrix) -> Matrix:
+        return np.asarray(vectors @ self.weights[name] * self.scales[name] + self.biases[name])
+
+
+def _distance(result: NDArray[Any], expected: Matrix) -> float:
+    return float(np.sqrt(np.mean((result - expected) ** 2)))
+
+
+def _rounded(vectors: Matrix, largest: int) -> Matrix:
+    scales = np.abs(vectors).max(axis=1, keepdims=True) / largest
+    return np.asarray(np.rint(vectors / scales) * scales)
+
+
+def _rounded_weights(weights: Matrix) -> Matrix:
+    factors = np.minimum(32767 / weights.max(axis=1), 516000 / weights.sum(axis=1))[:, None]
+    return np.asarray(np.rint(weights * factors) / factors)
 
 
 def _softmax(scores: Matrix) -> Matrix:
@@ -108,6 +139,29 @@ def test_a_layer_is_the_one_that_numpy_computes(length: int, width: int, inner: 
     difference = np.abs(result - expected)
     assert np.median(difference) < 1e-6
     assert difference.max() < 0.1
+
+
+@pytest.mark.parametrize(("width", "inner", "size"), [(64, 128, 32), (384, 1536, 32), (384, 1536, 64)])
+def test_attention_in_16_bits_adds_little_to_what_8_bits_change(width: int, inner: int, size: int) -> None:
+    """The layer is as near to one that rounds nothing as one is whose attention rounds nothing."""
+    layer, unrounded = (kind(width=width, inner=inner, size=size) for kind in (Numbers, Unrounded))
+    hidden, bias = states(1, 300, width), np.zeros((1, 1, 300, 300), dtype=np.float32)
+    expected = unrounded.forward(hidden[0], bias[0, 0], exact=True)
+    with_8_bits = layer.forward(hidden[0], bias[0, 0], exact=True)
+    assert _distance(run([layer], hidden, bias)[0], expected) < 1.05 * _distance(with_8_bits, expected)
+
+
+@pytest.mark.parametrize("length", [1, 33, 500, 512, 2000])
+@pytest.mark.parametrize("size", [32, 64])
+def test_no_sum_of_attention_overflows(length: int, size: int) -> None:
+    """All numbers of queries, keys and values are the largest ones, and all weights the same."""
+    layer = Numbers(width=64, inner=64, size=size)
+    layer.weights["query_key_value"][:] = 127
+    layer.biases["query_key_value"][:] = 0
+    layer.scales["query_key_value"][:] = 1e-3
+    hidden, bias = np.ones((1, length, 64), dtype=np.float32), np.zeros((1, 1, 1, length), dtype=np.float32)
+    expected = layer.forward(hidden[0], np.zeros((length, length), dtype=np.float32), exact=True)
+    np.testing.assert_allclose(run([layer], hidden, bias)[0], expected, atol=0.05)
 
 
 def test_layers_are_computed_one_after_another() -> None:
@@ -190,6 +244,7 @@ def test_threads_do_not_disturb_each_other() -> None:
         ((2, 8), (1, 1, 1, 8), r"hidden: shape \[sequences, length, width\]"),
         ((2, 8, 32), (1, 1, 1, 8), "hidden: shape"),
         ((0, 8, 64), (1, 1, 1, 8), "hidden: shape"),
+        ((1, 16385, 64), (1, 1, 1, 16385), "sequences of 16384 tokens at most"),
         ((2, 8, 64), (1, 1, 8), r"bias: shape \[sequences or 1, 1, length or 1, length\]"),
         ((2, 8, 64), (3, 1, 1, 8), "bias: shape"),
         ((2, 8, 64), (1, 2, 1, 8), "bias: shape"),

@@ -40,7 +40,14 @@ _SIZES: Final[Mapping[str, Any]] = {
 
 
 # As wide as our own kernels want layers to be (app/engines/kernels).
-WIDE: Final[Mapping[str, Any]] = {**_SIZES, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 128}
+WIDE: Final[Mapping[str, Any]] = {
+    **_SIZES,
+    "hidden_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "intermediate_size": 256,
+    "initializer_range": _INITIALIZER_RANGE / 4,
+}
 
 
 def build_bert(folder: Path, *, num_labels: int = 1, sizes: Mapping[str, Any] = _SIZES) -> Path:

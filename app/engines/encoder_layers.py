@@ -1,8 +1,9 @@
-"""Finds the layers of an encoder of BERT's kind in an int8 graph as `rerankd export` writes it (app/quantizing.py).
+"""Finds embeddings and layers of an encoder of BERT's kind in an int8 graph as `rerankd export` writes it
+(app/quantizing.py).
 
 What is found is exactly what the kernels compute (app/engines/kernels): attention over all tokens, with a bias on its
-scores, and a feed-forward network with GELU, each with its residual and a normalisation after it. Anything else stays
-in the graph.
+scores, and a feed-forward network with GELU, each with its residual and a normalisation after it; and before them the
+normalised sum of rows of tables. Anything else stays in the graph.
 """
 
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,31 @@ class LayerPart:
     first_row: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TablePart:
+    """A table of int8 vectors, shape [rows, width], with a scale for each, and the name of the rows that are read."""
+
+    indices: str
+    vectors: NDArray[np.int8]
+    scales: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsPart:
+    """The normalised sum of a vector of each table."""
+
+    tables: Sequence[TablePart]
+    normalisation: NormalisationPart
+
+
+def find_embeddings(graph: onnx.GraphProto, name: str) -> EmbeddingsPart | None:
+    """What makes this tensor, if it is the normalised sum of int8 vectors."""
+    try:
+        return _Finder(graph).embeddings(name)
+    except (_Unlike, ValueError):
+        return None
+
+
 def find_layers(graph: onnx.GraphProto) -> Sequence[LayerPart]:
     """The first run of layers that follow one another with the same bias on attention; empty where there is none."""
     finder = _Finder(graph)
@@ -99,6 +125,27 @@ class _Finder:
                 yield self._layer(gelu)
             except (_Unlike, ValueError):  # the latter where a node has another number of inputs
                 continue
+
+    def embeddings(self, name: str) -> EmbeddingsPart:
+        node = self._maker(name, "LayerNormalization")
+        normalisation = self._normalisation(node)
+        if len(normalisation.weight) % _MULTIPLE:
+            raise _Unlike
+        return EmbeddingsPart(list(self._tables(node.input[0])), normalisation)
+
+    def _tables(self, name: str) -> Iterator[TablePart]:
+        """Those whose vectors are added up."""
+        node = self._makers.get(name)
+        if node is not None and node.op_type == "Add":
+            for term in node.input:
+                yield from self._tables(term)
+            return
+        unscaled, scale = self._maker(name, "Mul").input
+        vectors, indices = self._maker(self._maker(unscaled, "Cast").input[0], "Gather").input
+        scales, same = self._maker(scale, "Gather").input
+        if same != indices:
+            raise _Unlike
+        yield TablePart(indices, self._array(vectors), self._array(scales).reshape(-1))
 
     def _layer(self, gelu: onnx.NodeProto) -> LayerPart:
         """The layer around the activation of its feed-forward network."""

@@ -1,4 +1,6 @@
-"""Runs an int8 graph whose encoder layers our own kernels compute, and the rest ONNX Runtime (docs/adr/0012)."""
+"""Runs an int8 graph whose embeddings and encoder layers our own kernels compute, and the rest ONNX Runtime
+(docs/adr/0012).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from mmap import ACCESS_READ, mmap
@@ -11,17 +13,28 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from app.domain import FloatArray
-from app.engines.encoder_layers import PRODUCT, LayerPart, LinearPart, NormalisationPart, find_layers
-from app.engines.kernels import Layer, Layers, Linear, Normalisation, supported
+from app.engines.encoder_layers import (
+    PRODUCT,
+    EmbeddingsPart,
+    LayerPart,
+    LinearPart,
+    NormalisationPart,
+    find_embeddings,
+    find_layers,
+)
+from app.engines.kernels import Embeddings, Layer, Layers, Linear, Normalisation, supported
 from app.errors import ConfigError
 
 
 class FusedSession:
-    """Stands in for the session of the whole graph: what comes before its layers, these, and what comes after."""
+    """Stands in for the session of the whole graph: what comes before its layers, these, and what comes after. The
+    states that the layers start from are what `before` makes, or of rows whose names come with the embeddings.
+    """
 
     def __init__(
         self,
         before: ort.InferenceSession,
+        embeddings: tuple[Embeddings, Sequence[str]] | None,
         layers: Layers,
         after: ort.InferenceSession,
         *,
@@ -29,10 +42,12 @@ class FusedSession:
         bias: str,
     ) -> None:
         self._before = before
+        self._embeddings = embeddings
         self._layers = layers
         self._after = after
         self._first, self._last = states
         self._bias = bias
+        self._made = [node.name for node in before.get_outputs()]
         self._taken = {node.name for node in after.get_inputs()}
 
     def get_inputs(self) -> Sequence[ort.NodeArg]:
@@ -48,8 +63,11 @@ class FusedSession:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[FloatArray]:
         """Compute outputs from inputs, as a session does."""
-        hidden, bias = self._before.run([self._first, self._bias], dict(inputs))
-        given = {**inputs, self._last: self._layers.forward(hidden, bias), self._bias: bias}
+        given = {**inputs, **dict(zip(self._made, self._before.run(self._made, dict(inputs)), strict=True))}
+        if self._embeddings is not None:
+            embeddings, rows = self._embeddings
+            given[self._first] = embeddings.forward([given[name] for name in rows])
+        given[self._last] = self._layers.forward(given[self._first], given[self._bias])
         scores: Sequence[FloatArray] = self._after.run(
             outputs, {name: array for name, array in given.items() if name in self._taken}
         )
@@ -69,13 +87,17 @@ def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession
     if model is None or not layers:
         raise ConfigError("no layer of the graph is an int8 one of BERT's kind, as `rerankd export` writes them")
     first, last, bias = layers[0].source, layers[-1].output, layers[0].bias
-    before = _part(model, given={}, wanted={first: 3, bias: 4})
-    after = _part(model, given={last: 3, bias: 4}, wanted={})
+    embeddings = find_embeddings(model.graph, first)
+    rows = [table.indices for table in embeddings.tables] if embeddings else []
+    inputs = {tensor.name for tensor in model.graph.input}
+    before = _part(model, given={}, wanted=[name for name in rows or [first] if name not in inputs] + [bias])
+    after = _part(model, given={last: 3, bias: 4}, wanted=[])
     inside = {layer.up.output for layer in layers}
     if any(output in inside for node in after.graph.node for output in node.output):
         raise ConfigError("the graph reads what is between its layers")
     return FusedSession(
         open_session(before.SerializeToString()),
+        (_embeddings(embeddings), rows) if embeddings else None,
         Layers([_layer(layer) for layer in layers]),
         open_session(after.SerializeToString()),
         states=(first, last),
@@ -89,12 +111,12 @@ def _mentions(graph: Path, kind: str) -> bool:
         return content.find(kind.encode()) >= 0
 
 
-def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Mapping[str, int]) -> onnx.ModelProto:
-    """What of a graph leads from its inputs, and from tensors that are `given`, to those that are `wanted`, or else to
-    its outputs. Tensors come with their ranks.
+def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Sequence[str]) -> onnx.ModelProto:
+    """What of a graph leads from its inputs, and from tensors of numbers that are `given` with their ranks, to those
+    that are `wanted`, or else to its outputs.
     """
     graph = model.graph
-    outputs = [_tensor(name, rank) for name, rank in wanted.items()] or graph.output
+    outputs = [helper.make_empty_tensor_value_info(name) for name in wanted] or graph.output
     needed = {output.name for output in outputs}
     nodes: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
@@ -104,7 +126,14 @@ def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Mapping[s
     part = helper.make_graph(
         list(reversed(nodes)),
         graph.name,
-        [*graph.input, *(_tensor(name, rank) for name, rank in given.items() if name in needed)],
+        [
+            *graph.input,
+            *(
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+                for name, rank in given.items()
+                if name in needed
+            ),
+        ],
         outputs,
         [tensor for tensor in graph.initializer if tensor.name in needed],
     )
@@ -115,8 +144,9 @@ def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Mapping[s
     return made
 
 
-def _tensor(name: str, rank: int) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+def _embeddings(found: EmbeddingsPart) -> Embeddings:
+    tables = [(table.vectors, table.scales) for table in found.tables]
+    return Embeddings(tables, normalisation=_normalisation(found.normalisation))
 
 
 def _layer(found: LayerPart) -> Layer:

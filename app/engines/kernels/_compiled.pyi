@@ -18,6 +18,24 @@ class Linear:
 class Normalisation:
     def __init__(self, *, weight: FloatArray, bias: FloatArray, epsilon: float) -> None: ...
 
+class Embeddings:
+    """Sums of a vector of each table, normalised. Tables: int8 vectors of shape [rows, width], a scale for each.
+
+    Raises:
+        ValueError: sizes that do not fit, or a processor without the instructions.
+    """
+
+    def __init__(
+        self, tables: Sequence[tuple[NDArray[np.int8], FloatArray]], *, normalisation: Normalisation
+    ) -> None: ...
+    def forward(self, indices: Sequence[NDArray[np.int64]]) -> FloatArray:
+        """Hidden states, shape [sequences, length, width], from rows of the tables: for each table [sequences or 1,
+        length]. On the calling thread, without the interpreter's lock.
+
+        Raises:
+            IndexError: a table has no such row.
+        """
+
 class Layer:
     """One layer; heads of 32 or 64. `score_scale` is what products of queries and keys are multiplied with; with
     `first_row` only each sequence's first token goes on, which is for the last layer alone.

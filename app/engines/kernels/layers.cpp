@@ -131,9 +131,10 @@ inline void round_rows(const float* rows, std::size_t width, const Rounded& to) 
     round_rows<Count>(rows, width, magnitudes, to);
 }
 
+// Normalise vectors, and return their largest magnitudes by lanes.
 template <std::size_t Count>
-inline void normalise_rows(float* rows, std::size_t width, const Normalisation& by, const Rounded& to) {
-    __m512 sums[Count], means[Count], squares[Count], factors[Count], magnitudes[Count];
+inline void normalise_rows(float* rows, std::size_t width, const Normalisation& by, __m512 (&magnitudes)[Count]) {
+    __m512 sums[Count], means[Count], squares[Count], factors[Count];
 #pragma GCC unroll 4
     for (std::size_t row = 0; row < Count; ++row) sums[row] = squares[row] = magnitudes[row] = _mm512_setzero_ps();
     for (std::size_t column = 0; column < width; column += kLanes)
@@ -164,6 +165,18 @@ inline void normalise_rows(float* rows, std::size_t width, const Normalisation& 
             store(at, value);
         }
     }
+}
+
+template <std::size_t Count>
+inline void normalise_rows(float* rows, std::size_t width, const Normalisation& by) {
+    __m512 magnitudes[Count];
+    normalise_rows<Count>(rows, width, by, magnitudes);
+}
+
+template <std::size_t Count>
+inline void normalise_and_round_rows(float* rows, std::size_t width, const Normalisation& by, const Rounded& to) {
+    __m512 magnitudes[Count];
+    normalise_rows<Count>(rows, width, by, magnitudes);
     round_rows<Count>(rows, width, magnitudes, to);
 }
 
@@ -174,10 +187,12 @@ void round_all(const float* rows, std::size_t width, std::size_t count, const Ro
     for (; row < count; ++row) round_rows<1>(rows + row * width, width, to.from(row, width));
 }
 
-void normalise_all(float* rows, std::size_t width, std::size_t count, const Normalisation& by, const Rounded& to) {
+void normalise_and_round_all(float* rows, std::size_t width, std::size_t count, const Normalisation& by,
+                             const Rounded& to) {
     std::size_t row = 0;
-    for (; row + 4 <= count; row += 4) normalise_rows<4>(rows + row * width, width, by, to.from(row, width));
-    for (; row < count; ++row) normalise_rows<1>(rows + row * width, width, by, to.from(row, width));
+    for (; row + 4 <= count; row += 4)
+        normalise_and_round_rows<4>(rows + row * width, width, by, to.from(row, width));
+    for (; row < count; ++row) normalise_and_round_rows<1>(rows + row * width, width, by, to.from(row, width));
 }
 
 // What is fetched into the second-level cache meanwhile: a line now, and the one that is `step` bytes further next.
@@ -676,13 +691,13 @@ void feed_forward(const Layer& layer, const float* context, float* states, const
     };
     round_all(context, width, count, rounded);
     multiply(*layer.output, rounded, count, add);
-    normalise_all(states, width, count, layer.after_attention, rounded);
+    normalise_and_round_all(states, width, count, layer.after_attention, rounded);
     multiply(*layer.up, rounded, count, [&](std::size_t row, std::size_t column, __m512 value) {
         store(inner + row * inner_width + column, gelu(value));
     });
     round_all(inner, inner_width, count, inner_rounded);
     multiply(*layer.down, inner_rounded, count, add);
-    normalise_all(states, width, count, layer.after_feed_forward, rounded);
+    normalise_and_round_all(states, width, count, layer.after_feed_forward, rounded);
 }
 
 // The same for any number of tokens, in blocks of about the same size.
@@ -765,6 +780,34 @@ Linear::Linear(const std::int8_t* weights, const float* scales, const float* bia
     }
 }
 
+void embed(const std::vector<Table>& tables, const Normalisation& by, const std::vector<Indices>& indices,
+           std::size_t sequences, std::size_t length, float* result) {
+    const std::size_t width = by.weight.size(), tokens = sequences * length;
+    const auto row_of = [&](std::size_t number, std::size_t token) {
+        return indices[number].values[token / length * indices[number].sequence_stride + token % length];
+    };
+    for (std::size_t token = 0; token < tokens; ++token) {
+        float* to = result + token * width;
+        for (std::size_t number = 0; number < tables.size(); ++number) {
+            const Table& table = tables[number];
+            // Vectors lie anywhere in memory: those of a later token are on their way meanwhile.
+            const std::int8_t* later = table.vectors + row_of(number, std::min(token + 4, tokens - 1)) * width;
+            for (std::size_t at = 0; at < width; at += 64) _mm_prefetch(reinterpret_cast<const char*>(later + at), _MM_HINT_T0);
+            const std::int64_t row = row_of(number, token);
+            const std::int8_t* from = table.vectors + row * width;
+            const __m512 scale = _mm512_set1_ps(table.scales[row]);
+            for (std::size_t column = 0; column < width; column += kLanes) {
+                const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + column));
+                const __m512 vector = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), scale);
+                store(to + column, number == 0 ? vector : _mm512_add_ps(vector, load(to + column)));
+            }
+        }
+        if (token % 4 == 3) normalise_rows<4>(to - 3 * width, width, by);
+        else if (token + 1 == tokens)
+            for (std::size_t left = 0; left <= token % 4; ++left) normalise_rows<1>(to - left * width, width, by);
+    }
+}
+
 void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
              const AttentionBias& bias, float* result) {
     static thread_local Rooms rooms;
@@ -794,6 +837,10 @@ bool supported() { return false; }
 void Free::operator()(void* memory) const { std::free(memory); }
 
 Linear::Linear(const std::int8_t*, const float*, const float*, std::size_t in, std::size_t out) : in(in), out(out) {}
+
+void embed(const std::vector<Table>&, const Normalisation&, const std::vector<Indices>&, std::size_t, std::size_t, float*) {
+    throw std::logic_error("these kernels are for x86-64");
+}
 
 void forward(const std::vector<Layer>&, float*, std::size_t, std::size_t, const AttentionBias&, float*) {
     throw std::logic_error("these kernels are for x86-64");

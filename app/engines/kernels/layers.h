@@ -1,4 +1,4 @@
-// Layers of encoders of BERT's kind with int8 weights, each computed as one: products, attention, normalisation and
+// Embeddings and layers of encoders of BERT's kind with int8 weights, each computed as one: products, attention, normalisation and
 // rounding, a block of tokens at a time, whose numbers stay in the processor's cache. docs/adr/0012 says why.
 //
 // Every token is rounded by itself, so that its result does not depend on what else is computed with it.
@@ -37,6 +37,18 @@ struct Normalisation {
     float epsilon;
 };
 
+// Int8 vectors of shape [rows, width], a scale for each.
+struct Table {
+    const std::int8_t* vectors;
+    const float* scales;
+};
+
+// Indices of a table's rows, shape [sequences, length]; a stride of 0: the same for all.
+struct Indices {
+    const std::int64_t* values;
+    std::size_t sequence_stride;
+};
+
 struct Layer {
     std::shared_ptr<const Linear> query_key_value, output, up, down;
     Normalisation after_attention, after_feed_forward;
@@ -55,6 +67,10 @@ struct AttentionBias {
     const float* values;
     std::size_t sequence_stride, query_stride;
 };
+
+// The normalised sums of a vector of each table, shape [sequences, length, width].
+void embed(const std::vector<Table>& tables, const Normalisation& by, const std::vector<Indices>& indices,
+           std::size_t sequences, std::size_t length, float* result);
 
 // What one or more layers make of hidden states, shape [sequences, length, width], which are overwritten. The result has the
 // same shape, or one row for each sequence. On one thread. Padding costs nothing, and its result is 0: tokens at a sequence's

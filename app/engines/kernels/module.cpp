@@ -4,9 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "layers.h"
@@ -60,6 +62,58 @@ Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear
             heads,           score_scale, first_row};
 }
 
+using Rows = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
+
+// Tables stay where they are in memory: of a large vocabulary they are most of a model.
+class Embeddings {
+  public:
+    Embeddings(const std::vector<std::pair<Integers, Floats>>& tables, Normalisation normalisation)
+        : arrays_(tables), normalisation_(std::move(normalisation)) {
+        const auto width = static_cast<py::ssize_t>(normalisation_.weight.size());
+        require(!tables.empty() && width > 0 && width % kMultiple == 0,
+                "at least one table is wanted, of vectors whose size is a multiple of 64");
+        require(rerankd::supported(), "the kernels need a processor with AVX-512 and VNNI");
+        for (const auto& [vectors, scales] : arrays_) {
+            require(vectors.ndim() == 2 && vectors.shape(1) == width && scales.ndim() == 1 &&
+                        scales.size() == vectors.shape(0),
+                    "tables of shape [rows, " + std::to_string(width) + "] and a scale for each row are wanted");
+            tables_.push_back({vectors.data(), scales.data()});
+        }
+    }
+
+    py::array_t<float> forward(const std::vector<Rows>& indices) const {
+        require(indices.size() == tables_.size(), "indices for each table are wanted");
+        for (const Rows& rows : indices) require(rows.ndim() == 2, "indices: shape [sequences, length] is wanted");
+        py::ssize_t sequences = 1;
+        for (const Rows& rows : indices) sequences = std::max(sequences, rows.shape(0));
+        const py::ssize_t length = indices.front().shape(1);
+        std::vector<rerankd::Indices> checked;
+        for (std::size_t number = 0; number < indices.size(); ++number) {
+            const Rows& rows = indices[number];
+            require((rows.shape(0) == sequences || rows.shape(0) == 1) && rows.shape(1) == length,
+                    "indices: shape [sequences or 1, length] is wanted, the same for all tables");
+            const py::ssize_t count = arrays_[number].first.shape(0);
+            for (py::ssize_t at = 0; at < rows.size(); ++at)
+                if (rows.data()[at] < 0 || rows.data()[at] >= count)
+                    throw std::out_of_range("row " + std::to_string(rows.data()[at]) + " of a table of " +
+                                            std::to_string(count));
+            checked.push_back({rows.data(), rows.shape(0) == 1 ? 0 : static_cast<std::size_t>(length)});
+        }
+        py::array_t<float> result({sequences, length, static_cast<py::ssize_t>(normalisation_.weight.size())});
+        float* to = result.mutable_data();
+        {
+            const py::gil_scoped_release release;
+            rerankd::embed(tables_, normalisation_, checked, sequences, length, to);
+        }
+        return result;
+    }
+
+  private:
+    std::vector<std::pair<Integers, Floats>> arrays_;
+    std::vector<rerankd::Table> tables_;
+    Normalisation normalisation_;
+};
+
 class Layers {
   public:
     explicit Layers(std::vector<Layer> layers) : layers_(std::move(layers)) {
@@ -110,6 +164,10 @@ PYBIND11_MODULE(_compiled, module) {
         .def(py::init(&make_layer), py::kw_only(), py::arg("query_key_value"), py::arg("output"), py::arg("up"),
              py::arg("down"), py::arg("after_attention"), py::arg("after_feed_forward"), py::arg("heads"),
              py::arg("score_scale"), py::arg("first_row") = false);
+    py::class_<Embeddings>(module, "Embeddings")
+        .def(py::init<const std::vector<std::pair<Integers, Floats>>&, Normalisation>(), py::arg("tables"),
+             py::kw_only(), py::arg("normalisation"))
+        .def("forward", &Embeddings::forward, py::arg("indices"));
     py::class_<Layers>(module, "Layers")
         .def(py::init<std::vector<Layer>>(), py::arg("layers"))
         .def("forward", &Layers::forward, py::arg("hidden"), py::arg("bias"));

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
-from app.engines.encoder_layers import find_layers
+from app.engines.encoder_layers import EmbeddingsPart, find_embeddings, find_layers
 from app.errors import ConfigError
 from app.exporting import export_cross_encoder
 from app.scorers import load_scorer
@@ -80,6 +80,63 @@ def test_all_layers_of_the_shipped_model_are_found() -> None:
 def test_all_layers_of_an_exported_model_are_found_the_last_one_of_one_row(wide_folder: Path) -> None:
     layers = find_layers(graph_of(wide_folder).graph)
     assert [layer.first_row for layer in layers] == [False] * (WIDE["num_hidden_layers"] - 1) + [True]
+
+
+def embeddings_of(graph: onnx.GraphProto) -> EmbeddingsPart | None:
+    return find_embeddings(graph, find_layers(graph)[0].source)
+
+
+def test_embeddings_of_the_shipped_model_are_found() -> None:
+    embeddings = embeddings_of(graph_of(_SHIPPED).graph)
+    assert embeddings is not None
+    assert [table.vectors.shape for table in embeddings.tables] == [(30522, 384), (512, 384), (2, 384)]
+
+
+def test_embeddings_of_an_exported_model_are_found(wide_folder: Path) -> None:
+    embeddings = embeddings_of(graph_of(wide_folder).graph)
+    assert embeddings is not None
+    assert len(embeddings.tables) == 3
+
+
+def _with_a_constant(graph: onnx.GraphProto) -> None:
+    """Added to the sum of vectors."""
+    normalised = find_layers(graph)[0].source
+    norm = next(node for node in graph.node if normalised in node.output)
+    place = list(graph.node).index(norm)
+    graph.initializer.append(numpy_helper.from_array(np.linspace(-1, 1, 256, dtype=np.float32), "added"))
+    graph.node.insert(place, helper.make_node("Add", [norm.input[0], "added"], ["sum_and_added"]))
+    norm.input[0] = "sum_and_added"
+
+
+def _scales_of_other_rows(graph: onnx.GraphProto) -> None:
+    graph.node.insert(0, helper.make_node("Mul", ["token_type_ids", "token_type_ids"], ["others"]))
+    scales = [node for node in graph.node if node.op_type == "Gather" and node.input[0].endswith("_scales")]
+    next(node for node in scales if "token_type" in node.input[0]).input[1] = "others"
+
+
+@pytest.mark.parametrize("change", [_with_a_constant, _scales_of_other_rows])
+def test_embeddings_of_another_kind_stay_in_the_graph(tmp_path: Path, change: Change) -> None:
+    folder = copytree(_wide_bert(tmp_path), tmp_path / "changed")
+    model = graph_of(folder)
+    change(model.graph)
+    onnx.save(model, folder / _INT8)
+    assert embeddings_of(model.graph) is None
+    encodings = pairs(folder)[:4]
+    expected = load(folder, fused=False).forward(encodings)
+    np.testing.assert_allclose(fused(folder).forward(encodings), expected, atol=0.15)
+
+
+def test_a_token_that_the_vocabulary_has_not_is_an_error_as_in_the_graph(tmp_path: Path) -> None:
+    folder = _wide_bert(tmp_path)
+    for engine in (fused(folder), load(folder, fused=False)):
+        with pytest.raises(Exception, match=r"row 99999 of a table of|idx=99999 must be within"):
+            engine.forward([Encoding(np.array([2, 99999, 3]), 2)])
+
+
+def _wide_bert(folder: Path) -> Path:
+    torch_folder = build_bert(folder / "torch", sizes=WIDE)
+    export_cross_encoder(torch_folder, folder / "onnx", precisions=["int8"])
+    return folder / "onnx"
 
 
 def _attribute(kind: str, name: str, value: object) -> Change:

@@ -257,6 +257,61 @@ def test_states_of_another_shape_are_refused(hidden: tuple[int, ...], bias: tupl
         run([SMALL], np.zeros(hidden, dtype=np.float32), np.zeros(bias, dtype=np.float32))
 
 
+def tables(*rows: int, width: int = 64) -> list[tuple[NDArray[np.int8], FloatArray]]:
+    rng = np.random.default_rng(7)
+    return [
+        (rng.integers(-127, 128, (count, width), dtype=np.int8), rng.uniform(0.001, 0.01, count).astype(np.float32))
+        for count in rows
+    ]
+
+
+def normalisation(width: int = 64) -> kernels.Normalisation:
+    weight, bias = states(width, seed=8), states(width, seed=9)
+    return kernels.Normalisation(weight=weight, bias=bias, epsilon=_EPSILON)
+
+
+@pytest.mark.parametrize("width", [64, 384])
+@pytest.mark.parametrize(("sequences", "length"), [(1, 1), (1, 3), (3, 7), (4, 128)])
+def test_embeddings_are_the_normalised_sums_of_rows(width: int, sequences: int, length: int) -> None:
+    rng, given = np.random.default_rng(length), tables(1000, 200, 2, width=width)
+    rows = [
+        rng.integers(0, 1000, (sequences, length)),
+        np.arange(length)[None],
+        rng.integers(0, 2, (sequences, length)),
+    ]
+    result = kernels.Embeddings(given, normalisation=normalisation(width)).forward(rows)
+    sums = sum(
+        vectors[at].astype(np.float64) * scales[at][..., None]
+        for (vectors, scales), at in zip(given, rows, strict=True)
+    )
+    apart = sums - sums.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt((apart**2).mean(axis=-1, keepdims=True) + _EPSILON)
+    expected = apart / deviation * states(width, seed=8) + states(width, seed=9)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", [-1, 10])
+def test_a_row_that_a_table_has_not_is_refused(row: int) -> None:
+    embeddings = kernels.Embeddings(tables(10), normalisation=normalisation())
+    with pytest.raises(IndexError, match=f"row {row} of a table of 10"):
+        embeddings.forward([np.array([[0, row, 1]])])
+
+
+def test_tables_and_rows_that_do_not_fit_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one table"):
+        kernels.Embeddings([], normalisation=normalisation())
+    with pytest.raises(ValueError, match=r"tables of shape \[rows, 128\]"):
+        kernels.Embeddings(tables(10), normalisation=normalisation(128))
+    embeddings = kernels.Embeddings(tables(10, 10), normalisation=normalisation())
+    one, two = np.zeros((1, 4), dtype=np.int64), np.zeros((2, 5), dtype=np.int64)
+    with pytest.raises(ValueError, match="indices for each table"):
+        embeddings.forward([one])
+    with pytest.raises(ValueError, match="the same for all tables"):
+        embeddings.forward([one, two])
+    with pytest.raises(ValueError, match=r"indices: shape \[sequences, length\]"):
+        embeddings.forward([one, one[0]])
+
+
 @pytest.mark.parametrize("shape", [(64, 60), (60, 64), (0, 64), (64,)])
 def test_weights_of_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
     sizes = np.ones(shape[-1], dtype=np.float32)

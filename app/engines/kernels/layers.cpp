@@ -12,6 +12,36 @@
 
 #include <immintrin.h>
 
+namespace rerankd {
+
+namespace {
+
+// The normal distribution's function less a half, from 0 to 5 around 32 points: the parabola through three of its values.
+// It is computed when the module is loaded, so without any instruction that a processor may lack.
+struct NormalDistribution {
+    static constexpr float kEnd = 4.999f, kSteps = 6.3f;  // so many to 1: the last point is kEnd's nearest
+    alignas(64) float constant[32], linear[32], square[32];
+
+    NormalDistribution() {
+        const auto at = [](double x) { return std::erf(x / std::sqrt(2.0)) / 2; };
+        const double apart = std::sqrt(3.0) / 4 / kSteps;
+        for (int step = 0; step < 32; ++step) {
+            const double middle = step / static_cast<double>(kSteps);
+            const double bend = (at(middle + apart) - 2 * at(middle) + at(middle - apart)) / (2 * apart * apart);
+            const double slope = (at(middle + apart) - at(middle - apart)) / (2 * apart);
+            constant[step] = static_cast<float>(at(middle) - slope * middle + bend * middle * middle);
+            linear[step] = static_cast<float>(slope - 2 * bend * middle);
+            square[step] = static_cast<float>(bend);
+        }
+    }
+};
+
+const NormalDistribution kNormal;
+
+}  // namespace
+
+}  // namespace rerankd
+
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
 #else
@@ -82,22 +112,28 @@ inline __m512 exponential(__m512 x) {
     const __m512 power = _mm512_fmadd_ps(within, log2e, whole);
     const __m512 rest = _mm512_fmsub_ps(within, log2e, _mm512_sub_ps(power, whole));
     __m512 sum = _mm512_set1_ps(0.00957010191f);
-    for (const float factor : {0.0559178603f, 0.240247448f, 0.693121815f, 0.999999261f}) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+    for (const float factor : {0.0559178603f, 0.240247448f, 0.693121815f, 0.999999261f})
+        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(power), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum), exponent));
 }
 
-// x times the normal distribution's function (Hendrycks and Gimpel, arXiv:1606.08415), to 2e-6: up to 5 by a polynomial in
-// 2 x^2 / 25 - 1, and by its end beyond.
+// One of 32 numbers for each place; of `at` only the lowest bits count.
+inline __m512 entry(const float (&table)[32], __m512i at) {
+    return _mm512_permutex2var_ps(_mm512_load_ps(table), at, _mm512_load_ps(table + kLanes));
+}
+
+// x times the normal distribution's function (Hendrycks and Gimpel, arXiv:1606.08415), to 1e-5.
 inline __m512 gelu(__m512 x) {
-    const __m512 near = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(5)), _mm512_set1_ps(-5));
-    const __m512 u = _mm512_fmsub_ps(_mm512_mul_ps(near, near), _mm512_set1_ps(0.08f), _mm512_set1_ps(1));
-    __m512 sum = _mm512_set1_ps(-0.00109637366f);
-    for (const float factor : {0.0031944713f, -0.00388683202f, 0.00511324007f, -0.0101654853f, 0.0169101552f,
-                               -0.0236249425f, 0.0313567191f, -0.0403919854f, 0.0515253976f, -0.0702982327f,
-                               0.141363748f})
-        sum = _mm512_fmadd_ps(sum, u, _mm512_set1_ps(factor));
-    return _mm512_mul_ps(x, _mm512_fmadd_ps(near, sum, _mm512_set1_ps(0.5f)));
+    const __m512 magnitude = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(kNormal.kEnd));
+    const __m512 step = _mm512_fmadd_ps(magnitude, _mm512_set1_ps(kNormal.kSteps), _mm512_set1_ps(kWhole));
+    const __m512i at = _mm512_castps_si512(step);
+    __m512 share = _mm512_fmadd_ps(entry(kNormal.square, at), magnitude, entry(kNormal.linear, at));
+    share = _mm512_fmadd_ps(share, magnitude, entry(kNormal.constant, at));
+    // With the sign of x: a bit of it where the constant has one.
+    const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000));
+    const __m512i signed_share = _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(x), _mm512_castps_si512(share), 0xCA);
+    return _mm512_fmadd_ps(x, _mm512_castsi512_ps(signed_share), _mm512_mul_ps(x, _mm512_set1_ps(0.5f)));
 }
 
 // Bring vectors to [-127, 127] by their largest magnitudes, and round them.
@@ -139,7 +175,8 @@ inline void normalise_rows(float* rows, std::size_t width, const Normalisation& 
     for (std::size_t row = 0; row < Count; ++row) sums[row] = squares[row] = magnitudes[row] = _mm512_setzero_ps();
     for (std::size_t column = 0; column < width; column += kLanes)
 #pragma GCC unroll 4
-        for (std::size_t row = 0; row < Count; ++row) sums[row] = _mm512_add_ps(sums[row], load(rows + row * width + column));
+        for (std::size_t row = 0; row < Count; ++row)
+            sums[row] = _mm512_add_ps(sums[row], load(rows + row * width + column));
 #pragma GCC unroll 4
     for (std::size_t row = 0; row < Count; ++row)
         means[row] = _mm512_set1_ps(_mm512_reduce_add_ps(sums[row]) / static_cast<float>(width));
@@ -792,7 +829,8 @@ void embed(const std::vector<Table>& tables, const Normalisation& by, const std:
             const Table& table = tables[number];
             // Vectors lie anywhere in memory: those of a later token are on their way meanwhile.
             const std::int8_t* later = table.vectors + row_of(number, std::min(token + 4, tokens - 1)) * width;
-            for (std::size_t at = 0; at < width; at += 64) _mm_prefetch(reinterpret_cast<const char*>(later + at), _MM_HINT_T0);
+            for (std::size_t at = 0; at < width; at += 64)
+                _mm_prefetch(reinterpret_cast<const char*>(later + at), _MM_HINT_T0);
             const std::int64_t row = row_of(number, token);
             const std::int8_t* from = table.vectors + row * width;
             const __m512 scale = _mm512_set1_ps(table.scales[row]);

@@ -45,12 +45,15 @@ def fused(folder: Path) -> Engine:
     return load(folder, fused=True)
 
 
-def pairs(folder: Path) -> Sequence[Encoding]:
+QUERIES = ("what is the capital of france", "who wrote Hamlet?")
+
+
+def pairs(folder: Path, queries: Sequence[str] = QUERIES) -> Sequence[Encoding]:
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=folder))
     documents = [*CORPUS, " ".join(CORPUS), "x", ""]
     return [
         encoding
-        for query in ("what is the capital of france", "who wrote Hamlet?")
+        for query in queries
         for encoding in scorer.encode(query, documents, max_document_tokens=None).encodings
     ]
 
@@ -212,12 +215,12 @@ def _distance(logits: FloatArray, expected: FloatArray) -> float:
 
 
 def test_scores_are_as_near_to_float32_as_those_of_onnx_runtime(wide_folder: Path) -> None:
-    encodings = pairs(wide_folder)
+    encodings = pairs(wide_folder, [*QUERIES, *CORPUS])
     expected = load(wide_folder, file="model.onnx").forward(encodings)
     by_runtime = load(wide_folder, fused=False).forward(encodings)
     ours = fused(wide_folder).forward(encodings)
     assert _distance(ours, expected) < 1.3 * _distance(by_runtime, expected)
-    assert _distance(ours, by_runtime) < _distance(by_runtime, expected)
+    assert _distance(ours, by_runtime) < 1.3 * _distance(by_runtime, expected)
     assert expected.std() > 3 * _distance(ours, expected)
 
 

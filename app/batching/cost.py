@@ -8,14 +8,13 @@ recent passes say nothing (ridge regression, Hoerl and Kennard 1970): of passes 
 
 from math import inf
 
-import numpy as np
-from numpy.typing import NDArray
-
-Vector = NDArray[np.floating]
+# One number each for a pass, its tokens and its squares.
+Vector = tuple[float, float, float]
 
 _FORGETTING = 0.97
 # The tokens and squares of a usual pass, so that all three factors are of one order of magnitude.
-_SCALE: Vector = np.array([1.0, 512.0, 512.0 * 128.0])
+_USUAL_TOKENS = 512.0
+_USUAL_SQUARES = 512.0 * 128.0
 # The mean speed counts as much as so many passes.
 _PRIOR = 1.0
 # Before so many passes nobody is refused for what the model thinks.
@@ -33,10 +32,10 @@ class CostModel:
     """Nothing is `known` before a few passes; until then the mean speed is all there is."""
 
     def __init__(self) -> None:
-        self._factors: Vector = np.zeros(3)
-        # The normal equations: sums of what recent passes were, and of what they took.
-        self._seen = np.zeros((3, 3))
-        self._taken: Vector = np.zeros(3)
+        self._factors: Vector = (0.0, 0.0, 0.0)
+        # The normal equations: sums of what recent passes were, each of the three times each, and of what they took.
+        self._seen = [0.0] * 6
+        self._taken = [0.0] * 3
         # Sums over recent passes, in which each counts less than the one after it.
         self._seconds = 0.0
         self._tokens = 0.0
@@ -65,11 +64,16 @@ class CostModel:
         self._weight = _MEMORY * self._weight + 1
         self._passes += 1
         self._fastest = min(self._fastest * _FADING, seconds / tokens)
-        given = np.array([1.0, tokens, squares]) / _SCALE
-        self._seen = _FORGETTING * self._seen + np.outer(given, given)
-        self._taken = _FORGETTING * self._taken + given * seconds
-        usual = np.array([0.0, self.seconds_per_token, 0.0]) * _SCALE
-        self._factors = np.linalg.solve(self._seen + _PRIOR * np.eye(3), self._taken + _PRIOR * usual)
+        one, token, square = _scaled(1.0, tokens, squares)
+        products = (one, token, square, token * token, token * square, square * square)
+        self._seen = [_FORGETTING * old + new for old, new in zip(self._seen, products, strict=True)]
+        self._taken = [
+            _FORGETTING * old + new * seconds for old, new in zip(self._taken, (one, token, square), strict=True)
+        ]
+        a, b, c, d, e, f = self._seen
+        x, y, z = self._taken
+        usual = self.seconds_per_token * _USUAL_TOKENS
+        self._factors = _solve((a + _PRIOR, b, c, d + _PRIOR, e, f + _PRIOR), (x, y + _PRIOR * usual, z))
 
     def seconds(self, *, tokens: float, squares: float) -> float:
         """Time of one worker for so much work, cut into passes of the usual size; 0 before anything is known."""
@@ -77,6 +81,28 @@ class CostModel:
         if not self.known:
             return mean
         passes = max(1.0, tokens * self._weight / self._tokens)
-        fitted = float(np.array([passes, tokens, squares]) / _SCALE @ self._factors)
+        given = _scaled(passes, tokens, squares)
+        fitted = sum(factor * number for factor, number in zip(self._factors, given, strict=True))
         least, most = _TRUSTED
         return min(max(fitted, least * mean), most * mean)
+
+
+def _scaled(passes: float, tokens: float, squares: float) -> Vector:
+    return passes, tokens / _USUAL_TOKENS, squares / _USUAL_SQUARES
+
+
+def _solve(matrix: tuple[float, float, float, float, float, float], right: Vector) -> Vector:
+    """By Cramer's rule, for a symmetric matrix of which the upper triangle is given: NumPy takes ten times as long, and
+    this is done after every pass.
+    """
+    a, b, c, d, e, f = matrix
+    x, y, z = right
+    # The adjugate's upper triangle.
+    aa, ab, ac = d * f - e * e, c * e - b * f, b * e - c * d
+    bb, bc, cc = a * f - c * c, b * c - a * e, a * d - b * b
+    determinant = a * aa + b * ab + c * ac
+    return (
+        (aa * x + ab * y + ac * z) / determinant,
+        (ab * x + bb * y + bc * z) / determinant,
+        (ac * x + bc * y + cc * z) / determinant,
+    )

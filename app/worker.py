@@ -4,14 +4,14 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
 from threading import Event, Thread, current_thread
 from threading import enumerate as enumerate_threads
 from time import monotonic
 from types import TracebackType
-from typing import Any, ClassVar, Final, NoReturn, ParamSpec, Self, TypeVar
+from typing import Any, ClassVar, Final, ParamSpec, Self, TypeVar
 from weakref import WeakSet
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class Worker:
         self._started: list[Thread] = []
         self._executor = self._new_executor()
         self._loses_threads = False
+        self._closed = False
         self.existing.add(self)
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -114,12 +115,22 @@ class Worker:
         if self._loses_threads:
             self._loses_threads = False
             self._lose_threads()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, guarded)
+        while True:
+            future = self._executor.submit(guarded)
+            try:
+                return await asyncio.wrap_future(future)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._closed or not future.cancelled() or task is None or task.cancelling():
+                    raise
+                # It waited for a thread that was given up; a new one takes it.
 
     def give_up(self) -> None:
-        """Leave a call that hangs to itself, and work with new threads; the other running calls are finished."""
-        self._executor.shutdown(wait=False)
-        self._executor = self._new_executor()
+        """Leave a call that hangs to itself, and work with new threads. The other running calls are finished, and those
+        that waited move to the new threads.
+        """
+        given_up, self._executor = self._executor, self._new_executor()
+        given_up.shutdown(wait=False, cancel_futures=True)
 
     def lose_threads(self) -> None:
         """Have every thread die before the next call, to show what becomes of that call.
@@ -129,8 +140,9 @@ class Worker:
         self._loses_threads = True
 
     def _lose_threads(self) -> None:
-        def die(_: object) -> NoReturn:
-            raise SystemExit
+        def die(future: "Future[bool]") -> None:
+            if not future.cancelled():
+                raise SystemExit
 
         may_end = Event()
         for _ in range(self.threads):
@@ -147,6 +159,7 @@ class Worker:
 
     def close(self) -> None:
         """Let the running calls finish and end the threads; those that hang are left to themselves."""
+        self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
         ends = monotonic() + self._last_calls_s
         for thread in self._started:

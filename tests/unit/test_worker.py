@@ -60,6 +60,43 @@ async def test_a_thread_that_died_while_it_waited_for_a_call_is_replaced_before_
         assert await asyncio.wait_for(worker.run(lambda: "answered"), timeout=10) == "answered"
 
 
+async def test_a_call_that_waits_for_a_thread_that_was_given_up_is_done_by_a_new_one() -> None:
+    gate = threading.Event()
+    with Worker(name="test", threads=1) as worker:
+        hanging = asyncio.ensure_future(worker.run(gate.wait))
+        waiting = asyncio.ensure_future(worker.run(lambda: "answered"))
+        await asyncio.sleep(0.05)
+        worker.give_up()
+        assert await asyncio.wait_for(waiting, timeout=10) == "answered"
+        assert not hanging.done()
+        gate.set()
+        assert await asyncio.wait_for(hanging, timeout=10)
+
+
+async def test_a_call_that_waits_is_cancelled_with_its_caller_or_its_worker() -> None:
+    started: list[str] = []
+    gate = threading.Event()
+    with Worker(name="test", threads=1, last_calls_s=0.1) as worker:
+        hanging = asyncio.ensure_future(worker.run(gate.wait))
+        waiting = [asyncio.ensure_future(worker.run(started.append, which)) for which in ("caller", "worker")]
+        await asyncio.sleep(0.05)
+        worker.give_up()
+        waiting[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        await asyncio.sleep(0.05)
+        second_gate = threading.Event()
+        hanging_too = asyncio.ensure_future(worker.run(second_gate.wait))
+        last = asyncio.ensure_future(worker.run(started.append, "last"))
+        await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(last, timeout=10)
+    for ends in (gate, second_gate):
+        ends.set()
+    await asyncio.gather(hanging, hanging_too)
+    assert started == ["worker"]
+
+
 _ENDS_WITH_CALLS = """
 import asyncio, sys, threading, time
 from app.worker import Worker, exit_beside_hung_calls

@@ -1,5 +1,7 @@
 """The kernels of app/engines/kernels. Where they cannot be compiled, everything works without them, but slower."""
 
+from pathlib import Path
+
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
@@ -10,7 +12,7 @@ setup(
         Pybind11Extension(
             "app.engines.kernels._compiled",
             [f"{_KERNELS}/layers.cpp", f"{_KERNELS}/module.cpp"],
-            depends=[f"{_KERNELS}/layers.h"],
+            depends=[str(header) for header in Path(_KERNELS).glob("*.h")],
             cxx_std=17,
             extra_compile_args=["-O3"],
             optional=True,

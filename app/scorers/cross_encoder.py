@@ -19,6 +19,7 @@ from app.errors import ConfigError, InvalidRequest
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
+from app.scorers.document_tokenizer import DocumentTokenizer
 from app.scorers.edges import token_edges
 from app.scorers.pair_template import PairTemplate, read_template
 from app.scorers.token_cache import DocumentTokens, TokenCache
@@ -58,6 +59,7 @@ class CrossEncoder:
         label: int | None,
     ) -> None:
         self._tokenizer = tokenizer
+        self._documents = DocumentTokenizer(tokenizer)
         self._template = template
         self._label = label
         self._tokens = TokenCache(max_tokens=_REMEMBERED_TOKENS)
@@ -145,15 +147,14 @@ class CrossEncoder:
         document of which only the beginning was tokenised.
         """
         chars = max(_LEAST_CHARS, room * _CHARS_PER_TOKEN)
-        beginnings = self._tokenizer.encode_batch_fast([text[:chars] for text in documents], add_special_tokens=False)
-        for document, encoding in zip(documents, beginnings, strict=True):
-            ids = encoding.ids
-            total = len(ids)
+        beginnings = self._documents.tokenize([text[:chars] for text in documents])
+        for document, beginning in zip(documents, beginnings, strict=True):
+            ids, total = beginning, len(beginning)
             if len(document) > chars:
                 if total >= 2 * room:
                     total = round(total * len(document) / chars)
                 else:
-                    ids = self._tokenizer.encode(document, add_special_tokens=False).ids
+                    (ids,) = self._documents.tokenize([document])
                     total = len(ids)
             yield DocumentTokens(np.array(ids[:room], dtype=np.int32), total)
 

@@ -115,6 +115,7 @@ class Worker:
         if self._loses_threads:
             self._loses_threads = False
             self._lose_threads()
+            await asyncio.get_running_loop().create_future()  # the call is taken along
         while True:
             future = self._executor.submit(guarded)
             try:
@@ -133,7 +134,7 @@ class Worker:
         given_up.shutdown(wait=False, cancel_futures=True)
 
     def lose_threads(self) -> None:
-        """Have every thread die before the next call, to show what becomes of that call.
+        """Have every thread die at the next call and take it along, to show what becomes of that call.
 
         Exceptions sent to the threads would do so at any point, under any lock, and CPython can hang over that.
         """

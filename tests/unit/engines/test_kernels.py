@@ -180,8 +180,31 @@ def test_the_first_row_alone_is_that_of_all_rows(lengths: Sequence[int], of_quer
     for row, length in enumerate(lengths):
         bias[row, ..., length:] = _HIDDEN
     layers = [Numbers(width=64, inner=128, size=32, seed=seed) for seed in range(2)]
-    last_alone = kernels.Layers([layers[0].compiled(), layers[1].compiled(first_row=True)])
-    np.testing.assert_array_equal(last_alone.forward(hidden.copy(), bias), run(layers, hidden, bias)[:, :1])
+    np.testing.assert_array_equal(_first_rows(layers, hidden, bias), run(layers, hidden, bias)[:, :1])
+
+
+def _first_rows(layers: Sequence[Numbers], hidden: FloatArray, bias: FloatArray) -> FloatArray:
+    compiled = [layer.compiled(first_row=layer is layers[-1]) for layer in layers]
+    return kernels.Layers(compiled).forward(hidden.copy(), bias)
+
+
+def test_what_the_first_row_never_goes_back_to_is_padding() -> None:
+    """Also where it sees itself, and the others' bias is no more than -64."""
+    layers = [Numbers(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
+    hidden, bias = states(1, 30, 64), np.zeros((1, 1, 30, 30), dtype=np.float32)
+    bias[..., :20, 20:] = -64
+    alone = _first_rows(layers, hidden[:, :20], np.zeros((1, 1, 1, 20), dtype=np.float32))
+    np.testing.assert_array_equal(_first_rows(layers, hidden, bias), alone)
+
+
+def test_what_the_first_row_goes_back_to_through_others_is_no_padding() -> None:
+    """Each token sees itself and the next two."""
+    layers = [Numbers(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
+    places = np.arange(30)
+    apart = places[None, :] - places[:, None]
+    bias = np.where((apart >= 0) & (apart <= 2), 0, _HIDDEN).astype(np.float32)[None, None]
+    hidden = states(1, 30, 64)
+    np.testing.assert_array_equal(_first_rows(layers, hidden, bias), run(layers, hidden, bias)[:, :1])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 40), (4, 1, 1, 40), (1, 1, 40, 40), (4, 1, 40, 40)])

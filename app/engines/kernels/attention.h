@@ -17,12 +17,6 @@ inline void add_products_of_pairs(__m512i& sums, __m512i values, __m512i weights
     asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
 }
 
-inline __m512i two_everywhere(const std::int16_t* from) {
-    std::int32_t two;
-    std::memcpy(&two, from, sizeof two);
-    return _mm512_set1_epi32(two);
-}
-
 // Attention's products are of numbers of 16 bits, two side by side, and their sums exact in 32. So of `Size` products each is
 // less than 2^31 / Size; and values less than 2^12, for weights sum to 2^19 at most, also if each of `kLongest` is rounded up.
 template <std::size_t Size>
@@ -148,7 +142,7 @@ template <std::size_t Size, std::size_t Count, std::size_t Vectors>
             keys[vector] = _mm512_load_si512(head.keys + depth * head.padded + (column + vector * kLanes) * 2);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            const __m512i query = two_everywhere(queries + row * head.query_stride + depth);
+            const __m512i query = four_bytes_everywhere(queries + row * head.query_stride + depth);
 #pragma GCC unroll 4
             for (std::size_t vector = 0; vector < Vectors; ++vector)
                 add_products_of_pairs(sums[row][vector], query, keys[vector]);
@@ -246,7 +240,7 @@ template <std::size_t Size, std::size_t Count>
             values[vector] = _mm512_load_si512(head.values + key * Size + vector * 2 * kLanes);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            const __m512i weight = two_everywhere(head.weights + row * head.padded + key);
+            const __m512i weight = four_bytes_everywhere(head.weights + row * head.padded + key);
 #pragma GCC unroll 4
             for (std::size_t vector = 0; vector < vectors; ++vector)
                 add_products_of_pairs(sums[row][vector], weight, values[vector]);

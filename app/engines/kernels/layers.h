@@ -43,7 +43,7 @@ struct Table {
     const float* scales;
 };
 
-// Indices of a table's rows, shape [sequences, length]; a stride of 0: the same for all.
+// Which rows of a table, shape [sequences, length]; a stride of 0: the same for all.
 struct Indices {
     const std::int64_t* values;
     std::size_t sequence_stride;

@@ -46,12 +46,10 @@ template <std::size_t Count, class Finish>
             columns[vector] = _mm512_load_si512(weights + 4 * kLanes * vector);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            std::int32_t four;
-            std::memcpy(&four, values + row * by.in + depth, sizeof four);
-            const __m512i broadcast = _mm512_set1_epi32(four);
+            const __m512i four = four_bytes_everywhere(values + row * by.in + depth);
 #pragma GCC unroll 4
             for (std::size_t vector = 0; vector < kVectors; ++vector)
-                add_products(sums[row][vector], broadcast, columns[vector]);
+                add_products(sums[row][vector], four, columns[vector]);
         }
     }
 #pragma GCC unroll 4

@@ -42,6 +42,12 @@ struct Rounded {
 inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
 inline void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
 
+inline __m512i four_bytes_everywhere(const void* from) {
+    std::int32_t four;
+    std::memcpy(&four, from, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
 // The larger of both magnitudes.
 inline __m512 larger_magnitude(__m512 one, __m512 other) { return _mm512_range_ps(one, other, 0b1011); }
 

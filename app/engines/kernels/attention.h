@@ -111,8 +111,7 @@ template <std::size_t Size>
 
 // One head of one sequence.
 struct Head {
-    const std::int16_t* queries;  // [count, Size], so far apart
-    std::size_t query_stride, count;
+    const std::int16_t* queries;  // [length, Size]
     const std::int16_t* keys;    // [Size / 2, padded, 2]
     const std::int16_t* values;  // [padded / 2, Size, 2]
     std::size_t length, padded;
@@ -121,8 +120,8 @@ struct Head {
     float* scores;          // [kRows, padded]
     std::int16_t* weights;  // [kRows, padded]
     float* weight_scales;   // [kRows]
-    float* to;
-    std::size_t to_stride;
+    float* to;              // [length, Size]
+    std::size_t stride;     // of queries and results
 };
 
 // Not to be inlined either, as all below that says so.
@@ -134,7 +133,7 @@ template <std::size_t Size, std::size_t Count, std::size_t Vectors>
     for (std::size_t row = 0; row < Count; ++row)
 #pragma GCC unroll 4
         for (std::size_t vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm512_setzero_si512();
-    const std::int16_t* queries = head.queries + first * head.query_stride;
+    const std::int16_t* queries = head.queries + first * head.stride;
     for (std::size_t depth = 0; depth < Size; depth += 2) {
         __m512i keys[Vectors];
 #pragma GCC unroll 4
@@ -142,7 +141,7 @@ template <std::size_t Size, std::size_t Count, std::size_t Vectors>
             keys[vector] = _mm512_load_si512(head.keys + depth * head.padded + (column + vector * kLanes) * 2);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            const __m512i query = four_bytes_everywhere(queries + row * head.query_stride + depth);
+            const __m512i query = four_bytes_everywhere(queries + row * head.stride + depth);
 #pragma GCC unroll 4
             for (std::size_t vector = 0; vector < Vectors; ++vector)
                 add_products_of_pairs(sums[row][vector], query, keys[vector]);
@@ -251,7 +250,7 @@ template <std::size_t Size, std::size_t Count>
         const __m512 scale = _mm512_set1_ps(head.weight_scales[row]);
 #pragma GCC unroll 4
         for (std::size_t vector = 0; vector < vectors; ++vector)
-            store(head.to + (first + row) * head.to_stride + vector * kLanes,
+            store(head.to + (first + row) * head.stride + vector * kLanes,
                   _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row][vector]), scale));
     }
 }
@@ -265,9 +264,9 @@ inline void attend_rows(const Head& head, std::size_t first, const float* bias, 
 
 template <std::size_t Size>
 void attend(const Head& head, const float* bias, std::size_t bias_stride) {
-    for (std::size_t first = 0; first < head.count; first += kRows) {
+    for (std::size_t first = 0; first < head.length; first += kRows) {
         const float* rows_bias = bias + first * bias_stride;
-        switch (std::min(kRows, head.count - first)) {
+        switch (std::min(kRows, head.length - first)) {
             case 1: attend_rows<Size, 1>(head, first, rows_bias, bias_stride); break;
             case 2: attend_rows<Size, 2>(head, first, rows_bias, bias_stride); break;
             case 3: attend_rows<Size, 3>(head, first, rows_bias, bias_stride); break;

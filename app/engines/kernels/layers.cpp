@@ -22,6 +22,7 @@
 
 // These, and all below, may use the instructions.
 #include "attention.h"
+#include "first_row.h"
 #include "products.h"
 #include "vectors.h"
 
@@ -52,7 +53,7 @@ class Room {
 struct Rooms {
     Room<std::uint8_t> rounded, rounded_inner, first_rows;
     Room<float> scales, inner_scales, query_key_value, context, scores, inner, queries, query_scales, key_scales,
-        value_scales, weight_scales, first_scales;
+        value_scales, weight_scales, first_scales, readers, shares, means;
     Room<std::int16_t> rounded_queries, keys, values, weights;
 };
 
@@ -108,33 +109,23 @@ void unpack(const float* hidden, const Packed& packed, std::size_t width, float*
     }
 }
 
-// Queries of a block of sequences, of all tokens or of each sequence's first one, as products of vectors so far apart.
-struct Queries {
-    const float* from;
-    std::size_t stride, count;
-};
-
-// Attention of the queries of sequences from `first` to before `end`. Keys and values are the product's of all tokens. The
-// context has a row for each query.
+// Attention of all tokens of the sequences from `first` to before `end`, whose queries, keys and values these are.
 template <std::size_t Size>
-void attend_all(const Layer& layer, const Queries& queries, const float* query_key_value, const Packed& packed,
-                std::size_t first, std::size_t end, const AttentionBias& bias, Rooms& rooms, float* context) {
+void attend_all(const Layer& layer, const float* query_key_value, const Packed& packed, std::size_t first,
+                std::size_t end, const AttentionBias& bias, Rooms& rooms, float* context) {
     const std::size_t width = layer.output->in, longest = rounded_up(packed.length, kLanes);
-    std::int16_t* rounded_queries = rooms.rounded_queries.of(queries.count * width);
-    float* query_scales = rooms.query_scales.of(queries.count);
-    for (std::size_t query = 0; query < queries.count; ++query) {
-        const float* from = queries.from + query * queries.stride;
-        query_scales[query] = scale_of(from, width, kLargestInScore<Size>);
-        const __m512 factor = _mm512_set1_ps(1 / query_scales[query]);
-        for (std::size_t column = 0; column < width; column += 2 * kLanes)
-            _mm512_store_si512(rounded_queries + query * width + column, rounded_pairs(from + column, factor));
-    }
     const std::size_t tokens = packed.tokens(first, end);
-    float *key_scales = rooms.key_scales.of(tokens), *value_scales = rooms.value_scales.of(tokens);
+    std::int16_t* rounded_queries = rooms.rounded_queries.of(tokens * width);
+    float *query_scales = rooms.query_scales.of(tokens), *key_scales = rooms.key_scales.of(tokens);
+    float* value_scales = rooms.value_scales.of(tokens);
     for (std::size_t token = 0; token < tokens; ++token) {
         const float* from = query_key_value + token * 3 * width;
+        query_scales[token] = scale_of(from, width, kLargestInScore<Size>);
         key_scales[token] = scale_of(from + width, width, kLargestInScore<Size>);
         value_scales[token] = scale_of(from + 2 * width, width, kLargestValue);
+        const __m512 factor = _mm512_set1_ps(1 / query_scales[token]);
+        for (std::size_t column = 0; column < width; column += 2 * kLanes)
+            _mm512_store_si512(rounded_queries + token * width + column, rounded_pairs(from + column, factor));
     }
     std::int16_t* keys = rooms.keys.of(Size * longest);
     std::int16_t* values = rooms.values.of(Size * longest);
@@ -142,37 +133,52 @@ void attend_all(const Layer& layer, const Queries& queries, const float* query_k
     head.scores = rooms.scores.of(kRows * longest);
     head.weights = rooms.weights.of(kRows * longest);
     head.weight_scales = rooms.weight_scales.of(kRows);
-    head.query_stride = head.to_stride = width;
+    head.stride = width;
     head.keys = keys;
     head.values = values;
     head.score_scale = layer.score_scale;
     for (std::size_t sequence = first; sequence < end; ++sequence) {
         const std::size_t before = packed.tokens(first, sequence), length = packed.tokens(sequence, sequence + 1);
-        const std::size_t first_query = layer.first_row ? sequence - first : before;
         const float* of_sequence = bias.values + sequence * bias.sequence_stride;
-        head.query_scales = query_scales + first_query;
+        head.query_scales = query_scales + before;
         head.key_scales = key_scales + before;
         head.value_scales = value_scales + before;
-        head.count = layer.first_row ? 1 : length;
         head.length = length;
         head.padded = rounded_up(length, kLanes);
         for (std::size_t number = 0; number < layer.heads; ++number) {
             const float* head_keys = query_key_value + before * 3 * width + width + number * Size;
-            head.queries = rounded_queries + first_query * width + number * Size;
+            head.queries = rounded_queries + before * width + number * Size;
             round_keys<Size>(head_keys, 3 * width, head.key_scales, length, head.padded, keys);
             round_values<Size>(head_keys + width, 3 * width, head.value_scales, length, values);
-            head.to = context + first_query * width + number * Size;
+            head.to = context + before * width + number * Size;
             attend<Size>(head, of_sequence, bias.query_stride);
         }
     }
 }
 
-void attend_all(const Layer& layer, const Queries& queries, const float* query_key_value, const Packed& packed,
-                std::size_t first, std::size_t end, const AttentionBias& bias, Rooms& rooms, float* context) {
-    if (layer.output->in / layer.heads == 32)
-        attend_all<32>(layer, queries, query_key_value, packed, first, end, bias, rooms, context);
-    else
-        attend_all<64>(layer, queries, query_key_value, packed, first, end, bias, rooms, context);
+// Attention of one sequence's first token, whose query this is, from the states of all.
+template <std::size_t Size>
+void attend_first_row(const Layer& layer, const float* query, const float* states, std::size_t length,
+                      const float* bias, Rooms& rooms, float* context) {
+    const Linear& by = *layer.query_key_value;
+    float* readers = rooms.readers.of(by.in * kLanes);
+    const FirstRow row{states, length, by.in, layer.score_scale, readers,
+                       rooms.shares.of(rounded_up(length, kStates) * kLanes), rooms.means.of(kLanes * by.in)};
+    for (std::size_t first = 0; first < layer.heads; first += kLanes) {
+        const std::size_t heads = std::min(kLanes, layer.heads - first);
+        std::fill_n(readers, by.in * kLanes, 0.0f);
+        for (std::size_t head = 0; head < heads; ++head) {
+            const std::size_t column = (first + head) * Size;
+            multiply_columns<Size>(by, by.in + column, query + column, readers + head);
+        }
+        score_states(row, bias);
+        weigh_states(row);
+        mean_states(row, heads);
+        for (std::size_t head = 0; head < heads; ++head) {
+            const std::size_t column = (first + head) * Size;
+            multiply_by_columns<Size>(row.means + head * by.in, by, 2 * by.in + column, context + column);
+        }
+    }
 }
 
 // The second half of a layer for a block of tokens, from what attention has read for them to their new states.
@@ -219,12 +225,13 @@ void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, co
             store(query_key_value + row * 3 * width + column, value);
         });
         float* context = rooms.context.of(tokens * width);
-        attend_all(layer, {query_key_value, 3 * width, tokens}, query_key_value, packed, first, end, bias, rooms, context);
+        const auto attend_block = layer.output->in / layer.heads == 32 ? attend_all<32> : attend_all<64>;
+        attend_block(layer, query_key_value, packed, first, end, bias, rooms, context);
         feed_forward_all(layer, context, hidden + packed.first[first] * width, of_block, tokens, rooms);
     }
 }
 
-// The same for each sequence's first token alone: keys and values are computed of all, and nothing else.
+// The same for each sequence's first token alone.
 void forward_first_row(const Layer& layer, const float* hidden, const Rounded& rounded, const Packed& packed,
                        const AttentionBias& bias, Rooms& rooms, float* result) {
     const std::size_t width = layer.output->out, sequences = packed.sequences();
@@ -239,17 +246,11 @@ void forward_first_row(const Layer& layer, const float* hidden, const Rounded& r
     multiply(*layer.query_key_value, rows, sequences, {0, width},
              [&](std::size_t row, std::size_t column, __m512 value) { store(queries + row * width + column, value); });
     float* context = rooms.context.of(sequences * width);
-    for (std::size_t first = 0, end; first < sequences; first = end) {
-        end = packed.block_end(first);
-        const std::size_t tokens = packed.tokens(first, end);
-        float* query_key_value = rooms.query_key_value.of(tokens * 3 * width);
-        multiply(*layer.query_key_value, rounded.from(packed.first[first], width), tokens, {width, 3 * width},
-                 [&](std::size_t row, std::size_t column, __m512 value) {
-                     store(query_key_value + row * 3 * width + column, value);
-                 });
-        attend_all(layer, {queries + first * width, width, end - first}, query_key_value, packed, first, end, bias, rooms,
-                   context + first * width);
-    }
+    const auto attend = width / layer.heads == 32 ? attend_first_row<32> : attend_first_row<64>;
+    for (std::size_t sequence = 0; sequence < sequences; ++sequence)
+        attend(layer, queries + sequence * width, hidden + packed.first[sequence] * width,
+               packed.tokens(sequence, sequence + 1), bias.values + sequence * bias.sequence_stride, rooms,
+               context + sequence * width);
     feed_forward_all(layer, context, result, rows, sequences, rooms);
 }
 

@@ -18,10 +18,10 @@ inline void add_products_of_pairs(__m512i& sums, __m512i values, __m512i weights
 }
 
 // Attention's products are of numbers of 16 bits, two side by side, and their sums exact in 32. So of `Size` products each is
-// less than 2^31 / Size; and values less than 2^12, for weights sum to 2^19 at most, also if each of `kLongest` is rounded up.
+// less than 2^31 / Size; and values less than 2^13, for weights sum to 2^18 at most, also if each of `kLongest` is rounded up.
 template <std::size_t Size>
 constexpr float kLargestInScore = Size == 32 ? 8191 : 5791;
-constexpr float kLargestValue = 4095, kLargestWeight = 32767, kLargestSum = 516000;
+constexpr float kLargestValue = 8191, kLargestWeight = 32767, kLargestSum = 253000;
 
 inline __m512i rounded(const float* from, __m512 factor) { return _mm512_cvtps_epi32(_mm512_mul_ps(load(from), factor)); }
 
@@ -30,13 +30,13 @@ inline __m512i rounded_pairs(const float* from, __m512 factor) {
     return _mm512_packs_epi32(rounded(from, factor), rounded(from + kLanes, factor));
 }
 
-// The scale with which a vector reaches from -largest to largest.
-inline float scale_of(const float* vector, std::size_t width, float largest) {
+// The scale with which these numbers, a multiple of 32, reach from -largest to largest.
+inline float scale_of(const float* numbers, std::size_t count, float largest) {
     __m512 magnitudes[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (std::size_t column = 0; column < width; column += 2 * kLanes)
-#pragma GCC unroll 2
-        for (std::size_t half = 0; half < 2; ++half)
-            magnitudes[half] = larger_magnitude(magnitudes[half], load(vector + column + half * kLanes));
+    for (std::size_t at = 0; at < count; at += 2 * kLanes) {
+        magnitudes[0] = larger_magnitude(magnitudes[0], load(numbers + at));
+        magnitudes[1] = larger_magnitude(magnitudes[1], load(numbers + at + kLanes));
+    }
     const float magnitude = _mm512_reduce_max_ps(larger_magnitude(magnitudes[0], magnitudes[1]));
     return std::max(magnitude / largest, kLeastScale);
 }
@@ -70,17 +70,26 @@ inline void transpose(__m512i (&rows)[kLanes]) {
     }
 }
 
+// Queries of a head, shape [length, Size].
+template <std::size_t Size>
+inline void round_queries(const float* from, std::size_t length, float scale, std::int16_t* to) {
+    const __m512 factor = _mm512_set1_ps(1 / scale);
+    for (std::size_t at = 0; at < length * Size; at += 2 * kLanes)
+        _mm512_store_si512(to + at, rounded_pairs(from + at, factor));
+}
+
 // Keys of a head, pair of numbers after pair of numbers: shape [Size / 2, padded, 2].
 template <std::size_t Size>
-[[gnu::noinline]] void round_keys(const float* from, std::size_t stride, const float* scales, std::size_t length,
-                                  std::size_t padded, std::int16_t* to) {
+[[gnu::noinline]] void round_keys(const float* from, std::size_t length, std::size_t padded, float scale,
+                                  std::int16_t* to) {
+    const __m512 factor = _mm512_set1_ps(1 / scale);
     for (std::size_t first = 0; first < length; first += kLanes) {
         for (std::size_t column = 0; column < Size; column += 2 * kLanes) {
             __m512i pairs[kLanes];
 #pragma GCC unroll 16
             for (std::size_t key = 0; key < kLanes; ++key) {
                 const std::size_t at = std::min(first + key, length - 1);  // what lies behind the last one is not read
-                pairs[key] = rounded_pairs(from + at * stride + column, _mm512_set1_ps(1 / scales[at]));
+                pairs[key] = rounded_pairs(from + at * Size + column, factor);
             }
             transpose(pairs);
 #pragma GCC unroll 16
@@ -92,16 +101,15 @@ template <std::size_t Size>
 
 // Values of a head, pair of keys after pair of keys: shape [padded / 2, Size, 2].
 template <std::size_t Size>
-[[gnu::noinline]] void round_values(const float* from, std::size_t stride, const float* scales, std::size_t length,
-                                    std::int16_t* to) {
+[[gnu::noinline]] void round_values(const float* from, std::size_t length, float scale, std::int16_t* to) {
     const __m512i low = _mm512_set1_epi32(0xFFFF);
+    const __m512 factor = _mm512_set1_ps(1 / scale);
     for (std::size_t key = 0; key < length; key += 2) {
         const std::size_t next = std::min(key + 1, length - 1);  // behind the last one: weights are 0 there
-        const __m512 factor = _mm512_set1_ps(1 / scales[key]), next_factor = _mm512_set1_ps(1 / scales[next]);
 #pragma GCC unroll 4
         for (std::size_t column = 0; column < Size; column += kLanes) {
-            const __m512i one = rounded(from + key * stride + column, factor);
-            const __m512i other = rounded(from + next * stride + column, next_factor);
+            const __m512i one = rounded(from + key * Size + column, factor);
+            const __m512i other = rounded(from + next * Size + column, factor);
             // Where `low` has a bit it is one's, else the other's.
             const __m512i both = _mm512_ternarylogic_epi32(low, one, _mm512_slli_epi32(other, 16), 0xCA);
             _mm512_store_si512(to + (key / 2 * Size + column) * 2, both);
@@ -112,16 +120,15 @@ template <std::size_t Size>
 // One head of one sequence.
 struct Head {
     const std::int16_t* queries;  // [length, Size]
-    const std::int16_t* keys;    // [Size / 2, padded, 2]
-    const std::int16_t* values;  // [padded / 2, Size, 2]
+    const std::int16_t* keys;     // [Size / 2, padded, 2]
+    const std::int16_t* values;   // [padded / 2, Size, 2]
     std::size_t length, padded;
-    const float *query_scales, *key_scales, *value_scales;
-    float score_scale;
+    float score_scale, value_scale;
     float* scores;          // [kRows, padded]
     std::int16_t* weights;  // [kRows, padded]
     float* weight_scales;   // [kRows]
-    float* to;              // [length, Size]
-    std::size_t stride;     // of queries and results
+    float* to;              // [length, Size], its rows so far apart:
+    std::size_t stride;
 };
 
 // Not to be inlined either, as all below that says so.
@@ -133,7 +140,7 @@ template <std::size_t Size, std::size_t Count, std::size_t Vectors>
     for (std::size_t row = 0; row < Count; ++row)
 #pragma GCC unroll 4
         for (std::size_t vector = 0; vector < Vectors; ++vector) sums[row][vector] = _mm512_setzero_si512();
-    const std::int16_t* queries = head.queries + first * head.stride;
+    const std::int16_t* queries = head.queries + first * Size;
     for (std::size_t depth = 0; depth < Size; depth += 2) {
         __m512i keys[Vectors];
 #pragma GCC unroll 4
@@ -141,24 +148,23 @@ template <std::size_t Size, std::size_t Count, std::size_t Vectors>
             keys[vector] = _mm512_load_si512(head.keys + depth * head.padded + (column + vector * kLanes) * 2);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            const __m512i query = four_bytes_everywhere(queries + row * head.stride + depth);
+            const __m512i query = four_bytes_everywhere(queries + row * Size + depth);
 #pragma GCC unroll 4
             for (std::size_t vector = 0; vector < Vectors; ++vector)
                 add_products_of_pairs(sums[row][vector], query, keys[vector]);
         }
     }
     const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    const __m512 scale = _mm512_set1_ps(head.score_scale);
 #pragma GCC unroll 4
     for (std::size_t vector = 0; vector < Vectors; ++vector) {
         const std::size_t start = column + vector * kLanes;
         // No branch: compilers would keep all sums in memory.
         const auto within = static_cast<__mmask16>((1u << std::min(kLanes, head.length - start)) - 1);
-        const __m512 key_scales = _mm512_maskz_loadu_ps(within, head.key_scales + start);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            const __m512 scale = _mm512_set1_ps(head.query_scales[first + row] * head.score_scale);
             const __m512 added = _mm512_mask_loadu_ps(nothing, within, bias + row * bias_stride + start);
-            const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row][vector]), key_scales);
+            const __m512 product = _mm512_cvtepi32_ps(sums[row][vector]);
             store(head.scores + row * head.padded + start, _mm512_fmadd_ps(product, scale, added));
         }
     }
@@ -178,14 +184,14 @@ inline void score_rows(const Head& head, std::size_t first, const float* bias, s
     }
 }
 
-// Scores become weights, of values in 16 bits, and how much of the mean a weight of 1 is.
+// Scores become weights, and how much of the mean a weight of 1 is.
 template <std::size_t Count>
 [[gnu::noinline]] void weigh_rows(const Head& head) {
-    __m512 largest[Count], sums[Count], most[Count], weight_sums[Count], factors[Count];
+    __m512 largest[Count], sums[Count], factors[Count];
 #pragma GCC unroll 8
     for (std::size_t row = 0; row < Count; ++row) {
         largest[row] = load(head.scores + row * head.padded);
-        sums[row] = weight_sums[row] = most[row] = _mm512_setzero_ps();
+        sums[row] = _mm512_setzero_ps();
     }
     for (std::size_t at = kLanes; at < head.padded; at += kLanes)
 #pragma GCC unroll 8
@@ -193,25 +199,19 @@ template <std::size_t Count>
             largest[row] = _mm512_max_ps(largest[row], load(head.scores + row * head.padded + at));
 #pragma GCC unroll 8
     for (std::size_t row = 0; row < Count; ++row) largest[row] = _mm512_set1_ps(_mm512_reduce_max_ps(largest[row]));
-    for (std::size_t at = 0; at < head.padded; at += kLanes) {
-        const auto within = static_cast<__mmask16>((1u << std::min(kLanes, head.length - at)) - 1);
-        const __m512 value_scales = _mm512_maskz_loadu_ps(within, head.value_scales + at);
+    for (std::size_t at = 0; at < head.padded; at += kLanes)
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
             float* score = head.scores + row * head.padded + at;
             const __m512 share = exponential(_mm512_sub_ps(load(score), largest[row]));
-            const __m512 weight = _mm512_mul_ps(share, value_scales);
             sums[row] = _mm512_add_ps(sums[row], share);
-            weight_sums[row] = _mm512_add_ps(weight_sums[row], weight);
-            most[row] = _mm512_max_ps(most[row], weight);
-            store(score, weight);
+            store(score, share);
         }
-    }
 #pragma GCC unroll 8
     for (std::size_t row = 0; row < Count; ++row) {
-        const float factor = std::min(kLargestWeight / _mm512_reduce_max_ps(most[row]),
-                                      kLargestSum / _mm512_reduce_add_ps(weight_sums[row]));
-        head.weight_scales[row] = 1 / (_mm512_reduce_add_ps(sums[row]) * factor);
+        const float sum = _mm512_reduce_add_ps(sums[row]);
+        const float factor = std::min(kLargestWeight, kLargestSum / sum);  // the largest share is 1
+        head.weight_scales[row] = head.value_scale / (sum * factor);
         factors[row] = _mm512_set1_ps(factor);
     }
     for (std::size_t at = 0; at < head.padded; at += kLanes)

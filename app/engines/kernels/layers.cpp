@@ -12,7 +12,7 @@
 
 #include <immintrin.h>
 
-#include "normal_distribution.h"
+#include "even_gelu.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
@@ -52,9 +52,9 @@ class Room {
 
 struct Rooms {
     Room<std::uint8_t> rounded, rounded_inner, first_rows;
-    Room<float> scales, inner_scales, query_key_value, context, scores, inner, queries, query_scales, key_scales,
-        value_scales, weight_scales, first_scales, readers, shares, means;
+    Room<float> scales, inner_scales, query_key_value, context, scores, weight_scales, inner;
     Room<std::int16_t> rounded_queries, keys, values, weights;
+    Room<float> first_scales, queries, readers, shares, means;
 };
 
 // Sequences that lie one after another without padding; `first` has one entry more than there are sequences.
@@ -109,47 +109,39 @@ void unpack(const float* hidden, const Packed& packed, std::size_t width, float*
     }
 }
 
-// Attention of all tokens of the sequences from `first` to before `end`, whose queries, keys and values these are.
+// Attention of all tokens of the sequences from `first` to before `end`: their queries, keys and values, head by head, have the
+// shape [3, heads, tokens, Size].
 template <std::size_t Size>
 void attend_all(const Layer& layer, const float* query_key_value, const Packed& packed, std::size_t first,
                 std::size_t end, const AttentionBias& bias, Rooms& rooms, float* context) {
     const std::size_t width = layer.output->in, longest = rounded_up(packed.length, kLanes);
     const std::size_t tokens = packed.tokens(first, end);
-    std::int16_t* rounded_queries = rooms.rounded_queries.of(tokens * width);
-    float *query_scales = rooms.query_scales.of(tokens), *key_scales = rooms.key_scales.of(tokens);
-    float* value_scales = rooms.value_scales.of(tokens);
-    for (std::size_t token = 0; token < tokens; ++token) {
-        const float* from = query_key_value + token * 3 * width;
-        query_scales[token] = scale_of(from, width, kLargestInScore<Size>);
-        key_scales[token] = scale_of(from + width, width, kLargestInScore<Size>);
-        value_scales[token] = scale_of(from + 2 * width, width, kLargestValue);
-        const __m512 factor = _mm512_set1_ps(1 / query_scales[token]);
-        for (std::size_t column = 0; column < width; column += 2 * kLanes)
-            _mm512_store_si512(rounded_queries + token * width + column, rounded_pairs(from + column, factor));
-    }
+    std::int16_t* queries = rooms.rounded_queries.of(Size * longest);
     std::int16_t* keys = rooms.keys.of(Size * longest);
     std::int16_t* values = rooms.values.of(Size * longest);
     Head head;
+    head.queries = queries;
+    head.keys = keys;
+    head.values = values;
     head.scores = rooms.scores.of(kRows * longest);
     head.weights = rooms.weights.of(kRows * longest);
     head.weight_scales = rooms.weight_scales.of(kRows);
     head.stride = width;
-    head.keys = keys;
-    head.values = values;
-    head.score_scale = layer.score_scale;
     for (std::size_t sequence = first; sequence < end; ++sequence) {
         const std::size_t before = packed.tokens(first, sequence), length = packed.tokens(sequence, sequence + 1);
         const float* of_sequence = bias.values + sequence * bias.sequence_stride;
-        head.query_scales = query_scales + before;
-        head.key_scales = key_scales + before;
-        head.value_scales = value_scales + before;
         head.length = length;
         head.padded = rounded_up(length, kLanes);
         for (std::size_t number = 0; number < layer.heads; ++number) {
-            const float* head_keys = query_key_value + before * 3 * width + width + number * Size;
-            head.queries = rounded_queries + before * width + number * Size;
-            round_keys<Size>(head_keys, 3 * width, head.key_scales, length, head.padded, keys);
-            round_values<Size>(head_keys + width, 3 * width, head.value_scales, length, values);
+            const float* query = query_key_value + (number * tokens + before) * Size;
+            const float *key = query + tokens * width, *value = key + tokens * width;
+            const float query_scale = scale_of(query, length * Size, kLargestInScore<Size>);
+            const float key_scale = scale_of(key, length * Size, kLargestInScore<Size>);
+            head.value_scale = scale_of(value, length * Size, kLargestValue);
+            head.score_scale = layer.score_scale * query_scale * key_scale;
+            round_queries<Size>(query, length, query_scale, queries);
+            round_keys<Size>(key, length, head.padded, key_scale, keys);
+            round_values<Size>(value, length, head.value_scale, values);
             head.to = context + before * width + number * Size;
             attend<Size>(head, of_sequence, bias.query_stride);
         }
@@ -213,8 +205,9 @@ void feed_forward_all(const Layer& layer, const float* context, float* states, c
 }
 
 // `rounded` are the states of before, and then those of after.
-void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, const Packed& packed,
-                   const AttentionBias& bias, Rooms& rooms) {
+template <std::size_t Size>
+void forward_all(const Layer& layer, float* hidden, const Rounded& rounded, const Packed& packed,
+                 const AttentionBias& bias, Rooms& rooms) {
     const std::size_t width = layer.output->out;
     for (std::size_t first = 0, end; first < packed.sequences(); first = end) {
         end = packed.block_end(first);
@@ -222,16 +215,16 @@ void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, co
         const Rounded of_block = rounded.from(packed.first[first], width);
         float* query_key_value = rooms.query_key_value.of(tokens * 3 * width);
         multiply(*layer.query_key_value, of_block, tokens, [&](std::size_t row, std::size_t column, __m512 value) {
-            store(query_key_value + row * 3 * width + column, value);
+            store(query_key_value + (column / Size * tokens + row) * Size + column % Size, value);
         });
         float* context = rooms.context.of(tokens * width);
-        const auto attend_block = layer.output->in / layer.heads == 32 ? attend_all<32> : attend_all<64>;
-        attend_block(layer, query_key_value, packed, first, end, bias, rooms, context);
+        attend_all<Size>(layer, query_key_value, packed, first, end, bias, rooms, context);
         feed_forward_all(layer, context, hidden + packed.first[first] * width, of_block, tokens, rooms);
     }
 }
 
 // The same for each sequence's first token alone.
+template <std::size_t Size>
 void forward_first_row(const Layer& layer, const float* hidden, const Rounded& rounded, const Packed& packed,
                        const AttentionBias& bias, Rooms& rooms, float* result) {
     const std::size_t width = layer.output->out, sequences = packed.sequences();
@@ -246,12 +239,18 @@ void forward_first_row(const Layer& layer, const float* hidden, const Rounded& r
     multiply(*layer.query_key_value, rows, sequences, {0, width},
              [&](std::size_t row, std::size_t column, __m512 value) { store(queries + row * width + column, value); });
     float* context = rooms.context.of(sequences * width);
-    const auto attend = width / layer.heads == 32 ? attend_first_row<32> : attend_first_row<64>;
     for (std::size_t sequence = 0; sequence < sequences; ++sequence)
-        attend(layer, queries + sequence * width, hidden + packed.first[sequence] * width,
-               packed.tokens(sequence, sequence + 1), bias.values + sequence * bias.sequence_stride, rooms,
-               context + sequence * width);
+        attend_first_row<Size>(layer, queries + sequence * width, hidden + packed.first[sequence] * width,
+                               packed.tokens(sequence, sequence + 1), bias.values + sequence * bias.sequence_stride,
+                               rooms, context + sequence * width);
     feed_forward_all(layer, context, result, rows, sequences, rooms);
+}
+
+template <std::size_t Size>
+void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, const Packed& packed,
+                   const AttentionBias& bias, Rooms& rooms, float* result) {
+    if (layer.first_row) forward_first_row<Size>(layer, hidden, rounded, packed, bias, rooms, result);
+    else forward_all<Size>(layer, hidden, rounded, packed, bias, rooms);
 }
 
 }  // namespace
@@ -314,8 +313,9 @@ void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequen
     const Rounded rounded{rooms.rounded.of(packed.tokens() * width), rooms.scales.of(packed.tokens())};
     round_all(hidden, width, packed.tokens(), rounded);
     for (const Layer& layer : layers) {
-        if (layer.first_row) forward_first_row(layer, hidden, rounded, packed, bias, rooms, result);
-        else forward_layer(layer, hidden, rounded, packed, bias, rooms);
+        if (layer.output->in / layer.heads == 32)
+            forward_layer<32>(layer, hidden, rounded, packed, bias, rooms, result);
+        else forward_layer<64>(layer, hidden, rounded, packed, bias, rooms, result);
     }
     if (!layers.back().first_row) unpack(hidden, packed, width, result);
 }

@@ -119,11 +119,12 @@ class CrossEncoder(nn.Module):
     def _encode(self, columns: Columns) -> torch.Tensor:
         """Return BERT's last states, [batch, columns, size].
 
-        Attention is written out, because on a CPU the fused kernel's backward pass over a masked batch is slower.
+        Attention is written out, because on a CPU the fused kernel's backward pass over a masked batch is slower. Padding
+        sees nothing, so that a runtime can tell that it is padding.
         """
         hidden = self.embed(columns.ids, columns.positions, columns.types)
         rows, seen = columns.part[:, :, None], columns.part[:, None, :]
-        visible = (rows == seen) | ((rows == READING) & (seen == DOCUMENT))
+        visible = ((rows == seen) & (seen > 0)) | ((rows == READING) & (seen == DOCUMENT))
         bias = torch.where(visible, 0.0, UNSEEN)[:, None]
         for layer in self.bert.encoder.layer:
             hidden = self._layer(layer, hidden, bias)

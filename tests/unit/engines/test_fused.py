@@ -183,8 +183,8 @@ def _another_bias(graph: onnx.GraphProto) -> None:
     softmax = [node for node in graph.node if node.op_type == "Softmax"][2]
     added = next(node for node in graph.node if softmax.input[0] in node.output)
     place = list(graph.node).index(added)
-    graph.node.insert(place, helper.make_node("Neg", [bias], ["negative"]))
-    added.input[list(added.input).index(bias)] = "negative"
+    graph.node.insert(place, helper.make_node("Add", [bias, bias], ["twice"]))
+    added.input[list(added.input).index(bias)] = "twice"
 
 
 @pytest.mark.parametrize(

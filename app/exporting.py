@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, masking_utils
 
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
@@ -297,7 +297,7 @@ def _export_graph(module: torch.nn.Module, *, takes_segments: bool) -> onnx.Mode
     samples = {"input_ids": torch.full(shape, 7), "attention_mask": torch.ones(shape, dtype=torch.int64)}
     if takes_segments:
         samples["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
-    with _quiet():
+    with _quiet(), _small_masks():
         program = torch.onnx.export(
             module.eval(),
             tuple(samples.values()),
@@ -310,6 +310,28 @@ def _export_graph(module: torch.nn.Module, *, takes_segments: bool) -> onnx.Mode
     assert program is not None  # noqa: S101 - it is None only for the exporter that dynamo=False chooses
     exported: onnx.ModelProto = program.model_proto
     return exported
+
+
+@contextmanager
+def _small_masks() -> Iterator[None]:
+    """Let models make attention's mask of shape [batch, 1, 1, keys] where it hides padding and nothing else, instead of
+    one that says the same for every query.
+    """
+    usual: Callable[..., torch.Tensor] = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["eager"]
+
+    def mask(
+        *, mask_function: object, attention_mask: torch.Tensor | None = None, dtype: torch.dtype, **rest: object
+    ) -> torch.Tensor:
+        if mask_function is not masking_utils.bidirectional_mask_function or attention_mask is None:
+            return usual(mask_function=mask_function, attention_mask=attention_mask, dtype=dtype, **rest)
+        least = torch.finfo(dtype).min
+        return torch.where(attention_mask[:, None, None, :], torch.zeros((), dtype=dtype), least)
+
+    masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["eager"] = mask
+    try:
+        yield
+    finally:
+        masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["eager"] = usual
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from app.domain import FloatArray
+from app.domain import FloatArray, IntArray
 
 # The product of rounded activations and int8 weights, with which a layer is recognised.
 PRODUCT: Final = "MatMulIntegerToFloat"
@@ -88,12 +88,39 @@ class EmbeddingsPart:
     normalisation: NormalisationPart
 
 
+@dataclass(frozen=True, slots=True)
+class PaddingBias:
+    """What is added to the scores of all queries alike, shape [batch, 1, 1, keys]: 0 where the attention mask has
+    another number than 0, else `hidden`.
+    """
+
+    hidden: float
+
+
+@dataclass(frozen=True, slots=True)
+class FirstPlaces:
+    """The first columns of a constant, shape [1, longest], as many as a sequence has tokens."""
+
+    places: IntArray
+
+
 def find_embeddings(graph: onnx.GraphProto, name: str) -> EmbeddingsPart | None:
     """What makes this tensor, if it is the normalised sum of int8 vectors."""
     try:
         return _Finder(graph).embeddings(name)
     except (_Unlike, ValueError):
         return None
+
+
+def find_simple(graph: onnx.GraphProto, name: str) -> PaddingBias | FirstPlaces | None:
+    """How this tensor comes from the graph's inputs, where that is one of the two usual ways."""
+    finder = _Finder(graph)
+    for find in (finder.padding_bias, finder.first_places):
+        try:
+            return find(name)
+        except (_Unlike, ValueError):
+            continue
+    return None
 
 
 def find_layers(graph: onnx.GraphProto) -> Sequence[LayerPart]:
@@ -117,6 +144,7 @@ class _Finder:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._inputs = {tensor.name for tensor in graph.input}
         self._gelus = [node for node in graph.node if node.op_type == "Gelu"]
 
     def layers(self) -> Iterator[LayerPart]:
@@ -132,6 +160,30 @@ class _Finder:
         if len(normalisation.weight) % _MULTIPLE:
             raise _Unlike
         return EmbeddingsPart(list(self._tables(node.input[0])), normalisation)
+
+    def padding_bias(self, name: str) -> PaddingBias:
+        mask, seen, hidden = self._maker(name, "Where").input
+        source, axes = self._maker(mask, "Unsqueeze").input
+        cast = self._maker(source, "Cast")
+        as_truth = _attribute(cast, "to", 0) == onnx.TensorProto.BOOL
+        if cast.input[0] != "attention_mask" or not as_truth or self._array(axes).tolist() != [1, 2]:
+            raise _Unlike
+        if self._number(seen) != 0:
+            raise _Unlike
+        return PaddingBias(self._number(hidden))
+
+    def first_places(self, name: str) -> FirstPlaces:
+        constant, start, end, axis, step = self._maker(name, "Slice").input
+        length = self._maker(end, "Shape")
+        of_columns = (_attribute(length, "start", 0), _attribute(length, "end", 0)) == (1, 2)
+        if length.input[0] not in self._inputs or not of_columns:
+            raise _Unlike
+        if [self._array(one).tolist() for one in (start, axis, step)] != [[0], [1], [1]]:
+            raise _Unlike
+        places = self._array(constant)
+        if places.ndim != 2 or len(places) != 1:
+            raise _Unlike
+        return FirstPlaces(places)
 
     def _tables(self, name: str) -> Iterator[TablePart]:
         """Those whose vectors are added up."""
@@ -163,7 +215,7 @@ class _Finder:
             raise _Unlike
         layer = LayerPart(
             source=key.source,
-            bias=self._first_of(bias, axis=2) if first_row else bias,
+            bias=self._of_all_queries(bias) if first_row else bias,
             output=after_feed_forward.output[0],
             query=query,
             key=key,
@@ -180,6 +232,11 @@ class _Finder:
         if (query.source, value.source) != (residual, key.source) or not _suits_kernels(layer, size):
             raise _Unlike
         return layer
+
+    def _of_all_queries(self, bias: str) -> str:
+        """The bias that a first query's is cut from; one that is the same for every query is not cut."""
+        cut = bias in self._makers and self._makers[bias].op_type == "Slice"
+        return self._first_of(bias, axis=2) if cut else bias
 
     def _first_of(self, name: str, *, axis: int) -> str:
         """What the first rows along an axis are cut from, where these are meant by a name."""

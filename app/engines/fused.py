@@ -10,30 +10,39 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from app.domain import FloatArray
+from app.domain import FloatArray, IntArray
 from app.engines.encoder_layers import (
     PRODUCT,
     EmbeddingsPart,
+    FirstPlaces,
     LayerPart,
     LinearPart,
     NormalisationPart,
+    PaddingBias,
     find_embeddings,
     find_layers,
+    find_simple,
 )
 from app.engines.kernels import Embeddings, Layer, Layers, Linear, Normalisation, supported
 from app.errors import ConfigError
 
+Inputs = Mapping[str, IntArray]
+
 
 class FusedSession:
-    """Stands in for the session of the whole graph: what comes before its layers, these, and what comes after. The
-    states that the layers start from are what `before` makes, or of rows whose names come with the embeddings.
+    """Stands in for the session of the whole graph: what its layers need of the inputs, these, and what comes after.
+
+    The states that the layers start from are those of `embeddings`, rows whose names come with them, or what `before`
+    makes; that is None where everything is `simple`.
     """
 
     def __init__(
         self,
-        before: ort.InferenceSession,
+        simple: Mapping[str, Callable[[Inputs], NDArray[Any]]],
+        before: ort.InferenceSession | None,
         embeddings: tuple[Embeddings, Sequence[str]] | None,
         layers: Layers,
         after: ort.InferenceSession,
@@ -41,29 +50,31 @@ class FusedSession:
         states: tuple[str, str],
         bias: str,
     ) -> None:
+        self._simple = simple
         self._before = before
         self._embeddings = embeddings
         self._layers = layers
         self._after = after
         self._first, self._last = states
         self._bias = bias
-        self._made = [node.name for node in before.get_outputs()]
+        self._made = [node.name for node in before.get_outputs()] if before else []
         self._taken = {node.name for node in after.get_inputs()}
 
     def get_inputs(self) -> Sequence[ort.NodeArg]:
-        inputs: Sequence[ort.NodeArg] = self._before.get_inputs()
-        return inputs
+        return [node for node in self._after.get_inputs() if node.name not in (self._last, self._bias)]
 
     def get_outputs(self) -> Sequence[ort.NodeArg]:
         outputs: Sequence[ort.NodeArg] = self._after.get_outputs()
         return outputs
 
     def get_modelmeta(self) -> ort.ModelMetadata:
-        return self._before.get_modelmeta()
+        return self._after.get_modelmeta()
 
-    def run(self, outputs: Sequence[str], inputs: Mapping[str, Any]) -> Sequence[FloatArray]:
+    def run(self, outputs: Sequence[str], inputs: Inputs) -> Sequence[FloatArray]:
         """Compute outputs from inputs, as a session does."""
-        given = {**inputs, **dict(zip(self._made, self._before.run(self._made, dict(inputs)), strict=True))}
+        given: dict[str, Any] = {**inputs, **{name: make(inputs) for name, make in self._simple.items()}}
+        if self._before is not None:
+            given.update(zip(self._made, self._before.run(self._made, inputs), strict=True))
         if self._embeddings is not None:
             embeddings, rows = self._embeddings
             given[self._first] = embeddings.forward([given[name] for name in rows])
@@ -90,13 +101,16 @@ def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession
     embeddings = find_embeddings(model.graph, first)
     rows = [table.indices for table in embeddings.tables] if embeddings else []
     inputs = {tensor.name for tensor in model.graph.input}
-    before = _part(model, given={}, wanted=[name for name in rows or [first] if name not in inputs] + [bias])
+    wanted = [name for name in [*(rows or [first]), bias] if name not in inputs]
+    simple = {name: make for name in wanted if (make := _simple(find_simple(model.graph, name)))}
+    others = [name for name in wanted if name not in simple]
     after = _part(model, given={last: 3, bias: 4}, wanted=[])
     inside = {layer.up.output for layer in layers}
     if any(output in inside for node in after.graph.node for output in node.output):
         raise ConfigError("the graph reads what is between its layers")
     return FusedSession(
-        open_session(before.SerializeToString()),
+        simple,
+        open_session(_part(model, given={}, wanted=others).SerializeToString()) if others else None,
         (_embeddings(embeddings), rows) if embeddings else None,
         Layers([_layer(layer) for layer in layers]),
         open_session(after.SerializeToString()),
@@ -142,6 +156,16 @@ def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Sequence[
     )
     made.metadata_props.extend(model.metadata_props)
     return made
+
+
+def _simple(found: PaddingBias | FirstPlaces | None) -> Callable[[Inputs], NDArray[Any]] | None:
+    if isinstance(found, PaddingBias):
+        seen, hidden = np.float32(0), np.float32(found.hidden)
+        return lambda inputs: np.where(inputs["attention_mask"][:, None, None, :], seen, hidden)
+    if isinstance(found, FirstPlaces):
+        places = found.places
+        return lambda inputs: places[:, : inputs["input_ids"].shape[1]]
+    return None
 
 
 def _embeddings(found: EmbeddingsPart) -> Embeddings:

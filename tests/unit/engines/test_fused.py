@@ -15,7 +15,14 @@ from onnx import helper, numpy_helper
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec
-from app.engines.encoder_layers import EmbeddingsPart, find_embeddings, find_layers
+from app.engines.encoder_layers import (
+    EmbeddingsPart,
+    FirstPlaces,
+    PaddingBias,
+    find_embeddings,
+    find_layers,
+    find_simple,
+)
 from app.errors import ConfigError
 from app.exporting import export_cross_encoder
 from app.scorers import load_scorer
@@ -99,6 +106,56 @@ def test_embeddings_of_an_exported_model_are_found(wide_folder: Path) -> None:
     embeddings = embeddings_of(graph_of(wide_folder).graph)
     assert embeddings is not None
     assert len(embeddings.tables) == 3
+
+
+def test_masks_and_positions_of_an_exported_model_need_no_runtime(
+    wide_folder: Path, request: pytest.FixtureRequest
+) -> None:
+    """But for RoBERTa's positions, which count what is no padding."""
+    graph = graph_of(wide_folder).graph
+    layers, embeddings = find_layers(graph), embeddings_of(graph)
+    assert embeddings is not None
+    assert {layer.bias for layer in layers} == {layers[0].bias}
+    assert find_simple(graph, layers[0].bias) == PaddingBias(float(np.finfo(np.float32).min))
+    tables = [table for table in embeddings.tables if table.indices not in {"input_ids", "token_type_ids"}]
+    made = [find_simple(graph, table.indices) for table in tables]
+    places = [found.places for found in made if isinstance(found, FirstPlaces)]
+    if "xlmr" in request.node.name:
+        assert not places
+    else:
+        np.testing.assert_array_equal(places, [np.arange(max(len(table.vectors) for table in tables))[None]])
+
+
+def _other_mask(graph: onnx.GraphProto) -> None:
+    """Of the token types instead."""
+    next(node for node in graph.node if node.op_type == "Cast" and node.input[0] == "attention_mask").input[0] = (
+        "token_type_ids"
+    )
+
+
+def _added_to_what_is_seen(graph: onnx.GraphProto) -> None:
+    bias = find_layers(graph)[0].bias
+    graph.initializer.append(numpy_helper.from_array(np.array(1, dtype=np.float32), "one_more"))
+    next(node for node in graph.node if bias in node.output).input[1] = "one_more"
+
+
+def _positions_from_the_second_on(graph: onnx.GraphProto) -> None:
+    graph.initializer.append(numpy_helper.from_array(np.array([1], dtype=np.int64), "second"))
+    node = next(node for node in graph.node if node.op_type == "Slice" and "position_ids" in node.input[0])
+    place = list(graph.node).index(node)
+    graph.node.insert(place, helper.make_node("Add", [node.input[2], "second"], ["one_longer"]))
+    node.input[1], node.input[2] = "second", "one_longer"
+
+
+@pytest.mark.parametrize("change", [_other_mask, _added_to_what_is_seen, _positions_from_the_second_on])
+def test_masks_and_positions_of_another_kind_are_computed_by_the_runtime(tmp_path: Path, change: Change) -> None:
+    folder = copytree(_wide_bert(tmp_path), tmp_path / "changed")
+    model = graph_of(folder)
+    change(model.graph)
+    onnx.save(model, folder / _INT8)
+    encodings = pairs(folder)[:4]
+    expected = load(folder, fused=False).forward(encodings)
+    np.testing.assert_allclose(fused(folder).forward(encodings), expected, atol=0.15)
 
 
 def _with_a_constant(graph: onnx.GraphProto) -> None:

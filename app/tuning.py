@@ -9,7 +9,7 @@ import asyncio
 import gc
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import cycle
@@ -23,7 +23,7 @@ from app.assembly import golden_pairs, model_content, model_folder
 from app.config import ModelSpec, Settings
 from app.domain import Encoding
 from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
+from app.engines.base import BatchLimits, Engine, EngineSpec, cut_by_length
 from app.errors import ConfigError
 from app.model import Canary
 from app.profiles import Choice, Machine, Profile, leaves_layout_open, tuned
@@ -102,16 +102,9 @@ class Workload:
     def mean_tokens(self) -> float:
         return float(np.mean([len(encoding.ids) for encoding in self.encodings]))
 
-    def batches(self, *, max_tokens: int, max_pairs: int) -> list[list[Encoding]]:
-        """The pairs cut into batches of near lengths, in random order, so that any part of them is like the whole."""
-        batches: list[list[Encoding]] = []
-        longest = 0
-        for encoding in sorted(self.encodings, key=lambda one: -len(one.ids)):
-            size = len(batches[-1]) + 1 if batches else 0
-            if not batches or size > max_pairs or size * longest > max_tokens:
-                batches.append([])
-                longest = len(encoding.ids)
-            batches[-1].append(encoding)
+    def batches(self, limits: BatchLimits) -> list[list[Encoding]]:
+        """The pairs cut into batches, in random order, so that any part of them is like the whole."""
+        batches = cut_by_length(self.encodings, limits)
         random.Random(0).shuffle(batches)  # noqa: S311 - no secret
         return batches
 
@@ -255,9 +248,11 @@ class _Tuning:
         )
 
     async def _measure(self, candidate: Candidate, engine: Engine, *, seconds: float) -> None:
-        batches = self._workload.batches(
-            max_tokens=candidate.choice.batch_tokens, max_pairs=self._spec.batch_pairs or engine.preferred_batch.pairs
+        preferred = engine.preferred_batch
+        limits = replace(
+            preferred, tokens=candidate.choice.batch_tokens, pairs=self._spec.batch_pairs or preferred.pairs
         )
+        batches = self._workload.batches(limits)
         tokens_per_s = await measure(engine, batches, seconds=seconds)
         candidate.speeds.append(tokens_per_s / self._workload.mean_tokens)
         self._measured_s += seconds

@@ -10,8 +10,9 @@ is compared with the engine's own time for such a request, all threads together.
 import asyncio
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from statistics import median
 
@@ -24,7 +25,7 @@ from app.benchmark.measurement import measure
 from app.benchmark.workload import Shape, Workload
 from app.config import Settings, read_registry
 from app.domain import Encoding
-from app.engines.base import Engine
+from app.engines.base import Engine, cut_by_length
 from app.scorers.base import PairScorer
 from loadtest.claims import Claim, conclude, parser, run, served
 
@@ -41,7 +42,8 @@ class EngineAlone:
         assert parts.pairs is not None, "the model is no scorer of pairs"
         self._engine: Engine = parts.engine
         self._scorer: PairScorer = parts.pairs
-        self._budget = parts.spec.batch_tokens or parts.engine.preferred_batch.tokens
+        preferred = parts.engine.preferred_batch
+        self._limits = replace(preferred, tokens=parts.spec.batch_tokens or preferred.tokens)
         self._pool = ThreadPoolExecutor(parts.engine.workers)
 
     def requests(self, *, seed: int) -> list[list[Encoding]]:
@@ -55,18 +57,8 @@ class EngineAlone:
     def seconds(self, encodings: Sequence[Encoding]) -> float:
         """How long all threads together take for so many pairs, in the best order."""
         started = time.perf_counter()
-        list(self._pool.map(self._engine.forward, self._batches(encodings)))
+        list(self._pool.map(self._engine.forward, cut_by_length(encodings, self._limits)))
         return time.perf_counter() - started
-
-    def _batches(self, encodings: Sequence[Encoding]) -> Iterator[list[Encoding]]:
-        batch: list[Encoding] = []
-        for encoding in sorted(encodings, key=lambda encoding: len(encoding.ids), reverse=True):
-            if batch and (len(batch) + 1) * len(batch[0].ids) > self._budget:
-                yield batch
-                batch = []
-            batch.append(encoding)
-        if batch:
-            yield batch
 
 
 async def compare(alone: EngineAlone, url: str, *, window: Window, rounds: int) -> list[Claim]:

@@ -18,7 +18,7 @@ import openvino as ov
 
 from app.domain import Encoding, FloatArray
 from app.engines import load_engine
-from app.engines.base import EngineSpec, pad
+from app.engines.base import BatchLimits, EngineSpec, pad
 from app.engines.openvino import _leave_quantising_to_products, rounded_length
 from app.scorers import load_scorer
 from app.scorers.base import PairScorer, ScorerSpec
@@ -93,7 +93,7 @@ def main() -> None:
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=arguments.model))
     work = workload(scorer)
     found = variants(arguments.model, pad_id=scorer.pad_id)
-    batches = {name: work.batches(max_tokens=tokens, max_pairs=64) for name, (_, tokens) in found.items()}
+    batches = {name: work.batches(BatchLimits(tokens=tokens, pairs=64)) for name, (_, tokens) in found.items()}
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for measured in range(arguments.rounds + 1):
         for name, (forward, _) in found.items():

@@ -266,6 +266,7 @@ async def running_batcher(
         max_batch_tokens=engine.preferred_batch.tokens,
         max_batch_pairs=engine.preferred_batch.pairs,
         workers=engine.workers,
+        padded=engine.preferred_batch.padded,
     )
     with Worker(name="infer", threads=engine.workers) as worker:
         batcher = Batcher(

@@ -162,7 +162,7 @@ class Batcher:
     ) -> None:
         self._planner = planner
         self._engine = engine
-        self._rounded_length = engine.preferred_batch.rounded_length
+        self._limits = engine.preferred_batch
         self._worker = worker
         self._model = model
         self._observer = observer
@@ -234,7 +234,7 @@ class Batcher:
 
     def lengths_of(self, encodings: Sequence[Encoding]) -> list[int]:
         """In tokens, as the engine computes them."""
-        return [self._rounded_length(len(encoding.ids)) for encoding in encodings]
+        return [self._limits.rounded_length(len(encoding.ids)) for encoding in encodings]
 
     async def run(self) -> None:
         """Serve until cancelled; all who still wait then are told that the model is gone."""
@@ -272,7 +272,7 @@ class Batcher:
         waiting = []
         for position in positions:
             identity = job.identities[position]
-            entry = Entry(number, position, self._rounded_length(len(job.encodings[position].ids)))
+            entry = Entry(number, position, self._limits.rounded_length(len(job.encodings[position].ids)))
             if identity in self._running:
                 self._running[identity].wanted_by.append(entry)
             else:
@@ -439,7 +439,7 @@ class Batcher:
 
     def _area(self, batch: Sequence[_Item]) -> int:
         """The tokens that the engine computes for a batch, padding included."""
-        return len(batch) * max(self.lengths_of([item.encoding for item in batch]))
+        return self._limits.area([len(item.encoding.ids) for item in batch])
 
     def _is_awaited(self, item: _Item) -> bool:
         """Whether anybody still wants it; if not, it is let go."""

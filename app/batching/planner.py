@@ -15,6 +15,7 @@
    of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
    longest length, stays within the token budget, and padding within `max_padding` of that area. Requests of
    about the first one's size are asked for what pads hardly at all first: padding costs the time of as much text.
+   For an engine that computes no padding lengths may differ as they like, and their sum stays within the budget.
 6. When little waits, several workers share it: a batch takes no more than one worker's part of it (guided
    self-scheduling, Polychronopoulos and Kuck 1987).
 """
@@ -184,13 +185,20 @@ class BatchPlanner:
     """Holds what waits for one model."""
 
     def __init__(
-        self, *, max_batch_tokens: int, max_batch_pairs: int, workers: int = 1, max_padding: float = 0.25
+        self,
+        *,
+        max_batch_tokens: int,
+        max_batch_pairs: int,
+        workers: int = 1,
+        padded: bool = True,
+        max_padding: float = 0.25,
     ) -> None:
         self.max_batch_tokens = max_batch_tokens
         self._usual_batch_tokens = max_batch_tokens
         self._passes_that_fit = 0
         self._max_batch_pairs = max_batch_pairs
         self._workers = workers
+        self._padded = padded
         self._max_padding = max_padding
         self._urgent = _Caller(served=-inf)
         self._callers: dict[str, _Caller] = {}
@@ -225,7 +233,7 @@ class BatchPlanner:
         return dated_tokens - sum(one.tokens for one in later), later
 
     def batch_did_not_fit(self, *, area: int) -> None:
-        """The device had no memory for a batch of so many padded tokens: cut batches of half as many."""
+        """The device had no memory for a batch of so many tokens: cut batches of half as many."""
         self.max_batch_tokens = min(self.max_batch_tokens, max(1, area // 2))
         self._passes_that_fit = 0
 
@@ -280,7 +288,7 @@ class BatchPlanner:
 
         `now` is on the clock of the deadlines; `seconds_per_token` is how fast waiting work goes, all workers together.
         """
-        batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs)
+        batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs, padded=self._padded)
         active = sorted(
             (caller for caller in self._callers.values() if caller.jobs),
             key=lambda caller: (caller.served, caller.oldest),
@@ -294,7 +302,7 @@ class BatchPlanner:
         urgent = ((self._urgent, job) for job in self._urgent.in_order())
         fair = ((caller, job) for caller in active for job in caller.in_order())
         asked = list(islice(chain(urgent, dated, fair), _MOST_ASKED))
-        alike = [] if in_haste else _alike(asked)
+        alike = _alike(asked) if self._padded and not in_haste else []
         little = min(_LITTLE_PADDING, self._max_padding)
         for batch.max_padding, requests in ((little, alike), (self._max_padding, asked)):
             for caller, job in requests:
@@ -324,16 +332,16 @@ class BatchPlanner:
         return min(self.max_batch_tokens, max(part, self.max_batch_tokens // _LEAST_PART))
 
     def _take(self, batch: "_Batch", caller: _Caller, job: _Job) -> None:
-        """Move a request's longest encodings that are not longer than the batch's first one."""
-        end = bisect_right(job.waiting, batch.longest, key=_length) if batch.entries else len(job.waiting)
-        start, tokens = end, 0
-        while start > 0 and batch.takes(job.waiting[start - 1][0]):
-            start -= 1
-            length, position = job.waiting[start]
+        """Move a request's longest encodings that the batch takes."""
+        tokens = 0
+        while job.waiting:
+            end = bisect_right(job.waiting, batch.room, key=_length)
+            if end == 0 or not batch.takes(job.waiting[end - 1][0]):
+                break
+            length, position = job.waiting.pop(end - 1)
             batch.add(Entry(job.number, position, length))
             tokens += length
-        if start < end:
-            del job.waiting[start:end]
+        if tokens:
             caller.served += tokens * sqrt(caller.tokens / _USUAL_TOKENS)
             self._shrink(caller, job, tokens=tokens)
 
@@ -360,31 +368,39 @@ def _length(waiting: tuple[int, int]) -> int:
 class _Batch:
     """A batch that is being filled, its longest encoding first."""
 
-    def __init__(self, *, max_tokens: int, max_pairs: int) -> None:
+    def __init__(self, *, max_tokens: int, max_pairs: int, padded: bool) -> None:
         self._max_tokens = max_tokens
         self._max_pairs = max_pairs
+        self._padded = padded
         self.max_padding = 0.0
         self._tokens = 0
+        self._longest = 0
         self.entries: list[Entry] = []
-        self.longest = 0
+
+    @property
+    def room(self) -> float:
+        """The longest encoding that fits. The first always does, so that an oversize one is not stuck for ever."""
+        if not self.entries:
+            return inf
+        size = len(self.entries) + 1
+        if size > self._max_pairs:
+            return 0
+        if not self._padded:
+            return self._max_tokens - self._tokens
+        return self._longest if size * self._longest <= self._max_tokens else 0
 
     @property
     def full(self) -> bool:
-        """Whether not even one more encoding of the same length would fit."""
-        return bool(self.entries) and not self._fits()
+        return self.room <= 0
 
     def takes(self, length: int) -> bool:
-        """Whether an encoding fits. The first always does, so that an oversize one is not stuck for ever."""
-        if not self.entries:
+        """Whether an encoding that fits does not bring too much padding."""
+        if not self._padded or not self.entries:
             return True
-        area = (len(self.entries) + 1) * self.longest
-        return self._fits() and area - self._tokens - length <= self.max_padding * area
+        area = (len(self.entries) + 1) * self._longest
+        return area - self._tokens - length <= self.max_padding * area
 
     def add(self, entry: Entry) -> None:
-        self.longest = self.longest or entry.length
+        self._longest = self._longest or entry.length
         self._tokens += entry.length
         self.entries.append(entry)
-
-    def _fits(self) -> bool:
-        size = len(self.entries) + 1
-        return size <= self._max_pairs and size * self.longest <= self._max_tokens

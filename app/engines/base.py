@@ -31,13 +31,20 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How much of a model's work one forward pass should hold on this device, in padded tokens and in pairs, and to
-    what an engine rounds lengths up: sequences that it computes as equally long may as well share a batch.
+    """How much of a model's work one forward pass should hold on this device, in tokens and in pairs. Where sequences
+    are `padded`, each counts as many tokens as the longest one. To what an engine rounds lengths up: sequences that it
+    computes as equally long may as well share a batch.
     """
 
     tokens: int
     pairs: int
+    padded: bool = True
     rounded_length: Callable[[int], int] = int
+
+    def area(self, lengths: Sequence[int]) -> int:
+        """The tokens that are computed for sequences of these lengths in one pass."""
+        rounded = [self.rounded_length(length) for length in lengths]
+        return len(rounded) * max(rounded) if self.padded else sum(rounded)
 
 
 class FinalFailure(Exception):
@@ -94,6 +101,19 @@ def pad(encodings: Sequence[Encoding], *, pad_id: int, length: int | None = None
         attention_mask[row, :end] = 1
         token_type_ids[row, encoding.boundary : end] = 1
     return PaddedBatch(input_ids, attention_mask, token_type_ids)
+
+
+def cut_by_length(encodings: Sequence[Encoding], limits: BatchLimits) -> list[list[Encoding]]:
+    """Batches within these limits, of sequences that are about equally long."""
+    batches: list[list[Encoding]] = []
+    lengths: list[int] = []
+    for encoding in sorted(encodings, key=lambda one: len(one.ids), reverse=True):
+        lengths.append(len(encoding.ids))
+        if not batches or len(lengths) > limits.pairs or limits.area(lengths) > limits.tokens:
+            batches.append([])
+            lengths = lengths[-1:]
+        batches[-1].append(encoding)
+    return batches
 
 
 def find_graph(folder: Path, *, file: str | None, usual: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -149,7 +150,7 @@ class OnnxEngine:
             name=f"onnx/{options.kind}/{file}" + ("/fused" if fused else "" if exact else "/inexact"),
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
-            preferred_batch=_SMALL if on_cpu else _LARGE,
+            preferred_batch=replace(_SMALL, padded=not fused or fused.padded) if on_cpu else _LARGE,
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
             outputs=len(spec.output_tokens) or None,
         )

@@ -84,8 +84,8 @@ class TorchEncoderEngine:
     @property
     def preferred_batch(self) -> BatchLimits:
         if self._device.type == "cpu":
-            return BatchLimits(tokens=1024, pairs=64)
-        return BatchLimits(tokens=32_768, pairs=256)
+            return BatchLimits(tokens=1024, pairs=64, padded=not self._packed)
+        return BatchLimits(tokens=32_768, pairs=256, padded=not self._packed)
 
     @torch.inference_mode()
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:

@@ -78,6 +78,7 @@ async def open_ours(folder: Path, name: str, *, device: str, precision: str) -> 
         max_batch_tokens=engine.preferred_batch.tokens,
         max_batch_pairs=engine.preferred_batch.pairs,
         workers=engine.workers,
+        padded=engine.preferred_batch.padded,
     )
     with (
         Worker(name="infer", threads=engine.workers) as inference,

@@ -79,14 +79,16 @@ def test_one_lucky_turn_decides_nothing() -> None:
     assert choose(default, [default, lucky]) is default
 
 
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(("max_tokens", "max_pairs"), [(1, 1), (64, 4), (64, 64), (10_000, 3), (10_000, 1000)])
-def test_batches_hold_every_pair_once_within_the_budget(max_tokens: int, max_pairs: int) -> None:
+def test_batches_hold_every_pair_once_within_the_budget(max_tokens: int, max_pairs: int, padded: bool) -> None:
     lengths = np.random.default_rng(0).integers(1, 40, 50)
     pairs = [Encoding(np.arange(length), 0) for length in lengths]
-    batches = Workload(pairs).batches(max_tokens=max_tokens, max_pairs=max_pairs)
+    batches = Workload(pairs).batches(BatchLimits(tokens=max_tokens, pairs=max_pairs, padded=padded))
     assert sorted(len(pair.ids) for batch in batches for pair in batch) == sorted(lengths)
     for batch in batches:
-        area = len(batch) * max(len(pair.ids) for pair in batch)
+        own = [len(pair.ids) for pair in batch]
+        area = len(own) * max(own) if padded else sum(own)
         assert len(batch) == 1 or (area <= max_tokens and len(batch) <= max_pairs)
 
 

@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from app.domain import FloatArray
 
+# A bias up to this one hides a key.
+UNSEEN: float
+
 def supported() -> bool:
     """Whether this processor has the instructions that the kernels are made of: AVX-512 with VNNI."""
 

@@ -31,7 +31,6 @@ namespace rerankd {
 namespace {
 
 constexpr std::size_t kBlock = 128;  // tokens whose vectors stay in the second-level cache through a layer
-constexpr float kUnseen = -60;       // a bias below it hides a key: its weight is 1e-26 of what it would be
 
 // What a pass needs, for as many tokens as the longest so far.
 template <class T>

@@ -62,6 +62,9 @@ struct Layer {
 // The longest sequence, in tokens.
 constexpr std::size_t kLongest = 16384;
 
+// A bias up to this one hides a key: its weight is 1e-26 of what it would be.
+constexpr float kUnseen = -60;
+
 // What is added to the scores of attention, shape [sequences, queries, keys]; a stride of 0: the same for all.
 struct AttentionBias {
     const float* values;

@@ -156,6 +156,7 @@ class Layers {
 
 PYBIND11_MODULE(_compiled, module) {
     module.def("supported", &rerankd::supported);
+    module.attr("UNSEEN") = rerankd::kUnseen;
     py::class_<Linear, std::shared_ptr<Linear>>(module, "Linear")
         .def(py::init(&make_linear), py::arg("weights"), py::kw_only(), py::arg("scales"), py::arg("bias"));
     py::class_<Normalisation>(module, "Normalisation")

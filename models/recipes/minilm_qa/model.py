@@ -119,8 +119,8 @@ class CrossEncoder(nn.Module):
     def _encode(self, columns: Columns) -> torch.Tensor:
         """Return BERT's last states, [batch, columns, size].
 
-        Attention is written out, because on a CPU the fused kernel's backward pass over a masked batch is slower. Padding
-        sees nothing, so that a runtime can tell that it is padding.
+        Attention is written out, because on a CPU the fused kernel's backward pass over a masked batch is slower.
+        Padding sees nothing, so that a runtime can tell that it is padding.
         """
         hidden = self.embed(columns.ids, columns.positions, columns.types)
         rows, seen = columns.part[:, :, None], columns.part[:, None, :]

@@ -19,9 +19,17 @@ def _entries(job: int, lengths: Sequence[int]) -> list[Entry]:
 
 
 def _planner(
-    *, tokens: int = 64, pairs: int = 8, workers: int = 1, padding: float = 0.25, jobs: Sequence[Sequence[int]] = ()
+    *,
+    tokens: int = 64,
+    pairs: int = 8,
+    workers: int = 1,
+    padded: bool = True,
+    padding: float = 0.25,
+    jobs: Sequence[Sequence[int]] = (),
 ) -> BatchPlanner:
-    planner = BatchPlanner(max_batch_tokens=tokens, max_batch_pairs=pairs, workers=workers, max_padding=padding)
+    planner = BatchPlanner(
+        max_batch_tokens=tokens, max_batch_pairs=pairs, workers=workers, padded=padded, max_padding=padding
+    )
     for number, lengths in enumerate(jobs):
         planner.add(_entries(number, lengths), Terms())
     return planner
@@ -54,6 +62,25 @@ def _lengths(batches: list[list[Entry]]) -> list[list[int]]:
 )
 def test_batches_of_one_request(lengths: list[int], expected: list[list[int]]) -> None:
     assert _lengths(_drain(_planner(jobs=[lengths]))) == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        pytest.param([16] * 5, [[16] * 4, [16]], id="one over"),
+        pytest.param([17] * 4, [[17] * 3, [17]], id="the sum counts"),
+        pytest.param([4] * 9, [[4] * 8, [4]], id="pairs are limited too"),
+        pytest.param([500, 4, 4], [[500], [4, 4]], id="oversize goes alone"),
+        pytest.param([1, 9, 30, 4, 29, 14], [[30, 29, 4, 1], [14, 9]], id="what fits fills the batch"),
+    ],
+)
+def test_batches_that_are_not_padded(lengths: list[int], expected: list[list[int]]) -> None:
+    assert _lengths(_drain(_planner(padded=False, jobs=[lengths]))) == expected
+
+
+def test_without_padding_the_first_request_is_served_before_others_of_a_better_length() -> None:
+    planner = _planner(padded=False, jobs=[[40, 10, 10], [39, 24, 3]])
+    assert [(entry.job, entry.length) for entry in planner.next_batch()] == [(0, 40), (0, 10), (0, 10), (1, 3)]
 
 
 def test_a_batch_is_filled_with_what_others_have_of_the_same_length() -> None:
@@ -373,21 +400,25 @@ _LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=30)
     jobs=st.lists(_LENGTHS, min_size=1, max_size=8),
     tokens=st.integers(1, 200),
     pairs=st.integers(1, 12),
+    padded=st.booleans(),
     padding=st.floats(0, 1),
 )
 def test_no_pair_is_lost_or_served_twice_and_every_budget_is_kept(
-    jobs: list[list[int]], tokens: int, pairs: int, padding: float
+    jobs: list[list[int]], tokens: int, pairs: int, padded: bool, padding: float
 ) -> None:
-    batches = _drain(_planner(tokens=tokens, pairs=pairs, padding=padding, jobs=jobs))
+    batches = _drain(_planner(tokens=tokens, pairs=pairs, padded=padded, padding=padding, jobs=jobs))
     served = Counter(entry for batch in batches for entry in batch)
     assert served == Counter(
         Entry(job, position, length) for job, lengths in enumerate(jobs) for position, length in enumerate(lengths)
     )
     for batch in batches:
+        assert len(batch) <= pairs
+        if not padded:
+            assert sum(entry.length for entry in batch) <= tokens or len(batch) == 1
+            continue
         longest = batch[0].length
         area = len(batch) * longest
         assert all(entry.length <= longest for entry in batch)
-        assert len(batch) <= pairs
         assert area <= tokens or len(batch) == 1
         assert area - sum(entry.length for entry in batch) <= padding * area
 

@@ -157,6 +157,7 @@ class _Keeper:
             max_batch_tokens=parts.spec.batch_tokens or preferred.tokens,
             max_batch_pairs=parts.spec.batch_pairs or preferred.pairs,
             workers=inference.threads,
+            stretch=preferred.stretch,
             padded=preferred.padded,
         )
         return Batcher(

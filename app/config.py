@@ -266,7 +266,7 @@ class ModelSpec(BaseModel):
         default=(), description="A copy of the model on each of these, as `cuda:0`; they share the work."
     )
     workers: int | None = Field(default=None, ge=1, description="Forward passes at a time, on each device.")
-    batch_tokens: int | None = Field(default=None, ge=16, description="Padded tokens per forward pass.")
+    batch_tokens: int | None = Field(default=None, ge=16, description="Tokens per forward pass, padding included.")
     truncation: Literal["truncate", "chunk"] = Field(
         default="truncate",
         description="What becomes of documents that are too long: cut them, or read them in `passages`. Requests may "

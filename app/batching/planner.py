@@ -16,7 +16,9 @@
    longest length, stays within the token budget, and padding within `max_padding` of that area. Requests of
    about the first one's size are asked for what pads hardly at all first: padding costs the time of as much text.
    For an engine that computes no padding lengths may differ as they like, and their sum stays within the budget.
-6. When little waits, several workers share it: a batch takes no more than one worker's part of it (guided
+6. A request that a few passes finish may have larger ones, by `stretch`, as long as they are its own: what comes
+   meanwhile would hardly go before it. One that takes long is interrupted more often.
+7. When little waits, several workers share it: a batch takes no more than one worker's part of it (guided
    self-scheduling, Polychronopoulos and Kuck 1987).
 """
 
@@ -47,6 +49,8 @@ _ALIKE = 8
 _PASSES_TO_GROW = 500
 # A shared-out batch is at least this part of a full one: below it, the cost of a pass itself counts.
 _LEAST_PART = 4
+# A request that so many passes finish is not long.
+_FEW_PASSES = 8
 
 
 class Entry(NamedTuple):
@@ -191,6 +195,7 @@ class BatchPlanner:
         max_batch_pairs: int,
         workers: int = 1,
         padded: bool = True,
+        stretch: float = 1.0,
         max_padding: float = 0.25,
     ) -> None:
         self.max_batch_tokens = max_batch_tokens
@@ -199,6 +204,7 @@ class BatchPlanner:
         self._max_batch_pairs = max_batch_pairs
         self._workers = workers
         self._padded = padded
+        self._stretch = stretch
         self._max_padding = max_padding
         self._urgent = _Caller(served=-inf)
         self._callers: dict[str, _Caller] = {}
@@ -288,7 +294,8 @@ class BatchPlanner:
 
         `now` is on the clock of the deadlines; `seconds_per_token` is how fast waiting work goes, all workers together.
         """
-        batch = _Batch(max_tokens=self._budget(), max_pairs=self._max_batch_pairs, padded=self._padded)
+        if not self:
+            return []
         active = sorted(
             (caller for caller in self._callers.values() if caller.jobs),
             key=lambda caller: (caller.served, caller.oldest),
@@ -302,6 +309,7 @@ class BatchPlanner:
         urgent = ((self._urgent, job) for job in self._urgent.in_order())
         fair = ((caller, job) for caller in active for job in caller.in_order())
         asked = list(islice(chain(urgent, dated, fair), _MOST_ASKED))
+        batch = _Batch(max_tokens=self._budget(asked[0][1]), max_pairs=self._max_batch_pairs, padded=self._padded)
         alike = _alike(asked) if self._padded and not in_haste else []
         little = min(_LITTLE_PADDING, self._max_padding)
         for batch.max_padding, requests in ((little, alike), (self._max_padding, asked)):
@@ -325,11 +333,15 @@ class BatchPlanner:
         for name in [name for name, caller in self._callers.items() if not caller.jobs and caller.served <= least]:
             del self._callers[name]
 
-    def _budget(self) -> int:
+    def _budget(self, first: _Job) -> int:
+        """How many tokens a batch may hold that begins with this request."""
+        most, stretched = self.max_batch_tokens, int(self._stretch * self.max_batch_tokens)
+        if most < first.tokens <= _FEW_PASSES * stretched:
+            most = min(stretched, first.tokens)
         if self._workers == 1:
-            return self.max_batch_tokens
+            return most
         part = -(-self.waiting_tokens // self._workers)
-        return min(self.max_batch_tokens, max(part, self.max_batch_tokens // _LEAST_PART))
+        return min(most, max(part, self.max_batch_tokens // _LEAST_PART))
 
     def _take(self, batch: "_Batch", caller: _Caller, job: _Job) -> None:
         """Move a request's longest encodings that the batch takes."""
@@ -355,8 +367,6 @@ class BatchPlanner:
 
 def _alike(asked: Sequence[tuple[_Caller, _Job]]) -> list[tuple[_Caller, _Job]]:
     """Requests that can share a batch with the first one without keeping it: its caller's, and not much larger."""
-    if not asked:
-        return []
     first_caller, first = asked[0]
     return [(caller, job) for caller, job in asked if caller is first_caller and job.tokens <= _ALIKE * first.tokens]
 

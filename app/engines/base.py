@@ -31,13 +31,15 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How much of a model's work one forward pass should hold on this device, in tokens and in pairs. Where sequences
-    are `padded`, each counts as many tokens as the longest one. To what an engine rounds lengths up: sequences that it
-    computes as equally long may as well share a batch.
+    """How much of a model's work one forward pass should hold on this device, in tokens and in pairs, and how many
+    times as much where few passes finish a request. Where sequences are `padded`, each counts as many tokens as the
+    longest one. To what an engine rounds lengths up: sequences that it computes as equally long may as well share a
+    batch.
     """
 
     tokens: int
     pairs: int
+    stretch: float = 1.0
     padded: bool = True
     rounded_length: Callable[[int], int] = int
 

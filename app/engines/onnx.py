@@ -150,7 +150,7 @@ class OnnxEngine:
             name=f"onnx/{options.kind}/{file}" + ("/fused" if fused else "" if exact else "/inexact"),
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
-            preferred_batch=replace(_SMALL, padded=not fused or fused.padded) if on_cpu else _LARGE,
+            preferred_batch=_preferred_batch(fused) if on_cpu else _LARGE,
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
             outputs=len(spec.output_tokens) or None,
         )
@@ -194,6 +194,11 @@ class OnnxEngine:
         self._session.run_with_iobinding(binding)
         logits: FloatArray = binding.copy_outputs_to_cpu()[0]
         return logits
+
+
+def _preferred_batch(fused: "FusedSession | None") -> BatchLimits:
+    """On the CPU. What our kernels compute stays in the cache anyway: large batches save what each costs by itself."""
+    return replace(_SMALL, stretch=1.5, padded=fused.padded) if fused else _SMALL
 
 
 def _open_fused(graph: Path, options: OnnxOptions) -> "FusedSession | None":

@@ -24,11 +24,17 @@ def _planner(
     pairs: int = 8,
     workers: int = 1,
     padded: bool = True,
+    stretch: float = 1.0,
     padding: float = 0.25,
     jobs: Sequence[Sequence[int]] = (),
 ) -> BatchPlanner:
     planner = BatchPlanner(
-        max_batch_tokens=tokens, max_batch_pairs=pairs, workers=workers, padded=padded, max_padding=padding
+        max_batch_tokens=tokens,
+        max_batch_pairs=pairs,
+        workers=workers,
+        padded=padded,
+        stretch=stretch,
+        max_padding=padding,
     )
     for number, lengths in enumerate(jobs):
         planner.add(_entries(number, lengths), Terms())
@@ -76,6 +82,29 @@ def test_batches_of_one_request(lengths: list[int], expected: list[list[int]]) -
 )
 def test_batches_that_are_not_padded(lengths: list[int], expected: list[list[int]]) -> None:
     assert _lengths(_drain(_planner(padded=False, jobs=[lengths]))) == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        pytest.param([[8] * 12], [[8] * 12], id="one pass finishes it"),
+        pytest.param([[8] * 9, [8] * 9], [[8] * 9, [8] * 9], id="no more than its own"),
+        pytest.param([[8] * 7, [8] * 7], [[8] * 8, [8] * 6], id="what is over is filled up as usual"),
+        pytest.param([[8] * 96], [[8] * 12] * 8, id="as many passes as are few"),
+        pytest.param([[8] * 104], [[8] * 8] * 1 + [[8] * 12] * 8, id="more"),
+    ],
+)
+def test_a_request_that_few_passes_finish_has_larger_ones(lengths: list[list[int]], expected: list[list[int]]) -> None:
+    assert _lengths(_drain(_planner(tokens=64, pairs=64, stretch=1.5, jobs=lengths))) == expected
+
+
+def test_larger_batches_are_shared_by_workers_too() -> None:
+    assert _lengths(_drain(_planner(tokens=64, pairs=64, workers=2, stretch=1.5, jobs=[[8] * 12]))) == [
+        [8] * 6,
+        [8] * 3,
+        [8] * 2,
+        [8],
+    ]
 
 
 def test_without_padding_the_first_request_is_served_before_others_of_a_better_length() -> None:

@@ -282,6 +282,26 @@ def test_scores_are_as_near_to_float32_as_those_of_onnx_runtime(wide_folder: Pat
 
 
 @pytest.mark.parametrize("folder", [_SHIPPED, "wide"], ids=["shipped", "wide"])
+def test_batches_are_counted_without_padding(folder: Path | str, wide_folder: Path) -> None:
+    where = wide_folder if folder == "wide" else _SHIPPED
+    assert fused(where).preferred_batch.area([5, 40]) == 45
+    assert load(where, fused=False).preferred_batch.area([5, 40]) == 80
+
+
+def test_padding_that_a_graph_reads_counts(tmp_path: Path) -> None:
+    folder = copytree(_wide_bert(tmp_path), tmp_path / "changed")
+    model = graph_of(folder)
+    bias = find_layers(model.graph)[0].bias
+    model.graph.initializer.append(numpy_helper.from_array(np.array(-2, dtype=np.float32), "hardly_less"))
+    next(node for node in model.graph.node if bias in node.output).input[2] = "hardly_less"
+    onnx.save(model, folder / _INT8)
+    engine, encodings = fused(folder), pairs(folder)[:4]
+    assert engine.preferred_batch.area([5, 40]) == 80
+    expected = load(folder, fused=False).forward(encodings)
+    np.testing.assert_allclose(engine.forward(encodings), expected, atol=0.15)
+
+
+@pytest.mark.parametrize("folder", [_SHIPPED, "wide"], ids=["shipped", "wide"])
 def test_a_score_does_not_depend_on_the_batch(folder: Path | str, wide_folder: Path) -> None:
     where = wide_folder if folder == "wide" else _SHIPPED
     engine, encodings = fused(where), pairs(where)

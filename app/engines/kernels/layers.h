@@ -1,7 +1,8 @@
 // Embeddings and layers of encoders of BERT's kind with int8 weights, each computed as one: products, attention, normalisation and
 // rounding, a block of tokens at a time, whose numbers stay in the processor's cache. docs/adr/0012 says why.
 //
-// Every token is rounded by itself, so that its result does not depend on what else is computed with it.
+// A token is rounded by itself, to 16 bits in attention with those of its own sequence: what it becomes does not depend on what
+// else is computed with it, as long as padding is hidden from every query.
 
 #pragma once
 

@@ -32,6 +32,7 @@ from app.ranking import Activation, identity
 from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
 from app.scorers.base import ListScorer, PairScorer, ScorerSpec
 from app.service import Limits, RerankService
+from app.sharing import SharedWorker
 from app.sources import Hub, allowed_files, content_hash, find_folder
 from app.worker import INFERENCE_THREAD, Worker, available_cores
 
@@ -77,7 +78,8 @@ async def running_service(
     served = {name: model for model in models for name in (model.name, *model.aliases)}
     with (
         Worker(name="load", threads=1) as loading,
-        Worker(name="tokenize", threads=available_cores()) as tokenizing,
+        SharedWorker.open(name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings)) as tokenizing,
+        SharedWorker.open(name="aside", threads=1) as aside,
     ):
         keepers = [
             asyncio.create_task(
@@ -89,13 +91,21 @@ async def running_service(
             for spec, model in zip(registry.model, models, strict=True)
         ]
         try:
-            yield RerankService(models, default=_default(registry), limits=_limits(settings), observer=observer)
+            yield RerankService(
+                models, default=_default(registry), limits=_limits(settings), observer=observer, aside=aside
+            )
         finally:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
             if cache is not None:
                 await cache.close()
+
+
+def _tokenizing(settings: Settings) -> int:
+    """How many of the threads that tokenise one caller may have: one is left to the others, where there are any."""
+    keyed = settings.api_keys or settings.api_keys_file is not None
+    return max(1, available_cores() - bool(keyed))
 
 
 def _default(registry: Registry) -> str:
@@ -120,7 +130,7 @@ class _Keeper:
     cache: Cache | None
     observer: Observer
     loading: Worker
-    tokenizing: Worker
+    tokenizing: SharedWorker
 
     async def keep(self) -> None:
         """Never raises: the other models must go on."""

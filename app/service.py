@@ -23,7 +23,9 @@ from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestT
 from app.model import LoadedModel, ServedModel
 from app.observer import Observer
 from app.ranking import rank
-from app.worker import aside, in_portions
+from app.sharing import SharedWorker
+from app.turns import Share
+from app.worker import in_portions
 
 Number = TypeVar("Number", np.float32, np.int64, np.bool_)
 
@@ -43,13 +45,16 @@ class Limits:
 
 
 class RerankService:
-    def __init__(self, models: Sequence[ServedModel], *, default: str, limits: Limits, observer: Observer) -> None:
+    def __init__(
+        self, models: Sequence[ServedModel], *, default: str, limits: Limits, observer: Observer, aside: SharedWorker
+    ) -> None:
         self.models = models
         self._by_name: Mapping[str, ServedModel] = {
             name: model for model in models for name in (model.name, *model.aliases)
         }
         self._default = self._by_name[default]
         self.limits = limits
+        self.aside = aside
         self._observer = observer
 
     def model_named(self, name: str | None) -> ServedModel:
@@ -84,7 +89,8 @@ class RerankService:
         if request.options.truncation is Truncation.ERROR:
             _refuse_cut_documents(scores)
         if len(request.documents) > _MANY_DOCUMENTS:
-            results = await aside(_ranked, loaded, request, blank, scores)
+            share = Share(caller=request.options.caller, cost=len(request.documents), left=len(request.documents))
+            results = await self.aside.run(share, _ranked, loaded, request, blank, scores)
         else:
             results = _ranked(loaded, request, blank, scores)
         return RerankResult(

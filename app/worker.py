@@ -48,11 +48,6 @@ def read_quota(path: Path) -> float | None:
         return None
 
 
-async def aside(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run plain Python of some milliseconds in a thread, so that the event loop gets its turns meanwhile."""
-    return await asyncio.to_thread(call, *args, **kwargs)
-
-
 async def in_portions(items: int) -> AsyncIterator[slice]:
     """What takes some microseconds an item, of a large request so many at a time: between two portions the event loop
     has its turn.

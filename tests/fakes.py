@@ -26,6 +26,7 @@ from app.pipeline.pointwise import PointwiseStage
 from app.ranking import Activation, identity
 from app.scorers.base import Edges, EncodedPairs
 from app.service import Limits, RerankService
+from app.sharing import SharedWorker
 from app.worker import Worker
 
 POISON: Final = 666
@@ -314,14 +315,17 @@ class FakeService:
             max_query_chars=self.max_query_chars,
             request_timeout_s=self.request_timeout_s,
         )
-        with Worker(name="tokenize", threads=2) as tokenizing:
+        with (
+            SharedWorker.open(name="tokenize", threads=2) as tokenizing,
+            SharedWorker.open(name="aside", threads=1) as aside,
+        ):
             async with running_batcher(
                 self.engine, self.observer, max_waiting_tokens=self.max_waiting_tokens
             ) as batcher:
                 await model.start(self._loaded(PointwiseStage(self.scorer, batcher, tokenizing), tokenizing))
-                yield RerankService([model, broken], default="fake", limits=limits, observer=self.observer)
+                yield RerankService([model, broken], default="fake", limits=limits, observer=self.observer, aside=aside)
 
-    def _loaded(self, direct: PointwiseStage, tokenizing: Worker) -> LoadedModel:
+    def _loaded(self, direct: PointwiseStage, tokenizing: SharedWorker) -> LoadedModel:
         cached = (
             CachedStage(direct, self.cache, fingerprint=self.scorer.fingerprint, observer=self.observer)
             if self.cache is not None

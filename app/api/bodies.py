@@ -8,7 +8,7 @@ there is any such doubt is read by orjson after all.
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final
 
 import ijson
@@ -16,24 +16,30 @@ import orjson
 from starlette.requests import Request
 
 from app.errors import InvalidRequest, RequestTooLarge
+from app.sharing import Turns
+from app.turns import Share
 
 _AT_ONCE_BYTES: Final = 1 << 20
 _PART_BYTES: Final = 1 << 15
 _MAX_VALUES: Final = 4_000_000
 _MAX_DEPTH: Final = 1000
+_BODIES_AT_A_TIME: Final = 4
 _STEPS: Final = {"start_array": 1, "start_map": 1, "end_array": -1, "end_map": -1}
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _SURROGATE_PAIR: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 
 class BodyReader:
-    """Reads one large body at a time: JSON is larger in memory than on the wire, even what will be refused."""
+    """Reads one large body of each caller at a time, and of a few callers together: JSON is larger in memory than on
+    the wire, even what will be refused. Callers take turns part by part, so that nobody waits for another's whole body.
+    """
 
     def __init__(self) -> None:
-        self._reading = asyncio.Lock()
+        self._bodies = Turns(_BODIES_AT_A_TIME, per_caller=1)
+        self._parts = Turns(1)
 
-    async def read_object(self, request: Request) -> dict[str, Any]:
-        """The JSON object that a body is.
+    async def read_object(self, request: Request, *, caller: str = "") -> dict[str, Any]:
+        """The JSON object that a body is; `caller` is whose it is.
 
         Raises:
             InvalidRequest: it is no JSON, or something else than an object.
@@ -41,20 +47,32 @@ class BodyReader:
             ClientDisconnect: the client went away before all of it had arrived.
         """
         chunks = [chunk async for chunk in request.stream()]
-        body = await self._in_parts(chunks) if sum(map(len, chunks)) > _AT_ONCE_BYTES else _at_once(chunks)
+        size = sum(map(len, chunks))
+        body = await self._in_parts(chunks, caller, size=size) if size > _AT_ONCE_BYTES else _at_once(chunks)
         if not isinstance(body, dict):
             raise InvalidRequest(f"the body is a JSON {type(body).__name__}; send an object with query and documents")
         return body
 
-    async def _in_parts(self, chunks: Sequence[bytes]) -> Any:  # noqa: ANN401 - whatever JSON holds
-        async with self._reading:
+    async def _in_parts(self, chunks: Sequence[bytes], caller: str, *, size: int) -> Any:  # noqa: ANN401 - any JSON
+        async with self._bodies.turn(Share(caller=caller, cost=size, left=size)):
             await _refuse_too_many_values(chunks)
             parser = _Parser()
-            for part in _parts(chunks):
-                await asyncio.sleep(0)
+            async for part in self._in_turn(chunks, caller, size=size):
                 parser.feed(part)
-            await asyncio.sleep(0)
             return parser.body if parser.understood() else _at_once(chunks)
+
+    async def _in_turn(self, chunks: Sequence[bytes], caller: str, *, size: int) -> AsyncIterator[bytes]:
+        """The parts of a body, each when it is this caller's turn."""
+        turn = await self._parts.enter(Share(caller=caller, left=size))
+        try:
+            for part in _parts(chunks):
+                turn = await self._parts.again(turn, Share(caller=caller, cost=len(part), left=size))
+                await asyncio.sleep(0)
+                yield part
+                size -= len(part)
+            await asyncio.sleep(0)
+        finally:
+            self._parts.leave(turn)
 
 
 async def _refuse_too_many_values(chunks: Sequence[bytes]) -> None:

@@ -24,7 +24,7 @@ from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
 from app.logs import request_id
 from app.observer import Observer
 from app.service import RerankService
-from app.worker import aside
+from app.turns import Share
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class _Endpoint:
             caller = self._keys.check(request.headers)
             caller.allowance.ask(now=finish.started)
             deadline = _deadline(request.headers, since=finish.started)
-            body = await self._bodies.read_object(request)
+            body = await self._bodies.read_object(request, caller=caller.name)
             dialect = self._choose(body, request.headers)
             finish.dialect = dialect.name
             call = dialect.parse({**request.path_params, **body}, strict=self._strict)
@@ -92,8 +92,7 @@ class _Endpoint:
             caller.allowance.charge(sum(result.tokens for result in results))
             content = partial(call.render, results, request_id=request_id.get() or "")
             render = partial(_rendered, content, headers=finish.headers(results))
-            large = sum(len(result.results) for result in results) > _MANY_RESULTS
-            answer = await aside(render) if large else render()
+            answer = await self._written(render, caller.name, size=sum(len(result.results) for result in results))
             answer.headers.update(_ignored(dialect, body))
         except RerankError as error:
             finish(error.status)
@@ -125,6 +124,11 @@ class _Endpoint:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    async def _written(self, render: Callable[[], Response], caller: str, *, size: int) -> Response:
+        if size <= _MANY_RESULTS:
+            return render()
+        return await self._service.aside.run(Share(caller=caller, cost=size, left=size), render)
 
     def _choose(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
         return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self._dialects[-1])

@@ -23,11 +23,13 @@ from app.domain import (
     Truncation,
 )
 from app.pipeline.passage_windows import aggregate, last_window, windows
+from app.pipeline.portions import portions, share_of
 from app.pipeline.stage import Stage
 from app.scorers.base import Edges, PairScorer
-from app.worker import Worker
+from app.sharing import SharedWorker
 
 _DOCUMENTS_PER_CALL = 64
+_CHARACTERS_PER_CALL = 100_000
 # Of a very long document only as much is tokenised as its passages can take; how much the rest has is estimated.
 _CHARS_PER_TOKEN = 8
 _LEAST_CHARS = 65_536
@@ -71,7 +73,7 @@ class _Cut:
 class PassageStage:
     """Wraps a stage whose scores depend on the pair alone."""
 
-    def __init__(self, inner: Stage, reader: PairScorer, tokenizing: Worker, *, policy: PassagePolicy) -> None:
+    def __init__(self, inner: Stage, reader: PairScorer, tokenizing: SharedWorker, *, policy: PassagePolicy) -> None:
         self._inner = inner
         self._reader = reader
         self._tokenizing = tokenizing
@@ -95,11 +97,13 @@ class PassageStage:
         return self._gathered(await self._inner.score(query, texts, whole), cuts, options.passages, cutting)
 
     async def _cut(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[_Cut]:
-        room = await self._tokenizing.run(self._reader.room, query, options.instruction)
+        terms = options.terms
+        room = await self._tokenizing.run(share_of(terms, [query]), self._reader.room, query, options.instruction)
         cuts: list[_Cut] = []
-        for start in range(0, len(documents), _DOCUMENTS_PER_CALL):
-            portion = documents[start : start + _DOCUMENTS_PER_CALL]
-            cuts += await self._tokenizing.run(_cut_all, self._reader, portion, options, self._policy, room)
+        for some, share in portions(documents, terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+            cuts += await self._tokenizing.run(
+                share, _cut_all, self._reader, documents[some], options, self._policy, room
+            )
         return cuts
 
     def _gathered(self, scores: Scores, cuts: Sequence[_Cut], options: PassageOptions, cutting: Timings) -> Scores:

@@ -11,15 +11,16 @@ import numpy as np
 from app.batching.batcher import Batcher, Forwarded, identities_of
 from app.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
 from app.errors import ConfigError, InvalidRequest, ScoringFailed
+from app.pipeline.portions import share_of
 from app.pipeline.windows import SCHEDULES, Schedule, Window, full
 from app.scorers.base import EncodedWindow, ListScorer
-from app.worker import Worker
+from app.sharing import SharedWorker
 
 
 class WindowedStage:
     """Its scores say the order and nothing else: n for the best of n documents down to 1, divided by n."""
 
-    def __init__(self, scorer: ListScorer, batcher: Batcher, tokenizing: Worker) -> None:
+    def __init__(self, scorer: ListScorer, batcher: Batcher, tokenizing: SharedWorker) -> None:
         if scorer.plan.schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {scorer.plan.schedule!r}; known: {', '.join(SCHEDULES)}")
         self._scorer = scorer
@@ -49,7 +50,7 @@ class _Ranking:
         self,
         scorer: ListScorer,
         batcher: Batcher,
-        tokenizing: Worker,
+        tokenizing: SharedWorker,
         query: str,
         documents: Sequence[str],
         options: ScoreOptions,
@@ -88,10 +89,12 @@ class _Ranking:
         return [self._ordered(window, row) for window, row in zip(windows, forwarded.logits, strict=True)]
 
     async def _encode(self, window: Window) -> EncodedWindow:
+        candidates = [self._documents[candidate] for candidate in window]
         return await self._tokenizing.run(
+            share_of(self._options.terms, candidates),
             self._scorer.encode_window,
             self._query,
-            [self._documents[candidate] for candidate in window],
+            candidates,
             max_document_tokens=self._options.max_tokens_per_doc,
             instruction=self._options.instruction,
         )

@@ -22,6 +22,7 @@ from app.observer import Silent
 from app.pipeline.pointwise import PointwiseStage
 from app.scorers import load_scorer
 from app.scorers.base import ScorerSpec
+from app.sharing import SharedWorker
 from app.worker import Worker, available_cores
 
 _UNLIMITED = 10**12
@@ -82,7 +83,7 @@ async def open_ours(folder: Path, name: str, *, device: str, precision: str) -> 
     )
     with (
         Worker(name="infer", threads=engine.workers) as inference,
-        Worker(name="tokenize", threads=available_cores()) as tokenizing,
+        SharedWorker.open(name="tokenize", threads=available_cores()) as tokenizing,
     ):
         batcher = Batcher(planner, engine, inference, max_waiting_tokens=_UNLIMITED, model="gpu", observer=Silent())
         serving = asyncio.create_task(batcher.run())

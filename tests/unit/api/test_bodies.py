@@ -154,3 +154,19 @@ async def test_large_bodies_are_read_one_after_the_other() -> None:
 
     await asyncio.gather(read("long", _large(b"1" + b" " * 4 * _MEGABYTE)), read("short", _large(b"1")))
     assert finished == ["long", "short"]
+
+
+async def test_a_small_body_does_not_wait_for_large_ones_of_another_caller() -> None:
+    reader = BodyReader()
+    finished: list[str] = []
+
+    async def read(caller: str, body: bytes) -> None:
+        await reader.read_object(_request(body), caller=caller)
+        finished.append(caller)
+
+    long = _large(b"1" + b" " * 8 * _MEGABYTE)
+    heavy = [asyncio.ensure_future(read("heavy", long)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await read("light", _large(b"1"))
+    assert finished == ["light"]
+    await asyncio.gather(*heavy)

@@ -12,7 +12,7 @@ from app.domain import Aggregation, PassageOptions, ScoreOptions, Scores, Side, 
 from app.pipeline.cached import CachedStage
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.scorers.base import Edges
-from app.worker import Worker
+from app.sharing import SharedWorker
 from tests.fakes import RecordingObserver, RecordingStage, WordScorer, score_of
 
 _DEFAULTS = PassagePolicy()
@@ -21,7 +21,7 @@ _WORDS = " ".join(f"w{number}" for number in range(100))
 
 
 class _Setup:
-    def __init__(self, worker: Worker, policy: PassagePolicy) -> None:
+    def __init__(self, worker: SharedWorker, policy: PassagePolicy) -> None:
         self.inner = RecordingStage()
         self.observer = RecordingObserver()
         self.cache = MemoryCache(max_entries=1000)
@@ -38,7 +38,7 @@ class _Setup:
 
 @asynccontextmanager
 async def _opened(policy: PassagePolicy = _DEFAULTS) -> AsyncIterator[_Setup]:
-    with Worker(name="tokenize", threads=1) as worker:
+    with SharedWorker.open(name="tokenize", threads=1) as worker:
         yield _Setup(worker, policy)
 
 
@@ -176,7 +176,7 @@ async def test_of_a_huge_document_only_what_can_be_read_is_tokenised(options: Sc
 
     scorer = Counting(max_length=42)
     document = "word " * 1_000_000
-    with Worker(name="tokenize", threads=1) as worker:
+    with SharedWorker.open(name="tokenize", threads=1) as worker:
         stage = PassageStage(RecordingStage(), scorer, worker, policy=PassagePolicy())
         scores = await stage.score("query", [document], options)
     assert scorer.characters < 70_000
@@ -198,7 +198,7 @@ async def test_a_document_is_scored_when_all_of_its_passages_are() -> None:
             scores = await super().score(query, documents, options)
             return replace(scores, scored=np.array([index != 2 for index in range(len(documents))]))
 
-    with Worker(name="tokenize", threads=1) as worker:
+    with SharedWorker.open(name="tokenize", threads=1) as worker:
         stage = PassageStage(Late(), WordScorer(max_length=42), worker, policy=_DEFAULTS)
         scores = await stage.score("query", ["short", _WORDS, "other"], _CHUNK)
     assert scores.scored is not None

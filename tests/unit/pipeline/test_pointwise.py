@@ -10,13 +10,13 @@ from app.domain import ScoreOptions, Terms
 from app.errors import ScoringFailed
 from app.pipeline.pointwise import PointwiseStage
 from app.scorers.base import EncodedPairs
-from app.worker import Worker
+from app.sharing import SharedWorker
 from tests.fakes import ArithmeticEngine, RecordingObserver, WordScorer, running_batcher, score_of
 
 
 async def test_every_document_gets_its_own_score_in_request_order() -> None:
     documents = ["a b c", "d", "e f g h i", "d"]
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(pairs=2), RecordingObserver()) as batcher:
             stage = PointwiseStage(WordScorer(), batcher, tokenizing)
             scores = await stage.score("query", documents, ScoreOptions())
@@ -29,7 +29,7 @@ async def test_every_document_gets_its_own_score_in_request_order() -> None:
 
 
 async def test_documents_are_cut_at_what_the_caller_allows_and_the_rest_is_counted() -> None:
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
             stage = PointwiseStage(WordScorer(), batcher, tokenizing)
             scores = await stage.score("query", ["a b c", "a b"], ScoreOptions(max_tokens_per_doc=2))
@@ -38,7 +38,7 @@ async def test_documents_are_cut_at_what_the_caller_allows_and_the_rest_is_count
 
 
 async def test_documents_that_the_caller_has_cut_short_do_not_make_others_look_short() -> None:
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
             stage = PointwiseStage(WordScorer(), batcher, tokenizing)
             before = batcher.admission.estimate(characters=1000, encodings=1, longest=512)
@@ -48,7 +48,7 @@ async def test_documents_that_the_caller_has_cut_short_do_not_make_others_look_s
 
 
 async def test_documents_that_the_caller_will_have_cut_short_take_little_room() -> None:
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
             stage = PointwiseStage(WordScorer(), batcher, tokenizing)
             documents = ["a long document " * 50] * 4
@@ -58,7 +58,7 @@ async def test_documents_that_the_caller_will_have_cut_short_take_little_room() 
 
 
 async def test_a_poisoned_document_fails_its_request() -> None:
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
             stage = PointwiseStage(WordScorer(), batcher, tokenizing)
             with pytest.raises(ScoringFailed):
@@ -90,7 +90,7 @@ class _SlowScorer(WordScorer):
 async def test_a_large_request_is_tokenised_in_portions_and_none_is_lost(documents: int, calls: list[int]) -> None:
     scorer = _SlowScorer()
     texts = [f"text {number}" for number in range(documents)]
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
             scores = await PointwiseStage(scorer, batcher, tokenizing).score("query", texts, ScoreOptions())
     assert scorer.calls == calls
@@ -100,7 +100,7 @@ async def test_a_large_request_is_tokenised_in_portions_and_none_is_lost(documen
 
 async def test_a_small_request_does_not_wait_until_a_large_one_is_tokenised() -> None:
     scorer = _SlowScorer()
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
             stage = PointwiseStage(scorer, batcher, tokenizing)
             large = asyncio.ensure_future(stage.score("query", ["a"] * 5000, ScoreOptions()))
@@ -113,7 +113,7 @@ async def test_a_small_request_does_not_wait_until_a_large_one_is_tokenised() ->
 
 async def test_a_request_that_goes_away_is_not_tokenised_to_its_end() -> None:
     scorer = _SlowScorer()
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
             stage = PointwiseStage(scorer, batcher, tokenizing)
             with pytest.raises(TimeoutError):

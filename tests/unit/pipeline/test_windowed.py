@@ -19,7 +19,7 @@ from app.pipeline.pointwise import PointwiseStage
 from app.pipeline.windowed import WindowedStage, plan_within, values_of_order
 from app.pipeline.windows import SCHEDULES
 from app.scorers.base import EncodedWindow
-from app.worker import Worker
+from app.sharing import SharedWorker
 from tests.fakes import (
     ArithmeticEngine,
     RecordingObserver,
@@ -101,7 +101,7 @@ class SlowNumberEngine(NumberEngine):
 
 @asynccontextmanager
 async def staged(scorer: NumberScorer, engine: NumberEngine) -> AsyncIterator[WindowedStage]:
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(engine, RecordingObserver()) as batcher:
             yield WindowedStage(scorer, batcher, tokenizing)
 
@@ -147,14 +147,14 @@ async def test_windows_of_a_round_share_a_batch_and_tokens_are_charged_to_their_
 
 async def test_windows_of_a_round_are_tokenised_at_the_same_time() -> None:
     scorer = MeetingScorer(threads=3)
-    with Worker(name="tokenize", threads=3) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=3) as tokenizing:
         async with running_batcher(NumberEngine(), RecordingObserver()) as batcher:
             await WindowedStage(scorer, batcher, tokenizing).score("query", texts(18), ScoreOptions())
     assert len(scorer.windows) > 3
 
 
 async def test_windows_of_different_requests_share_a_batch() -> None:
-    engine = NumberEngine()
+    engine = SlowNumberEngine()
     async with staged(NumberScorer(), engine) as stage:
         await asyncio.gather(*(stage.score("query", texts(30, seed=seed), ScoreOptions()) for seed in range(8)))
     assert max(engine.sizes) > 5
@@ -335,7 +335,7 @@ async def test_a_member_settles_as_many_as_the_next_one_reads(
 
 async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:
     engine = ArithmeticEngine(pairs=1, seconds_per_pass=0.05)
-    with Worker(name="tokenize", threads=1) as tokenizing:
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(engine, RecordingObserver()) as batcher:
             cascade = CascadeStage([Member("cheap", PointwiseStage(WordScorer(), batcher, tokenizing), None)])
             options = ScoreOptions(deadline=perf_counter() + 0.2, on_deadline=OnDeadline.PARTIAL)

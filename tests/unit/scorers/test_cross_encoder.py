@@ -19,7 +19,7 @@ from app.pipeline.passages import PassagePolicy, PassageStage
 from app.ranking import identity, sigmoid
 from app.scorers import load_scorer
 from app.scorers.base import PairScorer, ScorerSpec
-from app.worker import Worker
+from app.sharing import SharedWorker
 from tests.fakes import RecordingStage
 from tests.tiny_models import CORPUS, MAX_LENGTH, TOKENIZERS
 
@@ -425,7 +425,7 @@ async def test_passages_of_a_document_are_read_whole(
     stage = RecordingStage()
     document = "\n".join(f"{number} {_STRANGE if number % 9 == 5 else CORPUS[number % 10]}" for number in range(40))
     options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=tokens, overlap=overlap))
-    with Worker(name="tokenize", threads=1) as worker:
+    with SharedWorker.open(name="tokenize", threads=1) as worker:
         policy = PassagePolicy(max_passages=1000)
         scores = await PassageStage(stage, scorer, worker, policy=policy).score(QUERY, [document], options)
     ((_, passages, _),) = stage.asked

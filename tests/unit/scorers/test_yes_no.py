@@ -12,7 +12,7 @@ from app.errors import ConfigError, InvalidRequest
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.scorers import load_scorer
 from app.scorers.base import PairScorer, ScorerSpec
-from app.worker import Worker
+from app.sharing import SharedWorker
 from tests.fakes import RecordingStage
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
@@ -124,7 +124,7 @@ async def test_a_long_document_is_read_in_passages_that_fit(tmp_path: Path, temp
     stage = RecordingStage()
     document = " ".join(f"Sentence {number} is about the capital of France." for number in range(400))
     options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=64, overlap=8))
-    with Worker(name="tokenize", threads=1) as worker:
+    with SharedWorker.open(name="tokenize", threads=1) as worker:
         scores = await PassageStage(stage, scorer, worker, policy=PassagePolicy(max_passages=1000)).score(
             QUERY, [document], options
         )

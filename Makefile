@@ -1,21 +1,32 @@
 # Everything a fresh machine needs: `make serve` and `make test`. Both install what they use into .venv.
 PYTHON ?= python3
+# more of pyproject.toml's optional dependencies, as EXTRAS=torch,eval; `gpu` takes the place of `cpu`, another build of
+# one library
+EXTRAS ?=
+comma := ,
+WANTED := $(if $(filter gpu,$(subst $(comma), ,$(EXTRAS))),,cpu$(if $(EXTRAS),$(comma)))$(EXTRAS)
 HOST ?= 127.0.0.1
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_FAILED := { echo "rerankd: pip could not install what is needed; its reason is above. Without a network, or behind a \
+proxy: pip reads HTTPS_PROXY, PIP_INDEX_URL and PIP_FIND_LINKS. Then run make again." >&2; exit 1; }
 FROZEN := pyproject.toml constraints.txt setup.py $(wildcard app/engines/kernels/*.cpp app/engines/kernels/*.h)
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
-.PHONY: serve test test-fast check format conformance fuzz audit bench docker clean help
+.PHONY: serve install test test-fast check format conformance fuzz audit bench docker clean help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-serve: $(VENV)/.service ## install the service and serve the shipped model (make serve PORT=8123)
+serve: install ## install the service and serve the shipped model (make serve PORT=8123)
 	$(BIN)/rerankd serve --host $(HOST) --port $(PORT)
+
+install: $(VENV)/.service ## install the service, and what EXTRAS names (make install EXTRAS=torch,eval)
+	$(if $(EXTRAS),@echo "installing $(EXTRAS) into $(VENV)")
+	$(if $(EXTRAS),@$(PIP) -e '.[$(WANTED)]' || $(PIP_FAILED))
 
 test: $(VENV)/.development servers ## every test, with coverage
 	$(BIN)/python -m pytest -m "not timed" $(IN_PARALLEL) --cov --cov-report= $(ARGS)
@@ -60,18 +71,21 @@ clean: ## remove the environment and every cache
 servers: ## the real servers that integration tests start
 	@tests/install_servers.sh
 
-$(VENV)/.python:
-	$(PYTHON) -m venv $(VENV)
-	@touch $@
+FORCE:
+
+# Looked at by every target that needs it; a file that the script leaves alone makes nothing else out of date.
+$(VENV)/.python: FORCE
+	@MAKECMDGOALS="$(MAKECMDGOALS)" scripts/environment.sh $(VENV) "$(PYTHON)" $(if $(filter file,$(origin PYTHON)),,explicit)
 
 $(VENV)/.service: $(VENV)/.python $(FROZEN)
-	@echo "installing the service into $(VENV)"
-	$(PIP) -e '.[cpu]'
+	@echo "installing the service into $(VENV): about 60 MB to download, about a minute"
+	@$(PIP) -e '.[$(WANTED)]' || $(PIP_FAILED)
+	@$(BIN)/python -m app.engines.kernel_support || true # without them it serves, but slower
 	@touch $@
 
 # torch alone and first: a plain range would let pip take a build that is several times larger
 $(VENV)/.development: $(VENV)/.python $(FROZEN)
-	@echo "installing the service and its development tools into $(VENV)"
-	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) -e '.[cpu,torch,dev]'
+	@echo "installing the service and its development tools into $(VENV): about 700 MB, several minutes"
+	@$(PIP) "$$(grep '^torch==' constraints.txt)" || $(PIP_FAILED)
+	@$(PIP) -e '.[cpu,torch,dev]' || $(PIP_FAILED)
 	@touch $@ $(VENV)/.service

@@ -22,6 +22,7 @@ from app.benchmark import arguments as bench_arguments
 from app.config import ModelSpec, Settings, read_registry, read_settings
 from app.errors import ConfigError, RerankError
 from app.evaluation import arguments
+from app.extras import missing
 from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
 from app.scorers.base import ScorerSpec
 from app.worker import exit_beside_hung_calls
@@ -351,7 +352,7 @@ def _needing(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed; run: pip install 'rerankd[{extra}]'") from None
+        raise missing(str(error.name), extra=extra, of=f"`rerankd {extra}`") from None
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ Written by `python -m docs.generate` from `app/config.py`; a test fails when thi
 
 ## Environment
 
-Every setting is an environment variable. An empty value counts as not set. `rerankd serve --host --port --registry`
-win over the environment.
+Every setting is an environment variable. An empty value counts as not set. The options of `rerankd serve` (`--host`,
+`--port`, `--registry`) win over the environment.
 
 | variable | default | meaning |
 |---|---|---|

@@ -6,6 +6,7 @@ from typing import Final
 from app.engines.base import Engine, EngineSpec
 from app.engines.copies import load_copies
 from app.errors import ConfigError
+from app.extras import missing
 
 
 def _onnx(spec: EngineSpec) -> Engine:
@@ -82,6 +83,4 @@ def load_engine(name: str, spec: EngineSpec) -> Engine:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        raise ConfigError(
-            f"engine {name!r} needs {error.name}, which is not installed; run: pip install 'rerankd[{extra}]'"
-        ) from None
+        raise missing(str(error.name), extra=extra, of=f"engine {name!r}") from None

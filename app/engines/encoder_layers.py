@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from app.domain import FloatArray, IntArray
+from app.engines.kernel_support import INT8_PRODUCT
 
 # The product of rounded activations and int8 weights, with which a layer is recognised.
-PRODUCT: Final = "MatMulIntegerToFloat"
 
 # What the kernels are made for.
 _MULTIPLE: Final = 64
@@ -262,7 +262,7 @@ class _Finder:
         """The product, with its bias, that makes this tensor."""
         scaled, bias = self._with_constant(self._maker(output, "Add"))
         scaling = self._maker(scaled, "Mul")
-        product = self._maker(scaling.input[0], PRODUCT)
+        product = self._maker(scaling.input[0], INT8_PRODUCT)
         integers, weights, one, scales, middle, zeros = product.input
         rounded = self._maker(self._maker(integers, "Reshape").input[0], "QuantizeLinear")
         token_scales = self._maker(rounded.input[1], "Reshape").input[0]

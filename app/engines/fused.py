@@ -4,7 +4,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from onnx import TensorProto, helper
 from app.domain import Encoding, FloatArray, IntArray
 from app.engines.base import pad
 from app.engines.encoder_layers import (
-    PRODUCT,
     EmbeddingsPart,
     FirstPlaces,
     LayerPart,
@@ -28,7 +26,7 @@ from app.engines.encoder_layers import (
     find_layers,
     find_simple,
 )
-from app.engines.kernels import UNSEEN, Embeddings, Layer, Layers, Linear, Normalisation, supported
+from app.engines.kernels import UNSEEN, Embeddings, Layer, Layers, Linear, Normalisation
 from app.errors import ConfigError
 
 Inputs = Mapping[str, IntArray]
@@ -109,13 +107,11 @@ def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession
     """Open a graph in parts.
 
     Raises:
-        ConfigError: the processor lacks the instructions, or the graph the layers.
+        ConfigError: the graph has no layers that the kernels can compute.
     """
-    if not supported():
-        raise ConfigError("this processor has no AVX-512 with VNNI")
-    model = onnx.load(graph) if _mentions(graph, PRODUCT) else None
-    layers = find_layers(model.graph) if model else []
-    if model is None or not layers:
+    model = onnx.load(graph)
+    layers = find_layers(model.graph)
+    if not layers:
         raise ConfigError("no layer of the graph is an int8 one of BERT's kind, as `rerankd export` writes them")
     first, last, bias = layers[0].source, layers[-1].output, layers[0].bias
     embeddings = find_embeddings(model.graph, first)
@@ -137,12 +133,6 @@ def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession
         states=(first, last),
         bias=bias,
     )
-
-
-def _mentions(graph: Path, kind: str) -> bool:
-    """Whether a graph's file may have nodes of a kind: a float32 graph of gigabytes need not be read twice."""
-    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        return content.find(kind.encode()) >= 0
 
 
 def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Sequence[str]) -> onnx.ModelProto:

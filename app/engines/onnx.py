@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -22,6 +23,7 @@ from app.engines.base import (
     find_graph,
     pad,
 )
+from app.engines.kernel_support import mentions_int8_products, why_not_compiled, why_not_usable
 from app.engines.processor import int8_sums_overflow
 from app.errors import ConfigError
 from app.options import read_options
@@ -222,10 +224,22 @@ def _open_fused(graph: Path, options: OnnxOptions) -> "FusedSession | None":
 def _fused(graph: Path, options: OnnxOptions) -> "FusedSession":
     if options.kind != "cpu" or options.threads != 1 or options.io_binding:
         raise ConfigError("it is for the CPU, one thread per pass and inputs that are not bound")
+    if not mentions_int8_products(graph):
+        raise ConfigError("no layer of the graph is an int8 one of BERT's kind, as `rerankd export` writes them")
+    reason = why_not_usable()
+    if reason is not None:
+        if why_not_compiled() is not None:
+            _warn_once(f"int8 models run at about half the speed: {reason}")
+        raise ConfigError(reason)
     # It needs `onnx` and the compiled kernels, which an installation may lack.
     from app.engines.fused import open_fused  # noqa: PLC0415
 
     return open_fused(graph, lambda part: _session(part, options, config=exact_products()))
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
@@ -234,7 +248,7 @@ def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool
     if missing:
         raise ConfigError(
             f"device {options.device!r} needs {', '.join(missing)}, which this onnxruntime does not have; "
-            "install 'rerankd[gpu]', or set device = \"cpu\""
+            'run: make clean install EXTRAS=gpu, or set device = "cpu"'
         )
     wanted = _PROVIDERS[options.kind]
     try:

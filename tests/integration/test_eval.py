@@ -301,7 +301,7 @@ def test_a_missing_extra_is_named(
         command, env={**os.environ, **path}, capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 2
-    assert f"{module} is not installed; run: pip install 'rerankd[eval]'" in done.stderr
+    assert f"needs {module}, which is not installed; run: make install EXTRAS=eval" in done.stderr
 
 
 @pytest.mark.slow

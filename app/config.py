@@ -4,12 +4,11 @@ The only file that reads the environment; only the composition root and the comm
 """
 
 import os
-import tomllib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +24,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain import Aggregation
 from app.errors import ConfigError
-from app.options import explain
+from app.options import closest, explain, read_toml
+
+ENVIRONMENT_PREFIX: Final = "RERANKD_"
+# Names with our prefix that are not settings: the command line's own, and those of the tests.
+_NOT_SETTINGS: Final = frozenset({"RERANKD_BENCH_API_KEY", "RERANKD_EVAL_API_KEY"})
+_OF_TESTS: Final = "RERANKD_TEST_"
+# What Kubernetes and old Docker links set in every container beside a service with the name `rerankd`.
+_SERVICE_LINK: Final = re.compile(
+    r"RERANKD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+# Empty, they would be taken for not set, and protect nothing.
+_PROTECTING: Final = ("RERANKD_API_KEYS", "RERANKD_API_KEYS_FILE", "RERANKD_PRIVATE")
 
 SHIPPED_REGISTRY = Path(__file__).resolve().parent.parent / "models" / "registry.toml"
 
@@ -42,11 +52,14 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), description="Comma-separated API keys. None: the service is open to everybody who reaches it."
+        default=(),
+        description="Comma-separated API keys. Not set: the service is open to everybody who reaches it. May not be "
+        "empty.",
     )
     api_keys_file: Path | None = Field(
         default=None,
-        description="A TOML file with a `[[key]]` table for each API key: name and limits (docs/operations.md).",
+        description="A TOML file with a `[[key]]` table for each API key: name and limits (docs/operations.md). Read "
+        "again on SIGHUP. May not be empty.",
     )
     strict: bool = Field(
         default=False,
@@ -56,7 +69,7 @@ class Settings(BaseSettings):
     private: bool = Field(
         default=False,
         description="Ask for an API key at `/metrics` and `/openapi.json` too, and serve neither `/docs` nor the "
-        "playground at `/`.",
+        "playground at `/`. Needs API keys.",
     )
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
     cache_url: str = Field(
@@ -119,16 +132,50 @@ class Settings(BaseSettings):
         description="For tests of robustness only: SIGUSR1 kills a model's inference threads (loadtest/soak.py).",
     )
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_service_link(cls, value: object) -> object:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError(
+                f"must be a port, not {value!r:.60}, which Kubernetes sets beside a Service with the name `rerankd`: "
+                "set `enableServiceLinks: false` for the pod, or the variable itself"
+            )
+        return value
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        keys = tuple(key.strip() for key in value.split(",") if key.strip())
+        if value and not keys:
+            raise ValueError("is set, but has no key in it; unset it, if everybody may use the service")
+        return keys
+
+    @field_validator("hub_token", mode="after")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        token = value.get_secret_value().strip()
+        if not token or not token.isascii() or any(ord(character) < 33 for character in token):
+            raise ValueError("must be one word of ASCII characters, without spaces and line breaks")
+        return SecretStr(token)
+
+    @model_validator(mode="after")
+    def _private_has_keys(self) -> "Settings":
+        if self.private and not self.api_keys and self.api_keys_file is None:
+            raise ValueError(
+                "RERANKD_PRIVATE is true, but there are no API keys to ask for: "
+                "set RERANKD_API_KEYS_FILE or RERANKD_API_KEYS"
+            )
+        return self
 
     @field_validator("log_level")
     @classmethod
     def _known_level(cls, value: str) -> str:
         if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
-            raise ValueError(f"unknown log level {value!r}; use DEBUG, INFO, WARNING or ERROR")
+            raise ValueError(f"must be DEBUG, INFO, WARNING or ERROR, not {value!r:.60}")
         return value.upper()
 
 
@@ -136,76 +183,42 @@ def read_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - each override
     """Read the environment; keyword arguments that are not None win over it.
 
     Raises:
-        ConfigError: a variable has an unusable value; the message names the variable, never a secret's value.
+        ConfigError: a variable is unknown or has an unusable value; the message names the variable, never a secret.
     """
+    _check_names(os.environ)
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise ConfigError(f"environment (prefix RERANKD_): {explain(error)}") from None
+        raise ConfigError(explain(error, Settings, variable_prefix=ENVIRONMENT_PREFIX)) from None
 
 
-class ApiKey(BaseModel):
-    """One `[[key]]` table of the file of API keys. Only a key's hash is kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    name: str = Field(min_length=1, description="Whose key it is: in logs, and for even shares of the engine.")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal.")
-    requests_per_s: float | None = Field(default=None, gt=0, description="Requests a second; more are refused.")
-    tokens_per_min: int | None = Field(default=None, gt=0, description="Tokens read a minute; then 429.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _hash_the_key(cls, table: Any) -> Any:  # noqa: ANN401 - whatever TOML holds
-        """Take `key = "..."` for its hash."""
-        if isinstance(table, dict) and isinstance(table.get("key"), str) and "sha256" not in table:
-            if not table["key"].strip():
-                raise ValueError("an API key is empty")
-            rest = {name: value for name, value in table.items() if name != "key"}
-            return rest | {"sha256": sha256(table["key"].strip().encode()).hexdigest()}
-        return table
+def _check_names(environment: Mapping[str, str]) -> None:
+    """A misspelled setting would be ignored, and the service perhaps open to everybody; so would an empty one."""
+    settings = [f"{ENVIRONMENT_PREFIX}{name}".upper() for name in Settings.model_fields]
+    given = {name.upper(): value for name, value in environment.items() if name.upper().startswith(ENVIRONMENT_PREFIX)}
+    unknown = [name for name in given if name not in settings and not _is_no_setting(name)]
+    if unknown:
+        told = "; ".join(f"{name} is not a setting{_meant(name)}" for name in unknown)
+        raise ConfigError(f"{told} (docs/configuration.md lists all settings; unset a name that is not one of them)")
+    for name in _PROTECTING:
+        if name in given and not given[name].strip():
+            raise ConfigError(f"{name} is set, but empty: it would protect nothing. Give it a value, or unset it")
 
 
-class _ApiKeyFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    key: tuple[ApiKey, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _keys_differ(self) -> "_ApiKeyFile":
-        for values in ([key.name for key in self.key], [key.sha256 for key in self.key]):
-            if len(set(values)) < len(values):
-                raise ValueError("two keys have the same name, or are the same")
-        return self
+def _is_no_setting(name: str) -> bool:
+    return name in _NOT_SETTINGS or name.startswith(_OF_TESTS) or _SERVICE_LINK.fullmatch(name) is not None
 
 
-def read_api_keys(settings: Settings) -> list[ApiKey]:
-    """The keys of the environment, named key-1, key-2 and so on, and those of the file.
-
-    Raises:
-        ConfigError: the file is missing or unusable; the message never holds a key.
-    """
-    keys = [
-        ApiKey(name=f"key-{number}", sha256=sha256(key.get_secret_value().encode()).hexdigest())
-        for number, key in enumerate(settings.api_keys, start=1)
-    ]
-    path = settings.api_keys_file
-    if path is None:
-        return keys
-    try:
-        return keys + list(_ApiKeyFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).key)
-    except OSError as error:
-        raise ConfigError(f"cannot read the API keys in {path} ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is no valid TOML") from None
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
+def _meant(name: str) -> str:
+    # Without the prefix, which would make all of them alike.
+    near = closest(name.removeprefix(ENVIRONMENT_PREFIX), Settings.model_fields)
+    return near and f"; did you mean {ENVIRONMENT_PREFIX}{near.upper()}?"
 
 
 def _plain_name(name: str) -> str:
     if not name or name != name.strip() or any(ord(character) < 33 for character in name):
-        raise ValueError(f"{name!r} is no model name: it must be non-empty, without spaces or control characters")
+        raise ValueError(f"{name!r:.60} cannot be a name: it must not be empty or have spaces or control characters")
     return name
 
 
@@ -283,11 +296,11 @@ class ModelSpec(BaseModel):
     @model_validator(mode="after")
     def _is_a_model_or_a_cascade(self) -> "ModelSpec":
         if bool(self.path) == bool(self.stages):
-            raise ValueError("a model needs either path or stages")
+            raise ValueError(f"must have either path or stages, {'not both' if self.path else 'and has neither'}")
         # Read here, so that a mistake in them is found with the rest of the registry.
         depths = [stage.depth for stage in self.cascade if stage.depth is not None]
         if any(depth < 1 for depth in depths):
-            raise ValueError("stages: a depth is at least 1")
+            raise ValueError("stages: a depth must be at least 1")
         return self
 
     @property
@@ -306,20 +319,20 @@ class Registry(BaseModel):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Registry":
-        seen: dict[str, str] = {}
+        owners: dict[str, str] = {}
         for spec in self.model:
             for name in (spec.name, *spec.aliases):
-                if name in seen:
-                    raise ValueError(f"{name!r} is named by {seen[name]!r} and by {spec.name!r}")
-                seen[name] = spec.name
-        if self.default is not None and self.default not in seen:
-            raise ValueError(f"default = {self.default!r} is no served model; known: {', '.join(seen)}")
+                if name in owners:
+                    raise ValueError(_named_twice(name, owners[name], spec.name))
+                owners[name] = spec.name
+        if self.default is not None and self.default not in owners:
+            raise ValueError(f"default = {self.default!r}: {_not_served(self.default, owners)}")
         cascades = {spec.name for spec in self.model if spec.stages}
         for spec in self.model:
             for step in spec.cascade:
-                if step.model not in seen:
-                    raise ValueError(f"stages of {spec.name!r}: {step.model!r} is no served model")
-                if seen[step.model] in cascades:
+                if step.model not in owners:
+                    raise ValueError(f"stages of {spec.name!r}: {_not_served(step.model, owners)}")
+                if owners[step.model] in cascades:
                     raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
         return self
 
@@ -327,7 +340,7 @@ class Registry(BaseModel):
         """Leave out the models that none of these names or aliases means; None means the default.
 
         Raises:
-            ConfigError: a name is no served model's.
+            ConfigError: no served model has the name.
         """
         wanted = {name or self.default or self.model[0].name for name in names}
         needed = wanted | {
@@ -343,17 +356,31 @@ class Registry(BaseModel):
         return Registry(default=default or asked, model=kept)
 
 
+def _named_twice(name: str, first: str, second: str) -> str:
+    if first == second == name:
+        return f"{name!r} is there twice: two models have this name, or the model lists it as an alias too"
+    if first == second:
+        return f"model {first!r} lists the alias {name!r} twice"
+    return f"{name!r} is a name or alias of both {first!r} and {second!r}; each must belong to one model"
+
+
+def _not_served(name: str, served: Collection[str]) -> str:
+    near = closest(name, served)
+    meant = f"did you mean {near!r}? " if near else ""
+    return f"no model has the name or alias {name!r}; {meant}known: {', '.join(served)}"
+
+
 def read_registry(path: Path) -> Registry:
     """Read the registry.
 
     Raises:
-        ConfigError: the file is missing, is no TOML, or a key in it is unusable; the message names which.
+        ConfigError: the file is missing, not TOML, or a key in it is unusable; the message names which.
     """
     try:
-        return Registry.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        tables = read_toml(path)
     except OSError as error:
         raise ConfigError(f"cannot read the model registry {path} ({error.strerror}); set RERANKD_REGISTRY") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid TOML: {error}") from None
+    try:
+        return Registry.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
+        raise ConfigError(f"{path}: {explain(error, Registry, data=tables)}") from None

@@ -27,8 +27,9 @@ from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.api.ops import OperationsEndpoints, operations_routes
 from app.api.playground import playground_routes
 from app.api.rerank import rerank_routes
+from app.api_keys import read_api_keys
 from app.assembly import running_service
-from app.config import Settings, read_api_keys
+from app.config import Settings
 from app.errors import RerankError
 from app.faults import faults_on_signal
 from app.metrics import PrometheusObserver
@@ -54,7 +55,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None if settings.private else "/openapi.json",
     )
-    keys = ApiKeys(read_api_keys(settings))
+    keys = ApiKeys(read_api_keys(settings.api_keys, settings.api_keys_file))
     app.include_router(rerank_routes(DIALECTS, service=service, keys=keys, observer=observer, strict=settings.strict))
     operations = OperationsEndpoints(
         service=service, lifecycle=lifecycle, metrics=observer.registry, keyed=not keys.open

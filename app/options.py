@@ -1,21 +1,103 @@
-"""Validates the `options` tables of the registry against the model that a scorer or an engine declares for them."""
+"""Says in plain English what is wrong with a setting, a file or an options table, and validates the latter."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from inspect import isclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 
 from app.errors import ConfigError
 
+T = TypeVar("T")
 Options = TypeVar("Options", bound=BaseModel)
 
+_SHOWN: Final = 60
+_TOML_PROBLEM: Final = re.compile(
+    r"(?P<reason>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)"
+)
 
-def explain(error: ValidationError) -> str:
-    """Say what is wrong with which key, without repeating the values (one may be a secret)."""
+# What pydantic's kinds of problems are called here; `{...}` is what it says of the bound.
+_PHRASES: Final = {
+    "missing": "is missing",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text in quotes",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "path_type": "must be a path in quotes",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "too_short": "must have at least {min_length} in it",
+    "too_long": "must have at most {max_length} in it",
+    "dict_type": "must be a table",
+    "mapping_type": "must be a table",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be one of {expected}",
+    "enum": "must be one of {expected}",
+    "url_parsing": "must be a URL such as http://host:port/path",
+    "url_scheme": "must be a URL that begins with http:// or https://",
+    "url_type": "must be a URL in quotes",
+}
+
+
+def explain(error: ValidationError, shape: type[BaseModel], *, data: object = None, variable_prefix: str = "") -> str:
+    """Say what is wrong with which key. Values are repeated unless `shape` says `hide_input_in_errors`, or the field is
+    a secret. `data` is what was validated, to name the table that a problem is in; `variable_prefix` is for settings.
+    """
+    problems: dict[tuple[str, bool], list[str]] = {}
+    for problem in error.errors(include_url=False):
+        if problem["type"] == "too_short" and problem["input"]:
+            continue  # the entries are there, but wrong, and these are told
+        place, phrase = _place(problem, shape, data, variable_prefix), _phrase(problem, shape)
+        phrases = problems.setdefault((place, problem["type"] == "extra_forbidden"), [])
+        if phrase not in phrases:
+            phrases.append(phrase)
+    # A value that fits none of several types has a problem with each.
     return "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or 'value'}: {problem['msg']}"
-        for problem in error.errors(include_input=False, include_url=False)
+        f"{place}{(', ' if unknown else ' or ').join(phrases)}" for (place, unknown), phrases in problems.items()
     )
+
+
+def read_toml(path: Path, *, secret: bool = False) -> dict[str, Any]:
+    """Parse a TOML file. Of one with secrets only the place of a mistake is told.
+
+    Raises:
+        OSError: the file cannot be read.
+        ConfigError: it is not TOML; the message says where.
+    """
+    try:
+        # The mark that Windows' editors write first is no part of the text.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8: byte {error.start + 1} is wrong") from None
+    except tomllib.TOMLDecodeError as error:
+        match = _TOML_PROBLEM.fullmatch(str(error))
+        line = match and match["line"]
+        place = f"line {line}, column {match['column']}" if match and line else "at its end"
+        reason = "" if secret or not match else f": {match['reason'][:1].lower()}{match['reason'][1:]}"
+        raise ConfigError(f"{path} is not valid TOML, {place}{reason}") from None
+
+
+def closest(name: str, known: Collection[str]) -> str:
+    """The known name that somebody who wrote `name` may have meant; empty where none is near."""
+    return next(iter(get_close_matches(name.lower(), known, n=1)), "")
 
 
 def read_options(options: Mapping[str, Any], shape: type[Options], *, of: str) -> Options:
@@ -27,5 +109,98 @@ def read_options(options: Mapping[str, Any], shape: type[Options], *, of: str) -
     try:
         return shape.model_validate(dict(options))
     except ValidationError as error:
-        known = ", ".join(shape.model_fields)
-        raise ConfigError(f"options of {of}: {explain(error)} (known options: {known})") from None
+        raise ConfigError(f"options of {of}: {explain(error, shape)}") from None
+
+
+def _place(problem: ErrorDetails, shape: type[BaseModel], data: object, variable_prefix: str) -> str:
+    """`[[model]] number 2 ('a'): passages.tokens `, or a variable's name."""
+    if variable_prefix:
+        return f"{variable_prefix}{problem['loc'][0]} ".upper() if problem["loc"] else ""
+    tables: list[str] = []
+    keys: list[str] = []
+    for part, inner in _walk(problem, shape, data):
+        if isinstance(part, str):
+            keys.append(part)
+        elif keys and _is_table(inner):
+            tables.append(f"[[{'.'.join(keys)}]] number {part + 1}{_named(inner)}: ")
+            keys = []
+        else:
+            keys[-1:] = [f"{keys[-1] if keys else ''}[{part}]"]
+    unknown = problem["type"] == "extra_forbidden"
+    key = ".".join(keys[:-1] if unknown else keys)
+    return "".join(tables) + (f"{key}: " if key and unknown else f"{key} " if key else "")
+
+
+def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequence[tuple[str | int, object]]:
+    """Each step of the way to a problem, with what lies there. Ends where pydantic goes on with its own names, those of
+    a union's members.
+    """
+    steps: list[tuple[str | int, object]] = []
+    model: type[BaseModel] | None = shape
+    for part in problem["loc"]:
+        if isinstance(part, str):
+            last = len(steps) == len(problem["loc"]) - 1 and problem["type"] == "extra_forbidden"
+            if model is None or (part not in model.model_fields and not last):
+                break
+            model = _find(BaseModel, model.model_fields[part].annotation) if part in model.model_fields else None
+            data = data.get(part) if isinstance(data, Mapping) else None
+        else:
+            data = data[part] if isinstance(data, Sequence) and part < len(data) else None
+        steps.append((part, data))
+    return steps
+
+
+def _find(kind: type[T], annotation: object) -> type[T] | None:
+    """The class of a kind that a field holds, alone, in a list or beside None."""
+    if isclass(annotation) and issubclass(annotation, kind):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _find(kind, part))), None)
+
+
+def _is_table(value: object) -> bool:
+    return value is None or isinstance(value, Mapping)
+
+
+def _named(table: object) -> str:
+    name = table.get("name") if isinstance(table, Mapping) else None
+    return f" ({name!r:.{_SHOWN}})" if isinstance(name, str) and name else ""
+
+
+def _phrase(problem: ErrorDetails, shape: type[BaseModel]) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in {"value_error", "assertion_error"}:
+        return str(context["error"])
+    owner, field = _owner(problem, shape)
+    if kind == "extra_forbidden":
+        known = tuple(owner.model_fields) if owner else ()
+        near = closest(field, known)
+        meant = f"did you mean {near!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {field!r:.{_SHOWN}} ({meant})"
+    if kind in {"missing", "too_short"} and owner and _find(BaseModel, owner.model_fields[field].annotation):
+        return f"is missing: the file must have at least one [[{field}]] table"
+    phrase = _PHRASES.get(kind, problem["msg"]).format(**context)
+    return phrase + _not_this(problem, shape, owner, field)
+
+
+def _owner(problem: ErrorDetails, shape: type[BaseModel]) -> tuple[type[BaseModel] | None, str]:
+    """The model that has, or lacks, the key with the problem, and the key."""
+    owner: type[BaseModel] | None = None
+    field = ""
+    model: type[BaseModel] | None = shape
+    for part in problem["loc"]:
+        if not isinstance(part, str) or model is None:
+            continue
+        owner, field = model, part
+        known = model.model_fields.get(part)
+        model = _find(BaseModel, known.annotation) if known else None
+    return owner, field
+
+
+def _not_this(problem: ErrorDetails, shape: type[BaseModel], owner: type[BaseModel] | None, field: str) -> str:
+    given = problem["input"]
+    if problem["type"] == "missing" or not isinstance(given, str | int | float):
+        return ""
+    known = owner.model_fields.get(field) if owner else None
+    secret = known is not None and _find(SecretStr, known.annotation) is not None
+    hidden = any(one is not None and one.model_config.get("hide_input_in_errors") for one in (shape, owner))
+    return "" if secret or hidden else f", not {given!r:.{_SHOWN}}"

@@ -7,7 +7,6 @@ one set of libraries; a key that the registry sets wins over it.
 import json
 import logging
 import platform
-import tomllib
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app import __version__
 from app.config import ModelSpec
 from app.errors import ConfigError
-from app.options import explain
+from app.options import explain, read_toml
 from app.worker import available_cores
 
 logger = logging.getLogger(__name__)
@@ -97,13 +96,13 @@ def read_profile(path: Path) -> Profile | None:
         ConfigError: the file cannot be read, or is no profile.
     """
     try:
-        return Profile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Profile.model_validate(read_toml(path))
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the profile {path}: {error}") from None
+        raise ConfigError(f"{path}: {explain(error, Profile)}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the profile {path} ({error.strerror})") from None
 
 
 def write_profile(path: Path, profile: Profile) -> None:

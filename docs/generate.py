@@ -17,8 +17,18 @@ Written by `python -m docs.generate` from `app/config.py`; a test fails when thi
 
 ## Environment
 
-Every setting is an environment variable. An empty value counts as not set. The options of `rerankd serve` (`--host`,
-`--port`, `--registry`) win over the environment.
+Every setting is an environment variable. The options of `rerankd serve` (`--host`, `--port`, `--registry`) win over
+the environment.
+
+Nothing is ignored in silence. A variable that begins with `RERANKD_` and is not in this table refuses the start, and
+the message names the nearest setting. Exceptions are `RERANKD_BENCH_API_KEY` and `RERANKD_EVAL_API_KEY` (of `rerankd
+bench` and `rerankd eval`), names that begin with `RERANKD_TEST_` (of the tests), and those that Kubernetes sets beside
+a Service with the name `rerankd` (`RERANKD_SERVICE_HOST`, `RERANKD_PORT_8000_TCP` and so on). Its
+`RERANKD_PORT=tcp://...` cannot be a port and is refused: set `enableServiceLinks: false` for the pod, or the variable
+itself.
+
+An empty value counts as not set, except where a setting protects: `RERANKD_API_KEYS`, `RERANKD_API_KEYS_FILE` and
+`RERANKD_PRIVATE` refuse the start when they are empty. To serve without keys, unset them.
 
 | variable | default | meaning |
 |---|---|---|

@@ -30,7 +30,8 @@ _LONGEST_PAUSE_S: Final = 20.0
 class EndpointOptions(BaseModel):
     """`[model.engine_options]` of the engine `endpoint`."""
 
-    model_config = ConfigDict(extra="forbid")
+    # A URL may have a password in it.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     url: AnyHttpUrl = Field(description="The base, for example `http://localhost:8000/v1`.")
     model: str = Field(description="The model's name there.")

@@ -5,7 +5,6 @@ template recognises the repository that the model comes from, or the model is re
 """
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from tokenizers import Tokenizer
 
 from app.errors import ConfigError
-from app.options import explain
+from app.options import explain, read_toml
 from app.scorers.base import ScorerSpec
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -46,7 +45,7 @@ def read_prompt_template(spec: ScorerSpec, *, method: str, name: str | None, sha
     try:
         return shape.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{usable[name]}: {explain(error)}") from None
+        raise ConfigError(f"{usable[name]}: {explain(error, shape)}") from None
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
@@ -102,9 +101,9 @@ def _files(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no valid TOML: {error}") from None
+        return read_toml(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read the template {path} ({error.strerror})") from None
 
 
 def _recognised(files: Mapping[str, Path], source: str) -> str | None:

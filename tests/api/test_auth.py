@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from app.config import Settings, read_api_keys
-from app.errors import ConfigError
 from tests.api.conftest import OpenApi, is_our_error
 
 _KEYS = "first-key, second-key,klüger"
@@ -123,32 +121,6 @@ async def test_a_key_pays_for_the_tokens_that_the_model_reads(open_api: OpenApi,
         body = {"query": "q", "documents": ["word " * 20]}
         assert (await api.post("/rerank", body, headers=headers)).status_code == 200
         assert is_our_error(await api.post("/rerank", body, headers=headers), 429, "rate_limited")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "key: Field required"),
-        ("[[key", "no valid TOML"),
-        ('[[key]]\nkey = "secret"\n', "key.0.name: Field required"),
-        ('[[key]]\nname = "a"\n', "key.0.sha256: Field required"),
-        ('[[key]]\nname = "a"\nkey = " "\n', "an API key is empty"),
-        ('[[key]]\nname = "a"\nsha256 = "secret"\n', "key.0.sha256: String should match"),
-        ('[[key]]\nname = "a"\nkey = "secret"\nrequests_per_s = 0\n', "greater than 0"),
-        ('[[key]]\nname = "a"\nkey = "secret"\nlimit = 5\n', "key.0.limit: Extra inputs"),
-        ('[[key]]\nname = "a"\nkey = "secret"\n[[key]]\nname = "b"\nkey = "secret"\n', "two keys"),
-    ],
-)
-def test_an_unusable_file_of_keys_is_refused_without_telling_a_key(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        read_api_keys(Settings(api_keys_file=_key_file(tmp_path, text)))
-    assert message in str(refusal.value)
-    assert "secret" not in str(refusal.value)
-
-
-def test_a_missing_file_of_keys_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cannot read the API keys in .*/none\.toml"):
-        read_api_keys(Settings(api_keys_file=tmp_path / "none.toml"))
 
 
 async def test_a_private_service_shows_strangers_nothing(open_api: OpenApi) -> None:

@@ -192,7 +192,7 @@ def test_snippets_do_what_the_page_did(request: pytest.FixtureRequest, tmp_path:
     page.fill(_QUERY, "\n".join(_DOCUMENTS))
     shell, python, node = _snippet(page, "curl"), _snippet(page, "Python (requests)"), _snippet(page, "JavaScript")
     assert _KEY not in shell + python + node
-    environment = {"RERANKD_API_KEY": _KEY} if keyed else {}
+    environment = {"RERANK_API_KEY": _KEY} if keyed else {}
     answer = json.loads(_run(["bash", "-c", shell], tmp_path, **environment))
     assert answer["results"][0]["index"] == 2
     (tmp_path / "snippet.py").write_text(python, encoding="utf-8")

@@ -17,7 +17,7 @@ def test_settings_come_from_the_environment_and_arguments_win(monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("", []), ("one", ["one"]), ("one, two ,", ["one", "two"]), (" , ", [])],
+    [("one", ["one"]), ("one, two ,", ["one", "two"])],
 )
 def test_api_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, value: str, expected: list[str]) -> None:
     monkeypatch.setenv("RERANKD_API_KEYS", value)
@@ -31,19 +31,100 @@ def test_keys_and_tokens_do_not_show_when_settings_are_printed(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "named"),
+    ("name", "value", "message"),
     [
-        ("RERANKD_PORT", "http", "port"),
-        ("RERANKD_PORT", "70000", "port"),
-        ("RERANKD_MAX_DOCUMENTS", "0", "max_documents"),
-        ("RERANKD_LOG_LEVEL", "chatty", "log_level"),
-        ("RERANKD_REQUEST_TIMEOUT_S", "-1", "request_timeout_s"),
+        ("RERANKD_PORT", "http", "RERANKD_PORT must be a whole number, not 'http'"),
+        ("RERANKD_PORT", "70000", "RERANKD_PORT must be at most 65535, not '70000'"),
+        ("RERANKD_PORT", "tcp://10.0.0.1:8000", "RERANKD_PORT must be a port.*enableServiceLinks: false"),
+        ("RERANKD_MAX_DOCUMENTS", "0", "RERANKD_MAX_DOCUMENTS must be at least 1, not '0'"),
+        ("RERANKD_LOG_LEVEL", "chatty", "RERANKD_LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR, not 'chatty'"),
+        ("RERANKD_REQUEST_TIMEOUT_S", "-1", "RERANKD_REQUEST_TIMEOUT_S must be greater than 0, not '-1'"),
+        ("RERANKD_STRICT", "maybe", "RERANKD_STRICT must be true or false, not 'maybe'"),
     ],
 )
-def test_an_unusable_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, named: str) -> None:
+def test_an_unusable_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError, match=f"^{message}"):
         read_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("RERANKD_API_KEY", "RERANKD_API_KEYS"),
+        ("RERANKD_APIKEYS", "RERANKD_API_KEYS"),
+        ("RERANKD_API_KEY_FILE", "RERANKD_API_KEYS_FILE"),
+        ("RERANKD_LOGLEVEL", "RERANKD_LOG_LEVEL"),
+        ("rerankd_privat", "RERANKD_PRIVATE"),
+        ("RERANKD_HOSTNAME", "RERANKD_HOST"),
+    ],
+)
+def test_a_misspelled_setting_refuses_the_start_and_names_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    with pytest.raises(ConfigError, match=rf"{name.upper()} is not a setting; did you mean {meant}\?") as refused:
+        read_settings()
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_name_like_no_setting_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANKD_XYZZY", "1")
+    with pytest.raises(ConfigError, match=r"^RERANKD_XYZZY is not a setting \(docs/configuration\.md"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "RERANKD_BENCH_API_KEY",
+        "RERANKD_EVAL_API_KEY",
+        "RERANKD_TEST_DATA",
+        "RERANKD_SERVICE_HOST",
+        "RERANKD_SERVICE_PORT",
+        "RERANKD_SERVICE_PORT_HTTP",
+        "RERANKD_PORT_8000_TCP",
+        "RERANKD_PORT_8000_TCP_ADDR",
+    ],
+)
+def test_names_that_others_set_are_no_mistakes(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    assert read_settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("RERANKD_API_KEYS", "", "RERANKD_API_KEYS is set, but empty"),
+        ("RERANKD_API_KEYS", "  ", "RERANKD_API_KEYS is set, but empty"),
+        ("RERANKD_API_KEYS", " , ", "RERANKD_API_KEYS is set, but has no key in it"),
+        ("RERANKD_API_KEYS_FILE", "", "RERANKD_API_KEYS_FILE is set, but empty"),
+        ("RERANKD_PRIVATE", "", "RERANKD_PRIVATE is set, but empty"),
+        ("RERANKD_PRIVATE", "true", "RERANKD_PRIVATE is true, but there are no API keys to ask for"),
+    ],
+)
+def test_what_would_protect_nothing_refuses_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        read_settings()
+
+
+@pytest.mark.parametrize("token", ["hf_s3cret\nmore", "hf s3cret", "hf_s3crét", "  "])
+def test_a_token_that_fits_no_header_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    """The hub's client would put it into its message."""
+    monkeypatch.setenv("RERANKD_HUB_TOKEN", token)
+    with pytest.raises(ConfigError, match="RERANKD_HUB_TOKEN must be one word") as refused:
+        read_settings()
+    assert "s3cr" not in str(refused.value)
+
+
+def test_a_line_break_at_the_end_of_a_token_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANKD_HUB_TOKEN", "hf_sesame\n")
+    token = read_settings().hub_token
+    assert token is not None
+    assert token.get_secret_value() == "hf_sesame"
 
 
 def test_the_log_level_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,27 +137,46 @@ def test_the_shipped_registry_is_usable() -> None:
     assert registry.default in {spec.name for spec in registry.model}
 
 
+_A = "[[model]]\nname = 'a'\npath = 'p'\n"
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", "model: Field required"),
-        ("model = []", "at least 1"),
-        ("[[model]]\nname = 'a'", "a model needs either path or stages"),
-        ("[[model]]\nname = 'a'\npath = 'p'\ncolour = 'red'", "model.0.colour"),
-        ("[[model]]\nname = 'a b'\npath = 'p'", "no model name"),
-        ("[[model]]\nname = 'a'\npath = 'p'\n[[model]]\nname = 'a'\npath = 'q'", "'a' is named by"),
-        ("[[model]]\nname = 'a'\npath = 'p'\n[[model]]\nname = 'b'\npath = 'q'\naliases = ['a']", "'a' is named by"),
-        ("default = 'z'\n[[model]]\nname = 'a'\npath = 'p'", "default = 'z'"),
-        ("[[model]]\nname = 'a'\npath = 'p'\nmax_length = 4", "max_length"),
-        ("this is no toml", "no valid TOML"),
+        ("", "model is missing: the file must have at least one [[model]] table"),
+        ("model = []", "model is missing: the file must have at least one [[model]] table"),
+        ("[[models]]\nname = 'a'", "unknown key 'models' (did you mean 'model'?)"),
+        ("[[model]]\nname = 'a'", "[[model]] number 1 ('a'): must have either path or stages, and has neither"),
+        (_A + "colour = 'red'", "[[model]] number 1 ('a'): unknown key 'colour' (known keys: name, aliases, scorer"),
+        (_A + "enginge = 'onnx'", "[[model]] number 1 ('a'): unknown key 'enginge' (did you mean 'engine'?)"),
+        (_A + "[model.passages]\ntoken = 64", "passages: unknown key 'token' (did you mean 'tokens'?)"),
+        (_A + "passages = { tokens = 1 }", "[[model]] number 1 ('a'): passages.tokens must be at least 16, not 1"),
+        (_A + "aliases = ['b', 3]", "[[model]] number 1 ('a'): aliases[1] must be a text in quotes, not 3"),
+        (_A + "truncation = 'cut'", "truncation must be one of 'truncate' or 'chunk', not 'cut'"),
+        ("[[model]]\nname = 'a b'\npath = 'p'", "'a b' cannot be a name"),
+        (_A + _A, "'a' is there twice: two models have this name"),
+        (_A + "aliases = ['a']", "'a' is there twice"),
+        (_A + "aliases = ['b', 'b']", "model 'a' lists the alias 'b' twice"),
+        (_A + "[[model]]\nname = 'b'\npath = 'q'\naliases = ['a']", "'a' is a name or alias of both 'a' and 'b'"),
+        ("default = 'z'\n" + _A, "default = 'z': no model has the name or alias 'z'; known: a"),
+        (_A + "max_length = 4", "[[model]] number 1 ('a'): max_length must be at least 16, not 4"),
+        ("this is no toml", "is not valid TOML, line 1, column 6: expected '=' after a key"),
+        ("[[model]]\nname = 'a", "is not valid TOML, "),
     ],
 )
-def test_a_mistake_in_the_registry_is_named(tmp_path: Path, content: str, complaint: str) -> None:
+def test_a_mistake_in_the_registry_is_told_in_plain_english(tmp_path: Path, content: str, complaint: str) -> None:
     path = tmp_path / "registry.toml"
     path.write_text(content)
     with pytest.raises(ConfigError) as raised:
         read_registry(path)
     assert complaint in str(raised.value)
+    assert "; model" not in str(raised.value), "what follows from a mistake is not told as another one"
+
+
+def test_a_registry_may_begin_with_the_mark_of_windows_editors(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text(_A, encoding="utf-8-sig")
+    assert read_registry(path).model[0].name == "a"
 
 
 def test_a_missing_registry_names_the_variable_that_sets_it(tmp_path: Path) -> None:
@@ -87,7 +187,7 @@ def test_a_missing_registry_names_the_variable_that_sets_it(tmp_path: Path) -> N
 def test_a_registry_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "registry.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="no valid TOML"):
+    with pytest.raises(ConfigError, match="is not a text file in UTF-8: byte 1 is wrong"):
         read_registry(path)
 
 
@@ -133,10 +233,10 @@ def test_a_cascade_names_models_and_depths(stages: list[str], steps: list[tuple[
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[[model]]\nname = "a"', "a model needs either path or stages"),
-        ('[[model]]\nname = "a"\npath = "."\nstages = ["a"]', "a model needs either path or stages"),
-        ('[[model]]\nname = "a"\npath = "."\n[[model]]\nname = "b"\nstages = ["a:0"]', "a depth is at least 1"),
-        ('[[model]]\nname = "b"\nstages = ["a"]', "'a' is no served model"),
+        ('[[model]]\nname = "a"', "must have either path or stages, and has neither"),
+        ('[[model]]\nname = "a"\npath = "."\nstages = ["a"]', "must have either path or stages, not both"),
+        ('[[model]]\nname = "a"\npath = "."\n[[model]]\nname = "b"\nstages = ["a:0"]', "a depth must be at least 1"),
+        ('[[model]]\nname = "b"\nstages = ["a"]', "no model has the name or alias 'a'"),
         ('[[model]]\nname = "b"\nstages = ["b"]', "'b' is itself a cascade"),
     ],
 )

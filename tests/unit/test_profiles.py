@@ -57,7 +57,7 @@ def test_a_profile_that_is_not_there_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("model = ", "cannot read the profile"), ('model = "x"', "content: Field required"), ("\xff", "cannot read")],
+    [("model = ", "is not valid TOML"), ('model = "x"', "content is missing"), ("\xff", "not a text file in UTF-8")],
 )
 def test_a_file_that_is_no_profile_is_named(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "tiny.toml"
@@ -131,7 +131,7 @@ def test_a_profile_that_does_not_hold_is_ignored_and_the_log_says_why(
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith("profile is ignored")
-    assert ("cannot read" if broken else "processor") in record.__dict__["reason"]
+    assert ("is not valid TOML" if broken else "processor") in record.__dict__["reason"]
 
 
 def test_without_a_profile_the_files_are_not_hashed(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@
 const SHOWN_RESULTS = 300;
 const SHOWN_CHARACTERS = 600;
 const PARTS = ["cache", "tokenize", "queue", "inference"];
-const KEY_VARIABLE = "RERANKD_API_KEY";
+const KEY_VARIABLE = "RERANK_API_KEY";
 
 const SNIPPETS = {
   curl: curlSnippet,

@@ -145,7 +145,7 @@ def test_all_tries_together_end_in_time() -> None:
         ({"url": "ftp://x"}, "engine 'endpoint': url"),
         ({"model": None}, "engine 'endpoint': model"),
         ({"api_key_file": "/nowhere/key"}, "cannot read api_key_file /nowhere/key"),
-        ({"api_key": "x"}, "api_key: Extra inputs"),
+        ({"api_key": "x"}, "unknown key 'api_key' .did you mean 'api_key_file'"),
     ],
 )
 def test_unusable_options_are_named(options: dict[str, Any], message: str) -> None:

@@ -20,6 +20,7 @@ from app.engines.base import Engine, EngineSpec, RemoteEngine
 from app.errors import ConfigError, RerankError, SourceUnreachable
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
+from app.pipeline.blanks import BlankStage, drops_nothing
 from app.pipeline.cached import CachedStage
 from app.pipeline.cached_list import CachedListStage
 from app.pipeline.cascade import CascadeStage, Member
@@ -83,7 +84,7 @@ async def running_service(
     ):
         keepers = [
             asyncio.create_task(
-                _keep_cascade(spec, model, served)
+                _keep_cascade(spec, model, served, tokenizing)
                 if spec.stages
                 else _Keeper(spec, model, settings, cache, observer, loading, tokenizing).keep(),
                 name=spec.name,
@@ -199,28 +200,31 @@ class _Keeper:
         )
 
     def _stages(self, parts: _Parts, batcher: Batcher) -> tuple[Stage, Stage, Activation]:
-        """The stage without a cache, the one with, and what turns their values into relevance scores."""
+        """The stage that only scores, the one with all that is around it, and what turns values into relevance."""
         if parts.lists is not None:
             windowed = WindowedStage(parts.lists, batcher, self.tokenizing)
-            if self.cache is None:
-                return windowed, windowed, identity
-            cached_list = CachedListStage(windowed, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
-            return windowed, cached_list, identity
+            lists: Stage = windowed
+            if self.cache is not None:
+                lists = CachedListStage(windowed, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
+            return windowed, BlankStage(lists, self.tokenizing, drops=parts.lists.drops), identity
         assert parts.pairs is not None  # noqa: S101 - it is a scorer of pairs then
         pointwise = PointwiseStage(parts.pairs, batcher, self.tokenizing)
         stage: Stage = pointwise
         if self.cache is not None:
             stage = CachedStage(pointwise, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
         passages = PassageStage(stage, parts.pairs, self.tokenizing, policy=_passage_policy(self.spec))
-        return pointwise, passages, parts.pairs.activation
+        return pointwise, BlankStage(passages, self.tokenizing, drops=parts.pairs.drops), parts.pairs.activation
 
 
-async def _keep_cascade(spec: ModelSpec, model: ServedModel, served: Mapping[str, ServedModel]) -> None:
+async def _keep_cascade(
+    spec: ModelSpec, model: ServedModel, served: Mapping[str, ServedModel], tokenizing: SharedWorker
+) -> None:
     """Serve a cascade once all of its members have been loaded. Never raises: the other models must go on."""
     try:
         members = [(stage.model, served[stage.model], stage.depth) for stage in spec.cascade]
         asked = [(await member.settled()).canary is not _NOT_ASKED for _, member, _ in members]
-        stage = CascadeStage([Member(name, _Served(member), depth) for name, member, depth in members])
+        cascade = CascadeStage([Member(name, _Served(member), depth) for name, member, depth in members])
+        stage = BlankStage(cascade, tokenizing, drops=drops_nothing)
         direct = CascadeStage([Member(name, _Served(member, direct=True), depth) for name, member, depth in members])
         details = {"scorer": "cascade", "stages": ", ".join(spec.stages), "scores": "rank"}
         canary = _NO_REFERENCE if all(asked) else _NOT_ASKED

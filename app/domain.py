@@ -204,17 +204,19 @@ class Scores:
     Arrays and not objects: a request has up to thousands of documents (docs/adr/0002).
     `values` are raw model scores (logits); `tokens` counts the tokens that the model read for a pair,
     `dropped` the document tokens that truncation cut off. Documents that are `cached` did not reach the model this
-    time; None where there is no cache. Documents that are not `scored` had no score when the deadline came, and their
-    value means nothing; None: all have one. `passages` is None where documents were read whole. A listwise stage's
-    values say the order and nothing else; `unordered` counts its windows of which the model said nothing, and whose
-    candidates kept the order that they came in. `placed_by` names, for a cascade, the model that gave each document its
-    place; None for one that kept the request's.
+    time; None where there is no cache. Of `blank` documents the model would see nothing: they have no score, and a
+    value below all others; None: there are none. Documents that are not `scored` had no score when the deadline came,
+    and their value means nothing; None: all have one. `passages` is None where documents were read whole. A listwise
+    stage's values say the order and nothing else; `unordered` counts its windows of which the model said nothing, and
+    whose candidates kept the order that they came in. `placed_by` names, for a cascade, the model that gave each
+    document its place; None for one that kept the request's.
     """
 
     values: FloatArray
     tokens: IntArray
     dropped: IntArray
     cached: BoolArray | None = None
+    blank: BoolArray | None = None
     scored: BoolArray | None = None
     passages: PassageScores | None = None
     timings: Timings = field(default_factory=Timings)

@@ -24,38 +24,42 @@ def identity(values: FloatArray) -> FloatArray:
 ACTIVATIONS: Final[Mapping[str, Activation]] = {"sigmoid": sigmoid, "identity": identity}
 
 
+# The sigmoid of this is 0 for everybody who reads it.
+_NO_RELEVANCE: Final = np.float32(-16)
+
+
 def rank(
     values: FloatArray,
     *,
-    blank: BoolArray,
     activation: Activation,
     top_n: int | None,
+    blank: BoolArray | None = None,
     scored: BoolArray | None = None,
 ) -> list[RankedDocument]:
     """Sort documents by raw score, highest first, ties by index.
 
-    Documents without a score come after those with one, in the order of the request, and blank ones last of all;
-    their relevance is 0, or the lowest of the others where that is negative.
+    Documents without a score come after those with one, in the order of the request, and blank ones last of all. Both
+    kinds of scores say so too: see `floor`.
 
     Args:
         values: raw scores, shape [documents].
-        blank: which documents have no text; their values are ignored.
         activation: from raw scores to relevance scores, monotone.
         top_n: how many to return; None returns all.
+        blank: which documents have no text; their values are ignored. None: all have text.
         scored: which documents have a score; None: all but the blank ones.
 
     Raises:
         ScoringFailed: a score is not a finite number.
     """
+    blank = np.zeros(len(values), dtype=np.bool_) if blank is None else blank
     ranked = ~blank if scored is None else ~blank & scored
     unusable = ranked & ~np.isfinite(values)
     if unusable.any():
         raise ScoringFailed(f"the model gave no finite score to document {int(np.argmax(unusable))}")
-    known = np.where(ranked, values, np.float32(0))
-    order = np.lexsort((-known, ~ranked, blank))[:top_n]
-    relevance = activation(known)
-    relevance = np.where(ranked, relevance, relevance[ranked].min(initial=np.float32(0)))
-    raw = np.where(ranked, values, values[ranked].min() if ranked.any() else np.float32(0))
+    raw = values if ranked.all() else np.where(ranked, values, floor(values[ranked], activation))
+    order = np.lexsort((-raw, ~ranked, blank))[:top_n]
+    relevance = activation(raw)
+    relevance = np.where(ranked, relevance, np.minimum(relevance, np.float32(0)))
     late = ~blank & ~ranked
     return [
         RankedDocument(index, score, value, not unscored)
@@ -63,3 +67,12 @@ def rank(
             order.tolist(), relevance[order].tolist(), raw[order].tolist(), late[order].tolist(), strict=True
         )
     ]
+
+
+def floor(values: FloatArray, activation: Activation) -> np.float32:
+    """The raw score of documents without one: one less than the lowest of the others, and no more than what means no
+    relevance at all. That is 0 where a raw 0 does, and -16 for logits.
+    """
+    most = np.float32(0) if activation(np.zeros(1, dtype=np.float32))[0] == 0 else _NO_RELEVANCE
+    lowest = values.min(initial=most + np.float32(1))
+    return min(lowest - np.float32(1), np.nextafter(lowest, np.finfo(np.float32).min))

@@ -4,20 +4,15 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.domain import (
-    BoolArray,
-    PassageScores,
     RankedDocument,
     RerankRequest,
     RerankResult,
     Scores,
     Truncation,
-    WindowWishes,
 )
 from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge
 from app.model import LoadedModel, ServedModel
@@ -25,9 +20,6 @@ from app.observer import Observer
 from app.ranking import rank
 from app.sharing import SharedWorker
 from app.turns import Share
-from app.worker import in_portions
-
-Number = TypeVar("Number", np.float32, np.int64, np.bool_)
 
 # More than these are ranked in a thread.
 _MANY_DOCUMENTS = 1000
@@ -79,7 +71,7 @@ class RerankService:
         model = self.model_named(request.model)
         self._check(request)
         loaded = model.loaded
-        blank, scores = await self._score_in_time(loaded, request)
+        scores = await self._score_in_time(loaded, request)
         self._observer.request_scored(
             model=model.name,
             timings=scores.timings,
@@ -90,14 +82,14 @@ class RerankService:
             _refuse_cut_documents(scores)
         if len(request.documents) > _MANY_DOCUMENTS:
             share = Share(caller=request.options.caller, cost=len(request.documents), left=len(request.documents))
-            results = await self.aside.run(share, _ranked, loaded, request, blank, scores)
+            results = await self.aside.run(share, _ranked, loaded, request, scores)
         else:
-            results = _ranked(loaded, request, blank, scores)
+            results = _ranked(loaded, request, scores)
         return RerankResult(
             model=model.name, scorer=str(loaded.details.get("scorer", "")), results=results, scores=scores
         )
 
-    async def _score_in_time(self, loaded: LoadedModel, request: RerankRequest) -> tuple[BoolArray, Scores]:
+    async def _score_in_time(self, loaded: LoadedModel, request: RerankRequest) -> Scores:
         """Score within the request's deadline and the service's own limit, whichever is earlier.
 
         The batcher keeps the deadline, and knows what was missing; this is for the time that goes by elsewhere. A
@@ -105,18 +97,16 @@ class RerankService:
         """
         now = perf_counter()
         limit = now + self.limits.request_timeout_s
-        options = replace(request.options, deadline=min(request.options.deadline, limit))
+        options = replace(request.options, top_n=request.top_n, deadline=min(request.options.deadline, limit))
         grace_s = _PARTIAL_GRACE_S if options.terms.partial else _GRACE_S
         try:
             async with asyncio.timeout(max(0.0, options.deadline - now) + grace_s):
-                return await _score(loaded, replace(request, options=options))
+                return await loaded.stage.score(request.query, request.documents, options)
         except TimeoutError:
             allowed_s = max(0.0, options.deadline - now)
             raise DeadlineExceeded(f"not answered within {allowed_s:g} s; send fewer documents") from None
 
     def _check(self, request: RerankRequest) -> None:
-        if not request.query.strip():
-            raise InvalidRequest("the query is empty; send the text that documents are to be compared with")
         if len(request.query) > self.limits.max_query_chars:
             raise RequestTooLarge(
                 f"at most {self.limits.max_query_chars} characters in a query; got {len(request.query)}"
@@ -129,9 +119,9 @@ class RerankService:
             )
 
 
-def _ranked(loaded: LoadedModel, request: RerankRequest, blank: BoolArray, scores: Scores) -> Sequence[RankedDocument]:
+def _ranked(loaded: LoadedModel, request: RerankRequest, scores: Scores) -> Sequence[RankedDocument]:
     results: Sequence[RankedDocument] = rank(
-        scores.values, blank=blank, activation=loaded.activation, top_n=request.top_n, scored=scores.scored
+        scores.values, activation=loaded.activation, top_n=request.top_n, blank=scores.blank, scored=scores.scored
     )
     results = _named(results, scores.placed_by)
     if request.min_score is None:
@@ -143,60 +133,6 @@ def _named(ranked: Sequence[RankedDocument], placed_by: Sequence[str | None] | N
     if placed_by is None:
         return ranked
     return [replace(document, placed_by=placed_by[document.index]) for document in ranked]
-
-
-async def _score(loaded: LoadedModel, request: RerankRequest) -> tuple[BoolArray, Scores]:
-    """Score the documents that have text; the first array says which have none."""
-    portions = in_portions(len(request.documents))
-    empty = [not text or text.isspace() async for some in portions for text in request.documents[some]]
-    blank = np.array(empty, dtype=np.bool_)
-    options = replace(request.options, top_n=request.top_n, windows=_wishes(request.options.windows, blank))
-    if not blank.any():
-        return blank, await loaded.stage.score(request.query, request.documents, options)
-    written = [text for text, empty in zip(request.documents, blank.tolist(), strict=True) if not empty]
-    if not written:
-        return blank, _spread(_NOTHING, blank)
-    return blank, _spread(await loaded.stage.score(request.query, written, options), blank)
-
-
-def _wishes(windows: WindowWishes | None, blank: BoolArray) -> WindowWishes | None:
-    """A caller's order is of all documents; the stages see only those that have text."""
-    if windows is None or windows.initial_order is None or not blank.any():
-        return windows
-    position = np.cumsum(~blank) - 1
-    order = [int(position[index]) for index in windows.initial_order if 0 <= index < len(blank) and not blank[index]]
-    return replace(windows, initial_order=order)
-
-
-_NOTHING = Scores(
-    values=np.empty(0, dtype=np.float32),
-    tokens=np.empty(0, dtype=np.int64),
-    dropped=np.empty(0, dtype=np.int64),
-)
-
-
-def _spread(scores: Scores, blank: BoolArray) -> Scores:
-    """Put scores back to their documents' positions; blank documents get zeros, which ranking ignores."""
-
-    def spread(values: NDArray[Number]) -> NDArray[Number]:
-        wide = np.zeros(len(blank), dtype=values.dtype)
-        wide[~blank] = values
-        return wide
-
-    passages = scores.passages
-    names = iter(scores.placed_by or ())
-    return Scores(
-        values=spread(scores.values),
-        tokens=spread(scores.tokens),
-        dropped=spread(scores.dropped),
-        cached=None if scores.cached is None else spread(scores.cached),
-        scored=None if scores.scored is None else spread(scores.scored) | blank,
-        passages=passages
-        and PassageScores(starts=spread(passages.starts), ends=spread(passages.ends), counts=spread(passages.counts)),
-        timings=scores.timings,
-        placed_by=None if scores.placed_by is None else [None if empty else next(names) for empty in blank],
-        unordered=scores.unordered,
-    )
 
 
 def _refuse_cut_documents(scores: Scores) -> None:

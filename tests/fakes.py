@@ -20,6 +20,7 @@ from app.engines.base import BatchLimits
 from app.errors import CacheUnavailable, InvalidRequest
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
+from app.pipeline.blanks import BlankStage
 from app.pipeline.cached import CachedStage
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.pipeline.pointwise import PointwiseStage
@@ -185,6 +186,9 @@ class WordScorer:
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         return [_word_edges(text) for text in texts]
 
+    def drops(self, text: str) -> bool:
+        return not text.split()
+
     def interpret(self, logits: FloatArray) -> FloatArray:
         return logits[:, 0]
 
@@ -331,8 +335,9 @@ class FakeService:
             if self.cache is not None
             else direct
         )
+        passages = PassageStage(cached, self.scorer, tokenizing, policy=self.passages)
         return LoadedModel(
-            stage=PassageStage(cached, self.scorer, tokenizing, policy=self.passages),
+            stage=BlankStage(passages, tokenizing, drops=self.scorer.drops),
             direct=direct,
             activation=self.activation,
             canary=self.canary,

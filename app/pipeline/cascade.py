@@ -37,10 +37,11 @@ class CascadeStage:
         placed_by: list[str | None] = [None] * len(documents)
         reached = np.zeros(len(documents), dtype=np.bool_)
         cached = np.zeros(len(documents), dtype=np.bool_)
+        blank = np.zeros(len(documents), dtype=np.bool_)
         timings = Timings()
         unordered = 0
         for member, top_n in zip(self._members, self._wanted(options.top_n), strict=True):
-            best = order[: member.depth]
+            best = order[: member.depth].copy()
             terms = _as_member(options, top_n=top_n)
             scores = await member.stage.score(query, [documents[index] for index in best], terms)
             order[: len(best)] = best[np.argsort(-scores.values, kind="stable")]
@@ -48,6 +49,7 @@ class CascadeStage:
             dropped[best] = np.maximum(dropped[best], scores.dropped)
             reached[best] |= True if scores.cached is None else ~scores.cached
             cached[best] = ~reached[best]
+            blank[best] |= False if scores.blank is None else scores.blank
             timings += scores.timings
             unordered += scores.unordered
             for index in best:
@@ -57,6 +59,7 @@ class CascadeStage:
             tokens=tokens,
             dropped=dropped,
             cached=cached,
+            blank=blank,
             timings=timings,
             placed_by=placed_by,
             unordered=unordered,

@@ -92,6 +92,9 @@ class PairScorer(Protocol):
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         """Where the tokens of documents lie, so that long ones can be read in passages."""
 
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Turn the head's outputs, shape [pairs, outputs], into raw scores, shape [pairs]."""
 
@@ -140,6 +143,9 @@ class ListScorer(Protocol):
         Raises:
             InvalidRequest: even short passages do not fit, or the model reads no instruction.
         """
+
+    def drops(self, text: str) -> bool:
+        """As a `PairScorer`'s."""
 
     def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
         """Turn one prompt's outputs, shape [outputs], into scores, shape [candidates]: higher is better. All are equal

@@ -23,7 +23,7 @@ from app.scorers.document_tokenizer import DocumentTokenizer
 from app.scorers.edges import token_edges
 from app.scorers.pair_template import PairTemplate, read_template
 from app.scorers.token_cache import DocumentTokens, TokenCache
-from app.scorers.tokenizer_files import TokenizerFolder, read_optional_json
+from app.scorers.tokenizer_files import TokenizerFolder, drops, read_optional_json
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
 _TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
@@ -131,6 +131,10 @@ class CrossEncoder:
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         """Where the tokens of texts lie."""
         return token_edges(self._tokenizer, texts)
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+        return drops(self._tokenizer, text)
 
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""

@@ -31,7 +31,7 @@ from app.scorers.list_prompt import (
     refuse_instruction,
 )
 from app.scorers.templates import Neutraliser, read_prompt_template
-from app.scorers.tokenizer_files import TokenizerFolder, ids_of
+from app.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 
 Read = Literal["bracket", "generated-bracket", "prompt"]
 
@@ -143,6 +143,10 @@ class First:
         ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
         boundary = self._shared_tokens(ids, self._prompt.opening(question, count=len(documents)))
         return EncodedWindow(Encoding(ids, boundary), self._dropped(documents, passages, words))
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+        return drops(self._tokenizer, text)
 
     def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
         """The identifiers' logits, comparable inside of this window only; shape [candidates]."""

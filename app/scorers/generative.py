@@ -30,7 +30,7 @@ from app.scorers.list_prompt import (
     refuse_instruction,
 )
 from app.scorers.templates import Neutraliser, read_prompt_template
-from app.scorers.tokenizer_files import TokenizerFolder, ids_of
+from app.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 
 _ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
@@ -129,6 +129,10 @@ class Generative:
         ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
         dropped = [max(0, count_words(passage) - words) for passage in passages]
         return EncodedWindow(Encoding(ids, len(ids)), np.array(dropped, dtype=np.int64))
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text. An endpoint's is not known."""
+        return self._tokenizer is not None and drops(self._tokenizer, text)
 
     def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
         """What was written, as scores that say its order; shape [candidates]. All are equal where it names nobody."""

@@ -98,6 +98,11 @@ def ids_of(tokenizer: Tokenizer, text: str) -> IntArray:
     return np.asarray(encoded.ids, dtype=np.int64)
 
 
+def drops(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a tokenizer leaves nothing of a text. A token for what it does not know is something."""
+    return not len(ids_of(tokenizer, text))
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load `tokenizer.json` without any truncation or padding of its own.
 

@@ -21,7 +21,7 @@ from app.ranking import ACTIVATIONS, Activation
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
 from app.scorers.edges import token_edges
 from app.scorers.templates import Neutraliser, fill, placeholders, read_prompt_template, single_token
-from app.scorers.tokenizer_files import TokenizerFolder
+from app.scorers.tokenizer_files import TokenizerFolder, drops
 
 _MIN_DOCUMENT_TOKENS = 16
 # Of a very long document only so many characters for each token that is read are looked at.
@@ -172,6 +172,10 @@ class YesNo:
         spelt out in the prompt: a passage full of them is cut a little, and that is reported.
         """
         return token_edges(self._tokenizer, texts)
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+        return drops(self._tokenizer, text)
 
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Raw scores of shape [pairs] from logits of shape [pairs, 1 or 2]."""

@@ -212,3 +212,23 @@ async def test_scores_do_not_depend_on_what_else_is_asked(api: Api) -> None:
     answer = await api.post("/rerank", {"query": "q", "documents": documents})
     order = [result["index"] for result in answer.json()["results"]]
     assert order == sorted(order, key=lambda index: (not documents[index], -score_of("q", documents[index]), index))
+
+
+@pytest.mark.parametrize(
+    ("document", "fields"),
+    [
+        ({"title": "", "text": ""}, ["title", "text"]),
+        ({"title": " ", "body": "\u200b"}, ["title", "body"]),
+        ({"title": "", "body": "\ufeff"}, None),
+        ({"text": "\u00ad"}, None),
+    ],
+)
+async def test_names_of_fields_that_show_nothing_are_no_text(
+    api: Api, document: dict[str, str], fields: list[str] | None
+) -> None:
+    body = {"query": "q", "documents": [document, {"title": "c", "text": "c"}], "use_activation": False}
+    answer = await api.post("/rerank", body | ({"rank_fields": fields} if fields else {}))
+    assert answer.status_code == 200
+    last = answer.json()["results"][-1]
+    assert last["index"] == 0
+    assert last["relevance_score"] <= -16

@@ -20,7 +20,7 @@ _GOLDEN = [
         [
             {"index": 2, "score": score_of("q", "a"), "text": "a"},
             {"index": 0, "score": score_of("q", "c"), "text": "c"},
-            {"index": 1, "score": score_of("q", "c"), "text": ""},
+            {"index": 1, "score": -16.0, "text": ""},
         ],
         id="raw scores and texts, blank last",
     ),

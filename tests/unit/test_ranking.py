@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ScoringFailed
-from app.ranking import ACTIVATIONS, identity, rank, sigmoid
+from app.ranking import ACTIVATIONS, Activation, floor, identity, rank, sigmoid
 
 Values = list[float]
 
@@ -64,8 +64,39 @@ def test_a_blank_document_never_looks_better_than_one_with_a_negative_score() ->
     assert [(document.index, document.relevance_score, document.value) for document in ranked] == [
         (2, -2.0, -2.0),
         (0, -4.0, -4.0),
-        (1, -4.0, -4.0),
+        (1, -5.0, -5.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "activation", "expected"),
+    [
+        ([1.4156], sigmoid, -16.0),
+        ([-15.5, 3.0], sigmoid, -16.5),
+        ([-40.0], sigmoid, -41.0),
+        ([], sigmoid, -16.0),
+        ([1.0, 0.25], identity, -0.75),
+        ([3.0], identity, 0.0),
+        ([-2.0], identity, -3.0),
+        ([], identity, 0.0),
+        ([-1e30], sigmoid, float(np.nextafter(np.float32(-1e30), np.float32(-inf)))),
+        ([float(np.finfo(np.float32).min)], identity, float(np.finfo(np.float32).min)),
+    ],
+)
+def test_what_has_no_score_is_below_every_raw_score_by_a_finite_number(
+    values: Values, activation: Activation, expected: float
+) -> None:
+    lowest = floor(np.array(values, dtype=np.float32), activation)
+    assert float(lowest) == expected
+    assert min(0.0, float(activation(np.array([lowest]))[0])) <= 0
+
+
+def test_a_blank_document_is_below_a_scored_one_in_raw_scores_too() -> None:
+    values = np.array([1.4156, 0.0], dtype=np.float32)
+    scored, blank = rank(values, blank=np.array([False, True]), activation=sigmoid, top_n=None)
+    assert (scored.index, blank.index) == (0, 1)
+    assert blank.value < scored.value
+    assert blank.relevance_score == 0.0
 
 
 @given(
@@ -84,6 +115,11 @@ def test_the_result_is_a_sorted_part_of_the_documents(
     assert relevance == sorted(relevance, reverse=True)
     raw = [document.value for document in ranked]
     assert raw == sorted(raw, reverse=True)
+    with_text, without = (
+        [document for document in ranked if pairs[document.index][1] is is_blank] for is_blank in (False, True)
+    )
+    assert all(low.value < high.value for low in without for high in with_text)
+    assert all(low.relevance_score <= high.relevance_score for low in without for high in with_text)
     assert rank(values, blank=blank, activation=ACTIVATIONS[activation], top_n=top_n) == ranked[:top_n]
 
 

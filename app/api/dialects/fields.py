@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 
 from app.domain import LAST_PRIORITY, RankedDocument, RerankResult, Truncation
 from app.errors import InvalidRequest
+from app.visible import is_visible
 
 _SHOWN: Final = 200
 _PAIRS_PER_SEARCH_UNIT: Final = 100
@@ -121,7 +122,11 @@ def _as_lines(document: Mapping[str, Any], where: str, rank_fields: Sequence[str
         raise InvalidRequest(f"{where} has none of the rank_fields: {wanted}")
     if bare:
         return _as_text(document[present[0]], where)
-    return "\n".join(f"{name}: {_as_text(document[name], where)}" for name in present)
+    texts = {name: _as_text(document[name], where) for name in present}
+    # Names of fields that show nothing are no text of the document.
+    if not any(map(is_visible, texts.values())):
+        return ""
+    return "\n".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def _as_text(value: object, where: str) -> str:

@@ -58,6 +58,9 @@ class NumberScorer:
         ids = np.array([int(document) for document in documents] + [0], dtype=np.int64)
         return EncodedWindow(Encoding(ids, 0), np.array([int(document) % 2 for document in documents], dtype=np.int64))
 
+    def drops(self, text: str) -> bool:
+        return not text
+
     def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
         return outputs[:candidates]
 
@@ -305,6 +308,13 @@ async def test_a_cascade_without_depths_reorders_all() -> None:
     scores = await CascadeStage([Member("cheap", cheap, None)]).score("query", ["a", "b"], ScoreOptions())
     assert scores.placed_by == ["cheap", "cheap"]
     assert scores.values.tolist() == [0.5, 1.0]
+
+
+async def test_a_cascade_counts_what_was_read_of_each_document_for_that_document() -> None:
+    cheap = RecordingStage()
+    cheap.values = {"a": 1.0, "b b": 2.0, "c c c": 3.0}
+    scores = await CascadeStage([Member("cheap", cheap, None)]).score("query", ["a", "b b", "c c c"], ScoreOptions())
+    assert scores.tokens.tolist() == [1, 2, 3]
 
 
 async def test_a_cascades_documents_are_cached_where_none_of_its_models_read_them() -> None:

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 300.0
 _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a small yellow bird.", 0.0),), tolerance=None)
-# Asking would cost money at every look at /ready, and a model that is away for a minute would be lost until a restart.
+# Asking would cost money again and again, and a model that is away for a minute would be lost until a restart.
 _NOT_ASKED = Canary(pairs=(), tolerance=None)
 
 
@@ -161,6 +161,7 @@ class _Keeper:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(batcher.run())
                 await self.model.start(self._loaded(parts, batcher))
+                await self.model.watch()
 
     def _batcher(self, parts: _Parts, inference: Worker) -> Batcher:
         preferred = parts.engine.preferred_batch
@@ -197,6 +198,7 @@ class _Keeper:
                 "max_length": scorer.max_length,
                 "scores": "logit" if parts.pairs else "rank",
             },
+            alive_at=batcher.alive_at,
         )
 
     def _stages(self, parts: _Parts, batcher: Batcher) -> tuple[Stage, Stage, Activation]:
@@ -228,7 +230,16 @@ async def _keep_cascade(
         direct = CascadeStage([Member(name, _Served(member, direct=True), depth) for name, member, depth in members])
         details = {"scorer": "cascade", "stages": ", ".join(spec.stages), "scores": "rank"}
         canary = _NO_REFERENCE if all(asked) else _NOT_ASKED
-        await model.start(LoadedModel(stage=stage, direct=direct, activation=identity, canary=canary, details=details))
+        loaded = LoadedModel(
+            stage=stage,
+            direct=direct,
+            activation=identity,
+            canary=canary,
+            details=details,
+            alive_at=lambda: max(member.alive_at for _, member, _ in members),
+        )
+        await model.start(loaded)
+        await model.watch()
     except (ConfigError, RerankError) as error:
         model.fail(f"a member of this cascade is not ready: {error}")
     except Exception as error:

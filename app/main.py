@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 # How long a thread that tokenises keeps the event loop from running; Python's own 5 ms are felt in a cached answer.
 _SWITCH_INTERVAL_S: Final = 0.001
 
+_STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
 
 def create_app(
     settings: Settings, service: RerankService, observer: PrometheusObserver, lifecycle: Lifecycle
@@ -72,7 +74,7 @@ def create_app(
         max_held_bytes=settings.max_held_body_bytes,
     )
     app.add_middleware(BodyLimit, bounds=bounds)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, lifecycle=lifecycle)
     if keys.open:
         logger.warning(
             "NO API KEYS ARE SET: everybody who reaches this port may use it; set RERANKD_API_KEYS or its _FILE"
@@ -161,13 +163,12 @@ class DrainingServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Unlike uvicorn's own, do not raise the signal again afterwards: models and caches are closed first."""
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
+        for number in _STOPPING:
             loop.add_signal_handler(number, self._drain)
         try:
             yield
         finally:
-            for number in signals:
+            for number in _STOPPING:
                 loop.remove_signal_handler(number)
 
     def _drain(self) -> None:

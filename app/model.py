@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
-from time import monotonic, time
+from time import perf_counter, time
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from app.ranking import Activation
 logger = logging.getLogger(__name__)
 
 _PAIRS_PER_CHECK = 2
+# A canary that takes long runs less often: at most this share of an idle engine's time is spent on it.
+_CANARY_SHARE = 0.1
+# The pause between two canaries never exceeds this.
+_LONGEST_PAUSE_S = 60.0
 
 
 class Status(StrEnum):
@@ -38,26 +42,35 @@ class GoldenPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
-    """Pairs that a healthy model scores within `tolerance` of their logits, and within `timeout_s`. Without a
-    reference (`tolerance` None) only that the scores are finite is checked, without pairs nothing. A verdict is good
-    for `fresh_s`.
+    """Pairs that a healthy model scores within `tolerance` of their logits. Without a reference (`tolerance` None) only
+    that the scores are finite is checked, without pairs nothing. The first canary, which may have to compile, may take
+    `first_timeout_s`. The others run every `every_s`; one that is unanswered for `timeout_s` while no forward pass ends
+    means that the engine is stuck.
     """
 
     pairs: Sequence[GoldenPair]
     tolerance: float | None
+    first_timeout_s: float = 300.0
     timeout_s: float = 10.0
-    fresh_s: float = 1.0
+    every_s: float = 5.0
+
+
+def _never() -> float:
+    return -inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine."""
+    """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
+    `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
+    """
 
     stage: Stage
     direct: Stage
     activation: Activation
     canary: Canary
     details: Mapping[str, str | int]
+    alive_at: Callable[[], float] = _never
 
 
 class ServedModel:
@@ -71,9 +84,7 @@ class ServedModel:
         self._observer = observer
         self.created = int(time())
         self._loaded: LoadedModel | None = None
-        self._checking = asyncio.Lock()
         self._settled = asyncio.Event()
-        self._checked_at = -inf
         observer.model_readiness_changed(model=name, ready=False)
 
     @property
@@ -97,13 +108,22 @@ class ServedModel:
         """What answers, for people; empty while nothing does."""
         return self._loaded.details if self._loaded else {}
 
+    @property
+    def alive_at(self) -> float:
+        """When its engine was last seen to work; see `Batcher.alive_at`."""
+        return self._loaded.alive_at() if self._loaded else -inf
+
     async def start(self, loaded: LoadedModel) -> None:
         """Let the model answer if it passes its canary.
 
         Raises:
             ConfigError: it does not.
         """
-        problem = await _problem(loaded, pairs=loaded.canary.pairs)
+        try:
+            async with asyncio.timeout(loaded.canary.first_timeout_s):
+                problem = await _problem(loaded, pairs=loaded.canary.pairs)
+        except TimeoutError:
+            problem = f"the canary inference took longer than {loaded.canary.first_timeout_s:g} s"
         if problem:
             raise ConfigError(problem)
         self._loaded = loaded
@@ -125,19 +145,39 @@ class ServedModel:
             raise ModelNotReady(f"model {self.name!r} could not be loaded: {self.reason}")
         return self._loaded
 
-    async def check(self) -> bool:
-        """Run the canary, at most once a second however often this is asked; the answer is the model's readiness."""
-        async with self._checking:
-            loaded = self._loaded
-            if loaded is not None and monotonic() - self._checked_at >= loaded.canary.fresh_s:
-                problem = await _problem(loaded, pairs=loaded.canary.pairs[:_PAIRS_PER_CHECK])
-                # Else the model was taken out of service meanwhile, and a canary that got through says nothing.
-                if self._loaded is loaded:
-                    self._turn(Status.FAILED if problem else Status.READY, problem)
-                    self._checked_at = monotonic()
-        return self.status is Status.READY
+    async def watch(self) -> None:
+        """Keep `status` true for as long as the model answers: run canaries, one at a time. A loaded engine may let a
+        canary wait for as long as other passes end; only where nothing ends any more is it taken for stuck.
+        """
+        while (loaded := self._loaded) is not None and loaded.canary.pairs:
+            started = perf_counter()
+            async with asyncio.TaskGroup() as asking:
+                canary = asking.create_task(_problem(loaded, pairs=loaded.canary.pairs[:_PAIRS_PER_CHECK]))
+                await self._wait_for(canary, loaded)
+            self._judge(loaded, canary.result())
+            took_s = perf_counter() - started
+            await asyncio.sleep(max(loaded.canary.every_s, min(took_s / _CANARY_SHARE, _LONGEST_PAUSE_S)))
+
+    async def _wait_for(self, canary: asyncio.Task[str], loaded: LoadedModel) -> None:
+        """Wait for a canary's answer. Meanwhile an engine that is stuck makes the model not ready, and one that works
+        again gives it the verdict back that it had.
+        """
+        before = self.reason
+        asked = perf_counter()
+        timeout_s = loaded.canary.timeout_s
+        while not canary.done():
+            left_s = timeout_s - (perf_counter() - max(asked, loaded.alive_at()))
+            self._judge(loaded, before if left_s > 0 else f"the engine is stuck: no answer for {timeout_s:g} s")
+            await asyncio.wait({canary}, timeout=left_s if left_s > 0 else timeout_s / 10)
+
+    def _judge(self, loaded: LoadedModel, problem: str) -> None:
+        """Take in a verdict, unless the model was taken out of service meanwhile."""
+        if self._loaded is loaded:
+            self._turn(Status.FAILED if problem else Status.READY, problem)
 
     def _turn(self, status: Status, reason: str) -> None:
+        if (status, reason) == (self.status, self.reason):
+            return
         if status is not self.status:
             log = logger.error if status is Status.FAILED else logger.info
             log("model is %s", status, extra={"model": self.name, "reason": reason})
@@ -150,11 +190,8 @@ class ServedModel:
 async def _problem(loaded: LoadedModel, *, pairs: Sequence[GoldenPair]) -> str:
     """What the canary found wrong; empty when all is well."""
     try:
-        async with asyncio.timeout(loaded.canary.timeout_s):
-            values = await asyncio.gather(*(_value(loaded.direct, pair) for pair in pairs))
+        values = await asyncio.gather(*(_value(loaded.direct, pair) for pair in pairs))
         return _difference(loaded.canary, values, pairs)
-    except TimeoutError:
-        return f"the canary inference took longer than {loaded.canary.timeout_s:g} s"
     except RerankError as error:
         return f"the canary inference failed: {error.message}"
     except Exception as error:

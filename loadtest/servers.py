@@ -1,6 +1,7 @@
 """Starts the real programs that load tests and tests talk to, on free loopback ports, and stops them."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from random import randrange
 import httpx
 import psutil
 
+HAPROXY_CONFIGURATION = Path(__file__).resolve().parents[1] / "deploy" / "haproxy" / "haproxy.cfg"
 _START_TIMEOUT_S = 60.0
 
 
@@ -50,7 +52,13 @@ def free_port() -> int:
 @contextmanager
 def rerankd_server(folder: Path, registry: Path, **environment: str) -> Iterator[Server]:
     """`rerankd serve` over a registry, once it answers `/health`; `environment` is added to the process's own."""
-    port = free_port()
+    with rerankd_at(free_port(), folder, registry, environment) as server:
+        yield server
+
+
+@contextmanager
+def rerankd_at(port: int, folder: Path, registry: Path, environment: Mapping[str, str]) -> Iterator[Server]:
+    """The same on a port of the caller's."""
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--registry", str(registry)]
     with running(command, port, folder / f"rerankd-{port}.log", environment) as server:
         wait(server, lambda: httpx.get(f"{server.url}/health", timeout=5).status_code == 200)
@@ -58,8 +66,41 @@ def rerankd_server(folder: Path, registry: Path, **environment: str) -> Iterator
 
 
 def wait_until_ready(server: Server) -> None:
-    """Wait until every model of a `rerankd_server` passes its canary."""
-    wait(server, lambda: httpx.get(f"{server.url}/ready", timeout=20).status_code == 200)
+    """Wait until every model of a `rerankd_server` has passed its canary."""
+    wait(server, lambda: httpx.get(f"{server.url}/ready", timeout=5).status_code == 200)
+
+
+@contextmanager
+def haproxy_server(folder: Path, replicas: Sequence[int]) -> Iterator[Server]:
+    """HAProxy with the configuration of `deploy/haproxy` before services on these ports, once it answers; its
+    statistics are at `/stats;csv` of the same port.
+
+    Raises:
+        RuntimeError: the program is not installed.
+    """
+    program = shutil.which("haproxy", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if program is None:
+        raise RuntimeError("the program haproxy is not installed; tests/install_servers.sh installs it")
+    port = free_port()
+    configuration = folder / f"haproxy-{port}.cfg"
+    configuration.write_text(haproxy_configuration(port, replicas), encoding="utf-8")
+    command = [program, "-db", "-f", str(configuration)]
+    with running(command, port, folder / f"haproxy-{port}.log", {}) as server:
+        wait(server, lambda: httpx.get(f"{server.url}/stats", timeout=5).status_code == 200)
+        yield server
+
+
+def haproxy_configuration(port: int, replicas: Sequence[int]) -> str:
+    """The deployment's configuration with another port and, in place of what DNS finds, these replicas."""
+    text = HAPROXY_CONFIGURATION.read_text(encoding="utf-8")
+    servers = "".join(f"    server r{one} 127.0.0.1:{one} check\n" for one in replicas)
+    for pattern, replacement in (
+        (r"^    bind :8000\n", f"    bind 127.0.0.1:{port}\n    stats enable\n    stats uri /stats\n"),
+        (r"^    server-template rerankd- 8 rerankd:8000 check resolvers .+\n", servers),
+    ):
+        text, found = re.subn(pattern, replacement, text, flags=re.MULTILINE)
+        assert found == 1, pattern
+    return text
 
 
 @contextmanager

@@ -36,7 +36,7 @@ _SPECIAL: Final[Mapping[str, int]] = {"poison": POISON, "nan": NOT_A_NUMBER}
 _SEPARATOR: Final = 1
 _VOCABULARY: Final = 1_000_003
 _LOGITS: Final = 999_983
-_CANARY: Final = Canary(pairs=(GoldenPair("query", "document", 0.0),), tolerance=None, fresh_s=0.0)
+_CANARY: Final = Canary(pairs=(GoldenPair("query", "document", 0.0),), tolerance=None)
 
 
 @dataclass(frozen=True)
@@ -307,6 +307,7 @@ class FakeService:
     max_query_chars: int = 32_768
     max_waiting_tokens: int = 1_000_000
     request_timeout_s: float = 30.0
+    stuck_after_s: float = 60.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[RerankService]:
@@ -324,12 +325,23 @@ class FakeService:
             SharedWorker.open(name="aside", threads=1) as aside,
         ):
             async with running_batcher(
-                self.engine, self.observer, max_waiting_tokens=self.max_waiting_tokens
+                self.engine,
+                self.observer,
+                max_waiting_tokens=self.max_waiting_tokens,
+                stuck_after_s=self.stuck_after_s,
             ) as batcher:
-                await model.start(self._loaded(PointwiseStage(self.scorer, batcher, tokenizing), tokenizing))
-                yield RerankService([model, broken], default="fake", limits=limits, observer=self.observer, aside=aside)
+                await model.start(self._loaded(batcher, tokenizing))
+                watching = asyncio.create_task(model.watch())
+                try:
+                    yield RerankService(
+                        [model, broken], default="fake", limits=limits, observer=self.observer, aside=aside
+                    )
+                finally:
+                    watching.cancel()
+                    await asyncio.gather(watching, return_exceptions=True)
 
-    def _loaded(self, direct: PointwiseStage, tokenizing: SharedWorker) -> LoadedModel:
+    def _loaded(self, batcher: Batcher, tokenizing: SharedWorker) -> LoadedModel:
+        direct = PointwiseStage(self.scorer, batcher, tokenizing)
         cached = (
             CachedStage(direct, self.cache, fingerprint=self.scorer.fingerprint, observer=self.observer)
             if self.cache is not None
@@ -342,6 +354,7 @@ class FakeService:
             activation=self.activation,
             canary=self.canary,
             details={"engine": self.engine.name, "scorer": "words", "max_length": self.scorer.max_length},
+            alive_at=batcher.alive_at,
         )
 
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 missing=()
-for server in redis-server prometheus chromium chromedriver; do
+for server in redis-server prometheus haproxy chromium chromedriver; do
     # chromedriver's package has another name
     command -v "$server" >/dev/null || missing+=("${server/chromedriver/chromium-driver}")
 done

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.answers import error_answer, plain_error
+from app.api.lifecycle import Lifecycle
 from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge, Unavailable
 from app.logs import request_id
 
@@ -38,10 +39,13 @@ class _Sent:
 
 
 class RequestContext:
-    """Gives each request an id (the caller's own X-Request-ID where it is harmless) and logs its end."""
+    """Gives each request an id (the caller's own X-Request-ID where it is harmless) and logs its end. While the service
+    drains, every answer closes its connection: a request that a client or proxy sends on a kept one would meet its end.
+    """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle) -> None:
         self._app = app
+        self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,6 +62,8 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = identity
                 headers.raw.extend(_HARDENING)
+                if self._lifecycle.draining:
+                    headers["Connection"] = "close"
             await send(message)
 
         try:

@@ -1,6 +1,5 @@
 """What operators and clients ask beside reranking: health, readiness, metrics, the served models."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -16,7 +15,7 @@ from app import __version__
 from app.api.answers import ERROR_SCHEMA, json_answer
 from app.api.auth import ApiKeys, security_of
 from app.api.lifecycle import Lifecycle
-from app.model import ServedModel
+from app.model import ServedModel, Status
 from app.service import RerankService
 
 Json = dict[str, Any]
@@ -106,9 +105,10 @@ class OperationsEndpoints:
         return json_answer({"status": "ok", "version": __version__})
 
     async def ready(self) -> Response:
-        """200 when every model passes its canary inference now; else 503 with what is wrong with which."""
-        states = await asyncio.gather(*(model.check() for model in self._service.models))
-        ready = all(states) and not self._lifecycle.draining
+        """200 when every model passed its latest canary inference; else 503 with what is wrong with which. Answers at
+        once, however loaded the service is: canaries run in the background.
+        """
+        ready = all(model.status is Status.READY for model in self._service.models) and not self._lifecycle.draining
         body: Json = {
             "status": "draining" if self._lifecycle.draining else "ready" if ready else "not ready",
             "models": {

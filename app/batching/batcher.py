@@ -177,7 +177,14 @@ class Batcher:
         self._clearing: set[asyncio.Task[None]] = set()
         self._numbers = count()
         self._work_waits = asyncio.Event()
+        self._ended_at = -inf
         self._closed = False
+
+    def alive_at(self) -> float:
+        """When the engine was last seen to work: now while a pass takes no longer than it may, else when one ended."""
+        now = perf_counter()
+        in_time = any(one.started is not None and now < one.started + self._ordinary_s(one) for one in self._passes)
+        return now if in_time else self._ended_at
 
     @contextmanager
     def place(self, *, characters: int, encodings: int, longest: int, terms: Terms) -> Iterator[Place]:
@@ -403,6 +410,7 @@ class Batcher:
             raise TimeoutError(f"the engine did not come back within {self._patience_s(running):.0f} s") from None
         finally:
             self._passes.remove(running)
+        self._ended_at = perf_counter()
         if logits.ndim != 2 or len(logits) != len(batch):
             raise ValueError(f"the engine gave logits of shape {logits.shape} for {len(batch)} encodings")
         if any(not self._jobs[entry.job].urgent for item in batch for entry in item.wanted_by):
@@ -413,7 +421,11 @@ class Batcher:
         """How long a pass may take."""
         if not self._cost.known:
             return _FIRST_PASSES_FACTOR * self._stuck_after_s
-        return max(self._stuck_after_s, _STUCK_FACTOR * running.expected_s)
+        return max(self._stuck_after_s, self._ordinary_s(running))
+
+    def _ordinary_s(self, running: _Pass) -> float:
+        """How long a pass may take before it is odd."""
+        return _STUCK_FACTOR * running.expected_s if self._cost.known else self._stuck_after_s
 
     def _learn_budget(self, batch: Sequence[_Item]) -> None:
         """Cut batches of half this one's area for some time."""

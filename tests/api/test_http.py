@@ -19,7 +19,7 @@ from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 
 _WORDS = ("capital", "France", "Paris", "vaccine", "market", "symptoms", "Hamlet", "sorted", "Wien", "planes", "list")
-# Readiness is asked of the model itself, through the same queue; its pairs are short.
+# Canaries wait in the same queue; their pairs are short.
 _CANARYS_TOKENS = 5000
 _NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
@@ -213,7 +213,8 @@ def test_sigterm_finishes_what_runs_and_turns_readiness_false(tmp_path: Path, sl
         _until(lambda: _metric(server, "rerank_queue_tokens") > _CANARYS_TOKENS)
         server.process.send_signal(signal.SIGTERM)
         _until(lambda: _get(server, "/ready").status_code == 503, seconds=0.9)
-        assert _get(server, "/ready").json()["status"] == "draining"
+        draining = _get(server, "/ready")
+        assert (draining.json()["status"], draining.headers["Connection"]) == ("draining", "close")
         assert len(_scores(running.result(timeout=60))) == 3000
         assert server.process.wait(timeout=20) == 0
     assert key not in server.log.read_text()

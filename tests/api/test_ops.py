@@ -1,5 +1,6 @@
 """Health, readiness, metrics, the served models, and the document that describes all paths."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -10,7 +11,9 @@ from app.model import Canary, GoldenPair
 from tests.api.conftest import Api, OpenApi
 from tests.fakes import FakeService, score_of
 
-_CANARY = Canary(pairs=[GoldenPair("query", "document", score_of("query", "document"))], tolerance=0.1, fresh_s=0.0)
+_CANARY = Canary(
+    pairs=[GoldenPair("query", "document", score_of("query", "document"))], tolerance=0.1, timeout_s=0.2, every_s=0.001
+)
 
 
 async def test_health_answers_while_the_process_does(api: Api) -> None:
@@ -33,17 +36,44 @@ async def test_ready_tells_the_truth_about_every_model(open_api: OpenApi) -> Non
         assert int(answer.headers["retry-after"]) >= 1
 
 
+async def _readiness(api: Api, *, until: str) -> dict[str, str]:
+    """What `/ready` says of the model "fake", once its status is `until`."""
+    async with asyncio.timeout(10):
+        while True:
+            state: dict[str, str] = (await api.client.get("/ready")).json()["models"]["fake"]
+            if state["status"] == until:
+                return state
+            await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize(("fault", "reason"), [("broken", "failed on one of"), ("offset", "wrong weights")])
 async def test_ready_follows_the_engine(open_api: OpenApi, fault: str, reason: str) -> None:
     async with open_api(FakeService(canary=_CANARY)) as api:
         setattr(api.engine, fault, 3.0)
-        model = (await api.client.get("/ready")).json()["models"]["fake"]
-        assert model["status"] == "failed"
-        assert reason in model["reason"]
+        assert reason in (await _readiness(api, until="failed"))["reason"]
         assert api.observer.registry.get_sample_value("rerank_model_ready", {"model": "fake"}) == 0
         setattr(api.engine, fault, 0.0)
-        assert (await api.client.get("/ready")).json()["models"]["fake"] == {"status": "ready"}
+        assert await _readiness(api, until="ready") == {"status": "ready"}
         assert api.observer.registry.get_sample_value("rerank_model_ready", {"model": "fake"}) == 1
+
+
+async def test_ready_waits_for_no_inference(open_api: OpenApi) -> None:
+    async with open_api(FakeService(canary=_CANARY)) as api:
+        api.engine.gate.clear()
+        passes = len(api.engine.batches)
+        states = [(await api.client.get("/ready")).json()["models"]["fake"]["status"] for _ in range(20)]
+        assert states == ["ready"] * 20, "the engine has had no time to be late"
+        assert len(api.engine.batches) <= passes + 1, "asking starts no canary"
+        api.engine.gate.set()
+
+
+async def test_a_hung_engine_turns_ready_red(open_api: OpenApi) -> None:
+    fake = FakeService(canary=_CANARY, stuck_after_s=0.1)
+    async with open_api(fake) as api:
+        api.engine.gate.clear()
+        assert "stuck" in (await _readiness(api, until="failed"))["reason"]
+        api.engine.gate.set()
+        await _readiness(api, until="ready")
 
 
 async def test_a_poisoned_document_leaves_the_model_ready(api: Api) -> None:

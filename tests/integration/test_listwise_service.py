@@ -15,6 +15,7 @@ from app.assembly import running_service
 from app.config import Settings
 from app.domain import RerankRequest, RerankResult, ScoreOptions, WindowWishes
 from app.errors import InvalidRequest, ModelNotReady, ScoringFailed
+from app.model import Status
 from app.service import RerankService
 from tests.endpoint_server import Script, completion, serving_endpoint
 from tests.fakes import RecordingObserver
@@ -300,7 +301,7 @@ async def test_an_endpoint_is_asked_by_requests_only_and_may_be_away(tmp_path: P
         async with running_service(Settings(registry=registry), RecordingObserver()) as service:
             for name in ("chat", "both"):
                 await service.model_named(name).settled()
-                assert await service.model_named(name).check()
+                assert service.model_named(name).status is Status.READY
             assert not script.asked
             request = RerankRequest(query=QUERY, documents=["a", "b", "c"], model="both")
             with pytest.raises(ScoringFailed):

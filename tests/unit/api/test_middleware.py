@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge
 
@@ -48,13 +49,13 @@ async def _run(application: RequestContext | BodyLimit, scope: Scope) -> list[Me
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
 async def test_what_is_no_request_is_passed_on(kind: str) -> None:
     inner = _Recorder(started=False)
-    for middleware in (RequestContext(inner), BodyLimit(inner, bounds=_BOUNDS)):
+    for middleware in (RequestContext(inner, lifecycle=Lifecycle()), BodyLimit(inner, bounds=_BOUNDS)):
         assert await _run(middleware, {"type": kind}) == []
     assert inner.scopes == [kind, kind]
 
 
 async def test_a_bug_before_the_answer_began_is_answered(caplog: pytest.LogCaptureFixture) -> None:
-    sent = await _run(RequestContext(_Recorder(KeyError("x"), started=False)), _SCOPE)
+    sent = await _run(RequestContext(_Recorder(KeyError("x"), started=False), lifecycle=Lifecycle()), _SCOPE)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 500
     assert "unexpected error" in caplog.text
@@ -62,7 +63,7 @@ async def test_a_bug_before_the_answer_began_is_answered(caplog: pytest.LogCaptu
 
 async def test_a_bug_in_the_middle_of_an_answer_breaks_it_off(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyError):
-        await _run(RequestContext(_Recorder(KeyError("x"))), _SCOPE)
+        await _run(RequestContext(_Recorder(KeyError("x")), lifecycle=Lifecycle()), _SCOPE)
     assert "unexpected error" in caplog.text
 
 
@@ -77,7 +78,7 @@ async def test_probes_that_succeed_are_logged_quietly(
         await send({"type": "http.response.start", "status": status, "headers": []})
 
     with caplog.at_level(logging.DEBUG, logger="app.access"):
-        await _run(RequestContext(answer), {**_SCOPE, "path": path})
+        await _run(RequestContext(answer, lifecycle=Lifecycle()), {**_SCOPE, "path": path})
     (record,) = caplog.records
     assert (record.levelname, record.message) == (level, "request")
     assert (vars(record)["path"], vars(record)["status"]) == (path, status)

@@ -575,6 +575,37 @@ async def test_a_worker_that_hangs_is_replaced_and_the_others_of_its_batch_are_a
             assert _right(await call, [[number]])
 
 
+async def test_an_engine_is_alive_while_its_passes_take_no_longer_than_they_may() -> None:
+    engine = ArithmeticEngine(seconds_per_pass=0.001)
+    async with running_batcher(engine, RecordingObserver(), stuck_after_s=60) as batcher:
+        assert batcher.alive_at() < 0, "nothing has run yet"
+        await _learn(batcher)
+        ended = batcher.alive_at()
+        assert ended <= perf_counter()
+        assert batcher.alive_at() == ended, "an idle engine shows nothing new"
+        engine.gate.clear()
+        call = asyncio.ensure_future(batcher.forward(_encodings([1])))
+        await _until_a_pass_runs(engine, _LEARNING + 1)
+        async with asyncio.timeout(20):
+            while batcher.alive_at() > ended:  # noqa: ASYNC110 - time has to go by
+                await asyncio.sleep(0.001)
+        engine.gate.set()
+        await call
+        assert batcher.alive_at() > ended
+
+
+async def test_a_long_first_pass_is_no_sign_of_death() -> None:
+    engine = ArithmeticEngine()
+    async with running_batcher(engine, RecordingObserver(), stuck_after_s=60) as batcher:
+        engine.gate.clear()
+        call = asyncio.ensure_future(batcher.forward(_encodings([1])))
+        await _until_a_pass_runs(engine)
+        before = perf_counter()
+        assert batcher.alive_at() >= before
+        engine.gate.set()
+        await call
+
+
 async def test_a_first_pass_has_longer_but_is_not_waited_for_without_end() -> None:
     engine = _HangingEngine()
     async with running_batcher(engine, RecordingObserver(), stuck_after_s=0.01) as batcher:

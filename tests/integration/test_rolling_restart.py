@@ -1,0 +1,53 @@
+"""Two real services behind a real HAProxy with the configuration of deploy/haproxy, under load: a rolling restart costs
+no request, and the death of a replica those that it was answering.
+"""
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.benchmark.workload import Shape
+from loadtest.rolling_restart import Deployment, deployed, kill_one, loaded, restart_all
+from loadtest.servers import HAPROXY_CONFIGURATION
+from tests.registry_files import write_registry
+from tests.requirements import require_program
+
+pytestmark = pytest.mark.slow
+
+_CLIENTS = 3
+
+
+@pytest.fixture(scope="module")
+def deployment(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    require_program("haproxy")
+    registry = write_registry(tmp_path_factory.mktemp("registry"), [{"name": "tiny", "path": tiny_model}])
+    with deployed(registry, shutdown_delay_s=8) as running:
+        yield running
+
+
+async def test_a_rolling_restart_costs_no_request(deployment: Deployment) -> None:
+    async with loaded(deployment, Shape((5,)), clients=_CLIENTS) as requests:
+        await asyncio.to_thread(restart_all, deployment)
+    assert len(requests) > 50
+    assert [request for request in requests if request.failed] == []
+
+
+async def test_a_killed_replica_costs_the_requests_that_it_was_answering(deployment: Deployment) -> None:
+    async with loaded(deployment, Shape((5,)), clients=_CLIENTS) as requests:
+        await asyncio.sleep(1)
+        died = await asyncio.to_thread(kill_one, deployment)
+    failed = [request for request in requests if request.failed]
+    assert len(requests) > 50
+    assert len(failed) <= _CLIENTS, "a client has one request at a time"
+    assert all(request.at <= died for request in failed), failed
+
+
+def test_haproxy_takes_the_configuration_as_it_is() -> None:
+    checked = subprocess.run(
+        [require_program("haproxy"), "-c", "-f", HAPROXY_CONFIGURATION], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "WARNING" not in checked.stderr

@@ -1,11 +1,13 @@
 """Decides which work is taken and which is refused at once. Pure.
 
 Refusing at the door is kind: the caller can ask another replica now, and what was admitted is answered in time.
-A request whose texts are still being tokenised counts already, by an estimate.
+A request whose texts are still being tokenised counts already, by an estimate, which each portion of them corrects: one
+that turns out to be much more than it was let in for is asked about again.
 
 Who is let in with a deadline is promised it, whoever comes later: near their deadlines the planner does not ask whose
 requests they are. So callers get their parts here. Nobody is promised time that others may still claim, and who has
-nothing waiting needs less room than who has.
+nothing waiting needs less room than who has. A light caller, one with much less than its part of what waits, is not
+refused for the work of heavy ones, before which the planner serves it.
 """
 
 from collections import Counter
@@ -31,6 +33,10 @@ _ANSWER_S = 0.03
 _TRIAL_AFTER_S = 2.0
 _TOKENS_PER_CHARACTER = 0.25
 _MEMORY = 0.95
+# Texts of more callers than this are not remembered.
+_REMEMBERED_CALLERS = 1000
+# A request that turns out to be so many times what it was let in for is asked about again.
+_SURPRISING = 1.25
 # What a caller asks for counts for so long: who sends a request a minute is still expected a little.
 _EXPECTED_S = 30.0
 
@@ -43,6 +49,34 @@ class Work:
     squares: float
 
 
+class Estimate:
+    """What a request's texts are believed to be, until all of them are tokenised and it is known. Each has at most
+    `longest` tokens once it is cut.
+    """
+
+    def __init__(self, *, characters: int, encodings: int, longest: int, density: float) -> None:
+        self._characters = characters
+        self._encodings = encodings
+        self._longest = longest
+        self._seen_characters = 0
+        self._seen = Work(0, 0.0)
+        self.work = self._believed(density)
+
+    def correct(self, *, characters: int, encodings: int, work: Work) -> None:
+        """Take in what some of the texts turned out to be; the others are believed to be like all seen so far."""
+        self._characters -= characters
+        self._encodings -= encodings
+        self._seen_characters += characters
+        self._seen = Work(self._seen.tokens + work.tokens, self._seen.squares + work.squares)
+        self.work = self._believed(self._seen.tokens / max(1, self._seen_characters))
+
+    def _believed(self, density: float) -> Work:
+        if not self._encodings:
+            return self._seen
+        tokens = min(max(1, round(self._characters * density)), self._encodings * self._longest)
+        return Work(self._seen.tokens + tokens, self._seen.squares + tokens * tokens / self._encodings)
+
+
 class Admission:
     """Answers for one model."""
 
@@ -51,7 +85,8 @@ class Admission:
         self._cost = cost
         self._max_waiting_tokens = max_waiting_tokens
         self._workers = workers
-        self._tokens_per_character = _TOKENS_PER_CHARACTER
+        # Each caller's texts are of their own kind; the caller last heard of is last.
+        self._tokens_per_character: dict[str, float] = {}
         self._let_in_at = -inf
         self._reserved: Counter[str] = Counter()
         # Tokens that callers asked for lately, each counting less and less.
@@ -74,19 +109,27 @@ class Admission:
         if not self._reserved[caller]:
             del self._reserved[caller]
 
-    def estimate(self, *, characters: int, encodings: int, longest: int) -> Work:
+    def estimate(self, *, characters: int, encodings: int, longest: int, caller: str = "") -> Estimate:
         """What texts of so many characters will be, before they are tokenised and cut to `longest` tokens each."""
-        tokens = min(max(1, round(characters * self._tokens_per_character)), encodings * longest)
-        return Work(tokens, tokens * tokens / max(1, encodings))
+        density = self._tokens_per_character.get(caller, _TOKENS_PER_CHARACTER)
+        return Estimate(characters=characters, encodings=encodings, longest=longest, density=density)
 
-    def learn_length(self, *, characters: int, tokens: int) -> None:
-        """Take in how many tokens a request's characters were."""
+    def learn_length(self, *, characters: int, tokens: int, caller: str = "") -> None:
+        """Take in how many tokens a caller's characters were."""
         if characters:
-            share = tokens / characters
-            self._tokens_per_character = _MEMORY * self._tokens_per_character + (1 - _MEMORY) * share
+            known = self._tokens_per_character.pop(caller, _TOKENS_PER_CHARACTER)
+            self._tokens_per_character[caller] = _MEMORY * known + (1 - _MEMORY) * tokens / characters
+            if len(self._tokens_per_character) > _REMEMBERED_CALLERS:
+                del self._tokens_per_character[next(iter(self._tokens_per_character))]
 
-    def check(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:
-        """Let a request in, or say why not. `busy_s` is what the passes that run will still take.
+    @staticmethod
+    def is_surprising(work: Work, *, let_in: Work) -> bool:
+        """Whether a request is so much more than it was let in for that it must be asked about again."""
+        return work.tokens > _SURPRISING * let_in.tokens
+
+    def check(self, work: Work, terms: Terms, *, now: float, busy_s: float, let_in: Work | None = None) -> None:
+        """Let a request in, or say why not. `busy_s` is what the passes that run will still take; `let_in` is what a
+        request that is asked about again was let in for.
 
         Raises:
             Overloaded: too much waits, or the deadline cannot be met now; `retry_after_s` is when it could.
@@ -94,7 +137,7 @@ class Admission:
         """
         if terms.urgent:
             return
-        self._expect(work, terms.caller, now=now)
+        self._expect(work.tokens - (let_in.tokens if let_in else 0), terms.caller, now=now)
         self._check_room(work, terms)
         if terms.deadline < inf and self._cost.known:
             self._check_deadline(work, terms, now=now, busy_s=busy_s)
@@ -106,8 +149,9 @@ class Admission:
         in when nothing waits.
         """
         waiting = self._planner.waiting_tokens + self.reserved_tokens
-        own = self._planner.tokens_of(terms.caller)
-        callers = self._planner.active_callers + (not own)
+        own = self._tokens_of(terms.caller)
+        newcomers = sum(not self._planner.tokens_of(caller) for caller in {terms.caller, *self._reserved})
+        callers = self._planner.active_callers + newcomers
         part = self._max_waiting_tokens / callers
         excess: float = min(waiting, waiting + work.tokens - self._max_waiting_tokens)
         if callers > 1 and work.tokens <= part:
@@ -136,7 +180,8 @@ class Admission:
                 f"this request needs about {own_s:.2f} s and its deadline is in {max(0.0, left_s):.2f} s: "
                 "allow more time, or send fewer documents"
             )
-        late_s, retry_s = self._lateness(needed_s, answer_s, terms, now=now, busy_s=busy_s)
+        late = self._lateness_of_light if self._is_light(work, terms.caller) else self._lateness
+        late_s, retry_s = late(needed_s, answer_s, terms, now=now, busy_s=busy_s)
         if late_s > 0:
             raise Overloaded(
                 f"this request would be answered about {late_s:.2f} s after its deadline: try again later",
@@ -180,6 +225,19 @@ class Admission:
             retry_s = max(retry_s, min(gained_s, behind_s))
         return late_s, retry_s
 
+    def _is_light(self, work: Work, caller: str) -> bool:
+        own = self._reserved[caller]
+        return self._planner.is_light(caller, tokens=own + work.tokens, others=self.reserved_tokens - own)
+
+    def _lateness_of_light(
+        self, needed_s: float, answer_s: float, terms: Terms, *, now: float, busy_s: float
+    ) -> tuple[float, float]:
+        """The same for a light caller: nobody's work but that of light ones is done before its own."""
+        ahead = self._reserved[terms.caller] + self._planner.ahead_of_light(terms.caller)
+        done_s = busy_s + _MARGIN * (self.seconds_per_token * ahead + needed_s)
+        late_s = done_s + answer_s - (terms.deadline - now)
+        return late_s, late_s / _MARGIN
+
     def _margins(self, own_tokens: int) -> tuple[float, float]:
         """By how much more time a caller's next request is counted with, and what waits, than recent passes say."""
         if not own_tokens:
@@ -188,10 +246,10 @@ class Admission:
             return _MARGIN, _SHARED_QUEUE_MARGIN
         return _QUEUE_MARGIN, _QUEUE_MARGIN
 
-    def _expect(self, work: Work, caller: str, *, now: float) -> None:
+    def _expect(self, tokens: int, caller: str, *, now: float) -> None:
         fading = exp((self._asked_at - now) / _EXPECTED_S)
         self._asked = {name: tokens * fading for name, tokens in self._asked.items() if tokens * fading >= 1}
-        self._asked[caller] = self._asked.get(caller, 0.0) + work.tokens
+        self._asked[caller] = max(0.0, self._asked.get(caller, 0.0) + tokens)
         self._asked_at = now
 
     def _claimed(self, caller: str, left_s: float, pace_s: float) -> float:

@@ -16,7 +16,7 @@ from time import perf_counter
 
 import numpy as np
 
-from app.batching.admission import Admission, Work
+from app.batching.admission import Admission, Estimate, Work
 from app.batching.cost import CostModel
 from app.batching.planner import BatchPlanner, Entry
 from app.domain import BoolArray, Encoding, FloatArray, Terms
@@ -122,28 +122,58 @@ def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
     return [encoding.boundary.to_bytes(8) + encoding.ids.tobytes() for encoding in encodings]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenised:
+    """What some of a request's texts turned out to be: of so many characters, `work` as the engine computes it. Those
+    that were not cut are `whole_tokens` of `whole_characters`: only they tell how long texts are.
+    """
+
+    characters: int
+    encodings: int
+    work: Work
+    whole_characters: int
+    whole_tokens: int
+
+
 class Place:
     """A request's place in the queue, held while its texts are tokenised."""
 
-    def __init__(self, batcher: "Batcher", terms: Terms, *, tokens: int, characters: int) -> None:
+    def __init__(self, batcher: "Batcher", terms: Terms, estimate: Estimate) -> None:
         self._batcher = batcher
         self._terms = terms
-        self._tokens = tokens
-        self._characters = characters
-        batcher.admission.reserve(terms.caller, tokens)
+        self._estimate = estimate
+        self._let_in = estimate.work
+        self._tokens = 0
+        self._hold(estimate.work.tokens)
 
-    async def forward(self, encodings: list[Encoding], identities: list[bytes], *, tokens: int | None) -> Forwarded:
-        """Score all encodings, once; see `Batcher.serve`. `tokens` is how many the request's characters turned out to
-        be, as the engine computes them; None where texts were cut, since nobody knows it then.
+    def correct(self, part: Tokenised) -> None:
+        """Count a part of the request as what it turned out to be, and ask again if the whole is much more than it was
+        let in for.
+
+        Raises:
+            Overloaded, DeadlineExceeded: as for a request that comes now.
         """
+        admission = self._batcher.admission
+        admission.learn_length(caller=self._terms.caller, characters=part.whole_characters, tokens=part.whole_tokens)
+        self._estimate.correct(characters=part.characters, encodings=part.encodings, work=part.work)
+        work = self._estimate.work
+        if admission.is_surprising(work, let_in=self._let_in):
+            self.leave()
+            self._batcher.check(work, self._terms, let_in=self._let_in)
+            self._let_in = work
+        self._hold(work.tokens)
+
+    async def forward(self, encodings: list[Encoding], identities: list[bytes]) -> Forwarded:
+        """Score all encodings, once; see `Batcher.serve`."""
         self.leave()
-        if tokens is not None:
-            self._batcher.admission.learn_length(characters=self._characters, tokens=tokens)
         return await self._batcher.serve(encodings, identities, self._terms)
 
     def leave(self) -> None:
-        self._batcher.admission.reserve(self._terms.caller, -self._tokens)
-        self._tokens = 0
+        self._hold(0)
+
+    def _hold(self, tokens: int) -> None:
+        self._batcher.admission.reserve(self._terms.caller, tokens - self._tokens)
+        self._tokens = tokens
 
 
 class Batcher:
@@ -195,9 +225,11 @@ class Batcher:
             DeadlineExceeded: the deadline could not be met by an idle server either.
             Unavailable: the model was stopped.
         """
-        work = self.admission.estimate(characters=characters, encodings=encodings, longest=longest)
-        self._check(work, terms)
-        place = Place(self, terms, tokens=work.tokens, characters=characters)
+        estimate = self.admission.estimate(
+            characters=characters, encodings=encodings, longest=longest, caller=terms.caller
+        )
+        self.check(estimate.work, terms)
+        place = Place(self, terms, estimate)
         try:
             yield place
         finally:
@@ -212,7 +244,7 @@ class Batcher:
             Unavailable: the model was stopped.
         """
         lengths = self.lengths_of(encodings)
-        self._check(Work(sum(lengths), sum(length * length for length in lengths)), terms)
+        self.check(work_of(lengths), terms)
         return await self.serve(list(encodings), identities_of(encodings), terms)
 
     async def serve(self, encodings: list[Encoding], identities: list[bytes], terms: Terms) -> Forwarded:
@@ -254,13 +286,18 @@ class Batcher:
             for job in self._jobs.values():
                 _fail(job, _gone(self._model))
 
-    def _check(self, work: Work, terms: Terms) -> None:
+    def check(self, work: Work, terms: Terms, *, let_in: Work | None = None) -> None:
+        """Let a request in, or refuse it; `let_in` is what one that is asked about again was let in for.
+
+        Raises:
+            Overloaded, DeadlineExceeded, Unavailable: see `place`.
+        """
         if self._closed:
             raise _gone(self._model)
         now = perf_counter()
         busy_s = sum(one.left_s(now) for one in self._passes) / self._worker.threads
         try:
-            self.admission.check(work, terms, now=now, busy_s=busy_s)
+            self.admission.check(work, terms, now=now, busy_s=busy_s, let_in=let_in)
         except (Overloaded, DeadlineExceeded) as refusal:
             self._observer.request_shed(model=self._model, reason=refusal.code)
             raise
@@ -474,6 +511,11 @@ class Batcher:
             tokens=sum(len(item.encoding.ids) for item in batch),
             padded_tokens=self._area(batch),
         )
+
+
+def work_of(lengths: Sequence[int]) -> Work:
+    """What encodings of these lengths cost an engine."""
+    return Work(sum(lengths), sum(length * length for length in lengths))
 
 
 def _fail(job: _Job, failure: RerankError) -> None:

@@ -10,7 +10,9 @@
    belongs to the oldest request, so that nothing starves and nothing large holds up small ones.
 4. When deadlines would be missed that way, the earliest deadline of all callers goes first until they are safe again;
    what cannot be done in time any more goes last, for else, once one request is late, all behind it would be (Moore
-   1968). Who is let in is promised its deadline, so callers get their parts at the door then: see `admission`.
+   1968). Who is let in is promised its deadline, so callers get their parts at the door then: see `admission`. Light
+   callers, which have much less than their part of what waits, keep their turns even then: what they take is little,
+   and they must not pay for what somebody else was promised.
 5. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
    of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
    longest length, stays within the token budget, and padding within `max_padding` of that area. Requests of
@@ -25,13 +27,16 @@
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from functools import partial
+from itertools import chain, islice, takewhile
 from math import inf, sqrt
 from typing import NamedTuple
 
 from app.domain import Terms
 
 _TURNS = 4
+# A light caller has at most one in so many of the tokens that would be its equal part of what waits.
+_LIGHT = 8
 _CREDIT_TOKENS = 50_000.0
 # A caller with so many tokens waiting is charged for each as one.
 _USUAL_TOKENS = 4_000
@@ -225,6 +230,23 @@ class BatchPlanner:
         """Tokens that wait for one caller."""
         return self._callers[caller].tokens if caller in self._callers else 0
 
+    def is_light(self, caller: str, *, tokens: int = 0, others: int = 0) -> bool:
+        """Whether a caller with so many `tokens` more has much less than its part of what waits. `others` are tokens of
+        other callers that do not wait here yet.
+        """
+        own = self.tokens_of(caller)
+        callers = self.active_callers + (not own)
+        return (own + tokens) * callers * _LIGHT <= self.waiting_tokens + tokens + others
+
+    def ahead_of_light(self, caller: str) -> int:
+        """Tokens that wait and may be served before a light caller's next request, deadlines or not: those of light
+        callers, itself among them.
+        """
+        callers = self.active_callers
+        return sum(
+            one.tokens for name, one in self._callers.items() if name == caller or self._is_light(one, callers=callers)
+        )
+
     def dated_tokens_of(self, caller: str) -> int:
         """Those of them that have a deadline."""
         return self._callers[caller].dated_tokens if caller in self._callers else 0
@@ -307,8 +329,10 @@ class BatchPlanner:
         in_haste = self._deadlines.are_tight(now + _PASSES_TO_SPARE * pass_s, seconds_per_token)
         dated = self._deadlines.in_order(now, seconds_per_token) if in_haste else []
         urgent = ((self._urgent, job) for job in self._urgent.in_order())
+        light = takewhile(partial(self._is_light, callers=len(active)), active) if in_haste else ()
+        first = ((caller, job) for caller in light for job in caller.in_order())
         fair = ((caller, job) for caller in active for job in caller.in_order())
-        asked = list(islice(chain(urgent, dated, fair), _MOST_ASKED))
+        asked = list(islice(chain(urgent, first, dated, fair), _MOST_ASKED))
         batch = _Batch(max_tokens=self._budget(asked[0][1]), max_pairs=self._max_batch_pairs, padded=self._padded)
         alike = _alike(asked) if self._padded and not in_haste else []
         little = min(_LITTLE_PADDING, self._max_padding)
@@ -318,6 +342,9 @@ class BatchPlanner:
                     break
                 self._take(batch, caller, job)
         return batch.entries
+
+    def _is_light(self, caller: _Caller, *, callers: int) -> bool:
+        return caller.tokens * callers * _LIGHT <= self.waiting_tokens
 
     def _caller(self, name: str) -> _Caller:
         """The caller, brought forward if it was away, so that it has not more than its credit to catch up."""

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import numpy as np
 
-from app.batching.batcher import Batcher, Forwarded, identities_of
+from app.batching.batcher import Batcher, Forwarded, Place, Tokenised, identities_of, work_of
 from app.domain import Encoding, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
 from app.pipeline.portions import portions
 from app.scorers.base import PairScorer
@@ -20,15 +20,12 @@ _CHARACTERS_PER_CALL = 100_000
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """A request's encodings and what tells them apart, their lengths in tokens and what was cut off, one per document;
-    and the tokens of all of them as the engine computes them.
-    """
+    """A request's encodings and what tells them apart, their lengths in tokens and what was cut off: one a document."""
 
     encodings: list[Encoding]
     identities: list[bytes]
     tokens: IntArray
     dropped: IntArray
-    computed: int
 
 
 class PointwiseStage:
@@ -50,12 +47,11 @@ class PointwiseStage:
         with self._batcher.place(
             characters=characters, encodings=len(documents), longest=self._longest(query, options), terms=options.terms
         ) as place:
-            pairs = await self._encode(query, documents, options)
+            pairs = await self._encode(query, documents, options, place)
             tokenized = perf_counter()
             if options.truncation is Truncation.ERROR and pairs.dropped.any():
                 return _unscored(pairs, tokenize_s=tokenized - started)
-            known = None if pairs.dropped.any() else pairs.computed
-            forwarded = await place.forward(pairs.encodings, pairs.identities, tokens=known)
+            forwarded = await place.forward(pairs.encodings, pairs.identities)
         return Scores(
             values=self._values(forwarded),
             scored=None if forwarded.scored.all() else forwarded.scored,
@@ -81,14 +77,17 @@ class PointwiseStage:
             values[forwarded.scored] = self._scorer.interpret(forwarded.logits[forwarded.scored])
         return values
 
-    async def _encode(self, query: str, documents: Sequence[str], options: ScoreOptions) -> _Pairs:
+    async def _encode(self, query: str, documents: Sequence[str], options: ScoreOptions, place: Place) -> _Pairs:
         encodings: list[Encoding] = []
         identities: list[bytes] = []
         encoded = []
         for some, share in portions(
             documents, options.terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL
         ):
-            portion = await self._tokenizing.run(share, self._encode_portion, query, documents[some], options)
+            portion, tokenised = await self._tokenizing.run(
+                share, self._encode_portion, query, documents[some], options
+            )
+            place.correct(tokenised)
             encoded.append(portion)
             encodings += portion.encodings
             identities += portion.identities
@@ -97,17 +96,26 @@ class PointwiseStage:
             identities,
             tokens=np.concatenate([portion.tokens for portion in encoded]),
             dropped=np.concatenate([portion.dropped for portion in encoded]),
-            computed=sum(portion.computed for portion in encoded),
         )
 
-    def _encode_portion(self, query: str, documents: Sequence[str], options: ScoreOptions) -> _Pairs:
+    def _encode_portion(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs, Tokenised]:
+        """Blocking."""
         pairs = self._scorer.encode(
             query, documents, max_document_tokens=options.max_tokens_per_doc, instruction=options.instruction
         )
         encodings = list(pairs.encodings)
         tokens = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
-        computed = sum(self._batcher.lengths_of(encodings))
-        return _Pairs(encodings, identities_of(encodings), tokens=tokens, dropped=pairs.dropped, computed=computed)
+        lengths = self._batcher.lengths_of(encodings)
+        characters = [len(query) + len(document) for document in documents]
+        whole = np.flatnonzero(pairs.dropped == 0).tolist()
+        tokenised = Tokenised(
+            characters=sum(characters),
+            encodings=len(encodings),
+            work=work_of(lengths),
+            whole_characters=sum(characters[index] for index in whole),
+            whole_tokens=sum(lengths[index] for index in whole),
+        )
+        return _Pairs(encodings, identities_of(encodings), tokens=tokens, dropped=pairs.dropped), tokenised
 
 
 def _unscored(pairs: _Pairs, *, tokenize_s: float) -> Scores:

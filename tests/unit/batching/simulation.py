@@ -116,6 +116,10 @@ class Simulation:
         self.run(until=moment)
         self.now = moment
 
+    def slow_down(self, factor: float) -> None:
+        """Passes that begin from now on take so many times as long."""
+        self._speed /= factor
+
     def submit(
         self,
         lengths: Sequence[int],

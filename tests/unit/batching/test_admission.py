@@ -5,7 +5,7 @@ from time import perf_counter
 
 import pytest
 
-from app.batching.admission import Admission, Work
+from app.batching.admission import Admission, Estimate, Work
 from app.batching.cost import CostModel
 from app.batching.planner import BatchPlanner, Entry
 from app.domain import Terms
@@ -242,11 +242,107 @@ def test_a_decision_takes_no_longer_when_many_requests_wait() -> None:
 
 def test_an_estimate_learns_from_what_texts_turned_out_to_be() -> None:
     admission = _admission()
-    assert admission.estimate(characters=400, encodings=1, longest=512).tokens == 100
+    assert admission.estimate(characters=400, encodings=1, longest=512).work.tokens == 100
     for _ in range(200):
         admission.learn_length(characters=400, tokens=200)
     admission.learn_length(characters=0, tokens=5)
-    estimate = admission.estimate(characters=400, encodings=4, longest=512)
+    estimate = admission.estimate(characters=400, encodings=4, longest=512).work
     assert estimate.tokens == pytest.approx(200, rel=0.01)
     assert estimate.squares == pytest.approx(200 * 200 / 4, rel=0.02)
-    assert admission.estimate(characters=4_000_000, encodings=4, longest=512).tokens == 4 * 512
+    assert admission.estimate(characters=4_000_000, encodings=4, longest=512).work.tokens == 4 * 512
+
+
+def test_texts_of_one_caller_say_nothing_of_those_of_another() -> None:
+    admission = _admission()
+    for _ in range(200):
+        admission.learn_length(characters=400, tokens=400, caller="dense")
+    dense, other = (
+        admission.estimate(characters=400, encodings=1, longest=512, caller=name).work for name in ("dense", "other")
+    )
+    assert dense.tokens == pytest.approx(400, rel=0.01)
+    assert other.tokens == 100
+
+
+def test_of_callers_without_number_only_the_latest_are_remembered() -> None:
+    admission = _admission()
+    for number in range(1001):
+        admission.learn_length(characters=100, tokens=100, caller=str(number))
+    tokens = [
+        admission.estimate(characters=100, encodings=1, longest=512, caller=name).work.tokens for name in ("0", "1")
+    ]
+    assert tokens == [25, 29]
+
+
+def test_an_estimate_becomes_what_the_texts_turn_out_to_be() -> None:
+    estimate = Estimate(characters=1000, encodings=10, longest=512, density=0.25)
+    assert estimate.work == Work(250, 6250.0)
+    estimate.correct(characters=200, encodings=2, work=Work(200, 20_000.0))
+    assert estimate.work == Work(1000, 20_000.0 + 800 * 800 / 8), "the rest is like what was seen"
+    estimate.correct(characters=800, encodings=8, work=Work(80, 800.0))
+    assert estimate.work == Work(280, 20_800.0)
+
+
+def test_no_text_is_believed_to_be_longer_than_it_is_cut() -> None:
+    estimate = Estimate(characters=100_000, encodings=10, longest=512, density=0.25)
+    assert estimate.work.tokens == 5120
+    estimate.correct(characters=10_000, encodings=1, work=Work(512, 512 * 512))
+    assert estimate.work.tokens == 512 + round(90_000 * 512 / 10_000)
+
+
+@pytest.mark.parametrize(("tokens", "surprising"), [(100, False), (125, False), (126, True)])
+def test_a_request_much_larger_than_it_was_let_in_for_is_surprising(tokens: int, surprising: bool) -> None:
+    assert Admission.is_surprising(_work(tokens), let_in=_work(100)) == surprising
+
+
+def test_a_request_that_is_asked_about_again_is_expected_but_once() -> None:
+    once, twice = (_admission(waiting=[(300, Terms(caller="heavy", deadline=1.0))]) for _ in range(2))
+    for admission in (once, twice):
+        admission.check(_work(100), Terms(caller="other"), now=0.0, busy_s=0.0)
+    twice.check(_work(100), Terms(caller="other"), now=0.0, busy_s=0.0, let_in=_work(100))
+    assert _verdict(once, 430, Terms(caller="heavy", deadline=1.0)) is None
+    assert _verdict(twice, 430, Terms(caller="heavy", deadline=1.0)) is None
+
+
+_FOR_FIVE_MINUTES = Terms(caller="heavy", deadline=300.0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "let_in"),
+    [pytest.param(1_000, True, id="a light one"), pytest.param(60_000, False, id="as heavy as the other")],
+)
+def test_a_newcomer_is_refused_only_for_what_would_be_served_before_it(tokens: int, let_in: bool) -> None:
+    """The heavy caller's deadlines are in danger already, and all of them are earlier."""
+    admission = _admission(waiting=[(400_000, _FOR_FIVE_MINUTES)])
+    assert (_verdict(admission, tokens, Terms(caller="light", deadline=301.0)) is None) == let_in
+
+
+def test_a_light_caller_waits_for_itself_and_for_other_light_ones() -> None:
+    waiting = [
+        (400_000, _FOR_FIVE_MINUTES),
+        (700, Terms(caller="light", deadline=2.0)),
+        (300, Terms(caller="another", deadline=2.0)),
+    ]
+    admission = _admission(waiting=waiting)
+    refusal = _verdict(admission, 800, Terms(caller="light", deadline=1.9), busy_s=0.1)
+    assert isinstance(refusal, Overloaded)
+    late_s = 0.1 + 1.1 * (0.7 + 0.3 + 0.8) + 0.03 - 1.9
+    assert refusal.retry_after_s == pytest.approx(late_s / 1.1, rel=0.05)
+    admission.reserve("light", 300)
+    assert _verdict(admission, 400, Terms(caller="light", deadline=1.9), busy_s=0.1) is not None
+    admission.reserve("light", -300)
+    assert _verdict(admission, 400, Terms(caller="light", deadline=1.9), busy_s=0.1) is None
+
+
+def test_work_that_is_being_tokenised_makes_no_newcomer_wait_either() -> None:
+    admission = _admission()
+    admission.reserve("heavy", 400_000)
+    assert _verdict(admission, 1_000, Terms(caller="light", deadline=5.0)) is None
+
+
+def test_what_a_caller_has_being_tokenised_is_of_its_part_of_the_queue() -> None:
+    admission = _admission(limit=100, waiting=[(100, Terms(caller="heavy"))])
+    admission.reserve("light", 40)
+    assert isinstance(_verdict(admission, 20, Terms(caller="light")), Overloaded)
+    assert _verdict(admission, 10, Terms(caller="light")) is None
+    assert isinstance(_verdict(admission, 40, Terms(caller="third")), Overloaded), "of three the part is a third"
+    assert _verdict(admission, 33, Terms(caller="third")) is None

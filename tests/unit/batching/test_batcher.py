@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching.batcher import Batcher, Forwarded, identities_of
+from app.batching.admission import Work
+from app.batching.batcher import Batcher, Forwarded, Tokenised, identities_of
 from app.batching.planner import BatchPlanner
 from app.domain import Encoding, FloatArray, Terms
 from app.engines.base import BatchLimits, OutOfMemory
@@ -489,37 +490,74 @@ async def test_a_request_whose_texts_are_being_tokenised_counts_already() -> Non
         with batcher.place(characters=320, encodings=2, longest=512, terms=Terms()) as place:
             with pytest.raises(Overloaded), batcher.place(characters=320, encodings=2, longest=512, terms=Terms()):
                 pass
-            assert _right(await place.forward(_encodings([1]), identities_of(_encodings([1])), tokens=1), [[1]])
+            assert _right(await place.forward(_encodings([1]), identities_of(_encodings([1]))), [[1]])
             with batcher.place(characters=320, encodings=2, longest=512, terms=Terms()):
                 pass
 
 
+def _tokenised(*, characters: int, tokens: int, whole: bool = True) -> Tokenised:
+    return Tokenised(
+        characters=characters,
+        encodings=1,
+        work=Work(tokens, tokens * tokens),
+        whole_characters=characters if whole else 0,
+        whole_tokens=tokens if whole else 0,
+    )
+
+
 async def test_texts_that_were_cut_teach_nothing_about_their_length() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
-        before = batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens
+        before = batcher.admission.estimate(characters=1000, encodings=1, longest=512).work
         with batcher.place(characters=1_000_000, encodings=1, longest=8, terms=Terms()) as place:
-            await place.forward(_encodings([1] * 8), identities_of(_encodings([1] * 8)), tokens=None)
-        assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens == before
+            place.correct(_tokenised(characters=1_000_000, tokens=8, whole=False))
+            await place.forward(_encodings([1] * 8), identities_of(_encodings([1] * 8)))
+        assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).work == before
 
 
 async def test_nothing_is_left_reserved_so_that_a_large_request_finds_nothing_waiting() -> None:
     async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=10) as batcher:
         for characters in (41, 73, 999, 1234):
             with batcher.place(characters=characters, encodings=9, longest=512, terms=Terms()) as place:
-                await place.forward(_encodings([1] * 7), identities_of(_encodings([1] * 7)), tokens=7)
+                place.correct(_tokenised(characters=characters // 2, tokens=7))
+                await place.forward(_encodings([1] * 7), identities_of(_encodings([1] * 7)))
         assert batcher.admission.reserved_tokens == 0
         with batcher.place(characters=10_000, encodings=9, longest=512, terms=Terms()):
             pass
 
 
-async def test_how_many_tokens_a_character_is_gets_learnt() -> None:
-    async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
+async def test_how_many_tokens_a_character_is_gets_learnt_for_each_caller() -> None:
+    async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=1000) as batcher:
         for _ in range(100):
-            with batcher.place(characters=1000, encodings=1, longest=512, terms=Terms()) as place:
-                await place.forward(_encodings([1] * 50), identities_of(_encodings([1] * 50)), tokens=50)
-        assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).tokens == pytest.approx(
-            50, rel=0.1
-        )
+            with batcher.place(characters=1000, encodings=1, longest=512, terms=Terms(caller="a")) as place:
+                place.correct(_tokenised(characters=1000, tokens=50))
+        tokens = [
+            batcher.admission.estimate(characters=1000, encodings=1, longest=512, caller=name).work.tokens
+            for name in ("a", "b")
+        ]
+        assert tokens[0] == pytest.approx(50, rel=0.1)
+        assert tokens[1] == 250
+
+
+async def test_a_request_that_turns_out_to_be_too_large_is_refused_when_a_part_of_it_is_tokenised() -> None:
+    observer = RecordingObserver()
+    async with running_batcher(ArithmeticEngine(), observer, max_waiting_tokens=100) as batcher:
+        with batcher.place(characters=200, encodings=2, longest=512, terms=Terms()):
+            with (
+                pytest.raises(Overloaded, match="about 200 and the limit is 100"),
+                batcher.place(characters=160, encodings=4, longest=512, terms=Terms()) as place,
+            ):
+                place.correct(_tokenised(characters=40, tokens=50))
+            assert batcher.admission.reserved_tokens == 50, "and takes no room then"
+    assert [fact["reason"] for fact in observer.named("request_shed")] == ["overloaded"]
+
+
+async def test_a_request_that_turns_out_to_be_smaller_makes_room_for_others() -> None:
+    async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
+        with batcher.place(characters=400, encodings=2, longest=512, terms=Terms()) as place:
+            place.correct(_tokenised(characters=200, tokens=5))
+            assert batcher.admission.reserved_tokens == 10
+            with batcher.place(characters=360, encodings=1, longest=512, terms=Terms()):
+                pass
 
 
 class _HangingEngine(ArithmeticEngine):

@@ -555,3 +555,32 @@ class PlannerLife(RuleBasedStateMachine):
 
 TestPlannerLife = PlannerLife.TestCase
 TestPlannerLife.settings = settings(max_examples=40, stateful_step_count=30)
+
+
+def test_a_light_caller_keeps_its_turn_though_another_ones_deadline_is_in_danger() -> None:
+    planner = _planner(tokens=16)
+    planner.add(_entries(0, [16] * 100), Terms(caller="heavy", deadline=10.0))
+    planner.next_batch()
+    planner.add(_entries(1, [16] * 3), Terms(caller="light", deadline=50.0))
+    assert planner.next_batch(now=8.0, seconds_per_token=0.01)[0].job == 1
+
+
+def test_a_light_caller_that_had_more_than_its_part_stands_back_when_a_deadline_is_in_danger() -> None:
+    planner = _planner(tokens=16)
+    planner.add(_entries(0, [16] * 200), Terms(caller="greedy"))
+    for _ in range(199):
+        planner.next_batch()
+    planner.add(_entries(1, [16] * 100), Terms(caller="heavy", deadline=10.0))
+    assert planner.next_batch(now=8.0, seconds_per_token=0.01)[0].job == 1
+
+
+@pytest.mark.parametrize(("waiting", "light"), [(15 * 16, False), (16 * 16, True)])
+def test_a_light_caller_has_an_eighth_of_its_part_of_what_waits(waiting: int, light: bool) -> None:
+    planner = _planner()
+    planner.add(_entries(0, [1] * (waiting - 26)), Terms(caller="heavy"))
+    assert planner.is_light("light", tokens=16, others=10) == light, "or is on its way"
+    planner.add(_entries(0, [1] * 10), Terms(caller="heavy"))
+    assert planner.is_light("light", tokens=16) == light
+    planner.add(_entries(1, [16]), Terms(caller="light"))
+    assert planner.is_light("light") == light
+    assert planner.ahead_of_light("third") == (16 if light else 0)

@@ -143,6 +143,32 @@ def test_however_many_callers_there_are_who_is_let_in_is_answered_in_time(loads:
     assert sum(len(request.lengths) for request in admitted) / 80 >= 0.93 * pairs_per_s
 
 
+def test_a_light_caller_does_not_pay_for_what_was_promised_to_a_heavy_one() -> None:
+    """The engine turns out to be a quarter as fast as when the heavy caller's 300 s of work were let in: from the start
+    none of its deadlines is safe.
+    """
+
+    def light_one(heavy_requests: int) -> list[Request]:
+        simulation = Simulation(seed=9)
+        for _ in range(heavy_requests):
+            simulation.submit([400] * 1000, Terms(caller="heavy", deadline=200.0))
+        simulation.slow_down(4)
+
+        def ask() -> None:
+            simulation.submit(lengths_of(simulation.rng, 30), Terms(caller="light", deadline=simulation.now + 300), ask)
+
+        simulation.later(1.0, ask)
+        simulation.run(until=60)
+        return [request for request in simulation.requests if request.terms.caller == "light"]
+
+    alone, beside = light_one(0), light_one(20)
+    assert len(beside) > 30
+    assert not any(request.refusal for request in beside)
+    answered = [request for request in beside if request.latency_s < inf]
+    assert len(answered) >= len(beside) - 1, "all but the one that is open when time is up"
+    assert _quantile(answered, 0.95) <= 1.5 * _quantile(alone[:-1], 0.95)
+
+
 def test_equal_callers_are_let_in_equally() -> None:
     simulation, _ = _callers(_FOUR_EQUAL, seed=8)
     let_in = Counter(request.terms.caller for request in simulation.requests if request.refusal is None)

@@ -91,6 +91,18 @@ class Settings(BaseSettings):
     max_documents: int = Field(default=10_000, ge=1, description="Most documents in one request.")
     max_query_chars: int = Field(default=32_768, ge=1, description="Longest query, in characters.")
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, description="Largest request body, in bytes.")
+    max_body_values: int = Field(
+        default=750_000,
+        ge=1000,
+        description="Most JSON values in a body of more than 1 MiB or 10,000 lists and objects; an object counts as "
+        "four. With more, a body takes more memory than ten times its bytes.",
+    )
+    max_body_fields: int = Field(default=256, ge=16, description="Most fields of a request.")
+    max_text_bytes: int = Field(
+        default=16 * 2**20,
+        ge=2**20,
+        description="Longest text in a request, as bytes of JSON: a document, or any other string.",
+    )
     max_held_body_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from app import __version__
 from app.api.answers import error_answer, plain_error
 from app.api.auth import SECURITY_SCHEMES, ApiKeys
+from app.api.bodies import BodyLimits, BodyReader
 from app.api.connection import BoundedProtocol
 from app.api.dialects import DIALECTS
 from app.api.docs_page import docs_routes
@@ -58,7 +59,16 @@ def create_app(
         openapi_url=None if settings.private else "/openapi.json",
     )
     keys = ApiKeys(read_api_keys(settings.api_keys, settings.api_keys_file))
-    app.include_router(rerank_routes(DIALECTS, service=service, keys=keys, observer=observer, strict=settings.strict))
+    bodies = BodyReader(
+        BodyLimits(
+            max_values=settings.max_body_values,
+            max_fields=settings.max_body_fields,
+            max_text_bytes=settings.max_text_bytes,
+        )
+    )
+    app.include_router(
+        rerank_routes(DIALECTS, service=service, keys=keys, observer=observer, bodies=bodies, strict=settings.strict)
+    )
     operations = OperationsEndpoints(
         service=service, lifecycle=lifecycle, metrics=observer.registry, keyed=not keys.open
     )
@@ -119,13 +129,13 @@ async def serve(settings: Settings) -> None:
     async with running_service(settings, observer) as service:
         app = create_app(settings, service, observer, lifecycle)
         server = DrainingServer(_uvicorn(app, settings), lifecycle, delay_s=settings.shutdown_delay_s)
-        _calm_the_collector()
+        calm_the_collector()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         with faults_on_signal() if settings.debug_faults else nullcontext():
             await server.serve()
 
 
-def _calm_the_collector() -> None:
+def calm_the_collector() -> None:
     """Keep the garbage collector from walking the modules and models again and again: with its default thresholds a
     request of thousands of documents held the event loop up for a tenth of a second (docs/benchmarks.md). Young objects
     are walked a few at a time: 50,000 of them took 7 ms.

@@ -1,32 +1,54 @@
-"""Reads the JSON of a request's body. Large ones are parsed in parts, so that they do not hold up the event loop.
-
-orjson is the fastest parser, but it takes a body at once, a millisecond and a half for each megabyte. ijson can be fed.
-It also reads what orjson refuses, the first half of a surrogate pair (as a question mark) and values nested without
-end, and refuses what orjson reads, integers beyond 64 bits. So that no answer depends on a body's size, a body in which
-there is any such doubt is read by orjson after all.
+"""Reads the JSON object that a request's body is. A large one is counted before any of it is built, and then read in
+pieces, so that it neither holds up the event loop nor takes more memory than a multiple of its bytes.
 """
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
-import ijson
-import orjson
 from starlette.requests import Request
 
-from app.errors import InvalidRequest, RequestTooLarge
+from app.api.json_outline import outline
+from app.api.json_text import (
+    MOST_LEVELS,
+    Bounds,
+    kind_of,
+    read,
+    read_in_pieces,
+    refuse_many_fields,
+    refuse_other_encodings,
+    without_mark,
+)
+from app.errors import InvalidRequest
 from app.sharing import Turns
 from app.turns import Share
 
+T = TypeVar("T")
+
+# Up to these a body is read at once: that takes at most some milliseconds.
 _AT_ONCE_BYTES: Final = 1 << 20
-_PART_BYTES: Final = 1 << 15
-_MAX_VALUES: Final = 4_000_000
-_MAX_DEPTH: Final = 1000
+_AT_ONCE_CONTAINERS: Final = 10_000
 _BODIES_AT_A_TIME: Final = 4
-_STEPS: Final = {"start_array": 1, "start_map": 1, "end_array": -1, "end_map": -1}
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
-_SURROGATE_PAIR: Final = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+# About as much of a body is read in one turn.
+_TURN_BYTES: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimits:
+    """What a body may hold. An object counts as four values: it takes that much more memory than others."""
+
+    max_values: int
+    max_fields: int
+    max_text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body's fields, and the bytes that it came as."""
+
+    fields: dict[str, Any]
+    text: bytes
 
 
 class BodyReader:
@@ -34,120 +56,55 @@ class BodyReader:
     the wire, even what will be refused. Callers take turns part by part, so that nobody waits for another's whole body.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: BodyLimits) -> None:
+        self._limits = limits
         self._bodies = Turns(_BODIES_AT_A_TIME, per_caller=1)
         self._parts = Turns(1)
 
-    async def read_object(self, request: Request, *, caller: str = "") -> dict[str, Any]:
+    async def read_object(self, request: Request, *, caller: str = "") -> Body:
         """The JSON object that a body is; `caller` is whose it is.
 
         Raises:
             InvalidRequest: it is no JSON, or something else than an object.
-            RequestTooLarge: it has too many values; in memory even `[]` takes a hundred bytes.
+            RequestTooLarge: it has too many values or fields, or too long a text.
             ClientDisconnect: the client went away before all of it had arrived.
         """
         chunks = [chunk async for chunk in request.stream()]
-        size = sum(map(len, chunks))
-        body = await self._in_parts(chunks, caller, size=size) if size > _AT_ONCE_BYTES else _at_once(chunks)
-        if not isinstance(body, dict):
-            raise InvalidRequest(f"the body is a JSON {type(body).__name__}; send an object with query and documents")
-        return body
+        if sum(map(len, chunks)) > _AT_ONCE_BYTES:
+            # in a thread, for which bytes.join gives up Python's lock
+            text = without_mark(await asyncio.to_thread(b"".join, chunks))
+            del chunks
+            return self._body(await self._in_pieces(text, caller), text)
+        text = without_mark(b"".join(chunks))
+        few = text.count(b"[") + text.count(b"{") <= _AT_ONCE_CONTAINERS
+        return self._body(read(text) if few else await self._in_pieces(text, caller), text)
 
-    async def _in_parts(self, chunks: Sequence[bytes], caller: str, *, size: int) -> Any:  # noqa: ANN401 - any JSON
+    async def _in_pieces(self, text: bytes, caller: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+        refuse_other_encodings(text)
+        limits, size = self._limits, len(text)
+        bounds = Bounds(fields=limits.max_fields, text_bytes=limits.max_text_bytes)
         async with self._bodies.turn(Share(caller=caller, cost=size, left=size)):
-            await _refuse_too_many_values(chunks)
-            parser = _Parser()
-            async for part in self._in_turn(chunks, caller, size=size):
-                parser.feed(part)
-            return parser.body if parser.understood() else _at_once(chunks)
+            steps = outline(text, most_values=limits.max_values, most_levels=MOST_LEVELS)
+            found = await self._in_turn(steps, caller, size=size)
+            return await self._in_turn(read_in_pieces(text, found, bounds), caller, size=size)
 
-    async def _in_turn(self, chunks: Sequence[bytes], caller: str, *, size: int) -> AsyncIterator[bytes]:
-        """The parts of a body, each when it is this caller's turn."""
+    async def _in_turn(self, steps: Generator[None, None, T], caller: str, *, size: int) -> T:
+        """What a generator returns; each of its steps is done when it is this caller's turn."""
         turn = await self._parts.enter(Share(caller=caller, left=size))
         try:
-            for part in _parts(chunks):
-                turn = await self._parts.again(turn, Share(caller=caller, cost=len(part), left=size))
+            while True:
+                turn = await self._parts.again(turn, Share(caller=caller, cost=_TURN_BYTES, left=size))
                 await asyncio.sleep(0)
-                yield part
-                size -= len(part)
-            await asyncio.sleep(0)
+                next(steps)
+                size = max(1, size - _TURN_BYTES)
+        except StopIteration as end:
+            result: T = end.value
+            return result
         finally:
             self._parts.leave(turn)
 
-
-async def _refuse_too_many_values(chunks: Sequence[bytes]) -> None:
-    """Counting them is quick, reading them is not."""
-    values = 0
-    for part in _parts(chunks):
-        await asyncio.sleep(0)
-        # Each value but the first follows one of these three.
-        values += sum(map(part.count, (b",", b"[", b"{")))
-    if values > _MAX_VALUES:
-        raise RequestTooLarge(
-            f"the body has {values} commas, brackets and braces; at most {_MAX_VALUES} are taken: send fewer documents"
-        )
-
-
-def _at_once(chunks: Sequence[bytes]) -> Any:  # noqa: ANN401 - whatever JSON holds
-    try:
-        return orjson.loads(b"".join(chunks))
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is no valid JSON: {error}") from None
-
-
-def _parts(chunks: Sequence[bytes]) -> Iterator[bytes]:
-    """The same bytes in small parts, cut behind a blank where there is one: that is never within an escape."""
-    rest = b""
-    for chunk in chunks:
-        for start in range(0, len(chunk), _PART_BYTES):
-            piece = rest + chunk[start : start + _PART_BYTES]
-            end = piece.rfind(b" ") + 1 or len(piece)
-            yield piece[:end]
-            rest = piece[end:]
-    if rest:
-        yield rest
-
-
-class _Parser:
-    """Reads parts of a body until it is in doubt."""
-
-    def __init__(self) -> None:
-        self._events: list[tuple[str, Any]] = ijson.sendable_list()
-        self._parser = ijson.basic_parse_coro(self._events, use_float=True)
-        self._builder = ijson.ObjectBuilder()
-        self._depth = 0
-        self._in_doubt = False
-
-    @property
-    def body(self) -> Any:  # noqa: ANN401 - whatever JSON holds
-        return self._builder.value
-
-    def feed(self, part: bytes) -> None:
-        if self._in_doubt:
-            return
-        try:
-            self._parser.send(part)
-        except (ijson.JSONError, ValueError):
-            self._in_doubt = True
-            return
-        # A second half by itself is a ValueError, so that a first one that lacks it cannot be made up for.
-        self._in_doubt = len(_SURROGATE.findall(part)) != 2 * len(_SURROGATE_PAIR.findall(part))
-        self._build()
-
-    def understood(self) -> bool:
-        """Whether all was read, to the end, as orjson would have read it."""
-        if not self._in_doubt:
-            try:
-                self._parser.close()
-            except (ijson.JSONError, ValueError):
-                self._in_doubt = True
-        return not self._in_doubt
-
-    def _build(self) -> None:
-        for event, value in self._events:
-            self._depth += _STEPS.get(event, 0)
-            if self._depth > _MAX_DEPTH:
-                self._in_doubt = True
-                return
-            self._builder.event(event, value)
-        del self._events[:]
+    def _body(self, value: Any, text: bytes) -> Body:  # noqa: ANN401 - whatever JSON holds
+        if not isinstance(value, dict):
+            raise InvalidRequest(f"the body is a JSON {kind_of(value)}; send an object with query and documents")
+        refuse_many_fields(len(value), self._limits.max_fields)
+        return Body(value, text)

@@ -36,11 +36,16 @@ _MANY_RESULTS = 1000
 
 
 def rerank_routes(
-    dialects: Sequence[Dialect], *, service: RerankService, keys: ApiKeys, observer: Observer, strict: bool = False
+    dialects: Sequence[Dialect],
+    *,
+    service: RerankService,
+    keys: ApiKeys,
+    bodies: BodyReader,
+    observer: Observer,
+    strict: bool = False,
 ) -> APIRouter:
     """A router with every path of every dialect; `strict` refuses fields that mean nothing."""
     router = APIRouter()
-    bodies = BodyReader()
     for path in dict.fromkeys(path for dialect in dialects for path in dialect.paths):
         sharing = [dialect for dialect in dialects if path in dialect.paths]
         endpoint = _Endpoint(sharing, service=service, keys=keys, bodies=bodies, observer=observer, strict=strict)
@@ -83,9 +88,10 @@ class _Endpoint:
             caller.allowance.ask(now=finish.started)
             deadline = _deadline(request.headers, since=finish.started)
             body = await self._bodies.read_object(request, caller=caller.name)
-            dialect = self._choose(body, request.headers)
+            fields = {**request.path_params, **body.fields}
+            dialect = self._choose(fields, request.headers)
             finish.dialect = dialect.name
-            call = dialect.parse({**request.path_params, **body}, strict=self._strict)
+            call = dialect.parse(fields, strict=self._strict)
             wanted = [_on_terms(one, caller=caller.name, deadline=deadline) for one in call.to_requests()]
             finish.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
@@ -93,7 +99,7 @@ class _Endpoint:
             content = partial(call.render, results, request_id=request_id.get() or "")
             render = partial(_rendered, content, headers=finish.headers(results))
             answer = await self._written(render, caller.name, size=sum(len(result.results) for result in results))
-            answer.headers.update(_ignored(dialect, body))
+            answer.headers.update(_ignored(dialect, body.fields))
         except RerankError as error:
             finish(error.status)
             return error_answer(error)

@@ -19,17 +19,17 @@ _BAD_BODIES: list[tuple[bytes, str]] = [
     (b"{", "no valid JSON"),
     (b'{"query": "q", "documents": ["a"]', "no valid JSON"),
     (b"query=q", "no valid JSON"),
-    (b"null", "JSON NoneType; send an object"),
+    (b"null", "JSON null; send an object"),
     (b"[]", "JSON list; send an object"),
-    (b'"text"', "JSON str; send an object"),
-    (b"17", "JSON int; send an object"),
-    (b"[" * 100_000, "no valid JSON"),
-    (b'{"a":' * 5000 + b"1" + b"}" * 5000, "no valid JSON"),
+    (b'"text"', "JSON string; send an object"),
+    (b"17", "JSON number; send an object"),
+    (b"[" * 100_000, "nested more than 1024 levels deep"),
+    (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested more than 1024 levels deep"),
     (b'{"query": NaN, "documents": ["a"]}', "no valid JSON"),
     (b'{"query": "\\ud800", "documents": ["a"]}', "no valid JSON"),
     (b'{"query": "q", "documents": ["\\udfff"]}', "no valid JSON"),
-    ('{"query": "q", "documents": ["\u00e9"]}'.encode("latin-1"), "no valid JSON"),
-    ('{"query": "q", "documents": ["a"]}'.encode("utf-16"), "no valid JSON"),
+    ('{"query": "q", "documents": ["\u00e9"]}'.encode("latin-1"), "byte 30 is 0xe9"),
+    ('{"query": "q", "documents": ["a"]}'.encode("utf-16"), "it is UTF-16 or UTF-32; send UTF-8"),
     (b"\xff\xfe\x00", "no valid JSON"),
     (gzip.compress(b'{"query": "q", "documents": ["a"]}'), "no valid JSON"),
     (b"\0" * 100, "no valid JSON"),
@@ -231,7 +231,7 @@ def _bug(*_: object, **__: object) -> None:
     raise KeyError("a secret of ours")
 
 
-@pytest.mark.parametrize(("values", "status"), [(4_000_000, 400), (4_000_001, 413)])
+@pytest.mark.parametrize(("values", "status"), [(749_998, 400), (749_999, 413)])
 async def test_a_body_of_too_many_values_is_refused_unread(api: Api, values: int, status: int) -> None:
-    answer = await api.post("/rerank", content=b"," * values + b" ")
+    answer = await api.post("/rerank", content=b"[[" + b"," * values + b" " * 400_000)
     assert is_our_error(answer, status, "invalid_request" if status == 400 else "request_too_large")

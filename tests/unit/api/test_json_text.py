@@ -1,0 +1,159 @@
+"""A text that is read in pieces means what it would mean if it were read at once, and is counted before it is built."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.api.json_outline import Outline, outline
+from app.api.json_text import Bounds, read, read_in_pieces
+from app.errors import InvalidRequest, RequestTooLarge
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=5), inner, max_size=6),
+    max_leaves=30,
+)
+_bounds = st.builds(
+    Bounds,
+    fields=st.just(1000),
+    text_bytes=st.just(10_000),
+    piece_bytes=st.integers(1, 60),
+    piece_marks=st.integers(1, 10),
+)
+_blanks = st.sampled_from(["", " ", "\n \t\r"])
+
+
+def _outlined(text: bytes, *, window_bytes: int = 7, most_values: int = 10_000, most_levels: int = 100) -> Outline:
+    steps = outline(text, most_values=most_values, most_levels=most_levels, window_bytes=window_bytes)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        found: Outline = end.value
+        return found
+
+
+def _in_pieces(text: bytes, bounds: Bounds, *, window_bytes: int = 7) -> Any:
+    steps = read_in_pieces(text, _outlined(text, window_bytes=window_bytes), bounds)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value
+
+
+@given(value=_values, escaped=st.booleans(), blanks=_blanks, bounds=_bounds, window_bytes=st.integers(1, 40))
+def test_pieces_mean_what_the_whole_means(
+    value: Any, escaped: bool, blanks: str, bounds: Bounds, window_bytes: int
+) -> None:
+    separators = (f"{blanks},{blanks}", f"{blanks}:{blanks}")
+    written = json.dumps(value, ensure_ascii=escaped, separators=separators)
+    text = (blanks + written + blanks).encode("utf-8", "surrogatepass")
+    try:
+        expected = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        with pytest.raises(InvalidRequest):
+            _in_pieces(text, bounds, window_bytes=window_bytes)
+    else:
+        # 1 and 1.0 are equal, and so are -0.0 and 0
+        assert json.dumps(_in_pieces(text, bounds, window_bytes=window_bytes)) == json.dumps(expected)
+
+
+_tokens = st.lists(
+    st.sampled_from(
+        [b"[", b"]", b"{", b"}", b",", b":", b'"', b'"a"', b'"a":', b"1", b"\\", b'\\"', b"[]", b"{}", b" "]
+    ),
+    max_size=25,
+)
+
+
+@given(tokens=_tokens, outer=st.sampled_from([(b"", b""), (b"[", b"]"), (b'{"a":', b"}")]), bounds=_bounds)
+def test_what_is_no_json_is_none_in_pieces(tokens: list[bytes], outer: tuple[bytes, bytes], bounds: Bounds) -> None:
+    text = outer[0] + b"".join(tokens) + outer[1]
+    try:
+        expected = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        with pytest.raises(InvalidRequest, match="no valid JSON"):
+            _in_pieces(text, bounds)
+    else:
+        assert json.dumps(_in_pieces(text, bounds)) == json.dumps(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a": 1, "b": 2, "a": 3}',
+        b'{"a": [[[1, 2], [3]], []], "a": {"b": {"c": [1, 2, 3]}}, "b": []}',
+        b'{"a": {"x": 1, "y": {"z": [1, 2, 3, 4, 5, 6]}}, "b": 0}',
+        b'[[], [[]], [[], []], {}, {"": {}}, "", 0]',
+    ],
+)
+@pytest.mark.parametrize("piece_marks", [1, 2, 3, 100])
+def test_doubled_keys_and_nested_parts_are_read_as_at_once(text: bytes, piece_marks: int) -> None:
+    bounds = Bounds(fields=10, text_bytes=1000, piece_bytes=8, piece_marks=piece_marks)
+    assert json.dumps(_in_pieces(text, bounds)) == json.dumps(orjson.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"query": "q", "documents": ["é"]}'.encode("latin-1"), r"byte 30 is 0xe9, after .*documents.*; send UTF-8"),
+        ('{"query": "q", "documents": ["ж"]}'.encode("cp1251"), "not UTF-8; send UTF-8"),
+        ('{"query": "q"}'.encode("utf-16"), "UTF-16 or UTF-32; send UTF-8"),
+        ('{"query": "q"}'.encode("utf-16-le"), "UTF-16 or UTF-32; send UTF-8"),
+        ('{"query": "q"}'.encode("utf-16-be"), "UTF-16 or UTF-32; send UTF-8"),
+        ('{"query": "q"}'.encode("utf-32"), "UTF-16 or UTF-32; send UTF-8"),
+        (b"\x1f\x8b\x08\x00", "compressed"),
+        (b" \n", "empty"),
+        (b'{"query": "\xed\xa0\x80"}', "byte 11 is 0xed"),
+        (b'{"query": 1e400}', "a number at byte 10 is larger than a double can be; send it as a string"),
+        ('{"é": tru}'.encode(), "expected 'true' at byte 7, after"),
+    ],
+)
+def test_a_refusal_says_what_the_sender_must_change_and_where(text: bytes, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said) as refusal:
+        read(text)
+    assert len(refusal.value.message) < 300
+
+
+def test_a_place_in_a_piece_is_told_as_that_in_the_body() -> None:
+    text = b'{"before": "' + b"x" * 50 + b'", "documents": ["a", "b", "\xe9"]}'
+    at = text.index(b"\xe9")
+    bounds = Bounds(fields=10, text_bytes=1000, piece_bytes=20, piece_marks=4)
+    with pytest.raises(InvalidRequest, match=f"byte {at} is 0xe9"):
+        _in_pieces(text, bounds)
+    with pytest.raises(InvalidRequest, match=r"expected 'true' at byte 2[0-9]"):
+        _in_pieces(b'{"before": [1, 2, 3, tru]}', bounds)
+
+
+@pytest.mark.parametrize(("text", "values"), [(b"[1,2,3]", 3), (b"[[],[]]", 4), (b'{"a":{},"b":[]}', 10), (b'","', 0)])
+def test_values_are_counted_outside_of_strings_and_objects_count_four(text: bytes, values: int) -> None:
+    _outlined(text, most_values=values)
+    if values:
+        with pytest.raises(RequestTooLarge, match=f"more than {values - 1} JSON values"):
+            _outlined(text, most_values=values - 1)
+
+
+def test_levels_are_bounded() -> None:
+    _outlined(b"[" * 9 + b"]" * 9, most_levels=9)
+    with pytest.raises(InvalidRequest, match="more than 8 levels deep; flatten it"):
+        _outlined(b"[" * 9 + b"]" * 9, most_levels=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b'{"a": "' + b"x" * 50 + b'"}', "the text at byte 1 of the body has 57 bytes; at most 50 are taken"),
+        (b'{"a": [1, 2' + b" " * 50 + b"]}", "at most 50"),
+        (b" " * 60 + b"{}", "at most 50"),
+        (b"{" + b",".join(b'"%d":1' % number for number in range(11)) + b"}", "has 11 fields; at most 10 are taken"),
+    ],
+)
+def test_a_long_text_and_many_fields_are_refused_before_they_are_built(text: bytes, said: str) -> None:
+    bounds = Bounds(fields=10, text_bytes=50, piece_bytes=20, piece_marks=4)
+    with pytest.raises(RequestTooLarge, match=said):
+        _in_pieces(text, bounds)

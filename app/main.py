@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from app import __version__
 from app.api.answers import error_answer, plain_error
-from app.api.auth import SECURITY_SCHEMES, ApiKeys
+from app.api.auth import SECURITY_SCHEMES, ApiKeys, reload_api_keys
 from app.api.bodies import BodyLimits, BodyReader
 from app.api.connection import BoundedProtocol
 from app.api.dialects import DIALECTS
@@ -35,6 +35,7 @@ from app.errors import RerankError
 from app.faults import faults_on_signal
 from app.metrics import PrometheusObserver
 from app.service import RerankService
+from app.signals import ignore_harmless_signals, reloading_on_hangup
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,11 @@ _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def create_app(
-    settings: Settings, service: RerankService, observer: PrometheusObserver, lifecycle: Lifecycle
+    settings: Settings,
+    service: RerankService,
+    observer: PrometheusObserver,
+    lifecycle: Lifecycle,
+    keys: ApiKeys,
 ) -> FastAPI:
     """The HTTP application over a running service."""
     app = FastAPI(
@@ -58,7 +63,6 @@ def create_app(
         redoc_url=None,
         openapi_url=None if settings.private else "/openapi.json",
     )
-    keys = ApiKeys(read_api_keys(settings.api_keys, settings.api_keys_file))
     bodies = BodyReader(
         BodyLimits(
             max_values=settings.max_body_values,
@@ -119,15 +123,20 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain.
+    """Serve until SIGTERM, SIGINT or SIGQUIT, then drain. SIGHUP reads the API keys again.
 
     Raises:
         ConfigError: the registry or the cache URL is unusable.
     """
+    ignore_harmless_signals()
     observer = PrometheusObserver()
     lifecycle = Lifecycle()
-    async with running_service(settings, observer) as service:
-        app = create_app(settings, service, observer, lifecycle)
+    keys = ApiKeys(read_api_keys(settings.api_keys, settings.api_keys_file))
+    async with (
+        running_service(settings, observer) as service,
+        reloading_on_hangup(partial(reload_api_keys, keys, settings)),
+    ):
+        app = create_app(settings, service, observer, lifecycle, keys)
         server = DrainingServer(_uvicorn(app, settings), lifecycle, delay_s=settings.shutdown_delay_s)
         calm_the_collector()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)

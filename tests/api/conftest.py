@@ -9,7 +9,9 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from app.api.auth import ApiKeys
 from app.api.lifecycle import Lifecycle
+from app.api_keys import read_api_keys
 from app.config import Settings
 from app.main import create_app
 from app.metrics import PrometheusObserver
@@ -46,7 +48,9 @@ async def _open_api(fake: FakeService | None = None, **settings: Any) -> AsyncIt
     fake.observer = PrometheusObserver()
     lifecycle = Lifecycle()
     async with fake.running() as service:
-        app = create_app(Settings(**settings), service, fake.observer, lifecycle)
+        read = Settings(**settings)
+        keys = ApiKeys(read_api_keys(read.api_keys, read.api_keys_file))
+        app = create_app(read, service, fake.observer, lifecycle, keys)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
             yield Api(app=app, client=client, engine=fake.engine, observer=fake.observer, lifecycle=lifecycle)

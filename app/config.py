@@ -103,16 +103,38 @@ class Settings(BaseSettings):
         ge=2**20,
         description="Longest text in a request, as bytes of JSON: a document, or any other string.",
     )
-    max_held_body_bytes: int = Field(
+    max_held_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,
-        description="Bytes of all bodies that are being read or answered at a time; beyond that 429 "
-        "(one alone is always taken).",
+        description="Bytes of all bodies and answers that are held at a time, until the client has read the answer. "
+        "Beyond that 429 (one request alone is always taken). An API key may hold as much as it leaves free for "
+        "others.",
+    )
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        description="Most connections at a time. A few more are taken to answer `/health` and `/ready`; other requests "
+        "over them get 503, and further connections are closed.",
+    )
+    max_connections_per_address: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most connections from one address (in IPv6: one /64 network). None: no limit, because all clients "
+        "behind a proxy share its address; set it where clients connect themselves.",
+    )
+    head_timeout_s: float = Field(
+        default=20.0, gt=0, description="A request's head must have arrived within this time; else 408."
     )
     body_timeout_s: float = Field(
-        default=60.0,
+        default=60.0, gt=0, description="Then its body must have arrived within this time; else 408."
+    )
+    idle_timeout_s: float = Field(
+        default=75.0,
         gt=0,
-        description="A request's head, and then its body, must each have arrived within this time; else 408.",
+        description="A connection without a request is closed after this time. Keep it above a load balancer's.",
+    )
+    write_timeout_s: float = Field(
+        default=60.0, gt=0, description="A client that has not read its answer within this time is cut off."
     )
     max_waiting_tokens: int = Field(
         default=4_000_000,

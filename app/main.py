@@ -20,9 +20,10 @@ from app import __version__
 from app.api.answers import error_answer, plain_error
 from app.api.auth import SECURITY_SCHEMES, ApiKeys, reload_api_keys
 from app.api.bodies import BodyLimits, BodyReader
-from app.api.connection import BoundedProtocol
+from app.api.connection import Connection
 from app.api.dialects import DIALECTS
 from app.api.docs_page import docs_routes
+from app.api.door import ConnectionBounds, Door
 from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.api.ops import OperationsEndpoints, operations_routes
@@ -85,7 +86,7 @@ def create_app(
     bounds = BodyBounds(
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_s,
-        max_held_bytes=settings.max_held_body_bytes,
+        max_held_bytes=settings.max_held_bytes,
     )
     app.add_middleware(BodyLimit, bounds=bounds)
     app.add_middleware(RequestContext, lifecycle=lifecycle)
@@ -137,7 +138,8 @@ async def serve(settings: Settings) -> None:
         reloading_on_hangup(partial(reload_api_keys, keys, settings)),
     ):
         app = create_app(settings, service, observer, lifecycle, keys)
-        server = DrainingServer(_uvicorn(app, settings), lifecycle, delay_s=settings.shutdown_delay_s)
+        door = Door(_connection_bounds(settings), observer)
+        server = DrainingServer(_uvicorn(app, settings, door), lifecycle, delay_s=settings.shutdown_delay_s)
         calm_the_collector()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         with faults_on_signal() if settings.debug_faults else nullcontext():
@@ -154,12 +156,24 @@ def calm_the_collector() -> None:
     gc.set_threshold(1_000, 10, 500)
 
 
-def _uvicorn(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def _connection_bounds(settings: Settings) -> ConnectionBounds:
+    return ConnectionBounds(
+        max_connections=settings.max_connections,
+        max_per_address=settings.max_connections_per_address,
+        head_timeout_s=settings.head_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        idle_timeout_s=settings.idle_timeout_s,
+        write_timeout_s=settings.write_timeout_s,
+    )
+
+
+def _uvicorn(app: FastAPI, settings: Settings, door: Door) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(BoundedProtocol, head_timeout_s=settings.body_timeout_s),  # type: ignore[arg-type] # is called only
+        http=partial(Connection, door=door),  # type: ignore[arg-type] # is called only
+        ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from app.domain import Timings
 from app.gpu_memory import GpuMemoryReader
+from app.observer import REFUSAL_REASONS
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -63,6 +64,7 @@ class PrometheusObserver:
         )
         self._make_batch_metrics()
         self._make_cache_metrics()
+        self._make_connection_metrics()
         self._ready = Gauge("rerank_model_ready", "1 while the model can answer.", ["model"], registry=registry)
         memory = Gauge("rerank_process_memory_bytes", "Resident memory of the service.", registry=registry)
         memory.set_function(lambda: float(psutil.Process().memory_info().rss))
@@ -131,6 +133,17 @@ class PrometheusObserver:
         for operation in ("get", "put"):
             self._cache_errors.labels(operation)
 
+    def _make_connection_metrics(self) -> None:
+        self._connections = Gauge("rerank_connections", "Open connections.", registry=self.registry)
+        self._refused_connections = Counter(
+            "rerank_connections_refused_total",
+            "Connections that were turned away or broken off by this service.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in REFUSAL_REASONS:
+            self._refused_connections.labels(reason)
+
     def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
         self._requests.labels(model, dialect, str(status)).inc()
         self._durations.labels(model, dialect).observe(duration_s)
@@ -175,6 +188,12 @@ class PrometheusObserver:
 
     def cache_failed(self, *, operation: str) -> None:
         self._cache_errors.labels(operation).inc()
+
+    def connections_changed(self, *, open_connections: int) -> None:
+        self._connections.set(open_connections)
+
+    def connection_refused(self, *, reason: str) -> None:
+        self._refused_connections.labels(reason).inc()
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
         # From here on the model's counters stand at 0, so that their first step is a rate and not a beginning.

@@ -1,8 +1,11 @@
 """Facts of the scoring path. The hot path states them; who listens (Prometheus, a test) is not its concern."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from app.domain import Timings
+
+# Why a connection may be refused: all places taken, a head too slow or too large, no valid HTTP, an answer not read.
+REFUSAL_REASONS: Final = ("too_many", "slow_head", "large_head", "malformed", "slow_reader")
 
 
 class Observer(Protocol):
@@ -29,6 +32,10 @@ class Observer(Protocol):
     def cache_failed(self, *, operation: str) -> None: ...
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None: ...
+
+    def connections_changed(self, *, open_connections: int) -> None: ...
+
+    def connection_refused(self, *, reason: str) -> None: ...
 
 
 class Silent:
@@ -68,4 +75,10 @@ class Silent:
         pass
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
+        pass
+
+    def connections_changed(self, *, open_connections: int) -> None:
+        pass
+
+    def connection_refused(self, *, reason: str) -> None:
         pass

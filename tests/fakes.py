@@ -102,6 +102,12 @@ class RecordingObserver:
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
         self._state("model_readiness_changed", model=model, ready=ready)
 
+    def connections_changed(self, *, open_connections: int) -> None:
+        self._state("connections_changed", open_connections=open_connections)
+
+    def connection_refused(self, *, reason: str) -> None:
+        self._state("connection_refused", reason=reason)
+
 
 def logit_of(ids: Sequence[int]) -> float:
     """A number that depends on every id and on its place."""

@@ -38,7 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
         tmp_path_factory.mktemp("server"),
         registry,
         RERANKD_MAX_BODY_BYTES=str(_MAX_BODY),
-        RERANKD_MAX_HELD_BODY_BYTES=str(_MAX_HELD),
+        RERANKD_MAX_HELD_BYTES=str(_MAX_HELD),
+        RERANKD_HEAD_TIMEOUT_S=str(_TIMEOUT_S),
         RERANKD_BODY_TIMEOUT_S=str(_TIMEOUT_S),
     ) as server:
         wait_until_ready(server)

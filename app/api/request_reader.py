@@ -1,0 +1,255 @@
+"""Reads the requests of one connection from its bytes, in their order, and no further than it is asked to.
+
+Knows no socket and no clock. httptools (llhttp, strict) parses and frames; what it lacks is added here without a second
+parser: it can be stopped after each request, because bytes are handed to it in slices that end where a head or a body
+can end; an offer to upgrade is ignored; heads and what surrounds the chunks of a body are bounded.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+import httptools
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_TARGET_BYTES: Final = 8 * 1024
+MAX_HEADERS: Final = 100
+_SLICE_BYTES: Final = 16 * 1024
+# Chunks may hold one blank line after the other; a few requests parsed too early are cheaper than a slice for each.
+_CHUNKED_SLICE_BYTES: Final = 512
+# Sizes, extensions and trailers of a chunked body: so many bytes, and so many more for each byte of content.
+_FRAMING_BYTES: Final = 64 * 1024
+_FRAMING_PER_BYTE: Final = 16
+_BLANK_LINE: Final = b"\r\n\r\n"
+_FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    method: str
+    version: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    headers: Headers
+    keep_alive: bool
+    expects_continue: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfRequest:
+    """The body, which may be empty, is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What cannot be read on: it is answered so, and the connection closed."""
+
+    status: int
+    message: str
+
+
+Event = Head | bytes | EndOfRequest | Refusal
+_END: Final = EndOfRequest()
+
+
+class RequestReader:
+    """`feed` takes bytes; `next_event` parses as few of them as it can. After a `Refusal` nothing is read any more."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._at = 0
+        self._events: deque[Event] = deque()
+        self._refused = False
+        self._replaying = False
+        self._start_message()
+        self._parser = self._new_parser()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that came and were not parsed yet."""
+        return len(self._bytes) - self._at
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a next request has come."""
+        return self._in_head and not self._head_bytes and not self.waiting_bytes and not self._events
+
+    def feed(self, data: bytes) -> None:
+        if not self._refused:
+            self._bytes = self._bytes[self._at :] + data if self.waiting_bytes else data
+            self._at = 0
+
+    def next_event(self) -> Event | None:
+        """The next event, parsing one slice at most; None where that completed nothing."""
+        if not self._events and self.waiting_bytes:
+            self._parse_slice()
+        return self._events.popleft() if self._events else None
+
+    def _parse_slice(self) -> None:
+        start, end = self._at, self._end_of_slice()
+        self._at = end
+        if self._in_head:
+            self._head_bytes += end - start
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(431, f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+                return
+        elif self._body_left is None:
+            self._framing_bytes += end - start
+        try:
+            self._parser.feed_data(memoryview(self._bytes)[start:end])
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._refused:
+                self._at = start + upgrade.args[0]
+                self._ignore_upgrade()
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"this is no valid HTTP/1.1 request: {_cause(error)}")
+        else:
+            self._check_framing()
+
+    def _end_of_slice(self) -> int:
+        """Where the next head or body may end. What a slice has beyond that is only parsed earlier than it need be."""
+        if self._body_left:
+            return min(self._at + self._body_left, len(self._bytes))
+        last = min(self._at + _SLICE_BYTES, len(self._bytes))
+        first = self._at if self._in_head else self._at + _CHUNKED_SLICE_BYTES
+        blank = self._bytes.find(_BLANK_LINE, first, last)
+        return last if blank < 0 else blank + len(_BLANK_LINE)
+
+    def _check_framing(self) -> None:
+        self._flush_content()
+        if self._framing_bytes > _FRAMING_BYTES + _FRAMING_PER_BYTE * self._content_bytes:
+            self._refuse(400, "the body's chunks have more extensions, trailers or sizes than content")
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self._refused:
+            return
+        self._refused = True
+        self._bytes, self._at = b"", 0
+        self._content.clear()
+        self._events.append(Refusal(status, message))
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # What comes after a request that says `Connection: close` is thrown away, and no error.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    def _ignore_upgrade(self) -> None:
+        """The parser takes what follows such a head for another protocol. A new one, which has seen the same head
+        without its offer, frames the body as the request says.
+        """
+        head = [b"%b / HTTP/%b\r\n" % (self._parser.get_method(), self._parser.get_http_version().encode())]
+        head += [b"%b: %b\r\n" % header for header in self._headers if header[0] in _FRAMING_HEADERS]
+        self._parser = self._new_parser()
+        self._replaying = True
+        self._parser.feed_data(b"".join([*head, b"\r\n"]))
+        self._replaying = False
+
+    # What the parser calls.
+
+    def _start_message(self) -> None:
+        self._target = b""
+        self._headers: Headers = []
+        self._headers_seen = 0
+        self._in_head = True
+        self._head_bytes = 0
+        self._body_left: int | None = 0
+        self._content: list[bytes] = []
+        self._content_bytes = 0
+        self._framing_bytes = 0
+
+    def on_url(self, part: bytes) -> None:
+        if not self._replaying:
+            self._target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers are nobody's.
+        if self._in_head and not self._replaying:
+            self._headers_seen += 1
+            if self._headers_seen <= MAX_HEADERS:
+                self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self._replaying:
+            return
+        self._in_head = False
+        method, version = self._parser.get_method().decode("ascii"), self._parser.get_http_version()
+        for refusal in self._objections(method, version):
+            self._refuse(refusal.status, refusal.message)
+            return
+        values = dict(self._headers)
+        length = values.get(b"content-length")
+        self._body_left = None if b"transfer-encoding" in values else int(length) if length else 0
+        url = httptools.parse_url(self._target)
+        raw_path = url.path or b"/"
+        self._events.append(
+            Head(
+                method=method,
+                version=version,
+                path=unquote(raw_path.decode("ascii")),
+                raw_path=raw_path,
+                query=url.query or b"",
+                headers=self._headers,
+                keep_alive=version == "1.1" and _keeps_alive(self._headers),
+                expects_continue=version == "1.1" and values.get(b"expect", b"").lower() == b"100-continue",
+            )
+        )
+
+    def on_body(self, content: bytes) -> None:
+        if not self._refused:
+            self._content.append(content)
+            self._content_bytes += len(content)
+            if self._body_left:
+                self._body_left -= len(content)
+
+    def on_message_complete(self) -> None:
+        # At an upgrade the parser calls this right after the head, with the body still to come.
+        if self._refused or (self._parser.should_upgrade() and not self._replaying):
+            return
+        self._flush_content()
+        self._events.append(_END)
+        self._start_message()
+
+    def _flush_content(self) -> None:
+        if self._content:
+            self._events.append(b"".join(self._content))
+            self._content = []
+
+    def _objections(self, method: str, version: str) -> Iterator[Refusal]:
+        """What the parser takes, and nobody should act on: two readers could frame or route it in two ways."""
+        if version not in {"1.0", "1.1"}:
+            yield Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        if method == "CONNECT":
+            yield Refusal(501, "CONNECT is not supported: this is no proxy")
+        if self._headers_seen > MAX_HEADERS:
+            yield Refusal(431, f"the request has {self._headers_seen} headers; at most {MAX_HEADERS} are taken")
+        if len(self._target) > MAX_TARGET_BYTES:
+            yield Refusal(414, f"the request's target has more than {MAX_TARGET_BYTES} bytes")
+        if b"#" in self._target:
+            yield Refusal(400, "the request's target has a fragment (#...)")
+        codings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
+        if codings not in ([], [b"chunked"]):
+            yield Refusal(501, "of all transfer codings only `Transfer-Encoding: chunked` is supported")
+        if codings and version == "1.0":
+            yield Refusal(400, "HTTP/1.0 has no Transfer-Encoding")
+        hosts = sum(name == b"host" for name, _ in self._headers)
+        if hosts > 1 or (hosts < 1 and version == "1.1"):
+            yield Refusal(400, f"the request has {hosts} Host headers instead of one")
+
+
+def _keeps_alive(headers: Headers) -> bool:
+    options = [
+        option.strip().lower() for name, value in headers if name == b"connection" for option in value.split(b",")
+    ]
+    return b"close" not in options
+
+
+def _cause(error: httptools.HttpParserError) -> str:
+    text = str(error)
+    # That is how the parser puts it when it meets the preface of HTTP/2.
+    return "HTTP/2 is not spoken here" if "PRI" in text else text

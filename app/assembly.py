@@ -28,6 +28,7 @@ from app.pipeline.passages import PassagePolicy, PassageStage
 from app.pipeline.pointwise import PointwiseStage
 from app.pipeline.stage import Stage
 from app.pipeline.windowed import WindowedStage
+from app.probe import Probe, probe
 from app.profiles import with_profile
 from app.ranking import Activation, identity
 from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
@@ -58,6 +59,12 @@ class _Parts:
     engine: Engine
     canary: Canary
     fingerprint: str
+    probe: Probe | None
+
+    @property
+    def independent(self) -> bool:
+        """Whether a text's score is its own, as far as anybody knows: only then it may be used again."""
+        return self.probe is None or self.probe.independent
 
 
 @asynccontextmanager
@@ -180,6 +187,7 @@ class _Keeper:
             model=self.spec.name,
             observer=self.observer,
             stuck_after_s=_patience_s(parts.engine, self.settings),
+            coalesce=parts.independent,
         )
 
     def _loaded(self, parts: _Parts, batcher: Batcher) -> LoadedModel:
@@ -197,23 +205,25 @@ class _Keeper:
                 "revision": self.spec.revision or "",
                 "max_length": scorer.max_length,
                 "scores": "logit" if parts.pairs else "rank",
+                **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
             },
             alive_at=batcher.alive_at,
         )
 
     def _stages(self, parts: _Parts, batcher: Batcher) -> tuple[Stage, Stage, Activation]:
         """The stage that only scores, the one with all that is around it, and what turns values into relevance."""
+        cache = self.cache if parts.independent else None
         if parts.lists is not None:
             windowed = WindowedStage(parts.lists, batcher, self.tokenizing)
             lists: Stage = windowed
-            if self.cache is not None:
-                lists = CachedListStage(windowed, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
+            if cache is not None:
+                lists = CachedListStage(windowed, cache, fingerprint=parts.fingerprint, observer=self.observer)
             return windowed, BlankStage(lists, self.tokenizing, drops=parts.lists.drops), identity
         assert parts.pairs is not None  # noqa: S101 - it is a scorer of pairs then
         pointwise = PointwiseStage(parts.pairs, batcher, self.tokenizing)
         stage: Stage = pointwise
-        if self.cache is not None:
-            stage = CachedStage(pointwise, self.cache, fingerprint=parts.fingerprint, observer=self.observer)
+        if cache is not None:
+            stage = CachedStage(pointwise, cache, fingerprint=parts.fingerprint, observer=self.observer)
         passages = PassageStage(stage, parts.pairs, self.tokenizing, policy=_passage_policy(self.spec))
         return pointwise, BlankStage(passages, self.tokenizing, drops=parts.pairs.drops), parts.pairs.activation
 
@@ -310,7 +320,15 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     content = model_content(spec, folder)
     fingerprint = json.dumps([spec.name, spec.revision, content, engine.name, scorer.fingerprint])
     canary = _NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE
-    return _Parts(spec, pairs, lists, engine, canary, fingerprint)
+    # Asking a remote model costs money, and one that writes has no scores to compare.
+    asked = not isinstance(engine, RemoteEngine) and scorer.outputs is not None
+    tried = probe(engine, scorer) if asked else None
+    if tried is not None and not tried.independent:
+        logger.warning(
+            "scores depend on what else is in the batch: they are neither cached nor shared",
+            extra={"model": spec.name, "largest_difference": tried.largest_difference, "tolerance": tried.tolerance},
+        )
+    return _Parts(spec, pairs, lists, engine, canary, fingerprint, tried)
 
 
 def model_content(spec: ModelSpec, folder: Path) -> str:

@@ -297,6 +297,9 @@ def export(
     ),
     template: Annotated[str | None, typer.Option(help="The prompt template of a language model.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Candidates that a listwise model reads at once.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="`plain`, for classifiers that were trained on plain pairs.")
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run Python code of the model's repository.")] = False,
     registry: _Registry = None,
 ) -> None:
@@ -312,7 +315,7 @@ def export(
     console = Console()
     with console.status("starting") as status:
         export_source = (
-            export_cross_encoder
+            partial(export_cross_encoder, pairs=pairs)
             if method == "cross-encoder"
             else partial(
                 export_language_model, method=method, spec=_scorer_spec(source, settings, template, window, target)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -29,11 +29,12 @@ from app.engines.base import EngineSpec
 from app.engines.head_rows import HeadRows
 from app.engines.onnx import OUTPUT_TOKENS
 from app.engines.torch_causal import TorchCausalEngine
-from app.engines.torch_encoder import TorchEncoderEngine, takes_token_types
+from app.engines.torch_encoder import TorchEncoderEngine, name_padding, takes_token_types
 from app.engines.weights import read_weights
 from app.errors import ConfigError
 from app.narrowing import keep_first_row
 from app.quantizing import quantize_per_token, quantize_weights
+from app.recognition.kinds import ModelFiles, refuse_other_than_cross_encoder
 from app.scorers import LIST_SCORERS, load_list_scorer, load_scorer
 from app.scorers.base import ListScorer, PairScorer, ScorerSpec
 
@@ -59,6 +60,10 @@ _FILES_BESIDE = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "config_sentence_transformers.json",
+    # What says how the model's input is made, so that the new folder is read, or refused, as the first.
+    "chat_template.jinja",
+    "modules.json",
+    "sentence_bert_config.json",
 )
 
 PROBE_PAIRS: Final[tuple[tuple[str, str], ...]] = (
@@ -94,21 +99,25 @@ def export_cross_encoder(
     target: Path,
     *,
     precisions: Sequence[Precision],
+    pairs: str | None = None,
     trust_remote_code: bool = False,
     largest_file: int = LARGEST_FILE,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> list[Parity]:
-    """Write a servable folder: graphs, tokenizer, configuration, golden pairs and `parity.json`.
+    """Write a servable folder: graphs, tokenizer, configuration, golden pairs and `parity.json`. `pairs` is an option
+    of the scorer.
 
     Raises:
         ConfigError: the source is no sequence-classification model with safetensors weights and a fast tokenizer, or
             its graph does not compute what torch computes.
     """
+    refuse_other_than_cross_encoder(ModelFiles.read(source))
     on_step("loading the torch model")
     model = read_weights("sequence classifier", source, attention="eager", trust_remote_code=trust_remote_code)
     target.mkdir(parents=True, exist_ok=True)
     _write_tokenizer_and_config(source, target)
-    scorer = load_scorer("cross-encoder", ScorerSpec(folder=target, options=_label_option(model)))
+    scorer = load_scorer("cross-encoder", ScorerSpec(folder=target, options=_options(model, pairs=pairs)))
+    name_padding(model, scorer.pad_id)
     encodings = [
         scorer.encode(query, [document], max_document_tokens=None).encodings[0] for query, document in PROBE_PAIRS
     ]
@@ -237,9 +246,10 @@ def _write_tokenizer_and_config(source: Path, target: Path) -> None:
             raise ConfigError(f"transformers cannot load the tokenizer in {source}: {error}") from error
 
 
-def _label_option(model: PreTrainedModel) -> dict[str, int]:
+def _options(model: PreTrainedModel, *, pairs: str | None) -> dict[str, Any]:
     """Parity is measured on all outputs; which one means relevant is the registry's business."""
-    return {"label": 0} if model.config.num_labels > 1 else {}
+    label = {"label": 0} if model.config.num_labels > 1 else {}
+    return label if pairs is None else {**label, "pairs": pairs}
 
 
 def _reference(model: PreTrainedModel, encodings: Sequence[Encoding], *, pad_id: int) -> FloatArray:

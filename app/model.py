@@ -69,7 +69,7 @@ class LoadedModel:
     direct: Stage
     activation: Activation
     canary: Canary
-    details: Mapping[str, str | int]
+    details: Mapping[str, str | int | bool]
     alive_at: Callable[[], float] = _never
 
 
@@ -104,7 +104,7 @@ class ServedModel:
         )
 
     @property
-    def details(self) -> Mapping[str, str | int]:
+    def details(self) -> Mapping[str, str | int | bool]:
         """What answers, for people; empty while nothing does."""
         return self._loaded.details if self._loaded else {}
 

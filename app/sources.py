@@ -71,6 +71,8 @@ def find_folder(path: str, *, beside: Path, hub: Hub, patterns: Sequence[str]) -
     if path.startswith(_HUB):
         return _download(path.removeprefix(_HUB), hub=hub, patterns=patterns)
     folder = (beside / Path(path).expanduser()).resolve()
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; `path` names the model's folder: {folder.parent}?")
     if not folder.is_dir():
         raise ConfigError(f"no model folder {folder}; correct `path` in the registry, or use hub:org/name")
     return folder

@@ -161,6 +161,7 @@ class WordScorer:
 
     pad_id = 0
     output_tokens: Sequence[int] = ()
+    outputs = 1
     activation: Activation = staticmethod(identity)
 
     def __init__(self, *, max_length: int = 512, takes_instruction: bool = False) -> None:

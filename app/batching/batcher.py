@@ -179,7 +179,7 @@ class Place:
 class Batcher:
     """Mixes the encodings of many requests into forward passes of one engine."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it works with, and what it is told of the model
         self,
         planner: BatchPlanner,
         engine: Engine,
@@ -189,6 +189,7 @@ class Batcher:
         model: str,
         observer: Observer,
         stuck_after_s: float = 60.0,
+        coalesce: bool = True,
     ) -> None:
         self._planner = planner
         self._engine = engine
@@ -198,6 +199,8 @@ class Batcher:
         self._observer = observer
         self._cost = CostModel()
         self._stuck_after_s = stuck_after_s
+        self._coalesce = coalesce
+        self._failures_logged: set[type[Exception]] = set()
         self.admission = Admission(planner, self._cost, max_waiting_tokens=max_waiting_tokens, workers=worker.threads)
         self._jobs: dict[int, _Job] = {}
         # Open entries by what tells their encodings apart: those that wait, and those whose pass runs.
@@ -257,6 +260,8 @@ class Batcher:
             raise _gone(self._model)
         number = next(self._numbers)
         now = perf_counter()
+        if not self._coalesce:
+            identities = [b"%d/%d" % (number, position) for position in range(len(encodings))]
         job = _Job(encodings, identities, urgent=terms.urgent, now=now)
         self._jobs[number] = job
         try:
@@ -424,14 +429,28 @@ class Batcher:
             return
         try:
             logits = await self._forward(batch, running)
-        except Exception as error:
-            logger.exception("batch of %d pairs failed", len(batch), extra={"model": self._model})
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises; it is logged, and isolated
+            self._log_failure(error, pairs=len(batch))
             self._observer.batch_failed(model=self._model, pairs=len(batch))
             if isinstance(error, OutOfMemory) and len(batch) > 1:
                 self._learn_budget(batch)
             await self._isolate_failure(batch, tries=0 if isinstance(error, FinalFailure) else tries - 1)
         else:
             self._deliver(batch, logits)
+
+    def _log_failure(self, error: Exception, *, pairs: int) -> None:
+        """With its trace the first time that one of its kind comes; a batch that fails is tried in halves, and each of
+        these may fail again.
+        """
+        known = type(error) in self._failures_logged
+        self._failures_logged.add(type(error))
+        logger.error(
+            "batch of %d pairs failed%s",
+            pairs,
+            "; its halves are tried" if pairs > 1 else "",
+            exc_info=None if known else error,
+            extra={"model": self._model, "reason": f"{error!r:.200}"},
+        )
 
     async def _forward(self, batch: Sequence[_Item], running: _Pass) -> FloatArray:
         encodings = [item.encoding for item in batch]

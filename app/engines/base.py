@@ -9,6 +9,7 @@ import numpy as np
 
 from app.domain import Encoding, FloatArray, IntArray
 from app.errors import ConfigError
+from app.recognition.weights import check_graph
 
 _INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
 
@@ -122,11 +123,15 @@ def find_graph(folder: Path, *, file: str | None, usual: Sequence[str]) -> str:
     """The name of a model's ONNX graph, relative to its folder: `file`, or else the first of the usual ones.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is no whole file.
     """
     candidates = [file] if file else usual
+    # A cached score would outlive a graph elsewhere, of which its key knows nothing. (Links are well: hubs use them.)
+    if file and (Path(file).is_absolute() or ".." in Path(file).parts):
+        raise ConfigError(f"file = {file!r} is not inside of the model's folder {folder}; put the graph there")
     for candidate in candidates:
         if (folder / candidate).is_file():
+            check_graph(folder / candidate)
             return candidate
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx"))
     raise ConfigError(

@@ -15,6 +15,7 @@ from app.engines.base import BatchLimits, EngineSpec, pad
 from app.engines.cuda_graphs import CudaRecorder, Graphs, Record
 from app.engines.device_memory import to_device, within_memory
 from app.engines.packed import ATTENTION, can_pack, first_position, logits_of, pack
+from app.engines.positions import stretched_beyond
 from app.engines.weights import Precision, WeightsOptions, read_weights, torch_device
 from app.errors import ConfigError
 from app.options import read_options
@@ -53,10 +54,12 @@ class TorchEncoderEngine:
         self._device = device
         self._pad_id = pad_id
         self._takes_token_types = takes_token_types(model)
+        self._stretched_beyond = stretched_beyond(model)
         self._packed = model.config._attn_implementation == ATTENTION  # noqa: SLF001 - it has no other name
         self._streams = local()
         self._graphs = self._recorded_by(CudaRecorder(device)) if cuda_graphs else None
-        self.workers = workers
+        # Such models keep the angles of the pass that runs.
+        self.workers = workers if self._stretched_beyond is None else 1
         self.name = f"torch/{device.type}/{precision}" + ("/packed" if self._packed else "")
 
     @classmethod
@@ -70,6 +73,8 @@ class TorchEncoderEngine:
         device = torch_device(options.device)
         precision = options.precision_on(device)
         model = _load(spec, options, device=device, precision=precision)
+        name_padding(model, spec.pad_id)
+        _refuse_changing_attention(model)
         if options.compile:
             model.base_model.compile(dynamic=True)
         return cls(
@@ -94,7 +99,16 @@ class TorchEncoderEngine:
         Raises:
             OutOfMemory: the device has no room for so large a batch.
         """
-        return within_memory(lambda: self._logits(encodings))
+        return within_memory(lambda: self._grouped(encodings))
+
+    def _grouped(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """In one pass, or in two where a long sequence would turn the positions of short ones."""
+        longer = np.array([len(encoding.ids) > (self._stretched_beyond or _UNLIMITED) for encoding in encodings])
+        if not longer.any() or longer.all():
+            return self._logits(encodings)
+        parts = [np.flatnonzero(longer), np.flatnonzero(~longer)]
+        logits = [self._logits([encodings[row] for row in rows.tolist()]) for rows in parts]
+        return np.concatenate(logits)[np.argsort(np.concatenate(parts))]
 
     def _logits(self, encodings: Sequence[Encoding]) -> FloatArray:
         with self._stream():
@@ -170,6 +184,25 @@ def _load(
     elif options.packed:
         raise ConfigError(f"a {model.config.model_type} model cannot be packed; leave `packed` out")
     return model
+
+
+def name_padding(model: PreTrainedModel, pad_id: int) -> None:
+    """Tell a model what rows are filled with, where its config does not: language models with a classifier's head look
+    for the last token that is something else.
+    """
+    config = model.config.get_text_config()
+    if config.pad_token_id is None or config.pad_token_id < 0:
+        config.pad_token_id = pad_id
+        model.config.pad_token_id = pad_id
+
+
+def _refuse_changing_attention(model: PreTrainedModel) -> None:
+    """BigBird computes a batch of short sequences otherwise than long ones, and from then on all of them."""
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise ConfigError(
+            'config.json says attention_type = "block_sparse", with which a text\'s score depends on those that were '
+            'read before it; write "original_full" there'
+        )
 
 
 def takes_token_types(model: PreTrainedModel) -> bool:

@@ -4,6 +4,7 @@ Only safetensors are read, pickled weights never; nothing is downloaded here (`a
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from app.errors import ConfigError
+from app.recognition.weights import check_code, check_safetensors
 
 Kind = Literal["sequence classifier", "causal language model"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -34,6 +36,11 @@ _TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
     "float16": torch.float16,
 }
 _LONGEST_REASON: Final = 400
+# What is left of a training that a model's head is not of, and what transformers computes anew.
+_HARMLESS: Final = re.compile(
+    r"(.*\.)?(lm_head|cls|generator_lm_head|generator_predictions|discriminator_predictions|pooler|predictions)\..*"
+    r"|(.*\.)?(position_ids|inv_freq|masked_bias|attn\.bias)"
+)
 
 
 class WeightsOptions(BaseModel):
@@ -112,6 +119,8 @@ def read_weights(
         ConfigError: the folder holds no such model, or not all of its weights.
     """
     transformers_logging.disable_progress_bar()
+    check_safetensors(folder)
+    check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
     try:
         model, loading = _LOADERS[kind].from_pretrained(
             folder,
@@ -123,12 +132,20 @@ def read_weights(
             output_loading_info=True,
             **placement,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        # transformers raises whatever its parts do; code of a model's authors written for another version, anything
         raise ConfigError(_refusal(kind, folder, error)) from error
     # transformers fills what is missing with random numbers, for example the head of a model that has none
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
         raise ConfigError(f"the weights in {folder} lack {missing:.200}: this is no complete {kind}")
+    unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key))
+    if unread:
+        raise ConfigError(
+            f"the weights in {folder} hold {', '.join(unread):.200}, which {type(model).__name__} has no place for: "
+            "this is another kind of model, or one with more heads; if its scores do not depend on them, save the "
+            "model without them"
+        )
     return model.eval()
 
 

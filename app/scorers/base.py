@@ -62,6 +62,10 @@ class PairScorer(Protocol):
         """The tokens whose logits the engine is to give; empty: the model has a head of its own."""
 
     @property
+    def outputs(self) -> int:
+        """How many outputs an engine must give for a pair."""
+
+    @property
     def max_length(self) -> int:
         """Tokens of the longest pair that the model reads."""
 
@@ -121,6 +125,10 @@ class ListScorer(Protocol):
     @property
     def output_tokens(self) -> Sequence[int]:
         """As a `PairScorer`'s; for a model that generates, empty."""
+
+    @property
+    def outputs(self) -> int | None:
+        """How many outputs an engine must give for a prompt; None for a model that generates: as many as it writes."""
 
     @property
     def max_length(self) -> int:

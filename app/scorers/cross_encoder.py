@@ -1,14 +1,15 @@
 """Cross-encoders: one sequence-classification pass over (query, document) gives the pair's score.
 
 Nogueira and Cho, "Passage Re-ranking with BERT", 2019. A head of one output gives the logit itself. A head of several
-needs the option `label`, the class that means "relevant"; the raw score is then that class's log-odds, so that its
-sigmoid equals the class's softmax probability.
+needs the option `label`, the one that means "relevant". What they mean is config.json's `problem_type`: classes of
+which one holds (the raw score is the class's log-odds, whose sigmoid is its softmax probability), labels that hold or
+not each by itself, or values.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,15 +19,25 @@ from app.domain import FloatArray
 from app.errors import ConfigError, InvalidRequest
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
+from app.recognition.files import number_of, table_of
+from app.recognition.kinds import (
+    ModelFiles,
+    refuse_other_than_cross_encoder,
+    refuse_unknown_settings,
+    refuse_unsaid_pairs,
+)
+from app.recognition.tokenizer_settings import check_pair, refuse_other_cuts
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
 from app.scorers.document_tokenizer import DocumentTokenizer
 from app.scorers.edges import token_edges
 from app.scorers.pair_template import PairTemplate, read_template
 from app.scorers.token_cache import DocumentTokens, TokenCache
-from app.scorers.tokenizer_files import TokenizerFolder, drops, read_optional_json
+from app.scorers.tokenizer_files import TokenizerFolder, drops
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
 _TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+_PROBLEMS: Final = ("single_label_classification", "multi_label_classification", "regression")
 _MIN_DOCUMENT_TOKENS = 16
 # Of a long document only the beginning is tokenised: so many characters for each token that is read, which gives far
 # more tokens than needed unless the text is mostly white space or very long words.
@@ -43,6 +54,20 @@ class CrossEncoderOptions(BaseModel):
 
     activation: str | None = Field(default=None, description="`sigmoid` or `identity`; default: the model's own.")
     label: int | None = Field(default=None, ge=0, description='Which output means "relevant"; heads of several.')
+    pairs: Literal["plain"] | None = Field(
+        default=None,
+        description="`plain`: the tokenizer joins query and document, for language models with a classifier's head "
+        "that were trained so.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a classifier's outputs mean; `label` None: it has one, which is the score."""
+
+    outputs: int
+    label: int | None
+    problem: Problem
 
 
 class CrossEncoder:
@@ -56,17 +81,18 @@ class CrossEncoder:
         max_length: int,
         pad_id: int,
         activation: str,
-        label: int | None,
+        head: Head,
     ) -> None:
         self._tokenizer = tokenizer
         self._documents = DocumentTokenizer(tokenizer)
         self._template = template
-        self._label = label
+        self._head = head
+        self.outputs = head.outputs
         self._tokens = TokenCache(max_tokens=_REMEMBERED_TOKENS)
         self.max_length = max_length
         self.pad_id = pad_id
         self.activation: Activation = ACTIVATIONS[activation]
-        self.fingerprint = json.dumps(["cross-encoder", max_length, label])
+        self.fingerprint = json.dumps(["cross-encoder", max_length, head.label, head.problem])
 
     @classmethod
     def load(cls, spec: ScorerSpec) -> "CrossEncoder":
@@ -76,21 +102,18 @@ class CrossEncoder:
             ConfigError: a file is missing, the head's meaning is unknown, or the tokenizer is unsuitable.
         """
         options = read_options(spec.options, CrossEncoderOptions, of="scorer 'cross-encoder'")
-        files = TokenizerFolder.read(spec.folder)
-        beside = read_optional_json(spec.folder / "config_sentence_transformers.json")
-        template = read_template(files.tokenizer)
-        # A tokenizer may know segments that it does not give to its model.
-        if "token_type_ids" not in files.tokenizer_config.get("model_input_names", ["token_type_ids"]):
-            template = replace(template, segments=False)
-        _refuse_prompts(beside)
-        label = _label(files.config, options)
+        if options.activation is not None and options.activation not in ACTIVATIONS:
+            raise ConfigError(f"unknown activation {options.activation!r}; known: {', '.join(ACTIVATIONS)}")
+        read = TokenizerFolder.read(spec.folder)
+        template = _template(read, pairs=options.pairs)
+        head = _head(read.files, options)
         return cls(
-            files.tokenizer,
+            read.tokenizer,
             template,
-            max_length=_with_room(files.length(spec.max_length), template),
-            pad_id=files.pad_id,
-            activation=_activation(files.config, beside, options, label=label),
-            label=label,
+            max_length=_with_room(read.length(spec.max_length), template),
+            pad_id=read.pad_id,
+            activation=options.activation or _activation(read.files, head),
+            head=head,
         )
 
     def encode(
@@ -138,12 +161,13 @@ class CrossEncoder:
 
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
-        if self._label is None:
-            return logits[:, 0]
-        others = np.delete(logits, self._label, axis=1).astype(np.float64)
+        label = self._head.label
+        if label is None or self._head.problem != "single_label_classification":
+            return logits[:, label or 0]
+        others = np.delete(logits, label, axis=1).astype(np.float64)
         highest = others.max(axis=1)
         rest = highest + np.log(np.exp(others - highest[:, None]).sum(axis=1))
-        log_odds: FloatArray = (logits[:, self._label] - rest).astype(np.float32)
+        log_odds: FloatArray = (logits[:, label] - rest).astype(np.float32)
         return log_odds
 
     def _document_tokens(self, documents: Sequence[str], *, room: int) -> Iterator[DocumentTokens]:
@@ -178,14 +202,32 @@ def _refuse_instruction(instruction: str | None) -> None:
         raise InvalidRequest("what this model reads has no place for an instruction; leave it out")
 
 
-def _refuse_prompts(beside: Mapping[str, Any]) -> None:
-    """sentence-transformers puts a default prompt before the texts; scores without it would be other scores."""
-    name = beside.get("default_prompt_name")
-    if name is not None and (beside.get("prompts") or {}).get(name):
+def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:
+    """How a pair becomes one sequence, if the folder's files all say that it becomes one so.
+
+    Raises:
+        ConfigError: one of them says otherwise; the message names it.
+    """
+    files = read.files
+    refuse_other_than_cross_encoder(files)
+    refuse_unknown_settings(files)
+    template = read_template(read.tokenizer)
+    beginning = template.head.tolist()
+    # A beginning of text in the middle of one separates nothing.
+    separated = template.middle.tolist() not in ([], beginning)
+    if pairs is None:
+        refuse_unsaid_pairs(files, separated=separated)
+    elif files.is_decoder and not read.names_pad:
         raise ConfigError(
-            f"config_sentence_transformers.json names the default prompt {name!r}, which this scorer does not apply; "
-            "remove default_prompt_name if the model works without"
+            f"{files.folder}: no file names a padding token, by which this model finds the end of a text; name one "
+            "that ends no text in tokenizer_config.json (pad_token) or config.json (pad_token_id)"
         )
+    refuse_other_cuts(files)
+    check_pair(files, read.tokenizer, head=beginning, tail=template.tail.tolist())
+    # A tokenizer may know segments that it does not give to its model.
+    if "token_type_ids" not in files.tokenizer_config.get("model_input_names", ["token_type_ids"]):
+        template = replace(template, segments=False)
+    return template
 
 
 def _with_room(max_length: int, template: PairTemplate) -> int:
@@ -194,30 +236,38 @@ def _with_room(max_length: int, template: PairTemplate) -> int:
     return max_length
 
 
-def _label(config: Mapping[str, Any], options: CrossEncoderOptions) -> int | None:
-    names = config.get("id2label") or {}
-    outputs = int(config.get("num_labels") or len(names) or 2)
+def _head(files: ModelFiles, options: CrossEncoderOptions) -> Head:
+    """How many outputs the head has, which of several means "relevant", and what they are."""
+    source = files.folder / "config.json"
+    names = table_of(files.config, "id2label", of=source)
+    outputs = number_of(files.config, "num_labels", of=source) or len(names) or 2
     if outputs == 1:
         if options.label not in (None, 0):
             raise ConfigError(f"label = {options.label}, but this model's head has one output")
-        return None
+        return Head(1, None, _problem(files))
     if options.label is None or options.label >= outputs:
         raise ConfigError(
-            f"this model's head has {outputs} outputs ({', '.join(map(str, names.values())) or 'unnamed'}); "
+            f"this model's head has {outputs} outputs ({', '.join(map(str, names.values()))[:200] or 'unnamed'}); "
             f"say which one means relevant: options = {{ label = 0..{outputs - 1} }}"
         )
-    return options.label
+    return Head(outputs, options.label, _problem(files))
 
 
-def _activation(
-    config: Mapping[str, Any], beside: Mapping[str, Any], options: CrossEncoderOptions, *, label: int | None
-) -> str:
-    if options.activation is not None:
-        if options.activation not in ACTIVATIONS:
-            raise ConfigError(f"unknown activation {options.activation!r}; known: {', '.join(ACTIVATIONS)}")
-        return options.activation
-    # What a config says of a head of several outputs is meant for each output, not for the log-odds of one.
-    name = None if label is not None else _named_activation(config, beside)
+def _problem(files: ModelFiles) -> Problem:
+    """What the head's outputs mean. transformers reads no `problem_type` as classes of which one holds."""
+    stated = files.config.get("problem_type") or "single_label_classification"
+    if stated not in _PROBLEMS:
+        raise ConfigError(
+            f"{files.folder / 'config.json'}: problem_type is {stated!r:.60}; known: {', '.join(_PROBLEMS)}"
+        )
+    return cast("Problem", stated)
+
+
+def _activation(files: ModelFiles, head: Head) -> str:
+    if head.label is not None:
+        # What a config says of a head of several outputs is meant for each output, not for the log-odds of one.
+        return "identity" if head.problem == "regression" else "sigmoid"
+    name = _named_activation(files)
     if name is None:
         return "sigmoid"
     short = name.rsplit(".", 1)[-1]
@@ -229,15 +279,15 @@ def _activation(
     return _TORCH_ACTIVATIONS[short]
 
 
-def _named_activation(config: Mapping[str, Any], beside: Mapping[str, Any]) -> str | None:
+def _named_activation(files: ModelFiles) -> str | None:
     """The activation that sentence-transformers wrote down, in each of the places that it used over the years, in the
     order in which it reads them.
     """
-    section = config.get("sentence_transformers") or {}
+    section = table_of(files.config, "sentence_transformers", of="config.json")
     for name in (
-        beside.get("activation_fn"),
+        files.sentence_transformers.get("activation_fn"),
         section.get("activation_fn"),
-        config.get("sbert_ce_default_activation_function"),
+        files.config.get("sbert_ce_default_activation_function"),
     ):
         if name:
             return str(name)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from app.domain import Encoding, FloatArray, IntArray, WindowPlan
 from app.errors import ConfigError
 from app.options import read_options
+from app.recognition.kinds import refuse_other_than_language_model
 from app.scorers.base import EncodedWindow, ScorerSpec
 from app.scorers.list_prompt import (
     LEAST_WORDS,
@@ -93,6 +94,7 @@ class First:
         self.output_tokens = tuple(self._identifier_id(identifier) for identifier in identifiers)
         if len(set(self.output_tokens)) < len(identifiers):
             raise ConfigError(f"this tokenizer does not tell the identifiers {', '.join(identifiers)} apart")
+        self.outputs = len(self.output_tokens)
         self.fingerprint = json.dumps(["first", max_length, asdict(plan), template.model_dump()])
 
     @classmethod
@@ -107,6 +109,7 @@ class First:
         changes = {"identifiers": options.identifiers, "read": options.read}
         template = template.model_copy(update={name: value for name, value in changes.items() if value is not None})
         files = TokenizerFolder.read(spec.folder)
+        refuse_other_than_language_model(files.files, scorer="first")
         return cls(
             files.tokenizer,
             template,

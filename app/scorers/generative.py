@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from app.domain import Encoding, FloatArray, IntArray, WindowPlan
 from app.errors import ConfigError
 from app.options import read_options
+from app.recognition.kinds import refuse_other_than_language_model
 from app.scorers.base import EncodedWindow, ScorerSpec
 from app.scorers.list_prompt import (
     ListPrompt,
@@ -53,6 +54,7 @@ class GenerativeTemplate(ListTemplate):
 
 class Generative:
     output_tokens: Sequence[int] = ()
+    outputs: int | None = None
 
     def __init__(
         self,
@@ -85,8 +87,13 @@ class Generative:
         if options.identifiers is not None:
             template = template.model_copy(update={"identifiers": options.identifiers})
         if template.messages:
+            if spec.max_length is not None:
+                raise ConfigError(
+                    f"max_length = {spec.max_length}: an endpoint counts its own tokens; leave max_length out"
+                )
             return cls(None, template, plan=options.plan, max_length=_BYTES, pad_id=0)
         files = TokenizerFolder.read(spec.folder)
+        refuse_other_than_language_model(files.files, scorer="generative")
         max_length = files.length(spec.max_length, usual=template.max_length)
         if max_length <= template.answer_tokens:
             raise ConfigError(

@@ -1,6 +1,5 @@
 """Reads the parts of a Hugging Face model folder that a scorer needs."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,9 @@ from tokenizers import Tokenizer
 
 from app.domain import IntArray
 from app.errors import ConfigError
+from app.recognition.files import number_of, read_optional_json, refuse_hollow
+from app.recognition.kinds import ModelFiles
+from app.recognition.tokenizer_settings import apply_settings, content_of, refuse_other_code
 
 # Tokenizer configs say "no limit" with numbers like 10**30.
 _NO_LIMIT = 10**9
@@ -40,21 +42,34 @@ class TokenizerFolder:
     tokenizer: Tokenizer
     config: Mapping[str, Any]
     tokenizer_config: Mapping[str, Any]
+    files: ModelFiles
 
     @classmethod
     def read(cls, folder: Path) -> "TokenizerFolder":
         """Read tokenizer and configuration.
 
         Raises:
-            ConfigError: a file is missing or unusable.
+            ConfigError: a file is missing or unusable, or two of them disagree.
         """
-        config = read_json(folder / "config.json")
-        tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
-        return cls(folder, load_tokenizer(folder), config, tokenizer_config)
+        files = ModelFiles.read(folder)
+        refuse_other_code(files)
+        tokenizer = load_tokenizer(folder)
+        apply_settings(tokenizer, files)
+        tokenizer_config = dict(files.tokenizer_config)
+        stated = number_of(files.transformer, "max_seq_length", of="sentence_bert_config.json")
+        if stated is not None:
+            # sentence-transformers puts it in the place of the tokenizer's own.
+            tokenizer_config["model_max_length"] = stated
+        return cls(folder, tokenizer, files.config, tokenizer_config, files)
 
     @property
     def pad_id(self) -> int:
-        return pad_id_of(self.tokenizer, self.config, self.tokenizer_config)
+        return pad_id_of(self.folder, self.tokenizer, self.config, self.tokenizer_config) or 0
+
+    @property
+    def names_pad(self) -> bool:
+        """Whether a file names the token that rows are filled with."""
+        return pad_id_of(self.folder, self.tokenizer, self.config, self.tokenizer_config) is not None
 
     @property
     def longest(self) -> int:
@@ -72,23 +87,6 @@ class TokenizerFolder:
         if stated is not None and stated > self.longest:
             raise ConfigError(f"max_length = {stated}, but the model in {self.folder} reads {self.longest} tokens")
         return stated or min(self.longest, usual or self.longest)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ConfigError: the file is missing or is no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; is this a Hugging Face model folder?") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is no valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object")
-    return content
 
 
 def ids_of(tokenizer: Tokenizer, text: str) -> IntArray:
@@ -115,33 +113,31 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             f"no tokenizer.json in {folder}; save the model's fast tokenizer there: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
+    refuse_hollow(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise ConfigError(f"cannot read {path}: {error}") from None
+        raise ConfigError(f"cannot read {path}: {error}; download or save it again") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a file that is not there is an empty one.
-
-    Raises:
-        ConfigError: the file is no JSON object.
+def pad_id_of(
+    folder: Path, tokenizer: Tokenizer, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> int | None:
+    """The id to fill rows with, None where no file names one. The model's own word comes first: some models count
+    positions by it.
     """
-    return read_json(path) if path.is_file() else {}
-
-
-def pad_id_of(tokenizer: Tokenizer, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int:
-    """The id to fill rows with. The model's own word comes first: some models count positions by it."""
-    stated = config.get("pad_token_id")
-    if isinstance(stated, int) and stated >= 0:
+    stated = number_of(config, "pad_token_id", of=folder / "config.json")
+    if stated is not None and stated >= 0:
         return stated
-    token = tokenizer_config.get("pad_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    known = tokenizer.token_to_id(text) if isinstance(text, str) else None
-    return known if known is not None else 0
+    for said in (tokenizer_config, read_optional_json(folder / "special_tokens_map.json")):
+        text = content_of(said.get("pad_token"))
+        known = None if text is None else tokenizer.token_to_id(text)
+        if known is not None:
+            return int(known)
+    return None
 
 
 def declared_length(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int | None:
@@ -165,7 +161,11 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _unused_positions(config: Mapping[str, Any]) -> int:
-    if config.get("model_type") not in _OFFSET_POSITIONS:
+    architectures = config.get("architectures")
+    named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    # A config without a type, as those of models with code of their own, names the class all the same.
+    offset = config["model_type"] in _OFFSET_POSITIONS if config.get("model_type") else "Roberta" in named
+    if not offset:
         return 0
     pad_id = config.get("pad_token_id")
     return (pad_id if isinstance(pad_id, int) else _ROBERTA_PAD_ID) + 1

@@ -18,6 +18,7 @@ from app.domain import Encoding, FloatArray, IntArray
 from app.errors import ConfigError, InvalidRequest
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
+from app.recognition.kinds import answer_tokens, default_prompt, refuse_other_than_language_model
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
 from app.scorers.edges import token_edges
 from app.scorers.templates import Neutraliser, fill, placeholders, read_prompt_template, single_token
@@ -104,6 +105,7 @@ class YesNo:
         self.output_tokens: tuple[int, ...] = (positive,)
         if template.negative is not None:
             self.output_tokens += (single_token(tokenizer, template.negative, option="negative"),)
+        self.outputs = len(self.output_tokens)
         self.fingerprint = json.dumps(["yes-no", max_length, instruction, template.model_dump()])
 
     @classmethod
@@ -117,15 +119,19 @@ class YesNo:
         if options.activation not in ACTIVATIONS:
             raise ConfigError(f"unknown activation {options.activation!r}; known: {', '.join(ACTIVATIONS)}")
         template = read_prompt_template(spec, method="yes-no", name=options.template, shape=YesNoTemplate)
-        files = TokenizerFolder.read(spec.folder)
-        return cls(
-            files.tokenizer,
+        read = TokenizerFolder.read(spec.folder)
+        refuse_other_than_language_model(read.files, scorer="yes-no")
+        _check_instruction(read, template, options)
+        scorer = cls(
+            read.tokenizer,
             template,
             instruction=options.instruction if options.instruction is not None else template.instruction,
-            max_length=files.length(spec.max_length, usual=template.max_length),
-            pad_id=files.pad_id,
+            max_length=read.length(spec.max_length, usual=template.max_length),
+            pad_id=read.pad_id,
             activation=options.activation,
         )
+        _check_answers(read, scorer)
+        return scorer
 
     def encode(
         self,
@@ -213,6 +219,27 @@ class YesNo:
                 f"{self.max_length}: shorten the query or the instruction"
             )
         return room + 1
+
+
+def _check_instruction(read: TokenizerFolder, template: YesNoTemplate, options: YesNoOptions) -> None:
+    """Refuse to choose between two instructions where a request brings none."""
+    said = default_prompt(read.files)
+    if options.instruction is None and template.takes_instruction and said not in (None, template.instruction):
+        raise ConfigError(
+            f"{read.folder}: config_sentence_transformers.json says the instruction {said!r:.120}, the template "
+            f"{template.instruction!r:.120}; choose one: options = {{ instruction = ... }}"
+        )
+
+
+def _check_answers(read: TokenizerFolder, scorer: YesNo) -> None:
+    """Refuse a template that reads other tokens than the folder says."""
+    said = answer_tokens(read.files)
+    if said is not None and tuple(said) != scorer.output_tokens:
+        names, ours = ([read.tokenizer.id_to_token(number) for number in ids] for ids in (said, scorer.output_tokens))
+        raise ConfigError(
+            f"{read.folder}: modules.json says that the score is read at the tokens {names}, the template reads "
+            f"{ours}; write a template with the first as `positive` and `negative` (docs/models.md)"
+        )
 
 
 def _join(frame: _Frame, part: IntArray) -> Encoding:

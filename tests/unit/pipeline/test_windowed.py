@@ -38,6 +38,7 @@ class NumberScorer:
     fingerprint = "numbers"
     pad_id = 0
     output_tokens: Sequence[int] = range(_WINDOW)
+    outputs: int | None = _WINDOW
     max_length = 512
 
     def __init__(self, *, schedule: str = "tournament", depth: int = 40) -> None:

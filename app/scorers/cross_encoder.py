@@ -7,7 +7,7 @@ not each by itself, or values.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, cast
 
@@ -28,21 +28,18 @@ from app.recognition.kinds import (
 )
 from app.recognition.tokenizer_settings import check_pair, refuse_other_cuts
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
+from app.scorers.beginnings import Reach, read_parts
 from app.scorers.document_tokenizer import DocumentTokenizer
 from app.scorers.edges import token_edges
 from app.scorers.pair_template import PairTemplate, read_template
 from app.scorers.token_cache import DocumentTokens, TokenCache
-from app.scorers.tokenizer_files import TokenizerFolder, drops
+from app.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
 _TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 _PROBLEMS: Final = ("single_label_classification", "multi_label_classification", "regression")
 _MIN_DOCUMENT_TOKENS = 16
-# Of a long document only the beginning is tokenised: so many characters for each token that is read, which gives far
-# more tokens than needed unless the text is mostly white space or very long words.
-_CHARS_PER_TOKEN = 64
-_LEAST_CHARS = 4096
 # About 20,000 passages, in 20 MB.
 _REMEMBERED_TOKENS = 2_000_000
 
@@ -130,16 +127,17 @@ class CrossEncoder:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
         _refuse_instruction(instruction)
-        query_ids = np.asarray(self._tokenizer.encode(query, add_special_tokens=False).ids, dtype=np.int64)
+        query_ids = ids_of(self._tokenizer, query)
         room = self._room_beside(len(query_ids))
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
         encodings = []
         dropped = np.zeros(len(documents), dtype=np.int64)
-        known = self._tokens.get(documents, lambda texts: list(self._document_tokens(texts, room=room)), room=room)
+        known = self._tokens.get(documents, lambda texts: self._document_tokens(texts, room=room), room=room)
         for position, document in enumerate(known):
-            encodings.append(self._template.join(query_ids, document.ids[:room]))
-            dropped[position] = max(0, document.total - room)
+            ids = document.ids[:room]
+            encodings.append(self._template.join(query_ids, ids))
+            dropped[position] = document.total - len(ids)
         return EncodedPairs(encodings, dropped)
 
     def room(self, query: str, instruction: str | None = None) -> int:
@@ -149,7 +147,7 @@ class CrossEncoder:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
         _refuse_instruction(instruction)
-        return self._room_beside(len(self._tokenizer.encode(query, add_special_tokens=False).ids))
+        return self._room_beside(len(ids_of(self._tokenizer, query)))
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         """Where the tokens of texts lie."""
@@ -170,21 +168,19 @@ class CrossEncoder:
         log_odds: FloatArray = (logits[:, label] - rest).astype(np.float32)
         return log_odds
 
-    def _document_tokens(self, documents: Sequence[str], *, room: int) -> Iterator[DocumentTokens]:
+    def _document_tokens(self, documents: Sequence[str], *, room: int) -> list[DocumentTokens]:
         """Each document's first tokens, at least `room` if it has so many. How many it has in all is an estimate for a
         document of which only the beginning was tokenised.
         """
-        chars = max(_LEAST_CHARS, room * _CHARS_PER_TOKEN)
-        beginnings = self._documents.tokenize([text[:chars] for text in documents])
-        for document, beginning in zip(documents, beginnings, strict=True):
-            ids, total = beginning, len(beginning)
-            if len(document) > chars:
-                if total >= 2 * room:
-                    total = round(total * len(document) / chars)
-                else:
-                    (ids,) = self._documents.tokenize([document])
-                    total = len(ids)
-            yield DocumentTokens(np.array(ids[:room], dtype=np.int32), total)
+        beginnings = read_parts(
+            documents, self._documents.tokenize, enough=lambda ids: len(ids) >= 2 * room, reach=Reach.of(room)
+        )
+        return [
+            DocumentTokens(
+                np.array(one.content[:room], dtype=np.int32), len(one.content) + one.beyond(len(one.content))
+            )
+            for one in beginnings
+        ]
 
     def _room_beside(self, query_tokens: int) -> int:
         room = self.max_length - self._template.special_tokens - query_tokens

@@ -20,6 +20,7 @@ from app.errors import ConfigError
 from app.options import read_options
 from app.recognition.kinds import refuse_other_than_language_model
 from app.scorers.base import EncodedWindow, ScorerSpec
+from app.scorers.beginnings import Part, Reach, read_parts
 from app.scorers.list_prompt import (
     LEAST_WORDS,
     ListPrompt,
@@ -27,6 +28,7 @@ from app.scorers.list_prompt import (
     WindowOptions,
     count_words,
     cut_words,
+    first_words,
     fit,
     identifier_texts,
     refuse_instruction,
@@ -133,7 +135,10 @@ class First:
         """
         refuse_instruction(instruction)
         question = self._prompt.clean(query)
-        passages = [self._prompt.clean(text) for text in self._beginnings(documents, max_document_tokens)]
+        most = self._template.words_for(len(documents))
+        parts = first_words(documents, most)
+        read = [document[: part.characters] for document, part in zip(documents, parts, strict=True)]
+        passages = [self._prompt.clean(text) for text in self._beginnings(read, max_document_tokens)]
         if self._template.passage_tokens is not None:
             passages = list(self._beginnings(passages, self._template.passage_tokens))
 
@@ -142,10 +147,9 @@ class First:
             kept = [cut_words(passage, words) for passage in passages]
             return self._ids(self._prompt.write(question, self._filled_up(kept)))
 
-        most = self._template.words_for(len(documents))
         ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
         boundary = self._shared_tokens(ids, self._prompt.opening(question, count=len(documents)))
-        return EncodedWindow(Encoding(ids, boundary), self._dropped(documents, passages, words))
+        return EncodedWindow(Encoding(ids, boundary), _dropped(parts, passages, words))
 
     def drops(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a short text."""
@@ -167,10 +171,17 @@ class First:
     def _beginnings(self, documents: Sequence[str], max_document_tokens: int | None) -> Sequence[str]:
         if max_document_tokens is None:
             return documents
-        encoded = self._tokenizer.encode_batch(list(documents), add_special_tokens=False)
+        parts = read_parts(
+            documents,
+            lambda texts: self._tokenizer.encode_batch(list(texts), add_special_tokens=False),
+            enough=lambda one: len(one.ids) >= 2 * max_document_tokens,
+            reach=Reach.of(max_document_tokens),
+        )
         return [
-            document if len(one.ids) <= max_document_tokens else document[: one.offsets[max_document_tokens - 1][1]]
-            for document, one in zip(documents, encoded, strict=True)
+            document[: part.characters]
+            if len(part.content.ids) <= max_document_tokens
+            else document[: part.content.offsets[max_document_tokens - 1][1]]
+            for document, part in zip(documents, parts, strict=True)
         ]
 
     def _filled_up(self, passages: Sequence[str]) -> Sequence[str]:
@@ -179,13 +190,6 @@ class First:
             return passages
         encoded = self._tokenizer.encode_batch(list(passages), add_special_tokens=False)
         return [passage + filler * (tokens - len(one.ids)) for passage, one in zip(passages, encoded, strict=True)]
-
-    @staticmethod
-    def _dropped(documents: Sequence[str], passages: Sequence[str], words: int) -> IntArray:
-        """Words cut off each document: an estimate of tokens that is never too high."""
-        kept = [min(count_words(passage), words) for passage in passages]
-        whole = [count_words(" ".join(document.split())) for document in documents]
-        return np.maximum(0, np.array(whole, dtype=np.int64) - np.array(kept, dtype=np.int64))
 
     def _leading_ids(self) -> IntArray:
         """What precedes a prompt's own ids: nothing, or what the tokenizer puts before every text."""
@@ -235,3 +239,10 @@ class First:
                 "other identifiers, a smaller window (numbers: up to 9 with most tokenizers), or another way to read"
             )
         return int(after[-1])
+
+
+def _dropped(parts: Sequence[Part[int]], passages: Sequence[str], words: int) -> IntArray:
+    """Words cut off each document: an estimate of tokens."""
+    kept = [min(count_words(passage), words) for passage in passages]
+    counts = [max(0, part.content - count) + part.beyond(part.content) for part, count in zip(parts, kept, strict=True)]
+    return np.array(counts, dtype=np.int64)

@@ -26,6 +26,7 @@ from app.scorers.list_prompt import (
     WindowOptions,
     count_words,
     cut_words,
+    first_words,
     fit,
     identifier_texts,
     refuse_instruction,
@@ -123,18 +124,24 @@ class Generative:
         """
         refuse_instruction(instruction)
         question = self._prompt.clean(query)
-        passages = [self._prompt.clean(document) for document in documents]
         most = self._template.words_for(len(documents))
         if max_document_tokens is not None:
             # A word is at least a token.
             most = min(most, max_document_tokens)
+        parts = first_words(documents, most)
+        passages = [
+            self._prompt.clean(document[: part.characters]) for document, part in zip(documents, parts, strict=True)
+        ]
 
         @cache
         def ids_with(words: int) -> IntArray:
             return self._ids(question, [cut_words(passage, words) for passage in passages])
 
         ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
-        dropped = [max(0, count_words(passage) - words) for passage in passages]
+        dropped = [
+            max(0, count_words(passage) - words) + part.beyond(part.content)
+            for passage, part in zip(passages, parts, strict=True)
+        ]
         return EncodedWindow(Encoding(ids, len(ids)), np.array(dropped, dtype=np.int64))
 
     def drops(self, text: str) -> bool:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain import IntArray, WindowPlan
 from app.errors import ConfigError, InvalidRequest
+from app.scorers.beginnings import Part, Reach, read_parts
 from app.scorers.templates import fill, placeholders
 
 Identifiers = Literal["alphabetical", "numeric"]
@@ -147,6 +148,16 @@ def cut_words(text: str, words: int) -> str:
 def count_words(text: str) -> int:
     """Words of a clean text, as `cut_words` counts them."""
     return sum(-(-len(word) // _LONGEST_WORD) or 1 for word in text.split(" "))
+
+
+def first_words(documents: Sequence[str], words: int) -> list[Part[int]]:
+    """The beginning of each document in which its first words are, and how many words it has."""
+    return read_parts(
+        documents,
+        lambda texts: [count_words(" ".join(text.split())) for text in texts],
+        enough=lambda count: count > words,
+        reach=Reach.of(words),
+    )
 
 
 def refuse_instruction(instruction: str | None) -> None:

@@ -20,14 +20,12 @@ from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation
 from app.recognition.kinds import answer_tokens, default_prompt, refuse_other_than_language_model
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
+from app.scorers.beginnings import Reach, read_parts
 from app.scorers.edges import token_edges
 from app.scorers.templates import Neutraliser, fill, placeholders, read_prompt_template, single_token
 from app.scorers.tokenizer_files import TokenizerFolder, drops
 
 _MIN_DOCUMENT_TOKENS = 16
-# Of a very long document only so many characters for each token that is read are looked at.
-_CHARS_PER_TOKEN = 64
-_LEAST_CHARS = 4096
 
 
 class YesNoTemplate(BaseModel):
@@ -152,18 +150,24 @@ class YesNo:
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
         limit = len(frame.opening_tokens) + room
-        chars = max(_LEAST_CHARS, limit * _CHARS_PER_TOKEN)
-        parts = self._tokenizer.encode_batch_fast(
-            [frame.opening + self._neutralise(document[:chars]) for document in documents], add_special_tokens=False
+        parts = read_parts(
+            documents,
+            lambda texts: self._opened(frame.opening, texts),
+            enough=lambda ids: len(ids) >= limit + room,
+            reach=Reach.of(limit),
         )
         encodings = []
         dropped = np.zeros(len(documents), dtype=np.int64)
-        for position, (document, part) in enumerate(zip(documents, parts, strict=True)):
-            ids = np.asarray(part.ids, dtype=np.int64)
-            encodings.append(_join(frame, ids[:limit]))
-            unread = max(0, len(document) - chars) * len(ids) // chars
-            dropped[position] = max(0, len(ids) - limit) + unread
+        for position, part in enumerate(parts):
+            ids = np.array(part.content[:limit], dtype=np.int64)
+            encodings.append(_join(frame, ids))
+            dropped[position] = len(part.content) - len(ids) + part.beyond(len(part.content))
         return EncodedPairs(encodings, dropped)
+
+    def _opened(self, opening: str, documents: Sequence[str]) -> list[list[int]]:
+        """The ids of the part of the prompt that each document ends."""
+        texts = [opening + self._neutralise(document) for document in documents]
+        return [part.ids for part in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def room(self, query: str, instruction: str | None = None) -> int:
         """How many tokens of a document fit into the prompt.

@@ -224,7 +224,7 @@ class _Keeper:
         stage: Stage = pointwise
         if cache is not None:
             stage = CachedStage(pointwise, cache, fingerprint=parts.fingerprint, observer=self.observer)
-        passages = PassageStage(stage, parts.pairs, self.tokenizing, policy=_passage_policy(self.spec))
+        passages = PassageStage(stage, parts.pairs, batcher, self.tokenizing, policy=_passage_policy(self.spec))
         return pointwise, BlankStage(passages, self.tokenizing, drops=parts.pairs.drops), parts.pairs.activation
 
 

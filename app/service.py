@@ -111,6 +111,11 @@ class RerankService:
             raise RequestTooLarge(
                 f"at most {self.limits.max_query_chars} characters in a query; got {len(request.query)}"
             )
+        instruction = request.options.instruction or ""
+        if len(instruction) > self.limits.max_query_chars:
+            raise RequestTooLarge(
+                f"at most {self.limits.max_query_chars} characters in an instruction; got {len(instruction)}"
+            )
         if not request.documents:
             raise InvalidRequest("no documents; send at least one")
         if len(request.documents) > self.limits.max_documents:

@@ -274,22 +274,8 @@ async def running_batcher(
     engine: ArithmeticEngine, observer: Observer, *, max_waiting_tokens: int = 1_000_000, stuck_after_s: float = 60.0
 ) -> AsyncIterator[Batcher]:
     """A batcher that serves until the context is left."""
-    planner = BatchPlanner(
-        max_batch_tokens=engine.preferred_batch.tokens,
-        max_batch_pairs=engine.preferred_batch.pairs,
-        workers=engine.workers,
-        padded=engine.preferred_batch.padded,
-    )
     with Worker(name="infer", threads=engine.workers) as worker:
-        batcher = Batcher(
-            planner,
-            engine,
-            worker,
-            max_waiting_tokens=max_waiting_tokens,
-            model="fake",
-            observer=observer,
-            stuck_after_s=stuck_after_s,
-        )
+        batcher = _batcher(engine, worker, observer, max_waiting_tokens=max_waiting_tokens, stuck_after_s=stuck_after_s)
         serving = asyncio.create_task(batcher.run())
         try:
             yield batcher
@@ -297,6 +283,37 @@ async def running_batcher(
             engine.gate.set()
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
+
+
+def idle_batcher(*, max_waiting_tokens: int = 1_000_000) -> Batcher:
+    """A batcher that lets requests in, and serves none."""
+    worker = Worker(name="infer", threads=1)
+    return _batcher(ArithmeticEngine(), worker, RecordingObserver(), max_waiting_tokens=max_waiting_tokens)
+
+
+def _batcher(
+    engine: ArithmeticEngine,
+    worker: Worker,
+    observer: Observer,
+    *,
+    max_waiting_tokens: int,
+    stuck_after_s: float = 60.0,
+) -> Batcher:
+    planner = BatchPlanner(
+        max_batch_tokens=engine.preferred_batch.tokens,
+        max_batch_pairs=engine.preferred_batch.pairs,
+        workers=engine.workers,
+        padded=engine.preferred_batch.padded,
+    )
+    return Batcher(
+        planner,
+        engine,
+        worker,
+        max_waiting_tokens=max_waiting_tokens,
+        model="fake",
+        observer=observer,
+        stuck_after_s=stuck_after_s,
+    )
 
 
 @dataclass(kw_only=True)
@@ -354,7 +371,7 @@ class FakeService:
             if self.cache is not None
             else direct
         )
-        passages = PassageStage(cached, self.scorer, tokenizing, policy=self.passages)
+        passages = PassageStage(cached, self.scorer, batcher, tokenizing, policy=self.passages)
         return LoadedModel(
             stage=BlankStage(passages, tokenizing, drops=self.scorer.drops),
             direct=direct,

@@ -246,6 +246,14 @@ class Admission:
             return _MARGIN, _SHARED_QUEUE_MARGIN
         return _QUEUE_MARGIN, _QUEUE_MARGIN
 
+    def expected_of(self, caller: str) -> float:
+        """Tokens that a caller asked for lately, as they count by now."""
+        return self._asked.get(caller, 0.0)
+
+    def take_back(self, caller: str, tokens: int) -> None:
+        """Expect that much less of a caller: its request comes again."""
+        self._asked[caller] = max(0.0, self._asked.get(caller, 0.0) - tokens)
+
     def _expect(self, tokens: int, caller: str, *, now: float) -> None:
         fading = exp((self._asked_at - now) / _EXPECTED_S)
         self._asked = {name: tokens * fading for name, tokens in self._asked.items() if tokens * fading >= 1}

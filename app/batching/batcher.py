@@ -171,6 +171,11 @@ class Place:
     def leave(self) -> None:
         self._hold(0)
 
+    def leave_to_ask_again(self) -> None:
+        """Leave, and let the request ask anew for what is left of it, as if it had not asked yet."""
+        self.leave()
+        self._batcher.admission.take_back(self._terms.caller, self._let_in.tokens)
+
     def _hold(self, tokens: int) -> None:
         self._batcher.admission.reserve(self._terms.caller, tokens - self._tokens)
         self._tokens = tokens

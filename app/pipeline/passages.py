@@ -6,11 +6,13 @@ Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
+from app.batching.batcher import Batcher, Place
 from app.domain import (
     Aggregation,
     IntArray,
@@ -26,14 +28,18 @@ from app.pipeline.passage_windows import aggregate, last_window, windows
 from app.pipeline.portions import portions, share_of
 from app.pipeline.stage import Stage
 from app.scorers.base import Edges, PairScorer
+from app.scorers.beginnings import Part, Reach, read_parts
 from app.sharing import SharedWorker
 
 _DOCUMENTS_PER_CALL = 64
 _CHARACTERS_PER_CALL = 100_000
-# Of a very long document only as much is tokenised as its passages can take; how much the rest has is estimated.
+# Of a document only as much is tokenised as its passages can take, so many characters for each token, and twice that
+# where it has fewer tokens; how many the rest has is estimated.
 _CHARS_PER_TOKEN = 8
 _LEAST_CHARS = 65_536
 _SPARE_TOKENS = 64
+# As admission believes, before anything is tokenised.
+_USUAL_CHARS_PER_TOKEN = 4
 # A passage read by itself may have a few tokens more than inside of its document, at its two edges.
 _EDGE_TOKENS = 4
 
@@ -73,9 +79,12 @@ class _Cut:
 class PassageStage:
     """Wraps a stage whose scores depend on the pair alone."""
 
-    def __init__(self, inner: Stage, reader: PairScorer, tokenizing: SharedWorker, *, policy: PassagePolicy) -> None:
+    def __init__(
+        self, inner: Stage, reader: PairScorer, batcher: Batcher, tokenizing: SharedWorker, *, policy: PassagePolicy
+    ) -> None:
         self._inner = inner
         self._reader = reader
+        self._batcher = batcher
         self._tokenizing = tokenizing
         self._policy = policy
 
@@ -90,11 +99,28 @@ class PassageStage:
         if truncation is not Truncation.CHUNK and not from_the_end:
             return await self._inner.score(query, documents, options)
         started = perf_counter()
-        cuts = await self._cut(query, documents, replace(options, truncation=truncation))
+        with self._admitted(documents, options, chunked=truncation is Truncation.CHUNK) as place:
+            cuts = await self._cut(query, documents, replace(options, truncation=truncation))
+            # Passages that are in the cache cost nothing more, and the others ask for themselves.
+            place.leave_to_ask_again()
         cutting = Timings(tokenize_s=perf_counter() - started)
         texts = [document[start:end] for document, cut in zip(documents, cuts, strict=True) for start, end in cut.spans]
         whole = replace(options, truncation=Truncation.TRUNCATE, truncation_side=Side.RIGHT, max_tokens_per_doc=None)
         return self._gathered(await self._inner.score(query, texts, whole), cuts, options.passages, cutting)
+
+    def _admitted(
+        self, documents: Sequence[str], options: ScoreOptions, *, chunked: bool
+    ) -> AbstractContextManager[Place]:
+        """Before anything is tokenised, by what is known of documents then: how many characters they have."""
+        length = self._policy.length(options.passages, room=self._reader.max_length)
+        limit = self._policy.limit(options.passages) if chunked else 1
+        per_passage = length * _USUAL_CHARS_PER_TOKEN
+        return self._batcher.place(
+            characters=sum(min(len(document), limit * per_passage) for document in documents),
+            encodings=sum(min(limit, 1 + len(document) // per_passage) for document in documents),
+            longest=length,
+            terms=options.terms,
+        )
 
     async def _cut(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[_Cut]:
         terms = options.terms
@@ -163,36 +189,41 @@ class _Plan:
 
 
 def _read(reader: PairScorer, documents: Sequence[str], plan: _Plan) -> list[_Cut]:
-    chars = max(_LEAST_CHARS, plan.most_tokens * _CHARS_PER_TOKEN)
-    beginnings = reader.edges([document[:chars] for document in documents])
-    return [_passages(reader, *pair, plan) for pair in zip(documents, beginnings, strict=True)]
+    beginnings = read_parts(
+        documents,
+        reader.edges,
+        enough=lambda edges: edges.tokens >= plan.most_tokens + _SPARE_TOKENS,
+        reach=_reach(plan.most_tokens),
+    )
+    return [_passages(beginning, plan) for beginning in beginnings]
 
 
-def _passages(reader: PairScorer, document: str, edges: Edges, plan: _Plan) -> _Cut:
-    estimated = 0
-    known = int(edges.characters[-1])
-    if known < len(document) and edges.tokens >= plan.most_tokens + _SPARE_TOKENS:
-        estimated = round(edges.tokens * (len(document) - known) / max(known, 1))
-    elif known < len(document):
-        (edges,) = reader.edges([document])
+def _reach(tokens: int) -> Reach:
+    return Reach.of(tokens, first=_CHARS_PER_TOKEN, most=2 * _CHARS_PER_TOKEN, least=_LEAST_CHARS)
+
+
+def _passages(beginning: Part[Edges], plan: _Plan) -> _Cut:
+    edges = beginning.content
     tokens = edges.tokens if plan.max_tokens is None else min(edges.tokens, plan.max_tokens)
     found = [(0, tokens)]
     if tokens > plan.fits:
         found = windows(edges, tokens=tokens, length=plan.length, overlap=plan.overlap, limit=plan.limit)
     spans = [(int(edges.characters[start]), int(edges.characters[end])) for start, end in found]
-    return _Cut(spans, edges.tokens + estimated - found[-1][1])
+    return _Cut(spans, edges.tokens + beginning.beyond(edges.tokens) - found[-1][1])
 
 
 def _read_ends(reader: PairScorer, documents: Sequence[str], *, length: int) -> list[_Cut]:
+    endings = read_parts(
+        documents,
+        reader.edges,
+        enough=lambda edges: edges.tokens >= length + _SPARE_TOKENS,
+        reach=_reach(length),
+        side=Side.LEFT,
+    )
     cuts = []
-    chars = max(_LEAST_CHARS, length * _CHARS_PER_TOKEN)
-    endings = reader.edges([document[-chars:] for document in documents])
     for document, ending in zip(documents, endings, strict=True):
-        skipped = max(0, len(document) - chars)
-        edges = ending
-        if skipped and edges.tokens < length + _SPARE_TOKENS:
-            (edges,), skipped = reader.edges([document]), 0
+        edges = ending.content
         start, _ = last_window(edges, length=length)
-        estimated = round(edges.tokens * skipped / chars)
-        cuts.append(_Cut([(skipped + int(edges.characters[start]), len(document))], start + estimated))
+        begins = ending.unread + int(edges.characters[start])
+        cuts.append(_Cut([(begins, len(document))], start + ending.beyond(edges.tokens)))
     return cuts

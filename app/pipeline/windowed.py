@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import ceil
 from time import perf_counter
 
 import numpy as np
 
-from app.batching.batcher import Batcher, Forwarded, identities_of
-from app.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
+from app.batching.batcher import Batcher, Place, Tokenised, identities_of, work_of
+from app.domain import FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
 from app.errors import ConfigError, InvalidRequest, ScoringFailed
 from app.pipeline.portions import share_of
 from app.pipeline.windows import SCHEDULES, Schedule, Window, full
@@ -61,6 +62,8 @@ class _Ranking:
         self._query = query
         self._documents = documents
         self._options = options
+        # Half a schedule is no order, so a deadline is an error even where a partial answer was asked for.
+        self._terms = replace(options.terms, partial=False, divisible=False)
         self._tokens = np.zeros(len(documents), dtype=np.int64)
         self._dropped = np.zeros(len(documents), dtype=np.int64)
         self._timings = Timings()
@@ -80,13 +83,52 @@ class _Ranking:
     async def _rank(self, windows: Sequence[Window]) -> list[list[int]]:
         """The candidates of each window in order of relevance: one trip through the batcher for all of them."""
         started = perf_counter()
-        encoded = await asyncio.gather(*map(self._encode, windows))
-        tokenize_s = perf_counter() - started
-        forwarded = await self._forward([one.encoding for one in encoded])
-        self._timings += Timings(tokenize_s=tokenize_s, queue_s=forwarded.queue_s, inference_s=forwarded.inference_s)
+        if self._begun:
+            # Later passes are not asked whether they may come in: what was begun is finished.
+            encoded = await self._encode_all(windows)
+            tokenized = perf_counter()
+            encodings = [one.encoding for one in encoded]
+            forwarded = await self._batcher.serve(encodings, identities_of(encodings), self._terms)
+        else:
+            self._begun = True
+            with self._admitted(windows) as place:
+                encoded = await self._encode_all(windows)
+                tokenized = perf_counter()
+                encodings = [one.encoding for one in encoded]
+                place.correct(self._tokenised(windows, encoded))
+                forwarded = await place.forward(encodings, identities_of(encodings))
+        self._timings += Timings(
+            tokenize_s=tokenized - started, queue_s=forwarded.queue_s, inference_s=forwarded.inference_s
+        )
         for window, one in zip(windows, encoded, strict=True):
             self._charge(window, one)
         return [self._ordered(window, row) for window, row in zip(windows, forwarded.logits, strict=True)]
+
+    def _admitted(self, windows: Sequence[Window]) -> AbstractContextManager[Place]:
+        return self._batcher.place(
+            characters=sum(map(self._characters, windows)),
+            encodings=len(windows),
+            longest=self._scorer.max_length,
+            terms=self._terms,
+        )
+
+    def _characters(self, window: Window) -> int:
+        return len(self._query) + sum(len(self._documents[candidate]) for candidate in window)
+
+    def _tokenised(self, windows: Sequence[Window], encoded: Sequence[EncodedWindow]) -> Tokenised:
+        lengths = self._batcher.lengths_of([one.encoding for one in encoded])
+        characters = list(map(self._characters, windows))
+        whole = [index for index, one in enumerate(encoded) if not one.dropped.any()]
+        return Tokenised(
+            characters=sum(characters),
+            encodings=len(encoded),
+            work=work_of(lengths),
+            whole_characters=sum(characters[index] for index in whole),
+            whole_tokens=sum(lengths[index] for index in whole),
+        )
+
+    async def _encode_all(self, windows: Sequence[Window]) -> Sequence[EncodedWindow]:
+        return await asyncio.gather(*map(self._encode, windows))
 
     async def _encode(self, window: Window) -> EncodedWindow:
         candidates = [self._documents[candidate] for candidate in window]
@@ -98,16 +140,6 @@ class _Ranking:
             max_document_tokens=self._options.max_tokens_per_doc,
             instruction=self._options.instruction,
         )
-
-    async def _forward(self, encodings: Sequence[Encoding]) -> Forwarded:
-        """Later passes are not asked whether they may come in: what was begun is finished. Half a schedule is no order,
-        so a deadline is an error even where a partial answer was asked for.
-        """
-        terms = replace(self._options.terms, partial=False, divisible=False)
-        if self._begun:
-            return await self._batcher.serve(list(encodings), identities_of(encodings), terms)
-        self._begun = True
-        return await self._batcher.forward(encodings, terms)
 
     def _ordered(self, window: Window, outputs: FloatArray) -> list[int]:
         scores = self._scorer.interpret_window(outputs, candidates=len(window))

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.domain import RerankRequest
+from app.domain import RerankRequest, ScoreOptions
 from app.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -99,6 +99,12 @@ async def test_limits(
     else:
         with pytest.raises(error, match=message):
             await service.rerank(request_)
+
+
+async def test_an_instruction_is_no_longer_than_a_query(service: RerankService) -> None:
+    long = RerankRequest(query="q", documents=["a"], options=ScoreOptions(instruction="i" * 21))
+    with pytest.raises(RequestTooLarge, match="at most 20 characters in an instruction; got 21"):
+        await service.rerank(long)
 
 
 async def test_a_name_that_nobody_knows_is_not_repeated_at_length(service: RerankService) -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from app.cache.memory import MemoryCache
 from app.domain import Aggregation, PassageOptions, ScoreOptions, Scores, Side, Truncation
+from app.errors import Overloaded
 from app.pipeline.cached import CachedStage
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.scorers.base import Edges
 from app.sharing import SharedWorker
-from tests.fakes import RecordingObserver, RecordingStage, WordScorer, score_of
+from app.visible import LOOKED_AT
+from tests.fakes import RecordingObserver, RecordingStage, WordScorer, idle_batcher, score_of
 
 _DEFAULTS = PassagePolicy()
 _CHUNK = ScoreOptions(truncation=Truncation.CHUNK)
@@ -26,7 +28,7 @@ class _Setup:
         self.observer = RecordingObserver()
         self.cache = MemoryCache(max_entries=1000)
         cached = CachedStage(self.inner, self.cache, fingerprint="f", observer=self.observer)
-        self.stage = PassageStage(cached, WordScorer(max_length=42), worker, policy=policy)
+        self.stage = PassageStage(cached, WordScorer(max_length=42), idle_batcher(), worker, policy=policy)
 
     async def score(self, *documents: str, options: ScoreOptions = _CHUNK) -> Scores:
         return await self.stage.score("query", documents, options)
@@ -177,19 +179,63 @@ async def test_of_a_huge_document_only_what_can_be_read_is_tokenised(options: Sc
     scorer = Counting(max_length=42)
     document = "word " * 1_000_000
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        stage = PassageStage(RecordingStage(), scorer, worker, policy=PassagePolicy())
+        stage = PassageStage(RecordingStage(), scorer, idle_batcher(), worker, policy=PassagePolicy())
         scores = await stage.score("query", [document], options)
     assert scorer.characters < 70_000
     assert abs(int(scores.dropped[0]) - 1_000_000) < 5_000
 
 
 async def test_white_space_between_words_does_not_hide_the_rest_of_a_document() -> None:
-    document = (" " * 5000).join(_words(_WORDS))
+    document = (" " * 2000).join(_words(_WORDS))
     async with _opened() as setup:
         await setup.score(document)
         assert set(_words(" ".join(setup.texts))) == set(_words(_WORDS))
         await setup.score(document, options=ScoreOptions(truncation_side=Side.LEFT))
         assert _words(setup.texts[-1]) == _words(_WORDS)[-40:]
+
+
+@pytest.mark.parametrize("options", [_CHUNK, ScoreOptions(truncation_side=Side.LEFT)])
+@pytest.mark.parametrize("unit", ["x", " "])
+async def test_no_more_of_a_document_is_ever_looked_at_than_its_reach(options: ScoreOptions, unit: str) -> None:
+    class Counting(WordScorer):
+        characters = 0
+
+        def edges(self, texts: Sequence[str]) -> list[Edges]:
+            self.characters += sum(map(len, texts))
+            return super().edges(texts)
+
+    scorer, inner = Counting(max_length=42), RecordingStage()
+    with SharedWorker.open(name="tokenize", threads=1) as worker:
+        stage = PassageStage(inner, scorer, idle_batcher(), worker, policy=PassagePolicy())
+        scores = await stage.score("query", [unit * 5_000_000], options)
+    assert scorer.characters <= LOOKED_AT + 65_536
+    assert all(len(text) <= LOOKED_AT for _, texts, _ in inner.asked for text in texts)
+    assert scores.dropped[0] > 0
+
+
+@pytest.mark.parametrize("options", [_CHUNK, ScoreOptions(truncation_side=Side.LEFT)])
+async def test_nothing_is_tokenised_that_was_not_admitted(options: ScoreOptions) -> None:
+    class Refused(WordScorer):
+        def room(self, query: str, instruction: str | None = None) -> int:
+            raise AssertionError("tokenised")
+
+    batcher = idle_batcher(max_waiting_tokens=100)
+    with (
+        SharedWorker.open(name="tokenize", threads=1) as worker,
+        batcher.place(characters=4000, encodings=100, longest=42, terms=ScoreOptions().terms),
+    ):
+        stage = PassageStage(RecordingStage(), Refused(), batcher, worker, policy=PassagePolicy())
+        with pytest.raises(Overloaded):
+            await stage.score("query", ["word " * 1000] * 10, options)
+
+
+async def test_documents_that_are_cut_up_are_expected_once() -> None:
+    batcher = idle_batcher()
+    with SharedWorker.open(name="tokenize", threads=1) as worker:
+        stage = PassageStage(RecordingStage(), WordScorer(max_length=42), batcher, worker, policy=PassagePolicy())
+        await stage.score("query", ["word " * 1000] * 10, _CHUNK)
+    assert batcher.admission.reserved_tokens == 0
+    assert batcher.admission.expected_of("") == 0
 
 
 async def test_a_document_is_scored_when_all_of_its_passages_are() -> None:
@@ -199,7 +245,7 @@ async def test_a_document_is_scored_when_all_of_its_passages_are() -> None:
             return replace(scores, scored=np.array([index != 2 for index in range(len(documents))]))
 
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        stage = PassageStage(Late(), WordScorer(max_length=42), worker, policy=_DEFAULTS)
+        stage = PassageStage(Late(), WordScorer(max_length=42), idle_batcher(), worker, policy=_DEFAULTS)
         scores = await stage.score("query", ["short", _WORDS, "other"], _CHUNK)
     assert scores.scored is not None
     assert scores.scored.tolist() == [True, False, True]

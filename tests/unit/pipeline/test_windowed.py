@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from app.domain import Encoding, FloatArray, OnDeadline, ScoreOptions, Scores, WindowPlan, WindowWishes
-from app.errors import ConfigError, DeadlineExceeded, InvalidRequest, ScoringFailed
+from app.errors import ConfigError, DeadlineExceeded, InvalidRequest, Overloaded, ScoringFailed
 from app.pipeline.cached import CachedStage
 from app.pipeline.cached_list import CachedListStage
 from app.pipeline.cascade import CascadeStage, Member
@@ -26,6 +26,7 @@ from tests.fakes import (
     RecordingStage,
     ScriptedCache,
     WordScorer,
+    idle_batcher,
     running_batcher,
 )
 
@@ -353,3 +354,15 @@ async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:
             with pytest.raises(DeadlineExceeded, match="before there was an order: allow more time, or send fewer doc"):
                 await cascade.score("query", texts(40), options)
     assert len(engine.batches) > 1
+
+
+async def test_no_prompt_is_written_for_a_request_that_is_not_admitted() -> None:
+    scorer = NumberScorer()
+    batcher = idle_batcher(max_waiting_tokens=100)
+    with (
+        SharedWorker.open(name="tokenize", threads=1) as tokenizing,
+        batcher.place(characters=4000, encodings=100, longest=42, terms=ScoreOptions().terms),
+        pytest.raises(Overloaded),
+    ):
+        await WindowedStage(scorer, batcher, tokenizing).score("query", texts(18), ScoreOptions())
+    assert scorer.windows == []

@@ -21,7 +21,7 @@ from app.scorers import load_scorer
 from app.scorers.base import PairScorer, ScorerSpec
 from app.sharing import SharedWorker
 from app.visible import LOOKED_AT
-from tests.fakes import RecordingStage
+from tests.fakes import RecordingStage, idle_batcher
 from tests.tiny_models import CORPUS, MAX_LENGTH, TOKENIZERS
 
 MakeFolder = Callable[..., Path]
@@ -428,7 +428,9 @@ async def test_passages_of_a_document_are_read_whole(
     options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=tokens, overlap=overlap))
     with SharedWorker.open(name="tokenize", threads=1) as worker:
         policy = PassagePolicy(max_passages=1000)
-        scores = await PassageStage(stage, scorer, worker, policy=policy).score(QUERY, [document], options)
+        scores = await PassageStage(stage, scorer, idle_batcher(), worker, policy=policy).score(
+            QUERY, [document], options
+        )
     ((_, passages, _),) = stage.asked
     assert len(passages) > 2
     assert scorer.encode(QUERY, passages, max_document_tokens=None).dropped.sum() == 0

@@ -13,7 +13,7 @@ from app.pipeline.passages import PassagePolicy, PassageStage
 from app.scorers import load_scorer
 from app.scorers.base import PairScorer, ScorerSpec
 from app.sharing import SharedWorker
-from tests.fakes import RecordingStage
+from tests.fakes import RecordingStage, idle_batcher
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 QUERY = "what is the capital of France?"
@@ -125,9 +125,9 @@ async def test_a_long_document_is_read_in_passages_that_fit(tmp_path: Path, temp
     document = " ".join(f"Sentence {number} is about the capital of France." for number in range(400))
     options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=64, overlap=8))
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        scores = await PassageStage(stage, scorer, worker, policy=PassagePolicy(max_passages=1000)).score(
-            QUERY, [document], options
-        )
+        scores = await PassageStage(
+            stage, scorer, idle_batcher(), worker, policy=PassagePolicy(max_passages=1000)
+        ).score(QUERY, [document], options)
     ((_, passages, _),) = stage.asked
     assert len(passages) > 20
     assert passages[0] == document[: len(passages[0])]

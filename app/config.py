@@ -89,7 +89,9 @@ class Settings(BaseSettings):
         "default: `rerankd/profiles` in `XDG_CACHE_HOME` or `~/.cache`.",
     )
     max_documents: int = Field(default=10_000, ge=1, description="Most documents in one request.")
-    max_query_chars: int = Field(default=32_768, ge=1, description="Longest query, and longest instruction, in characters.")
+    max_query_chars: int = Field(
+        default=32_768, ge=1, description="Longest query, and longest instruction, in characters."
+    )
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024, description="Largest request body, in bytes.")
     max_body_values: int = Field(
         default=750_000,

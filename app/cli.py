@@ -52,10 +52,10 @@ def serve(
     from app.main import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
     settings = read_settings(host=host, port=port, registry=registry)
-    logs.configure(settings.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve_http(settings))
-    exit_beside_hung_calls()
+    with logs.serving(settings.log_level, logs.LogFormat(settings.log_format)):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve_http(settings))
+        exit_beside_hung_calls()
 
 
 @cli.command()

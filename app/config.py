@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -163,6 +164,15 @@ class Settings(BaseSettings):
         default=30.0, ge=0, description="Then finish running requests for at most this long."
     )
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        default="auto",
+        description="`json`: one object a line; `text`: for reading; `auto`: text on a terminal, else JSON.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated addresses or networks of proxies. Of requests from there the log names the client "
+        "of `X-Forwarded-For`; from elsewhere the header means nothing.",
+    )
     debug_faults: bool = Field(
         default=False,
         description="For tests of robustness only: SIGUSR1 kills a model's inference threads (loadtest/soak.py).",
@@ -187,6 +197,19 @@ class Settings(BaseSettings):
         if value and not keys:
             raise ValueError("is set, but has no key in it; unset it, if everybody may use the service")
         return keys
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _split_proxies(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        networks = tuple(network.strip() for network in value.split(",") if network.strip())
+        for network in networks:
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"must be addresses or networks such as 10.0.0.0/8: {error}") from None
+        return networks
 
     @field_validator("hub_token", mode="after")
     @classmethod

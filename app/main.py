@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from socket import socket
 from typing import Any, Final
 
 import uvicorn
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import __version__
+from app.announcing import announce, warn_of_open_door
 from app.api.answers import error_answer, plain_error
 from app.api.auth import SECURITY_SCHEMES, ApiKeys, reload_api_keys
 from app.api.bodies import BodyLimits, BodyReader
@@ -90,11 +92,7 @@ def create_app(
     )
     app.add_middleware(BodyLimit, bounds=bounds)
     app.add_middleware(RequestContext, lifecycle=lifecycle)
-    if keys.open:
-        logger.warning(
-            "NO API KEYS ARE SET: everybody who reaches this port may use it; set RERANKD_API_KEYS or its _FILE"
-        )
-    else:
+    if not keys.open:
         _name_security_schemes(app)
     return app
 
@@ -140,10 +138,24 @@ async def serve(settings: Settings) -> None:
         app = create_app(settings, service, observer, lifecycle, keys)
         door = Door(_connection_bounds(settings), observer)
         server = DrainingServer(_uvicorn(app, settings, door), lifecycle, delay_s=settings.shutdown_delay_s)
+        announcing = asyncio.create_task(_announce(server, service, settings), name="announce")
         calm_the_collector()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        with faults_on_signal() if settings.debug_faults else nullcontext():
-            await server.serve()
+        try:
+            with faults_on_signal() if settings.debug_faults else nullcontext():
+                await server.serve()
+        finally:
+            announcing.cancel()
+            await asyncio.gather(announcing, return_exceptions=True)
+
+
+async def _announce(server: "DrainingServer", service: RerankService, settings: Settings) -> None:
+    await server.listening.wait()
+    keyed = bool(settings.api_keys) or settings.api_keys_file is not None
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    if not keyed:
+        warn_of_open_door(settings.host, port)
+    await announce(service.models, settings.host, port, keyed=keyed, private=settings.private)
 
 
 def calm_the_collector() -> None:
@@ -178,6 +190,8 @@ def _uvicorn(app: FastAPI, settings: Settings, door: Door) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=round(settings.shutdown_timeout_s),
     )
 
@@ -191,6 +205,13 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._lifecycle = lifecycle
         self._delay_s = delay_s
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Open the port, and tell who waits for `listening`."""
+        await super().startup(sockets)
+        if self.started:
+            self.listening.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from app.domain import Timings
 from app.gpu_memory import GpuMemoryReader
+from app.logs import dropped_lines
 from app.observer import REFUSAL_REASONS
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -35,6 +36,15 @@ class GpuMemoryCollector(Collector):
             used.add_metric([str(index)], memory.used)
             total.add_metric([str(index)], memory.total)
         yield from (used, total)
+
+
+class DroppedLogLines(Collector):
+    """Counted where they are dropped, by threads that must not wait."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        dropped = CounterMetricFamily("rerank_log_lines_dropped", "Log lines that nobody read in time.")
+        dropped.add_metric([], dropped_lines())
+        yield dropped
 
 
 class PrometheusObserver:
@@ -69,6 +79,7 @@ class PrometheusObserver:
         memory = Gauge("rerank_process_memory_bytes", "Resident memory of the service.", registry=registry)
         memory.set_function(lambda: float(psutil.Process().memory_info().rss))
         registry.register(GpuMemoryCollector(gpus or GpuMemoryReader()))
+        registry.register(DroppedLogLines())
 
     def _make_batch_metrics(self) -> None:
         self._batch_pairs = Histogram(

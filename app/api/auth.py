@@ -12,6 +12,7 @@ from fastapi import Depends
 from fastapi.params import Depends as Dependency
 from starlette.requests import HTTPConnection
 
+from app.api.access import access_of
 from app.api.rates import Allowance, Rates
 from app.api_keys import ApiKey, read_api_keys
 from app.config import Settings
@@ -95,7 +96,7 @@ class ApiKeys:
         """The same check as a dependency of routes."""
 
         def check(connection: HTTPConnection) -> None:
-            self.check(connection.headers)
+            access_of(connection.scope).key = self.check(connection.headers).name
 
         dependency: Dependency = Depends(check)
         return dependency

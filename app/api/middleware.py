@@ -7,21 +7,20 @@ import asyncio
 import logging
 import re
 from dataclasses import dataclass
-from time import perf_counter
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import Access, start_access
 from app.api.answers import error_answer, plain_error
 from app.api.lifecycle import Lifecycle
 from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge, Unavailable
 from app.logs import request_id
 
-logger = logging.getLogger("app.access")
+logger = logging.getLogger(__name__)
 
 _SAFE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 _SHOWN = 50
 # For whatever a browser may be made to open: it guesses no content types, frames nothing and tells no address.
 _HARDENING = (
@@ -29,13 +28,6 @@ _HARDENING = (
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 )
-
-
-@dataclass(slots=True)
-class _Sent:
-    """What of the answer went out: its status, 0 before the first byte."""
-
-    status: int = 0
 
 
 class RequestContext:
@@ -51,38 +43,45 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = perf_counter()
-        sent = _Sent()
+        access = start_access(scope)
         identity = _identity(Headers(scope=scope))
         token = request_id.set(identity)
 
+        async def counted() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                access.bytes_in += len(message.get("body", b""))
+            return message
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                sent.status = message["status"]
+                access.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = identity
                 headers.raw.extend(_HARDENING)
                 if self._lifecycle.draining:
                     headers["Connection"] = "close"
+            else:
+                access.bytes_out += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._answer(scope, receive, send_with_id, sent)
+            await self._answer(scope, counted, send_with_id, access)
         finally:
-            _log(scope, sent.status, perf_counter() - started)
+            access.log(scope)
             request_id.reset(token)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, sent: _Sent) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
             # The server ran out of time to finish what runs; whoever waits is told so, and may ask another replica.
-            if sent.status:
+            if access.status:
                 raise
             await error_answer(Unavailable("the service is shutting down"))(scope, receive, send)
         except Exception:
             logger.exception("unexpected error")
-            if sent.status:
+            if access.status:
                 raise
             message = "internal error; the server's log has the cause under this request's id"
             await plain_error(500, code="internal_error", message=message)(scope, receive, send)
@@ -91,20 +90,6 @@ class RequestContext:
 def _identity(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     return given if _SAFE_ID.fullmatch(given) else uuid4().hex
-
-
-def _log(scope: Scope, status: int, seconds: float) -> None:
-    level = logging.DEBUG if scope["path"] in _QUIET_PATHS and status == 200 else logging.INFO
-    logger.log(
-        level,
-        "request",
-        extra={
-            "method": scope["method"],
-            "path": scope["path"],
-            "status": status,
-            "duration_ms": round(seconds * 1000, 2),
-        },
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
+from app.api.access import access_of
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys, security_of
 from app.api.bodies import BodyReader
@@ -83,17 +84,20 @@ class _Endpoint:
 
     async def answer(self, request: Request) -> Response:
         finish = _Finish(dialect=self._dialects[-1].name, observer=self._observer)
+        access = access_of(request.scope)
         try:
             caller = self._keys.check(request.headers)
+            access.key = caller.name
             caller.allowance.ask(now=finish.started)
             deadline = _deadline(request.headers, since=finish.started)
             body = await self._bodies.read_object(request, caller=caller.name)
             fields = {**request.path_params, **body.fields}
             dialect = self._choose(fields, request.headers)
-            finish.dialect = dialect.name
+            finish.dialect = access.dialect = dialect.name
             call = dialect.parse(fields, strict=self._strict)
             wanted = [_on_terms(one, caller=caller.name, deadline=deadline) for one in call.to_requests()]
-            finish.model = self._service.model_named(wanted[0].model).name
+            access.documents = sum(len(one.documents) for one in wanted)
+            finish.model = access.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
             caller.allowance.charge(sum(result.tokens for result in results))
             content = partial(call.render, results, request_id=request_id.get() or "")

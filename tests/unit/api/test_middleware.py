@@ -69,9 +69,15 @@ async def test_a_bug_in_the_middle_of_an_answer_breaks_it_off(caplog: pytest.Log
 
 @pytest.mark.parametrize(
     ("path", "status", "level"),
-    [("/rerank", 200, "INFO"), ("/health", 200, "DEBUG"), ("/ready", 503, "INFO"), ("/metrics", 200, "DEBUG")],
+    [
+        ("/rerank", 200, "INFO"),
+        ("/health", 200, "DEBUG"),
+        ("/ready", 503, "DEBUG"),
+        ("/metrics", 200, "DEBUG"),
+        ("/metrics", 401, "INFO"),
+    ],
 )
-async def test_probes_that_succeed_are_logged_quietly(
+async def test_what_load_balancers_see_all_the_time_is_logged_quietly(
     path: str, status: int, level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,0 +1,106 @@
+"""Writes lines to a file descriptor from a thread of its own: whoever has something to say never waits for a reader.
+
+What is held for a slow reader is bounded in bytes. Beyond that lines are dropped and counted; when the reader is back,
+a line tells how many.
+"""
+
+import os
+import select
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Final
+
+MAX_HELD_BYTES: Final = 8 * 2**20
+_AT_ONCE_BYTES: Final = 64 * 1024
+
+
+class LogWriter:
+    """One thread at a time may call `write`; `report` makes a line of the number of lines that were dropped."""
+
+    def __init__(
+        self, descriptor: int, *, report: Callable[[int], bytes], max_held_bytes: int = MAX_HELD_BYTES
+    ) -> None:
+        self._descriptor = descriptor
+        self._report = report
+        self._max_held_bytes = max_held_bytes
+        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        # Each counter is changed by one thread only: the first two by who writes, the others by the thread.
+        self._taken_bytes = 0
+        self._refused_lines = 0
+        self._done_bytes = 0
+        self._lost_lines = 0
+        self._reported = 0
+        # A daemon: a reader that never comes back must not keep the process from ending.
+        self._thread = Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were not written, in all."""
+        return self._refused_lines + self._lost_lines
+
+    def write(self, line: bytes) -> None:
+        """Take a line, with its line break; never waits."""
+        if self._taken_bytes - self._done_bytes + len(line) > self._max_held_bytes:
+            self._refused_lines += 1
+            return
+        self._taken_bytes += len(line)
+        self._lines.put(line)
+
+    def close(self, *, timeout_s: float) -> bool:
+        """Write what is there, for so long at most; whether all of it was written."""
+        self._lines.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        open_ = True
+        while open_:
+            lines, open_ = self._next_lines()
+            content = b"".join(lines)
+            self._write_all(content)
+            self._done_bytes += len(content)
+            self._report_dropped()
+
+    def _report_dropped(self) -> None:
+        dropped = self._refused_lines
+        if dropped > self._reported:
+            self._reported = dropped
+            self._write_all(self._report(dropped))
+
+    def _next_lines(self) -> tuple[list[bytes], bool]:
+        """Wait for a line and take those behind it, some at a time; False when it was the last."""
+        lines: list[bytes] = []
+        length = 0
+        line = self._lines.get()
+        while line is not None:
+            lines.append(line)
+            length += len(line)
+            if length >= _AT_ONCE_BYTES:
+                break
+            try:
+                line = self._lines.get_nowait()
+            except Empty:
+                break
+        return lines, line is not None
+
+    def _write_all(self, content: bytes) -> None:
+        view = memoryview(content)
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:
+                # Another program that shares the terminal or pipe made it so.
+                self._wait_until_writable()
+            except OSError:
+                # The reader is gone for good, or the disk is full: what nobody can read is lost.
+                self._lost_lines += content.count(b"\n")
+                return
+
+    def _wait_until_writable(self) -> None:
+        poll = select.poll()
+        with suppress(OSError):
+            poll.register(self._descriptor, select.POLLOUT)
+            poll.poll(1000)

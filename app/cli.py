@@ -1,6 +1,7 @@
 """The command `rerankd`."""
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -11,19 +12,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 import uvloop
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from app import logs
+from app import __version__, logs
 from app.assembly import model_folder, template_folders
 from app.benchmark import arguments as bench_arguments
+from app.checking import Checked, check_settings
 from app.config import ModelSpec, Settings, read_registry, read_settings
 from app.errors import ConfigError, RerankError
 from app.evaluation import arguments
 from app.extras import missing
+from app.listening import check_address
 from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
+from app.outputs import check_files, check_folder, explain_os_error
 from app.scorers.base import ScorerSpec
 from app.worker import exit_beside_hung_calls
 
@@ -33,7 +38,10 @@ if TYPE_CHECKING:
     from app.tuning import Tuned
 
 cli = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help="A reranking service."
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="A reranking service: a query and candidate documents go in, the documents come back in order of relevance.",
+    epilog="Begin with: rerankd serve",
 )
 _PROGRESS_COLUMNS = (
     *Progress.get_default_columns(),
@@ -42,26 +50,123 @@ _PROGRESS_COLUMNS = (
 _Registry = Annotated[Path | None, typer.Option(help="The registry of served models.", show_default=False)]
 
 
-@cli.command()
+def _examples(*commands: str) -> str:
+    """Help's last lines; a blank line keeps each on a line of its own."""
+    return "\n\n".join(["Examples:", *commands])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rerankd {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What every command has."""
+
+
+@cli.command(
+    epilog=_examples(
+        "rerankd serve --port 8123",
+        "RERANKD_REGISTRY=models.toml RERANKD_API_KEYS_FILE=keys.toml rerankd serve --check --load",
+    )
+)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default=False)] = None,
     registry: _Registry = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only check the configuration: exit with 2 and list all problems, or with 0."),
+    ] = False,
+    load: Annotated[bool, typer.Option("--load", help="With --check: also download and load every model.")] = False,
 ) -> None:
     """Serve every model of the registry over HTTP. Settings come from the environment (docs/configuration.md)."""
+    settings = read_settings(host=host, port=port, registry=registry)
+    if load and not check:
+        raise ConfigError("--load is for --check; serving loads every model anyway")
+    if check:
+        logs.configure("WARNING")
+        raise typer.Exit(_report(check_settings(settings, load=load), settings, loaded=load))
     from app.main import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
-    settings = read_settings(host=host, port=port, registry=registry)
-    with logs.serving(settings.log_level, logs.LogFormat(settings.log_format)):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_http(settings))
-        exit_beside_hung_calls()
+    check_address(settings.host, settings.port)
+    logs.configure(settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve_http(settings))
+    exit_beside_hung_calls()
 
 
-@cli.command()
+def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:
+    """Say what a configuration serves and all that is wrong with it; the exit status."""
+    console = Console()
+    if checked.registry is not None:
+        console.print(_models_table(checked))
+    for problem in checked.all_problems:
+        _complain(problem)
+    if checked.all_problems:
+        return 2
+    keys = f"{checked.keys} API keys" if checked.keys else "no API keys: everybody who reaches the port may use it"
+    loading = "loaded" if loaded else "not loaded (--load does)"
+    console.print(
+        f"The configuration is usable. Models: {len(checked.models)}, {loading}. "
+        f"Address: {settings.host}:{settings.port}; {keys}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _complain(problem: str) -> None:
+    Console(stderr=True).print(f"[bold red]rerankd:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _interruptible(way_on: str) -> Iterator[None]:
+    """On Ctrl-C say how to go on, and exit as a shell expects it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _complain(f"interrupted; {way_on}")
+        raise typer.Exit(130) from None
+
+
+_RANK_HELP = """Rerank a file of requests, or a TREC run, without a server.
+
+INPUT is JSONL, a request a line; "id", "model" and "top_n" are optional:
+
+{"id": 7, "query": "...", "documents": ["...", {"text": "..."}], "top_n": 10}
+
+OUTPUT gets a line for each, in the same order, with the best document first, or with an error:
+
+{"id": 7, "model": "minilm-qa", "results": [{"index": 1, "relevance_score": 0.98}]}
+
+{"id": 7, "error": "...", "error_type": "overloaded"}
+
+With --corpus and --queries, INPUT and OUTPUT are TREC runs: query, Q0, document, rank, score and tag in columns.
+Corpus and queries are JSONL: {"id": "d1", "text": "...", "title": "..."}, the title optional.
+
+Inputs may be gzipped (.gz). An interrupted run goes on where it stopped when the same command is given again.
+"""
+
+
+@cli.command(
+    help=_RANK_HELP,
+    epilog=_examples(
+        "rerankd rank requests.jsonl answers.jsonl",
+        "rerankd rank bm25.trec reranked.trec --corpus corpus.jsonl --queries queries.jsonl --depth 100",
+    ),
+)
 def rank(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Requests (JSONL), or a TREC run (with --corpus).")],
-    output: Annotated[Path, typer.Argument(help="Where answers are appended; an interrupted run goes on there.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Where answers are appended; an interrupted run goes on there.")
+    ],
     corpus: Annotated[Path | None, typer.Option(help="The run's documents (JSONL with id and text).")] = None,
     queries: Annotated[Path | None, typer.Option(help="The run's queries (JSONL with id and text).")] = None,
     depth: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all.")] = None,
@@ -71,13 +176,15 @@ def rank(
     """Rerank a file of requests, or a TREC run, through the service's own pipeline."""
     settings = read_settings(registry=registry)
     logs.configure("WARNING")
+    check_files({"OUTPUT": output}, inputs=[source, corpus, queries])
     if (corpus is None) != (queries is None):
         raise ConfigError("a TREC run needs both --corpus and --queries; a file of requests needs neither")
     if corpus is not None and queries is not None:
         plan = plan_run(source, output, corpus=corpus, queries=queries, depth=depth, model=model)
     else:
         plan = plan_requests(source, output, model=model)
-    failed = asyncio.run(_show_progress(plan, rerank_file(settings, plan, output)))
+    with _interruptible("what was finished is kept, and the same command goes on from there"):
+        failed = asyncio.run(_show_progress(plan, rerank_file(settings, plan, output)))
     if failed:
         raise typer.Exit(1)
 
@@ -98,7 +205,13 @@ async def _show_progress(plan: Plan, outcomes: AsyncIterator[Outcome]) -> int:
     return failed
 
 
-@cli.command("eval")
+@cli.command(
+    "eval",
+    epilog=_examples(
+        "rerankd eval data/my-questions --model minilm-qa --output report.json",
+        "rerankd eval data/my-questions --url http://127.0.0.1:8000 --markdown report.md",
+    ),
+)
 def evaluate(
     folders: arguments.Folders = None,
     *,
@@ -136,7 +249,9 @@ def evaluate(
     targets = ev.TargetOptions(models=model or (), urls=url or (), biencoders=biencoder or (), api_key=api_key)
     comparison = ev.Comparison(baseline=baseline, depth=depth, depths=depths, max_tokens_per_doc=max_tokens_per_doc)
     evaluation = ev.prepare(sets, targets, comparison, settings)
-    asyncio.run(_evaluate(evaluation, outputs, fresh=fresh))
+    way_on = "the same command goes on from there" if output else "with --output the same command could go on"
+    with _interruptible(way_on):
+        asyncio.run(_evaluate(evaluation, outputs, fresh=fresh))
 
 
 async def _evaluate(evaluation: "Evaluation", outputs: "Outputs", *, fresh: bool) -> None:
@@ -163,7 +278,12 @@ async def _evaluate(evaluation: "Evaluation", outputs: "Outputs", *, fresh: bool
         console.print(note, highlight=False)
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "rerankd bench http://127.0.0.1:8000 --clients 1,8,32",
+        "rerankd bench http://127.0.0.1:8000 --documents 10,100 --utilization 0.5,0.8 --output report.json",
+    )
+)
 def bench(
     url: bench_arguments.Url,
     *,
@@ -206,7 +326,10 @@ def bench(
         seed=seed,
         command=bench_arguments.shown_command(sys.argv[1:]),
     )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        _interruptible("no report was written"),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         failures = runner.run(_bench(plan, outputs))
     if failures:
         raise typer.Exit(1)
@@ -230,7 +353,7 @@ async def _bench(plan: "benchmark.Plan", outputs: "benchmark.Outputs") -> int:
     return report.failures
 
 
-@cli.command()
+@cli.command(epilog=_examples("rerankd tune", "rerankd tune minilm-qa --budget-s 300"))
 def tune(
     model: Annotated[str | None, typer.Argument(help="A served model; default: the registry's.")] = None,
     budget_s: Annotated[float, typer.Option(min=1.0, help="Seconds of measuring; loading comes on top.")] = 60.0,
@@ -243,7 +366,9 @@ def tune(
     settings = read_settings(registry=registry)
     logs.configure("WARNING")
     spec = read_registry(settings.registry).only([model]).model[0]
-    outcome = asyncio.run(_show_tuning(spec, settings, budget_s=budget_s))
+    check_folder("RERANKD_PROFILES", settings.profiles)
+    with _interruptible("no profile was written"):
+        outcome = asyncio.run(_show_tuning(spec, settings, budget_s=budget_s))
     path = profile_path(settings.profiles, spec.name)
     write_profile(path, outcome.profile)
     table = Table("engine, workers, budget", "pairs/s")
@@ -271,20 +396,72 @@ async def _show_tuning(spec: ModelSpec, settings: Settings, *, budget_s: float) 
         return await tune(spec, settings, budget_s=budget_s, on_step=show)
 
 
-@cli.command()
-def models(registry: _Registry = None) -> None:
-    """List what the registry serves."""
+@cli.command(epilog=_examples("rerankd models", "rerankd models --json | jq -r '.[].name'"))
+def models(
+    registry: _Registry = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, with the problems of each model.")] = False,
+) -> None:
+    """List what the registry serves, and what is wrong with it; `rerankd serve --check` also fails if there is any."""
     settings = read_settings(registry=registry)
-    entries = read_registry(settings.registry)
-    table = Table("model", "aliases", "scorer", "engine", "path", "revision")
-    for spec in entries.model:
-        default = " (default)" if spec.name == (entries.default or entries.model[0].name) else ""
-        aliases = ", ".join(spec.aliases)
-        table.add_row(spec.name + default, aliases, spec.scorer, spec.engine, spec.path, spec.revision or "")
-    Console().print(table)
+    read_registry(settings.registry)  # raises where there is nothing to list
+    logs.configure("WARNING")
+    checked = check_settings(settings)
+    if as_json:
+        typer.echo(json.dumps(_listed(checked), indent=2, ensure_ascii=False))
+        return
+    Console().print(_models_table(checked))
+    for problem in checked.all_problems:
+        _complain(problem)
 
 
-@cli.command()
+def _listed(checked: Checked) -> list[dict[str, object]]:
+    """Named one by one: options may hold what is nobody's business."""
+    return [
+        {
+            "name": spec.name,
+            "aliases": list(spec.aliases),
+            "default": spec.name == _default_name(checked),
+            "scorer": None if spec.stages else spec.scorer,
+            "engine": None if spec.stages else spec.engine,
+            "path": spec.path or None,
+            "stages": list(spec.stages),
+            "revision": spec.revision,
+            "problems": list(model.problems),
+        }
+        for model in checked.models
+        for spec in [model.spec]
+    ]
+
+
+def _models_table(checked: Checked) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("model", "aliases", "scorer", "engine", "path or stages", "revision", "usable"):
+        table.add_column(name, overflow="fold")
+    for model in checked.models:
+        spec = model.spec
+        table.add_row(
+            spec.name + (" (default)" if spec.name == _default_name(checked) else ""),
+            ", ".join(spec.aliases),
+            "cascade" if spec.stages else spec.scorer,
+            "" if spec.stages else spec.engine,
+            spec.path or " > ".join(spec.stages),
+            spec.revision or "",
+            "no" if model.problems else "yes",
+        )
+    return table
+
+
+def _default_name(checked: Checked) -> str:
+    assert checked.registry is not None  # noqa: S101 - there are no models without it
+    return checked.registry.only([None]).default or ""
+
+
+@cli.command(
+    epilog=_examples(
+        "rerankd export hub:cross-encoder/ms-marco-MiniLM-L6-v2 models/minilm-l6",
+        "rerankd export ./my-model models/ours --precision float32 --precision int8",
+    )
+)
 def export(
     source: Annotated[str, typer.Argument(help="A Hugging Face folder, or hub:org/name@revision.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
@@ -312,6 +489,7 @@ def export(
     unknown = set(wanted) - set(GRAPHS)
     if unknown:
         raise ConfigError(f"unknown precision {', '.join(sorted(unknown))}; known: {', '.join(GRAPHS)}")
+    check_folder("TARGET", target)
     console = Console()
     with console.status("starting") as status:
         export_source = (
@@ -359,11 +537,16 @@ def _needing(extra: str) -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the command line; a configuration that cannot be used ends it with status 2 and one line of why."""
+    """Run the command line; what cannot be used or written ends it with status 2 and one line of why."""
     try:
         cli()
     except (ConfigError, RerankError) as error:
-        Console(stderr=True).print(f"[bold red]rerankd:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        _complain(str(error))
+        sys.exit(2)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _complain(explain_os_error(error))
         sys.exit(2)
 
 

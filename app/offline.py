@@ -7,9 +7,10 @@ not done again, and what it had half written is cut off first.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -66,9 +67,21 @@ async def rerank_file(settings: Settings, plan: Plan, output: Path) -> AsyncIter
             await service.model_named(name).settled()
         with output.open("ab") as file:
             async for job, outcome in _in_order(service, plan.jobs):
-                file.write(job.write(outcome))
-                file.flush()
+                _append(file, job.write(outcome), output)
                 yield Outcome(len(job.request.documents), outcome if isinstance(outcome, RerankError) else None)
+
+
+def _append(file: BinaryIO, lines: bytes, output: Path) -> None:
+    try:
+        file.write(lines)
+        file.flush()
+    except OSError as error:
+        with suppress(OSError):
+            file.close()  # which would raise it again, at the end
+        raise ConfigError(
+            f"cannot go on writing {output} ({error.strerror}); what was finished is kept: "
+            "make room, then give the same command again"
+        ) from None
 
 
 async def _in_order(

@@ -78,6 +78,19 @@ def find_folder(path: str, *, beside: Path, hub: Hub, patterns: Sequence[str]) -
     return folder
 
 
+def is_on_hub(path: str) -> bool:
+    return path.startswith(_HUB)
+
+
+def check_hub_name(path: str) -> None:
+    """Check how a repository is named; nothing is asked.
+
+    Raises:
+        ConfigError: the name is not that of a repository.
+    """
+    _read_name(path.removeprefix(_HUB))
+
+
 def content_hash(folder: Path, *, patterns: Sequence[str]) -> str:
     """A hash over the folder's files that match: two replicas with the same files agree, changed weights do not."""
     total = blake2b(digest_size=16)
@@ -89,10 +102,15 @@ def content_hash(folder: Path, *, patterns: Sequence[str]) -> str:
     return total.hexdigest()
 
 
-def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
+def _read_name(name: str) -> re.Match[str]:
     match = _HUB_NAME.fullmatch(name)
     if match is None:
-        raise ConfigError(f"{_HUB}{name} is no repository; write hub:org/name or hub:org/name@revision")
+        raise ConfigError(f"{_HUB}{name} is not the name of a repository; write hub:org/name or hub:org/name@revision")
+    return match
+
+
+def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
+    match = _read_name(name)
     logger.info("looking for model %s", name)
     disable_progress_bars()
     try:

@@ -22,6 +22,7 @@ from app.benchmark.report import Point, Report
 from app.benchmark.tables import markdown
 from app.benchmark.workload import Format, Shape, Workload
 from app.errors import ConfigError
+from app.outputs import check_files
 from app.worker import available_cores
 
 __all__ = ["Benchmark", "Format", "Load", "Outputs", "Plan", "Shape", "Target", "Window", "processor", "save_report"]
@@ -95,13 +96,12 @@ class Outputs:
         """Fail now rather than after minutes of load.
 
         Raises:
+            ConfigError: one of the files cannot be written.
             ModuleNotFoundError: a picture is wanted, and matplotlib is not installed.
         """
         if self.plot is not None:
             import_module(_PICTURES)
-        for path in (self.json, self.markdown, self.plot):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+        check_files({"--output": self.json, "--markdown": self.markdown, "--plot": self.plot})
 
 
 class Benchmark:

@@ -1,12 +1,15 @@
 """The engines by name. A new one is a file of this folder and one line here."""
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Final
 
 from app.engines.base import Engine, EngineSpec
 from app.engines.copies import load_copies
 from app.errors import ConfigError
 from app.extras import missing
+from app.options import read_options
 
 
 def _onnx(spec: EngineSpec) -> Engine:
@@ -54,6 +57,16 @@ ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
     "endpoint": _endpoint,
 }
 
+# Where each engine's options are declared. Importing the module needs the engine's runtime.
+_OPTIONS: Final = {
+    "onnx": ("app.engines.onnx", "OnnxOptions"),
+    "openvino": ("app.engines.openvino", "OpenVinoOptions"),
+    "torch-encoder": ("app.engines.torch_encoder", "TorchEncoderOptions"),
+    "torch-causal": ("app.engines.torch_causal", "TorchCausalOptions"),
+    "torch-generate": ("app.engines.torch_generate", "TorchGenerateOptions"),
+    "endpoint": ("app.engines.endpoint", "EndpointOptions"),
+}
+
 _WITHOUT_DEVICES: Final = ("openvino", "endpoint")
 
 _EXTRAS = {
@@ -67,20 +80,42 @@ _EXTRAS = {
 }
 
 
+def check_engine(name: str, options: Mapping[str, Any], *, devices: Sequence[str]) -> None:
+    """Check what can be checked of an engine without a model.
+
+    Raises:
+        ConfigError: no such engine, its runtime is not installed, or an option that it does not take.
+    """
+    _check_name(name, devices)
+    module, shape = _OPTIONS[name]
+    with _runtime_of(name):
+        read_options(options, getattr(import_module(module), shape), of=f"engine {name!r}")
+
+
 def load_engine(name: str, spec: EngineSpec) -> Engine:
     """Load an engine.
 
     Raises:
         ConfigError: no such engine, its runtime is not installed, or the model's files do not suit it.
     """
+    _check_name(name, spec.devices)
+    with _runtime_of(name):
+        return load_copies(ENGINES[name], spec) if spec.devices else ENGINES[name](spec)
+
+
+def _check_name(name: str, devices: Sequence[str]) -> None:
     if name not in ENGINES:
         raise ConfigError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    if spec.devices and name in _WITHOUT_DEVICES:
+    if devices and name in _WITHOUT_DEVICES:
         raise ConfigError(f"engine {name!r} has no devices to choose from; leave `devices` out")
+
+
+@contextmanager
+def _runtime_of(engine: str) -> Iterator[None]:
     try:
-        return load_copies(ENGINES[name], spec) if spec.devices else ENGINES[name](spec)
+        yield
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        raise missing(str(error.name), extra=extra, of=f"engine {name!r}") from None
+        raise missing(str(error.name), extra=extra, of=f"engine {engine!r}") from None

@@ -22,6 +22,7 @@ from app.evaluation.scoring import Scoring, plan_scoring
 from app.evaluation.served import Served
 from app.evaluation.tables import markdown
 from app.evaluation.targets import FIRST_STAGE, Target
+from app.outputs import check_files
 from app.worker import available_cores
 
 _PICTURES = "app.evaluation.pictures"  # needs matplotlib, which an evaluation without a picture does not
@@ -75,13 +76,12 @@ class Outputs:
         """Fail now rather than after hours of scoring.
 
         Raises:
+            ConfigError: one of the files cannot be written.
             ModuleNotFoundError: a picture is wanted, and matplotlib is not installed.
         """
         if self.plot is not None:
             import_module(_PICTURES)
-        for path in (self.json, self.markdown, self.plot):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+        check_files({"--output": self.json, "--markdown": self.markdown, "--plot": self.plot})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,18 @@
 """The scorers by name. A new one is a file of this folder and one line here: pair scorers or list scorers."""
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel
 
 from app.errors import ConfigError
+from app.options import read_options
 from app.scorers.base import ListScorer, PairScorer, ScorerSpec
-from app.scorers.cross_encoder import CrossEncoder
-from app.scorers.first import First
+from app.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
+from app.scorers.first import First, FirstOptions
 from app.scorers.generative import Generative
-from app.scorers.yes_no import YesNo
+from app.scorers.list_prompt import WindowOptions
+from app.scorers.yes_no import YesNo, YesNoOptions
 
 SCORERS: Final[dict[str, Callable[[ScorerSpec], PairScorer]]] = {
     "cross-encoder": CrossEncoder.load,
@@ -19,6 +23,24 @@ LIST_SCORERS: Final[dict[str, Callable[[ScorerSpec], ListScorer]]] = {
     "generative": Generative.load,
 }
 
+_OPTIONS: Final[dict[str, type[BaseModel]]] = {
+    "cross-encoder": CrossEncoderOptions,
+    "yes-no": YesNoOptions,
+    "first": FirstOptions,
+    "generative": WindowOptions,
+}
+
+
+def check_scorer(name: str, options: Mapping[str, Any]) -> None:
+    """Check what can be checked of a scorer without a model.
+
+    Raises:
+        ConfigError: no such scorer, or an option that it does not take.
+    """
+    if name not in _OPTIONS:
+        raise _unknown(name)
+    read_options(options, _OPTIONS[name], of=f"scorer {name!r}")
+
 
 def load_scorer(name: str, spec: ScorerSpec) -> PairScorer:
     """Load a scorer of pairs.
@@ -27,8 +49,12 @@ def load_scorer(name: str, spec: ScorerSpec) -> PairScorer:
         ConfigError: no such scorer, or the model's files do not suit it.
     """
     if name not in SCORERS:
-        raise ConfigError(f"unknown scorer {name!r}; known: {', '.join([*SCORERS, *LIST_SCORERS])}")
+        raise _unknown(name)
     return SCORERS[name](spec)
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(f"unknown scorer {name!r}; known: {', '.join([*SCORERS, *LIST_SCORERS])}")
 
 
 def load_list_scorer(name: str, spec: ScorerSpec) -> ListScorer:

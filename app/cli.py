@@ -96,10 +96,10 @@ def serve(
     from app.main import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
     check_address(settings.host, settings.port)
-    logs.configure(settings.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve_http(settings))
-    exit_beside_hung_calls()
+    with logs.serving(settings.log_level, logs.LogFormat(settings.log_format)):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve_http(settings))
+        exit_beside_hung_calls()
 
 
 def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:

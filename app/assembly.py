@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from app.batching.admission import Admission
 from app.batching.batcher import Batcher
 from app.batching.planner import BatchPlanner
 from app.cache import open_cache
@@ -208,6 +209,7 @@ class _Keeper:
                 **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
             },
             alive_at=batcher.alive_at,
+            estimate=partial(_tokens_in, batcher.admission, longest=scorer.max_length),
         )
 
     def _stages(self, parts: _Parts, batcher: Batcher) -> tuple[Stage, Stage, Activation]:
@@ -226,6 +228,16 @@ class _Keeper:
             stage = CachedStage(pointwise, cache, fingerprint=parts.fingerprint, observer=self.observer)
         passages = PassageStage(stage, parts.pairs, batcher, self.tokenizing, policy=_passage_policy(self.spec))
         return pointwise, BlankStage(passages, self.tokenizing, drops=parts.pairs.drops), parts.pairs.activation
+
+
+def _tokens_in(
+    admission: Admission, query: str, documents: Sequence[str], options: ScoreOptions, *, longest: int
+) -> int:
+    """About how many tokens a request has, as admission believes."""
+    characters = sum(map(len, documents)) + len(query) * len(documents)
+    encodings = len(documents)
+    estimate = admission.estimate(characters=characters, encodings=encodings, longest=longest, caller=options.caller)
+    return estimate.work.tokens
 
 
 async def _keep_cascade(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,49 @@ class Encoding:
     boundary: int
 
 
+class Meter(Protocol):
+    """Counts what one request costs its caller, and says when the caller may not have so much."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether the caller has a quota: else nothing need be known before the work."""
+
+    def reserve(self, tokens: int) -> None:
+        """Set about so many tokens aside before any work is done.
+
+        Raises:
+            RateLimited: the caller's quota is used up.
+        """
+
+    def read(self, tokens: int) -> None:
+        """So many tokens are known to be read, by the model or out of the cache; called before the model reads them.
+
+        Raises:
+            RateLimited: that is more than was set aside, and the caller's quota is used up.
+        """
+
+    def compute(self, tokens: int) -> None:
+        """So many tokens went to the engine."""
+
+
+class Unmetered:
+    """Counts nothing: work of nobody's, or of a caller without a quota."""
+
+    limited = False
+
+    def reserve(self, tokens: int) -> None:
+        pass
+
+    def read(self, tokens: int) -> None:
+        pass
+
+    def compute(self, tokens: int) -> None:
+        pass
+
+
+UNMETERED: Final = Unmetered()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """How a request's work stands among that of others.
@@ -84,7 +127,7 @@ class Terms:
     `caller` names whose work it is (an API key's name). Of one caller's requests those with the lower `priority` go
     first, 0 to 999; `urgent` work goes before everything that waits and is never refused. `deadline` is a moment on the
     clock of `time.perf_counter`; when it comes, a `partial` answer holds what is scored by then. Where the work is not
-    `divisible` nobody can ask for one: half of it says nothing.
+    `divisible` nobody can ask for one: half of it says nothing. `meter` counts what the work costs.
     """
 
     caller: str = ""
@@ -93,6 +136,7 @@ class Terms:
     deadline: float = inf
     partial: bool = False
     divisible: bool = True
+    meter: Meter = UNMETERED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +169,7 @@ class ScoreOptions:
     """What a stage must know beside the texts.
 
     `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
-    means. `top_n` documents are all that the caller will see. The last six are the request's `terms`.
+    means. `top_n` documents are all that the caller will see. The last seven are the request's `terms`.
     """
 
     max_tokens_per_doc: int | None = None
@@ -141,6 +185,7 @@ class ScoreOptions:
     deadline: float = inf
     on_deadline: OnDeadline = OnDeadline.ERROR
     divisible: bool = True
+    meter: Meter = UNMETERED
 
     @property
     def terms(self) -> Terms:
@@ -151,6 +196,7 @@ class ScoreOptions:
             deadline=self.deadline,
             partial=self.on_deadline is OnDeadline.PARTIAL,
             divisible=self.divisible,
+            meter=self.meter,
         )
 
 

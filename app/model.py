@@ -23,6 +23,7 @@ _PAIRS_PER_CHECK = 2
 _CANARY_SHARE = 0.1
 # The pause between two canaries never exceeds this.
 _LONGEST_PAUSE_S = 60.0
+_CHARACTERS_PER_TOKEN = 4
 
 
 class Status(StrEnum):
@@ -59,10 +60,16 @@ def _never() -> float:
     return -inf
 
 
+def _about(query: str, documents: Sequence[str], _options: ScoreOptions) -> int:
+    """What usual English has, for a model of which nothing better is known."""
+    return (len(query) * len(documents) + sum(map(len, documents))) // _CHARACTERS_PER_TOKEN
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
     `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
+    `estimate` says about how many tokens a request has.
     """
 
     stage: Stage
@@ -71,6 +78,7 @@ class LoadedModel:
     canary: Canary
     details: Mapping[str, str | int | bool]
     alive_at: Callable[[], float] = _never
+    estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
 
 
 class ServedModel:

@@ -71,6 +71,8 @@ class RerankService:
         model = self.model_named(request.model)
         self._check(request)
         loaded = model.loaded
+        if request.options.meter.limited:
+            request.options.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
         scores = await self._score_in_time(loaded, request)
         self._observer.request_scored(
             model=model.name,

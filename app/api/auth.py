@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from time import perf_counter
 from typing import Any, Final
 
 from fastapi import Depends
@@ -93,10 +94,12 @@ class ApiKeys:
         return matching[0]
 
     def required(self) -> Dependency:
-        """The same check as a dependency of routes."""
+        """The same check as a dependency of routes, whose requests count as all others do."""
 
         def check(connection: HTTPConnection) -> None:
-            access_of(connection.scope).key = self.check(connection.headers).name
+            caller = self.check(connection.headers)
+            access_of(connection.scope).key = caller.name
+            caller.allowance.ask(now=perf_counter())
 
         dependency: Dependency = Depends(check)
         return dependency

@@ -20,7 +20,8 @@ from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timi
 from app.api.auth import ApiKeys, security_of
 from app.api.bodies import BodyReader
 from app.api.dialects.base import Dialect, Json
-from app.domain import RerankRequest, RerankResult, Timings
+from app.api.rates import RequestMeter
+from app.domain import Meter, RerankRequest, RerankResult, Timings
 from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
 from app.logs import request_id
 from app.observer import Observer
@@ -85,21 +86,25 @@ class _Endpoint:
     async def answer(self, request: Request) -> Response:
         finish = _Finish(dialect=self._dialects[-1].name, observer=self._observer)
         access = access_of(request.scope)
+        meter = None
         try:
             caller = self._keys.check(request.headers)
             access.key = caller.name
             caller.allowance.ask(now=finish.started)
+            caller.allowance.check_tokens(now=finish.started)
+            meter = RequestMeter(caller.allowance, perf_counter)
             deadline = _deadline(request.headers, since=finish.started)
             body = await self._bodies.read_object(request, caller=caller.name)
             fields = {**request.path_params, **body.fields}
             dialect = self._choose(fields, request.headers)
             finish.dialect = access.dialect = dialect.name
             call = dialect.parse(fields, strict=self._strict)
-            wanted = [_on_terms(one, caller=caller.name, deadline=deadline) for one in call.to_requests()]
+            terms = partial(_on_terms, caller=caller.name, deadline=deadline, meter=meter)
+            wanted = [terms(one) for one in call.to_requests()]
             access.documents = sum(len(one.documents) for one in wanted)
             finish.model = access.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
-            caller.allowance.charge(sum(result.tokens for result in results))
+            meter.settle(sum(result.tokens for result in results))
             content = partial(call.render, results, request_id=request_id.get() or "")
             render = partial(_rendered, content, headers=finish.headers(results))
             answer = await self._written(render, caller.name, size=sum(len(result.results) for result in results))
@@ -116,6 +121,9 @@ class _Endpoint:
         except Exception:
             finish(500)
             raise
+        finally:
+            if meter:
+                meter.close()
         finish(200)
         return answer
 
@@ -144,8 +152,8 @@ class _Endpoint:
         return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self._dialects[-1])
 
 
-def _on_terms(request: RerankRequest, *, caller: str, deadline: float) -> RerankRequest:
-    return replace(request, options=replace(request.options, caller=caller, deadline=deadline))
+def _on_terms(request: RerankRequest, *, caller: str, deadline: float, meter: Meter) -> RerankRequest:
+    return replace(request, options=replace(request.options, caller=caller, deadline=deadline, meter=meter))
 
 
 def _deadline(headers: Mapping[str, str], *, since: float) -> float:

@@ -56,9 +56,10 @@ class Forwarded:
 class _Job:
     """A request's encodings, and its answer once all of them are scored."""
 
-    def __init__(self, encodings: list[Encoding], identities: list[bytes], *, urgent: bool, now: float) -> None:
+    def __init__(self, encodings: list[Encoding], identities: list[bytes], terms: Terms, *, now: float) -> None:
         self.encodings = encodings
-        self.urgent = urgent
+        self.urgent = terms.urgent
+        self.compute = terms.meter.compute
         self.identities = identities
         self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.logits: FloatArray | None = None
@@ -124,12 +125,13 @@ def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenised:
-    """What some of a request's texts turned out to be: of so many characters, `work` as the engine computes it. Those
-    that were not cut are `whole_tokens` of `whole_characters`: only they tell how long texts are.
+    """What some of a request's texts turned out to be: `tokens`, and `work` as the engine computes them. Those that
+    were not cut are `whole_tokens` of `whole_characters`: only they tell how long texts are.
     """
 
     characters: int
     encodings: int
+    tokens: int
     work: Work
     whole_characters: int
     whole_tokens: int
@@ -152,7 +154,9 @@ class Place:
 
         Raises:
             Overloaded, DeadlineExceeded: as for a request that comes now.
+            RateLimited: the caller's quota does not last for it.
         """
+        self._terms.meter.read(part.tokens)
         admission = self._batcher.admission
         admission.learn_length(caller=self._terms.caller, characters=part.whole_characters, tokens=part.whole_tokens)
         self._estimate.correct(characters=part.characters, encodings=part.encodings, work=part.work)
@@ -267,7 +271,7 @@ class Batcher:
         now = perf_counter()
         if not self._coalesce:
             identities = [b"%d/%d" % (number, position) for position in range(len(encodings))]
-        job = _Job(encodings, identities, urgent=terms.urgent, now=now)
+        job = _Job(encodings, identities, terms, now=now)
         self._jobs[number] = job
         try:
             await self._enter(number, job, terms)
@@ -329,6 +333,7 @@ class Batcher:
             entry = Entry(number, position, self._limits.rounded_length(len(job.encodings[position].ids)))
             if identity in self._running:
                 self._running[identity].wanted_by.append(entry)
+                job.compute(len(job.encodings[position].ids))
             else:
                 self._waiting.setdefault(identity, []).append(entry)
                 waiting.append(entry)
@@ -391,6 +396,7 @@ class Batcher:
         identity = job.identities[entry.position]
         item = _Item(identity, job.encodings[entry.position], self._waiting.pop(identity))
         for other in item.wanted_by:
+            self._jobs[other.job].compute(len(item.encoding.ids))
             if other != entry:
                 self._planner.remove(other)
         if len(item.wanted_by) > 1:

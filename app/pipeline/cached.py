@@ -38,6 +38,8 @@ class CachedStage:
         cache_s = perf_counter() - started
 
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
+        if options.meter.limited:
+            options.meter.read(_tokens_of(known, keys))
         cached = np.ones(len(keys), dtype=np.bool_)
         positions = list(unknown.values())
         cached[positions] = False
@@ -105,6 +107,11 @@ class CachedStage:
             self._observer.cache_failed(operation="put")
             return False
         return True
+
+
+def _tokens_of(known: Mapping[bytes, bytes], keys: Sequence[bytes]) -> int:
+    """What the model read when it filled the cache; a pair that is asked for twice counts twice."""
+    return int(unpack_entries([known[key] for key in keys if key in known])["tokens"].sum())
 
 
 def _with_options(fingerprint: str, options: ScoreOptions) -> str:

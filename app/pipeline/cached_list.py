@@ -37,7 +37,9 @@ class CachedListStage:
         timings = Timings(cache_s=perf_counter() - started)
         if is_list(stored, length=len(documents)):
             self._observer.cache_looked_up(hits=len(documents), misses=0)
-            return scores_of(unpack_entries([stored]), cached=np.ones(len(documents), dtype=np.bool_), timings=timings)
+            known = scores_of(unpack_entries([stored]), cached=np.ones(len(documents), dtype=np.bool_), timings=timings)
+            options.meter.read(int(known.tokens.sum()))
+            return known
         self._observer.cache_looked_up(hits=0, misses=len(documents))
         fresh = await self._inner.score(query, documents, options)
         timings += fresh.timings

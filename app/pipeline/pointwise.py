@@ -111,6 +111,7 @@ class PointwiseStage:
         tokenised = Tokenised(
             characters=sum(characters),
             encodings=len(encodings),
+            tokens=int(tokens.sum()),
             work=work_of(lengths),
             whole_characters=sum(characters[index] for index in whole),
             whole_tokens=sum(lengths[index] for index in whole),

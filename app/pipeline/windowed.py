@@ -35,6 +35,7 @@ class WindowedStage:
             InvalidRequest: a wish is out of the operator's bounds, or a prompt does not fit into the model.
             ScoringFailed: the model gave a candidate no finite score.
             Overloaded, Unavailable: see `Batcher.forward`.
+            RateLimited: the caller's quota does not last for another round.
         """
         wishes = options.windows or WindowWishes()
         plan = plan_within(self._scorer.plan, wishes)
@@ -88,6 +89,7 @@ class _Ranking:
             encoded = await self._encode_all(windows)
             tokenized = perf_counter()
             encodings = [one.encoding for one in encoded]
+            self._terms.meter.read(sum(len(encoding.ids) for encoding in encodings))
             forwarded = await self._batcher.serve(encodings, identities_of(encodings), self._terms)
         else:
             self._begun = True
@@ -122,6 +124,7 @@ class _Ranking:
         return Tokenised(
             characters=sum(characters),
             encodings=len(encoded),
+            tokens=sum(len(one.encoding.ids) for one in encoded),
             work=work_of(lengths),
             whole_characters=sum(characters[index] for index in whole),
             whole_tokens=sum(lengths[index] for index in whole),

@@ -1,8 +1,11 @@
 """Token buckets on a clock of the test's own."""
 
+from collections.abc import Callable
+from contextlib import suppress
+
 import pytest
 
-from app.api.rates import Allowance, Rates
+from app.api.rates import Allowance, Rates, RequestMeter
 from app.errors import RateLimited
 
 
@@ -20,7 +23,8 @@ def _asks(allowance: Allowance, *moments: float) -> list[bool]:
 
 def test_without_rates_everything_is_allowed() -> None:
     allowance = Allowance(Rates())
-    allowance.charge(10**12)
+    assert not allowance.limited
+    allowance.take(10**12, by=None, now=0.0)
     assert all(_asks(allowance, *[0.0] * 1000))
 
 
@@ -48,11 +52,111 @@ def test_a_refusal_says_when_to_come_back() -> None:
     assert refusal.value.retry_after_s == pytest.approx(1.5)
 
 
-def test_tokens_are_counted_when_they_have_been_read_and_may_be_overdrawn_once() -> None:
+def test_a_quota_of_tokens_is_refused_when_nothing_is_left_and_says_when_there_is() -> None:
     allowance = Allowance(Rates(tokens_per_min=600))
-    allowance.ask(now=0.0)
-    allowance.charge(1200)
+    allowance.check_tokens(now=0.0)
+    allowance.take(1200, by="request", now=0.0)
     with pytest.raises(RateLimited, match="600 tokens read in a minute") as refusal:
-        allowance.ask(now=0.0)
+        allowance.check_tokens(now=0.0)
     assert refusal.value.retry_after_s == pytest.approx(60.1)
-    assert _asks(allowance, 59.0, 60.2) == [False, True]
+    with pytest.raises(RateLimited):
+        allowance.check_tokens(now=59.0)
+    allowance.check_tokens(now=60.2)
+
+
+class _Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _metered(tokens_per_min: int) -> tuple[Allowance, _Clock, Callable[[], RequestMeter]]:
+    allowance, clock = Allowance(Rates(tokens_per_min=tokens_per_min)), _Clock()
+    return allowance, clock, lambda: RequestMeter(allowance, clock)
+
+
+def _left(allowance: Allowance, *, tokens_per_min: int) -> float:
+    """How many tokens of a quota are left, told by the wait for the first one after a whole quota more was taken."""
+    try:
+        allowance.check_tokens(now=0.0)
+    except RateLimited as refusal:
+        return 1.0 - refusal.retry_after_s * tokens_per_min / 60
+    allowance.take(tokens_per_min, by="the test", now=0.0)
+    return tokens_per_min + _left(allowance, tokens_per_min=tokens_per_min)
+
+
+def test_requests_at_the_same_time_overdraw_a_quota_by_one_of_them_at_most() -> None:
+    allowance, _, meter = _metered(2000)
+    let_in = 0
+    for _ in range(60):
+        one = meter()
+        with suppress(RateLimited):
+            one.reserve(1020)
+            let_in += 1
+    assert let_in == 2
+    assert _left(allowance, tokens_per_min=2000) == pytest.approx(2000 - 2 * 1020)
+
+
+def test_what_turns_out_to_be_longer_than_reserved_is_refused_if_others_have_used_the_quota_up() -> None:
+    _, _, meter = _metered(1000)
+    first, second = meter(), meter()
+    first.reserve(600)
+    second.reserve(600)
+    first.read(500)
+    with pytest.raises(RateLimited):
+        first.read(200)
+    second.read(900)
+    second.read(900)
+
+
+def test_a_request_that_succeeds_costs_what_its_usage_says() -> None:
+    allowance, _, meter = _metered(1000)
+    for tokens in (700, 400):
+        one = meter()
+        one.reserve(1000)
+        one.read(tokens)
+        one.compute(tokens)
+        one.settle(tokens)
+        one.close()
+        one.close()
+    assert _left(allowance, tokens_per_min=1000) == pytest.approx(1000 - 700 - 400)
+
+
+@pytest.mark.parametrize(
+    ("read", "computed", "cost"),
+    [
+        pytest.param(0, 0, 0, id="nothing was done"),
+        pytest.param(6400, 0, 200, id="it was tokenised"),
+        pytest.param(6400, 3200, 3300, id="half of it went to the engine"),
+        pytest.param(6400, 6400, 6400, id="all of it went to the engine"),
+    ],
+)
+def test_a_request_that_fails_or_is_given_up_costs_what_was_done_for_it(read: int, computed: int, cost: int) -> None:
+    allowance, _, meter = _metered(1000)
+    one = meter()
+    one.reserve(5000)
+    one.read(read)
+    one.compute(computed)
+    one.close()
+    assert _left(allowance, tokens_per_min=1000) == pytest.approx(1000 - cost)
+
+
+def test_a_quota_that_was_overdrawn_belongs_to_nobody_once_there_is_some_of_it_again() -> None:
+    _, clock, meter = _metered(600)
+    greedy = meter()
+    greedy.reserve(700)
+    clock.now = 11.0
+    other = meter()
+    other.reserve(700)
+    with pytest.raises(RateLimited):
+        greedy.reserve(1)
+
+
+def test_without_a_quota_nothing_is_counted() -> None:
+    one = RequestMeter(Allowance(Rates(requests_per_s=1)), _Clock())
+    assert not one.limited
+    one.reserve(10**12)
+    one.read(10**13)
+    one.close()
+    RequestMeter(Allowance(Rates()), _Clock()).reserve(1)

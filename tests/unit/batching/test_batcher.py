@@ -499,6 +499,7 @@ def _tokenised(*, characters: int, tokens: int, whole: bool = True) -> Tokenised
     return Tokenised(
         characters=characters,
         encodings=1,
+        tokens=tokens,
         work=Work(tokens, tokens * tokens),
         whole_characters=characters if whole else 0,
         whole_tokens=tokens if whole else 0,

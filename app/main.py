@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from functools import partial
 from socket import socket
 from typing import Any, Final
 
+import orjson
 import uvicorn
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -24,12 +26,13 @@ from app.api.auth import SECURITY_SCHEMES, ApiKeys, reload_api_keys
 from app.api.bodies import BodyLimits, BodyReader
 from app.api.connection import Connection
 from app.api.dialects import DIALECTS
-from app.api.docs_page import docs_routes
+from app.api.docs_page import docs_files
 from app.api.door import ConnectionBounds, Door
+from app.api.fixed_answers import FixedAnswer, FixedAnswers
 from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
-from app.api.ops import OperationsEndpoints, operations_routes
-from app.api.playground import playground_routes
+from app.api.ops import HEALTH, OperationsEndpoints, operations_routes
+from app.api.playground import playground_files
 from app.api.rerank import rerank_routes
 from app.api_keys import read_api_keys
 from app.assembly import running_service
@@ -44,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 # How long a thread that tokenises keeps the event loop from running; Python's own 5 ms are felt in a cached answer.
 _SWITCH_INTERVAL_S: Final = 0.001
+# What is open beside connections: models, Redis, the log.
+_OTHER_FILES: Final = 256
 
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -64,8 +69,9 @@ def create_app(
         # FastAPI's own pages load their scripts from a CDN.
         docs_url=None,
         redoc_url=None,
-        openapi_url=None if settings.private else "/openapi.json",
+        openapi_url=None,
     )
+    document = FixedAnswer(lambda: orjson.dumps(app.openapi()), "application/json")
     bodies = BodyReader(
         BodyLimits(
             max_values=settings.max_body_values,
@@ -77,12 +83,12 @@ def create_app(
         rerank_routes(DIALECTS, service=service, keys=keys, observer=observer, bodies=bodies, strict=settings.strict)
     )
     operations = OperationsEndpoints(
-        service=service, lifecycle=lifecycle, metrics=observer.registry, keyed=not keys.open
+        service=service, lifecycle=lifecycle, metrics=observer.registry, document=document, keyed=not keys.open
     )
     app.include_router(operations_routes(operations, keys=keys, private=settings.private))
+    fixed = {"/health": HEALTH}
     if not settings.private:
-        app.include_router(playground_routes())
-        app.include_router(docs_routes())
+        fixed |= {**playground_files(), **docs_files(), "/openapi.json": document}
     app.add_exception_handler(RerankError, _known_error)
     app.add_exception_handler(HTTPException, _http_error)
     bounds = BodyBounds(
@@ -90,7 +96,8 @@ def create_app(
         timeout_s=settings.body_timeout_s,
         max_held_bytes=settings.max_held_bytes,
     )
-    app.add_middleware(BodyLimit, bounds=bounds)
+    app.add_middleware(BodyLimit, bounds=bounds, caller_of=keys.name_of)
+    app.add_middleware(FixedAnswers, answers=fixed)
     app.add_middleware(RequestContext, lifecycle=lifecycle)
     if not keys.open:
         _name_security_schemes(app)
@@ -136,7 +143,9 @@ async def serve(settings: Settings) -> None:
         reloading_on_hangup(partial(reload_api_keys, keys, settings)),
     ):
         app = create_app(settings, service, observer, lifecycle, keys)
+        app.openapi()  # takes a tenth of a second, which no request should
         door = Door(_connection_bounds(settings), observer)
+        _allow_open_files(door.bounds.max_connections + door.bounds.probe_places + _OTHER_FILES)
         server = DrainingServer(_uvicorn(app, settings, door), lifecycle, delay_s=settings.shutdown_delay_s)
         announcing = asyncio.create_task(_announce(server, service, settings), name="announce")
         calm_the_collector()
@@ -166,6 +175,21 @@ def calm_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(1_000, 10, 500)
+
+
+def _allow_open_files(needed: int) -> None:
+    """Raise this process's limit of open files, of which each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        logger.warning(
+            "RERANKD_MAX_CONNECTIONS needs %d open files, and this process may have %d; raise `ulimit -n` or lower it",
+            needed,
+            allowed,
+        )
 
 
 def _connection_bounds(settings: Settings) -> ConnectionBounds:

@@ -93,6 +93,13 @@ class ApiKeys:
             raise Unauthorized("this API key is not valid")
         return matching[0]
 
+    def name_of(self, headers: Mapping[str, str]) -> str:
+        """Whose key it is; "" where there is none or a wrong one."""
+        try:
+            return self.check(headers).name
+        except Unauthorized:
+            return ""
+
     def required(self) -> Dependency:
         """The same check as a dependency of routes, whose requests count as all others do."""
 

@@ -7,9 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter
-
-from app.api.static_files import static_file
+from app.api.fixed_answers import FixedAnswer, fixed_file
 
 _OURS: Final = Path(__file__).parent / "static"
 _SWAGGER: Final = files("fastapi_swagger.resources")
@@ -26,10 +24,6 @@ _POLICY: Final = (
 )
 
 
-def docs_routes() -> APIRouter:
-    """The page and what it loads. All of it is read once, here."""
-    router = APIRouter()
-    for path, (file, media_type) in _FILES.items():
-        endpoint = static_file(file, media_type, policy=_POLICY)
-        router.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
-    return router
+def docs_files() -> dict[str, FixedAnswer]:
+    """The page and what it loads, by path."""
+    return {path: fixed_file(file, media_type, policy=_POLICY) for path, (file, media_type) in _FILES.items()}

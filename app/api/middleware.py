@@ -6,6 +6,7 @@ Plain ASGI: no body is copied and no task is started.
 import asyncio
 import logging
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -14,8 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import Access, start_access
 from app.api.answers import error_answer, plain_error
+from app.api.held_bytes import Claim, HeldBytes
 from app.api.lifecycle import Lifecycle
-from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge, Unavailable
+from app.errors import BodyTooSlow, InvalidRequest, RequestTooLarge, Unavailable
 from app.logs import request_id
 
 logger = logging.getLogger(__name__)
@@ -94,7 +96,7 @@ def _identity(headers: Headers) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyBounds:
-    """What one body may have, how long it may take to arrive, and how much all bodies may hold at a time."""
+    """What one body may have, how long it may take to arrive, and how much bodies and answers may hold at a time."""
 
     max_bytes: int
     timeout_s: float
@@ -102,42 +104,51 @@ class BodyBounds:
 
 
 class BodyLimit:
-    """Bounds what bodies cost. A refusal is raised where the body is read: after the key was checked, and counted as
-    every other answer is. What a body has brought is held until its request is answered.
+    """Bounds what bodies and answers cost. A refusal is raised where the body is read: after the key was checked, and
+    counted as every other answer is. What a body has brought, and the answer, are held until the answer has left this
+    process. `caller_of` says whose a request is, by its headers.
     """
 
-    def __init__(self, app: ASGIApp, *, bounds: BodyBounds) -> None:
+    def __init__(self, app: ASGIApp, *, bounds: BodyBounds, caller_of: Callable[[Mapping[str, str]], str]) -> None:
         self._app = app
         self._bounds = bounds
-        self._held_bytes = 0
+        self._caller_of = caller_of
+        self._held = HeldBytes(bounds.max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        own_bytes = 0
+        claim: Claim | None = None
         complete = False
         end = asyncio.get_running_loop().time() + self._bounds.timeout_s
 
         async def bounded() -> Message:
-            nonlocal own_bytes, complete
+            nonlocal claim, complete
             if complete:
                 return await receive()
-            if not own_bytes:
-                self._check_head(Headers(scope=scope))
+            if claim is None:
+                headers = Headers(scope=scope)
+                self._check_head(headers)
+                claim = Claim(self._held, self._caller_of(headers))
             message = await self._in_time(receive, end)
             if message["type"] == "http.request":
                 arrived = len(message.get("body", b""))
-                self._check_size(own_bytes, arrived)
-                own_bytes += arrived
-                self._held_bytes += arrived
+                self._check_size(claim.bytes, arrived)
+                claim.take(arrived)
             complete = not message.get("more_body", False)
             return message
 
+        async def held(message: Message) -> None:
+            if claim is not None and message["type"] == "http.response.body":
+                claim.hold(len(message.get("body", b"")))
+            await send(message)
+
         try:
-            await self._app(scope, bounded, send)
+            await self._app(scope, bounded, held)
         finally:
-            self._held_bytes -= own_bytes
+            if claim is not None:
+                claim.release()
 
     def _check_head(self, headers: Headers) -> None:
         encoding = headers.get("content-encoding", "").strip()
@@ -159,10 +170,6 @@ class BodyLimit:
     def _check_size(self, own_bytes: int, arrived: int) -> None:
         if own_bytes + arrived > self._bounds.max_bytes:
             raise self._too_large(own_bytes + arrived)
-        others = self._held_bytes - own_bytes
-        # One alone is always taken, whatever the bound.
-        if others and self._held_bytes + arrived > self._bounds.max_held_bytes:
-            raise Overloaded(f"other requests' bodies hold {others} bytes; try again when some are answered")
 
     def _too_large(self, size: int) -> RequestTooLarge:
         return RequestTooLarge(

@@ -1,9 +1,11 @@
 """What operators and clients ask beside reranking: health, readiness, metrics, the served models."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import orjson
 from fastapi import APIRouter
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -14,6 +16,7 @@ from starlette.responses import Response
 from app import __version__
 from app.api.answers import ERROR_SCHEMA, json_answer
 from app.api.auth import ApiKeys, security_of
+from app.api.fixed_answers import FixedAnswer
 from app.api.lifecycle import Lifecycle
 from app.model import ServedModel, Status
 from app.service import RerankService
@@ -24,6 +27,11 @@ _ERRORS: Final[Json] = {
     "description": "Whatever is wrong; the message says what.",
     "content": {"application/json": {"schema": ERROR_SCHEMA}},
 }
+
+
+HEALTH: Final = FixedAnswer(
+    lambda: orjson.dumps({"status": "ok", "version": __version__}), media_type="application/json"
+)
 
 
 class Health(BaseModel):
@@ -93,16 +101,24 @@ _EXPOSITION: Final[dict[int | str, Json]] = {
 
 class OperationsEndpoints:
     def __init__(
-        self, *, service: RerankService, lifecycle: Lifecycle, metrics: CollectorRegistry, keyed: bool
+        self,
+        *,
+        service: RerankService,
+        lifecycle: Lifecycle,
+        metrics: CollectorRegistry,
+        document: FixedAnswer,
+        keyed: bool,
     ) -> None:
         self._service = service
         self._lifecycle = lifecycle
         self._metrics = metrics
+        self._document = document
+        self._expositions: dict[str, asyncio.Task[bytes]] = {}
         self._keyed = keyed
 
-    async def health(self) -> Response:
+    async def health(self, request: Request) -> Response:
         """200 while the process can answer at all. Restart it when this fails."""
-        return json_answer({"status": "ok", "version": __version__})
+        return HEALTH.answer(request.headers)
 
     async def ready(self) -> Response:
         """200 when every model passed its latest canary inference; else 503 with what is wrong with which. Answers at
@@ -120,8 +136,16 @@ class OperationsEndpoints:
         return json_answer(body, status=200 if ready else 503, headers=headers)
 
     async def metrics(self, request: Request) -> Response:
+        """Whoever asks in one turn of the event loop shares what is then written once."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self._metrics), media_type=content_type)
+        if content_type not in self._expositions:
+            self._expositions[content_type] = asyncio.create_task(self._exposition(encode, content_type))
+        return Response(await asyncio.shield(self._expositions[content_type]), media_type=content_type)
+
+    async def _exposition(self, encode: Callable[[CollectorRegistry], bytes], content_type: str) -> bytes:
+        await asyncio.sleep(0)
+        del self._expositions[content_type]
+        return encode(self._metrics)
 
     async def models(self) -> Response:
         """The served models, as OpenAI's clients and NVIDIA's expect the list."""
@@ -132,7 +156,7 @@ class OperationsEndpoints:
 
     async def description(self, request: Request) -> Response:
         """The OpenAPI document, for those who have a key."""
-        return json_answer(request.app.openapi())
+        return self._document.answer(request.headers)
 
     async def authentication(self) -> Response:
         """Whether keys are needed: Xinference's client asks before it sends its own."""

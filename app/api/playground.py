@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter
-
-from app.api.static_files import static_file
+from app.api.fixed_answers import FixedAnswer, fixed_file
 
 _FOLDER: Final = Path(__file__).parent / "static"
 _FILES: Final[Mapping[str, tuple[str, str]]] = {
@@ -23,10 +21,6 @@ _POLICY: Final = (
 )
 
 
-def playground_routes() -> APIRouter:
-    """The page, its style and its script. They are read once, here."""
-    router = APIRouter()
-    for path, (name, media_type) in _FILES.items():
-        endpoint = static_file(_FOLDER / name, media_type, policy=_POLICY)
-        router.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
-    return router
+def playground_files() -> dict[str, FixedAnswer]:
+    """The page, its style and its script, by path."""
+    return {path: fixed_file(_FOLDER / name, media_type, policy=_POLICY) for path, (name, media_type) in _FILES.items()}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
@@ -14,6 +14,11 @@ from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge
 
 _SCOPE: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
 _BOUNDS = BodyBounds(max_bytes=10, timeout_s=30, max_held_bytes=15)
+
+
+def _limit(app: ASGIApp, *, bounds: BodyBounds) -> BodyLimit:
+    """Callers name themselves in the header X-Key."""
+    return BodyLimit(app, bounds=bounds, caller_of=lambda headers: headers.get("x-key", ""))
 
 
 async def _nothing() -> Message:
@@ -49,7 +54,7 @@ async def _run(application: RequestContext | BodyLimit, scope: Scope) -> list[Me
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
 async def test_what_is_no_request_is_passed_on(kind: str) -> None:
     inner = _Recorder(started=False)
-    for middleware in (RequestContext(inner, lifecycle=Lifecycle()), BodyLimit(inner, bounds=_BOUNDS)):
+    for middleware in (RequestContext(inner, lifecycle=Lifecycle()), _limit(inner, bounds=_BOUNDS)):
         assert await _run(middleware, {"type": kind}) == []
     assert inner.scopes == [kind, kind]
 
@@ -127,7 +132,7 @@ async def _read(limit: BodyLimit, *parts: bytes, headers: Sequence[tuple[bytes, 
 async def test_a_body_within_its_bounds_arrives_whole(parts: tuple[bytes, ...]) -> None:
     reader = _Reader()
     reader.go.set()
-    await _read(BodyLimit(reader, bounds=_BOUNDS), *parts)
+    await _read(_limit(reader, bounds=_BOUNDS), *parts)
     assert reader.bodies == [b"".join(parts)]
 
 
@@ -143,26 +148,26 @@ async def test_a_body_with_a_byte_too_many_is_refused(
     parts: tuple[bytes, ...], headers: list[tuple[bytes, bytes]]
 ) -> None:
     with pytest.raises(RequestTooLarge, match=r"11 bytes or more; at most 10"):
-        await _read(BodyLimit(_Reader(), bounds=_BOUNDS), *parts, headers=headers)
+        await _read(_limit(_Reader(), bounds=_BOUNDS), *parts, headers=headers)
 
 
 async def test_a_packed_body_is_refused_before_it_is_read() -> None:
     with pytest.raises(InvalidRequest, match="'gzip' is not supported"):
-        await _read(BodyLimit(_Reader(), bounds=_BOUNDS), headers=[(b"content-encoding", b"gzip")])
+        await _read(_limit(_Reader(), bounds=_BOUNDS), headers=[(b"content-encoding", b"gzip")])
 
 
 async def test_a_body_that_does_not_arrive_in_time_is_given_up() -> None:
     with pytest.raises(BodyTooSlow, match=r"within 0\.01 s"):
-        await _read(BodyLimit(_Reader(), bounds=replace(_BOUNDS, timeout_s=0.01)))
+        await _read(_limit(_Reader(), bounds=replace(_BOUNDS, timeout_s=0.01)))
 
 
 async def test_bodies_share_a_bound_until_they_are_answered_and_one_alone_is_always_taken() -> None:
     reader = _Reader()
-    limit = BodyLimit(reader, bounds=replace(_BOUNDS, max_held_bytes=8))
+    limit = _limit(reader, bounds=replace(_BOUNDS, max_held_bytes=8))
     first = asyncio.create_task(_read(limit, b"0123456789"))
     await asyncio.sleep(0)
     assert reader.bodies == [b"0123456789"]
-    with pytest.raises(Overloaded, match="other requests' bodies hold 10 bytes"):
+    with pytest.raises(Overloaded, match="other requests hold 10 bytes"):
         await _read(limit, b"x")
     reader.go.set()
     await first
@@ -172,10 +177,50 @@ async def test_bodies_share_a_bound_until_they_are_answered_and_one_alone_is_alw
 
 async def test_what_a_refused_body_held_is_given_back() -> None:
     reader = _Reader()
-    limit = BodyLimit(reader, bounds=replace(_BOUNDS, max_held_bytes=8))
+    limit = _limit(reader, bounds=replace(_BOUNDS, max_held_bytes=8))
     reader.go.set()
     for _ in range(3):
         with pytest.raises(RequestTooLarge):
             await _read(limit, b"0123456789", b"x")
     await asyncio.gather(_read(limit, b"01234567"), _read(limit, b""))
     assert reader.bodies == [b"01234567", b""]
+
+
+async def test_an_answer_is_held_until_it_is_out() -> None:
+    out = asyncio.Event()
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"0123456789"})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await out.wait()
+
+    limit = _limit(answer, bounds=replace(_BOUNDS, max_held_bytes=12))
+    first = asyncio.create_task(limit(dict(_SCOPE), receive, send))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="other requests hold 11 bytes"):
+        await _read(limit, b"yy")
+    out.set()
+    await first
+    await asyncio.wait_for(limit(dict(_SCOPE), receive, send), 5)
+
+
+async def test_a_keys_unfinished_bodies_leave_room_for_another_key() -> None:
+    reader = _Reader()
+    limit = _limit(reader, bounds=replace(_BOUNDS, max_held_bytes=40))
+    mine, yours = [(b"x-key", b"mine")], [(b"x-key", b"yours")]
+    held = [asyncio.create_task(_read(limit, b"0123456789", headers=mine)) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert [task.done() for task in held] == [False, False, True, True, True]
+    assert all(isinstance(task.exception(), Overloaded) for task in held[2:])
+    yours_held = asyncio.create_task(_read(limit, b"0123456789", headers=yours))
+    await asyncio.sleep(0)
+    assert len(reader.bodies) == 3
+    reader.go.set()
+    await asyncio.gather(*held[:2], yours_held)

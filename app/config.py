@@ -90,6 +90,8 @@ class Settings(BaseSettings):
         "default: `rerankd/profiles` in `XDG_CACHE_HOME` or `~/.cache`.",
     )
     max_documents: int = Field(default=10_000, ge=1, description="Most documents in one request.")
+    max_queries: int = Field(default=1000, ge=1, description="Most different queries in one request to `/score`.")
+    max_rank_fields: int = Field(default=64, ge=1, description="Most `rank_fields` of a request.")
     max_query_chars: int = Field(
         default=32_768, ge=1, description="Longest query, and longest instruction, in characters."
     )
@@ -100,7 +102,9 @@ class Settings(BaseSettings):
         description="Most JSON values in a body of more than 1 MiB or 10,000 lists and objects; an object counts as "
         "four. With more, a body takes more memory than ten times its bytes.",
     )
-    max_body_fields: int = Field(default=256, ge=16, description="Most fields of a request.")
+    max_body_fields: int = Field(
+        default=256, ge=16, description="Most fields of a request, and of an object in it that is no document."
+    )
     max_text_bytes: int = Field(
         default=16 * 2**20,
         ge=2**20,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +26,7 @@ from app.api.auth import SECURITY_SCHEMES, ApiKeys, reload_api_keys
 from app.api.bodies import BodyLimits, BodyReader
 from app.api.connection import Connection
 from app.api.dialects import DIALECTS
+from app.api.dialects.base import CallLimits
 from app.api.docs_page import docs_files
 from app.api.door import ConnectionBounds, Door
 from app.api.fixed_answers import FixedAnswer, FixedAnswers
@@ -72,16 +73,7 @@ def create_app(
         openapi_url=None,
     )
     document = FixedAnswer(lambda: orjson.dumps(app.openapi()), "application/json")
-    bodies = BodyReader(
-        BodyLimits(
-            max_values=settings.max_body_values,
-            max_fields=settings.max_body_fields,
-            max_text_bytes=settings.max_text_bytes,
-        )
-    )
-    app.include_router(
-        rerank_routes(DIALECTS, service=service, keys=keys, observer=observer, bodies=bodies, strict=settings.strict)
-    )
+    app.include_router(_rerank_routes(settings, service, keys, observer))
     operations = OperationsEndpoints(
         service=service, lifecycle=lifecycle, metrics=observer.registry, document=document, keyed=not keys.open
     )
@@ -102,6 +94,31 @@ def create_app(
     if not keys.open:
         _name_security_schemes(app)
     return app
+
+
+def _rerank_routes(
+    settings: Settings, service: RerankService, keys: ApiKeys, observer: PrometheusObserver
+) -> APIRouter:
+    bodies = BodyLimits(
+        max_values=settings.max_body_values,
+        max_fields=settings.max_body_fields,
+        max_text_bytes=settings.max_text_bytes,
+    )
+    calls = CallLimits(
+        documents=service.limits.max_documents,
+        queries=settings.max_queries,
+        rank_fields=settings.max_rank_fields,
+        fields=settings.max_body_fields,
+    )
+    return rerank_routes(
+        DIALECTS,
+        service=service,
+        keys=keys,
+        bodies=BodyReader(bodies),
+        observer=observer,
+        limits=calls,
+        strict=settings.strict,
+    )
 
 
 def _name_security_schemes(app: FastAPI) -> None:

@@ -19,10 +19,10 @@ from app.api.access import access_of
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys, security_of
 from app.api.bodies import BodyReader
-from app.api.dialects.base import Dialect, Json
+from app.api.dialects.base import Call, CallLimits, Dialect, Json
 from app.api.rates import RequestMeter
 from app.domain import Meter, RerankRequest, RerankResult, Timings
-from app.errors import InvalidRequest, RequestTooLarge, RerankError, Unavailable
+from app.errors import InvalidRequest, RerankError, Unavailable
 from app.logs import request_id
 from app.observer import Observer
 from app.service import RerankService
@@ -33,8 +33,11 @@ T = TypeVar("T")
 _CLIENT_GONE = 499
 _PATH_PARAMETER = re.compile(r"{(\w+)")
 _SHOWN = 50
-# More than these are written in a thread.
-_MANY_RESULTS = 1000
+# More than these are read and written beside the event loop.
+_AT_ONCE_BYTES = 1 << 18
+_AT_ONCE_RESULTS = 1000
+# So many queries of one call are worked on at a time.
+_TOGETHER = 128
 
 
 def rerank_routes(
@@ -44,13 +47,18 @@ def rerank_routes(
     keys: ApiKeys,
     bodies: BodyReader,
     observer: Observer,
+    limits: CallLimits,
     strict: bool = False,
 ) -> APIRouter:
     """A router with every path of every dialect; `strict` refuses fields that mean nothing."""
     router = APIRouter()
     for path in dict.fromkeys(path for dialect in dialects for path in dialect.paths):
         sharing = [dialect for dialect in dialects if path in dialect.paths]
-        endpoint = _Endpoint(sharing, service=service, keys=keys, bodies=bodies, observer=observer, strict=strict)
+        others = [dialect for dialect in dialects if dialect not in sharing and dialect.shares]
+        choice = _Choice(sharing, others)
+        endpoint = _Endpoint(
+            choice, service=service, keys=keys, bodies=bodies, observer=observer, limits=limits, strict=strict
+        )
         router.add_api_route(
             path,
             endpoint.answer,
@@ -65,26 +73,49 @@ def rerank_routes(
     return router
 
 
+class _Choice:
+    """Whose a body is. A path of one dialect's own takes the bodies of others too: clients are told a base address, and
+    append what another server calls the path (llama.cpp's `/reranking` takes `documents`, Mixedbread's `input`).
+    """
+
+    def __init__(self, dialects: Sequence[Dialect], others: Sequence[Dialect]) -> None:
+        self._dialects = dialects
+        self._others = others
+
+    @property
+    def default(self) -> Dialect:
+        """Whose words a refusal uses when nothing says whose the body is."""
+        return self._dialects[-1]
+
+    def of(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
+        if len(self._dialects) == 1 and self.default.takes.isdisjoint(body):
+            others = (dialect for dialect in self._others if not dialect.takes.isdisjoint(body))
+            return next((dialect for dialect in others if dialect.claims(body, headers)), self.default)
+        return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self.default)
+
+
 class _Endpoint:
     def __init__(
         self,
-        dialects: Sequence[Dialect],
+        choice: _Choice,
         *,
         service: RerankService,
         keys: ApiKeys,
         bodies: BodyReader,
         observer: Observer,
+        limits: CallLimits,
         strict: bool,
     ) -> None:
-        self._dialects = dialects
+        self._choice = choice
         self._service = service
         self._keys = keys
         self._bodies = bodies
         self._observer = observer
+        self._limits = limits
         self._strict = strict
 
     async def answer(self, request: Request) -> Response:
-        finish = _Finish(dialect=self._dialects[-1].name, observer=self._observer)
+        finish = _Finish(dialect=self._choice.default.name, observer=self._observer)
         access = access_of(request.scope)
         meter = None
         try:
@@ -96,18 +127,20 @@ class _Endpoint:
             deadline = _deadline(request.headers, since=finish.started)
             body = await self._bodies.read_object(request, caller=caller.name)
             fields = {**request.path_params, **body.fields}
-            dialect = self._choose(fields, request.headers)
+            dialect = self._choice.of(fields, request.headers)
             finish.dialect = access.dialect = dialect.name
-            call = dialect.parse(fields, strict=self._strict)
+            read = partial(_understood, dialect, fields, limits=self._limits, strict=self._strict)
+            call, requests = await self._done(read, caller.name, size=len(body.text), at_once=_AT_ONCE_BYTES)
             terms = partial(_on_terms, caller=caller.name, deadline=deadline, meter=meter)
-            wanted = [terms(one) for one in call.to_requests()]
+            wanted = [terms(one) for one in requests]
             access.documents = sum(len(one.documents) for one in wanted)
             finish.model = access.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
             meter.settle(sum(result.tokens for result in results))
             content = partial(call.render, results, request_id=request_id.get() or "")
             render = partial(_rendered, content, headers=finish.headers(results))
-            answer = await self._written(render, caller.name, size=sum(len(result.results) for result in results))
+            size = sum(len(result.results) for result in results)
+            answer = await self._done(render, caller.name, size=size, at_once=_AT_ONCE_RESULTS)
             answer.headers.update(_ignored(dialect, body.fields))
         except RerankError as error:
             finish(error.status)
@@ -128,28 +161,39 @@ class _Endpoint:
         return answer
 
     async def _rerank(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
-        """The result of each; the first failure stops all of them."""
+        """The result of each; the first failure stops all of them. Not all at a time: the event loop would be busy with
+        the steps of one call only.
+        """
         if len(requests) == 1:
             return [await self._service.rerank(requests[0])]
-        documents = sum(len(request.documents) for request in requests)
-        if documents > self._service.limits.max_documents:
-            limit = self._service.limits.max_documents
-            raise RequestTooLarge(f"at most {limit} documents per request; got {documents}")
-        running = [asyncio.ensure_future(self._service.rerank(request)) for request in requests]
+        results: dict[int, RerankResult] = {}
+        waiting = iter(enumerate(requests))
+
+        async def work() -> None:
+            for index, request in waiting:
+                results[index] = await self._service.rerank(request)
+
+        running = [asyncio.create_task(work()) for _ in requests[:_TOGETHER]]
         try:
-            return await asyncio.gather(*running)
+            await asyncio.gather(*running)
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+        return [results[index] for index in range(len(requests))]
 
-    async def _written(self, render: Callable[[], Response], caller: str, *, size: int) -> Response:
-        if size <= _MANY_RESULTS:
-            return render()
-        return await self._service.aside.run(Share(caller=caller, cost=size, left=size), render)
+    async def _done(self, call: Callable[[], T], caller: str, *, size: int, at_once: int) -> T:
+        """Do plain Python here if it is short, else beside the event loop when it is the caller's turn."""
+        if size <= at_once:
+            return call()
+        return await self._service.aside.run(Share(caller=caller, cost=size, left=size), call)
 
-    def _choose(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
-        return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self._dialects[-1])
+
+def _understood(
+    dialect: Dialect, fields: Mapping[str, Any], *, limits: CallLimits, strict: bool
+) -> tuple[Call, Sequence[RerankRequest]]:
+    call = dialect.parse(fields, limits=limits, strict=strict)
+    return call, call.to_requests()
 
 
 def _on_terms(request: RerankRequest, *, caller: str, deadline: float, meter: Meter) -> RerankRequest:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.api.dialects import DIALECTS
-from app.api.dialects.fields import SHARED_PATHS
+from app.api.dialects.base import SHARED_PATHS
 from tests.api.conftest import Api, is_our_error
 
 _PINECONE = {"X-Pinecone-Api-Version": "2025-10"}
@@ -39,6 +39,87 @@ async def test_the_body_says_whose_it_is(
     answer = await api.post(path, {"query": query, **fields}, headers=headers)
     assert answer.status_code == 200, answer.text
     assert api.requests_counted(dialect=dialect, status=200) == 1
+
+
+_OWN_PATHS = [
+    ("/v2/rerank", "cohere-v2"),
+    ("/reranking", "mixedbread"),
+    ("/v1/reranking", "mixedbread"),
+    ("/ranking", "nim"),
+    ("/v1/ranking", "nim"),
+    ("/v1/retrieval/fake/reranking", "nim"),
+    ("/score", "vllm-score"),
+    ("/v1/score", "vllm-score"),
+    ("/infinity/rerank", "infinity"),
+    ("/voyage/v1/rerank", "voyage"),
+    ("/pinecone/rerank", "pinecone"),
+]
+
+
+def test_every_path_is_tried() -> None:
+    tried = {path.replace("/fake/", "/{model:path}/") for path, _ in _OWN_PATHS}
+    prefixed = {f"/{name}{path}" for name in ("infinity", "voyage", "pinecone") for path in SHARED_PATHS}
+    assert {path for dialect in DIALECTS for path in dialect.paths} == {*tried, *prefixed, *SHARED_PATHS}
+
+
+@pytest.mark.parametrize(("path", "home"), _OWN_PATHS)
+@pytest.mark.parametrize(
+    ("fields", "dialect"),
+    [
+        ({"query": "q", "documents": _DOCUMENTS}, "jina"),
+        ({"query": "q", "documents": _DOCUMENTS, "top_n": 1, "return_documents": True}, "jina"),
+        ({"query": "q", "documents": _DOCUMENTS, "top_k": 1}, "voyage"),
+        ({"query": "q", "documents": _DOCUMENTS, "raw_scores": True}, "infinity"),
+        ({"query": "q", "texts": _DOCUMENTS}, "tei"),
+        ({"query": {"text": "q"}, "passages": [{"text": "a"}]}, "nim"),
+        ({"query": "q", "input": _DOCUMENTS}, "mixedbread"),
+    ],
+)
+async def test_a_path_of_one_dialect_takes_the_bodies_of_the_others_too(
+    api: Api, path: str, home: str, fields: dict[str, Any], dialect: str
+) -> None:
+    """llama.cpp's `/reranking` takes `documents`, Mixedbread's `input`."""
+    at_home = {"cohere-v2", "vllm-score", "infinity", "voyage", "pinecone"}
+    expected = home if home in at_home and "documents" in fields else dialect
+    answer = await api.post(path, fields)
+    assert answer.status_code == 200, answer.text
+    assert api.requests_counted(dialect=expected, status=200) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/reranking", "input"), ("/ranking", "passages"), ("/v2/rerank", "documents"), ("/score", "text_2")],
+)
+async def test_a_body_that_is_nobodys_is_refused_in_the_words_of_its_path(api: Api, path: str, field: str) -> None:
+    answer = await api.post(path, {"query": "q"})
+    assert is_our_error(answer, 400, "invalid_request")
+    assert f"{field}: Field required" in answer.json()["message"]
+
+
+_WITH_TOP_N = [dialect for dialect in DIALECTS if dialect.name != "vllm-score"]
+
+
+@pytest.mark.parametrize("top_n", [0, -1, None, "-1", 10_000, 2**31 - 1, 2**63 - 1, 2**64, 10**40, 1e300])
+@pytest.mark.parametrize(
+    "dialect", [dialect for dialect in DIALECTS if dialect.name != "vllm-score"], ids=lambda dialect: dialect.name
+)
+async def test_what_clients_send_for_all_results_gives_all_of_them(api: Api, dialect: Any, top_n: object) -> None:
+    fields = {**dialect.example, "model": "fake"}
+    name = next(name for name in ("top_n", "top_k") if name in dialect.call.model_fields)
+    answer = await api.post(
+        dialect.paths[-1].replace("{model:path}", "fake"), {**fields, name: top_n}, headers=_headers(dialect)
+    )
+    assert answer.status_code == 200, answer.text
+    results = answer.json() if isinstance(answer.json(), list) else _results(answer.json())
+    assert len(results) == 2
+
+
+def _headers(dialect: Any) -> dict[str, str]:
+    return _PINECONE if dialect.name == "pinecone" else {}
+
+
+def _results(answer: dict[str, Any]) -> list[Any]:
+    return next(answer[name] for name in ("results", "data", "rankings") if name in answer)
 
 
 @pytest.mark.parametrize(

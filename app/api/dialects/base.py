@@ -4,19 +4,51 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Final, cast
 
-from pydantic import AliasChoices, BaseModel, ValidationError
+import orjson
+from pydantic import AliasChoices, BaseModel, ValidationError, ValidationInfo
 
 from app.domain import RerankRequest, RerankResult
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, RequestTooLarge
 
 Json = dict[str, Any]
+
+# Where clients of several dialects meet; the body says which of them it is.
+SHARED_PATHS: Final = ("/v1/rerank", "/rerank")
 
 _PROBLEMS_SHOWN = 3
 _IGNORED_SHOWN = 10
 _NAME_SHOWN = 100
+_VALUE_SHOWN = 60
 _PRINTABLE = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+def shown(value: object) -> str:
+    """A caller's value in a message: enough to recognise it, however long it is."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _VALUE_SHOWN else f"{value[:_VALUE_SHOWN]!r}... ({len(value)} characters)"
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return "null" if value is None else orjson.dumps(value).decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallLimits:
+    """How much of each thing a request may have; what exceeds it is refused before anything is built from it. `fields`
+    are those of an object beside the documents.
+    """
+
+    documents: int
+    queries: int
+    rank_fields: int
+    fields: int
+
+
+def limits_of(info: ValidationInfo) -> CallLimits:
+    """The limits under which `Dialect.parse` reads a body."""
+    return cast(CallLimits, info.context)
 
 
 class Call(BaseModel, ABC):
@@ -66,43 +98,66 @@ def has_field(*names: str) -> Callable[[Mapping[str, Any], Mapping[str, str]], b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """Paths may be shared: the first registered dialect that `claims` a body on its path gets it. A parameter of a
-    path is a field that the body may leave out. `answer` describes the answer in the OpenAPI document; `example` is a
-    request body for the same purpose.
+    """Paths may be shared: the first registered dialect that `claims` a body on its path gets it. On a path of its own
+    a dialect gets every body that has one of the fields it `takes` documents from; others get theirs there too. A
+    parameter of a path is a field that the body may leave out. `answer` describes the answer in the OpenAPI document;
+    `example` is a request body for the same purpose.
     """
 
     name: str
     paths: tuple[str, ...]
+    takes: frozenset[str]
     call: type[Call]
     answer: type[BaseModel]
     example: Json
     claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _every_call
 
-    def parse(self, body: Mapping[str, Any], *, strict: bool = False) -> Call:
+    @property
+    def shares(self) -> bool:
+        """Whether it answers on the paths where the body says whose it is."""
+        return set(SHARED_PATHS) <= set(self.paths)
+
+    def parse(self, body: Mapping[str, Any], *, limits: CallLimits, strict: bool = False) -> Call:
         """Read a body.
 
         Raises:
             InvalidRequest: a field is missing or has the wrong type, or is unknown and `strict` forbids that; the
                 message names it.
+            RequestTooLarge: there is more of something than the limits allow.
         """
+        self._refuse_long_lists(body, limits)
         try:
-            return self.call.model_validate(body, extra="forbid" if strict else "ignore")
+            return self.call.model_validate(body, extra="forbid" if strict else "ignore", context=limits)
         except ValidationError as error:
             raise InvalidRequest(_explain(error)) from None
 
     def ignored(self, body: Mapping[str, Any]) -> list[str]:
         """The fields of a body that mean nothing here, so that a misspelt one can be noticed; at most ten."""
-        unknown = [name for name in body if name not in self._known() and _PRINTABLE.fullmatch(name)]
+        known = _known_fields(self.call)
+        unknown = [name for name in body if name not in known and _PRINTABLE.fullmatch(name)]
         return unknown[:_IGNORED_SHOWN]
 
-    def _known(self) -> set[str]:
-        aliases = [field.validation_alias for field in self.call.model_fields.values()]
-        choices = [choice for alias in aliases if isinstance(alias, AliasChoices) for choice in alias.choices]
-        return {*self.call.model_fields, *(choice for choice in choices if isinstance(choice, str))}
+    def _refuse_long_lists(self, body: Mapping[str, Any], limits: CallLimits) -> None:
+        """Whatever a field means, it has at most so many entries, and nothing looks at them before that is known."""
+        for name, value in body.items():
+            if isinstance(value, list) and len(value) > limits.documents:
+                what = "documents per request" if name in self.takes else "entries in a list"
+                raise RequestTooLarge(f"at most {limits.documents} {what}; {name[:_NAME_SHOWN]} has {len(value)}")
+            if isinstance(value, dict) and len(value) > limits.fields:
+                raise RequestTooLarge(
+                    f"at most {limits.fields} fields in an object; {name[:_NAME_SHOWN]} has {len(value)}"
+                )
+
+
+@cache
+def _known_fields(call: type[Call]) -> frozenset[str]:
+    aliases = [field.validation_alias for field in call.model_fields.values()]
+    choices = [choice for alias in aliases if isinstance(alias, AliasChoices) for choice in alias.choices]
+    return frozenset([*call.model_fields, *(choice for choice in choices if isinstance(choice, str))])
 
 
 def _explain(error: ValidationError) -> str:
-    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    problems = error.errors(include_url=False, include_context=False)
     # What is unknown is shown first: a field that is missing may be the same, misspelt.
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
     shown = [f"{_place(problem['loc'])}: {_said(problem)}" for problem in problems[:_PROBLEMS_SHOWN]]
@@ -117,4 +172,10 @@ def _place(loc: Sequence[int | str]) -> str:
 
 
 def _said(problem: Mapping[str, Any]) -> str:
-    return "unknown field" if problem["type"] == "extra_forbidden" else str(problem["msg"])
+    kind, message = problem["type"], str(problem["msg"])
+    if kind == "extra_forbidden":
+        return "unknown field"
+    # Our own validators' messages name the value themselves.
+    if kind in ("missing", "value_error"):
+        return message.removeprefix("Value error, ")
+    return f"{message}; got {shown(problem['input'])}"

@@ -4,9 +4,9 @@ from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo
 
-from app.api.dialects.base import Dialect, Json
+from app.api.dialects.base import Dialect, Json, limits_of
 from app.api.dialects.superset import Result, SupersetCall, meta_of
 from app.domain import (
     Aggregation,
@@ -19,6 +19,7 @@ from app.domain import (
     Truncation,
     WindowWishes,
 )
+from app.errors import RequestTooLarge
 
 
 class PassageFields(BaseModel):
@@ -33,6 +34,14 @@ class PassageFields(BaseModel):
     top_k: int | None = Field(default=None, ge=1, description="How many passages `top_k_mean` averages.")
 
 
+def _as_many_as_documents(order: object, info: ValidationInfo) -> object:
+    if isinstance(order, list) and len(order) > limits_of(info).documents:
+        raise RequestTooLarge(
+            f"at most {limits_of(info).documents} documents per request; initial_order has {len(order)}"
+        )
+    return order
+
+
 class WindowFields(BaseModel):
     """How a listwise model works through the documents, within the operator's bounds; absent: as the operator said."""
 
@@ -40,7 +49,7 @@ class WindowFields(BaseModel):
     stride: int | None = Field(default=None, description="By how many documents the sliding window moves.")
     schedule: str | None = Field(default=None, description="`sliding`, `full`, `top-down` or `tournament`.")
     depth: int | None = Field(default=None, description="Only the first so many documents are reordered.")
-    initial_order: list[int] | None = Field(
+    initial_order: Annotated[list[int] | None, FailFast(), BeforeValidator(_as_many_as_documents)] = Field(
         default=None, description="The indices of all documents, the best first, as your retriever has them."
     )
 
@@ -132,6 +141,7 @@ class CohereV2Answer(BaseModel):
 COHERE_V2: Final = Dialect(
     name="cohere-v2",
     paths=("/v2/rerank",),
+    takes=frozenset(["documents"]),
     call=CohereV2Call,
     answer=CohereV2Answer,
     example={

@@ -5,20 +5,20 @@ from math import ceil
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, ValidationInfo, WithJsonSchema
 
+from app.api.dialects.base import limits_of, shown
+from app.api.json_text import kind_of
 from app.domain import LAST_PRIORITY, RankedDocument, RerankResult, Truncation
-from app.errors import InvalidRequest
-from app.visible import is_visible
+from app.errors import InvalidRequest, RequestTooLarge
 
-_SHOWN: Final = 200
+_NAMES_SHOWN: Final = 5
+_LARGEST_COUNT: Final = 2.0**63
+_RANK_FIELD_CHARS: Final = 1000
 _PAIRS_PER_SEARCH_UNIT: Final = 100
 
 # Fields of a document that come back in its result and are not read.
 PASSED_THROUGH: Final = ("id", "metadata")
-
-# Where clients of several dialects meet; the body says which of them it is.
-SHARED_PATHS: Final = ("/v1/rerank", "/rerank")
 
 Documents = Annotated[
     list[Any],
@@ -32,19 +32,57 @@ Documents = Annotated[
         description='Texts, or objects: the model reads their "text", or rank_fields, or else all but id and metadata.'
     ),
 ]
-# Clients send 0 and null for "all of them".
+
+
+def _all_of_them(top_n: object) -> object:
+    """Clients send 0, null, -1 and the largest number that they know for "all of them"."""
+    huge = isinstance(top_n, float) and top_n >= _LARGEST_COUNT
+    return None if huge else top_n
+
+
+def _a_count(top_n: int | None) -> int | None:
+    if top_n is not None and top_n < -1:
+        raise ValueError(f"{top_n} is no number of results; leave it out, or send 0 or -1, for all")
+    return None if top_n in (0, -1) else top_n
+
+
 TopN = Annotated[
     int | None,
-    Field(ge=0, description="How many results to return; 0, null or absent: all."),
-    AfterValidator(lambda top_n: top_n or None),
+    Field(description="How many results to return; 0, -1, null, absent or more than there are: all."),
+    BeforeValidator(_all_of_them),
+    AfterValidator(_a_count),
 ]
 ModelName = Annotated[
     str | None,
     Field(description="The name or an alias of a served model; absent: the default one."),
     AfterValidator(lambda name: name or None),
 ]
+
+
+def _few(names: object, info: ValidationInfo) -> object:
+    if isinstance(names, list) and len(names) > limits_of(info).rank_fields:
+        raise RequestTooLarge(f"at most {limits_of(info).rank_fields} rank_fields; got {len(names)}")
+    return names
+
+
+def _distinct(names: list[str] | None) -> list[str] | None:
+    if names is None:
+        return names
+    longest = max(names, key=len, default="")
+    if len(longest) > _RANK_FIELD_CHARS:
+        raise ValueError(f"{shown(longest)} is too long a name; at most {_RANK_FIELD_CHARS} characters are taken")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{shown(twice)} is named twice; name each field once")
+    return names
+
+
 RankFields = Annotated[
-    list[str] | None, Field(description='The fields of documents sent as objects to read; default: "text".')
+    list[str] | None,
+    FailFast(),
+    Field(description='The fields of documents sent as objects to read; default: "text".'),
+    BeforeValidator(_few),
+    AfterValidator(_distinct),
 ]
 ReturnDocuments = Annotated[bool | None, Field(description="Send the documents back with the results.")]
 RawScores = Annotated[bool | None, Field(description="Answer with the model's raw scores instead of relevance.")]
@@ -101,7 +139,7 @@ def search_units(result: RerankResult) -> int:
 
 def _text_of(document: object, where: str, rank_fields: Sequence[str] | None, *, bare: bool) -> str:
     if not isinstance(document, Mapping):
-        kind = "null" if document is None else type(document).__name__
+        kind = "null" if document is None else f"a {kind_of(document)}"
         raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
     if rank_fields and list(rank_fields) != ["text"]:
         return _as_lines(document, where, rank_fields, bare=bare)
@@ -115,18 +153,21 @@ def _text_of(document: object, where: str, rank_fields: Sequence[str] | None, *,
     return text
 
 
-def _as_lines(document: Mapping[str, Any], where: str, rank_fields: Sequence[str], *, bare: bool) -> str:
-    present = [name for name in rank_fields if document.get(name) is not None]
+def _as_lines(document: Mapping[str, Any], where: str, names: Sequence[str], *, bare: bool) -> str:
+    present = [name for name in names if document.get(name) is not None]
     if not present:
-        wanted = ", ".join(rank_fields)[:_SHOWN]
-        raise InvalidRequest(f"{where} has none of the rank_fields: {wanted}")
+        raise InvalidRequest(f"{where} has {_nothing_of(names)}")
     if bare:
         return _as_text(document[present[0]], where)
-    texts = {name: _as_text(document[name], where) for name in present}
-    # Names of fields that show nothing are no text of the document.
-    if not any(map(is_visible, texts.values())):
-        return ""
-    return "\n".join(f"{name}: {text}" for name, text in texts.items())
+    return "\n".join(f"{name}: {_as_text(document[name], where)}" for name in present)
+
+
+def _nothing_of(names: Sequence[str]) -> str:
+    if not names:
+        passed = " and ".join(PASSED_THROUGH)
+        return f'nothing to read beside {passed}; add a "text", or name the fields to read in rank_fields'
+    listed = ", ".join(map(shown, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return f'none of the fields to read: {listed}; add one, or a "text", or name others in rank_fields'
 
 
 def _as_text(value: object, where: str) -> str:

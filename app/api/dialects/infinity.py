@@ -4,9 +4,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from app.api.dialects.base import Dialect, Json, QueryCall, has_field
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field
 from app.api.dialects.fields import (
-    SHARED_PATHS,
     Documents,
     ModelName,
     RawScores,
@@ -77,6 +76,7 @@ class InfinityAnswer(BaseModel):
 INFINITY: Final = Dialect(
     name="infinity",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
+    takes=frozenset(["documents"]),
     call=InfinityCall,
     answer=InfinityAnswer,
     example={

@@ -4,8 +4,8 @@ from typing import Any, Final
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from app.api.dialects.base import Dialect, Json
-from app.api.dialects.fields import SHARED_PATHS, usage_of
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json
+from app.api.dialects.fields import usage_of
 from app.api.dialects.superset import Result, SupersetCall, meta_of
 from app.domain import RerankResult
 
@@ -40,6 +40,7 @@ class JinaAnswer(BaseModel):
 JINA: Final = Dialect(
     name="jina",
     paths=SHARED_PATHS,
+    takes=frozenset(["documents"]),
     call=JinaCall,
     answer=JinaAnswer,
     example={

@@ -4,9 +4,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
-from app.api.dialects.base import Dialect, Json, QueryCall, has_field
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field
 from app.api.dialects.fields import (
-    SHARED_PATHS,
     Documents,
     ModelName,
     RankFields,
@@ -73,6 +72,7 @@ class MixedbreadAnswer(BaseModel):
 MIXEDBREAD: Final = Dialect(
     name="mixedbread",
     paths=("/v1/reranking", "/reranking", *SHARED_PATHS),
+    takes=frozenset(["input"]),
     call=MixedbreadCall,
     answer=MixedbreadAnswer,
     example={

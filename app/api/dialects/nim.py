@@ -1,22 +1,32 @@
 """The ranking API of NVIDIA NIM: passages go in, raw scores come out as logits."""
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo
 
-from app.api.dialects.base import Dialect, Json, QueryCall, has_field
-from app.api.dialects.fields import SHARED_PATHS, ModelName, TopN, truncation_of, usage_of
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field, limits_of
+from app.api.dialects.fields import ModelName, TopN, truncation_of, usage_of
 from app.domain import RerankRequest, RerankResult, ScoreOptions
+from app.errors import RequestTooLarge
 
 
 class NimText(BaseModel):
     text: str
 
 
+def _small(passages: object, info: ValidationInfo) -> object:
+    """Fields that mean nothing are not looked at, unless they are refused: then each would be an error of its own."""
+    if isinstance(passages, list):
+        largest = max((len(passage) for passage in passages if isinstance(passage, dict)), default=0)
+        if largest > limits_of(info).fields:
+            raise RequestTooLarge(f"at most {limits_of(info).fields} fields in a passage; one has {largest}")
+    return passages
+
+
 class NimCall(QueryCall):
     model: ModelName = None
     query: NimText | str
-    passages: list[NimText]
+    passages: Annotated[list[NimText], FailFast(), BeforeValidator(_small)]
     truncate: Literal["NONE", "END"] | None = Field(
         default=None, description="NONE refuses a passage that is too long, END cuts it (default)."
     )
@@ -54,6 +64,7 @@ class NimAnswer(BaseModel):
 NIM: Final = Dialect(
     name="nim",
     paths=("/v1/ranking", "/ranking", "/v1/retrieval/{model:path}/reranking", *SHARED_PATHS),
+    takes=frozenset(["passages"]),
     call=NimCall,
     answer=NimAnswer,
     example={

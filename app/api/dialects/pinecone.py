@@ -5,9 +5,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, Field
 
-from app.api.dialects.base import Dialect, Json, QueryCall
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall
 from app.api.dialects.fields import (
-    SHARED_PATHS,
     Documents,
     ModelName,
     RankFields,
@@ -88,6 +87,7 @@ def _sent_by_pinecone(_body: Mapping[str, Any], headers: Mapping[str, str]) -> b
 PINECONE: Final = Dialect(
     name="pinecone",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
+    takes=frozenset(["documents"]),
     call=PineconeCall,
     answer=PineconeAnswer,
     example={

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, Field, RootModel
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, RootModel
 
-from app.api.dialects.base import Dialect, Json, QueryCall, has_field
-from app.api.dialects.fields import SHARED_PATHS, ModelName, RawScores, ReturnDocuments, TopN, score_of
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field
+from app.api.dialects.fields import ModelName, RawScores, ReturnDocuments, TopN, score_of
 from app.domain import RerankRequest, RerankResult, ScoreOptions, Side, Truncation
 
 
@@ -17,7 +17,7 @@ class TeiCall(QueryCall):
     """`model` and `top_n` are not TEI's own: it serves one model and answers with all."""
 
     query: str
-    texts: list[str]
+    texts: Annotated[list[str], FailFast()]
     raw_scores: RawScores = None
     return_text: ReturnDocuments = None
     truncate: bool | None = Field(
@@ -67,6 +67,7 @@ class TeiAnswer(RootModel[list[TeiRank]]):
 TEI: Final = Dialect(
     name="tei",
     paths=SHARED_PATHS,
+    takes=frozenset(["texts"]),
     call=TeiCall,
     answer=TeiAnswer,
     example={

@@ -1,31 +1,61 @@
 """vLLM's score API: one text against many, or many pairs, answered in the order of the request."""
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    FailFast,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
-from app.api.dialects.base import Call, Dialect, Json
+from app.api.dialects.base import Call, Dialect, Json, limits_of
 from app.api.dialects.fields import ModelName, Priority, score_of, usage_of
 from app.domain import RerankRequest, RerankResult, ScoreOptions
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, RequestTooLarge
+
+_QUERIES: Final = ("text_1", "queries", "query", "data_1")
+_DOCUMENTS: Final = ("text_2", "documents", "data_2", "items")
+
+
+def _as_list(texts: object) -> object:
+    return [texts] if isinstance(texts, str) else texts
+
+
+_Texts = Annotated[
+    list[str],
+    FailFast(),
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 
 
 class ScoreCall(Call):
     model: ModelName = None
-    queries: str | list[str] = Field(
-        validation_alias=AliasChoices("text_1", "queries", "query", "data_1"),
+    queries: _Texts = Field(
+        validation_alias=AliasChoices(*_QUERIES),
         description="One text for all documents, or one for each of them.",
     )
-    documents: str | list[str] = Field(
-        validation_alias=AliasChoices("text_2", "documents", "data_2", "items"), description="What to score."
-    )
+    documents: _Texts = Field(validation_alias=AliasChoices(*_DOCUMENTS), description="What to score.")
     use_activation: bool | None = Field(
         default=None,
         validation_alias=AliasChoices("use_activation", "activation"),
         description="False answers with the model's raw scores.",
     )
     priority: Priority = None
+
+    @model_validator(mode="after")
+    def _refuse_many_queries(self, info: ValidationInfo) -> Self:
+        """Each distinct query is a request of its own inside."""
+        distinct = len(set(self.queries))
+        if distinct > limits_of(info).queries:
+            raise RequestTooLarge(f"at most {limits_of(info).queries} different queries per request; got {distinct}")
+        return self
 
     def to_requests(self) -> Sequence[RerankRequest]:
         return [
@@ -55,8 +85,7 @@ class ScoreCall(Call):
 
     def _pairs_of_query(self) -> dict[str, list[tuple[int, str]]]:
         """The documents of each query, with their position in the request."""
-        documents = [self.documents] if isinstance(self.documents, str) else self.documents
-        queries = [self.queries] if isinstance(self.queries, str) else self.queries
+        queries, documents = self.queries, self.documents
         if len(queries) == 1:
             queries = queries * len(documents)
         if not documents or len(queries) != len(documents):
@@ -90,5 +119,10 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 VLLM_SCORE: Final = Dialect(
-    name="vllm-score", paths=("/score", "/v1/score"), call=ScoreCall, answer=ScoreAnswer, example=_EXAMPLE
+    name="vllm-score",
+    paths=("/score", "/v1/score"),
+    takes=frozenset(_DOCUMENTS),
+    call=ScoreCall,
+    answer=ScoreAnswer,
+    example=_EXAMPLE,
 )

@@ -4,9 +4,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from app.api.dialects.base import Dialect, Json, QueryCall, has_field
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field
 from app.api.dialects.fields import (
-    SHARED_PATHS,
     Documents,
     ModelName,
     ReturnDocuments,
@@ -73,6 +72,7 @@ class VoyageAnswer(BaseModel):
 VOYAGE: Final = Dialect(
     name="voyage",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
+    takes=frozenset(["documents"]),
     call=VoyageCall,
     answer=VoyageAnswer,
     example={

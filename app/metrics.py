@@ -1,6 +1,8 @@
 """Prometheus metrics from the facts of the scoring path. Only this file and `/metrics` know Prometheus."""
 
+import platform
 from collections.abc import Iterator
+from typing import Final
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -10,6 +12,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from app import __version__
 from app.domain import Timings
 from app.gpu_memory import GpuMemoryReader
 from app.logs import dropped_lines
@@ -18,6 +21,8 @@ from app.observer import REFUSAL_REASONS
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+# Names of keys that are counted apart; the others are counted as `other`, so that no key file makes metrics grow.
+_MOST_KEYS: Final = 100
 _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75)
 
 
@@ -72,6 +77,9 @@ class PrometheusObserver:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._in_flight = Gauge("rerank_requests_in_flight", "Requests that are being answered.", registry=registry)
+        self._make_key_metrics()
+        self._make_engine_metrics()
         self._make_batch_metrics()
         self._make_cache_metrics()
         self._make_connection_metrics()
@@ -80,6 +88,40 @@ class PrometheusObserver:
         memory.set_function(lambda: float(psutil.Process().memory_info().rss))
         registry.register(GpuMemoryCollector(gpus or GpuMemoryReader()))
         registry.register(DroppedLogLines())
+
+        build = Gauge("rerank_build_info", "What runs, always 1.", ["version", "python", "kernels"], registry=registry)
+        build.labels(__version__, platform.python_version(), _kernels()).set(1)
+
+    def _make_key_metrics(self) -> None:
+        self._keys: set[str] = set()
+        self._key_requests = Counter(
+            "rerank_key_requests_total", "Requests by whose key they had.", ["key", "outcome"], registry=self.registry
+        )
+        self._key_tokens = Counter(
+            "rerank_key_tokens_total", "Tokens read for whose key.", ["key"], registry=self.registry
+        )
+
+    def _make_engine_metrics(self) -> None:
+        self._workers = Gauge("rerank_workers", "Forward passes that run at a time.", ["model"], registry=self.registry)
+        self._pass_durations = Histogram(
+            "rerank_pass_duration_seconds",
+            "Time of a forward pass.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._queue_limit = Gauge(
+            "rerank_queue_limit_tokens", "Tokens that may wait.", ["model"], registry=self.registry
+        )
+        self._queue_seconds = Gauge(
+            "rerank_queue_seconds", "How long what waits will take.", ["model"], registry=self.registry
+        )
+        self._threads_given_up = Counter(
+            "rerank_threads_given_up_total",
+            "Threads that were replaced because a forward pass hung in them.",
+            ["model"],
+            registry=self.registry,
+        )
 
     def _make_batch_metrics(self) -> None:
         self._batch_pairs = Histogram(
@@ -155,9 +197,27 @@ class PrometheusObserver:
         for reason in REFUSAL_REASONS:
             self._refused_connections.labels(reason)
 
-    def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
+    def request_started(self) -> None:
+        self._in_flight.inc()
+
+    def request_finished(
+        self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
+    ) -> None:
+        self._in_flight.dec()
         self._requests.labels(model, dialect, str(status)).inc()
         self._durations.labels(model, dialect).observe(duration_s)
+        label = self._key_label(key)
+        self._key_requests.labels(label, _outcome(status)).inc()
+        self._key_tokens.labels(label).inc(tokens)
+
+    def _key_label(self, key: str) -> str:
+        if not key:
+            return "none"
+        if key not in self._keys:
+            if len(self._keys) >= _MOST_KEYS:
+                return "other"
+            self._keys.add(key)
+        return key
 
     def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
         for stage, seconds in (
@@ -170,7 +230,13 @@ class PrometheusObserver:
         self._truncated.labels(model).inc(dropped_tokens)
         self._unordered.labels(model).inc(unordered_windows)
 
-    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:
+    def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
+        self._workers.labels(model).set(workers)
+        self._queue_limit.labels(model).set(max_waiting_tokens)
+        self._threads_given_up.labels(model)
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        self._pass_durations.labels(model).observe(seconds)
         self._batch_pairs.labels(model).observe(pairs)
         self._batch_tokens.labels(model).observe(tokens)
         self._padding.labels(model).observe(1 - tokens / padded_tokens)
@@ -178,8 +244,12 @@ class PrometheusObserver:
     def batch_failed(self, *, model: str, pairs: int) -> None:  # noqa: ARG002 - the fact has more than the metric
         self._failed_batches.labels(model).inc()
 
-    def queue_changed(self, *, model: str, waiting_tokens: int) -> None:
+    def thread_given_up(self, *, model: str) -> None:
+        self._threads_given_up.labels(model).inc()
+
+    def queue_changed(self, *, model: str, waiting_tokens: int, waiting_s: float) -> None:
         self._queue.labels(model).set(waiting_tokens)
+        self._queue_seconds.labels(model).set(waiting_s)
 
     def work_cancelled(self, *, model: str, tokens: int) -> None:
         self._cancelled.labels(model).inc(tokens)
@@ -213,3 +283,18 @@ class PrometheusObserver:
         for reason in ("overloaded", "deadline_exceeded"):
             self._shed.labels(model, reason)
         self._ready.labels(model).set(ready)
+
+
+def _outcome(status: int) -> str:
+    if status < 400:
+        return "answered"
+    return "refused" if status == 429 else "failed"
+
+
+def _kernels() -> str:
+    """Whether this processor can run our own kernels, and whether they were compiled."""
+    try:
+        from app.engines.kernels import supported  # noqa: PLC0415 - where they were not compiled, this fails
+    except ImportError:
+        return "missing"
+    return "supported" if supported() else "unsupported"

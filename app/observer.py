@@ -9,15 +9,23 @@ REFUSAL_REASONS: Final = ("too_many", "slow_head", "large_head", "malformed", "s
 
 
 class Observer(Protocol):
-    def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None: ...
+    def request_started(self) -> None: ...
+
+    def request_finished(
+        self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
+    ) -> None: ...
 
     def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None: ...
 
-    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None: ...
+    def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None: ...
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None: ...
 
     def batch_failed(self, *, model: str, pairs: int) -> None: ...
 
-    def queue_changed(self, *, model: str, waiting_tokens: int) -> None: ...
+    def thread_given_up(self, *, model: str) -> None: ...
+
+    def queue_changed(self, *, model: str, waiting_tokens: int, waiting_s: float) -> None: ...
 
     def work_cancelled(self, *, model: str, tokens: int) -> None: ...
 
@@ -41,19 +49,30 @@ class Observer(Protocol):
 class Silent:
     """An observer that nobody listens to, for work outside of the service."""
 
-    def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
+    def request_started(self) -> None:
+        pass
+
+    def request_finished(
+        self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
+    ) -> None:
         pass
 
     def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
         pass
 
-    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:
+    def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
+        pass
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None:
         pass
 
     def batch_failed(self, *, model: str, pairs: int) -> None:
         pass
 
-    def queue_changed(self, *, model: str, waiting_tokens: int) -> None:
+    def thread_given_up(self, *, model: str) -> None:
+        pass
+
+    def queue_changed(self, *, model: str, waiting_tokens: int, waiting_s: float) -> None:
         pass
 
     def work_cancelled(self, *, model: str, tokens: int) -> None:

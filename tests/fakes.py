@@ -60,8 +60,21 @@ class RecordingObserver:
     def _state(self, name: str, **fields: Any) -> None:
         self.facts.append(Fact(name, fields))
 
-    def request_finished(self, *, model: str, dialect: str, status: int, duration_s: float) -> None:
-        self._state("request_finished", model=model, dialect=dialect, status=status, duration_s=duration_s)
+    def request_started(self) -> None:
+        self._state("request_started")
+
+    def request_finished(
+        self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
+    ) -> None:
+        self._state(
+            "request_finished",
+            model=model,
+            dialect=dialect,
+            status=status,
+            duration_s=duration_s,
+            key=key,
+            tokens=tokens,
+        )
 
     def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
         self._state(
@@ -72,14 +85,22 @@ class RecordingObserver:
             unordered_windows=unordered_windows,
         )
 
-    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int) -> None:
-        self._state("batch_scored", model=model, pairs=pairs, tokens=tokens, padded_tokens=padded_tokens)
+    def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
+        self._state("engine_started", model=model, workers=workers, max_waiting_tokens=max_waiting_tokens)
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        self._state(
+            "batch_scored", model=model, pairs=pairs, tokens=tokens, padded_tokens=padded_tokens, seconds=seconds
+        )
 
     def batch_failed(self, *, model: str, pairs: int) -> None:
         self._state("batch_failed", model=model, pairs=pairs)
 
-    def queue_changed(self, *, model: str, waiting_tokens: int) -> None:
-        self._state("queue_changed", model=model, waiting_tokens=waiting_tokens)
+    def thread_given_up(self, *, model: str) -> None:
+        self._state("thread_given_up", model=model)
+
+    def queue_changed(self, *, model: str, waiting_tokens: int, waiting_s: float) -> None:
+        self._state("queue_changed", model=model, waiting_tokens=waiting_tokens, waiting_s=waiting_s)
 
     def work_cancelled(self, *, model: str, tokens: int) -> None:
         self._state("work_cancelled", model=model, tokens=tokens)

@@ -120,7 +120,7 @@ class _Endpoint:
         meter = None
         try:
             caller = self._keys.check(request.headers)
-            access.key = caller.name
+            finish.key = access.key = caller.name
             caller.allowance.ask(now=finish.started)
             caller.allowance.check_tokens(now=finish.started)
             meter = RequestMeter(caller.allowance, perf_counter)
@@ -136,7 +136,8 @@ class _Endpoint:
             access.documents = sum(len(one.documents) for one in wanted)
             finish.model = access.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
-            meter.settle(sum(result.tokens for result in results))
+            finish.tokens = sum(result.tokens for result in results)
+            meter.settle(finish.tokens)
             content = partial(call.render, results, request_id=request_id.get() or "")
             render = partial(_rendered, content, headers=finish.headers(results))
             size = sum(len(result.results) for result in results)
@@ -215,13 +216,16 @@ def _deadline(headers: Mapping[str, str], *, since: float) -> float:
 
 
 class _Finish:
-    """States the fact that a request ended, whichever way it did."""
+    """States the facts that a request began, and that it ended, whichever way it did."""
 
     def __init__(self, *, dialect: str, observer: Observer) -> None:
         self.dialect = dialect
         self.model = "none"
+        self.key = ""
+        self.tokens = 0
         self._observer = observer
         self.started = perf_counter()
+        observer.request_started()
 
     def __call__(self, status: int) -> None:
         self._observer.request_finished(
@@ -229,6 +233,8 @@ class _Finish:
             dialect=self.dialect,
             status=status,
             duration_s=perf_counter() - self.started,
+            key=self.key,
+            tokens=self.tokens,
         )
 
     def headers(self, results: Sequence[RerankResult]) -> dict[str, str]:

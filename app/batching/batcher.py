@@ -221,6 +221,7 @@ class Batcher:
         self._work_waits = asyncio.Event()
         self._ended_at = -inf
         self._closed = False
+        observer.engine_started(model=model, workers=worker.threads, max_waiting_tokens=max_waiting_tokens)
 
     def alive_at(self) -> float:
         """When the engine was last seen to work: now while a pass takes no longer than it may, else when one ended."""
@@ -405,7 +406,10 @@ class Batcher:
         return item
 
     def _queue_changed(self) -> None:
-        self._observer.queue_changed(model=self._model, waiting_tokens=self._planner.waiting_tokens)
+        waiting = self._planner.waiting_tokens
+        self._observer.queue_changed(
+            model=self._model, waiting_tokens=waiting, waiting_s=waiting * self.admission.seconds_per_token
+        )
 
     async def _work(self) -> None:
         """Keep one of the worker's threads busy, with one pass that runs and one that is handed over just before the
@@ -447,7 +451,7 @@ class Batcher:
                 self._learn_budget(batch)
             await self._isolate_failure(batch, tries=0 if isinstance(error, FinalFailure) else tries - 1)
         else:
-            self._deliver(batch, logits)
+            self._deliver(batch, logits, seconds=running.seconds)
 
     def _log_failure(self, error: Exception, *, pairs: int) -> None:
         """With its trace the first time that one of its kind comes; a batch that fails is tried in halves, and each of
@@ -474,6 +478,7 @@ class Batcher:
                 logits = await self._worker.run(running.run, self._engine.forward, encodings)
         except TimeoutError:
             self._worker.give_up()
+            self._observer.thread_given_up(model=self._model)
             raise TimeoutError(f"the engine did not come back within {self._patience_s(running):.0f} s") from None
         finally:
             self._passes.remove(running)
@@ -527,7 +532,7 @@ class Batcher:
         self._running.pop(item.identity, None)
         return False
 
-    def _deliver(self, batch: Sequence[_Item], logits: FloatArray) -> None:
+    def _deliver(self, batch: Sequence[_Item], logits: FloatArray, *, seconds: float) -> None:
         now = perf_counter()
         self._planner.batch_fitted()
         for item, row in zip(batch, logits, strict=True):
@@ -540,6 +545,7 @@ class Batcher:
             pairs=len(batch),
             tokens=sum(len(item.encoding.ids) for item in batch),
             padded_tokens=self._area(batch),
+            seconds=seconds,
         )
 
 

@@ -599,9 +599,9 @@ async def test_a_worker_that_dies_with_its_call_is_replaced_and_the_call_is_made
 
 
 async def test_a_worker_that_hangs_is_replaced_and_the_others_of_its_batch_are_answered() -> None:
-    engine = _HangingEngine()
+    engine, observer = _HangingEngine(), RecordingObserver()
     engine.gate.set()
-    async with running_batcher(engine, RecordingObserver(), stuck_after_s=0.1) as batcher:
+    async with running_batcher(engine, observer, stuck_after_s=0.1) as batcher:
         for _ in range(20):
             await batcher.forward(_encodings([1]))
         engine.gate.clear()
@@ -612,6 +612,7 @@ async def test_a_worker_that_hangs_is_replaced_and_the_others_of_its_batch_are_a
         engine.gate.set()
         for number, call in zip((2, 3), harmless, strict=True):
             assert _right(await call, [[number]])
+    assert observer.named("thread_given_up")
 
 
 async def test_an_engine_is_alive_while_its_passes_take_no_longer_than_they_may() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -91,7 +92,7 @@ def serve(
     if load and not check:
         raise ConfigError("--load is for --check; serving loads every model anyway")
     if check:
-        logs.configure("WARNING")
+        _log_little()
         raise typer.Exit(_report(check_settings(settings, load=load), settings, loaded=load))
     from app.main import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
@@ -120,6 +121,12 @@ def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _log_little() -> None:
+    """What a command prints is enough, but for how far a download is."""
+    logs.configure("WARNING")
+    logging.getLogger("app.downloads").setLevel(logging.INFO)
 
 
 def _complain(problem: str) -> None:
@@ -175,7 +182,7 @@ def rank(
 ) -> None:
     """Rerank a file of requests, or a TREC run, through the service's own pipeline."""
     settings = read_settings(registry=registry)
-    logs.configure("WARNING")
+    _log_little()
     check_files({"OUTPUT": output}, inputs=[source, corpus, queries])
     if (corpus is None) != (queries is None):
         raise ConfigError("a TREC run needs both --corpus and --queries; a file of requests needs neither")
@@ -237,7 +244,7 @@ def evaluate(
 ) -> None:
     """Measure models, or a served URL, on judged data: quality, significance, speed."""
     settings = read_settings(registry=registry)
-    logs.configure("WARNING")
+    _log_little()
     with _needing("eval"):
         from app.evaluation import evaluation as ev  # noqa: PLC0415 - a service needs none of it
 
@@ -364,7 +371,7 @@ def tune(
     from app.tuning import describe  # noqa: PLC0415 - as above
 
     settings = read_settings(registry=registry)
-    logs.configure("WARNING")
+    _log_little()
     spec = read_registry(settings.registry).only([model]).model[0]
     check_folder("RERANKD_PROFILES", settings.profiles)
     with _interruptible("no profile was written"):
@@ -404,7 +411,7 @@ def models(
     """List what the registry serves, and what is wrong with it; `rerankd serve --check` also fails if there is any."""
     settings = read_settings(registry=registry)
     read_registry(settings.registry)  # raises where there is nothing to list
-    logs.configure("WARNING")
+    _log_little()
     checked = check_settings(settings)
     if as_json:
         typer.echo(json.dumps(_listed(checked), indent=2, ensure_ascii=False))

@@ -31,7 +31,18 @@ foreign = logging.getLogger("stderr")
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 # Their own messages are of no use to an operator, or say what ours say better.
-_TOO_TALKATIVE: Final = ("httpx", "httpcore", "urllib3", "filelock", "uvicorn.access", "uvicorn.error")
+_TOO_TALKATIVE: Final = (
+    "httpx",
+    "httpcore",
+    "httpx2",
+    "httpcore2",
+    "huggingface_hub",
+    "hf_xet",
+    "urllib3",
+    "filelock",
+    "uvicorn.access",
+    "uvicorn.error",
+)
 # What every record has. uvicorn adds its message again, with terminal colours.
 _NOT_EXTRA: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"})
 _LONGEST_LINE: Final = 32 * 1024

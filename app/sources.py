@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars
 
+from app.downloads import DownloadProgress, without_signatures
 from app.errors import ConfigError, SourceUnreachable
 
 logger = logging.getLogger(__name__)
@@ -111,10 +111,10 @@ def _read_name(name: str) -> re.Match[str]:
 
 def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
     match = _read_name(name)
-    logger.info("looking for model %s", name)
-    disable_progress_bars()
+    logger.info("looking for model %s %s", name, "among the downloaded ones" if hub.offline else "on the hub")
+    progress = DownloadProgress(name)
     try:
-        return Path(
+        folder = Path(
             snapshot_download(
                 match["repository"],
                 revision=match["revision"],
@@ -123,6 +123,7 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
                 local_files_only=hub.offline,
                 cache_dir=hub.cache,
                 endpoint=hub.endpoint,
+                tqdm_class=progress.bar_class(),
             )
         )
     except HFValidationError as error:
@@ -139,9 +140,12 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
                 f"{name} was not downloaded before; unset RERANKD_HUB_OFFLINE to fetch it"
             ) from None
         raise SourceUnreachable(
-            f"{name} was not downloaded before and the hub cannot be asked ({error.__cause__ or error}); "
+            f"{name} was not downloaded before and the hub cannot be asked "
+            f"({without_signatures(str(error.__cause__ or error))}); "
             "is there a network? Is the endpoint right?"
         ) from error
     except Exception as error:
         # the client has changed its HTTP library, and with it these errors, more than once
-        raise SourceUnreachable(f"cannot fetch {name} from the hub: {error}") from error
+        raise SourceUnreachable(f"cannot fetch {name} from the hub: {without_signatures(str(error))}") from error
+    progress.finish()
+    return folder

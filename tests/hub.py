@@ -12,12 +12,16 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """`commits` maps a revision (a branch, a tag) to the commit that it means; every commit has the same files."""
+    """`commits` maps a revision (a branch, a tag) to the commit that it means; every commit has the same files. With a
+    `signature`, files come from a storage whose URLs carry it, as large ones do on the hub.
+    """
 
     files: Mapping[str, bytes]
     commits: Mapping[str, str] = field(default_factory=lambda: {"main": "a" * 40})
     needs_token: str | None = None
     gated: bool = False
+    signature: str | None = None
+    storage_status: int = 200
 
 
 @dataclass
@@ -27,6 +31,11 @@ class TinyHub:
     url: str
     repositories: dict[str, Repository]
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    @property
+    def storage(self) -> str:
+        """Under another host's name: a client follows redirects to its own host in another way."""
+        return f"{self.url.replace('127.0.0.1', 'localhost')}/storage"
 
     def fetched(self) -> set[str]:
         """The files whose content was sent."""
@@ -69,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         # a revision may hold slashes, which are quoted
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         self.state.requests.append((self.command, "/".join(parts), self.headers.get("Authorization")))
-        status, headers, body = self._route(parts)
+        status, headers, body = self._stored(parts[1:]) if parts[0] == "storage" else self._route(parts)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -77,6 +86,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self.wfile.write(body)
+
+    def _stored(self, parts: list[str]) -> tuple[int, dict[str, str], bytes]:
+        repository = self.state.repositories["/".join(parts[:2])]
+        return repository.storage_status, {}, repository.files["/".join(parts[2:])]
 
     def _route(self, parts: list[str]) -> tuple[int, dict[str, str], bytes]:
         api = parts[:2] == ["api", "models"]
@@ -95,7 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
             return _refusal(403, "GatedRepo")
         if api:
             return _json(_info(name, commit, repository) if verb == "revision" else _tree(repository))
-        return _file(repository.files[rest], commit)
+        signed = f"{self.state.storage}/{name}/{rest}?X-Amz-Signature={repository.signature}"
+        return _file(repository.files[rest], commit, signed if repository.signature else None)
 
 
 def _info(name: str, commit: str, repository: Repository) -> object:
@@ -114,8 +128,12 @@ def _tree(repository: Repository) -> object:
     ]
 
 
-def _file(content: bytes, commit: str) -> tuple[int, dict[str, str], bytes]:
-    return 200, {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}, content
+def _file(content: bytes, commit: str, signed: str | None) -> tuple[int, dict[str, str], bytes]:
+    """The content, or where it lies."""
+    if signed is None:
+        return 200, {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}, content
+    linked = {"X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
+    return 302, {"Location": signed, "X-Repo-Commit": commit, **linked}, b""
 
 
 def _digest(content: bytes) -> str:

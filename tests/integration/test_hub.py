@@ -1,6 +1,9 @@
 """Models from a hub: a real download over HTTP from a small hub, and everything that can go wrong with one."""
 
-from collections.abc import Iterator
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +157,7 @@ def test_the_token_is_sent_with_every_request(hub: TinyHub, tmp_path: Path) -> N
         ("hub:model", None, "hub:model is not the name of a repository; write hub:org/name or hub:org/name@revision"),
         ("hub:org/model@", None, "hub:org/model@ is not the name of a repository"),
         ("hub:org/model@a b", None, "is not the name of a repository"),
-        ("hub:../..", None, r"hub:\.\./\.\. is not the name of a repository"),
+        ("hub:../..", None, r"hub:\.\./\.\. is no repository"),
         ("hub:org/-model-", None, "hub:org/-model- is no repository"),
     ],
 )
@@ -233,3 +236,48 @@ def test_a_service_downloads_its_model_and_becomes_ready(hub: TinyHub, tmp_path:
     with rerankd_server(tmp_path, registry, **environment) as server:
         wait_until_ready(server)
     assert hub.fetched() == WANTED
+
+
+_SIGNATURE = "c2lnbmVkIGZvciB5b3Ugb25seQ"
+
+
+def _signed(files: Mapping[str, bytes], *, status: int = 200) -> AbstractContextManager[TinyHub]:
+    return tiny_hub({"org/signed": Repository(files, signature=_SIGNATURE, storage_status=status)})
+
+
+def test_a_download_says_how_far_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.downloads._FIRST_LINE_S", 0.0)
+    files = {"config.json": b"{}", "model.safetensors": bytes(3_000_000)}
+    with _signed(files) as hub, caplog.at_level(logging.INFO):
+        download(hub, "hub:org/signed", tmp_path, patterns=["*"])
+        download(hub, "hub:org/signed", tmp_path, patterns=["*"])
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("app")]
+    first, *lines, last, again = ours
+    assert first == again == "looking for model org/signed on the hub"
+    assert any(re.fullmatch(r"downloading org/signed: \[[#.]{20}\] \d+% of 3\.0 MB, .*/s", line) for line in lines), (
+        lines
+    )
+    assert re.fullmatch(r"downloaded org/signed: 3\.0 MB in \d+\.\d s", last)
+
+
+def test_no_log_line_shows_a_signed_url(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: (tiny_model / Path(name).name).read_bytes() for name in WANTED}
+    registry = write_registry(tmp_path, [{"name": "tiny", "path": "hub:org/signed"}])
+    with _signed(files) as hub:
+        environment = {"HF_ENDPOINT": hub.url, "RERANKD_HUB_CACHE": str(tmp_path / "hub"), "RERANKD_LOG_LEVEL": "DEBUG"}
+        with rerankd_server(tmp_path, registry, **environment) as server:
+            wait_until_ready(server)
+        assert any("storage" in path for _, path, _ in hub.requests)
+    logged = "".join(path.read_text(errors="replace") for path in tmp_path.glob("*.log"))
+    assert "downloaded org/signed" in logged
+    assert _SIGNATURE not in logged
+
+
+def test_no_error_shows_a_signed_url(tmp_path: Path) -> None:
+    files = {"config.json": b"{}", "model.safetensors": bytes(1000)}
+    with _signed(files, status=403) as hub, pytest.raises(SourceUnreachable) as caught:
+        download(hub, "hub:org/signed", tmp_path, patterns=["*"])
+    assert "403 Forbidden" in str(caught.value)
+    assert _SIGNATURE not in str(caught.value)

@@ -78,8 +78,12 @@ def test_the_command_line_takes_the_words(words: list[str]) -> None:
         return
     assert name in command.commands
     subcommand = command.commands[name]
-    if arguments or not any(parameter.required for parameter in subcommand.params):
+    try:
         subcommand.make_context(name, list(arguments))
+    except Exception as error:
+        # Prose names options without the arguments that belong to them.
+        if type(error).__name__ != "MissingParameter":
+            raise
 
 
 @_each("words", "pip", ".venv/bin/pip")

@@ -12,11 +12,6 @@ namespace rerankd {
 
 namespace {
 
-// Add the products of 32 and 32 numbers of 16 bits, two at a time.
-inline void add_products_of_pairs(__m512i& sums, __m512i values, __m512i weights) {
-    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
-}
-
 // Attention's products are of numbers of 16 bits, two side by side, and their sums exact in 32. So of `Size` products each is
 // less than 2^31 / Size; and values less than 2^13, for weights sum to 2^18 at most, also if each of `kLongest` is rounded up.
 template <std::size_t Size>

@@ -10,15 +10,8 @@
 
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
 #include "even_gelu.h"
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
-#endif
+#include "instructions.h"
 
 // These, and all below, may use the instructions.
 #include "attention.h"
@@ -254,12 +247,7 @@ void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, co
 
 }  // namespace
 
-bool supported() {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
-}
+bool supported() { return has_instructions(); }
 
 void Free::operator()(void* memory) const { std::free(memory); }
 
@@ -321,7 +309,7 @@ void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequen
 
 }  // namespace rerankd
 
-#if defined(__clang__)
+#if defined(__clang__) && !defined(RERANKD_INSTRUCTIONS)
 #pragma clang attribute pop
 #endif
 

@@ -14,11 +14,6 @@ constexpr std::size_t kVectors = 4;  // registers in a row of a tile
 constexpr std::size_t kPanel = kVectors * kLanes;
 constexpr std::size_t kRows = 6;  // of a tile: 24 sums, 4 weights and a broadcast are 29 of 32 registers
 
-// Add the products of 64 unsigned and 64 signed bytes, four at a time. Not the intrinsic: compilers copy its sums around.
-inline void add_products(__m512i& sums, __m512i values, __m512i weights) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
-}
-
 // What is fetched into the second-level cache meanwhile: a line now, and the one that is `step` bytes further next.
 struct Ahead {
     const char* at;

@@ -1,8 +1,8 @@
 """Runs the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-The kernels are compiled with an emulation of their instructions (emulated_avx512.h), so this runs on any x86-64 CPU with
-AVX2: each load and store is checked, and so is each alignment and each sum of products for overflow. A report ends the
-tests. It takes about a minute to compile.
+The kernels are compiled with an emulation of their instructions (emulated_avx512.h), so this runs on any x86-64 CPU
+with AVX2. Each load, store and alignment is checked, and each sum of products for overflow. A report ends the tests. It
+takes about a minute to compile.
 """
 
 import os

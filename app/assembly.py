@@ -12,7 +12,7 @@ from pathlib import Path
 from app.batching.admission import Admission
 from app.batching.batcher import Batcher
 from app.batching.planner import BatchPlanner
-from app.cache import open_cache
+from app.cache import connect_cache
 from app.cache.base import Cache
 from app.config import SHIPPED_REGISTRY, ModelSpec, Registry, Settings, read_registry
 from app.domain import ScoreOptions, Scores, Truncation
@@ -77,12 +77,12 @@ async def running_service(
     `only` names the models to load, None among them for the default one; without it all of the registry are loaded.
 
     Raises:
-        ConfigError: the registry or the cache URL is unusable.
+        ConfigError: the registry or the cache URL is unusable, or what it names can never be a cache.
     """
     registry = read_registry(settings.registry)
     if only is not None:
         registry = registry.only(only)
-    cache = open_cache(settings.cache_url)
+    cache = await connect_cache(settings.cache_url.get_secret_value())
     models = [ServedModel(name=spec.name, aliases=spec.aliases, observer=observer) for spec in registry.model]
     served = {name: model for model in models for name in (model.name, *model.aliases)}
     with (

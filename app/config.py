@@ -73,8 +73,8 @@ class Settings(BaseSettings):
         "playground at `/`. Needs API keys.",
     )
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
-    cache_url: str = Field(
-        default="memory://",
+    cache_url: SecretStr = Field(
+        default=SecretStr("memory://"),
         description="Where scores are kept: `memory://?max_entries=N`, `redis://host:port/db?ttl_s=N`, or `none://`.",
     )
     hub_token: SecretStr | None = Field(

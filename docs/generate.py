@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -86,6 +86,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
+    value = value.get_secret_value() if isinstance(value, SecretStr) else value
     if isinstance(value, BaseModel):
         return "below"
     if value is None or value is PydanticUndefined or value in ((), {}, ""):

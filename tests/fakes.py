@@ -256,6 +256,9 @@ class ScriptedCache:
         await self._misbehave()
         self.entries.update(entries)
 
+    async def check(self) -> None:
+        pass
+
     async def close(self) -> None:
         self.closed = True
 

@@ -2,18 +2,25 @@
 
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from app.cache.base import Cache
 from app.cache.memory import MemoryCache
 from app.cache.redis import RedisCache
+from app.cache.url import check_no_server, read_parameters, split_url
 from app.errors import ConfigError
+
+
+def _no_cache(url: SplitResult) -> None:
+    check_no_server(url)
+    read_parameters(url, {})
+
 
 CACHES: Final[dict[str, Callable[[SplitResult], Cache | None]]] = {
     "memory": MemoryCache.from_url,
     "redis": RedisCache.from_url,
     "rediss": RedisCache.from_url,
-    "none": lambda _: None,
+    "none": _no_cache,
 }
 
 
@@ -23,8 +30,24 @@ def open_cache(url: str) -> Cache | None:
     Raises:
         ConfigError: an unknown scheme or an unusable parameter.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     if parts.scheme not in CACHES:
         known = ", ".join(f"{scheme}://" for scheme in CACHES)
-        raise ConfigError(f"RERANKD_CACHE_URL: unknown scheme {parts.scheme!r}; known: {known}")
+        raise ConfigError(f"RERANKD_CACHE_URL must begin with one of {known}")
     return CACHES[parts.scheme](parts)
+
+
+async def connect_cache(url: str) -> Cache | None:
+    """The same, once it was asked whether it can be used. One that is only away now is no error.
+
+    Raises:
+        ConfigError: the URL is unusable, or whatever it names can never serve as a cache.
+    """
+    cache = open_cache(url)
+    if cache is not None:
+        try:
+            await cache.check()
+        except ConfigError:
+            await cache.close()
+            raise
+    return cache

@@ -12,4 +12,11 @@ class Cache(Protocol):
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None: ...
 
+    async def check(self) -> None:
+        """Ask whether the cache can ever be used.
+
+        Raises:
+            ConfigError: it cannot; one that is only away now may come back.
+        """
+
     async def close(self) -> None: ...

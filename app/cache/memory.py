@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from urllib.parse import SplitResult
 
-from app.cache.url import read_parameters
+from app.cache.url import check_no_server, read_parameters
 
 DEFAULT_MAX_ENTRIES = 500_000
 
@@ -19,6 +19,7 @@ class MemoryCache:
     @classmethod
     def from_url(cls, url: SplitResult) -> "MemoryCache":
         """Build from `memory://?max_entries=N`."""
+        check_no_server(url)
         parameters = read_parameters(url, {"max_entries": DEFAULT_MAX_ENTRIES})
         return cls(max_entries=parameters["max_entries"])
 
@@ -35,6 +36,9 @@ class MemoryCache:
             self._entries.move_to_end(key)
         while len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
+
+    async def check(self) -> None:
+        pass
 
     async def close(self) -> None:
         self._entries.clear()

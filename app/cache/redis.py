@@ -1,7 +1,8 @@
 """Scores shared between processes in Redis: a thousand keys per round trip, a timeout, and a circuit breaker.
 
 While the breaker is open no request waits for Redis at all; a background task asks it from time to time whether it is
-back. What goes wrong in here is `CacheUnavailable` and nothing else.
+back. What goes wrong for a request is `CacheUnavailable` and nothing else. A server that can never be used, as a
+cluster or one with another password, is told from one that is away: `check` refuses it, and later the log says why.
 """
 
 import asyncio
@@ -9,12 +10,13 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Final, TypeVar
-from urllib.parse import SplitResult, urlunsplit
+from urllib.parse import SplitResult, unquote, urlunsplit
 
 from redis import asyncio as redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from app.cache.url import read_parameters
+from app.cache.refusals import why_hopeless
+from app.cache.url import check_server, read_parameters
 from app.errors import CacheUnavailable, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,15 @@ _PREFIX: Final = b"rerankd:"
 _KEYS_PER_COMMAND: Final = 1000
 # One command for many keys costs a fifth of what a pipeline of as many SETs costs this process.
 _PUT: Final = "for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[1]) end"
+# Two that lie in different slots of a cluster, and are gone in a millisecond.
+_PROBE_KEYS: Final = (_PREFIX + b"probe-1", _PREFIX + b"probe-2")
+_PROBE_PUT: Final = "for i = 1, #KEYS do redis.call('SET', KEYS[i], '', 'PX', 1) end"
+_FIRST_ANSWER_S: Final = 2.0
 _FAILURES_TO_OPEN: Final = 3
 _SLICES: Final = 5
+# Not only the client's own: uvloop, for one, raises RuntimeError on a connection that was just lost.
+_ERRORS: Final = (RedisError, OSError, RuntimeError)
+_LONGEST_ERROR: Final = 300
 _REFUSALS_LOGGED_EVERY_S: Final = 60.0
 _DEFAULTS: Final = {"ttl_s": 7 * 24 * 3600, "timeout_ms": 50, "probe_ms": 1000, "max_connections": 16}
 
@@ -38,9 +47,17 @@ class RedisCache:
     """
 
     def __init__(
-        self, client: redis.Redis, *, ttl_s: int, timeout_s: float, probe_interval_s: float, max_connections: int
+        self,
+        client: redis.Redis,
+        *,
+        ttl_s: int,
+        timeout_s: float,
+        probe_interval_s: float,
+        max_connections: int,
+        password: str = "",
     ) -> None:
         self._client = client
+        self._password = password
         self._ttl_s = ttl_s
         self._timeout_s = timeout_s
         self._probe_interval_s = probe_interval_s
@@ -57,6 +74,7 @@ class RedisCache:
             ConfigError: the URL is unusable.
         """
         parameters = read_parameters(url, _DEFAULTS)
+        check_server(url)
         try:
             client = redis.Redis.from_url(
                 urlunsplit((url.scheme, url.netloc, url.path, "", "")),
@@ -68,14 +86,15 @@ class RedisCache:
                 max_connections=parameters["max_connections"] + 1,  # one for the probe
                 retry=None,
             )
-        except ValueError as error:
-            raise ConfigError(f"RERANKD_CACHE_URL: {error}") from None
+        except ValueError:
+            raise ConfigError("RERANKD_CACHE_URL cannot be read as a Redis URL") from None
         return cls(
             client,
             ttl_s=parameters["ttl_s"],
             timeout_s=parameters["timeout_ms"] / 1000,
             probe_interval_s=parameters["probe_ms"] / 1000,
             max_connections=parameters["max_connections"],
+            password=unquote(url.password or ""),
         )
 
     @property
@@ -106,6 +125,20 @@ class RedisCache:
             names = _names(keys[start:end])
             await self._ask("EVAL", _PUT, len(names), *names, self._ttl_s, *values[start:end])
 
+    async def check(self) -> None:
+        """Try what requests will need.
+
+        Raises:
+            ConfigError: this server can never be used as it is. One that is away, full or a replica may come back.
+        """
+        try:
+            await _within(_FIRST_ANSWER_S, self._try_commands())
+        except _ERRORS as error:
+            reason = why_hopeless(error)
+            if reason:
+                raise ConfigError(f"RERANKD_CACHE_URL: {reason}; {self._told(error)}") from None
+            logger.warning("Redis cannot be used now, scores are computed instead: %s", self._told(error))
+
     async def close(self) -> None:
         """End the probe and every connection."""
         if self._probe is not None:
@@ -124,11 +157,13 @@ class RedisCache:
         except ResponseError as error:
             # Redis is there and says no (full, read-only, wrong type): quick, so no reason to stay away.
             self._log_refusal(error)
-            raise CacheUnavailable(f"Redis answered: {error}") from error
+            if why_hopeless(error):
+                self._give_up()
+            raise CacheUnavailable(f"Redis answered: {self._told(error)}") from error
         except Exception as error:
             # Not only the client's errors: uvloop, for one, raises RuntimeError on a connection that was just lost.
             self._count_failure(error)
-            raise CacheUnavailable(f"Redis did not answer: {error!r}") from error
+            raise CacheUnavailable(f"Redis did not answer: {self._told(error)}") from error
         self._failures = 0
         return answer
 
@@ -144,15 +179,32 @@ class RedisCache:
 
     def _log_refusal(self, error: Exception) -> None:
         now = asyncio.get_running_loop().time()
-        if self._refusal_logged_at is None or now - self._refusal_logged_at >= _REFUSALS_LOGGED_EVERY_S:
-            logger.warning("Redis refuses a command: %s", error)
-            self._refusal_logged_at = now
+        if self._refusal_logged_at is not None and now - self._refusal_logged_at < _REFUSALS_LOGGED_EVERY_S:
+            return
+        self._refusal_logged_at = now
+        reason = why_hopeless(error)
+        if reason:
+            logger.error("the cache cannot be used, scores are computed instead: %s; %s", reason, self._told(error))
+        else:
+            logger.warning("Redis refuses a command: %s", self._told(error))
 
     def _count_failure(self, error: Exception) -> None:
         self._failures += 1
         if self._failures >= _FAILURES_TO_OPEN and not self.is_open:
-            logger.warning("Redis is given up for the moment: %r", error)
+            if why_hopeless(error):
+                self._log_refusal(error)
+            else:
+                logger.warning("Redis is given up for the moment: %s", self._told(error))
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if not self.is_open:
             self._probe = asyncio.create_task(self._probe_until_back(), name="redis-probe")
+
+    def _told(self, error: Exception) -> str:
+        """An error as the log may have it: some servers repeat what they were sent, the password too."""
+        told = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+        return told.replace(self._password, "***") if self._password else told
 
     async def _probe_until_back(self) -> None:
         while True:
@@ -164,12 +216,22 @@ class RedisCache:
         self._failures = _FAILURES_TO_OPEN - 1
         self._probe = None
 
+    async def _try_commands(self) -> None:
+        """What requests do, for a cluster or a Sentinel answers pings too."""
+        await self._client.execute_command("MGET", *_PROBE_KEYS)  # type: ignore[no-untyped-call]
+        await self._client.execute_command("EVAL", _PROBE_PUT, len(_PROBE_KEYS), *_PROBE_KEYS)  # type: ignore[no-untyped-call]
+
     async def _is_back(self) -> bool:
-        with contextlib.suppress(Exception):
+        try:
             await _within(self._timeout_s, self._client.connection_pool.disconnect(inuse_connections=False))
-            await _within(self._timeout_s, self._client.ping())
-            return True
-        return False
+            await _within(self._timeout_s, self._try_commands())
+        except _ERRORS as error:
+            if why_hopeless(error):
+                self._log_refusal(error)
+                return False
+            # It says no, so it is there; a full one still answers what it has.
+            return isinstance(error, ResponseError)
+        return True
 
 
 def _names(keys: Sequence[bytes]) -> list[bytes]:

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 
+from pydantic import SecretStr
+
 from app import __version__
 from app.assembly import model_folder, running_service
 from app.config import Settings, read_registry
@@ -47,7 +49,7 @@ class InProcess:
         """Raises `ConfigError` if the model cannot be loaded."""
         unlimited = self._settings.model_copy(
             update={
-                "cache_url": "none://",
+                "cache_url": SecretStr("none://"),
                 "max_documents": 2**31,
                 "max_waiting_tokens": 2**62,
                 "request_timeout_s": 1e9,

@@ -3,9 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import statistics
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -14,14 +15,17 @@ import pytest
 from redis import Redis
 
 from app.assembly import running_service
-from app.cache import open_cache
+from app.cache import connect_cache, open_cache
 from app.cache.redis import RedisCache
 from app.config import Settings
 from app.domain import RerankRequest, RerankResult, ScoreOptions
+from app.errors import ConfigError
 from app.metrics import PrometheusObserver
 from app.service import RerankService
+from loadtest.servers import free_port, running, wait
 from tests.fakes import ArithmeticEngine, FakeService, RecordingObserver, score_of
 from tests.registry_files import write_registry
+from tests.requirements import require_program
 from tests.servers import Server, redis_server
 
 pytestmark = pytest.mark.redis
@@ -357,17 +361,132 @@ async def test_a_redis_that_was_never_there_is_no_reason_not_to_answer(tmp_path:
         assert cache.is_open
 
 
-async def test_a_wrong_password_is_no_reason_not_to_answer(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as server:
-        with _client(server) as client:
-            client.config_set("requirepass", "right")
-        for password, cached in (("wrong", 0), ("right", 1)):
-            cache = open_cache(f"redis://:{password}@127.0.0.1:{server.port}/0?{_FAST}")
-            assert cache is not None
-            async with FakeService(cache=cache).running() as service:
-                await _rerank(service, "a")
-                assert (await _rerank(service, "a")).cached == cached
-            await cache.close()
+def _listens(port: int) -> bool:
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    return True
+
+
+@contextmanager
+def _odd_redis(folder: Path, *options: str, port: int | None = None) -> Iterator[Server]:
+    """One that does not answer a ping of everybody."""
+    port = port or free_port()
+    command = [require_program("redis-server"), *options, "--port", str(port), "--save", "", "--dir", str(folder)]
+    with running(command, port, folder / f"redis-{port}.log", {}) as server:
+        wait(server, lambda: _listens(port))
+        yield server
+
+
+_CLUSTER = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
+
+
+@pytest.mark.parametrize(
+    ("options", "url", "reason"),
+    [
+        (_CLUSTER, "redis://127.0.0.1:{}", "is a Redis Cluster, which is not supported"),
+        (_CLUSTER, "redis://127.0.0.1:{}/1", "is a Redis Cluster, which is not supported"),
+        (["--requirepass", "right"], "redis://127.0.0.1:{}", "refuses the user, the password"),
+        (["--requirepass", "right"], "redis://:s3cret@127.0.0.1:{}", "refuses the user, the password"),
+        ([], "redis://:s3cret@127.0.0.1:{}", "refuses the user, the password"),
+        ([], "redis://u:s3cret@127.0.0.1:{}", "refuses the user, the password"),
+        (
+            ["--user", "default", "on", "nopass", "~*", "+@connection", "+ping", "+mget"],
+            "redis://127.0.0.1:{}",
+            "MGET, EVAL and SET on rerankd:",
+        ),
+        (["--rename-command", "AUTH", ""], "redis://:s3cret@127.0.0.1:{}", "lacks a command"),
+        (["--rename-command", "EVAL", ""], "redis://127.0.0.1:{}", "lacks a command, as a Sentinel does"),
+        ([], "redis://127.0.0.1:{}/99", "has no such database"),
+    ],
+)
+async def test_a_redis_that_can_never_be_used_refuses_the_start(
+    tmp_path: Path, options: Sequence[str], url: str, reason: str
+) -> None:
+    with _odd_redis(tmp_path, *options) as server, pytest.raises(ConfigError) as refused:
+        await connect_cache(url.format(server.port))
+    assert str(refused.value).startswith("RERANKD_CACHE_URL: that ")
+    assert reason in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+async def test_a_sentinel_refuses_the_start(tmp_path: Path) -> None:
+    configuration = tmp_path / "sentinel.conf"
+    configuration.touch()
+    with (
+        _odd_redis(tmp_path, str(configuration), "--sentinel") as server,
+        pytest.raises(ConfigError, match="lacks a command, as a Sentinel does"),
+    ):
+        await connect_cache(f"redis://127.0.0.1:{server.port}")
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n"])
+async def test_what_is_no_redis_refuses_the_start(answer: bytes) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(reply, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConfigError, match="what answers there is not Redis"):
+            await connect_cache(f"redis://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("options", [["--replicaof", "127.0.0.1 1"], ["--maxmemory", "1"]], ids=["replica", "full"])
+async def test_a_redis_that_may_come_round_is_told_in_the_log_alone(
+    tmp_path: Path, options: Sequence[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_server(tmp_path, *options) as server:
+        cache = await connect_cache(f"redis://127.0.0.1:{server.port}")
+        assert cache is not None
+        assert "Redis cannot be used now, scores are computed instead" in caplog.text
+        assert await cache.get_many([b"key"]) == [None]
+        await cache.close()
+
+
+async def test_a_redis_that_is_away_is_told_in_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
+    cache = await connect_cache("redis://:s3cret@127.0.0.1:1")
+    assert cache is not None
+    assert "Redis cannot be used now, scores are computed instead: ConnectionError" in caplog.text
+    assert "s3cret" not in caplog.text
+    await cache.close()
+
+
+async def test_a_password_that_changes_is_told_as_an_error_and_forgiven_when_it_is_right_again(
+    redis: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _loaded_service(redis) as (service, cache):
+        assert cache is not None
+        with _client(redis) as client:
+            client.config_set("requirepass", "other")
+            client.client_kill_filter(_type="normal", skipme=True)
+            for number in range(4):
+                await _rerank(service, f"text {number}")
+            assert cache.is_open
+            (told,) = [record for record in caplog.records if record.name == "app.cache.redis"]
+            assert "the cache cannot be used, scores are computed instead: that Redis refuses" in told.getMessage()
+            client.config_set("requirepass", "")
+        await _until(lambda: not cache.is_open)
+        await _rerank(service, "text 9")
+        assert (await _rerank(service, "text 9")).cached == 1
+
+
+async def test_a_cluster_that_takes_the_place_of_a_redis_is_not_tried_again_with_every_request(
+    tmp_path: Path, redis: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = redis.port
+    async with _loaded_service(redis) as (service, cache):
+        assert cache is not None
+        redis.process.kill()
+        redis.process.wait()
+        (tmp_path / "cluster").mkdir()
+        with _odd_redis(tmp_path / "cluster", *_CLUSTER, port=port):
+            for number in range(8):
+                await _rerank(service, f"text {number}")
+                await asyncio.sleep(0.05)
+            assert cache.is_open, "a cluster answers pings, and nothing else that is of use"
+            assert "is back" not in caplog.text
+            assert "is a Redis Cluster" in caplog.text
 
 
 @pytest.mark.timed

@@ -16,7 +16,7 @@ FROZEN := pyproject.toml constraints.txt setup.py $(wildcard app/engines/kernels
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
-.PHONY: serve install test test-fast check format conformance fuzz audit bench docker clean help FORCE
+.PHONY: serve install test test-fast check format conformance fuzz growth audit bench docker clean help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -52,6 +52,9 @@ conformance: $(VENV)/.development ## real client libraries against a real server
 
 fuzz: $(VENV)/.development ## generated requests for the whole OpenAPI document (make fuzz ARGS="--max-examples 5000")
 	$(BIN)/python -m tests.fuzz --max-examples 500 $(ARGS)
+
+growth: $(VENV)/.development ## memory after thousands of requests of each kind (make growth ARGS="--requests 10000")
+	$(BIN)/python -m loadtest.growth --registry tests/data/registry.toml $(ARGS)
 
 audit: $(VENV)/.python ## known vulnerabilities of the pinned packages; asks a service on the network
 	$(PYTHON) -m venv $(VENV)/audit

@@ -82,7 +82,12 @@ async def running_service(
     registry = read_registry(settings.registry)
     if only is not None:
         registry = registry.only(only)
-    cache = await connect_cache(settings.cache_url.get_secret_value())
+    secret = settings.cache_secret
+    cache = await connect_cache(
+        settings.cache_url.get_secret_value(),
+        secret=secret.get_secret_value() if secret else None,
+        observer=observer,
+    )
     models = [ServedModel(name=spec.name, aliases=spec.aliases, observer=observer) for spec in registry.model]
     served = {name: model for model in models for name in (model.name, *model.aliases)}
     with (
@@ -126,6 +131,7 @@ def _limits(settings: Settings) -> Limits:
         max_documents=settings.max_documents,
         max_query_chars=settings.max_query_chars,
         request_timeout_s=settings.request_timeout_s,
+        cache_per_key=settings.cache_scope == "key",
     )
 
 

@@ -36,7 +36,13 @@ _SERVICE_LINK: Final = re.compile(
     r"RERANKD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 # Empty, they would be taken for not set, and protect nothing.
-_PROTECTING: Final = ("RERANKD_API_KEYS", "RERANKD_API_KEYS_FILE", "RERANKD_PRIVATE")
+_PROTECTING: Final = (
+    "RERANKD_API_KEYS",
+    "RERANKD_API_KEYS_FILE",
+    "RERANKD_CACHE_SCOPE",
+    "RERANKD_CACHE_SECRET",
+    "RERANKD_PRIVATE",
+)
 
 SHIPPED_REGISTRY = Path(__file__).resolve().parent.parent / "models" / "registry.toml"
 
@@ -75,7 +81,18 @@ class Settings(BaseSettings):
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
     cache_url: SecretStr = Field(
         default=SecretStr("memory://"),
-        description="Where scores are kept: `memory://?max_entries=N`, `redis://host:port/db?ttl_s=N`, or `none://`.",
+        description="Where scores are kept: `memory://?max_mb=N` (128) or `memory://?max_entries=N`, "
+        "`redis://host:port/db?ttl_s=N`, or `none://`.",
+    )
+    cache_secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Signs entries in Redis, and hides what was asked from those who read it. The same for all "
+        "replicas; at least 16 characters. May not be empty.",
+    )
+    cache_scope: Literal["shared", "key"] = Field(
+        default="shared",
+        description="`key`: a score that was computed for one API key is found by that key alone. Needs API keys.",
     )
     hub_token: SecretStr | None = Field(
         default=None, description="Token for gated or private repositories on the Hugging Face hub."
@@ -230,6 +247,15 @@ class Settings(BaseSettings):
         if self.private and not self.api_keys and self.api_keys_file is None:
             raise ValueError(
                 "RERANKD_PRIVATE is true, but there are no API keys to ask for: "
+                "set RERANKD_API_KEYS_FILE or RERANKD_API_KEYS"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scope_has_keys(self) -> "Settings":
+        if self.cache_scope == "key" and not self.api_keys and self.api_keys_file is None:
+            raise ValueError(
+                "RERANKD_CACHE_SCOPE is key, but there are no API keys to keep apart: "
                 "set RERANKD_API_KEYS_FILE or RERANKD_API_KEYS"
             )
         return self

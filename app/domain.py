@@ -169,7 +169,8 @@ class ScoreOptions:
     """What a stage must know beside the texts.
 
     `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
-    means. `top_n` documents are all that the caller will see. The last seven are the request's `terms`.
+    means. `top_n` documents are all that the caller will see. What is remembered for requests of one `scope` is not
+    found by others. The last seven are the request's `terms`.
     """
 
     max_tokens_per_doc: int | None = None
@@ -179,6 +180,7 @@ class ScoreOptions:
     instruction: str | None = None
     top_n: int | None = None
     windows: WindowWishes | None = None
+    scope: str = ""
     caller: str = ""
     priority: int = 0
     urgent: bool = False

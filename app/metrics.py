@@ -179,11 +179,11 @@ class PrometheusObserver:
             self._cache_pairs.labels(result)
         self._cache_errors = Counter(
             "rerank_cache_errors_total",
-            "Cache calls that failed; each is a miss.",
+            "Cache calls that failed, and entries with a wrong signature; each is a miss.",
             ["operation"],
             registry=self.registry,
         )
-        for operation in ("get", "put"):
+        for operation in ("get", "put", "verify"):
             self._cache_errors.labels(operation)
 
     def _make_connection_metrics(self) -> None:

@@ -34,6 +34,7 @@ class Limits:
     max_documents: int
     max_query_chars: int
     request_timeout_s: float
+    cache_per_key: bool = False
 
 
 class RerankService:
@@ -99,7 +100,12 @@ class RerankService:
         """
         now = perf_counter()
         limit = now + self.limits.request_timeout_s
-        options = replace(request.options, top_n=request.top_n, deadline=min(request.options.deadline, limit))
+        options = replace(
+            request.options,
+            top_n=request.top_n,
+            deadline=min(request.options.deadline, limit),
+            scope=request.options.caller if self.limits.cache_per_key else "",
+        )
         grace_s = _PARTIAL_GRACE_S if options.terms.partial else _GRACE_S
         try:
             async with asyncio.timeout(max(0.0, options.deadline - now) + grace_s):

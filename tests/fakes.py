@@ -197,6 +197,7 @@ class WordScorer:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
+        owner: str = "",
     ) -> EncodedPairs:
         if instruction is not None and not self._takes_instruction:
             raise InvalidRequest("there is no place for an instruction")
@@ -252,7 +253,7 @@ class ScriptedCache:
         await self._misbehave()
         return [self.entries.get(key) for key in keys]
 
-    async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
+    async def put_many(self, entries: Mapping[bytes, bytes], *, owner: str = "") -> None:
         await self._misbehave()
         self.entries.update(entries)
 
@@ -355,6 +356,7 @@ class FakeService:
     max_query_chars: int = 32_768
     max_waiting_tokens: int = 1_000_000
     request_timeout_s: float = 30.0
+    cache_per_key: bool = False
     stuck_after_s: float = 60.0
 
     @asynccontextmanager
@@ -367,6 +369,7 @@ class FakeService:
             max_documents=self.max_documents,
             max_query_chars=self.max_query_chars,
             request_timeout_s=self.request_timeout_s,
+            cache_per_key=self.cache_per_key,
         )
         with (
             SharedWorker.open(name="tokenize", threads=2) as tokenizing,

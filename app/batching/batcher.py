@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import count
 from math import inf
 from time import perf_counter
@@ -118,9 +119,10 @@ class _Pass:
         return logits
 
 
-def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
-    """What tells each encoding from every other of the same model."""
-    return [encoding.boundary.to_bytes(8) + encoding.ids.tobytes() for encoding in encodings]
+def identities_of(encodings: Sequence[Encoding], *, scope: str = "") -> list[bytes]:
+    """What tells each encoding from every other of the same model, and of another scope."""
+    kind = blake2b(scope.encode(), digest_size=8).digest() if scope else b""
+    return [kind + encoding.boundary.to_bytes(8) + encoding.ids.tobytes() for encoding in encodings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ class Cache(Protocol):
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Look keys up in one round trip; None where a key is unknown."""
 
-    async def put_many(self, entries: Mapping[bytes, bytes]) -> None: ...
+    async def put_many(self, entries: Mapping[bytes, bytes], *, owner: str = "") -> None:
+        """Store entries for an owner (an API key's name), among whom a cache in this process divides its room."""
 
     async def check(self) -> None:
         """Ask whether the cache can ever be used.

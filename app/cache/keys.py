@@ -7,12 +7,12 @@ import struct
 from collections.abc import Sequence
 from hashlib import blake2b
 from math import isfinite
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-_KEY_BYTES = 16
+KEY_BYTES: Final = 16
 _LENGTH = struct.Struct("<Q")
 _VALUE = struct.Struct("<f")
 
@@ -21,7 +21,7 @@ ENTRY = np.dtype([("value", "<f4"), ("tokens", "<u4"), ("dropped", "<u4")])
 
 def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[bytes]:
     """One key per document. `fingerprint` says everything else that changes a score (model, length, precision)."""
-    common = blake2b(digest_size=_KEY_BYTES)
+    common = blake2b(digest_size=KEY_BYTES)
     for part in (fingerprint, query):
         _add(common, part)
     keys = []
@@ -34,7 +34,7 @@ def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[by
 
 def list_key(fingerprint: str, query: str, documents: Sequence[str]) -> bytes:
     """The key of a whole list in its order; of another kind than a pair's, whatever the texts are."""
-    key = blake2b(digest_size=_KEY_BYTES, person=b"list")
+    key = blake2b(digest_size=KEY_BYTES, person=b"list")
     for part in (fingerprint, query, *documents):
         _add(key, part)
     return key.digest()

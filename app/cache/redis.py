@@ -113,8 +113,8 @@ class RedisCache:
             found += await self._ask("MGET", *_names(keys[start : start + _KEYS_PER_COMMAND]))
         return found
 
-    async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
-        """Store entries.
+    async def put_many(self, entries: Mapping[bytes, bytes], *, owner: str = "") -> None:  # noqa: ARG002 - see below
+        """Store entries. Redis knows no owners: what it drops is for its own settings to say.
 
         Raises:
             CacheUnavailable: Redis is away, slow, full or broken; some entries may be stored.

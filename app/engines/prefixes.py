@@ -4,9 +4,7 @@ The ids before an encoding's `boundary` are shared by the other documents or win
 prompts of a model begin with by all of them.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
@@ -16,9 +14,11 @@ from transformers import PreTrainedModel
 
 from app.domain import Encoding, IntArray
 from app.engines.prefill import Prefill, States
+from app.lru import Lru
 
 # A shorter beginning is cheaper to compute again than to copy.
 _LEAST_SHARED_TOKENS: Final = 16
+_ID_BYTES: Final = 8
 # Layers of these kinds keep keys and values, which can be cut and shared; recurrent ones keep one running state.
 _SHAREABLE_LAYERS: Final = {"full_attention", "sliding_attention"}
 
@@ -42,38 +42,23 @@ def shared_tokens(encoding: Encoding) -> int:
     return shared if shared >= _LEAST_SHARED_TOKENS else 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    ids: IntArray
-    states: States
-
-
 class PrefixStore:
-    """Keys and values of what prompts begin with, for at most `max_tokens` tokens, least recently used out first."""
+    """Keys and values of what prompts begin with, for at most `max_tokens` tokens, least recently used out first. What
+    the map takes is nothing beside them: kilobytes a token.
+    """
 
     def __init__(self, *, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
-        self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
-        self._tokens = 0
+        self._kept: Lru[bytes, States] = Lru(max_size=max_tokens, size_of=lambda key, _: len(key) // _ID_BYTES)
         self._beginning: IntArray | None = None
         self._lock = Lock()
 
     def get(self, ids: IntArray) -> States | None:
         with self._lock:
-            kept = self._kept.get(ids.tobytes())
-            if kept is None:
-                return None
-            self._kept.move_to_end(ids.tobytes())
-            return kept.states
+            return self._kept.get(ids.tobytes())
 
     def put(self, ids: IntArray, states: States) -> None:
         with self._lock:
-            if ids.tobytes() not in self._kept:
-                self._kept[ids.tobytes()] = _Kept(ids.copy(), states)
-                self._tokens += len(ids)
-            while self._tokens > self._max_tokens:
-                _, oldest = self._kept.popitem(last=False)
-                self._tokens -= len(oldest.ids)
+            self._kept.put(ids.tobytes(), states)
 
     def beginning_of_all(self, prefixes: Sequence[IntArray]) -> IntArray:
         """What these and all earlier prefixes begin with: soon the fixed words of the model's prompt."""

@@ -52,7 +52,7 @@ class CachedStage:
             if fresh.scored is not None:
                 unscored = {key for key, scored in zip(unknown, fresh.scored.tolist(), strict=True) if not scored}
             started = perf_counter()
-            await self._keep(list(unknown), entries_of(fresh), unscored, known)
+            await self._keep(list(unknown), entries_of(fresh), unscored, known, owner=options.caller)
             timings = timings + fresh.timings + Timings(cache_s=perf_counter() - started)
         found = np.empty(len(keys), dtype=ENTRY)
         async for some in in_portions(len(keys)):
@@ -89,6 +89,8 @@ class CachedStage:
         entries: NDArray[np.void],
         unscored: Collection[bytes],
         known: dict[bytes, bytes],
+        *,
+        owner: str,
     ) -> None:
         """Add what was scored now to what is `known`, and store all but the `unscored`."""
         available = True
@@ -96,13 +98,13 @@ class CachedStage:
             part = dict(zip(keys[some], pack_entries(entries[some]), strict=True))
             known |= part
             available = available and await self._store(
-                {key: entry for key, entry in part.items() if key not in unscored and is_entry(entry)}
+                {key: entry for key, entry in part.items() if key not in unscored and is_entry(entry)}, owner=owner
             )
 
-    async def _store(self, entries: Mapping[bytes, bytes]) -> bool:
+    async def _store(self, entries: Mapping[bytes, bytes], *, owner: str) -> bool:
         """Whether that succeeded."""
         try:
-            await self._cache.put_many(entries)
+            await self._cache.put_many(entries, owner=owner)
         except CacheUnavailable:
             self._observer.cache_failed(operation="put")
             return False
@@ -115,8 +117,11 @@ def _tokens_of(known: Mapping[bytes, bytes], keys: Sequence[bytes]) -> int:
 
 
 def _with_options(fingerprint: str, options: ScoreOptions) -> str:
-    """What changes a pair's score beside the model and the two texts. Passages are texts of their own."""
-    return f"{fingerprint}|{json.dumps([options.max_tokens_per_doc, options.instruction])}"
+    """What changes a pair's score beside the model and the two texts, and who may find it. Passages are texts of their
+    own.
+    """
+    scope = [options.scope] if options.scope else []
+    return f"{fingerprint}|{json.dumps([options.max_tokens_per_doc, options.instruction, *scope])}"
 
 
 def entries_of(scores: Scores) -> NDArray[np.void]:

@@ -32,7 +32,8 @@ class CachedListStage:
         """
         started = perf_counter()
         wishes = (options.max_tokens_per_doc, options.instruction, options.top_n, options.windows)
-        key = list_key(f"{self._fingerprint}|{wishes!r}", query, documents)
+        scope = f"|{options.scope!r}" if options.scope else ""
+        key = list_key(f"{self._fingerprint}|{wishes!r}{scope}", query, documents)
         stored = await self._look_up(key)
         timings = Timings(cache_s=perf_counter() - started)
         if is_list(stored, length=len(documents)):
@@ -45,7 +46,7 @@ class CachedListStage:
         timings += fresh.timings
         # Who asks again after a refusal is to get another answer, not the same silence.
         if not fresh.unordered:
-            timings += Timings(cache_s=await self._fill(key, entries_of(fresh).tobytes()))
+            timings += Timings(cache_s=await self._fill(key, entries_of(fresh).tobytes(), owner=options.caller))
         return replace(fresh, cached=np.zeros(len(documents), dtype=np.bool_), timings=timings)
 
     async def _look_up(self, key: bytes) -> bytes | None:
@@ -56,11 +57,11 @@ class CachedListStage:
             return None
         return stored
 
-    async def _fill(self, key: bytes, entries: bytes) -> float:
+    async def _fill(self, key: bytes, entries: bytes, *, owner: str) -> float:
         """Store an order and return how many seconds that took."""
         started = perf_counter()
         try:
-            await self._cache.put_many({key: entries})
+            await self._cache.put_many({key: entries}, owner=owner)
         except CacheUnavailable:
             self._observer.cache_failed(operation="put")
         return perf_counter() - started

@@ -101,7 +101,11 @@ class PointwiseStage:
     def _encode_portion(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs, Tokenised]:
         """Blocking."""
         pairs = self._scorer.encode(
-            query, documents, max_document_tokens=options.max_tokens_per_doc, instruction=options.instruction
+            query,
+            documents,
+            max_document_tokens=options.max_tokens_per_doc,
+            instruction=options.instruction,
+            owner=options.caller,
         )
         encodings = list(pairs.encodings)
         tokens = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
@@ -116,7 +120,9 @@ class PointwiseStage:
             whole_characters=sum(characters[index] for index in whole),
             whole_tokens=sum(lengths[index] for index in whole),
         )
-        return _Pairs(encodings, identities_of(encodings), tokens=tokens, dropped=pairs.dropped), tokenised
+        return _Pairs(
+            encodings, identities_of(encodings, scope=options.scope), tokens=tokens, dropped=pairs.dropped
+        ), tokenised
 
 
 def _unscored(pairs: _Pairs, *, tokenize_s: float) -> Scores:

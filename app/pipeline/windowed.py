@@ -90,7 +90,8 @@ class _Ranking:
             tokenized = perf_counter()
             encodings = [one.encoding for one in encoded]
             self._terms.meter.read(sum(len(encoding.ids) for encoding in encodings))
-            forwarded = await self._batcher.serve(encodings, identities_of(encodings), self._terms)
+            identities = identities_of(encodings, scope=self._options.scope)
+            forwarded = await self._batcher.serve(encodings, identities, self._terms)
         else:
             self._begun = True
             with self._admitted(windows) as place:
@@ -98,7 +99,7 @@ class _Ranking:
                 tokenized = perf_counter()
                 encodings = [one.encoding for one in encoded]
                 place.correct(self._tokenised(windows, encoded))
-                forwarded = await place.forward(encodings, identities_of(encodings))
+                forwarded = await place.forward(encodings, identities_of(encodings, scope=self._options.scope))
         self._timings += Timings(
             tokenize_s=tokenized - started, queue_s=forwarded.queue_s, inference_s=forwarded.inference_s
         )

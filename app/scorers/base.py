@@ -79,8 +79,10 @@ class PairScorer(Protocol):
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
+        owner: str = "",
     ) -> EncodedPairs:
-        """Tokenise the query once and all documents in one call; cut documents, never the query.
+        """Tokenise the query once and all documents in one call; cut documents, never the query. What is kept of them
+        is the `owner`'s, for whom this is.
 
         Raises:
             InvalidRequest: the query leaves no room for a document, or the model reads no instruction.

@@ -40,8 +40,8 @@ _TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity"
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 _PROBLEMS: Final = ("single_label_classification", "multi_label_classification", "regression")
 _MIN_DOCUMENT_TOKENS = 16
-# About 20,000 passages, in 20 MB.
-_REMEMBERED_TOKENS = 2_000_000
+# About 34,000 passages of 100 tokens.
+_REMEMBERED_BYTES = 32 * 2**20
 
 
 class CrossEncoderOptions(BaseModel):
@@ -85,7 +85,7 @@ class CrossEncoder:
         self._template = template
         self._head = head
         self.outputs = head.outputs
-        self._tokens = TokenCache(max_tokens=_REMEMBERED_TOKENS)
+        self._tokens = TokenCache(max_bytes=_REMEMBERED_BYTES)
         self.max_length = max_length
         self.pad_id = pad_id
         self.activation: Activation = ACTIVATIONS[activation]
@@ -120,6 +120,7 @@ class CrossEncoder:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
+        owner: str = "",
     ) -> EncodedPairs:
         """Tokenise the query once and all documents in one call; cut documents, never the query.
 
@@ -133,7 +134,9 @@ class CrossEncoder:
             room = min(room, max_document_tokens)
         encodings = []
         dropped = np.zeros(len(documents), dtype=np.int64)
-        known = self._tokens.get(documents, lambda texts: self._document_tokens(texts, room=room), room=room)
+        known = self._tokens.get(
+            documents, lambda texts: self._document_tokens(texts, room=room), room=room, owner=owner
+        )
         for position, document in enumerate(known):
             ids = document.ids[:room]
             encodings.append(self._template.join(query_ids, ids))

@@ -1,15 +1,17 @@
 """Remembers the token ids of documents: popular ones come back with other queries, and tokenising is then saved."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from threading import Lock
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Key = tuple[bytes, int | None]
+from app.lru import ENTRY_BYTES, Lru
+
+# A key, the tuple, the array without its elements, and a number.
+_OBJECTS_BYTES: Final = 64 + 80 + 128 + 32
 
 
 class DocumentTokens(NamedTuple):
@@ -23,53 +25,60 @@ class DocumentTokens(NamedTuple):
 
 
 class TokenCache:
-    """Keeps the least recently used documents out, and at most `max_tokens` tokens in. Safe to use from threads.
+    """Keeps documents' tokens in at most `max_bytes`, least recently used out first. Safe to use from threads.
 
-    Documents are known by a hash of their text, so that the texts themselves are not kept. One that is kept whole is
+    Documents are known by a hash of their text, so that the texts themselves are not kept, and only to the owner for
+    whom they were tokenised: others cannot learn from the time it takes, nor push them out. One that is kept whole is
     known for every room; one that was cut is known for the room that it was cut to.
     """
 
-    def __init__(self, *, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
-        self._known: OrderedDict[Key, DocumentTokens] = OrderedDict()
+    def __init__(self, *, max_bytes: int) -> None:
+        self._known: Lru[bytes, DocumentTokens] = Lru(max_size=max_bytes, size_of=_size)
         self._lock = Lock()
-        self.tokens = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that are taken."""
+        return self._known.size
 
     def get(
-        self, documents: Sequence[str], tokenize: Callable[[Sequence[str]], Sequence[DocumentTokens]], *, room: int
+        self,
+        documents: Sequence[str],
+        tokenize: Callable[[Sequence[str]], Sequence[DocumentTokens]],
+        *,
+        room: int,
+        owner: str = "",
     ) -> list[DocumentTokens]:
         """Return the tokens of every document; those that are not known are tokenised, in one call."""
-        digests = [_digest(text) for text in documents]
+        person = blake2b(owner.encode(), digest_size=16).digest()
+        digests = [
+            blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, person=person).digest() for text in documents
+        ]
         found = self._look_up(digests, room)
         missing = [position for position, tokens in enumerate(found) if tokens is None]
         if missing:
             fresh = tokenize([documents[position] for position in missing])
             for position, tokens in zip(missing, fresh, strict=True):
                 found[position] = tokens
-            self._keep([digests[position] for position in missing], fresh, room)
+            self._keep([digests[position] for position in missing], fresh, room, owner)
         return [tokens for tokens in found if tokens is not None]
 
     def _look_up(self, digests: Sequence[bytes], room: int) -> list[DocumentTokens | None]:
+        cut = _cut_to(room)
         with self._lock:
-            return [self._used((digest, None)) or self._used((digest, room)) for digest in digests]
+            return [self._known.get(digest) or self._known.get(digest + cut) for digest in digests]
 
-    def _used(self, key: Key) -> DocumentTokens | None:
-        tokens = self._known.get(key)
-        if tokens is not None:
-            self._known.move_to_end(key)
-        return tokens
-
-    def _keep(self, digests: Sequence[bytes], fresh: Sequence[DocumentTokens], room: int) -> None:
+    def _keep(self, digests: Sequence[bytes], fresh: Sequence[DocumentTokens], room: int, owner: str) -> None:
+        cut = _cut_to(room)
         with self._lock:
             for digest, tokens in zip(digests, fresh, strict=True):
-                key = digest, None if len(tokens.ids) == tokens.total else room
-                if key not in self._known:
-                    self._known[key] = tokens
-                    self.tokens += len(tokens.ids)
-            while self.tokens > self._max_tokens:
-                _, dropped = self._known.popitem(last=False)
-                self.tokens -= len(dropped.ids)
+                key = digest if len(tokens.ids) == tokens.total else digest + cut
+                self._known.put(key, tokens, owner=owner)
 
 
-def _digest(text: str) -> bytes:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _cut_to(room: int) -> bytes:
+    return room.to_bytes(8)
+
+
+def _size(_key: bytes, tokens: DocumentTokens) -> int:
+    return ENTRY_BYTES + _OBJECTS_BYTES + tokens.ids.nbytes

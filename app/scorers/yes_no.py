@@ -138,6 +138,7 @@ class YesNo:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
+        owner: str = "",  # noqa: ARG002 - nothing is kept
     ) -> EncodedPairs:
         """Tokenise what surrounds the documents once and all documents in one call; cut documents, nothing else.
 

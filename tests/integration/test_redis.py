@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import statistics
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
@@ -12,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis
 
 from app.assembly import running_service
@@ -79,10 +81,11 @@ class _Real:
 
 @asynccontextmanager
 async def _real_service(
-    folder: Path, model: Path, redis: Server, parameters: str = "ttl_s=100"
+    folder: Path, model: Path, redis: Server, parameters: str = "ttl_s=100", *, secret: SecretStr | None = None
 ) -> AsyncIterator[_Real]:
     registry = write_registry(folder, [{"name": name, "path": model} for name in ("one", "two")])
-    settings = Settings(registry=registry, cache_url=f"redis://127.0.0.1:{redis.port}/0?{parameters}")
+    url = f"redis://127.0.0.1:{redis.port}/0?{parameters}"
+    settings = Settings(registry=registry, cache_url=SecretStr(url), cache_secret=secret)
     observer = PrometheusObserver()
     async with running_service(settings, observer) as service:
         for served in service.models:
@@ -133,6 +136,32 @@ async def test_keys_differ_by_model_query_and_length_and_expire(
     assert len(keys) == 4
     with _client(redis) as client:
         assert all(90 < int(client.ttl(key)) <= 100 for key in keys)
+
+
+async def test_what_somebody_wrote_into_redis_is_not_believed_where_entries_are_signed(
+    tmp_path: Path, tiny_model: Path, redis: Server
+) -> None:
+    secret = SecretStr("a secret of the operator's")
+    forged = struct.pack("<fII", 99.0, 1, 0)
+    async with _real_service(tmp_path, tiny_model, redis, secret=secret) as real:
+        fresh = await real.rerank(*_DOCUMENTS)
+        assert (await real.rerank(*_DOCUMENTS)).cached == 3
+        with _client(redis) as client:
+            stored = {key: client.get(key) for key in _keys(redis)}
+            for key, value in stored.items():
+                client.set(key, forged + bytes(value)[len(forged) :])
+        again = await real.rerank(*_DOCUMENTS)
+        assert (again.cached, again.results) == (0, fresh.results)
+        refused = real.observer.registry.get_sample_value("rerank_cache_errors_total", {"operation": "verify"})
+        assert refused == 3
+        assert (await real.rerank(*_DOCUMENTS)).cached == 3, "they were written anew"
+    async with _real_service(tmp_path, tiny_model, redis) as unsigned:
+        assert (await unsigned.rerank(*_DOCUMENTS)).cached == 0, "names need the secret too"
+        with _client(redis) as client:
+            for key in set(_keys(redis)) - stored.keys():
+                client.set(key, forged)
+        believed = await unsigned.rerank(*_DOCUMENTS)
+        assert [document.value for document in believed.results] == [99.0] * 3, "what the secret is for"
 
 
 async def test_redis_holds_no_text(tmp_path: Path, tiny_model: Path, redis: Server) -> None:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from app.cache.memory import MemoryCache
 from app.domain import RerankRequest, ScoreOptions
 from app.errors import (
     DeadlineExceeded,
@@ -129,3 +130,22 @@ async def test_after_a_failure_the_next_request_succeeds(service: RerankService)
         with pytest.raises(ScoringFailed):
             await service.rerank(_request("poison", "a"))
         assert (await service.rerank(_request("a"))).results[0].value == score_of("query", "a")
+
+
+@pytest.mark.parametrize("apart", [True, False])
+async def test_what_one_key_asked_is_found_by_others_only_where_they_share(
+    observer: RecordingObserver, *, apart: bool
+) -> None:
+    fake = FakeService(observer=observer, cache=MemoryCache(max_entries=100), cache_per_key=apart)
+    async with fake.running() as service:
+        found = {
+            caller: (
+                await service.rerank(
+                    RerankRequest(query="q", documents=["a", "b"], options=ScoreOptions(caller=caller))
+                )
+            ).cached
+            for caller in ("one", "other")
+        }
+        again = await service.rerank(RerankRequest(query="q", documents=["a", "b"], options=ScoreOptions(caller="one")))
+    assert found == {"one": 0, "other": 0 if apart else 2}
+    assert again.cached == 2

@@ -1,6 +1,9 @@
 """What is particular to the cache in this process: which entries it forgets, and its size."""
 
-import tracemalloc
+import json
+import subprocess
+import sys
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -40,11 +43,62 @@ async def test_a_closed_cache_holds_nothing() -> None:
     assert await cache.get_many([b"a"]) == [None]
 
 
-async def test_an_entry_takes_no_more_memory_than_documented() -> None:
-    cache = MemoryCache(max_entries=100_000)
-    tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
-    await cache.put_many({number.to_bytes(16, "big"): number.to_bytes(12, "big") for number in range(20_000)})
-    after, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert (after - before) / 20_000 < 230
+async def test_an_owner_that_floods_the_cache_pushes_out_its_own_entries() -> None:
+    cache = MemoryCache(max_entries=100)
+    light = {number.to_bytes(16): b"light" for number in range(40)}
+    await cache.put_many(light, owner="light")
+    for number in range(100, 5000):
+        await cache.put_many({number.to_bytes(16): b"x" * 12}, owner="heavy")
+    assert await cache.get_many(list(light)) == [b"light"] * 40
+    found = await cache.get_many([number.to_bytes(16) for number in range(4950, 5000)])
+    assert all(found), "what is left is the other owner's"
+
+
+@pytest.mark.parametrize(
+    ("url", "entries"),
+    [
+        ("memory://", 128 * 2**20 // 380),
+        ("memory://?max_mb=1", 2**20 // 380),
+        ("memory://?max_entries=1000", 1000),
+        ("memory://?max_entries=1000000", 1_000_000),
+        ("memory://?max_entries=1000&max_mb=1", 1000),
+        ("memory://?max_entries=1000000&max_mb=1", 2**20 // 380),
+    ],
+)
+async def test_a_url_says_how_much_is_kept(url: str, entries: int) -> None:
+    cache = MemoryCache.from_url(urlsplit(url))
+    keys = [number.to_bytes(16) for number in range(min(entries, 3000) + 1)]
+    await cache.put_many(dict.fromkeys(keys, bytes(12)))
+    kept = len([value for value in await cache.get_many(keys) if value is not None])
+    assert kept == min(entries, 3001)
+
+
+_FILL = """
+import asyncio, gc, json, resource, sys
+from pathlib import Path
+from urllib.parse import urlsplit
+from app.cache.memory import MemoryCache
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+async def fill(size, key_bytes):
+    cache = MemoryCache.from_url(urlsplit("memory://?max_mb=32"))
+    before = resident()
+    stored = number = 0
+    while stored < 3 * 2**25 // 2 or number < 300_000:
+        stored += size + 200
+        await cache.put_many({number.to_bytes(key_bytes): bytes(size)}, owner=f"key-{number % 3}")
+        number += 1
+    return resident() - before
+
+print(json.dumps(asyncio.run(fill(int(sys.argv[1]), 16)) / 2**20))
+"""
+
+
+@pytest.mark.parametrize("size", [0, 1, 12, 600, 120_000], ids=["empty", "a byte", "a score", "a list", "a long list"])
+def test_whatever_is_stored_the_memory_is_bounded(size: int) -> None:
+    count = 300_000 if size < 1000 else 1000
+    code = _FILL.replace("300_000", str(count))
+    done = subprocess.run([sys.executable, "-c", code, str(size)], capture_output=True, check=True, timeout=120)
+    assert json.loads(done.stdout) < 32 * 1.2

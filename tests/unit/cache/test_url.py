@@ -39,7 +39,7 @@ def test_a_value_that_is_no_positive_whole_number_is_refused(value: str) -> None
         ("", "must begin with one of"),
         ("redis://host?tll_s=5", "a parameter that redis:// does not know; did you mean ttl_s?"),
         ("redis://host?xyzzy=5", "does not know; known: ttl_s, timeout_ms"),
-        ("memory://?ttl_s=5", "a parameter that memory:// does not know; known: max_entries"),
+        ("memory://?ttl_s=5", "a parameter that memory:// does not know; known: max_mb, max_entries"),
         ("memory://max_entries=5", "nothing may follow memory:// but ? and parameters"),
         ("none://?ttl_s=5", "a parameter that none:// does not know; known: none"),
         ("redis://host:port", "cannot be read as a URL; write redis://user:password@host:port/db"),

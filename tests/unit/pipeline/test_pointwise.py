@@ -4,9 +4,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
-from app.domain import ScoreOptions, Terms
+from app.batching.batcher import identities_of
+from app.domain import Encoding, ScoreOptions, Terms
 from app.errors import ScoringFailed
 from app.pipeline.pointwise import PointwiseStage
 from app.scorers.base import EncodedPairs
@@ -80,6 +82,7 @@ class _SlowScorer(WordScorer):
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
+        owner: str = "",
     ) -> EncodedPairs:
         self.calls.append(len(documents))
         time.sleep(0.01)
@@ -120,3 +123,10 @@ async def test_a_request_that_goes_away_is_not_tokenised_to_its_end() -> None:
                 await asyncio.wait_for(stage.score("query", ["a"] * 10_000, ScoreOptions()), timeout=0.03)
             await stage.score("query", ["a"], ScoreOptions())
     assert len(scorer.calls) < 10
+
+
+def test_equal_encodings_of_different_scopes_share_no_pass() -> None:
+    encoding = Encoding(np.array([1, 2, 3], dtype=np.int64), 1)
+    identities = {identities_of([encoding], scope=scope)[0] for scope in ("", "one key", "another key")}
+    assert len(identities) == 3
+    assert identities_of([encoding], scope="one key") == identities_of([encoding], scope="one key")

@@ -253,6 +253,7 @@ async def test_a_repeated_list_comes_from_the_cache_and_any_change_does_not() ->
             ("query", documents[::-1], ScoreOptions()),
             ("query", documents[:8], ScoreOptions()),
             ("query", documents, ScoreOptions(top_n=1)),
+            ("query", documents, ScoreOptions(scope="a key")),
             ("query", documents, ScoreOptions(max_tokens_per_doc=1)),
             ("query", documents, ScoreOptions(windows=WindowWishes(depth=3))),
         ):

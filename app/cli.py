@@ -377,14 +377,29 @@ def tune(
     with _interruptible("no profile was written"):
         outcome = asyncio.run(_show_tuning(spec, settings, budget_s=budget_s))
     path = profile_path(settings.profiles, spec.name)
-    write_profile(path, outcome.profile)
+    decision = outcome.decision
+    stays = decision.doubtful and path.exists()
+    if not stays:
+        write_profile(path, outcome.profile)
     table = Table("engine, workers, budget", "pairs/s")
     for candidate in outcome.candidates:
         table.add_row(describe(candidate.choice), f"{candidate.speed:.0f}")
     console = Console()
     console.print(table)
-    kept, default = outcome.profile.pairs_per_s, outcome.profile.default_pairs_per_s
-    console.print(f"kept: {describe(outcome.profile.choice)} ({kept / default:.2f} x the default)", highlight=False)
+    if outcome.disturbances:
+        _complain(f"this machine was busy: {'; '.join(outcome.disturbances)}. Tune again while it does nothing else.")
+    if decision.doubtful:
+        console.print(
+            f"not kept: {describe(decision.fastest.choice)} ({decision.gain:.2f} x the default), because repeated "
+            f"measurements differ {decision.noise:.2f} x",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if stays:
+        console.print(f"the profile of an earlier run stays: {path}", highlight=False, soft_wrap=True)
+        return
+    kept = decision.chosen.speed / decision.default.speed
+    console.print(f"kept: {describe(outcome.profile.choice)} ({kept:.2f} x the default)", highlight=False)
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
 
 

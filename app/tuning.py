@@ -1,8 +1,8 @@
 """Measures how a model is served fastest on this machine: which engine, how many workers and threads, which budget.
 
 Only speed is chosen. An engine whose scores are not the golden pairs' never gets as far as being measured. Speeds are
-compared within one run and in turns, for a machine is never equally fast twice; a choice has to beat the default by
-more than the turns differ.
+compared within one run and in turns, because a machine is never equally fast twice; a choice has to beat the default by
+more than the turns of each of them differ.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from app.engines.base import BatchLimits, Engine, EngineSpec, cut_by_length
 from app.errors import ConfigError
 from app.model import Canary
 from app.profiles import Choice, Machine, Profile, leaves_layout_open, tuned
+from app.quietness import CpuTimes, Interference, disturbances, spread
 from app.scorers import load_scorer
 from app.scorers.base import PairScorer, ScorerSpec
 from app.worker import Worker, available_cores
@@ -85,11 +86,37 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """The fastest beside the default, and how far repeated measurements of either were apart (1.1: a tenth)."""
+
+    default: Candidate
+    fastest: Candidate
+    noise: float
+
+    @property
+    def gain(self) -> float:
+        return self.fastest.speed / self.default.speed
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the fastest looks worth having, but may be no faster at all."""
+        return _LEAST_ADVANTAGE < self.gain <= self.noise
+
+    @property
+    def chosen(self) -> Candidate:
+        return self.fastest if self.gain > max(_LEAST_ADVANTAGE, self.noise) else self.default
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
-    """All that was measured, the fastest first, and what is to be kept of it."""
+    """All that was measured, the fastest first, and what is to be kept of it. `disturbances` are what made the
+    measurements unreliable, in words.
+    """
 
     candidates: Sequence[Candidate]
+    decision: Decision
     profile: Profile
+    disturbances: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +201,15 @@ class _Tuning:
         self._measured_s = 0.0
 
     async def run(self) -> Tuned:
+        before = CpuTimes.now()
         candidates = await self._first_round()
         if not candidates:
             raise ConfigError(f"no engine can serve {self._spec.name!r} here; the reasons stand above")
         default = candidates[0]
-        best = choose(default, await self._final(default, candidates))
+        decision = choose(default, await self._final(default, candidates))
         ranked = sorted(candidates, key=lambda candidate: -candidate.speed)
-        return Tuned(ranked, self._profile(best, default))
+        disturbed = disturbances(Interference.between(before, CpuTimes.now()), decision.noise)
+        return Tuned(ranked, decision, self._profile(decision.chosen, default), disturbed)
 
     async def _first_round(self) -> list[Candidate]:
         planned = [
@@ -301,10 +330,10 @@ async def _score(engine: Engine, worker: Worker, batches: Iterator[Sequence[Enco
     return sum(await asyncio.gather(*(one_worker() for _ in range(engine.workers))))
 
 
-def choose(default: Candidate, finalists: Sequence[Candidate]) -> Candidate:
-    """The fastest, unless the default is as good."""
-    best = max(finalists, key=lambda candidate: candidate.speed)
-    return best if best.speed > _LEAST_ADVANTAGE * default.speed else default
+def choose(default: Candidate, finalists: Sequence[Candidate]) -> Decision:
+    """Compare the fastest with the default."""
+    fastest = max(finalists, key=lambda candidate: candidate.speed)
+    return Decision(default, fastest, noise=max(spread(default.speeds), spread(fastest.speeds)))
 
 
 def describe(choice: Choice) -> str:

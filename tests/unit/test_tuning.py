@@ -71,12 +71,29 @@ def test_an_open_engine_is_compared_with_those_that_are_installed() -> None:
 )
 def test_the_default_stays_unless_another_is_clearly_faster(speeds: list[float], expected: float) -> None:
     finalists = [candidate(speed) for speed in speeds]
-    assert choose(finalists[0], finalists).speed == expected
+    assert choose(finalists[0], finalists).chosen.speed == expected
 
 
 def test_one_lucky_turn_decides_nothing() -> None:
     default, lucky = candidate(100, 101, 99), candidate(100, 900, 98)
-    assert choose(default, [default, lucky]) is default
+    assert choose(default, [default, lucky]).chosen is default
+
+
+def test_a_gain_below_the_noise_is_not_kept() -> None:
+    """1.10 times as fast, on a machine where the same thing measured again is up to 1.4 times as fast."""
+    default, faster = candidate(100, 85, 119, 90, 110), candidate(110, 95, 130, 92, 121)
+    decision = choose(default, [default, faster])
+    assert decision.gain == pytest.approx(1.1)
+    assert decision.noise > decision.gain
+    assert decision.chosen is default
+    assert decision.doubtful
+
+
+def test_the_same_gain_is_kept_where_turns_agree() -> None:
+    default, faster = candidate(100, 101, 99, 100, 60), candidate(110, 111, 109, 110, 109)
+    decision = choose(default, [default, faster])
+    assert decision.chosen is faster
+    assert not decision.doubtful
 
 
 @pytest.mark.parametrize("padded", [True, False])

@@ -82,14 +82,19 @@ async def running_service(
     registry = read_registry(settings.registry)
     if only is not None:
         registry = registry.only(only)
+    models = [
+        ServedModel(name=spec.name, aliases=registry.aliases_of(spec), observer=observer) for spec in registry.model
+    ]
+    served = {name: model for model in models for name in (model.name, *model.aliases)}
+    fallback = settings.model_fallback if only is None else None
+    if fallback is not None and fallback not in served:
+        raise ConfigError(f"RERANKD_MODEL_FALLBACK = {fallback!r} is no served model; known: {', '.join(served)}")
     secret = settings.cache_secret
     cache = await connect_cache(
         settings.cache_url.get_secret_value(),
         secret=secret.get_secret_value() if secret else None,
         observer=observer,
     )
-    models = [ServedModel(name=spec.name, aliases=spec.aliases, observer=observer) for spec in registry.model]
-    served = {name: model for model in models for name in (model.name, *model.aliases)}
     with (
         Worker(name="load", threads=1) as loading,
         SharedWorker.open(name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings)) as tokenizing,
@@ -106,7 +111,12 @@ async def running_service(
         ]
         try:
             yield RerankService(
-                models, default=_default(registry), limits=_limits(settings), observer=observer, aside=aside
+                models,
+                default=_default(registry),
+                fallback=fallback,
+                limits=_limits(settings),
+                observer=observer,
+                aside=aside,
             )
         finally:
             for keeper in keepers:

@@ -79,6 +79,17 @@ class Settings(BaseSettings):
         "playground at `/`. Needs API keys.",
     )
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
+    model_fallback: str | None = Field(
+        default=None,
+        description="A served model that answers requests for models that are not served, such as a hosted service's "
+        "`rerank-v3.5`. None: they get 404.",
+    )
+    root_path: str = Field(
+        default="",
+        pattern="^(/[^/?#]+)*$",
+        description="The prefix that a proxy puts before this service's paths, such as `/rerank-api`, for `servers` in "
+        "`/openapi.json`. The proxy may take it off or leave it.",
+    )
     cache_url: SecretStr = Field(
         default=SecretStr("memory://"),
         description="Where scores are kept: `memory://?max_mb=N` (128) or `memory://?max_entries=N`, "
@@ -398,6 +409,11 @@ class ModelSpec(BaseModel):
         return tuple(CascadeStep.read(stage) for stage in self.stages)
 
 
+def _repository(spec: ModelSpec) -> str:
+    """`org/name` of `hub:org/name@revision`; empty for what comes from elsewhere."""
+    return spec.path.removeprefix("hub:").partition("@")[0] if spec.path.startswith("hub:") else ""
+
+
 class Registry(BaseModel):
     """Every served model. A request that names none gets `default`, or else the first."""
 
@@ -424,6 +440,16 @@ class Registry(BaseModel):
                 if owners[step.model] in cascades:
                     raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
         return self
+
+    def aliases_of(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Its aliases, and the name of the hub's repository that it comes from, unless that could mean another one."""
+        repository = _repository(spec)
+        others = [other for other in self.model if other is not spec]
+        taken = {name for other in others for name in (other.name, *other.aliases, _repository(other))}
+        own = (spec.name, *spec.aliases)
+        return (
+            spec.aliases if not repository or repository in taken or repository in own else (*spec.aliases, repository)
+        )
 
     def only(self, names: Collection[str | None]) -> "Registry":
         """Leave out the models that none of these names or aliases means; None means the default.

@@ -21,7 +21,7 @@ from starlette.responses import Response
 
 from app import __version__
 from app.announcing import announce, warn_of_open_door
-from app.api.answers import error_answer, plain_error
+from app.api.answers import error_answer
 from app.api.auth import SECURITY_SCHEMES, ApiKeys, reload_api_keys
 from app.api.bodies import BodyLimits, BodyReader
 from app.api.connection import Connection
@@ -35,6 +35,7 @@ from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.api.ops import HEALTH, OperationsEndpoints, operations_routes
 from app.api.playground import playground_files
 from app.api.rerank import rerank_routes
+from app.api.wrong_paths import WithoutPrefix, WrongPaths
 from app.api_keys import read_api_keys
 from app.assembly import running_service
 from app.config import Settings
@@ -71,6 +72,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     document = FixedAnswer(lambda: orjson.dumps(app.openapi()), "application/json")
     app.include_router(_rerank_routes(settings, service, keys, observer))
@@ -82,7 +84,8 @@ def create_app(
     if not settings.private:
         fixed |= {**playground_files(), **docs_files(), "/openapi.json": document}
     app.add_exception_handler(RerankError, _known_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    wrong_paths = WrongPaths(lambda: [*app.openapi()["paths"], *fixed], documented=not settings.private)
+    app.add_exception_handler(HTTPException, wrong_paths)
     bounds = BodyBounds(
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_s,
@@ -91,6 +94,8 @@ def create_app(
     app.add_middleware(BodyLimit, bounds=bounds, caller_of=keys.name_of)
     app.add_middleware(FixedAnswers, answers=fixed)
     app.add_middleware(RequestContext, lifecycle=lifecycle)
+    if settings.root_path:
+        app.add_middleware(WithoutPrefix, prefix=settings.root_path)
     if not keys.open:
         _name_security_schemes(app)
     return app
@@ -135,14 +140,6 @@ def _name_security_schemes(app: FastAPI) -> None:
 async def _known_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RerankError)  # noqa: S101 - Starlette calls this for nothing else
     return error_answer(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own 404 and 405, in the body that every client can read."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - as above
-    code = "not_found" if error.status_code == 404 else "invalid_request"
-    message = f"{request.method} {request.url.path}: {error.detail}; GET /docs lists what there is"
-    return plain_error(error.status_code, code=code, message=message, headers=dict(error.headers or {}))
 
 
 async def serve(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """The one use case: which model, within limits, scored, ranked."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -16,6 +16,7 @@ from app.domain import (
 )
 from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge
 from app.model import LoadedModel, ServedModel
+from app.model_names import ModelNames
 from app.observer import Observer
 from app.ranking import rank
 from app.sharing import SharedWorker
@@ -39,29 +40,42 @@ class Limits:
 
 class RerankService:
     def __init__(
-        self, models: Sequence[ServedModel], *, default: str, limits: Limits, observer: Observer, aside: SharedWorker
+        self,
+        models: Sequence[ServedModel],
+        *,
+        default: str,
+        limits: Limits,
+        observer: Observer,
+        aside: SharedWorker,
+        fallback: str | None = None,
     ) -> None:
+        """`default` answers requests that name no model, `fallback` those that name an unknown one; without it they are
+        refused.
+        """
+        by_name = {name: model for model in models for name in (model.name, *model.aliases)}
         self.models = models
-        self._by_name: Mapping[str, ServedModel] = {
-            name: model for model in models for name in (model.name, *model.aliases)
-        }
-        self._default = self._by_name[default]
+        self._names = ModelNames(by_name, fallback=None if fallback is None else by_name[fallback])
+        self._default = by_name[default]
         self.limits = limits
         self.aside = aside
         self._observer = observer
 
     def model_named(self, name: str | None) -> ServedModel:
-        """The model of that name or alias, the default for None.
+        """The model of that name or alias, with or without a vendor before it; the default for None.
 
         Raises:
             ModelNotFound: no model is called that; the message lists those that are.
         """
         if name is None:
             return self._default
-        if name not in self._by_name:
+        model = self._names.find(name)
+        if model is None:
             known = ", ".join(model.name for model in self.models)
-            raise ModelNotFound(f"unknown model {name[:_NAME_SHOWN]!r}; known: {known}")
-        return self._by_name[name]
+            raise ModelNotFound(
+                f"unknown model {name[:_NAME_SHOWN]!r}; known: {known}. The operator can give a model further names "
+                "(aliases in the registry), or set RERANKD_MODEL_FALLBACK"
+            )
+        return model
 
     async def rerank(self, request: RerankRequest) -> RerankResult:
         """Order a request's documents by relevance to its query.

@@ -358,6 +358,7 @@ class FakeService:
     request_timeout_s: float = 30.0
     cache_per_key: bool = False
     stuck_after_s: float = 60.0
+    fallback: str | None = None
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[RerankService]:
@@ -385,7 +386,12 @@ class FakeService:
                 watching = asyncio.create_task(model.watch())
                 try:
                     yield RerankService(
-                        [model, broken], default="fake", limits=limits, observer=self.observer, aside=aside
+                        [model, broken],
+                        default="fake",
+                        fallback=self.fallback,
+                        limits=limits,
+                        observer=self.observer,
+                        aside=aside,
                     )
                 finally:
                     watching.cancel()

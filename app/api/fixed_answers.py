@@ -65,5 +65,5 @@ class FixedAnswers:
         method, path = scope["method"], scope["path"]
         if method in _METHODS:
             return fixed.answer(Headers(scope=scope))
-        message = f"{method} {path}: Method Not Allowed; GET /docs lists what there is"
+        message = f"{method} {path}: this path takes GET, HEAD"
         return plain_error(405, code="invalid_request", message=message, headers={"Allow": "GET, HEAD"})

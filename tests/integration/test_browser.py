@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
@@ -365,3 +368,59 @@ def test_the_documentation_of_the_api_is_shown_without_a_network(browser: Chrome
         "/openapi.json",
     }
     assert browser.get_log("browser") == []
+
+
+class _StrippingProxy(BaseHTTPRequestHandler):
+    """Takes /search/rerank off the paths, and knows no others."""
+
+    backend = ""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/search/rerank/"):
+            self.send_error(404)
+            return
+        length = int(self.headers.get("Content-Length", 0))
+        headers = {"Content-Type": self.headers.get("Content-Type", "")}
+        url = self.backend + self.path.removeprefix("/search/rerank")
+        answer = httpx.request(self.command, url, content=self.rfile.read(length), headers=headers, timeout=30)
+        self.send_response(answer.status_code)
+        for name in ("content-type", "content-security-policy"):
+            if name in answer.headers:
+                self.send_header(name, answer.headers[name])
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_POST = do_GET  # noqa: N815 - http.server's name
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def prefixed_url(server: Server) -> Iterator[str]:
+    handler = type("Handler", (_StrippingProxy,), {"backend": server.url})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{proxy.server_port}/search/rerank"
+        proxy.shutdown()
+
+
+def test_both_pages_work_behind_a_proxy_that_takes_a_prefix_off(browser: Chrome, prefixed_url: str) -> None:
+    browser.get(f"{prefixed_url}/")
+    page = Page(browser)
+    page.until(lambda: page.all("#model option"))
+    page.fill(_QUERY, "\n".join(_DOCUMENTS[:2]))
+    assert len(page.rerank()) == 2
+
+    browser.get(f"{prefixed_url}/docs")
+    page.until(lambda: any("/v2/rerank" in one.text for one in page.all(".opblock-post")))
+    operation = next(one for one in page.all(".opblock-post") if "/v2/rerank" in one.text)
+    operation.find_element("css selector", "button").click()
+    page.until(lambda: operation.find_elements("css selector", ".try-out__btn"))
+    operation.find_element("css selector", ".try-out__btn").click()
+    page.until(lambda: operation.find_elements("css selector", ".execute"))
+    browser.execute_script("arguments[0].click()", operation.find_element("css selector", ".execute"))
+    page.until(lambda: operation.find_elements("css selector", ".live-responses-table"))
+    assert "relevance_score" in operation.find_element("css selector", ".live-responses-table").text
+    assert f"{prefixed_url}/v2/rerank" in operation.find_element("css selector", ".request-url").text

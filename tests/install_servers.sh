@@ -1,13 +1,45 @@
 #!/usr/bin/env bash
 # Installs the real servers and the browser that integration tests start, where that may be done: on Debian, as root.
 # Elsewhere the tests that need them are skipped and say so.
+#
+#   install_servers.sh [PROGRAM...]
+#
+# A policy keeps the packages from starting their services: the tests start their own on free ports. Afterwards, also
+# when this is interrupted, the machine has the policy that it had before; a killed run's leftover is put right by the next.
 set -euo pipefail
 
+[ $# -gt 0 ] || set -- redis-server prometheus chromium chromedriver
+policy=${POLICY_RC_D:-/usr/sbin/policy-rc.d}
+before=$policy.before-rerankd-tests
+none=$policy.none-before-rerankd-tests
+
 missing=()
-for server in redis-server prometheus haproxy chromium chromedriver; do
+for server in "$@"; do
     # chromedriver's package has another name
     command -v "$server" >/dev/null || missing+=("${server/chromedriver/chromium-driver}")
 done
+
+restore_policy() {
+    if [ -e "$before" ] || [ -L "$before" ]; then
+        mv -f "$before" "$policy"
+    elif [ -e "$none" ]; then
+        rm -f "$policy" "$none"
+    fi
+}
+
+forbid_starting() {
+    if [ -e "$policy" ] || [ -L "$policy" ]; then
+        mv "$policy" "$before"
+    else
+        : >"$none"
+    fi
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+}
+
+if [ "$(id -u)" -eq 0 ]; then
+    restore_policy
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
     echo "not installed: ${missing[*]}; the tests that need them will be skipped" >&2
@@ -16,8 +48,9 @@ fi
 echo "installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-# policy-rc.d keeps the packages from starting their services: the tests start their own on free ports
-printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-chmod +x /usr/sbin/policy-rc.d
-trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+trap restore_policy EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+forbid_starting
 apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -41,7 +41,7 @@ def test_shares_are_of_the_time_that_passed() -> None:
     after = CpuTimes(total=120, idle=44, stolen=7, own=30)
     found = Interference.between(before, after)
     # of 20 that passed 4 were idle, 2 stolen and 10 our own
-    assert (found.others, found.stolen) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert [found.others, found.stolen] == pytest.approx([0.2, 0.1])
 
 
 def test_what_another_process_uses_is_seen_and_what_this_one_uses_is_not() -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from app.api_keys import read_api_keys
 from app.assembly import load_parts, model_folder
-from app.cache import open_cache
+from app.cache import connect_cache
 from app.config import ModelSpec, Registry, Settings, read_registry
 from app.engines import check_engine
 from app.errors import ConfigError
@@ -48,7 +48,7 @@ def check_settings(settings: Settings, *, load: bool = False) -> Checked:
     problems: list[str] = []
     registry = _tried(problems, lambda: read_registry(settings.registry))
     keys = _tried(problems, lambda: read_api_keys(settings.api_keys, settings.api_keys_file))
-    _tried(problems, lambda: _check_cache(settings))
+    _tried(problems, lambda: asyncio.run(_check_cache(settings)))
     models = [check_model(spec, settings, load=load) for spec in (registry.model if registry else ())]
     return Checked(registry=registry, models=models, keys=len(keys or ()), problems=problems)
 
@@ -73,11 +73,13 @@ def _check_place(spec: ModelSpec, settings: Settings) -> None:
         model_folder(spec, settings)
 
 
-def _check_cache(settings: Settings) -> None:
+async def _check_cache(settings: Settings) -> None:
     secret = settings.cache_secret
-    cache = open_cache(settings.cache_url.get_secret_value(), secret=secret.get_secret_value() if secret else None)
+    cache = await connect_cache(
+        settings.cache_url.get_secret_value(), secret=secret.get_secret_value() if secret else None
+    )
     if cache is not None:
-        asyncio.run(cache.close())
+        await cache.close()
 
 
 def _tried(problems: list[str], check: Callable[[], T]) -> T | None:

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 
 from app.downloads import DownloadProgress, without_signatures
 from app.errors import ConfigError, SourceUnreachable
+from app.proxies import check_proxies
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ def _read_name(name: str) -> re.Match[str]:
 def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
     match = _read_name(name)
     logger.info("looking for model %s %s", name, "among the downloaded ones" if hub.offline else "on the hub")
+    if not hub.offline:
+        check_proxies()
     progress = DownloadProgress(name)
     try:
         folder = Path(

@@ -19,6 +19,7 @@ from app.domain import Encoding, FloatArray
 from app.engines.base import BatchLimits, EngineSpec, FinalFailure
 from app.errors import ConfigError
 from app.options import read_options
+from app.proxies import proxy_for
 
 _WORTH_A_RETRY: Final = {408, 409, 429, 500, 502, 503, 504}
 _SUCCESS: Final = 2
@@ -78,11 +79,10 @@ class EndpointEngine:
             raise ConfigError("engine 'endpoint' writes texts; use the scorer generative")
         headers = {}
         if options.api_key_file is not None:
-            try:
-                headers["Authorization"] = f"Bearer {options.api_key_file.read_text(encoding='utf-8').strip()}"
-            except OSError as error:
-                raise ConfigError(f"cannot read api_key_file {options.api_key_file}: {error.strerror}") from None
-        client = httpx.Client(headers=headers, timeout=options.timeout_s)
+            headers["Authorization"] = f"Bearer {_read_key(options.api_key_file)}"
+        # The client's own reading of the variables ends in errors of its own, and knows no networks in NO_PROXY.
+        transport = httpx.HTTPTransport(proxy=proxy_for(str(options.url)))
+        client = httpx.Client(headers=headers, timeout=options.timeout_s, transport=transport)
         return cls(client, options, workers=spec.workers or 8)
 
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
@@ -147,6 +147,19 @@ class EndpointEngine:
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout(f"not all of the answer came within {self._options.timeout_s:g} s")
         return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(content))
+
+
+def _read_key(path: Path) -> str:
+    """The key in a file; one that fits no header would be shown by the client's error."""
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read api_key_file {path} ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"api_key_file {path} is not a text file in UTF-8") from None
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"api_key_file {path} must hold one word of ASCII characters, and nothing else")
+    return key
 
 
 def _without_credentials(url: AnyHttpUrl) -> str:

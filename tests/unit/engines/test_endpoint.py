@@ -159,3 +159,43 @@ def test_a_scorer_that_reads_logits_cannot_use_it() -> None:
     spec = EngineSpec(folder=Path(), pad_id=0, output_tokens=(1,), options={"url": "http://x", "model": "m"})
     with pytest.raises(ConfigError, match="use the scorer generative"):
         load_engine("endpoint", spec)
+
+
+@pytest.mark.parametrize("content", ["", " \n", "s3cret w0rd", "s3cret\nw0rd", "s3crét", "s3cret\x00"])
+def test_a_key_that_fits_no_header_is_refused_without_showing_it(tmp_path: Path, content: str) -> None:
+    """The client would put it into its own error, and that into /ready."""
+    key = tmp_path / "key"
+    key.write_text(content)
+    with pytest.raises(ConfigError, match="must hold one word of ASCII characters") as refused:
+        engine("http://x", api_key_file=str(key))
+    assert "s3cr" not in str(refused.value)
+
+
+def test_a_url_with_a_password_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError, match="url must be a URL such as") as refused:
+        engine("http://user:s3cret/w0rd@x:port")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://user:s3cret@proxy:port")
+    with pytest.raises(ConfigError, match=r"^HTTP_PROXY cannot be read as a URL") as refused:
+        engine("http://x")
+    assert "s3cret" not in str(refused.value)
+
+
+def test_an_endpoint_in_a_network_of_no_proxy_is_asked_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "fe80::/10, 127.0.0.0/8")
+    with serving_endpoint(Script([(200, completion("[1]"))])) as url:
+        assert written(engine(url).forward([encoding()])) == ["[1]"]
+
+
+def test_requests_go_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script([(200, completion("[1]"))])
+    with serving_endpoint(script) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert written(engine("http://elsewhere.invalid/v1").forward([encoding()])) == ["[1]"]
+    assert script.asked[0][0] == "http://elsewhere.invalid/v1/chat/completions"

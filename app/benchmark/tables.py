@@ -30,7 +30,7 @@ def terminal_tables(report: Report) -> list[Table]:
         head, *lines = _lines(mode, points, ranges=False)
         table = Table(title=_TITLES[mode], title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for name in head:
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name.replace(" (ms)", "\nms"), justify="right", no_wrap=True)
         for line in lines:
             table.add_row(*line)
         tables.append(table)
@@ -60,7 +60,8 @@ def _modes(report: Report) -> list[tuple[Mode, list[Point]]]:
 
 
 def _lines(mode: Mode, points: Sequence[Point], *, ranges: bool) -> list[list[str]]:
-    head = ["docs", _LOADS[mode], "req/s", "pairs/s", *PERCENTILES, "failed", "cores", *(["late"] if ranges else [])]
+    latencies = [f"{name} (ms)" for name in PERCENTILES]
+    head = ["docs", _LOADS[mode], "req/s", "pairs/s", *latencies, "failed", "cores", *(["late (ms)"] if ranges else [])]
     return [head, *(_line(point, ranges=ranges) for point in points)]
 
 
@@ -94,4 +95,4 @@ def _timing_lines(mode: Mode, points: Sequence[Point]) -> list[list[str]]:
         [point.documents, f"{point.load:.4g}", *(f"{point.server_ms.get(name, 0):,.1f}" for name in names)]
         for point in points
     ]
-    return [["docs", _LOADS[mode], *names], *rows]
+    return [["docs", _LOADS[mode], *(f"{name} (ms)" for name in names)], *rows]

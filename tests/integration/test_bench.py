@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_every_load_is_measured_and_reported_in_all_three_files(server: Server, tmp_path: Path) -> None:
-    json_file, markdown, plot = tmp_path / "deep" / "r.json", tmp_path / "r.md", tmp_path / "r.png"
+    json_file, markdown, plot = tmp_path / "r.json", tmp_path / "r.md", tmp_path / "r.png"
     loads = ["--documents", "2,1+3", "--clients", "1,2", "--rate", "20", "--utilization", "0.2"]
     files = ["--output", str(json_file), "--markdown", str(markdown), "--plot", str(plot)]
     ran = CliRunner().invoke(cli, ["bench", server.url, "--api-key", "k", *loads, *_QUICK, *files])
@@ -55,7 +55,8 @@ def test_every_load_is_measured_and_reported_in_all_three_files(server: Server, 
     assert 0 < first["server_ms"]["total"] < first["latency_ms"]["max"]
     assert first["pairs_per_s"] == pytest.approx(2 * first["requests_per_s"])
     assert report["details"]["server"]["models"][0]["id"] == "tiny"
-    assert "| docs | clients |" in markdown.read_text()
+    assert "| docs | clients | req/s | pairs/s | p50 (ms) |" in markdown.read_text()
+    assert "p50" in ran.stdout.split("ms")[0]
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

@@ -70,7 +70,7 @@ class Connection(asyncio.BufferedProtocol):
         self._flushed.set()
         self._read_paused = self._pump_is_due = False
         self._thrown_away = 0
-        self._closing = self._half_closed = self._draining = False
+        self._idle = self._closing = self._half_closed = self._draining = False
 
     # What the transport calls.
 
@@ -111,10 +111,10 @@ class Connection(asyncio.BufferedProtocol):
             if self._thrown_away > _LINGER_BYTES:
                 self.abort()
             return
-        if self._exchange is None and self._reader.idle and self._entry.place is Place.ANYTHING:
-            self._within(self._door.bounds.head_timeout_s, self._slow_head)
         self._reader.feed(bytes(self._buffer[:nbytes]))
         self._pump()
+        if self._idle and self._exchange is None and not self._closing:
+            self._await_head()
 
     def eof_received(self) -> bool:
         """A peer that sends no more has most likely gone: work stops. An answer that needs none is still sent."""
@@ -191,6 +191,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._exchange.add(event)
 
     def _begin(self, head: Head) -> None:
+        self._idle = False
         self._stop_timer()
         app = self._app
         if self._entry.place is Place.PROBES and head.path not in PROBE_PATHS:
@@ -268,10 +269,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def _await_next(self) -> None:
         self._exchange = None
-        if self._reader.idle:
+        self._idle = self._reader.idle
+        if self._idle:
             self._within(self._door.bounds.idle_timeout_s, self._transport.close)
         else:
-            self._within(self._door.bounds.head_timeout_s, self._slow_head)
+            self._await_head()
+
+    def _await_head(self) -> None:
+        self._idle = False
+        self._within(self._door.bounds.head_timeout_s, self._slow_head)
 
     def _slow_head(self) -> None:
         if self._reader.idle:

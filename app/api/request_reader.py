@@ -195,7 +195,7 @@ class RequestReader:
                 raw_path=raw_path,
                 query=url.query or b"",
                 headers=self._headers,
-                keep_alive=version == "1.1" and _keeps_alive(self._headers),
+                keep_alive=version == "1.1" and self._parser.should_keep_alive(),
                 expects_continue=version == "1.1" and values.get(b"expect", b"").lower() == b"100-continue",
             )
         )
@@ -232,21 +232,15 @@ class RequestReader:
             yield Refusal(414, f"the request's target has more than {MAX_TARGET_BYTES} bytes")
         if b"#" in self._target:
             yield Refusal(400, "the request's target has a fragment (#...)")
-        codings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
-        if codings not in ([], [b"chunked"]):
-            yield Refusal(501, "of all transfer codings only `Transfer-Encoding: chunked` is supported")
-        if codings and version == "1.0":
-            yield Refusal(400, "HTTP/1.0 has no Transfer-Encoding")
-        hosts = sum(name == b"host" for name, _ in self._headers)
+        names = [name for name, _ in self._headers]
+        if b"transfer-encoding" in names:
+            if [value.lower() for name, value in self._headers if name == b"transfer-encoding"] != [b"chunked"]:
+                yield Refusal(501, "of all transfer codings only `Transfer-Encoding: chunked` is supported")
+            if version == "1.0":
+                yield Refusal(400, "HTTP/1.0 has no Transfer-Encoding")
+        hosts = names.count(b"host")
         if hosts > 1 or (hosts < 1 and version == "1.1"):
             yield Refusal(400, f"the request has {hosts} Host headers instead of one")
-
-
-def _keeps_alive(headers: Headers) -> bool:
-    options = [
-        option.strip().lower() for name, value in headers if name == b"connection" for option in value.split(b",")
-    ]
-    return b"close" not in options
 
 
 def _cause(error: httptools.HttpParserError) -> str:

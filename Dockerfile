@@ -1,35 +1,48 @@
-# Two images: `cpu` (the default; ONNX Runtime and no torch) and `gpu` (CUDA).
+# Three images: `cpu` (the default: ONNX Runtime, no torch), `cpu-torch` and `gpu` (CUDA).
 #   docker build --tag rerankd:cpu .
+#   docker build --target cpu-torch --build-arg TORCH_INDEX_URL=... --tag rerankd:cpu-torch .
 #   docker build --target gpu --tag rerankd:gpu .
+# Every package is installed by its hashes (requirements/, `make lock`), but for the CPU builds of torch.
 # Dependencies come before code, so that a change of code reinstalls none of them.
 
-FROM python:3.11-slim-bookworm AS builder
+# `make pin` writes digests behind the tags, here and in the compose files
+ARG PYTHON_IMAGE=python:3.11.10-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS builder
 WORKDIR /build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv --without-pip /opt/venv
-COPY pyproject.toml constraints.txt ./
-# an empty package stands for the code until the dependencies are installed
-RUN mkdir app && touch app/__init__.py
+COPY requirements requirements
 
 FROM builder AS dependencies-cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install -c constraints.txt '.[cpu]'
+    pip --python /opt/venv/bin/python install --require-hashes -r requirements/cpu.txt
+
+FROM builder AS dependencies-cpu-torch
+COPY constraints.txt ./
+# the index of PyTorch's builds for CPUs; without it torch brings several GB of CUDA
+ARG TORCH_INDEX_URL=
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} -c constraints.txt torch
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --require-hashes --no-deps -r requirements/torch.txt
 
 FROM builder AS dependencies-gpu
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install -c constraints.txt '.[gpu]'
+    pip --python /opt/venv/bin/python install --require-hashes -r requirements/gpu.txt
 
 FROM builder AS code
-# for the kernels of app/engines/kernels; without a compiler the image would have none, and be slower
+# for the kernels of app/engines/kernels
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
+    && apt-get install --yes --no-install-recommends g++ libc6-dev \
     && rm -rf /var/lib/apt/lists/*
-COPY setup.py ./
-COPY app app
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install --no-deps --prefix /opt/code .
+    pip --python /opt/venv/bin/python install --require-hashes -r requirements/build.txt
+COPY pyproject.toml setup.py ./
+COPY app app
+RUN pip --python /opt/venv/bin/python install --no-deps --no-build-isolation --prefix /opt/code .
 
-FROM python:3.11-slim-bookworm AS service
+FROM ${PYTHON_IMAGE} AS service
 RUN groupadd --gid 10001 rerankd \
     && useradd --uid 10001 --gid rerankd --home-dir /var/lib/rerankd --create-home --shell /usr/sbin/nologin rerankd
 COPY models/registry.toml /srv/rerankd/models/registry.toml
@@ -55,7 +68,8 @@ EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['RERANKD_PORT']), timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 # exec form: SIGTERM reaches the server, which finishes what runs and exits with 0
-CMD ["rerankd", "serve"]
+ENTRYPOINT ["rerankd"]
+CMD ["serve"]
 
 FROM service AS gpu
 COPY --from=dependencies-gpu /opt/venv /opt/venv
@@ -65,6 +79,14 @@ RUN find /opt/venv -path '*/site-packages/nvidia/*' -type d -name lib > /etc/ld.
 USER 10001:10001
 COPY --from=code /opt/code /opt/venv
 
+FROM service AS cpu-torch
+COPY --from=dependencies-cpu-torch /opt/venv /opt/venv
+COPY --from=code /opt/code /opt/venv
+RUN ["python", "-c", "import torch, transformers"]
+RUN ["python", "-m", "app.engines.kernel_support"]
+
 FROM service AS cpu
 COPY --from=dependencies-cpu /opt/venv /opt/venv
 COPY --from=code /opt/code /opt/venv
+# without the kernels the image would be half as fast, and nobody would notice
+RUN ["python", "-m", "app.engines.kernel_support"]

@@ -12,7 +12,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PIP_FAILED := { echo "rerankd: pip could not install what is needed; its reason is above. Without a network, or behind a \
 proxy: pip reads HTTPS_PROXY, PIP_INDEX_URL and PIP_FIND_LINKS. Then run make again." >&2; exit 1; }
-FROZEN := pyproject.toml constraints.txt setup.py $(wildcard app/engines/kernels/*.cpp app/engines/kernels/*.h)
+# every package of the service with its hashes; `make lock` writes them
+HASHED := requirements/$(if $(filter gpu,$(subst $(comma), ,$(EXTRAS))),gpu,cpu).txt
+FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(wildcard app/engines/kernels/*.cpp app/engines/kernels/*.h)
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
@@ -59,7 +61,17 @@ growth: $(VENV)/.development ## memory after thousands of requests of each kind 
 audit: $(VENV)/.python ## known vulnerabilities of the pinned packages; asks a service on the network
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
-	$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS)
+	@$(VENV)/audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS) || { echo "rerankd: \
+this asks a database of vulnerabilities on the network, and cannot work without it. If no vulnerability is named above, \
+but a connection that failed or a package that was not found, then nothing was checked." >&2; exit 1; }
+
+lock: $(VENV)/.python ## write requirements/*.txt, every package with its hashes, from constraints.txt; needs the network
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	scripts/lock.sh $(VENV)/lock/bin/uv
+
+pin: ## write digests behind the tags of the images that we build on and start; needs docker and the network
+	scripts/pin_images.sh
 
 bench: $(VENV)/.development ## `rerankd bench` against a service that it starts (loadtest/README.md)
 	$(BIN)/python -m loadtest $(ARGS)
@@ -82,7 +94,8 @@ $(VENV)/.python: FORCE
 
 $(VENV)/.service: $(VENV)/.python $(FROZEN)
 	@echo "installing the service into $(VENV): about 60 MB to download, about a minute"
-	@$(PIP) -e '.[$(WANTED)]' || $(PIP_FAILED)
+	@$(PIP) --require-hashes -r $(HASHED) -r requirements/build.txt || $(PIP_FAILED)
+	@$(PIP) --no-deps --no-build-isolation -e . || $(PIP_FAILED)
 	@$(BIN)/python -m app.engines.kernel_support || true # without them it serves, but slower
 	@touch $@
 

@@ -55,7 +55,8 @@ def _adapted(folder: Path, *, target: str) -> Path:
     configuration = yaml.safe_load(_CONFIGURATION.read_text(encoding="utf-8"))
     configuration["global"] = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
     (job,) = configuration["scrape_configs"]
-    assert job["static_configs"] == [{"targets": ["rerankd:8000"]}]
+    (found,) = job.pop("dns_sd_configs")
+    assert (found["names"], found["port"]) == (["rerankd"], 8000)
     job["static_configs"] = [{"targets": [target]}]
     path = folder / _CONFIGURATION.name
     path.write_text(yaml.safe_dump(configuration), encoding="utf-8")

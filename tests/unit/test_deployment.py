@@ -1,6 +1,9 @@
 """The Dockerfile and the compose files name only files, settings and build targets that exist."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -33,8 +36,83 @@ def _copied() -> list[str]:
     return [source for line in lines for source in line.split()[:-1]]
 
 
-def test_compose_starts_the_service_with_its_cache_metrics_and_dashboard() -> None:
-    assert list(_services(_ROOT / "docker-compose.yml")) == ["rerankd", "redis", "prometheus", "grafana"]
+_STACK = _services(_ROOT / "docker-compose.yml")
+_each_of_the_stack = pytest.mark.parametrize("name", list(_STACK))
+
+
+def test_compose_starts_the_service_with_a_load_balancer_its_cache_metrics_and_dashboard() -> None:
+    assert list(_STACK) == ["rerankd", "haproxy", "redis", "prometheus", "grafana"]
+
+
+@_each_of_the_stack
+def test_what_compose_publishes_other_machines_do_not_reach(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in _STACK[name].get("ports", []))
+
+
+def test_other_machines_reach_the_service_only_with_keys_from_a_secret_file() -> None:
+    public = yaml.safe_load((_ROOT / "docker-compose.public.yml").read_text(encoding="utf-8"))
+    assert public["services"]["haproxy"]["ports"] == ["${RERANKD_PUBLIC_PORT:-8080}:8000"]
+    assert public["services"]["rerankd"]["environment"]["RERANKD_API_KEYS_FILE"] == "/run/secrets/keys"
+    assert public["services"]["rerankd"]["secrets"] == ["keys"]
+    assert public["secrets"]["keys"]["file"].startswith("${RERANKD_KEYS:?"), "without a file nothing starts"
+    assert not any("KEY" in name for name in _STACK["rerankd"]["environment"]), "none lies in the environment"
+
+
+def test_the_service_can_be_scaled() -> None:
+    """A published port or a name of its own would be there only once."""
+    assert not {"ports", "container_name", "hostname"} & _STACK["rerankd"].keys()
+    balancer = (_ROOT / "deploy" / "haproxy" / "haproxy.cfg").read_text(encoding="utf-8")
+    assert "server-template rerankd- 8 rerankd:8000 check" in balancer
+    assert ":8000" in _STACK["haproxy"]["ports"][0]
+
+
+@_each_of_the_stack
+def test_each_service_is_bounded_checked_and_hardened(name: str) -> None:
+    service = _STACK[name]
+    assert service["mem_limit"]
+    assert service["pids_limit"]
+    assert service["healthcheck"]["test"]
+    assert service["read_only"] is True
+    assert service["restart"] == "unless-stopped"
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def _images() -> list[str]:
+    """Of other makers."""
+    (python,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", _DOCKERFILE, re.MULTILINE)
+    return [python, *(service["image"] for service in _STACK.values() if not service["image"].startswith("rerankd:"))]
+
+
+@pytest.mark.parametrize("image", _images())
+def test_images_have_exact_versions(image: str) -> None:
+    assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+(-[a-z-]+)?(@sha256:[0-9a-f]{64})?", image)
+
+
+def test_every_stage_of_the_image_is_built_on_that_python() -> None:
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", _DOCKERFILE, re.MULTILINE)
+    own = {name for _, name in stages}
+    assert {base for base, _ in stages} <= own | {"${PYTHON_IMAGE}"}
+
+
+def test_digests_are_written_behind_the_tags_of_images(tmp_path: Path) -> None:
+    digest, program = f"sha256:{'0123456789abcdef' * 4}", tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho {digest}\n")
+    program.chmod(0o755)
+    for name in ("Dockerfile", "docker-compose.yml"):
+        shutil.copy(_ROOT / name, tmp_path)
+    environment = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    for _ in range(2):
+        subprocess.run(
+            [_ROOT / "scripts" / "pin_images.sh", tmp_path], env=environment, check=True, capture_output=True
+        )
+    pinned = _services(tmp_path / "docker-compose.yml")
+    for name, service in _STACK.items():
+        bare = service["image"].partition("@")[0]
+        assert pinned[name]["image"] == (bare if bare.startswith("rerankd:") else f"{bare}@{digest}")
+    (python,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", (tmp_path / "Dockerfile").read_text(), re.MULTILINE)
+    assert python == f"{_images()[0].partition('@')[0]}@{digest}"
 
 
 @_each_service
@@ -53,13 +131,6 @@ def test_built_targets_are_stages_of_the_dockerfile(file: str, name: str, servic
 @_each_service
 def test_compose_sets_only_settings_that_exist(file: str, name: str, service: dict[str, Any]) -> None:
     assert {key for key in service.get("environment", {}) if key.startswith("RERANKD_")} <= _SETTINGS
-
-
-@_each_service
-def test_nothing_in_compose_can_gain_privileges(file: str, name: str, service: dict[str, Any]) -> None:
-    if file == "docker-compose.yml":
-        assert service["cap_drop"] == ["ALL"]
-        assert service["security_opt"] == ["no-new-privileges:true"]
 
 
 def test_dockerfile_copies_only_files_that_exist_and_reach_the_build() -> None:
@@ -97,10 +168,33 @@ def test_the_gpu_registry_serves_the_shipped_models_on_cuda() -> None:
 
 
 def test_compose_waits_longer_for_the_service_than_it_drains() -> None:
-    defaults = Settings.model_fields
-    drain_s = defaults["shutdown_delay_s"].default + defaults["shutdown_timeout_s"].default
-    grace = _services(_ROOT / "docker-compose.yml")["rerankd"]["stop_grace_period"]
-    assert int(grace.removesuffix("s")) > drain_s
+    service = _STACK["rerankd"]
+    drain_s = (
+        int(service["environment"]["RERANKD_SHUTDOWN_DELAY_S"]) + Settings.model_fields["shutdown_timeout_s"].default
+    )
+    assert int(service["stop_grace_period"].removesuffix("s")) > drain_s
+
+
+def test_the_image_is_the_command_and_serves_by_default() -> None:
+    assert re.findall(r"^(ENTRYPOINT|CMD) (.+)$", _DOCKERFILE, re.MULTILINE) == [
+        ("ENTRYPOINT", '["rerankd"]'),
+        ("CMD", '["serve"]'),
+    ]
+
+
+def test_images_without_kernels_are_not_built() -> None:
+    stages = re.split(r"^FROM ", _DOCKERFILE, flags=re.MULTILINE)
+    checked = [stage.split()[2] for stage in stages if 'RUN ["python", "-m", "app.engines.kernel_support"]' in stage]
+    assert checked == ["cpu-torch", "cpu"]
+
+
+def test_what_the_image_installs_has_hashes() -> None:
+    installs = re.findall(r"^ +pip .*install (.+)$|^RUN pip .*install (.+)$", _DOCKERFILE, re.MULTILINE)
+    unhashed = [one or other for one, other in installs if "--require-hashes" not in (one or other)]
+    assert unhashed == [
+        '${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} -c constraints.txt torch',
+        "--no-deps --no-build-isolation --prefix /opt/code .",
+    ]
 
 
 def test_every_file_of_the_package_is_installed_with_it() -> None:

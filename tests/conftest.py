@@ -92,6 +92,12 @@ def _no_profiles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["RERANKD_PROFILES"] = str(tmp_path_factory.mktemp("profiles"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_caches_of_the_user(request: pytest.FixtureRequest) -> None:
+    """Matplotlib's list of fonts lies in the checkout: what the tests leave behind goes with `make clean`."""
+    os.environ.setdefault("MPLCONFIGDIR", str(request.config.cache.mkdir("matplotlib")))
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """A folder that the engine `onnx` serves as it is: a BERT with one output and golden pairs (tests/data)."""

@@ -104,7 +104,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     for flag in (*_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = Chrome(options=options, service=Service(require_program("chromedriver")))
+    # a browser keeps some files of its own beside its profile, in the user's folders
+    own = tmp_path_factory.mktemp("home")
+    homes = {"HOME": str(own), "XDG_CONFIG_HOME": str(own / "config"), "XDG_CACHE_HOME": str(own / "cache")}
+    browser = Chrome(options=options, service=Service(require_program("chromedriver"), env=os.environ | homes))
     try:
         yield browser
     finally:

@@ -9,7 +9,6 @@ from math import inf, nan
 from time import perf_counter
 from typing import Any, TypeVar
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -129,8 +128,10 @@ class _Endpoint:
             fields = {**request.path_params, **body.fields}
             dialect = self._choice.of(fields, request.headers)
             finish.dialect = access.dialect = dialect.name
-            read = partial(_understood, dialect, fields, limits=self._limits, strict=self._strict)
+            read = partial(_understood, dialect, fields, body.text, limits=self._limits, strict=self._strict)
             call, requests = await self._done(read, caller.name, size=len(body.text), at_once=_AT_ONCE_BYTES)
+            ignored = _ignored(dialect, body.fields)
+            del read, body, fields  # a body may be large, and most calls keep nothing of it but its texts
             terms = partial(_on_terms, caller=caller.name, deadline=deadline, meter=meter)
             wanted = [terms(one) for one in requests]
             access.documents = sum(len(one.documents) for one in wanted)
@@ -141,8 +142,9 @@ class _Endpoint:
             content = partial(call.render, results, request_id=request_id.get() or "")
             render = partial(_rendered, content, headers=finish.headers(results))
             size = sum(len(result.results) for result in results)
-            answer = await self._done(render, caller.name, size=size, at_once=_AT_ONCE_RESULTS)
-            answer.headers.update(_ignored(dialect, body.fields))
+            at_once = _AT_ONCE_RESULTS if call.sent.size <= _AT_ONCE_BYTES else 0
+            answer = await self._done(render, caller.name, size=size, at_once=at_once)
+            answer.headers.update(ignored)
         except RerankError as error:
             finish(error.status)
             return error_answer(error)
@@ -191,9 +193,9 @@ class _Endpoint:
 
 
 def _understood(
-    dialect: Dialect, fields: Mapping[str, Any], *, limits: CallLimits, strict: bool
+    dialect: Dialect, fields: Mapping[str, Any], text: bytes, *, limits: CallLimits, strict: bool
 ) -> tuple[Call, Sequence[RerankRequest]]:
-    call = dialect.parse(fields, limits=limits, strict=strict)
+    call = dialect.parse(fields, text, limits=limits, strict=strict)
     return call, call.to_requests()
 
 
@@ -248,13 +250,7 @@ def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _rendered(content: Callable[[], Json | list[Json]], *, headers: dict[str, str]) -> Response:
-    try:
-        return json_answer(content(), headers=headers)
-    except orjson.JSONEncodeError as error:
-        if "Recursion" not in str(error):
-            raise
-        # What a client sends along with a document comes back as it was, and JSON is read deeper than it is written.
-        raise InvalidRequest("a document's fields are nested too deeply to be sent back; flatten them") from None
+    return json_answer(content(), headers=headers)
 
 
 class _ClientGone(Exception):

@@ -110,7 +110,7 @@ def test_what_will_be_refused_costs_next_to_nothing(name: str, strict: bool) -> 
     tracemalloc.start()
     try:
         with pytest.raises((InvalidRequest, RequestTooLarge)) as refusal:
-            _dialect(dialect).parse({"query": "q", **fields}, limits=_LIMITS, strict=strict).to_requests()
+            _dialect(dialect).parse({"query": "q", **fields}, b"", limits=_LIMITS, strict=strict).to_requests()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

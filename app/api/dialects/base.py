@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any, Final, cast
 
 import orjson
-from pydantic import AliasChoices, BaseModel, ValidationError, ValidationInfo
+from pydantic import AliasChoices, BaseModel, PrivateAttr, ValidationError, ValidationInfo
 
+from app.api.sent import SentBody
 from app.domain import RerankRequest, RerankResult
 from app.errors import InvalidRequest, RequestTooLarge
 
@@ -55,6 +56,16 @@ class Call(BaseModel, ABC):
     """A request body in a dialect's words. Unknown fields are ignored, as clients expect of a drop-in, unless the
     operator wants them refused.
     """
+
+    _sent: SentBody = PrivateAttr(default_factory=SentBody)
+
+    @property
+    def sent(self) -> SentBody:
+        """The body that this was read from; empty if no object is in a list of it."""
+        return self._sent
+
+    def remember(self, sent: SentBody) -> None:
+        self._sent = sent
 
     @abstractmethod
     def to_requests(self) -> Sequence[RerankRequest]:
@@ -117,8 +128,8 @@ class Dialect:
         """Whether it answers on the paths where the body says whose it is."""
         return set(SHARED_PATHS) <= set(self.paths)
 
-    def parse(self, body: Mapping[str, Any], *, limits: CallLimits, strict: bool = False) -> Call:
-        """Read a body.
+    def parse(self, body: Mapping[str, Any], text: bytes, *, limits: CallLimits, strict: bool = False) -> Call:
+        """Read a body; `text` is what it came as.
 
         Raises:
             InvalidRequest: a field is missing or has the wrong type, or is unknown and `strict` forbids that; the
@@ -127,9 +138,12 @@ class Dialect:
         """
         self._refuse_long_lists(body, limits)
         try:
-            return self.call.model_validate(body, extra="forbid" if strict else "ignore", context=limits)
+            call = self.call.model_validate(body, extra="forbid" if strict else "ignore", context=limits)
         except ValidationError as error:
             raise InvalidRequest(_explain(error)) from None
+        if any(dict in set(map(type, body[name])) for name in self.takes if isinstance(body.get(name), list)):
+            call.remember(SentBody(text))
+        return call
 
     def ignored(self, body: Mapping[str, Any]) -> list[str]:
         """The fields of a body that mean nothing here, so that a misspelt one can be noticed; at most ten."""

@@ -1,6 +1,7 @@
 """Fields that several dialects share, as leniently as their clients need them, and what answers say about documents."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Any, Final
 
@@ -9,8 +10,10 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, Validatio
 
 from app.api.dialects.base import limits_of, shown
 from app.api.json_text import kind_of
+from app.api.sent import SentBody
 from app.domain import LAST_PRIORITY, RankedDocument, RerankResult, Truncation
 from app.errors import InvalidRequest, RequestTooLarge
+from app.visible import is_visible
 
 _NAMES_SHOWN: Final = 5
 _LARGEST_COUNT: Final = 2.0**63
@@ -100,26 +103,38 @@ def truncation_of(*, cut: bool | None) -> Truncation | None:
     return {None: None, True: Truncation.TRUNCATE, False: Truncation.ERROR}[cut]
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a document is in the body."""
+
+    sent: SentBody
+    field: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.field}[{self.index}]"
+
+
 def texts_of(
-    documents: Sequence[Any], *, rank_fields: Sequence[str] | None, name: str = "documents", bare: bool = False
+    documents: Sequence[Any],
+    sent: SentBody,
+    *,
+    rank_fields: Sequence[str] | None,
+    name: str = "documents",
+    bare: bool = False,
 ) -> list[str]:
     """What the model reads of each document: a string itself; of an object its `text`, or `rank_fields` as
-    `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list;
-    `bare` reads a single rank field without its name.
+    `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list,
+    which came in the body `sent`; `bare` reads a single rank field without its name.
 
     Raises:
         InvalidRequest: a document is neither, or lacks the fields.
     """
     bare = bare and rank_fields is not None and len(rank_fields) == 1
     return [
-        document if isinstance(document, str) else _text_of(document, f"{name}[{index}]", rank_fields, bare=bare)
+        document if isinstance(document, str) else _text_of(document, _Place(sent, name, index), rank_fields, bare=bare)
         for index, document in enumerate(documents)
     ]
-
-
-def as_object(document: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A document as answers give it back: objects as they came, a string as an object with a text."""
-    return {"text": document} if isinstance(document, str) else dict(document)
 
 
 def score_of(ranked: RankedDocument, *, raw: bool | None) -> float:
@@ -137,7 +152,7 @@ def search_units(result: RerankResult) -> int:
     return ceil(result.pairs / _PAIRS_PER_SEARCH_UNIT)
 
 
-def _text_of(document: object, where: str, rank_fields: Sequence[str] | None, *, bare: bool) -> str:
+def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None, *, bare: bool) -> str:
     if not isinstance(document, Mapping):
         kind = "null" if document is None else f"a {kind_of(document)}"
         raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
@@ -153,13 +168,17 @@ def _text_of(document: object, where: str, rank_fields: Sequence[str] | None, *,
     return text
 
 
-def _as_lines(document: Mapping[str, Any], where: str, names: Sequence[str], *, bare: bool) -> str:
+def _as_lines(document: Mapping[str, Any], where: _Place, names: Sequence[str], *, bare: bool) -> str:
     present = [name for name in names if document.get(name) is not None]
     if not present:
         raise InvalidRequest(f"{where} has {_nothing_of(names)}")
     if bare:
-        return _as_text(document[present[0]], where)
-    return "\n".join(f"{name}: {_as_text(document[name], where)}" for name in present)
+        return _as_text(document[present[0]], present[0], where)
+    texts = {name: _as_text(document[name], name, where) for name in present}
+    # Names of fields that show nothing are no text of the document.
+    if not any(map(is_visible, texts.values())):
+        return ""
+    return "\n".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def _nothing_of(names: Sequence[str]) -> str:
@@ -170,9 +189,12 @@ def _nothing_of(names: Sequence[str]) -> str:
     return f'none of the fields to read: {listed}; add one, or a "text", or name others in rank_fields'
 
 
-def _as_text(value: object, where: str) -> str:
+def _as_text(value: object, name: str, where: _Place) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, float):
+        # with all of its digits: 0.10, and whole numbers beyond 64 bits
+        return where.sent.member(where.field, where.index, name).decode()
     try:
         return orjson.dumps(value).decode()
     except orjson.JSONEncodeError:

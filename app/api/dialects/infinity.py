@@ -36,13 +36,13 @@ class InfinityCall(QueryCall):
     def to_request(self) -> RerankRequest:
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.documents, rank_fields=None),
+            documents=texts_of(self.documents, self.sent, rank_fields=None),
             model=None if self.model == _NO_MODEL else self.model,
             top_n=self.top_n,
         )
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
-        texts = texts_of(self.documents, rank_fields=None) if self.return_documents else None
+        texts = texts_of(self.documents, self.sent, rank_fields=None) if self.return_documents else None
         return {
             "object": "rerank",
             "id": request_id,

@@ -28,7 +28,7 @@ class MixedbreadCall(QueryCall):
     def to_request(self) -> RerankRequest:
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.input, rank_fields=self.rank_fields, name="input"),
+            documents=texts_of(self.input, self.sent, rank_fields=self.rank_fields, name="input"),
             model=self.model,
             top_n=self.top_k,
         )
@@ -43,7 +43,7 @@ class MixedbreadCall(QueryCall):
                     "object": "rank_result",
                     "index": ranked.index,
                     "score": ranked.relevance_score,
-                    **({"input": self.input[ranked.index]} if self.return_input else {}),
+                    **({"input": self._as_sent(ranked.index)} if self.return_input else {}),
                 }
                 for ranked in result.results
             ],
@@ -51,6 +51,10 @@ class MixedbreadCall(QueryCall):
             "return_input": bool(self.return_input),
             "usage": usage_of(result),
         }
+
+    def _as_sent(self, index: int) -> Any:  # noqa: ANN401 - what was sent
+        document = self.input[index]
+        return document if isinstance(document, str) else self.sent.entry("input", index)
 
 
 class MixedbreadResult(BaseModel):

@@ -12,7 +12,6 @@ from app.api.dialects.fields import (
     RankFields,
     ReturnDocuments,
     TopN,
-    as_object,
     search_units,
     texts_of,
     truncation_of,
@@ -44,7 +43,7 @@ class PineconeCall(QueryCall):
         truncate = self.parameters and self.parameters.truncate
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.documents, rank_fields=self.rank_fields, bare=True),
+            documents=texts_of(self.documents, self.sent, rank_fields=self.rank_fields, bare=True),
             model=self.model,
             top_n=self.top_n,
             options=ScoreOptions(truncation=truncation_of(cut=truncate == "END" if truncate else None)),
@@ -60,12 +59,16 @@ class PineconeCall(QueryCall):
                 {
                     "index": ranked.index,
                     "score": ranked.relevance_score,
-                    **({"document": as_object(self.documents[ranked.index])} if with_documents else {}),
+                    **({"document": self._as_object(ranked.index)} if with_documents else {}),
                 }
                 for ranked in result.results
             ],
             "usage": {"rerank_units": search_units(result), **usage_of(result)},
         }
+
+    def _as_object(self, index: int) -> Any:  # noqa: ANN401 - what was sent
+        document = self.documents[index]
+        return {"text": document} if isinstance(document, str) else self.sent.entry("documents", index)
 
 
 class PineconeResult(BaseModel):

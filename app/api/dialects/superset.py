@@ -15,7 +15,6 @@ from app.api.dialects.fields import (
     RankFields,
     ReturnDocuments,
     TopN,
-    as_object,
     score_of,
     search_units,
     texts_of,
@@ -41,7 +40,7 @@ class SupersetCall(QueryCall):
     def to_request(self) -> RerankRequest:
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.documents, rank_fields=self.rank_fields),
+            documents=texts_of(self.documents, self.sent, rank_fields=self.rank_fields),
             model=self.model,
             top_n=self.top_n,
             options=self.options(),
@@ -63,13 +62,15 @@ class SupersetCall(QueryCall):
         document = self.documents[ranked.index]
         entry: Json = {"index": ranked.index, "relevance_score": score_of(ranked, raw=raw)}
         if isinstance(document, Mapping):
-            entry |= {name: document[name] for name in PASSED_THROUGH if name in document}
+            given = [name for name in PASSED_THROUGH if name in document]
+            entry |= {name: self.sent.value("documents", ranked.index, name, document[name]) for name in given}
         if ranked.placed_by:
             entry["placed_by"] = ranked.placed_by
         if not ranked.scored:
             entry["scored"] = False
         if self.return_documents:
-            entry["document"] = as_object(document)
+            is_text = isinstance(document, str)
+            entry["document"] = {"text": document} if is_text else self.sent.entry("documents", ranked.index)
         passages = result.scores.passages
         if passages is not None and passages.counts[ranked.index]:
             entry["passage"] = {

@@ -32,14 +32,14 @@ class VoyageCall(QueryCall):
     def to_request(self) -> RerankRequest:
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.documents, rank_fields=None),
+            documents=texts_of(self.documents, self.sent, rank_fields=None),
             model=self.model,
             top_n=self.top_k,
             options=ScoreOptions(truncation=truncation_of(cut=self.truncation)),
         )
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
-        texts = texts_of(self.documents, rank_fields=None) if self.return_documents else None
+        texts = texts_of(self.documents, self.sent, rank_fields=None) if self.return_documents else None
         return {
             "object": "list",
             "id": request_id,

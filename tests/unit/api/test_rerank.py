@@ -1,14 +1,12 @@
 """The rerank endpoint's own decisions: what it does while a client waits, and what it cannot write."""
 
 import asyncio
-import json
 
 import orjson
 import pytest
 from starlette.types import Message
 
 from app.api.rerank import _ClientGone, _rendered, _while_connected
-from app.errors import InvalidRequest
 
 
 async def _for_ever() -> Message:
@@ -69,9 +67,3 @@ async def test_whoever_stops_the_request_stops_its_work() -> None:
 def test_an_answer_that_cannot_be_written_is_our_bug() -> None:
     with pytest.raises(orjson.JSONEncodeError):
         _rendered(lambda: {"results": object()}, headers={})
-
-
-def test_what_a_caller_nested_too_deeply_is_the_callers_mistake() -> None:
-    nested = json.loads("[" * 500 + "]" * 500)
-    with pytest.raises(InvalidRequest, match="nested too deeply"):
-        _rendered(lambda: {"results": nested}, headers={})

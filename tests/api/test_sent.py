@@ -1,0 +1,97 @@
+"""What a caller sends along comes back as it was, and the model reads the digits that were sent."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+
+from app.api.sent import SentBody
+from tests.api.conftest import Api
+
+_FILLING = b"x" * 1_200_000
+_VALUES = [
+    b"12345678901234567890123",
+    b"-98765432109876543210",
+    b"18446744073709551615",
+    b"0.1000",
+    b"1e5",
+    b"1.0E+2",
+    b"3.141592653589793238462643383279",
+    b"-0.0",
+    b'"caf\\u00e9 \\ud83d\\ude42"',
+    b"null",
+    b"true",
+    b'{"b": 1, "a": 2, "b": 3.50}',
+    b'[ 1,\n 2.0 , {"x" : 1e-7}]',
+    b"[" * 1000 + b"]" * 1000,
+    b'{"a":' * 500 + b"0.10" + b"}" * 500,
+]
+
+
+def _body(documents: bytes, *, large: bool, name: bytes = b"documents", more: bytes = b"") -> bytes:
+    filling = b', "ignored": "' + _FILLING + b'"' if large else b""
+    return b'{"query": "q", "%b": %b%b%b}' % (name, documents, more, filling)
+
+
+@pytest.mark.parametrize("value", _VALUES, ids=range(len(_VALUES)))
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+async def test_ids_and_metadata_come_back_as_they_came(api: Api, path: str, large: bool, value: bytes) -> None:
+    documents = b'["a", {"text": "b", "id": %b, "metadata": %b}, {"text": "c"}]' % (value, value)
+    answer = await api.post(path, content=_body(documents, large=large))
+    assert answer.status_code == 200, answer.text
+    written = value if value[:1] in b"[{-0123456789" else orjson.dumps(orjson.loads(value))
+    assert b'"id":' + written in answer.content
+    assert b'"metadata":' + written in answer.content
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("path", "name", "more"),
+    [
+        ("/v1/rerank", b"documents", b', "return_documents": true'),
+        ("/v2/rerank", b"documents", b', "return_documents": true'),
+        ("/pinecone/rerank", b"documents", b""),
+        ("/v1/reranking", b"input", b', "return_input": true'),
+    ],
+)
+async def test_whole_documents_come_back_as_they_came(
+    api: Api, path: str, name: bytes, more: bytes, large: bool
+) -> None:
+    document = b'{ "text": "b", "n": 12345678901234567890123,"n": 0.10, "deep": %b}' % (b"[" * 900 + b"]" * 900)
+    answer = await api.post(path, content=_body(b'["a", %b]' % document, large=large, name=name, more=more))
+    assert answer.status_code == 200, answer.text
+    assert answer.content.count(document) == 1
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("digits", [b"0.1000", b"12345678901234567890123", b"1e5"])
+async def test_a_number_is_read_with_the_digits_that_were_sent(api: Api, digits: bytes, large: bool) -> None:
+    documents = b'[{"price": %b}, "price: %b"]' % (digits, digits)
+    answer = await api.post("/v2/rerank", content=_body(documents, large=large))
+    first, second = answer.json()["results"]
+    assert first["relevance_score"] == second["relevance_score"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"documents": [0], "documents": [{"id": 1}, {"id": 2.50}]}',
+        b'{"docum\\u0065nts": [{}, {"i\\u0064" : 2.50}]}',
+        b'{"a": {"documents": [1]}, "documents" :\t[{"x": "]}"}, {"id": {"id": 0}, "id": 2.50 }], "b": [[{}]]}',
+        b'{"documents": ["{\\"", {"\\\\": 1, "id":2.50}]}',
+    ],
+)
+def test_a_member_is_found_as_a_parser_would_find_it(text: bytes) -> None:
+    assert SentBody(text).member("documents", 1, "id") == b"2.50"
+
+
+async def test_texts_and_whole_numbers_need_no_second_look(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise AssertionError("looked for")
+
+    monkeypatch.setattr(SentBody, "_entries", fail)
+    documents: list[Any] = [{"text": "a", "id": "1"}, {"text": "b", "id": 2, "metadata": None}, "c"]
+    answer = await api.post("/v2/rerank", content=json.dumps({"query": "q", "documents": documents}).encode())
+    assert answer.status_code == 200

@@ -39,9 +39,9 @@ _SERVICE_LINK: Final = re.compile(
 _PROTECTING: Final = (
     "RERANKD_API_KEYS",
     "RERANKD_API_KEYS_FILE",
-    "RERANKD_CACHE_SCOPE",
-    "RERANKD_CACHE_SECRET",
     "RERANKD_PRIVATE",
+    "RERANKD_CACHE_SECRET",
+    "RERANKD_CACHE_SCOPE",
 )
 
 SHIPPED_REGISTRY = Path(__file__).resolve().parent.parent / "models" / "registry.toml"

@@ -27,8 +27,9 @@ a Service with the name `rerankd` (`RERANKD_SERVICE_HOST`, `RERANKD_PORT_8000_TC
 `RERANKD_PORT=tcp://...` cannot be a port and is refused: set `enableServiceLinks: false` for the pod, or the variable
 itself.
 
-An empty value counts as not set, except where a setting protects: `RERANKD_API_KEYS`, `RERANKD_API_KEYS_FILE` and
-`RERANKD_PRIVATE` refuse the start when they are empty. To serve without keys, unset them.
+An empty value counts as not set, except where a setting protects: `RERANKD_API_KEYS`, `RERANKD_API_KEYS_FILE`,
+`RERANKD_PRIVATE`, `RERANKD_CACHE_SECRET` and `RERANKD_CACHE_SCOPE` refuse the start when they are empty. To serve
+without keys, unset them.
 
 | variable | default | meaning |
 |---|---|---|

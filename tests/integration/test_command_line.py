@@ -99,7 +99,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path, tiny_model: Path) -> None:
     assert done.returncode == 2
     expected = [
         ("no-keys.toml",),
-        ("RERANKD_CACHE_URL", "max_entrys"),
+        ("RERANKD_CACHE_URL", "did you mean max_entries?"),
         ("model typo: ", "onxx"),
         ("model moved: ", "nowhere"),
         ("model options: ", "lable"),

@@ -100,6 +100,8 @@ def test_names_that_others_set_are_no_mistakes(monkeypatch: pytest.MonkeyPatch, 
         ("RERANKD_API_KEYS", " , ", "RERANKD_API_KEYS is set, but has no key in it"),
         ("RERANKD_API_KEYS_FILE", "", "RERANKD_API_KEYS_FILE is set, but empty"),
         ("RERANKD_PRIVATE", "", "RERANKD_PRIVATE is set, but empty"),
+        ("RERANKD_CACHE_SECRET", "", "RERANKD_CACHE_SECRET is set, but empty"),
+        ("RERANKD_CACHE_SCOPE", " ", "RERANKD_CACHE_SCOPE is set, but empty"),
         ("RERANKD_PRIVATE", "true", "RERANKD_PRIVATE is true, but there are no API keys to ask for"),
     ],
 )

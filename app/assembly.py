@@ -14,10 +14,11 @@ from app.batching.batcher import Batcher
 from app.batching.planner import BatchPlanner
 from app.cache import connect_cache
 from app.cache.base import Cache
-from app.config import SHIPPED_REGISTRY, ModelSpec, Registry, Settings, read_registry
+from app.config import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Registry, Settings, read_registry
 from app.domain import ScoreOptions, Scores, Truncation
 from app.engines import load_engine
 from app.engines.base import Engine, EngineSpec, RemoteEngine
+from app.engines.fingerprint import engine_fingerprint
 from app.errors import ConfigError, RerankError, SourceUnreachable
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
@@ -315,13 +316,41 @@ def _passage_policy(spec: ModelSpec) -> PassagePolicy:
 
 
 def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
-    """Fetch and load a model's files. Blocking: seconds for a small model, minutes for a download.
+    """Fetch and load a model's files, and try it. Blocking: seconds for a small model, minutes for a download.
 
     Raises:
         ConfigError: the model cannot be used; the message says why.
     """
     folder = model_folder(spec, settings)
     spec = with_profile(spec, profiles=settings.profiles, content=partial(model_content, spec, folder))
+    pairs, lists = _load_scorer(spec, folder, settings)
+    scorer = pairs or lists
+    assert scorer is not None  # noqa: S101 - it is one of them
+    engine_spec = EngineSpec(
+        folder=folder,
+        pad_id=scorer.pad_id,
+        output_tokens=scorer.output_tokens,
+        workers=spec.workers,
+        trust_remote_code=spec.trust_remote_code,
+        devices=spec.devices,
+        options=spec.engine_options,
+    )
+    engine = load_engine(spec.engine, engine_spec)
+    computed = engine_fingerprint(spec.engine, engine, engine_spec)
+    identity = [spec.name, spec.revision, model_content(spec, folder), computed, scorer.fingerprint]
+    return _Parts(
+        spec=spec,
+        pairs=pairs,
+        lists=lists,
+        engine=engine,
+        canary=_NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE,
+        fingerprint=json.dumps(identity),
+        probe=_tried(spec, engine, scorer),
+    )
+
+
+def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[PairScorer | None, ListScorer | None]:
+    """A scorer of pairs, or else one of lists."""
     scorer_spec = ScorerSpec(
         folder=folder,
         max_length=spec.max_length,
@@ -329,34 +358,28 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
         templates=template_folders(settings),
         options=spec.options,
     )
-    lists = load_list_scorer(spec.scorer, scorer_spec) if spec.scorer in LIST_SCORERS else None
-    pairs = load_scorer(spec.scorer, scorer_spec) if lists is None else None
-    scorer = lists or pairs
-    assert scorer is not None  # noqa: S101 - it is one of them
-    engine = load_engine(
-        spec.engine,
-        EngineSpec(
-            folder=folder,
-            pad_id=scorer.pad_id,
-            output_tokens=scorer.output_tokens,
-            workers=spec.workers,
-            trust_remote_code=spec.trust_remote_code,
-            devices=spec.devices,
-            options=spec.engine_options,
-        ),
-    )
-    content = model_content(spec, folder)
-    fingerprint = json.dumps([spec.name, spec.revision, content, engine.name, scorer.fingerprint])
-    canary = _NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE
+    if spec.scorer not in LIST_SCORERS:
+        return load_scorer(spec.scorer, scorer_spec), None
+    if spec.truncation != "truncate" or spec.passages != PassageSpec():
+        raise ConfigError(
+            f"truncation and passages are for scorers of pairs; {spec.scorer!r} cuts what does not fit into its "
+            "window: leave them out"
+        )
+    return None, load_list_scorer(spec.scorer, scorer_spec)
+
+
+def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer) -> Probe | None:
+    """What trying the model found; None for one whose scores nobody compares."""
     # Asking a remote model costs money, and one that writes has no scores to compare.
-    asked = not isinstance(engine, RemoteEngine) and scorer.outputs is not None
-    tried = probe(engine, scorer) if asked else None
-    if tried is not None and not tried.independent:
+    if isinstance(engine, RemoteEngine) or scorer.outputs is None:
+        return None
+    found = probe(engine, scorer)
+    if not found.independent:
         logger.warning(
             "scores depend on what else is in the batch: they are neither cached nor shared",
-            extra={"model": spec.name, "largest_difference": tried.largest_difference, "tolerance": tried.tolerance},
+            extra={"model": spec.name, "largest_difference": found.largest_difference, "tolerance": found.tolerance},
         )
-    return _Parts(spec, pairs, lists, engine, canary, fingerprint, tried)
+    return found
 
 
 def model_content(spec: ModelSpec, folder: Path) -> str:

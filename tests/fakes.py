@@ -410,7 +410,12 @@ class FakeService:
             direct=direct,
             activation=self.activation,
             canary=self.canary,
-            details={"engine": self.engine.name, "scorer": "words", "max_length": self.scorer.max_length},
+            details={
+                "engine": self.engine.name,
+                "scorer": "words",
+                "max_length": self.scorer.max_length,
+                "url": "http://models.internal/v1",
+            },
             alive_at=batcher.alive_at,
         )
 

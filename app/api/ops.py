@@ -61,6 +61,10 @@ class ModelDescription(BaseModel):
     status: str
 
 
+# What of a model's details may be seen by whoever has a key. Options, which may hold paths and URLs, are none of it.
+_SHOWN: Final = ("scorer", "engine", "stages", "revision", "max_length", "scores", "batch_independent")
+
+
 class ModelList(BaseModel):
     object: Literal["list"]
     data: list[ModelDescription]
@@ -220,5 +224,5 @@ def _describe(model: ServedModel) -> Json:
         "model_type": "rerank",
         "aliases": list(model.aliases),
         "status": model.status,
-        **model.details,
+        **{name: model.details[name] for name in _SHOWN if name in model.details},
     }

@@ -68,6 +68,7 @@ _OPTIONS: Final = {
 }
 
 _WITHOUT_DEVICES: Final = ("openvino", "endpoint")
+_WITHOUT_CODE: Final = ("onnx", "openvino", "endpoint")
 
 _EXTRAS = {
     "onnxruntime": "cpu",
@@ -99,6 +100,8 @@ def load_engine(name: str, spec: EngineSpec) -> Engine:
         ConfigError: no such engine, its runtime is not installed, or the model's files do not suit it.
     """
     _check_name(name, spec.devices)
+    if spec.trust_remote_code and name in _WITHOUT_CODE:
+        raise ConfigError(f"engine {name!r} runs no code of a model's repository; leave `trust_remote_code` out")
     with _runtime_of(name):
         return load_copies(ENGINES[name], spec) if spec.devices else ENGINES[name](spec)
 

@@ -63,7 +63,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """Backend, device and precision, for people and for cache keys: what changes a score by rounding."""
+        """Backend, kind of device and precision. It is shown to callers: no URL, no path beyond the model's folder."""
 
     @property
     def workers(self) -> int: ...

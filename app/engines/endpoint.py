@@ -63,8 +63,8 @@ class EndpointEngine:
         self._client = client
         self._options = options
         self.workers = workers
-        parameters = json.dumps(dict(options.parameters), sort_keys=True)
-        self.name = f"endpoint/{_without_credentials(options.url)}/{options.model}/{options.max_tokens}/{parameters}"
+        # Where it is, and what else it is told, is nobody's business but the operator's.
+        self.name = "endpoint"
         self.longest_pass_s = options.timeout_s * (options.retries + 1) + _LONGEST_PAUSE_S * options.retries
 
     @classmethod
@@ -160,11 +160,6 @@ def _read_key(path: Path) -> str:
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError(f"api_key_file {path} must hold one word of ASCII characters, and nothing else")
     return key
-
-
-def _without_credentials(url: AnyHttpUrl) -> str:
-    """What may be shown to whoever asks which models there are."""
-    return f"{url.scheme}://{url.host}:{url.port}{(url.path or '').rstrip('/')}"
 
 
 def _stated_pause(reply: _Reply) -> float | None:

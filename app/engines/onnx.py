@@ -244,6 +244,11 @@ def _warn_once(message: str) -> None:
 
 def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
     """The session, and whether its int8 products are exact: those of others must not be taken for the same scores."""
+    if options.provider_options and options.kind == "cpu":
+        raise ConfigError(
+            f"provider_options ({', '.join(options.provider_options)}) are for the devices cuda and tensorrt, and the "
+            "device is cpu; leave them out"
+        )
     missing = set(_PROVIDERS[options.kind][:1]) - set(ort.get_available_providers())
     if missing:
         raise ConfigError(

@@ -119,6 +119,13 @@ async def test_models_are_listed_as_clients_expect(api: Api) -> None:
             assert isinstance(model["created"], int)
 
 
+async def test_of_a_models_details_only_those_are_shown_that_are_meant_to_be(api: Api) -> None:
+    for path in ("/v1/models", "/v1/models/fake", "/info"):
+        text = (await api.client.get(path)).text
+        assert "max_length" in text
+        assert "internal" not in text
+
+
 @pytest.mark.parametrize("name", ["fake", "vendor/fake", "vendor%2Ffake"])
 async def test_one_model_is_found_by_name_and_alias(api: Api, name: str) -> None:
     answer = await api.client.get(f"/v1/models/{name}")

@@ -43,7 +43,7 @@ def _copy(tiny_model: Path, target: Path) -> Path:
     ("model", "reason"),
     [
         ({"path": "nowhere"}, "no model folder"),
-        ({"path": "hub:not a name"}, "is no repository"),
+        ({"path": "hub:not a name"}, "is not the name of a repository"),
         ({"path": ".", "scorer": "crystal-ball"}, "unknown scorer 'crystal-ball'; known: cross-encoder"),
         ({"path": "."}, "config.json"),
     ],
@@ -158,3 +158,32 @@ async def test_stopping_while_a_model_loads_leaves_nothing_running(tmp_path: Pat
     async with running_service(Settings(registry=registry), Silent()):
         pass
     assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+async def test_what_a_remote_model_is_asked_with_and_where_it_is_shown_to_nobody(tmp_path: Path) -> None:
+    url, parameters = "http://user:secret@10.1.2.3:9000/v1/inner", {"top_k": 47}
+    options = {"url": url, "model": "inner-model", "parameters": parameters, "max_tokens": 48}
+    remote = {"name": "m", "path": ".", "scorer": "generative", "engine": "endpoint", "engine_options": options}
+    registry = write_registry(tmp_path, [{**remote, "options": {"template": "rankgpt"}}])
+    async with running_service(Settings(registry=registry), Silent()) as service:
+        shown = json.dumps(dict((await service.model_named("m").settled()).details))
+    assert "endpoint" in shown
+    assert not [part for part in ("10.1.2.3", "secret", "inner", "47", "48", "9000") if part in shown]
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"engine_options": {"provider_options": {"arena": 1}}}, "provider_options (arena) are for the devices cuda"),
+        ({"trust_remote_code": True}, "engine 'onnx' runs no code"),
+        ({"engine_options": {"file": "../tiny-bert/model.onnx"}}, "not inside of the model's folder"),
+        ({"path": "FILE"}, "is a file; `path` names the model's folder"),
+        ({"scorer": "first", "truncation": "chunk"}, "truncation and passages are for scorers of pairs"),
+        ({"scorer": "generative", "options": {"template": "rankgpt"}, "max_length": 99}, "an endpoint counts its own"),
+    ],
+)
+async def test_what_would_be_ignored_is_refused(
+    tmp_path: Path, tiny_model: Path, model: dict[str, Any], reason: str
+) -> None:
+    path = tiny_model / "config.json" if model.get("path") == "FILE" else tiny_model
+    assert reason in await _reason(tmp_path, {**model, "path": path})

@@ -154,10 +154,17 @@ def test_a_folder_without_a_graph_says_which_were_looked_for(tmp_path: Path) -> 
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"this is no graph", b"version https://git-lfs.github.com/spec/v1\n"])
-def test_a_broken_graph_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"model\.onnx is empty"),
+        (b"this is no graph", r"ONNX Runtime cannot open .*model\.onnx"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"model\.onnx is a Git LFS pointer .*git lfs pull"),
+    ],
+)
+def test_a_broken_graph_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"ONNX Runtime cannot open .*model\.onnx"):
+    with pytest.raises(ConfigError, match=message):
         load(tmp_path)
 
 

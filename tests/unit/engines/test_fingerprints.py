@@ -1,0 +1,162 @@
+"""What changes a score is part of cache keys: every option of every engine and scorer is, or is said not to matter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from app.assembly import load_parts
+from app.config import ModelSpec, Settings
+from app.domain import Encoding
+from app.engines import ENGINES, load_engine
+from app.engines.base import EngineSpec
+from app.engines.endpoint import EndpointOptions
+from app.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint
+from app.engines.onnx import OnnxOptions
+from app.engines.openvino import OpenVinoOptions
+from app.scorers import LIST_SCORERS, SCORERS, load_list_scorer, load_scorer
+from app.scorers.base import ScorerSpec
+from app.scorers.cross_encoder import CrossEncoderOptions
+from app.scorers.first import FirstOptions
+from app.scorers.list_prompt import WindowOptions
+from app.scorers.yes_no import YesNoOptions
+from tests.fakes import ArithmeticEngine
+from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
+
+# Two values of each option by scorer; a text instead: it changes no raw score, because of that.
+_SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "cross-encoder": {
+        "activation": "it maps raw scores, which are what is cached",
+        "label": [1, 2],
+        "pairs": "a model that can be loaded without it is read the same way with it",
+    },
+    "yes-no": {
+        "activation": "it maps raw scores, which are what is cached",
+        "instruction": ["Judge.", "Judge well."],
+        "template": ["qwen3-reranker", "mxbai-rerank-v2"],
+    },
+    "first": {
+        "depth": [50, 60],
+        "identifiers": ["alphabetical", "numeric"],
+        "read": ["bracket", "prompt"],
+        "schedule": ["sliding", "tournament"],
+        "stride": [2, 3],
+        "template": ["first-qwen3", "first-qwen"],
+        "window": [8, 9],
+    },
+    "generative": {
+        "depth": [50, 60],
+        "identifiers": ["alphabetical", "numeric"],
+        "schedule": ["sliding", "tournament"],
+        "stride": [2, 3],
+        "template": ["rank-zephyr", "rankgpt"],
+        "window": [8, 9],
+    },
+}
+_BASE: Final[Mapping[str, Mapping[str, Any]]] = {
+    "cross-encoder": {"label": 0},
+    "yes-no": {"template": "qwen3-reranker"},
+    "first": {"template": "first-qwen3", "window": 6, "identifiers": "alphabetical"},
+    "generative": {"template": "rank-zephyr", "window": 6},
+}
+_SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
+    "cross-encoder": CrossEncoderOptions,
+    "yes-no": YesNoOptions,
+    "first": FirstOptions,
+    "generative": WindowOptions,
+}
+
+
+def engine_shapes() -> Mapping[str, type[BaseModel]]:
+    from app.engines.torch_causal import TorchCausalOptions  # noqa: PLC0415 - imports torch
+    from app.engines.torch_encoder import TorchEncoderOptions  # noqa: PLC0415
+    from app.engines.torch_generate import TorchGenerateOptions  # noqa: PLC0415
+
+    return {
+        "onnx": OnnxOptions,
+        "openvino": OpenVinoOptions,
+        "torch-encoder": TorchEncoderOptions,
+        "torch-causal": TorchCausalOptions,
+        "torch-generate": TorchGenerateOptions,
+        "endpoint": EndpointOptions,
+    }
+
+
+@pytest.mark.slow
+def test_every_option_of_every_engine_changes_the_key_or_is_said_to_change_no_score() -> None:
+    shapes = engine_shapes()
+    assert set(shapes) == set(ENGINES) == set(WITHOUT_EFFECT)
+    for name, shape in shapes.items():
+        assert set(WITHOUT_EFFECT[name]) <= set(shape.model_fields), name
+        for option in shape.model_fields:
+            keys = {
+                engine_fingerprint(
+                    name, ArithmeticEngine(), EngineSpec(folder=Path(), pad_id=0, options={option: value})
+                )
+                for value in (1, 2)
+            }
+            if option in WITHOUT_EFFECT[name]:
+                assert len(keys) == 1, (name, option)
+                assert len(WITHOUT_EFFECT[name][option].split()) > 3, (name, option)
+            else:
+                assert len(keys) == 2, (name, option)
+
+
+@pytest.mark.parametrize("name", list(_SCORER_SHAPES))
+def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_score(name: str, tmp_path: Path) -> None:
+    assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS}
+    assert set(_SCORER_OPTIONS[name]) == set(_SCORER_SHAPES[name].model_fields)
+    folder = tokenizer_folder(tmp_path, "qwen3")
+    if name == "cross-encoder":
+        folder = _three_labels(tmp_path / "bert")
+
+    def key(options: Mapping[str, Any]) -> str:
+        spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={**_BASE[name], **options})
+        return (load_scorer(name, spec) if name in SCORERS else load_list_scorer(name, spec)).fingerprint
+
+    for option, values in _SCORER_OPTIONS[name].items():
+        if not isinstance(values, str):
+            assert len({key({option: value}) for value in values}) == 2, option
+    lengths = [ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options=_BASE[name], max_length=length)
+               for length in (100, 110)] if name == "cross-encoder" else []  # fmt: skip
+    assert len({load_scorer(name, spec).fingerprint for spec in lengths}) == len(lengths)
+
+
+def _three_labels(folder: Path) -> Path:
+    import json  # noqa: PLC0415
+    import shutil  # noqa: PLC0415
+
+    from tests.tiny_models import TINY_BERT  # noqa: PLC0415
+
+    shutil.copytree(TINY_BERT, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b", "2": "c"}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine_options": {"graph_optimization": "none"}},
+        {"engine": "openvino", "engine_options": {"precision": "float32"}},
+        {"max_length": 64},
+        {"revision": "2"},
+    ],
+)
+def test_a_loaded_models_key_has_what_changes_its_scores(tiny_model: Path, changes: dict[str, Any]) -> None:
+    plain = load_parts(ModelSpec(name="m", path=str(tiny_model)), Settings()).fingerprint
+    assert load_parts(ModelSpec(name="m", path=str(tiny_model)), Settings()).fingerprint == plain
+    assert load_parts(ModelSpec(name="m", path=str(tiny_model), **changes), Settings()).fingerprint != plain
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"io_binding": True}, {"fused": False}, {"device": "cpu"}])
+def test_options_without_effect_have_none(tiny_model: Path, options: dict[str, Any]) -> None:
+    encodings = [Encoding(np.arange(5, 5 + length), length // 2) for length in (9, 30, 100)]
+    plain, other = (
+        load_engine("onnx", EngineSpec(folder=tiny_model, pad_id=0, options=given)).forward(encodings)
+        for given in ({}, options)
+    )
+    np.testing.assert_allclose(other, plain, atol=1e-6)

@@ -32,9 +32,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --require-hashes -r requirements/gpu.txt
 
 FROM builder AS code
-# for the kernels of app/engines/kernels
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ libc6-dev \
+# for the kernels of app/engines/kernels; Python's headers are in the official images, but not in all of others
+RUN headers=$(python -c 'import sysconfig; print(sysconfig.get_path("include"))') \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends g++ libc6-dev $(test -f "$headers/Python.h" || echo python3-dev) \
     && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --require-hashes -r requirements/build.txt

@@ -14,6 +14,7 @@ from app.batching.batcher import Batcher
 from app.batching.planner import BatchPlanner
 from app.cache import connect_cache
 from app.cache.base import Cache
+from app.cache.memory import MemoryCache
 from app.config import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Registry, Settings, read_registry
 from app.domain import ScoreOptions, Scores, Truncation
 from app.engines import load_engine
@@ -96,6 +97,8 @@ async def running_service(
         secret=secret.get_secret_value() if secret else None,
         observer=observer,
     )
+    if isinstance(cache, MemoryCache):
+        observer.cache_opened(entries=cache.__len__, size=lambda: cache.size)
     with (
         Worker(name="load", threads=1) as loading,
         SharedWorker.open(name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings)) as tokenizing,

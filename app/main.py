@@ -30,6 +30,7 @@ from app.api.dialects.base import CallLimits
 from app.api.docs_page import docs_files
 from app.api.door import ConnectionBounds, Door
 from app.api.fixed_answers import FixedAnswer, FixedAnswers
+from app.api.held_bytes import HeldBytes
 from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.api.ops import HEALTH, OperationsEndpoints, operations_routes
@@ -89,9 +90,10 @@ def create_app(
     bounds = BodyBounds(
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_s,
-        max_held_bytes=settings.max_held_bytes,
     )
-    app.add_middleware(BodyLimit, bounds=bounds, caller_of=keys.name_of)
+    held = HeldBytes(settings.max_held_bytes)
+    observer.watch_held_bytes(lambda: held.total)
+    app.add_middleware(BodyLimit, bounds=bounds, held=held, caller_of=keys.name_of)
     app.add_middleware(FixedAnswers, answers=fixed)
     app.add_middleware(RequestContext, lifecycle=lifecycle)
     if settings.root_path:

@@ -1,7 +1,7 @@
 """Prometheus metrics from the facts of the scoring path. Only this file and `/metrics` know Prometheus."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import psutil
@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from app import __version__
 from app.domain import Timings
+from app.engines.kernel_support import why_not_compiled, why_not_usable
 from app.gpu_memory import GpuMemoryReader
 from app.logs import dropped_lines
 from app.observer import REFUSAL_REASONS
@@ -270,6 +271,17 @@ class PrometheusObserver:
     def cache_failed(self, *, operation: str) -> None:
         self._cache_errors.labels(operation).inc()
 
+    def cache_opened(self, *, entries: Callable[[], int], size: Callable[[], int]) -> None:
+        held = Gauge("rerank_cache_entries", "Scores and lists in the cache of this process.", registry=self.registry)
+        held.set_function(entries)
+        taken = Gauge("rerank_cache_bytes", "What the cache of this process takes.", registry=self.registry)
+        taken.set_function(size)
+
+    def watch_held_bytes(self, total: Callable[[], int]) -> None:
+        """Show how many bytes of bodies and answers are held at a time."""
+        held = Gauge("rerank_held_bytes", "Bytes of bodies and answers that are held.", registry=self.registry)
+        held.set_function(total)
+
     def connections_changed(self, *, open_connections: int) -> None:
         self._connections.set(open_connections)
 
@@ -292,9 +304,7 @@ def _outcome(status: int) -> str:
 
 
 def _kernels() -> str:
-    """Whether this processor can run our own kernels, and whether they were compiled."""
-    try:
-        from app.engines.kernels import supported  # noqa: PLC0415 - where they were not compiled, this fails
-    except ImportError:
+    """Whether our own kernels were compiled, and whether this CPU can run them."""
+    if why_not_compiled() is not None:
         return "missing"
-    return "supported" if supported() else "unsupported"
+    return "supported" if why_not_usable() is None else "unsupported"

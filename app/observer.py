@@ -1,5 +1,6 @@
 """Facts of the scoring path. The hot path states them; who listens (Prometheus, a test) is not its concern."""
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from app.domain import Timings
@@ -38,6 +39,8 @@ class Observer(Protocol):
     def cache_looked_up(self, *, hits: int, misses: int) -> None: ...
 
     def cache_failed(self, *, operation: str) -> None: ...
+
+    def cache_opened(self, *, entries: Callable[[], int], size: Callable[[], int]) -> None: ...
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None: ...
 
@@ -91,6 +94,9 @@ class Silent:
         pass
 
     def cache_failed(self, *, operation: str) -> None:
+        pass
+
+    def cache_opened(self, *, entries: Callable[[], int], size: Callable[[], int]) -> None:
         pass
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:

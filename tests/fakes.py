@@ -5,7 +5,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -119,6 +119,9 @@ class RecordingObserver:
 
     def cache_failed(self, *, operation: str) -> None:
         self._state("cache_failed", operation=operation)
+
+    def cache_opened(self, *, entries: Callable[[], int], size: Callable[[], int]) -> None:
+        self._state("cache_opened", entries=entries(), size=size())
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
         self._state("model_readiness_changed", model=model, ready=ready)

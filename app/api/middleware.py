@@ -96,11 +96,10 @@ def _identity(headers: Headers) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyBounds:
-    """What one body may have, how long it may take to arrive, and how much bodies and answers may hold at a time."""
+    """What one body may have, and how long it may take to arrive."""
 
     max_bytes: int
     timeout_s: float
-    max_held_bytes: int
 
 
 class BodyLimit:
@@ -109,11 +108,13 @@ class BodyLimit:
     process. `caller_of` says whose a request is, by its headers.
     """
 
-    def __init__(self, app: ASGIApp, *, bounds: BodyBounds, caller_of: Callable[[Mapping[str, str]], str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, bounds: BodyBounds, held: HeldBytes, caller_of: Callable[[Mapping[str, str]], str]
+    ) -> None:
         self._app = app
         self._bounds = bounds
+        self._held = held
         self._caller_of = caller_of
-        self._held = HeldBytes(bounds.max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -32,6 +32,14 @@ class MemoryCache:
         limits = (given["max_mb"] * 2**20 // _SCORE_BYTES, given["max_entries"])
         return cls(max_entries=min(limit for limit in limits if limit))
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are taken."""
+        return self._entries.size
+
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return self._entries.get_many(keys)
 

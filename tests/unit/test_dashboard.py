@@ -41,6 +41,8 @@ def _exported() -> dict[str, set[str]]:
     observer.deadline_missed(model="m")
     observer.cache_looked_up(hits=1, misses=1)
     observer.cache_failed(operation="get")
+    observer.cache_opened(entries=lambda: 1, size=lambda: 400)
+    observer.watch_held_bytes(lambda: 0)
     observer.model_readiness_changed(model="m", ready=True)
     samples: dict[str, set[str]] = {}
     for family in observer.registry.collect():

@@ -6,6 +6,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from app import __version__
+from app.api.held_bytes import HeldBytes
+from app.cache.memory import MemoryCache
 from app.domain import Timings
 from app.metrics import PrometheusObserver
 
@@ -118,6 +120,19 @@ def test_the_cache_is_counted_from_zero(observer: PrometheusObserver) -> None:
     assert _value(observer, "rerank_cache_pairs_total", result="hit") == 3
     assert _value(observer, "rerank_cache_pairs_total", result="miss") == 2
     assert _value(observer, "rerank_cache_errors_total", operation="put") == 1
+
+
+async def test_the_cache_and_what_is_held_are_measured_when_somebody_looks(observer: PrometheusObserver) -> None:
+    cache = MemoryCache(max_entries=10)
+    held = HeldBytes(1000)
+    observer.cache_opened(entries=cache.__len__, size=lambda: cache.size)
+    observer.watch_held_bytes(lambda: held.total)
+    assert _value(observer, "rerank_cache_entries") == _value(observer, "rerank_held_bytes") == 0
+    await cache.put_many({b"a" * 16: b"b" * 12, b"c" * 16: b"d" * 12})
+    held.total = 7
+    assert _value(observer, "rerank_cache_entries") == 2
+    assert _value(observer, "rerank_cache_bytes") == cache.size > 0
+    assert _value(observer, "rerank_held_bytes") == 7
 
 
 @pytest.mark.parametrize(("ready", "expected"), [(True, 1.0), (False, 0.0)])

@@ -8,17 +8,20 @@ from dataclasses import replace
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.held_bytes import HeldBytes
 from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
 from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge
 
 _SCOPE: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-_BOUNDS = BodyBounds(max_bytes=10, timeout_s=30, max_held_bytes=15)
+_BOUNDS = BodyBounds(max_bytes=10, timeout_s=30)
 
 
-def _limit(app: ASGIApp, *, bounds: BodyBounds) -> BodyLimit:
+def _limit(app: ASGIApp, *, bounds: BodyBounds = _BOUNDS, max_held_bytes: int = 15) -> BodyLimit:
     """Callers name themselves in the header X-Key."""
-    return BodyLimit(app, bounds=bounds, caller_of=lambda headers: headers.get("x-key", ""))
+    return BodyLimit(
+        app, bounds=bounds, held=HeldBytes(max_held_bytes), caller_of=lambda headers: headers.get("x-key", "")
+    )
 
 
 async def _nothing() -> Message:
@@ -163,7 +166,7 @@ async def test_a_body_that_does_not_arrive_in_time_is_given_up() -> None:
 
 async def test_bodies_share_a_bound_until_they_are_answered_and_one_alone_is_always_taken() -> None:
     reader = _Reader()
-    limit = _limit(reader, bounds=replace(_BOUNDS, max_held_bytes=8))
+    limit = _limit(reader, max_held_bytes=8)
     first = asyncio.create_task(_read(limit, b"0123456789"))
     await asyncio.sleep(0)
     assert reader.bodies == [b"0123456789"]
@@ -177,7 +180,7 @@ async def test_bodies_share_a_bound_until_they_are_answered_and_one_alone_is_alw
 
 async def test_what_a_refused_body_held_is_given_back() -> None:
     reader = _Reader()
-    limit = _limit(reader, bounds=replace(_BOUNDS, max_held_bytes=8))
+    limit = _limit(reader, max_held_bytes=8)
     reader.go.set()
     for _ in range(3):
         with pytest.raises(RequestTooLarge):
@@ -201,7 +204,7 @@ async def test_an_answer_is_held_until_it_is_out() -> None:
         if message["type"] == "http.response.body":
             await out.wait()
 
-    limit = _limit(answer, bounds=replace(_BOUNDS, max_held_bytes=12))
+    limit = _limit(answer, max_held_bytes=12)
     first = asyncio.create_task(limit(dict(_SCOPE), receive, send))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="other requests hold 11 bytes"):
@@ -213,7 +216,7 @@ async def test_an_answer_is_held_until_it_is_out() -> None:
 
 async def test_a_keys_unfinished_bodies_leave_room_for_another_key() -> None:
     reader = _Reader()
-    limit = _limit(reader, bounds=replace(_BOUNDS, max_held_bytes=40))
+    limit = _limit(reader, max_held_bytes=40)
     mine, yours = [(b"x-key", b"mine")], [(b"x-key", b"yours")]
     held = [asyncio.create_task(_read(limit, b"0123456789", headers=mine)) for _ in range(5)]
     await asyncio.sleep(0)

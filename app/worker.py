@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
@@ -56,6 +56,17 @@ async def in_portions(items: int) -> AsyncIterator[slice]:
         if start:
             await asyncio.sleep(0)
         yield slice(start, min(start + _ITEMS_AT_A_TIME, items))
+
+
+async def in_steps(steps: Generator[None, None, R]) -> R:
+    """Take one step after the other; between two of them the event loop has its turn."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        await asyncio.sleep(0)
 
 
 async def let_go(items: list[Any]) -> None:

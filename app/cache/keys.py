@@ -4,10 +4,10 @@ A key is a hash over length-prefixed parts, so that ("ab", "c") is not ("a", "bc
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from hashlib import blake2b
 from math import isfinite
-from typing import Final, TypeGuard
+from typing import Final, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 KEY_BYTES: Final = 16
 _LENGTH = struct.Struct("<Q")
 _VALUE = struct.Struct("<f")
+
+# Hashing so many characters takes about a millisecond.
+AT_A_TIME: Final = 2**19
+Result = TypeVar("Result")
+Steps = Generator[None, None, Result]
 
 ENTRY = np.dtype([("value", "<f4"), ("tokens", "<u4"), ("dropped", "<u4")])
 
@@ -32,11 +37,27 @@ def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[by
     return keys
 
 
-def list_key(fingerprint: str, query: str, documents: Sequence[str]) -> bytes:
-    """The key of a whole list in its order; of another kind than a pair's, whatever the texts are."""
+def pair_key(fingerprint: str, query: str, document: str) -> Steps[bytes]:
+    """The same for one document, in steps of about a millisecond, however long it is; one step at least."""
+    key = blake2b(digest_size=KEY_BYTES)
+    for part in (fingerprint, query, document):
+        yield from _added(key, part)
+    yield
+    return key.digest()
+
+
+def list_key(fingerprint: str, query: str, documents: Sequence[str]) -> Steps[bytes]:
+    """The key of a whole list in its order, in steps of about a millisecond; of another kind than a pair's, whatever
+    the texts are.
+    """
     key = blake2b(digest_size=KEY_BYTES, person=b"list")
+    done = 0
     for part in (fingerprint, query, *documents):
-        _add(key, part)
+        yield from _added(key, part)
+        done += len(part)
+        if done > AT_A_TIME:
+            yield
+            done = 0
     return key.digest()
 
 
@@ -69,3 +90,25 @@ def _add(digest: blake2b, text: str) -> None:
     encoded = text.encode("utf-8", "surrogatepass")
     digest.update(_LENGTH.pack(len(encoded)))
     digest.update(encoded)
+
+
+def _added(digest: blake2b, text: str) -> Steps[None]:
+    """As `_add`, in steps: of a long text a part at a time."""
+    if len(text) <= AT_A_TIME:
+        _add(digest, text)
+        return
+    size = len(text)
+    if not text.isascii():
+        size = 0
+        for part in _encoded(text):
+            size += len(part)
+            yield
+    digest.update(_LENGTH.pack(size))
+    for part in _encoded(text):
+        digest.update(part)
+        yield
+
+
+def _encoded(text: str) -> Iterator[bytes]:
+    for start in range(0, len(text), AT_A_TIME):
+        yield text[start : start + AT_A_TIME].encode("utf-8", "surrogatepass")

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.cache.base import Cache
-from app.cache.keys import ENTRY, is_entry, pack_entries, pair_keys, unpack_entries
+from app.cache.keys import AT_A_TIME, ENTRY, is_entry, pack_entries, pair_key, pair_keys, unpack_entries
 from app.domain import BoolArray, ScoreOptions, Scores, Timings
 from app.errors import CacheUnavailable
 from app.observer import Observer
 from app.pipeline.stage import Stage
-from app.worker import in_portions
+from app.worker import in_portions, in_steps
 
 
 class CachedStage:
@@ -62,8 +62,14 @@ class CachedStage:
 
     async def _keys(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[bytes]:
         fingerprint = _with_options(self._fingerprint, options)
-        portions = in_portions(len(documents))
-        return [key async for some in portions for key in pair_keys(fingerprint, query, documents[some])]
+        keys: list[bytes] = []
+        async for some in in_portions(len(documents)):
+            portion = documents[some]
+            if sum(map(len, portion)) <= AT_A_TIME:
+                keys += pair_keys(fingerprint, query, portion)
+            else:
+                keys += [await in_steps(pair_key(fingerprint, query, document)) for document in portion]
+        return keys
 
     async def _look_up(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
         """The entries that are known by their keys, and of the other keys where each is first."""

@@ -13,6 +13,7 @@ from app.errors import CacheUnavailable
 from app.observer import Observer
 from app.pipeline.cached import entries_of, scores_of
 from app.pipeline.stage import Stage
+from app.worker import in_steps
 
 
 class CachedListStage:
@@ -33,7 +34,7 @@ class CachedListStage:
         started = perf_counter()
         wishes = (options.max_tokens_per_doc, options.instruction, options.top_n, options.windows)
         scope = f"|{options.scope!r}" if options.scope else ""
-        key = list_key(f"{self._fingerprint}|{wishes!r}{scope}", query, documents)
+        key = await in_steps(list_key(f"{self._fingerprint}|{wishes!r}{scope}", query, documents))
         stored = await self._look_up(key)
         timings = Timings(cache_s=perf_counter() - started)
         if is_list(stored, length=len(documents)):

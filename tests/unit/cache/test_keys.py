@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cache.keys import ENTRY, is_entry, pack_entries, pair_keys, unpack_entries
+from app.cache.keys import (
+    AT_A_TIME,
+    ENTRY,
+    Steps,
+    is_entry,
+    list_key,
+    pack_entries,
+    pair_key,
+    pair_keys,
+    unpack_entries,
+)
 
 _TEXT = st.text(st.characters(), max_size=20)  # lone surrogates too
 _PARTS = st.tuples(_TEXT, _TEXT, _TEXT)
@@ -89,3 +99,31 @@ def test_entries_come_back_as_they_were(rows: list[tuple[float, int, int]]) -> N
 )
 def test_only_an_entry_with_a_finite_score_is_one(stored: bytes | None, expected: bool) -> None:
     assert is_entry(stored) is expected
+
+
+def _taken(steps: Steps[bytes]) -> tuple[bytes, int]:
+    """What comes of all steps, and how many there were."""
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value, count
+        count += 1
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["", "a", "x" * (AT_A_TIME + 1), "漢" * (AT_A_TIME + 1), "a" * AT_A_TIME + "\ud800" + "é" * AT_A_TIME],
+)
+def test_a_key_that_is_made_in_steps_is_the_same(document: str) -> None:
+    key, steps = _taken(pair_key("f", "query", document))
+    assert key == _key("f", "query", document)
+    assert steps >= len(document) // AT_A_TIME
+
+
+def test_the_key_of_a_long_list_is_made_in_steps() -> None:
+    documents = ["x" * 1000] * 3000
+    key, steps = _taken(list_key("f", "query", documents))
+    assert steps >= 5
+    assert key != _taken(list_key("f", "query", documents[:-1]))[0]

@@ -145,6 +145,7 @@ def _limits(settings: Settings) -> Limits:
         max_documents=settings.max_documents,
         max_query_chars=settings.max_query_chars,
         request_timeout_s=settings.request_timeout_s,
+        loading_timeout_s=settings.loading_timeout_s,
         cache_per_key=settings.cache_scope == "key",
     )
 

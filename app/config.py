@@ -180,6 +180,11 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         default=300.0, gt=0, description="A request that takes longer is given up with 504."
     )
+    loading_timeout_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="A request for a model that is still loading waits for it this long, then it is refused with 503.",
+    )
     stuck_after_s: float = Field(
         default=60.0,
         gt=0,

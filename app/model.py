@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
@@ -110,6 +111,18 @@ class ServedModel:
         raise ModelNotReady(
             f"model {self.name!r} could not be loaded; GET /ready and the server's log say why", retry_after_s=60.0
         )
+
+    async def loaded_within(self, seconds: float) -> LoadedModel:
+        """What answers; while the model is loading, wait for it.
+
+        Raises:
+            ModelNotReady: see `loaded`.
+        """
+        if self.status is Status.LOADING and seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._settled.wait()
+        return self.loaded
 
     @property
     def details(self) -> Mapping[str, str | int | bool]:

@@ -35,6 +35,7 @@ class Limits:
     max_documents: int
     max_query_chars: int
     request_timeout_s: float
+    loading_timeout_s: float
     cache_per_key: bool = False
 
 
@@ -85,7 +86,8 @@ class RerankService:
         """
         model = self.model_named(request.model)
         self._check(request)
-        loaded = model.loaded
+        deadline_in_s = request.options.deadline - perf_counter()
+        loaded = await model.loaded_within(min(self.limits.loading_timeout_s, deadline_in_s))
         if request.options.meter.limited:
             request.options.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
         scores = await self._score_in_time(loaded, request)

@@ -373,6 +373,7 @@ class FakeService:
             max_documents=self.max_documents,
             max_query_chars=self.max_query_chars,
             request_timeout_s=self.request_timeout_s,
+            loading_timeout_s=0,
             cache_per_key=self.cache_per_key,
         )
         with (

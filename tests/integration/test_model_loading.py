@@ -5,13 +5,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
 
 from app.assembly import running_service
 from app.config import Settings
-from app.domain import RerankRequest
+from app.domain import RerankRequest, ScoreOptions
 from app.errors import ConfigError, ModelNotReady
 from app.model import Status
 from app.observer import Silent
@@ -118,10 +119,26 @@ async def test_a_model_without_golden_pairs_serves_after_a_canary_without_refere
 
 async def test_a_request_while_the_model_loads_is_told_to_come_back(tmp_path: Path, tiny_model: Path) -> None:
     registry = write_registry(tmp_path, [{"name": "slow", "path": tiny_model}])
-    async with running_service(Settings(registry=registry), Silent()) as service:
+    async with running_service(Settings(registry=registry, loading_timeout_s=0), Silent()) as service:
         with pytest.raises(ModelNotReady, match="loading") as raised:
             await service.rerank(RerankRequest(**_REQUEST))
         assert raised.value.retry_after_s > 0
+
+
+async def test_a_request_waits_for_a_model_that_loads_quickly(tmp_path: Path, tiny_model: Path) -> None:
+    """A replica that was just started again may get requests before the load balancer has seen that it is not ready."""
+    registry = write_registry(tmp_path, [{"name": "quick", "path": tiny_model}])
+    async with running_service(Settings(registry=registry), Silent()) as service:
+        assert service.model_named(None).status is Status.LOADING
+        assert len((await service.rerank(RerankRequest(**_REQUEST))).results) == 2
+
+
+async def test_a_request_does_not_wait_for_a_model_beyond_its_deadline(tmp_path: Path, tiny_model: Path) -> None:
+    registry = write_registry(tmp_path, [{"name": "slow", "path": tiny_model}])
+    async with running_service(Settings(registry=registry), Silent()) as service:
+        soon = ScoreOptions(deadline=perf_counter() + 0.001)
+        with pytest.raises(ModelNotReady, match="loading"):
+            await service.rerank(RerankRequest(**_REQUEST, options=soon))
 
 
 async def test_a_hub_that_cannot_be_reached_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the real servers and the browser that integration tests start, where that may be done: on Debian, as root.
-# Elsewhere the tests that need them are skipped and say so.
+# Installs the real servers, the browser and the clients that integration tests start, where that may be done: on Debian,
+# as root. Elsewhere the tests that need them are skipped and say so.
 #
 #   install_servers.sh [PROGRAM...]
 #
@@ -8,15 +8,20 @@
 # when this is interrupted, the machine has the policy that it had before; a killed run's leftover is put right by the next.
 set -euo pipefail
 
-[ $# -gt 0 ] || set -- redis-server prometheus chromium chromedriver
+[ $# -gt 0 ] || set -- redis-server prometheus chromium chromedriver curl javac go
 policy=${POLICY_RC_D:-/usr/sbin/policy-rc.d}
 before=$policy.before-rerankd-tests
 none=$policy.none-before-rerankd-tests
 
 missing=()
 for server in "$@"; do
-    # chromedriver's package has another name
-    command -v "$server" >/dev/null || missing+=("${server/chromedriver/chromium-driver}")
+    command -v "$server" >/dev/null && continue
+    case $server in
+        chromedriver) missing+=(chromium-driver) ;;
+        javac) missing+=(default-jdk-headless) ;;
+        go) missing+=(golang-go) ;;
+        *) missing+=("$server") ;;
+    esac
 done
 
 restore_policy() {

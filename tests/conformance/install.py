@@ -19,7 +19,8 @@ _TIMEOUT_S: Final = 600
 
 PYTHON_ENVIRONMENTS: Final = ("cohere5", "cohere7")
 NODE_ENVIRONMENT: Final = "node"
-ENVIRONMENTS: Final = (*PYTHON_ENVIRONMENTS, NODE_ENVIRONMENT)
+STOCK_ENVIRONMENT: Final = "stock"  # what comes with a language or a system
+ENVIRONMENTS: Final = (*PYTHON_ENVIRONMENTS, NODE_ENVIRONMENT, STOCK_ENVIRONMENT)
 
 
 class InstallFailed(Exception):
@@ -37,12 +38,15 @@ def installed(environment: str) -> Path:
     pins = sha256(b"".join([_NODE.encode(), *(file.read_bytes() for file in _pins(environment))])).hexdigest()
     if not stamp.is_file() or stamp.read_text() != pins:
         shutil.rmtree(folder, ignore_errors=True)
-        (_install_node if environment == NODE_ENVIRONMENT else _install_python)(environment, folder)
+        install = {NODE_ENVIRONMENT: _install_node, STOCK_ENVIRONMENT: _install_stock}.get(environment, _install_python)
+        install(environment, folder)
         stamp.write_text(pins)
     return folder
 
 
 def _pins(environment: str) -> list[Path]:
+    if environment == STOCK_ENVIRONMENT:
+        return [_FOLDER / "stock" / name for name in ("StockClient.java", "client.go")]
     names = ["package.json", "package-lock.json"] if environment == NODE_ENVIRONMENT else [f"{environment}.txt"]
     return [_FOLDER / "environments" / name for name in names]
 
@@ -60,6 +64,21 @@ def _install_node(environment: str, folder: Path) -> None:
     _run(npm, "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder))
 
 
+def _install_stock(environment: str, folder: Path) -> None:
+    java, go = map(str, _pins(environment))
+    _program("curl")
+    folder.mkdir(parents=True)
+    _run(_program("javac"), "-d", str(folder), java)
+    _run(_program("go"), "build", "-o", str(folder / "client"), go)
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise InstallFailed(f"the program {name} is not installed; tests/install_servers.sh installs it")
+    return path
+
+
 def _install_packages(folder: Path, *packages: str) -> None:
     """Make a virtual environment with these packages."""
     uv = _TARGET / "tools" / "bin" / "uv"
@@ -73,7 +92,8 @@ def _install_packages(folder: Path, *packages: str) -> None:
 def _run(*command: str) -> None:
     try:
         path = f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path}  # npm starts node by its name
+        # npm starts node by its name; Go's cache need not lie in a home folder
+        environment = {**os.environ, "PATH": path, "GOCACHE": str(_TARGET / "tools" / "go")}
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S, env=environment)
     except subprocess.CalledProcessError as error:
         reason = (error.stderr or error.stdout).strip()[-500:]

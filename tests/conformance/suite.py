@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from tests.conformance import cases
-from tests.conformance.install import ENVIRONMENTS, NODE_ENVIRONMENT, installed
+from tests.conformance.install import ENVIRONMENTS, NODE_ENVIRONMENT, STOCK_ENVIRONMENT, installed
 from tests.conformance.protocol import Target
 from tests.conformance.run import busy
 from tests.registry_files import write_registry
@@ -76,7 +76,8 @@ def outcomes(environment: str, servers: Servers) -> list[Outcome]:
         quiet = _node(folder, servers.idle, [case for case in cases.CASES if case != "overload"])
         with busy(servers.busy):
             return quiet + _node(folder, servers.busy, ["overload"])
-    command = [str(folder / "bin" / "python"), "-W", "ignore", "-m", "tests.conformance.run", environment]
+    python = sys.executable if environment == STOCK_ENVIRONMENT else str(folder / "bin" / "python")
+    command = [python, "-W", "ignore", "-m", "tests.conformance.run", environment]
     return _answered(command, {"idle": servers.idle, "busy": servers.busy})
 
 

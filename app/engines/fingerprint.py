@@ -11,7 +11,7 @@ from app.engines.base import Engine, EngineSpec
 _PLACE: Final = "the engine's name says what kind of device it is; its number changes nothing"
 _NAMED: Final = "the engine's name says what came of it"
 _THREADS: Final = "threads share the rows and columns of a product, and never one sum"
-# Options that cannot change a score, and why. Every other option is part of cache keys.
+# Options that cannot change a score, and why. Every other option is part of cache keys, as are all of other engines.
 WITHOUT_EFFECT: Final[Mapping[str, Mapping[str, str]]] = {
     "onnx": {
         "device": _PLACE,
@@ -39,12 +39,11 @@ _LIBRARIES: Final[Mapping[str, Sequence[str]]] = {
     "torch-encoder": ["torch", "transformers"],
     "torch-causal": ["torch", "transformers"],
     "torch-generate": ["torch", "transformers"],
-    "endpoint": [],
 }
 
 
 def engine_fingerprint(name: str, engine: Engine, spec: EngineSpec) -> str:
     """Everything about a loaded engine that changes a score, the model's files aside: for cache keys, never shown."""
-    scored = {key: value for key, value in spec.options.items() if key not in WITHOUT_EFFECT[name]}
-    versions = [__version__, *(str(import_module(library).__version__) for library in _LIBRARIES[name])]
+    scored = {key: value for key, value in spec.options.items() if key not in WITHOUT_EFFECT.get(name, {})}
+    versions = [__version__, *(str(import_module(library).__version__) for library in _LIBRARIES.get(name, []))]
     return json.dumps([engine.name, versions, spec.trust_remote_code, scored], sort_keys=True, default=str)

@@ -166,7 +166,8 @@ def refuse_unsaid_pairs(files: ModelFiles, *, separated: bool) -> None:
     """
     source = files.renders_pairs
     way_out = (
-        'if it was trained on plain pairs, as sentence-transformers before 5.4 did, set options = { pairs = "plain" }; '
+        'if it was trained on plain pairs, as sentence-transformers before 5.4 did, set options = { pairs = "plain" } '
+        "(`rerankd export --pairs plain`); "
         'a reranker that was converted from a language model is served as that: scorer = "yes-no" with the original '
         "folder and a template (docs/models.md)"
     )

@@ -158,7 +158,7 @@ OUTPUT gets a line for each, in the same order, with the best document first, or
 With --corpus and --queries, INPUT and OUTPUT are TREC runs: query, Q0, document, rank, score and tag in columns.
 Corpus and queries are JSONL: {"id": "d1", "text": "...", "title": "..."}, the title optional.
 
-Inputs may be gzipped (.gz). An interrupted run goes on where it stopped when the same command is given again.
+Inputs may be gzipped (.gz). Give the same command again to continue an interrupted run.
 """
 
 
@@ -172,7 +172,7 @@ Inputs may be gzipped (.gz). An interrupted run goes on where it stopped when th
 def rank(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Requests (JSONL), or a TREC run (with --corpus).")],
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="Where answers are appended; an interrupted run goes on there.")
+        Path, typer.Argument(metavar="OUTPUT", help="Where answers are appended; an interrupted run continues there.")
     ],
     corpus: Annotated[Path | None, typer.Option(help="The run's documents (JSONL with id and text).")] = None,
     queries: Annotated[Path | None, typer.Option(help="The run's queries (JSONL with id and text).")] = None,
@@ -190,7 +190,7 @@ def rank(
         plan = plan_run(source, output, corpus=corpus, queries=queries, depth=depth, model=model)
     else:
         plan = plan_requests(source, output, model=model)
-    with _interruptible("what was finished is kept, and the same command goes on from there"):
+    with _interruptible("finished requests are kept, and the same command continues from there"):
         failed = asyncio.run(_show_progress(plan, rerank_file(settings, plan, output)))
     if failed:
         raise typer.Exit(1)
@@ -242,7 +242,7 @@ def evaluate(
     api_key: arguments.ApiKey = None,
     registry: _Registry = None,
 ) -> None:
-    """Measure models, or a served URL, on judged data: quality, significance, speed."""
+    """Measure models, or a server, on judged data: quality, significance, speed."""
     settings = read_settings(registry=registry)
     _log_little()
     with _needing("eval"):
@@ -256,7 +256,7 @@ def evaluate(
     targets = ev.TargetOptions(models=model or (), urls=url or (), biencoders=biencoder or (), api_key=api_key)
     comparison = ev.Comparison(baseline=baseline, depth=depth, depths=depths, max_tokens_per_doc=max_tokens_per_doc)
     evaluation = ev.prepare(sets, targets, comparison, settings)
-    way_on = "the same command goes on from there" if output else "with --output the same command could go on"
+    way_on = "the same command continues from there" if output else "with --output the same command could continue"
     with _interruptible(way_on):
         asyncio.run(_evaluate(evaluation, outputs, fresh=fresh))
 
@@ -313,7 +313,7 @@ def bench(
     markdown: bench_arguments.Markdown = None,
     plot: bench_arguments.Plot = None,
 ) -> None:
-    """Load a rerank server, closed loop and open loop: latency, throughput, errors, time by part of the server."""
+    """Load-test a rerank server, closed loop and open loop: latency, throughput, errors, time in each part of it."""
     with _needing("bench"):
         from app.benchmark import benchmark  # noqa: PLC0415 - a service needs none of it
 
@@ -363,10 +363,10 @@ async def _bench(plan: "benchmark.Plan", outputs: "benchmark.Outputs") -> int:
 @cli.command(epilog=_examples("rerankd tune", "rerankd tune minilm-qa --budget-s 300"))
 def tune(
     model: Annotated[str | None, typer.Argument(help="A served model; default: the registry's.")] = None,
-    budget_s: Annotated[float, typer.Option(min=1.0, help="Seconds of measuring; loading comes on top.")] = 60.0,
+    budget_s: Annotated[float, typer.Option(min=1.0, help="Seconds to measure; loading takes extra time.")] = 60.0,
     registry: _Registry = None,
 ) -> None:
-    """Measure how a model is served fastest on this machine, and keep it in a profile that `serve` takes."""
+    """Find the fastest way to serve a model on this machine, and write it to a profile that `serve` uses."""
     from app.profiles import profile_path, write_profile  # noqa: PLC0415 - a service needs none of it
     from app.tuning import describe  # noqa: PLC0415 - as above
 
@@ -396,7 +396,7 @@ def tune(
             soft_wrap=True,
         )
     if stays:
-        console.print(f"the profile of an earlier run stays: {path}", highlight=False, soft_wrap=True)
+        console.print(f"the profile of an earlier run is kept: {path}", highlight=False, soft_wrap=True)
         return
     kept = decision.chosen.speed / decision.default.speed
     console.print(f"kept: {describe(outcome.profile.choice)} ({kept:.2f} x the default)", highlight=False)
@@ -502,7 +502,7 @@ def export(
     trust_remote_code: Annotated[bool, typer.Option(help="Run Python code of the model's repository.")] = False,
     registry: _Registry = None,
 ) -> None:
-    """Turn a Hugging Face reranker into ONNX, with a report of how far each precision is from torch."""
+    """Turn a Hugging Face reranker into ONNX, and report how far the scores of each precision are from torch."""
     settings = read_settings(registry=registry)
     spec = ModelSpec(name="source", path=source, engine="torch-encoder", trust_remote_code=trust_remote_code)
     with _needing("export"):

@@ -269,7 +269,7 @@ class DrainingServer(uvicorn.Server):
         if self._lifecycle.draining:
             self.force_exit = self.should_exit = True
             return
-        logger.info("draining: running requests are finished, new ones are taken for %g s more", self._delay_s)
+        logger.info("stopping: running requests will finish; new ones are accepted for another %g s", self._delay_s)
         self._lifecycle.draining = True
         asyncio.get_running_loop().call_later(self._delay_s, self._stop)
 

@@ -79,8 +79,8 @@ def _append(file: BinaryIO, lines: bytes, output: Path) -> None:
         with suppress(OSError):
             file.close()  # which would raise it again, at the end
         raise ConfigError(
-            f"cannot go on writing {output} ({error.strerror}); what was finished is kept: "
-            "make room, then give the same command again"
+            f"cannot go on writing {output} ({error.strerror}); finished requests are kept: "
+            "make room, then give the same command again to continue"
         ) from None
 
 
@@ -119,7 +119,9 @@ def plan_requests(path: Path, output: Path, *, model: str | None) -> Plan:
     requests = [_read_request(path, number, entry, model) for number, entry in read_objects(path, fields=_REQUIRED)]
     done = _cut_to_whole_lines(output)
     if done > len(requests):
-        raise ConfigError(f"{output} has {done} answers, {path} only {len(requests)} requests; remove it to start anew")
+        raise ConfigError(
+            f"{output} has {done} answers, {path} only {len(requests)} requests; delete it to start again"
+        )
     models = frozenset(job.request.model for job in requests)
     return Plan(requests[done:], done, len(requests), models)
 
@@ -197,7 +199,9 @@ def _finished_queries(output: Path, sizes: Mapping[str, int]) -> set[str]:
     partial = {query_id for query_id, count in written.items() if count < sizes.get(query_id, 0)}
     foreign = [query_id for query_id, count in written.items() if count > sizes.get(query_id, 0)]
     if foreign:
-        raise ConfigError(f"{output} holds query {foreign[0]} otherwise than this run would; remove it to start anew")
+        raise ConfigError(
+            f"{output} has other results for query {foreign[0]} than this run would write; delete it to start again"
+        )
     if partial:
         output.write_text("".join(line for line in lines if line.split(" ", 1)[0] not in partial), encoding="utf-8")
     return set(written) - partial

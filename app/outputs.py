@@ -59,7 +59,7 @@ def _check_file(name: str, path: Path) -> None:
     if not folder.exists():
         raise ConfigError(f"{name} {path}: there is no folder {folder}; make it first: mkdir -p {folder}")
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{name} {path} is not an ordinary file, and a command that goes on has to read it again")
+        raise ConfigError(f"{name} {path} is not an ordinary file; a command that continues has to read it again")
     is_new = not path.exists()
     try:
         with path.open("ab"):

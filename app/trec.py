@@ -48,7 +48,7 @@ def read_run(path: Path, *, depth: int | None = None) -> list[Candidates]:
         try:
             ranked.setdefault(columns[0], []).append((float(rank), document))
         except ValueError:
-            raise ConfigError(f"{path}:{number}: the rank {rank!r} is no number") from None
+            raise ConfigError(f"{path}:{number}: the rank {rank!r} is not a number") from None
     return [
         Candidates(query_id, [document for _, document in sorted(documents, key=_rank)[:depth]])
         for query_id, documents in ranked.items()
@@ -67,7 +67,7 @@ def read_objects(path: Path, *, fields: Sequence[str]) -> Iterator[tuple[int, Ma
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise ConfigError(f"{path}:{number}: no valid JSON: {error}") from None
+            raise ConfigError(f"{path}:{number}: not valid JSON: {error}") from None
         if not isinstance(entry, dict) or any(name not in entry for name in fields):
             raise ConfigError(f"{path}:{number}: each line must be an object with {', '.join(fields)}")
         yield number, entry

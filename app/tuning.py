@@ -204,7 +204,7 @@ class _Tuning:
         before = CpuTimes.now()
         candidates = await self._first_round()
         if not candidates:
-            raise ConfigError(f"no engine can serve {self._spec.name!r} here; the reasons stand above")
+            raise ConfigError(f"no engine can serve {self._spec.name!r} here; the reasons are above")
         default = candidates[0]
         decision = choose(default, await self._final(default, candidates))
         ranked = sorted(candidates, key=lambda candidate: -candidate.speed)

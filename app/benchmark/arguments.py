@@ -18,33 +18,38 @@ _WARMUP_HELP = (
     "minute at most."
 )
 
-Url = Annotated[str, typer.Argument(metavar="URL", help="The server, as http://127.0.0.1:8000.")]
+Url = Annotated[str, typer.Argument(metavar="URL", help="The server's URL, for example http://127.0.0.1:8000.")]
 Documents = Annotated[
-    str, typer.Option(help="Documents per request, as 30, or 10,30,100 one after the other; 10+30+100 is a mix.")
+    str, typer.Option(help="Documents per request: 30; or 10,30,100 one after the other; or a mix, 10+30+100.")
 ]
 Clients = Annotated[str, typer.Option(help="Closed loop: numbers of clients; empty for none.", metavar="N,N,...")]
 Rates = Annotated[str, typer.Option("--rate", help="Open loop: requests a second.", metavar="R,R,...")]
 Utilizations = Annotated[
     str,
     typer.Option(
-        "--utilization", help="Open loop: shares of the closed loops' best throughput, as 0.5,0.8.", metavar="U,U,..."
+        "--utilization",
+        help="Open loop: shares of the best throughput of the closed loops, for example 0.5,0.8.",
+        metavar="U,U,...",
     ),
 ]
-Seconds = Annotated[float, typer.Option(min=0.1, max=600, help="Measured time of each load.")]
+Seconds = Annotated[float, typer.Option(min=0.1, max=600, help="Seconds that each load is measured.")]
 Warmup = Annotated[float, typer.Option(min=0, max=600, help=_WARMUP_HELP)]
-Repetitions = Annotated[int, typer.Option(min=1, max=50, help="Rounds over all loads.")]
+Repetitions = Annotated[int, typer.Option(min=1, max=50, help="How many times each load is measured.")]
 RepeatShare = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of requests that were sent before, for the cache to answer.")
+    float,
+    typer.Option(min=0, max=1, help="Share of requests that repeat an earlier one, so that the cache can answer."),
 ]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a request counts as failed.")]
 EndpointPath = Annotated[str, typer.Option("--path", help="The rerank endpoint.")]
-DocumentsField = Annotated[str, typer.Option(help="Where the documents stand in the body (`texts` for TEI).")]
+DocumentsField = Annotated[str, typer.Option(help="The body's field for the documents (`texts` for TEI).")]
 Model = Annotated[str | None, typer.Option(help="The model to ask for; default: the server's.")]
 Headers = Annotated[
     list[str] | None, typer.Option("--header", help="A header of every request; may be repeated.", metavar="NAME:VALUE")
 ]
 ApiKey = Annotated[str | None, typer.Option(help="Sent as a bearer token.", envvar="RERANKD_BENCH_API_KEY")]
-Seed = Annotated[int | None, typer.Option(help="Make the same requests again; default: others every time.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of the random requests, to repeat a run; default: other requests every time.")
+]
 Output = Annotated[Path | None, typer.Option(help="The report as JSON.", metavar="FILE")]
 Markdown = Annotated[Path | None, typer.Option(help="The report as Markdown.", metavar="FILE")]
 Plot = Annotated[
@@ -63,7 +68,7 @@ def read_list(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
     except ValueError:
         values = [kind("0")]
     if any(value <= 0 for value in values):
-        raise ConfigError(f"{option} {text!r}: write numbers above zero, as 1,8,32")
+        raise ConfigError(f"{option} {text!r}: write numbers above zero, for example 1,8,32")
     return values
 
 

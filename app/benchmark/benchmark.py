@@ -171,7 +171,9 @@ class Benchmark:
                 answer = await connection.post(body.content)
                 if answer.status != 200:
                     message = answer.body[:300].decode(errors="replace")
-                    raise ConfigError(f"the server answers {answer.status} to {shape} documents: {message}")
+                    raise ConfigError(
+                        f"the server answered {answer.status} to a request with {shape} documents: {message}"
+                    )
             return _described(await connection.get("/info"))
         except ConnectionLost as error:
             raise ConfigError(f"the server at port {self._plan.target.port} does not answer: {error}") from None

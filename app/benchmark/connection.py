@@ -56,7 +56,7 @@ class Target:
         except ValueError:
             parts, port = urlsplit(""), 0
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is no URL of a server; write http://host:port")
+            raise ConfigError(f"{url!r} is not the URL of a server; write http://host:port")
         whole_path = parts.path.rstrip("/") + path
         return cls(host=parts.hostname, port=port, path=whole_path, tls=parts.scheme == "https", headers=headers or {})
 
@@ -164,7 +164,7 @@ class _Wire(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(ConnectionLost(f"the answer is no HTTP: {error}"))
+            self._fail(ConnectionLost(f"the answer is not HTTP: {error}"))
             self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -17,8 +17,8 @@ _TITLES: Final[Mapping[Mode, str]] = {
 }
 _LOADS: Final[Mapping[Mode, str]] = {"closed": "clients", "open": "offered/s"}
 _EXPLANATION = (
-    "Times in milliseconds. `cores` is what the load generator itself used of the processor, `late` how far behind its "
-    "schedule it sent (99th percentile; part of open-loop latencies)."
+    "`cores` is how much CPU the load generator used, `late` how far behind its schedule it sent (99th percentile; "
+    "open-loop latencies include it)."
 )
 _NOTHING = "-"
 

@@ -52,7 +52,7 @@ class Shape:
         parts = text.split("+")
         wrong = [part for part in parts if not part.strip().isdigit() or int(part) < 1]
         if wrong:
-            raise ConfigError(f"{text!r}: {wrong[0]!r} is no number of documents; write 30, or a mix as 10+30+100")
+            raise ConfigError(f"{text!r}: {wrong[0]!r} is not a number of documents; write 30, or a mix as 10+30+100")
         return cls(tuple(int(part) for part in parts))
 
     def __str__(self) -> str:

@@ -90,7 +90,7 @@ class OnnxOptions(BaseModel):
     io_binding: bool | None = Field(default=None, description="Bind inputs and outputs; default: on a GPU.")
     fused: bool | None = Field(
         default=None,
-        description="Compute an encoder's int8 layers by rerankd's own kernels, on processors with AVX-512 VNNI and "
+        description="Compute an encoder's int8 layers by rerankd's own kernels, on CPUs with AVX-512 VNNI and "
         "with one thread per pass. Default: where that is possible; true: refuse to load where it is not.",
     )
     provider_options: Mapping[str, Any] = Field(default_factory=dict)
@@ -262,7 +262,7 @@ def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool
         raise ConfigError(f"ONNX Runtime cannot open {graph}: {error}") from error
     if wanted[0] not in session.get_providers():
         raise ConfigError(
-            f"device {options.device!r}: ONNX Runtime could not start {wanted[0]} and would use the processor instead; "
+            f"device {options.device!r}: ONNX Runtime could not start {wanted[0]} and would use the CPU instead; "
             'are the driver and the CUDA libraries installed? Or set device = "cpu"'
         )
     return session, exact

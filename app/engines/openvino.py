@@ -46,7 +46,8 @@ class OpenVinoOptions(BaseModel):
     file: str | None = Field(default=None, description="The graph, relative to the model's folder.")
     threads: int = Field(default=1, ge=1, description="Threads per forward pass.")
     precision: Precision | None = Field(
-        default=None, description="Of what is not int8. Default: bfloat16 where the processor computes in it."
+        default=None,
+        description="Precision of everything that is not int8. Default: bfloat16 where the CPU supports it.",
     )
     kept_kernels: int = Field(
         default=_KEPT_KERNELS,
@@ -146,7 +147,7 @@ def _as(array: IntArray, kind: Type) -> IntArray:
 def _precision(core: ov.Core, wanted: Precision | None) -> Precision:
     has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if wanted == "bfloat16" and not has_bfloat16:
-        raise ConfigError('this processor does not compute in bfloat16; set precision = "float32", or leave it out')
+        raise ConfigError('this CPU does not support bfloat16; set precision = "float32", or leave it out')
     return wanted or ("bfloat16" if has_bfloat16 else "float32")
 
 

@@ -19,15 +19,21 @@ BiEncoders = Annotated[
 ]
 Baseline = Annotated[str, typer.Option(help="The target that the others are compared with.", metavar="TARGET")]
 Depth = Annotated[int, typer.Option(min=1, help="Candidates per query.")]
-DepthCurve = Annotated[str, typer.Option(help="Depths of a curve, as 10,50,100.", metavar="N,N,...")]
+DepthCurve = Annotated[str, typer.Option(help="Depths of a curve, for example 10,50,100.", metavar="N,N,...")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Read at most this many tokens of a document.")]
 Queries = Annotated[int | None, typer.Option(min=1, help="Only the first judged queries of each set.")]
 Run = Annotated[
-    str | None, typer.Option(help="run.NAME.tsv, or `candidates`; without a folder a file.", metavar="NAME")
+    str | None,
+    typer.Option(help="The run: NAME of run.NAME.tsv, or `candidates`; without a data folder, a file.", metavar="NAME"),
 ]
-Qrels = Annotated[str | None, typer.Option(help="qrels.NAME.tsv, or `qrels`; without a folder a file.", metavar="NAME")]
-Corpus = Annotated[Path | None, typer.Option(help="Without a folder: the documents (JSONL).", metavar="FILE")]
-Topics = Annotated[Path | None, typer.Option(help="Without a folder: the queries (JSONL).", metavar="FILE")]
+Qrels = Annotated[
+    str | None,
+    typer.Option(
+        help="The judgements: NAME of qrels.NAME.tsv, or `qrels`; without a data folder, a file.", metavar="NAME"
+    ),
+]
+Corpus = Annotated[Path | None, typer.Option(help="Without a data folder: the documents (JSONL).", metavar="FILE")]
+Topics = Annotated[Path | None, typer.Option(help="Without a data folder: the queries (JSONL).", metavar="FILE")]
 Levels = Annotated[
     list[str] | None,
     typer.Option(
@@ -36,10 +42,12 @@ Levels = Annotated[
         metavar="GRADE",
     ),
 ]
-Output = Annotated[Path | None, typer.Option(help="The report as JSON; lets an interrupted run go on.", metavar="FILE")]
+Output = Annotated[
+    Path | None, typer.Option(help="The report as JSON; an interrupted run can then continue.", metavar="FILE")
+]
 Markdown = Annotated[Path | None, typer.Option(help="The report as Markdown.", metavar="FILE")]
 Plot = Annotated[Path | None, typer.Option(help="Quality against latency, as PNG.", metavar="FILE")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what an interrupted run had done.")]
-ApiKey = Annotated[
-    str | None, typer.Option(help="The key that --url wants.", envvar="RERANKD_EVAL_API_KEY", metavar="KEY")
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start from the beginning instead of continuing an interrupted run.")
 ]
+ApiKey = Annotated[str | None, typer.Option(help="API key for --url.", envvar="RERANKD_EVAL_API_KEY", metavar="KEY")]

@@ -31,7 +31,7 @@ class BiEncoder:
             ConfigError: there is no such folder, or sentence-transformers is not installed.
         """
         if not (folder / "modules.json").is_file():
-            raise ConfigError(f"{folder} is no sentence-transformers folder: it has no modules.json")
+            raise ConfigError(f"{folder} is not a sentence-transformers folder: it has no modules.json")
         _library()
         self._folder = folder.resolve()
         self.name = f"{self._folder.parent.name}/{self._folder.name}"

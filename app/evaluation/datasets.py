@@ -129,7 +129,7 @@ def read_grades(path: Path) -> dict[str, dict[str, int]]:
             grades.setdefault(columns[0], {})[columns[-2]] = int(columns[-1])
         except ValueError:
             if number > 1:  # the first line may be BEIR's header
-                raise ConfigError(f"{path}:{number}: the grade {columns[-1]!r} is no whole number") from None
+                raise ConfigError(f"{path}:{number}: the grade {columns[-1]!r} is not a whole number") from None
     grades = {query: of_query for query, of_query in grades.items() if of_query}
     if not grades:
         raise ConfigError(f"{path} holds no judgements; leave the set out, or choose others with --qrels")

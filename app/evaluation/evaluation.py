@@ -140,7 +140,7 @@ def read_depths(depth: int, curve: str) -> Depths:
     depths = [part.strip() for part in curve.split(",") if part.strip()]
     wrong = [part for part in depths if not part.isdigit() or int(part) < 1]
     if wrong:
-        raise ConfigError(f"--depths {curve!r}: {wrong[0]!r} is no number of candidates; write 10,50,100")
+        raise ConfigError(f"--depths {curve!r}: {wrong[0]!r} is not a number of candidates; write 10,50,100")
     return Depths(main=depth, curve=sorted({int(part) for part in depths}))
 
 
@@ -154,7 +154,9 @@ def read_sets(options: SetOptions, *, depth: int) -> list[DataSet]:
     files = _distinct(_files(options))
     unknown = set(by_set) - {of_set.name for of_set in files}
     if unknown:
-        raise ConfigError(f"--relevance-level names {', '.join(sorted(unknown))}, which is no set of this evaluation")
+        raise ConfigError(
+            f"--relevance-level names {', '.join(sorted(unknown))}, which is not a set of this evaluation"
+        )
     return [
         read_data_set(of_set, depth=depth).first(options.queries).with_level(by_set.get(of_set.name, default))
         for of_set in files
@@ -203,7 +205,9 @@ def _distinct(files: Sequence[Files]) -> Sequence[Files]:
     names = [of_set.name for of_set in files]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ConfigError(f"two data folders are called {', '.join(sorted(twice))}; a report cannot tell them apart")
+        raise ConfigError(
+            f"two data folders are called {', '.join(sorted(twice))}; a report cannot tell them apart: rename one"
+        )
     return files
 
 

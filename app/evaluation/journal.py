@@ -76,6 +76,6 @@ class Journal:
                 entry = orjson.loads(line)
                 self._answers[entry["key"]] = Answer(entry["order"], entry["scores"], entry["seconds"])
             except (ValueError, KeyError, TypeError):
-                raise ConfigError(f"{path}:{number} is no line of a journal; start anew with --fresh") from None
+                raise ConfigError(f"{path}:{number} is not a line of a journal; start again with --fresh") from None
         if whole < len(content):
             os.truncate(path, whole)

@@ -31,7 +31,7 @@ class Served:
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ConfigError(f"{url!r} is no URL of a server; write http://host:port")
+            raise ConfigError(f"{url!r} is not the URL of a server; write http://host:port")
         self.name = url.rstrip("/")
         self._base = parts._replace(fragment="", query="").geturl().rstrip("/")
         self._model = parts.fragment or None
@@ -88,7 +88,7 @@ class Served:
         if response.is_success:
             return response
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            raise ConfigError(f"{self._base} wants an API key; give it with --api-key")
+            raise ConfigError(f"{self._base} needs an API key; give it with --api-key")
         raise ConfigError(f"{self._base} answered {response.status_code}: {_message(response)}")
 
     def _client(self) -> httpx.AsyncClient:
@@ -103,7 +103,9 @@ def _read(response: httpx.Response, seconds: float, *, documents: int) -> Answer
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{response.url} does not speak Cohere's rerank API: {response.text[:200]!r}") from None
     if sorted(order) != list(range(documents)):
-        raise ConfigError(f"{response.url} ranked {len(order)} of {documents} documents; all are wanted, once each")
+        raise ConfigError(
+            f"{response.url} ranked {len(order)} of {documents} documents; it must rank each of them once"
+        )
     return Answer(order, relevance_scores, seconds)
 
 

@@ -84,7 +84,7 @@ def test_failed_requests_end_with_status_1_and_their_kinds(server: Server, tmp_p
         (["http://127.0.0.1:1"], "does not answer"),
         (["URL", "--api-key", "wrong"], "answers 401"),
         (["URL", "--api-key", "k", "--documents", "21"], "answers 413"),
-        (["URL", "--api-key", "k", "--documents", "x"], "no number of documents"),
+        (["URL", "--api-key", "k", "--documents", "x"], "not a number of documents"),
         (["URL", "--api-key", "k", "--clients", "1,x"], "numbers above zero"),
         (["URL", "--api-key", "k", "--clients", "0"], "numbers above zero"),
         (["URL", "--api-key", "k", "--clients", ""], "nothing to run"),

@@ -221,7 +221,7 @@ def test_an_interrupted_rank_says_how_to_go_on_and_does(tmp_path: Path, registry
         told = running.communicate(timeout=60)[1]
     done = len(output.read_text().splitlines())
     assert running.returncode == 130
-    assert "the same command goes on from there" in told
+    assert "the same command continues from there" in told
     assert "Traceback" not in told
     assert 0 < done < 2000
     source.write_text("".join(source.read_text().splitlines(keepends=True)[: done + 1]))

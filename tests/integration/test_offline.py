@@ -96,7 +96,7 @@ def test_answers_of_another_file_are_not_continued(tmp_path: Path, rank: Rank) -
     rank(_write(tmp_path / "requests.jsonl", _REQUESTS), output)
     result = rank(_write(tmp_path / "fewer.jsonl", _REQUESTS[:2]), output)
     assert isinstance(result.exception, ConfigError)
-    assert "remove it to start anew" in str(result.exception)
+    assert "delete it to start again" in str(result.exception)
 
 
 def test_a_model_that_cannot_be_loaded_stops_the_command_with_its_name(tmp_path: Path, rank: Rank) -> None:
@@ -149,7 +149,7 @@ def test_an_interrupted_run_of_a_run_goes_on_at_the_query(
 def test_a_run_of_another_depth_is_not_continued(rank: Rank, experiment: list[object]) -> None:
     rank(*experiment)
     result = rank(*experiment, "--depth", 2)
-    assert "remove it to start anew" in str(result.exception)
+    assert "delete it to start again" in str(result.exception)
 
 
 def test_a_run_that_names_unknown_texts_is_refused(rank: Rank, experiment: list[object], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_url_is_taken_apart(url: str, host: str, port: int, path: str, *, tls:
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://host:port", ""])
 def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="no URL of a server"):
+    with pytest.raises(ConfigError, match="not the URL of a server"):
         Target.from_url(url)
 
 

@@ -17,7 +17,7 @@ def test_a_shape_is_read_and_written(text: str, sizes: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "10+", "ten", "-1", "1.5", "10++30"])
 def test_a_shape_without_a_number_of_documents_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="no number of documents"):
+    with pytest.raises(ConfigError, match="not a number of documents"):
         Shape.parse(text)
 
 

@@ -116,5 +116,5 @@ async def test_what_cannot_be_used_is_said(start: Start, reply: Reply, complaint
 
 @pytest.mark.parametrize("url", ["host:8000", "ftp://host", "http://", ""])
 def test_what_is_no_url_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="no URL of a server"):
+    with pytest.raises(ConfigError, match="not the URL of a server"):
         Served(url, api_key=None)

@@ -22,6 +22,8 @@ _PAIRS: Final = (
 )
 _LONG: Final = ("tides", "The Moon pulls at the sea; the Sun, further away, pulls less, and so tides come and go. " * 6)
 _LONG_TOKENS: Final = 64
+# Up to this length a text as long as the model is said to read is tried too: its table of positions may be shorter.
+_LONGEST_TRIED: Final = 1024
 
 # How far a score may move in company, relative to the largest score but at least to 1, by what it is computed in. A GPU
 # chooses other kernels, which add in another order, for other shapes: that moves a float32 score by its last bits, 1e-6
@@ -52,6 +54,8 @@ def probe(engine: Engine, scorer: PairScorer | ListScorer) -> Probe:
         ConfigError: a pass failed, or gave another number of outputs than the scorer reads, or no finite score.
     """
     encodings, interpret = _windows(scorer) if isinstance(scorer, ListScorer) else _pairs(scorer)
+    if not isinstance(scorer, ListScorer) and scorer.max_length <= _LONGEST_TRIED:
+        _outputs(engine, [_longest(scorer)], scorer.outputs)
     alone = interpret(np.concatenate([_outputs(engine, [encoding], scorer.outputs) for encoding in encodings]))
     together = interpret(_outputs(engine, encodings, scorer.outputs))
     if not np.isfinite(alone).all() or not np.isfinite(together).all():
@@ -76,6 +80,11 @@ def _pairs(scorer: PairScorer) -> tuple[list[Encoding], Callable[[FloatArray], F
     return encodings, scorer.interpret
 
 
+def _longest(scorer: PairScorer) -> Encoding:
+    words = "tides and the sea " * scorer.max_length
+    return scorer.encode("x", [words], max_document_tokens=None).encodings[0]
+
+
 def _windows(scorer: ListScorer) -> tuple[list[Encoding], Callable[[FloatArray], FloatArray]]:
     """Windows of two candidates, and a longer one."""
     texts = [document for _, document in _PAIRS]
@@ -91,7 +100,10 @@ def _outputs(engine: Engine, encodings: Sequence[Encoding], expected: int | None
     try:
         outputs = engine.forward(encodings)
     except Exception as error:
-        what = "one text" if len(encodings) == 1 else f"a batch of {len(encodings)} texts (each alone did not fail)"
+        tokens = max(len(encoding.ids) for encoding in encodings)
+        what = f"one text of {tokens} tokens"
+        if len(encodings) > 1:
+            what = f"a batch of {len(encodings)} texts (each alone did not fail)"
         raise ConfigError(f"engine {engine.name} failed on {what}: {' '.join(str(error).split())[:300]!r}") from error
     if outputs.ndim != 2 or len(outputs) != len(encodings):
         raise ConfigError(

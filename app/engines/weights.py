@@ -38,8 +38,8 @@ _TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
 _LONGEST_REASON: Final = 400
 # What is left of a training that a model's head is not of, and what transformers computes anew.
 _HARMLESS: Final = re.compile(
-    r"(.*\.)?(lm_head|cls\.predictions|cls\.seq_relationship|generator_lm_head|generator_predictions|discriminator_predictions|lm_predictions"
-    r"|mask_predictions|pooler|predictions)\..*"
+    r"(.*\.)?(lm_head|cls\.predictions|cls\.seq_relationship|generator_lm_head|generator_predictions"
+    r"|discriminator_predictions|lm_predictions|mask_predictions|pooler|predictions)\..*"
     r"|(.*\.)?(position_ids|inv_freq|masked_bias|attn\.bias)"
 )
 

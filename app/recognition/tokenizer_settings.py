@@ -15,6 +15,7 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from app.errors import ConfigError
+from app.recognition.files import number_of, table_of
 from app.recognition.kinds import ModelFiles
 
 # Classes that build BERT's normalisation from tokenizer_config.json, and what they take where it says nothing.
@@ -86,6 +87,23 @@ def tokenizer_class(files: ModelFiles) -> str:
     if files.model_type in _ALWAYS_AS_IT_IS:
         return "TokenizersBackend"
     return str(named or _USUAL.get(files.model_type, "TokenizersBackend")).removesuffix("Fast")
+
+
+def refuse_other_vocabulary(tokenizer: Tokenizer, files: ModelFiles) -> None:
+    """Refuse a tokenizer that has more words than the model has vectors for: it is another model's.
+
+    Raises:
+        ConfigError: it has. On a GPU such a token ends the whole process.
+    """
+    config, source = files.config, files.folder / "config.json"
+    nested = table_of(config, "text_config", of=source)
+    vectors = number_of(config, "vocab_size", of=source) or number_of(nested, "vocab_size", of=source)
+    words = tokenizer.get_vocab_size(with_added_tokens=False)
+    if vectors is not None and words > vectors:
+        raise ConfigError(
+            f"{files.folder}: tokenizer.json has {words} words, and config.json says vocab_size = {vectors}: this is "
+            "another model's tokenizer; copy the model's own"
+        )
 
 
 def refuse_other_cuts(files: ModelFiles) -> None:

@@ -12,7 +12,12 @@ from app.domain import IntArray
 from app.errors import ConfigError
 from app.recognition.files import number_of, read_optional_json, refuse_hollow
 from app.recognition.kinds import ModelFiles
-from app.recognition.tokenizer_settings import apply_settings, content_of, refuse_other_code
+from app.recognition.tokenizer_settings import (
+    apply_settings,
+    content_of,
+    refuse_other_code,
+    refuse_other_vocabulary,
+)
 
 # Tokenizer configs say "no limit" with numbers like 10**30.
 _NO_LIMIT = 10**9
@@ -54,6 +59,7 @@ class TokenizerFolder:
         files = ModelFiles.read(folder)
         refuse_other_code(files)
         tokenizer = load_tokenizer(folder)
+        refuse_other_vocabulary(tokenizer, files)
         apply_settings(tokenizer, files)
         tokenizer_config = dict(files.tokenizer_config)
         stated = number_of(files.transformer, "max_seq_length", of="sentence_bert_config.json")

@@ -13,7 +13,12 @@ import pytest
 from app.assembly import running_service
 from app.config import Settings
 from app.domain import RerankRequest
+from app.engines import load_engine
+from app.engines.base import EngineSpec
+from app.errors import ConfigError
 from app.observer import Silent
+from app.scorers import load_scorer
+from app.scorers.base import ScorerSpec
 from app.service import RerankService
 from tests.fakes import RecordingObserver
 from tests.registry_files import write_registry
@@ -98,6 +103,45 @@ async def test_a_models_scores_that_are_its_own_are_cached_and_said_to_be_so(tin
         request = RerankRequest(query="capital of France", documents=list(CORPUS[:4]))
         await service.rerank(request)
         assert (await service.rerank(request)).cached == 4
+
+
+def _build_phi3(folder: Path) -> None:
+    """Beyond 40 tokens the positions of a whole batch are turned otherwise."""
+    rotation = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None}
+    _build("Phi3", original_max_position_embeddings=40, rope_scaling=rotation, **heads)(folder)
+
+
+async def test_a_long_text_does_not_turn_the_positions_of_short_ones(
+    built: Built, torch_folder: Callable[[str], Path]
+) -> None:
+    torch_folder("bert")  # torch on one thread
+    folder = built("phi3-classifier-torch", _build_phi3)
+    scorer = load_scorer("cross-encoder", ScorerSpec(folder=folder, options={"pairs": "plain"}))
+    engine = load_engine("torch-encoder", EngineSpec(folder=folder, pad_id=scorer.pad_id))
+    texts = ["Wien", " ".join(CORPUS), "Paris is a city", " ".join(CORPUS[:4])]
+    encodings = list(scorer.encode("x", texts, max_document_tokens=None).encodings)
+    lengths = [len(encoding.ids) for encoding in encodings]
+    assert min(lengths) < 40 < max(lengths)
+    alone = np.concatenate([engine.forward([encoding]) for encoding in encodings])
+    np.testing.assert_allclose(engine.forward(encodings), alone, atol=1e-5)
+    assert np.ptp(alone) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "reason"),
+    [
+        ("BigBird", {"num_attention_heads": 2, "attention_type": "block_sparse"}, "original_full"),
+        ("Llama", {"num_attention_heads": 2, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ],
+)
+def test_models_whose_scores_depend_on_what_was_read_before_are_refused(
+    kind: str, sizes: dict[str, Any], reason: str, tmp_path: Path, torch_folder: Callable[[str], Path]
+) -> None:
+    torch_folder("bert")  # torch on one thread
+    _build(kind, **sizes)(tmp_path)
+    with pytest.raises(ConfigError, match=reason):
+        load_engine("torch-encoder", EngineSpec(folder=tmp_path, pad_id=0))
 
 
 async def _check_marked(service: RerankService) -> None:

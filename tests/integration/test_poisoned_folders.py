@@ -16,7 +16,7 @@ from app.domain import FloatArray, RerankRequest
 from app.errors import ModelNotReady
 from app.observer import Silent
 from tests.registry_files import write_registry
-from tests.tiny_models import CORPUS, MAX_LENGTH, build_bert
+from tests.tiny_models import CORPUS, MAX_LENGTH, TINY_BERT, build_bert
 
 Poison = Callable[[Path], object]
 
@@ -254,6 +254,27 @@ KINDS = [
         refused=["classifier"],
     ),
     Case("left-over-pretraining", tensors(lambda all_: {**all_, "cls.predictions.bias": np.ones(3, np.float32)})),
+    Case(
+        "another-models-tokenizer",
+        changed("config.json", vocab_size=40),
+        refused=["tokenizer.json", "vocab_size = 40", "another model"],
+    ),
+    Case(
+        "more-labels-than-the-head",
+        changed("config.json", id2label={"0": "a", "1": "b"}),
+        model={"options": {"label": 1}},
+        refused=["classifier"],
+    ),
+    Case(
+        "longer-than-the-graph",
+        both(
+            changed("config.json", max_position_embeddings=512), changed("tokenizer_config.json", model_max_length=512)
+        ),
+        base="bert-onnx",
+        engine="onnx",
+        model={"engine_options": {"file": "model.onnx"}},
+        refused=["512 tokens", "failed"],
+    ),
     Case("no-model-type", changed("config.json", model_type=...), refused=["model_type"]),
 ]
 READING = [
@@ -457,7 +478,11 @@ def build_roberta(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def healthy(torch_folder: Callable[[str], Path], built: Callable[..., Path]) -> Callable[[str], Path]:
-    others = {"qwen3-classifier": build_qwen3_classifier, "roberta": build_roberta}
+    others: dict[str, Callable[[Path], object]] = {
+        "bert-onnx": lambda folder: shutil.copytree(TINY_BERT, folder, dirs_exist_ok=True),
+        "qwen3-classifier": build_qwen3_classifier,
+        "roberta": build_roberta,
+    }
     return lambda base: built(f"{base}-torch", others[base]) if base in others else torch_folder(base)
 
 

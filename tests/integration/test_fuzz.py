@@ -16,7 +16,8 @@ def test_every_answer_to_generated_requests_is_one_that_the_document_describes(
 ) -> None:
     registry = write_registry(tmp_path, [{"name": "tiny", "path": tiny_model}])
     authorized = ["--header", f"Authorization: Bearer {key}"] if key else []
-    with rerankd_server(tmp_path, registry, RERANKD_API_KEYS=key) as server:
+    keys = {"RERANKD_API_KEYS": key} if key else {}
+    with rerankd_server(tmp_path, registry, **keys) as server:
         wait_until_ready(server)
         phases = "examples,coverage,fuzzing"
         done = fuzz(server, ["--max-examples", "10", "--seed", "1", "--phases", phases, *authorized])

@@ -43,6 +43,7 @@ _PROTECTING: Final = (
     "RERANKD_CACHE_SECRET",
     "RERANKD_CACHE_SCOPE",
 )
+_LEAST_SECRET_CHARS: Final = 16
 
 SHIPPED_REGISTRY = Path(__file__).resolve().parent.parent / "models" / "registry.toml"
 
@@ -97,7 +98,6 @@ class Settings(BaseSettings):
     )
     cache_secret: SecretStr | None = Field(
         default=None,
-        min_length=16,
         description="Signs entries in Redis, and hides what was asked from those who read it. The same for all "
         "replicas; at least 16 characters. May not be empty.",
     )
@@ -266,6 +266,13 @@ class Settings(BaseSettings):
                 "set RERANKD_API_KEYS_FILE or RERANKD_API_KEYS"
             )
         return self
+
+    @field_validator("cache_secret", mode="after")
+    @classmethod
+    def _is_no_guess(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < _LEAST_SECRET_CHARS:
+            raise ValueError(f"must have at least {_LEAST_SECRET_CHARS} characters, so that nobody guesses it")
+        return value
 
     @model_validator(mode="after")
     def _scope_has_keys(self) -> "Settings":

@@ -30,6 +30,7 @@ from app.pipeline.stage import Stage
 from app.scorers.base import Edges, PairScorer
 from app.scorers.beginnings import Part, Reach, read_parts
 from app.sharing import SharedWorker
+from app.visible import is_visible
 
 _DOCUMENTS_PER_CALL = 64
 _CHARACTERS_PER_CALL = 100_000
@@ -195,21 +196,23 @@ def _read(reader: PairScorer, documents: Sequence[str], plan: _Plan) -> list[_Cu
         enough=lambda edges: edges.tokens >= plan.most_tokens + _SPARE_TOKENS,
         reach=_reach(plan.most_tokens),
     )
-    return [_passages(beginning, plan) for beginning in beginnings]
+    return [_passages(*pair, plan) for pair in zip(documents, beginnings, strict=True)]
 
 
 def _reach(tokens: int) -> Reach:
     return Reach.of(tokens, first=_CHARS_PER_TOKEN, most=2 * _CHARS_PER_TOKEN, least=_LEAST_CHARS)
 
 
-def _passages(beginning: Part[Edges], plan: _Plan) -> _Cut:
+def _passages(document: str, beginning: Part[Edges], plan: _Plan) -> _Cut:
     edges = beginning.content
     tokens = edges.tokens if plan.max_tokens is None else min(edges.tokens, plan.max_tokens)
     found = [(0, tokens)]
     if tokens > plan.fits:
         found = windows(edges, tokens=tokens, length=plan.length, overlap=plan.overlap, limit=plan.limit)
     spans = [(int(edges.characters[start]), int(edges.characters[end])) for start, end in found]
-    return _Cut(spans, edges.tokens + beginning.beyond(edges.tokens) - found[-1][1])
+    # A passage that shows nothing says nothing of its document, whatever a model says of it.
+    visible = [(start, end) for start, end in spans if is_visible(document[start:end])]
+    return _Cut(visible or spans[:1], edges.tokens + beginning.beyond(edges.tokens) - found[-1][1])
 
 
 def _read_ends(reader: PairScorer, documents: Sequence[str], *, length: int) -> list[_Cut]:

@@ -190,3 +190,15 @@ async def test_what_a_document_is_sent_with_comes_back(api: Api, path: str) -> N
     assert second["id"] is None
     assert third["metadata"] == [1, None]
     assert "document" not in first
+
+
+@pytest.mark.parametrize("scope", ["shared", "key"])
+async def test_what_another_key_asked_is_told_only_where_scores_are_shared(open_api: OpenApi, scope: str) -> None:
+    fake = FakeService(cache=MemoryCache(max_entries=100), cache_per_key=scope == "key")
+    async with open_api(fake, api_keys="one-key,other-key", cache_scope=scope) as api:
+        cached = []
+        for key in ("one-key", "other-key", "one-key"):
+            body = {"query": "q", "documents": ["a"], "explain": True}
+            answer = await api.post("/v2/rerank", body, headers={"Authorization": f"Bearer {key}"})
+            cached.append(answer.json()["results"][0]["explain"]["cached"])
+    assert cached == [False, scope == "shared", True]

@@ -238,6 +238,20 @@ async def test_documents_that_are_cut_up_are_expected_once() -> None:
     assert batcher.admission.expected_of("") == 0
 
 
+async def test_passages_that_show_nothing_are_not_scored() -> None:
+    words = [f"w{number}" for number in range(100)]
+    document = " ".join(words[:50] + ["\u200b"] * 200 + words[50:])
+    async with _opened() as setup:
+        scores = await setup.score(document, "\u200b " * 100)
+        *visible, rest = setup.texts
+        assert all({*_words(text)} & {*words} for text in visible)
+        assert {word for text in visible for word in _words(text)} >= {*words}
+        assert {*_words(rest)} == {"\u200b"}, "of a document that shows nothing, one passage is left"
+        assert scores.passages is not None
+        assert scores.passages.counts.tolist() == [len(visible), 1]
+        assert 2 <= len(visible) < 8
+
+
 async def test_a_document_is_scored_when_all_of_its_passages_are() -> None:
     class Late(RecordingStage):
         async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:

@@ -70,9 +70,11 @@ def rank(
 
 
 def floor(values: FloatArray, activation: Activation) -> np.float32:
-    """The raw score of documents without one: one less than the lowest of the others, and no more than what means no
-    relevance at all. That is 0 where a raw 0 does, and -16 for logits.
+    """The raw score of documents without one: what means no relevance at all, which is 0 where a raw 0 does, and -16
+    for logits; or one less than the lowest of the others, where that is not below it.
     """
     most = np.float32(0) if activation(np.zeros(1, dtype=np.float32))[0] == 0 else _NO_RELEVANCE
-    lowest = values.min(initial=most + np.float32(1))
+    lowest = values.min(initial=np.float32(np.inf))
+    if lowest > most:
+        return most
     return min(lowest - np.float32(1), np.nextafter(lowest, np.finfo(np.float32).min))

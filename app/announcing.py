@@ -48,7 +48,8 @@ def _told(model: ServedModel) -> str:
         return f"{model.name} (failed: {model.reason[:_LONGEST_REASON]})"
     if model.status is Status.LOADING:
         return f"{model.name} (still loading)"
-    return f"{model.name} ({model.details.get('engine') or model.details.get('stages')})"
+    engine = model.details.get("engine") or model.details.get("stages")
+    return f"{model.name} ({', '.join(filter(None, (str(engine), model.remark)))})"
 
 
 def _url(host: str, port: int) -> str:

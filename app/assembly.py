@@ -18,7 +18,7 @@ from app.cache.memory import MemoryCache
 from app.config import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Registry, Settings, read_registry
 from app.domain import ScoreOptions, Scores, Truncation
 from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec, RemoteEngine
+from app.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from app.engines.fingerprint import engine_fingerprint
 from app.errors import ConfigError, RerankError, SourceUnreachable
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
@@ -229,6 +229,7 @@ class _Keeper:
                 "scores": "logit" if parts.pairs else "rank",
                 **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
             },
+            remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
             estimate=partial(_tokens_in, batcher.admission, longest=scorer.max_length),
         )

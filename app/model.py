@@ -70,7 +70,7 @@ def _about(query: str, documents: Sequence[str], _options: ScoreOptions) -> int:
 class LoadedModel:
     """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
     `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
-    `estimate` says about how many tokens a request has.
+    `remark` is for operators who wonder about its speed. `estimate` says about how many tokens a request has.
     """
 
     stage: Stage
@@ -78,6 +78,7 @@ class LoadedModel:
     activation: Activation
     canary: Canary
     details: Mapping[str, str | int | bool]
+    remark: str = ""
     alive_at: Callable[[], float] = _never
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
 
@@ -128,6 +129,11 @@ class ServedModel:
     def details(self) -> Mapping[str, str | int | bool]:
         """What answers, for people; empty while nothing does."""
         return self._loaded.details if self._loaded else {}
+
+    @property
+    def remark(self) -> str:
+        """What an operator may want to know of what answers; mostly empty."""
+        return self._loaded.remark if self._loaded else ""
 
     @property
     def alive_at(self) -> float:
@@ -201,7 +207,8 @@ class ServedModel:
             return
         if status is not self.status:
             log = logger.error if status is Status.FAILED else logger.info
-            log("model is %s", status, extra={"model": self.name, "reason": reason})
+            told = {"reason": reason or self.remark} if reason or self.remark else {}
+            log("model is %s", status, extra={"model": self.name, **told})
         self.status = status
         self.reason = reason
         self._settled.set()

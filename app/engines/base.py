@@ -83,6 +83,14 @@ class RemoteEngine(Protocol):
     def longest_pass_s(self) -> float: ...
 
 
+@runtime_checkable
+class RemarkingEngine(Protocol):
+    """An engine that has something to tell an operator who wonders about its speed; empty where it has nothing."""
+
+    @property
+    def remark(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
     """Arrays of shape [sequences, longest], int64, as every exported transformer takes them."""

@@ -131,6 +131,7 @@ class OnnxEngine:
         self.workers = workers
         self.preferred_batch = preferred_batch
         self.name = name
+        self.remark = ""
 
     @classmethod
     def load(cls, spec: EngineSpec) -> "OnnxEngine":
@@ -143,11 +144,11 @@ class OnnxEngine:
         options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
         on_cpu = options.kind == "cpu"
         file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.kind])
-        fused = _open_fused(spec.folder / file, options)
+        fused, reason = _open_fused(spec.folder / file, options)
         session, exact = (fused, True) if fused else _open(spec.folder / file, options)
         check_inputs({node.name: node.shape for node in session.get_inputs()})
         _check_output_tokens(session, spec.output_tokens)
-        return cls(
+        engine = cls(
             session,
             name=f"onnx/{options.kind}/{file}" + ("/fused" if fused else "" if exact else "/inexact"),
             pad_id=spec.pad_id,
@@ -156,6 +157,8 @@ class OnnxEngine:
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
             outputs=len(spec.output_tokens) or None,
         )
+        engine.remark = reason and f"without our own kernels: {reason}"
+        return engine
 
     def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head], float32.
@@ -203,22 +206,21 @@ def _preferred_batch(fused: "FusedSession | None") -> BatchLimits:
     return replace(_SMALL, stretch=1.5, padded=fused.padded) if fused else _SMALL
 
 
-def _open_fused(graph: Path, options: OnnxOptions) -> "FusedSession | None":
-    """A session whose encoder layers are our own; None where that is impossible, or not wanted.
+def _open_fused(graph: Path, options: OnnxOptions) -> "tuple[FusedSession | None, str]":
+    """A session whose encoder layers are our own, or why that is impossible; neither where it is not wanted.
 
     Raises:
         ConfigError: it is insisted upon, and impossible.
     """
     if options.fused is False:
-        return None
+        return None, ""
     try:
-        return _fused(graph, options)
+        return _fused(graph, options), ""
     except Exception as error:
         # Whatever it is: ONNX Runtime alone can do without, or says better what is wrong with the graph.
         if options.fused:
             raise ConfigError(f"fused = true, but {graph} cannot be served so: {error}") from error
-        logger.info("encoder layers are not fused", extra={"graph": str(graph), "reason": str(error)})
-        return None
+        return None, str(error)
 
 
 def _fused(graph: Path, options: OnnxOptions) -> "FusedSession":

@@ -6,7 +6,7 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 # `azure/cohere/rerank-v3.5` has two before the name. What is longer is nobody's model.
-_MOST_PREFIXES: Final = 3
+MOST_PREFIXES: Final = 3
 _LONGEST_NAME: Final = 500
 
 
@@ -21,7 +21,7 @@ class ModelNames(Generic[T]):
         """The model of that name, or of that name behind a vendor's; nothing is guessed beyond that."""
         found = self._by_name.get(name)
         if found is None and "/" in name and len(name) <= _LONGEST_NAME:
-            parts = name.split("/", _MOST_PREFIXES)
+            parts = name.split("/", MOST_PREFIXES)
             rests = ("/".join(parts[start:]) for start in range(1, len(parts)))
             found = next((self._by_name[rest] for rest in rests if rest in self._by_name), None)
         return self._fallback if found is None else found

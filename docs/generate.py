@@ -1,4 +1,7 @@
-"""Writes docs/configuration.md from the settings and the registry's models: `python -m docs.generate`."""
+"""Writes docs/configuration.md and docs/limits.md from the settings and the registry's models.
+
+python -m docs.generate
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +10,15 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from app.api.dialects.fields import RANK_FIELD_CHARS
+from app.api.json_text import MOST_LEVELS
+from app.api.request_reader import MAX_HEAD_BYTES
 from app.config import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Settings
+from app.domain import LAST_PRIORITY
+from app.model_names import MOST_PREFIXES
 
 TARGET = Path(__file__).parent / "configuration.md"
+LIMITS = Path(__file__).parent / "limits.md"
 
 _HEAD = """# Configuration
 
@@ -97,5 +106,60 @@ def _default(field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+_LIMITS_HEAD = """# Limits
+
+Written by `python -m docs.generate`; a test fails when this page is stale, or lacks a setting that limits something.
+
+What exceeds a limit is refused before anything is built from it, in the error body of [api.md](api.md). The message
+says what there is too much of, how much came and how much is taken. Below its limits, a body costs time in proportion
+to its bytes, and memory of at most ten times its bytes and 64 MiB: tests hold that for every field of every dialect.
+
+| limit | default | setting | what comes |
+|---|---|---|---|
+"""
+
+# Every setting that limits what a request may have or how long it may take: what it limits, and what comes beyond it.
+LIMIT_SETTINGS = {
+    "max_body_bytes": ("bytes of a body", "413: the body has ... bytes or more"),
+    "max_body_values": ("JSON values in a large body; an object counts as four", "413: more than ... JSON values"),
+    "max_body_fields": ("fields of a request, and of an object in it that is no document", "413: ... fields"),
+    "max_text_bytes": ("bytes of one text, or between two commas or brackets", "413: the text at byte ..."),
+    "max_documents": (
+        "entries of any list of a request: documents, texts, passages, input, text_1, text_2, windows.initial_order",
+        "413: at most ... documents per request",
+    ),
+    "max_queries": ("different queries of a call to `/score`", "413: at most ... different queries"),
+    "max_query_chars": ("characters of a query, and of an instruction", "413: at most ... characters in a query"),
+    "max_rank_fields": ("`rank_fields`, each named once", "413: at most ... rank_fields"),
+    "max_held_bytes": ("bytes of all bodies and answers at a time", "429 with Retry-After"),
+    "max_waiting_tokens": ("tokens that wait for one model", "429 with Retry-After"),
+    "max_connections": ("connections at a time", "503, then closed"),
+    "max_connections_per_address": ("connections from one address", "closed"),
+    "head_timeout_s": ("seconds for a request's head", "408, and the connection is closed"),
+    "body_timeout_s": ("seconds for a request's body", "408, and the connection is closed"),
+    "idle_timeout_s": ("seconds between two requests of a connection", "closed"),
+    "write_timeout_s": ("seconds for reading an answer", "closed"),
+    "request_timeout_s": ("seconds for an answer", "504"),
+}
+_FIXED_LIMITS = (
+    ("bytes of a request's head", MAX_HEAD_BYTES, "431"),
+    ("levels of lists and objects in each other", MOST_LEVELS, "400: nested more than ... levels deep"),
+    ("characters of a name in `rank_fields`", RANK_FIELD_CHARS, "400: too long a name"),
+    ("vendors before a model's name", MOST_PREFIXES, "404: unknown model"),
+    ("`priority`", LAST_PRIORITY, "400"),
+)
+
+
+def limits_page() -> str:
+    """The whole page of limits."""
+    rows = [
+        f"| {what} | {_default(Settings.model_fields[name])} | `RERANKD_{name.upper()}` | {comes} |"
+        for name, (what, comes) in LIMIT_SETTINGS.items()
+    ]
+    rows += [f"| {what} | `{limit}` | fixed | {comes} |" for what, limit, comes in _FIXED_LIMITS]
+    return _LIMITS_HEAD + "\n".join(rows) + "\n"
+
+
 if __name__ == "__main__":
     TARGET.write_text(configuration_page(), encoding="utf-8")
+    LIMITS.write_text(limits_page(), encoding="utf-8")

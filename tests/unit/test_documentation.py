@@ -8,11 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate import TARGET, configuration_page
+from app.config import Settings
+from docs.generate import LIMIT_SETTINGS, LIMITS, TARGET, configuration_page, limits_page
 
 _ROOT = Path(__file__).parents[2]
 _PAGES = [*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"), *(_ROOT / "models").rglob("*.md")]
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+
+
+def test_the_page_of_limits_is_up_to_date() -> None:
+    assert LIMITS.read_text(encoding="utf-8") == limits_page(), "run: python -m docs.generate"
+
+
+def test_every_setting_that_limits_a_request_is_on_the_page_of_limits() -> None:
+    limiting = {name for name in Settings.model_fields if name.startswith("max_") or name.endswith("_timeout_s")}
+    assert set(LIMIT_SETTINGS) == limiting - {"shutdown_timeout_s"}
 
 
 def test_the_configuration_page_is_up_to_date() -> None:

@@ -17,7 +17,7 @@ from app.visible import is_visible
 
 _NAMES_SHOWN: Final = 5
 _LARGEST_COUNT: Final = 2.0**63
-_RANK_FIELD_CHARS: Final = 1000
+RANK_FIELD_CHARS: Final = 1000
 _PAIRS_PER_SEARCH_UNIT: Final = 100
 
 # Fields of a document that come back in its result and are not read.
@@ -72,8 +72,8 @@ def _distinct(names: list[str] | None) -> list[str] | None:
     if names is None:
         return names
     longest = max(names, key=len, default="")
-    if len(longest) > _RANK_FIELD_CHARS:
-        raise ValueError(f"{shown(longest)} is too long a name; at most {_RANK_FIELD_CHARS} characters are taken")
+    if len(longest) > RANK_FIELD_CHARS:
+        raise ValueError(f"{shown(longest)} is too long a name; at most {RANK_FIELD_CHARS} characters are taken")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{shown(twice)} is named twice; name each field once")

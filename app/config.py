@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     )
     cache_secret: SecretStr | None = Field(
         default=None,
-        description="Signs entries in Redis, and hides what was asked from those who read it. The same for all "
+        description="Signs entries in Redis, and hides queries and documents from readers of Redis. The same for all "
         "replicas; at least 16 characters. May not be empty.",
     )
     cache_scope: Literal["shared", "key"] = Field(
@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         "four. With more, a body takes more memory than ten times its bytes.",
     )
     max_body_fields: int = Field(
-        default=256, ge=16, description="Most fields of a request, and of an object in it that is no document."
+        default=256, ge=16, description="Most fields of a request, and of an object in it that is not a document."
     )
     max_text_bytes: int = Field(
         default=16 * 2**20,
@@ -177,9 +177,7 @@ class Settings(BaseSettings):
         description="Tokens that may wait for one model. A request that would exceed it is refused with 429 "
         "(one that finds nothing waiting is always taken).",
     )
-    request_timeout_s: float = Field(
-        default=300.0, gt=0, description="A request that takes longer is given up with 504."
-    )
+    request_timeout_s: float = Field(default=300.0, gt=0, description="A request that takes longer gets 504.")
     loading_timeout_s: float = Field(
         default=10.0,
         ge=0,
@@ -195,7 +193,7 @@ class Settings(BaseSettings):
     shutdown_delay_s: float = Field(
         default=0.0,
         ge=0,
-        description="After SIGTERM, go on answering this long with /ready false, so that load balancers notice.",
+        description="After SIGTERM, keep answering this long while /ready is 503, so that load balancers notice.",
     )
     shutdown_timeout_s: float = Field(
         default=30.0, ge=0, description="Then finish running requests for at most this long."
@@ -348,7 +346,7 @@ class PassageSpec(BaseModel):
     overlap: int | None = Field(
         default=None, ge=0, description="Tokens shared with the passage before; by default a quarter of `tokens`."
     )
-    max_passages: int = Field(default=32, ge=1, description="At most so many passages of a document are ever read.")
+    max_passages: int = Field(default=32, ge=1, description="Read at most this many passages of a document.")
     aggregation: Aggregation = Field(
         default=Aggregation.MAX, description="A document's score: `max`, `first`, `mean` or `top_k_mean` of passages."
     )
@@ -394,7 +392,7 @@ class ModelSpec(BaseModel):
     batch_tokens: int | None = Field(default=None, ge=16, description="Tokens per forward pass, padding included.")
     truncation: Literal["truncate", "chunk"] = Field(
         default="truncate",
-        description="What becomes of documents that are too long: cut them, or read them in `passages`. Requests may "
+        description="How to treat documents that are too long: cut them, or read them in `passages`. Requests may "
         "ask for either.",
     )
     passages: PassageSpec = Field(default=PassageSpec(), description="How long documents are read in passages.")

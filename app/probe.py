@@ -60,8 +60,8 @@ def probe(engine: Engine, scorer: PairScorer | ListScorer) -> Probe:
     together = interpret(_outputs(engine, encodings, scorer.outputs))
     if not np.isfinite(alone).all() or not np.isfinite(together).all():
         raise ConfigError(
-            f"engine {engine.name} gave a score that is no finite number for a plain text: the weights are broken, or "
-            "too large for this precision (try float32)"
+            f"engine {engine.name} gave a score that is not a finite number for a plain text: the weights are broken, "
+            "or too large for this precision (try float32)"
         )
     scale = max(1.0, float(np.abs(alone).max()))
     return Probe(float(np.abs(alone - together).max()), tolerance_of(engine.name) * scale)

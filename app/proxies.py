@@ -76,7 +76,7 @@ def _names(entry: str, host: str) -> bool:
         try:
             network = ip_network(entry.strip("[]"), strict=False)
         except ValueError:
-            raise ConfigError(f"NO_PROXY: the entry {entry!r:.60} is no network such as 10.0.0.0/8") from None
+            raise ConfigError(f"NO_PROXY: the entry {entry!r:.60} is not a network such as 10.0.0.0/8") from None
         return _is_address(host) and ip_address(host) in network
     if _is_address(entry.strip("[]")):
         return _is_address(host) and ip_address(host) == ip_address(entry.strip("[]"))

@@ -55,7 +55,7 @@ def rank(
     ranked = ~blank if scored is None else ~blank & scored
     unusable = ranked & ~np.isfinite(values)
     if unusable.any():
-        raise ScoringFailed(f"the model gave no finite score to document {int(np.argmax(unusable))}")
+        raise ScoringFailed(f"the model's score of document {int(np.argmax(unusable))} is not a finite number")
     raw = values if ranked.all() else np.where(ranked, values, floor(values[ranked], activation))
     order = np.lexsort((-raw, ~ranked, blank))[:top_n]
     relevance = activation(raw)

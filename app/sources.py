@@ -130,7 +130,7 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
             )
         )
     except HFValidationError as error:
-        raise ConfigError(f"{_HUB}{name} is no repository: {error}") from None
+        raise ConfigError(f"{_HUB}{name} is not a repository: {error}") from None
     except GatedRepoError:
         raise ConfigError(f"{name} is gated: accept its terms on the hub, then set RERANKD_HUB_TOKEN") from None
     except RepositoryNotFoundError:

@@ -69,7 +69,7 @@ def read_objects(path: Path, *, fields: Sequence[str]) -> Iterator[tuple[int, Ma
         except ValueError as error:
             raise ConfigError(f"{path}:{number}: not valid JSON: {error}") from None
         if not isinstance(entry, dict) or any(name not in entry for name in fields):
-            raise ConfigError(f"{path}:{number}: each line must be an object with {', '.join(fields)}")
+            raise ConfigError(f"{path}:{number}: each line must be a JSON object with {', '.join(fields)}")
         yield number, entry
 
 

@@ -95,7 +95,7 @@ def _no_profiles_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _no_caches_of_the_user(request: pytest.FixtureRequest) -> None:
     """Matplotlib's list of fonts lies in the checkout: what the tests leave behind goes with `make clean`."""
-    os.environ.setdefault("MPLCONFIGDIR", str(request.config.cache.mkdir("matplotlib")))
+    os.environ.setdefault("MPLCONFIGDIR", str(request.config.rootpath / ".pytest_cache" / "matplotlib"))
 
 
 @pytest.fixture(scope="session")

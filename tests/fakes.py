@@ -203,7 +203,7 @@ class WordScorer:
         owner: str = "",
     ) -> EncodedPairs:
         if instruction is not None and not self._takes_instruction:
-            raise InvalidRequest("there is no place for an instruction")
+            raise InvalidRequest("this model does not take an instruction")
         start = [*map(_word_id, query.split()), _SEPARATOR]
         room = min(self.max_length - len(start), max_document_tokens or self.max_length)
         tokenised = [list(map(_word_id, document.split())) for document in documents]

@@ -96,7 +96,7 @@ class Outline:
         closings = self._closings.between(opening, end, level=level)
         # "[" and "]", and "{" and "}", are two characters apart
         if not len(closings) or self._text[opening] + 2 != self._text[closings[0]]:
-            raise InvalidRequest(f"the body is no valid JSON: what opens at byte {opening} is not closed")
+            raise InvalidRequest(f"the body is not valid JSON: what opens at byte {opening} is not closed")
         closing = int(closings[0])
         return Container(opening, closing, level, self._commas.between(opening, closing, level=level))
 
@@ -191,4 +191,4 @@ class _Scan:
         if int(levels.max()) > self._most_levels:
             raise too_deep(self._most_levels)
         if int(levels.min()) < 1:
-            raise InvalidRequest("the body is no valid JSON: a comma or bracket stands outside of the object")
+            raise InvalidRequest("the body is not valid JSON: there is a comma or bracket outside of the object")

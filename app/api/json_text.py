@@ -51,7 +51,7 @@ def read(text: bytes, *, start: int = 0) -> Value:
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("depth limit"):
             raise too_deep(MOST_LEVELS) from None
-        raise InvalidRequest(f"the body is no valid JSON: {_reason(text, error, start)}") from None
+        raise InvalidRequest(f"the body is not valid JSON: {_reason(text, error, start)}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def refuse_other_encodings(text: bytes) -> None:
     """
     for signature, problem in _SIGNATURES:
         if text.startswith(signature):
-            raise InvalidRequest(f"the body is no valid JSON: it {problem}")
+            raise InvalidRequest(f"the body is not valid JSON: it {problem}")
 
 
 class _Filling:
@@ -158,7 +158,7 @@ class _Filling:
         """
         if not self._is_blank(start, end):
             rest = self._text[start:end].lstrip(BLANKS)[:_SHOWN].decode(errors="replace")
-            raise InvalidRequest(f"the body is no valid JSON: unexpected content at byte {start}: {rest!r}")
+            raise InvalidRequest(f"the body is not valid JSON: unexpected content at byte {start}: {rest!r}")
 
     def _is_empty(self, container: Container) -> bool:
         if len(container.commas):
@@ -180,7 +180,7 @@ class _Filling:
             target |= values
             complete = bool(values)
         if not complete:
-            raise InvalidRequest(f"the body is no valid JSON: a comma without a value at byte {end}")
+            raise InvalidRequest(f"the body is not valid JSON: a comma without a value at byte {end}")
 
     def _read_large(
         self, target: Value, start: int, end: int, level: int, unread: list[tuple[Value, Container]]

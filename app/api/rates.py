@@ -68,7 +68,7 @@ class Allowance:
         if self._requests:
             if wait_s := self._requests.wait_s(1.0, now=now):
                 limit_per_s = self._rates.requests_per_s
-                raise RateLimited(f"this API key may send {limit_per_s:g} requests a second", retry_after_s=wait_s)
+                raise RateLimited(f"this API key is limited to {limit_per_s:g} requests a second", retry_after_s=wait_s)
             self._requests.take(1.0)
 
     def check_tokens(self, *, now: float) -> None:

@@ -107,7 +107,7 @@ class RequestReader:
                 self._at = start + upgrade.args[0]
                 self._ignore_upgrade()
         except httptools.HttpParserError as error:
-            self._refuse(400, f"this is no valid HTTP/1.1 request: {_cause(error)}")
+            self._refuse(400, f"this is not a valid HTTP/1.1 request: {_cause(error)}")
         else:
             self._check_framing()
 

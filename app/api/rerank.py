@@ -213,7 +213,7 @@ def _deadline(headers: Mapping[str, str], *, since: float) -> float:
     except ValueError:
         milliseconds = nan
     if not 0 < milliseconds < inf:
-        raise InvalidRequest(f"X-Request-Deadline-Ms: {given[:_SHOWN]!r} is no positive number of milliseconds")
+        raise InvalidRequest(f"X-Request-Deadline-Ms: {given[:_SHOWN]!r} is not a positive number of milliseconds")
     return since + milliseconds / 1000
 
 

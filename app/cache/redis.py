@@ -175,7 +175,7 @@ class RedisCache:
 
     def _refuse_if_open(self) -> None:
         if self.is_open:
-            raise CacheUnavailable("Redis was given up for the moment")
+            raise CacheUnavailable("Redis is not asked for a while, after failures")
 
     def _log_refusal(self, error: Exception) -> None:
         now = asyncio.get_running_loop().time()
@@ -194,7 +194,7 @@ class RedisCache:
             if why_hopeless(error):
                 self._log_refusal(error)
             else:
-                logger.warning("Redis is given up for the moment: %s", self._told(error))
+                logger.warning("Redis is not asked for a while: %s", self._told(error))
             self._give_up()
 
     def _give_up(self) -> None:

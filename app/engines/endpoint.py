@@ -76,7 +76,7 @@ class EndpointEngine:
         """
         options = read_options(spec.options, EndpointOptions, of="engine 'endpoint'")
         if spec.output_tokens:
-            raise ConfigError("engine 'endpoint' writes texts; use the scorer generative")
+            raise ConfigError("engine 'endpoint' writes texts; set scorer = \"generative\"")
         headers = {}
         if options.api_key_file is not None:
             headers["Authorization"] = f"Bearer {_read_key(options.api_key_file)}"
@@ -112,7 +112,7 @@ class EndpointEngine:
         try:
             content = json.loads(reply.content)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise EndpointFailed(f"the endpoint's answer is no chat completion: {error!r}") from None
+            raise EndpointFailed(f"the endpoint's answer is not a chat completion: {error!r}") from None
         # A model may give no content at all: an answer that names no document.
         return str(content or "").encode("utf-8", "replace")
 

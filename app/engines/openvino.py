@@ -208,7 +208,7 @@ def _leave_quantising_to_products(model: ov.Model) -> list[int]:
             node.output(0).replace(product.output(0))
         widths.append(width)
     if any(node.get_type_name() == "FakeQuantize" and _has_scales_of_tokens(node) for node in model.get_ordered_ops()):
-        raise ValueError("it quantises tokens in a way that OpenVINO gets wrong; use the engine onnx")
+        raise ValueError('it quantizes tokens in a way that OpenVINO computes wrongly; set engine = "onnx"')
     return widths
 
 

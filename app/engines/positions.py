@@ -19,8 +19,8 @@ def stretched_beyond(model: PreTrainedModel) -> int | None:
     for kind, parameters in _rotations(model).items():
         if kind == "dynamic":
             raise ConfigError(
-                'rope_type "dynamic" is not supported: it turns all positions of a batch by its longest sequence, and '
-                "keeps them so; take it out of config.json for texts of the original length"
+                'rope_type "dynamic" is not supported: scores would depend on the longest text of a batch; '
+                "remove it from config.json to serve texts of the original length"
             )
         if kind == "longrope":
             config = model.config.get_text_config()

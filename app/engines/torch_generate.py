@@ -47,7 +47,7 @@ class TorchGenerateEngine:
         """
         options = read_options(spec.options, TorchGenerateOptions, of="engine 'torch-generate'")
         if spec.output_tokens:
-            raise ConfigError("engine 'torch-generate' writes texts; use the scorer generative")
+            raise ConfigError("engine 'torch-generate' writes texts; set scorer = \"generative\"")
         model, name, _ = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
         return cls(
             model,

@@ -66,7 +66,7 @@ class LargeWeightsOptions(WeightsOptions):
         default=None, description='"auto" or "balanced" spreads a model over several GPUs; needs accelerate.'
     )
     quantization: Quantization | None = Field(
-        default=None, description="Round the weights while loading, with bitsandbytes."
+        default=None, description="Quantize the weights while loading, with bitsandbytes."
     )
 
     def placement_on(self, device: torch.device) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def read_weights(
     # transformers fills what is missing with random numbers, for example the head of a model that has none
     if loading["missing_keys"]:
         missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ConfigError(f"the weights in {folder} lack {missing:.200}: this is no complete {kind}")
+        raise ConfigError(f"the weights in {folder} lack {missing:.200}: this is not a complete {kind}")
     unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key))
     if unread:
         raise ConfigError(

@@ -33,7 +33,7 @@ class WindowedStage:
 
         Raises:
             InvalidRequest: a wish is out of the operator's bounds, or a prompt does not fit into the model.
-            ScoringFailed: the model gave a candidate no finite score.
+            ScoringFailed: the model's score of a candidate is not a finite number.
             Overloaded, Unavailable: see `Batcher.forward`.
             RateLimited: the caller's quota does not last for another round.
         """
@@ -148,7 +148,7 @@ class _Ranking:
     def _ordered(self, window: Window, outputs: FloatArray) -> list[int]:
         scores = self._scorer.interpret_window(outputs, candidates=len(window))
         if not np.isfinite(scores).all():
-            raise ScoringFailed("the model gave a candidate no finite score")
+            raise ScoringFailed("the model's score of a candidate is not a finite number")
         if len(window) > 1 and bool((scores == scores[0]).all()):
             self._unordered += 1
         return [window[place] for place in np.argsort(-scores, kind="stable")]

@@ -44,9 +44,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}; is this a Hugging Face model folder?") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no valid JSON: {error}; download or save it again") from None
+        raise ConfigError(f"{path} is not valid JSON: {error}; download or save it again") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object; download or save it again")
+        raise ConfigError(f"{path} is not a JSON object; download or save it again")
     return content
 
 
@@ -71,9 +71,9 @@ def read_json_list(path: Path) -> list[Mapping[str, Any]]:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no valid JSON: {error}; download or save it again") from None
+        raise ConfigError(f"{path} is not valid JSON: {error}; download or save it again") from None
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise ConfigError(f"{path} holds no JSON list of objects; download or save it again")
+        raise ConfigError(f"{path} is not a JSON list of objects; download or save it again")
     return content
 
 

@@ -63,7 +63,7 @@ def check_header(path: Path) -> None:
         beginning = file.read(_LENGTH.size)
         length = _LENGTH.unpack(beginning)[0] if len(beginning) == _LENGTH.size else _LONGEST_HEADER + 1
         if length > _LONGEST_HEADER:
-            raise ConfigError(f"{path} is no safetensors file; download it again")
+            raise ConfigError(f"{path} is not a safetensors file; download it again")
         if size < _LENGTH.size + length:
             raise ConfigError(f"{path} is cut off within its header; download it again")
         header = _header(path, file.read(length))
@@ -139,7 +139,7 @@ def _header(path: Path, content: bytes) -> Mapping[str, Any]:
         if not all(isinstance(tensor["data_offsets"][1], int) for name, tensor in header.items() if name[:2] != "__"):
             raise ValueError("it holds no offsets")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise ConfigError(f"{path} is no safetensors file: its header cannot be read; download it again") from None
+        raise ConfigError(f"{path} is not a safetensors file: its header cannot be read; download it again") from None
     return dict(header)
 
 

@@ -50,7 +50,9 @@ class CrossEncoderOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     activation: str | None = Field(default=None, description="`sigmoid` or `identity`; default: the model's own.")
-    label: int | None = Field(default=None, ge=0, description='Which output means "relevant"; heads of several.')
+    label: int | None = Field(
+        default=None, ge=0, description='Number of the output that means "relevant", for models with several.'
+    )
     pairs: Literal["plain"] | None = Field(
         default=None,
         description="`plain`: the tokenizer joins query and document, for language models with a classifier's head "
@@ -198,7 +200,7 @@ class CrossEncoder:
 
 def _refuse_instruction(instruction: str | None) -> None:
     if instruction is not None:
-        raise InvalidRequest("what this model reads has no place for an instruction; leave it out")
+        raise InvalidRequest("this model does not take an instruction; leave it out")
 
 
 def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:

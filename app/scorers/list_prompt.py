@@ -63,10 +63,12 @@ class WindowOptions(BaseModel):
 
     template: str | None = Field(default=None, description="Default: the one that recognises the model's repository.")
     identifiers: Identifiers | None = Field(default=None, description="Default: the template's.")
-    window: int = Field(default=20, ge=2, description="Candidates that the model reads at once; callers may ask less.")
+    window: int = Field(
+        default=20, ge=2, description="Candidates that the model reads at once; requests may ask for fewer."
+    )
     stride: int | None = Field(default=None, ge=1, description="Default: half of the window.")
     schedule: str = "sliding"
-    depth: int = Field(default=100, ge=2, description="Candidates that are ranked at all; callers may ask less.")
+    depth: int = Field(default=100, ge=2, description="Candidates that are ranked at all; requests may ask for fewer.")
 
     @model_validator(mode="after")
     def _windows_overlap(self) -> "WindowOptions":
@@ -167,7 +169,7 @@ def refuse_instruction(instruction: str | None) -> None:
         InvalidRequest: there is an instruction.
     """
     if instruction is not None:
-        raise InvalidRequest("this model's prompt has no place for an instruction; leave it out")
+        raise InvalidRequest("this model does not take an instruction; leave it out")
 
 
 def fit(ids_with: Callable[[int], IntArray], *, most: int, max_length: int, candidates: int) -> tuple[IntArray, int]:

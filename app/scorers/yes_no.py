@@ -48,7 +48,7 @@ class YesNoTemplate(BaseModel):
         if len(parts) != 1 or not parts[0].endswith("{document}") or parts[0].count("{document}") != 1:
             raise ValueError("prompt: exactly one part must hold {document}, at its end")
         if not any("query" in placeholders(part) for part in self.prompt[: self.prompt.index(parts[0]) + 1]):
-            raise ValueError("prompt: {query} must stand before {document}")
+            raise ValueError("prompt: {query} must come before {document}")
         unknown = {name for part in self.prompt for name in placeholders(part)} - {"query", "document", "instruction"}
         if unknown:
             raise ValueError(f"prompt: unknown placeholder {', '.join(sorted(unknown))}")
@@ -194,7 +194,7 @@ class YesNo:
 
     def _frame(self, query: str, instruction: str | None) -> _Frame:
         if instruction is not None and not self._template.takes_instruction:
-            raise InvalidRequest("this model's prompt has no place for an instruction; leave it out")
+            raise InvalidRequest("this model does not take an instruction; leave it out")
         values = {"query": self._neutralise(query), "instruction": self._said(instruction)}
         texts = [fill(part, values) for part in self._template.prompt]
         at = next(index for index, part in enumerate(self._template.prompt) if part.endswith("{document}"))

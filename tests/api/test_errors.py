@@ -15,24 +15,24 @@ _PATHS = ("/v2/rerank", "/v1/rerank", "/rerank")
 _GOOD = {"query": "q", "documents": ["a"]}
 
 _BAD_BODIES: list[tuple[bytes, str]] = [
-    (b"", "no valid JSON"),
-    (b"{", "no valid JSON"),
-    (b'{"query": "q", "documents": ["a"]', "no valid JSON"),
-    (b"query=q", "no valid JSON"),
+    (b"", "not valid JSON"),
+    (b"{", "not valid JSON"),
+    (b'{"query": "q", "documents": ["a"]', "not valid JSON"),
+    (b"query=q", "not valid JSON"),
     (b"null", "JSON null; send an object"),
     (b"[]", "JSON list; send an object"),
     (b'"text"', "JSON string; send an object"),
     (b"17", "JSON number; send an object"),
     (b"[" * 100_000, "nested more than 1024 levels deep"),
     (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nested more than 1024 levels deep"),
-    (b'{"query": NaN, "documents": ["a"]}', "no valid JSON"),
-    (b'{"query": "\\ud800", "documents": ["a"]}', "no valid JSON"),
-    (b'{"query": "q", "documents": ["\\udfff"]}', "no valid JSON"),
+    (b'{"query": NaN, "documents": ["a"]}', "not valid JSON"),
+    (b'{"query": "\\ud800", "documents": ["a"]}', "not valid JSON"),
+    (b'{"query": "q", "documents": ["\\udfff"]}', "not valid JSON"),
     ('{"query": "q", "documents": ["\u00e9"]}'.encode("latin-1"), "byte 30 is 0xe9"),
     ('{"query": "q", "documents": ["a"]}'.encode("utf-16"), "it is UTF-16 or UTF-32; send UTF-8"),
-    (b"\xff\xfe\x00", "no valid JSON"),
-    (gzip.compress(b'{"query": "q", "documents": ["a"]}'), "no valid JSON"),
-    (b"\0" * 100, "no valid JSON"),
+    (b"\xff\xfe\x00", "not valid JSON"),
+    (gzip.compress(b'{"query": "q", "documents": ["a"]}'), "not valid JSON"),
+    (b"\0" * 100, "not valid JSON"),
 ]
 
 
@@ -76,7 +76,7 @@ async def test_a_body_that_is_no_json_object(api: Api, body: bytes, message: str
         ({"rank_fields": ["a", "b", "a"]}, "rank_fields: 'a' is named twice; name each field once"),
         ({"rank_fields": [1]}, "rank_fields.0: Input should be a valid string; got 1"),
         ({"rank_fields": "text"}, "rank_fields: Input should be a valid list"),
-        ({"top_n": -2}, "top_n: -2 is no number of results; leave it out, or send 0 or -1, for all"),
+        ({"top_n": -2}, "top_n: -2 is not a number of results; leave it out, or send 0 or -1, for all"),
         ({"top_n": 1.5}, "top_n: Input should be a valid integer"),
         ({"top_n": "many"}, "top_n: Input should be a valid integer"),
         ({"top_n": [1]}, "top_n: Input should be a valid integer"),

@@ -152,7 +152,7 @@ async def test_an_instruction_needs_a_model_with_a_place_for_it(open_api: OpenAp
     async with open_api() as api:
         answer = await api.post("/v2/rerank", body)
         assert is_our_error(answer, 400, "invalid_request")
-        assert "no place for an instruction" in answer.json()["message"]
+        assert "does not take an instruction" in answer.json()["message"]
         for nothing in (None, ""):
             assert (await api.post("/v2/rerank", {**body, "instruction": nothing})).status_code == 200
     async with open_api(FakeService(scorer=WordScorer(takes_instruction=True))) as api:

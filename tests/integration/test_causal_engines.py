@@ -228,7 +228,7 @@ def test_a_full_device_asks_for_smaller_batches_and_keeps_nothing(
         ("torch-causal", TOKENS, {"device": "abacus"}, "unknown device 'abacus'"),
         ("torch-causal", TOKENS, {"device": "meta"}, "device 'meta' is not supported"),
         ("torch-causal", TOKENS, {"device": "cuda:63"}, "no such GPU"),
-        ("torch-generate", TOKENS, {}, "writes texts; use the scorer generative"),
+        ("torch-generate", TOKENS, {}, 'writes texts; set scorer = "generative"'),
     ],
 )
 def test_what_cannot_be_loaded_says_what_to_change(
@@ -245,7 +245,7 @@ def test_a_folder_without_all_weights_is_refused(causal_folder: Folder, tmp_path
     weights = load_file(folder / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lack lm_head\.weight: this is no complete causal language model"):
+    with pytest.raises(ConfigError, match=r"lack lm_head\.weight: this is not a complete causal language model"):
         load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="transformers cannot load"):

@@ -157,8 +157,8 @@ def test_the_token_is_sent_with_every_request(hub: TinyHub, tmp_path: Path) -> N
         ("hub:model", None, "hub:model is not the name of a repository; write hub:org/name or hub:org/name@revision"),
         ("hub:org/model@", None, "hub:org/model@ is not the name of a repository"),
         ("hub:org/model@a b", None, "is not the name of a repository"),
-        ("hub:../..", None, r"hub:\.\./\.\. is no repository"),
-        ("hub:org/-model-", None, "hub:org/-model- is no repository"),
+        ("hub:../..", None, r"hub:\.\./\.\. is not a repository"),
+        ("hub:org/-model-", None, "hub:org/-model- is not a repository"),
     ],
 )
 def test_what_cannot_be_fetched_says_why(

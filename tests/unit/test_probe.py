@@ -86,7 +86,7 @@ def test_rows_for_tokens_instead_of_pairs_are_refused(scorer: PairScorer) -> Non
 
 
 def test_a_score_that_is_no_number_is_refused(scorer: PairScorer) -> None:
-    with pytest.raises(ConfigError, match="no finite number"):
+    with pytest.raises(ConfigError, match="not a finite number"):
         probe(Computed(lambda encodings: own(encodings) * np.float32(np.inf)), scorer)
 
 

@@ -94,5 +94,5 @@ def test_a_proxy_that_cannot_be_used_is_named_without_its_password(
 
 def test_an_entry_of_no_proxy_that_is_no_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "host/8")
-    with pytest.raises(ConfigError, match="NO_PROXY: the entry 'host/8' is no network"):
+    with pytest.raises(ConfigError, match="NO_PROXY: the entry 'host/8' is not a network"):
         proxy_for("https://10.0.0.1")

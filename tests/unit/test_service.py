@@ -88,7 +88,7 @@ async def test_nothing_but_blank_documents_needs_no_model(service: RerankService
         (_request("a", model="vendor/fake"), None, ""),
         (_request("a", model="nope"), ModelNotFound, "unknown model 'nope'; known: fake, broken"),
         (_request("a", model="broken"), ModelNotReady, "could not be loaded"),
-        (_request("a", "nan"), ScoringFailed, "no finite score to document 1"),
+        (_request("a", "nan"), ScoringFailed, "score of document 1 is not a finite number"),
         (_request("a", "poison"), ScoringFailed, "failed on one of the documents"),
     ],
 )

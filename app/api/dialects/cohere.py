@@ -27,7 +27,7 @@ class PassageFields(BaseModel):
 
     tokens: int | None = Field(default=None, ge=16, description="Tokens per passage, at most what the model reads.")
     overlap: int | None = Field(default=None, ge=0, description="Tokens that a passage shares with the one before.")
-    max_per_doc: int | None = Field(default=None, ge=1, description="At most so many passages of a document are read.")
+    max_per_doc: int | None = Field(default=None, ge=1, description="Read at most this many passages of a document.")
     aggregation: Aggregation | None = Field(
         default=None, description="The document's score: the best passage's, the first's, or a mean of all or of top_k."
     )
@@ -48,7 +48,7 @@ class WindowFields(BaseModel):
     window: int | None = Field(default=None, description="Documents in one prompt.")
     stride: int | None = Field(default=None, description="By how many documents the sliding window moves.")
     schedule: str | None = Field(default=None, description="`sliding`, `full`, `top-down` or `tournament`.")
-    depth: int | None = Field(default=None, description="Only the first so many documents are reordered.")
+    depth: int | None = Field(default=None, description="Reorder only this many documents, from the first.")
     initial_order: Annotated[list[int] | None, FailFast(), BeforeValidator(_as_many_as_documents)] = Field(
         default=None, description="The indices of all documents, the best first, as your retriever has them."
     )
@@ -63,11 +63,11 @@ class CohereV2Call(SupersetCall):
     )
     passages: PassageFields | None = Field(default=None, description="How `chunk` reads; implies it.")
     instruction: Annotated[str | None, AfterValidator(lambda text: text or None)] = Field(
-        default=None, description="What relevant means, for a model that follows instructions."
+        default=None, description="What counts as relevant, for models that follow instructions."
     )
     windows: WindowFields | None = Field(default=None, description="For listwise models.")
     on_deadline: OnDeadline | None = Field(
-        default=None, description="When time runs out: an error (default), or what is scored by then."
+        default=None, description="What to return when the deadline passes: an error (default), or the scores so far."
     )
     explain: bool | None = Field(default=None, description="Say with each result where its score comes from.")
 

@@ -45,7 +45,7 @@ def _all_of_them(top_n: object) -> object:
 
 def _a_count(top_n: int | None) -> int | None:
     if top_n is not None and top_n < -1:
-        raise ValueError(f"{top_n} is no number of results; leave it out, or send 0 or -1, for all")
+        raise ValueError(f"{top_n} is not a number of results; leave it out, or send 0 or -1, for all")
     return None if top_n in (0, -1) else top_n
 
 
@@ -73,7 +73,9 @@ def _distinct(names: list[str] | None) -> list[str] | None:
         return names
     longest = max(names, key=len, default="")
     if len(longest) > RANK_FIELD_CHARS:
-        raise ValueError(f"{shown(longest)} is too long a name; at most {RANK_FIELD_CHARS} characters are taken")
+        raise ValueError(
+            f"{shown(longest)} is too long for the name of a field; at most {RANK_FIELD_CHARS} characters are taken"
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{shown(twice)} is named twice; name each field once")

@@ -31,7 +31,7 @@ class SupersetCall(QueryCall):
     top_n: TopN = None
     max_tokens_per_doc: MaxTokens = None
     max_chunks_per_doc: int | None = Field(
-        default=None, ge=1, description="Read long documents in at most so many passages; the best one counts."
+        default=None, ge=1, description="Read long documents in at most this many passages; the best one counts."
     )
     rank_fields: RankFields = None
     return_documents: ReturnDocuments = None

@@ -58,7 +58,7 @@ async def test_what_is_read_in_parts_is_what_is_read_at_once(value: Any, escaped
     try:
         expected = orjson.loads(body)
     except orjson.JSONDecodeError:
-        with pytest.raises(InvalidRequest, match="no valid JSON"):
+        with pytest.raises(InvalidRequest, match="not valid JSON"):
             await BodyReader(_LIMITS).read_object(_request(body, chunk_bytes=chunk_bytes))
     else:
         read = (await BodyReader(_LIMITS).read_object(_request(body, chunk_bytes=chunk_bytes))).fields
@@ -135,7 +135,7 @@ async def test_a_body_may_be_all_blanks_or_without_any(filling: bytes, chunk_byt
 
 
 async def test_a_truncated_body_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="no valid JSON"):
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
         await BodyReader(_LIMITS).read_object(_request(_large(b"1")[:-1]))
 
 

@@ -77,7 +77,7 @@ def test_what_is_no_json_is_none_in_pieces(tokens: list[bytes], outer: tuple[byt
     try:
         expected = orjson.loads(text)
     except orjson.JSONDecodeError:
-        with pytest.raises(InvalidRequest, match="no valid JSON"):
+        with pytest.raises(InvalidRequest, match="not valid JSON"):
             _in_pieces(text, bounds)
     else:
         assert json.dumps(_in_pieces(text, bounds)) == json.dumps(expected)

@@ -88,7 +88,10 @@ def test_a_refusal_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize("content", [b"not json", {"choices": []}, [], {"choices": [{"message": None}]}])
 def test_what_is_no_completion_fails(content: Any) -> None:
-    with serving_endpoint(Script([(200, content)])) as url, pytest.raises(EndpointFailed, match="no chat completion"):
+    with (
+        serving_endpoint(Script([(200, content)])) as url,
+        pytest.raises(EndpointFailed, match="not a chat completion"),
+    ):
         engine(url).forward([encoding()])
 
 
@@ -150,7 +153,7 @@ def test_unusable_options_are_named(options: dict[str, Any], message: str) -> No
 
 def test_a_scorer_that_reads_logits_cannot_use_it() -> None:
     spec = EngineSpec(folder=Path(), pad_id=0, output_tokens=(1,), options={"url": "http://x", "model": "m"})
-    with pytest.raises(ConfigError, match="use the scorer generative"):
+    with pytest.raises(ConfigError, match='set scorer = "generative"'):
         load_engine("endpoint", spec)
 
 

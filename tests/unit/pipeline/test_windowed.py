@@ -179,9 +179,9 @@ async def test_fewer_results_take_fewer_windows() -> None:
 
 async def test_a_score_that_is_no_number_fails_the_request() -> None:
     async with staged(NumberScorer(), NumberEngine()) as stage:
-        with pytest.raises(ScoringFailed, match="no finite score"):
+        with pytest.raises(ScoringFailed, match="score of a candidate is not a finite number"):
             await stage.score("query", ["1", "13"], ScoreOptions())
-        with pytest.raises(ScoringFailed, match="no finite score"):
+        with pytest.raises(ScoringFailed, match="score of a candidate is not a finite number"):
             await stage.score("query", ["13"], ScoreOptions())
         with pytest.raises(InvalidRequest, match="too long"):
             await stage.score("too long", ["1", "2"], ScoreOptions())

@@ -359,11 +359,11 @@ def test_prompts_that_are_not_used_do_no_harm(make_folder: MakeFolder, beside: d
     ("name", "content", "message"),
     [
         ("config.json", None, r"cannot read .*config\.json: No such file.*Hugging Face model folder"),
-        ("config.json", "{", r"config\.json is no valid JSON"),
-        ("config.json", "[]", r"config\.json holds no JSON object"),
+        ("config.json", "{", r"config\.json is not valid JSON"),
+        ("config.json", "[]", r"config\.json is not a JSON object"),
         ("tokenizer.json", None, r"no tokenizer\.json in .*save_pretrained"),
         ("tokenizer.json", "{}", r"cannot read .*tokenizer\.json"),
-        ("tokenizer_config.json", "null", r"tokenizer_config\.json holds no JSON object"),
+        ("tokenizer_config.json", "null", r"tokenizer_config\.json is not a JSON object"),
     ],
 )
 def test_a_folder_that_is_not_complete_names_the_file(
@@ -451,5 +451,5 @@ def test_room_is_what_the_query_leaves(tiny_model: Path) -> None:
     assert scorer.room(QUERY) == len(ids) - len(read(scorer, QUERY, "")[0])
     with pytest.raises(InvalidRequest, match="shorten the query"):
         scorer.room("paris " * MAX_LENGTH)
-    with pytest.raises(InvalidRequest, match="no place for an instruction"):
+    with pytest.raises(InvalidRequest, match="does not take an instruction"):
         scorer.room(QUERY, "find facts")

@@ -206,7 +206,7 @@ def test_a_tokenizer_that_merges_the_bracket_with_the_prompt_must_be_told_the_to
 
 
 def test_an_instruction_is_refused(qwen3: Path) -> None:
-    with pytest.raises(InvalidRequest, match="no place for an instruction"):
+    with pytest.raises(InvalidRequest, match="does not take an instruction"):
         load(qwen3).encode_window(QUERY, ["a"], max_document_tokens=None, instruction="be kind")
 
 

@@ -156,7 +156,7 @@ def test_an_instruction_stands_where_the_template_puts_it(qwen3: Path) -> None:
 
 def test_a_template_without_a_place_for_it_refuses_an_instruction(tmp_path: Path) -> None:
     folder = tokenizer_folder(tmp_path / "gemma", "gemma")
-    with pytest.raises(InvalidRequest, match="no place for an instruction"):
+    with pytest.raises(InvalidRequest, match="does not take an instruction"):
         load(folder, "bge-reranker-gemma").encode(QUERY, ["x"], max_document_tokens=None, instruction="Find laws")
 
 
@@ -183,7 +183,7 @@ def test_unusable_options_are_named(qwen3: Path) -> None:
     ("content", "message"),
     [
         ('method = "yes-no"\nprompt = ["{query} {document}."]\npositive = "yes"', "exactly one part must hold"),
-        ('method = "yes-no"\nprompt = ["{document}", "{query}"]\npositive = "yes"', "must stand before"),
+        ('method = "yes-no"\nprompt = ["{document}", "{query}"]\npositive = "yes"', "must come before"),
         ('method = "yes-no"\nprompt = ["{qwery} {query} {document}"]\npositive = "yes"', "unknown placeholder qwery"),
         ('method = "yes-no"\nprompt = ["{query} {document}"]\npositive = "certainly"', "is . tokens in this model"),
         ('method = "yes-no"\nprompt = ["{query} {document}"]', "positive is missing"),

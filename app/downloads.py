@@ -3,7 +3,6 @@
 """
 
 import logging
-import re
 import sys
 from collections.abc import Callable
 from threading import Lock
@@ -18,7 +17,6 @@ _FIRST_LINE_S: Final = 1.0
 _ON_A_TERMINAL_S: Final = 3.0
 _ELSEWHERE_S: Final = 15.0
 _BAR: Final = 20
-_QUERY: Final = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>]+")
 
 
 class DownloadProgress:
@@ -98,8 +96,3 @@ def readable(count: float) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} bytes"
-
-
-def without_signatures(text: str) -> str:
-    """A message without the query strings of URLs: those of a hub's storage let everybody who reads them download."""
-    return _QUERY.sub(r"\1?...", text)

@@ -24,6 +24,7 @@ import orjson
 
 from app.errors import ConfigError, RerankError
 from app.log_writer import LogWriter
+from app.redaction import redacted
 
 logger = logging.getLogger(__name__)
 foreign = logging.getLogger("stderr")
@@ -168,7 +169,7 @@ def _foreign_output_logged(real: int) -> Iterator[None]:
 def _log_foreign(descriptor: int) -> None:
     for text in _bursts(descriptor):
         for record in _records(text):
-            foreign.warning("%s", record)
+            foreign.warning("%s", redacted(record))
     os.close(descriptor)
 
 
@@ -256,7 +257,7 @@ def _exception(record: logging.LogRecord) -> str:
         text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
     if record.stack_info:
         text = f"{text}\n{record.stack_info}".lstrip("\n")
-    return _cut(text, _LONGEST_TRACEBACK)
+    return redacted(_cut(text, _LONGEST_TRACEBACK))
 
 
 def _json(fields: Mapping[str, Any]) -> str:

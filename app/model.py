@@ -16,6 +16,7 @@ from app.errors import ConfigError, ModelNotReady, RerankError
 from app.observer import Observer
 from app.pipeline.stage import Stage
 from app.ranking import Activation
+from app.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,8 @@ class ServedModel:
     def fail(self, reason: str) -> None:
         """Take the model out of service."""
         self._loaded = None
-        self._turn(Status.FAILED, reason)
+        # `/ready` shows it to everybody, and a library may have written it.
+        self._turn(Status.FAILED, redacted(reason))
 
     async def settled(self) -> LoadedModel:
         """Wait until the model is loaded or has failed, and give what answers.

@@ -23,9 +23,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from app.downloads import DownloadProgress, without_signatures
+from app.downloads import DownloadProgress
 from app.errors import ConfigError, SourceUnreachable
 from app.proxies import check_proxies
+from app.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +145,11 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
             ) from None
         raise SourceUnreachable(
             f"{name} was not downloaded before and the hub cannot be asked "
-            f"({without_signatures(str(error.__cause__ or error))}); "
+            f"({redacted(str(error.__cause__ or error))}); "
             "is there a network? Is the endpoint right?"
         ) from error
     except Exception as error:
         # the client has changed its HTTP library, and with it these errors, more than once
-        raise SourceUnreachable(f"cannot fetch {name} from the hub: {without_signatures(str(error))}") from error
+        raise SourceUnreachable(f"cannot fetch {name} from the hub: {redacted(str(error))}") from error
     progress.finish()
     return folder

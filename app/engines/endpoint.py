@@ -20,6 +20,7 @@ from app.engines.base import BatchLimits, EngineSpec, FinalFailure
 from app.errors import ConfigError
 from app.options import read_options
 from app.proxies import proxy_for
+from app.redaction import redacted
 
 _WORTH_A_RETRY: Final = {408, 409, 429, 500, 502, 503, 504}
 _SUCCESS: Final = 2
@@ -125,7 +126,7 @@ class EndpointEngine:
             try:
                 reply = self._post(url, body)
             except httpx.RequestError as error:
-                problem = repr(error)
+                problem = redacted(repr(error))
             else:
                 if reply.status // 100 == _SUCCESS:
                     return reply

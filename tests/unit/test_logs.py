@@ -186,3 +186,9 @@ def test_a_process_without_standard_error_logs_into_nothing() -> None:
     )
     ran = _run(code, stdout=subprocess.PIPE)
     assert (ran.returncode, ran.stdout) == (0, b"on\n")
+
+
+def test_secrets_of_other_libraries_messages_are_taken_out() -> None:
+    error = ValueError("Illegal header value b'Bearer s3cret', proxy http://u:s3cret@p")
+    line = _json(_record("failed", exc_info=_raised(error)))
+    assert line["exc_info"].endswith("Illegal header value b'Bearer ***', proxy http://***@p")

@@ -176,7 +176,13 @@ def refuse_unsaid_pairs(files: ModelFiles, *, separated: bool) -> None:
             f"{files.folder}: by {source} this model reads a query and a document inside of a prompt, which scorer "
             f"'cross-encoder' does not write; {way_out}"
         )
-    if files.is_decoder or not separated:
+    if not files.is_decoder and not separated:
+        raise ConfigError(
+            f"{files.folder}: tokenizer.json puts nothing between a query and a document, so that the model would read "
+            "one text; save the tokenizer anew (AutoTokenizer.from_pretrained(folder).save_pretrained(folder)) if its "
+            'post_processor was lost, or say that the model was trained so: options = { pairs = "plain" }'
+        )
+    if files.is_decoder:
         raise ConfigError(
             f"{files.folder}: this is a language model with a classifier's head (model_type {files.model_type!r}), and "
             "no file says with what prompt it was trained; its tokenizer joins query and document with nothing "

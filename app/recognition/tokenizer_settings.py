@@ -1,8 +1,9 @@
 """Where tokenizer_config.json says something else than tokenizer.json, what transformers makes of both.
 
 tokenizer.json is the whole tokenizer, yet many of transformers' classes build parts of theirs from
-tokenizer_config.json and overrule the file. Such settings are applied here, as the class does, or refused by name.
-Classes that take tokenizer.json as it is ignore them, and so does this.
+tokenizer_config.json and overrule the file. Settings that versions 4 and 5 of transformers both take from there are
+applied here, as the class does; where the versions disagree about a score, the folder must say what is meant, or is
+refused. Classes that take tokenizer.json as it is ignore such settings, and so does this.
 """
 
 import json
@@ -15,7 +16,7 @@ from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from app.errors import ConfigError
-from app.recognition.files import number_of, table_of
+from app.recognition.files import number_of, table_of, texts_of
 from app.recognition.kinds import ModelFiles
 
 # Classes that build BERT's normalisation from tokenizer_config.json, and what they take where it says nothing.
@@ -25,8 +26,30 @@ _BERT: Final = frozenset([
 ])  # fmt: skip
 # Those that build their bytes' pre-tokenizer from it.
 _BYTES: Final = frozenset([
-    "BartTokenizer", "DebertaTokenizer", "GPT2Tokenizer", "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer",
+    "BartTokenizer", "GPT2Tokenizer", "LEDTokenizer", "LongformerTokenizer", "RobertaTokenizer",
 ])  # fmt: skip
+# How many separators these put between two texts, whatever tokenizer.json says.
+_SEPARATORS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(_BERT, 1),
+    **dict.fromkeys(_BYTES - {"GPT2Tokenizer"}, 2),
+    "CamembertTokenizer": 2,
+    "MPNetTokenizer": 2,
+    "XLMRobertaTokenizer": 2,
+}
+# Which of them give segments to a model where model_input_names says nothing.
+_WITH_SEGMENTS: Final = (_BERT - {"DistilBertTokenizer", "FunnelTokenizer", "MPNetTokenizer"}) | {
+    "DebertaTokenizer",
+    "DebertaV2Tokenizer",
+}
+_WITHOUT_SEGMENTS: Final = _BYTES | {
+    "CamembertTokenizer",
+    "DistilBertTokenizer",
+    "GemmaTokenizer",
+    "LlamaTokenizer",
+    "MPNetTokenizer",
+    "Qwen2Tokenizer",
+    "XLMRobertaTokenizer",
+}
 # Those that take tokenizer.json as it is.
 _AS_IT_IS: Final = frozenset(["PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "PythonBackend"])
 # The class of a model whose files name none.
@@ -136,15 +159,42 @@ def refuse_other_code(files: ModelFiles) -> None:
         )
 
 
-def check_pair(files: ModelFiles, tokenizer: Tokenizer, *, head: list[int], tail: list[int]) -> None:
-    """Refuse a folder whose tokenizer_config.json and tokenizer.json put other tokens around a pair: `head` before it,
-    `tail` behind it, by tokenizer.json.
+def gives_segments(files: ModelFiles) -> bool:
+    """Whether a tokenizer that tells two texts apart by segments gives these to its model.
+
+    Raises:
+        ConfigError: the model reads segments, and no file says whether it is given any.
+    """
+    names = texts_of(files.tokenizer_config, "model_input_names", of="tokenizer_config.json")
+    if names:
+        return "token_type_ids" in names
+    name = tokenizer_class(files)
+    segments = number_of(files.config, "type_vocab_size", of=files.folder / "config.json") or 0
+    if name in _WITH_SEGMENTS | _WITHOUT_SEGMENTS or segments < 2:
+        return name not in _WITHOUT_SEGMENTS
+    raise ConfigError(
+        f"{files.folder}: this model reads segments (config.json: type_vocab_size = {segments}); with its "
+        "tokenizer's class version 4 of transformers gives it some and version 5 none; write into tokenizer_config.json"
+        ' what it was trained with: "model_input_names" = ["input_ids", "token_type_ids", "attention_mask"], or the '
+        'same without "token_type_ids"'
+    )
+
+
+def check_pair(files: ModelFiles, tokenizer: Tokenizer, *, head: list[int], middle: list[int], tail: list[int]) -> None:
+    """Refuse a folder whose tokenizer_config.json and tokenizer.json put other tokens around a pair: by tokenizer.json
+    `head` before it, `middle` within and `tail` behind it.
 
     Raises:
         ConfigError: they do, and transformers' class would follow tokenizer_config.json.
     """
     name = tokenizer_class(files)
     said = files.tokenizer_config
+    separators = _SEPARATORS.get(name, len(middle))
+    if len(middle) != separators:
+        between = f"{separators} separators between two texts"
+        raise _disagreement(
+            f"tokenizer_class = {name}, which puts {between}", f"puts {_tokens(tokenizer, middle)} there"
+        )
     if name in _BERT | _BYTES:
         for key, ids in (("cls_token", head), ("sep_token", tail)):
             token = content_of(said.get(key))

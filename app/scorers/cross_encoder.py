@@ -26,7 +26,7 @@ from app.recognition.kinds import (
     refuse_unknown_settings,
     refuse_unsaid_pairs,
 )
-from app.recognition.tokenizer_settings import check_pair, refuse_other_cuts
+from app.recognition.tokenizer_settings import check_pair, gives_segments, refuse_other_cuts
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
 from app.scorers.beginnings import Reach, read_parts
 from app.scorers.document_tokenizer import DocumentTokenizer
@@ -224,9 +224,10 @@ def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:
             "that ends no text in tokenizer_config.json (pad_token) or config.json (pad_token_id)"
         )
     refuse_other_cuts(files)
-    check_pair(files, read.tokenizer, head=beginning, tail=template.tail.tolist())
+    middle, tail = template.middle.tolist(), template.tail.tolist()
+    check_pair(files, read.tokenizer, head=beginning, middle=middle, tail=tail)
     # A tokenizer may know segments that it does not give to its model.
-    if "token_type_ids" not in files.tokenizer_config.get("model_input_names", ["token_type_ids"]):
+    if template.segments and not gives_segments(files):
         template = replace(template, segments=False)
     return template
 

@@ -255,6 +255,11 @@ KINDS = [
     ),
     Case("left-over-pretraining", tensors(lambda all_: {**all_, "cls.predictions.bias": np.ones(3, np.float32)})),
     Case(
+        "nothing-between-in-an-encoder",
+        tokenizer_json(lambda content: content.update(post_processor=None)),
+        refused=["tokenizer.json puts nothing between", "post_processor"],
+    ),
+    Case(
         "another-models-tokenizer",
         changed("config.json", vocab_size=40),
         refused=["tokenizer.json", "vocab_size = 40", "another model"],

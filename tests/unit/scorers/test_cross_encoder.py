@@ -28,6 +28,8 @@ MakeFolder = Callable[..., Path]
 
 QUERY = "what is the capital of france"
 LONG = " ".join(CORPUS * 3)
+# The class that takes tokenizer.json as it is, whatever the model.
+GENERIC = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 @pytest.fixture
@@ -215,10 +217,10 @@ def test_segments_that_the_model_is_not_given_are_left_out(make_folder: MakeFold
         ({"max_position_embeddings": -1}, {}, 512),
         ({"max_position_embeddings": None, "text_config": {"max_position_embeddings": 4096}}, None, 4096),
         ({"max_position_embeddings": 514, "model_type": "xlm-roberta", "pad_token_id": 1}, {}, 512),
-        ({"max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": None}, {}, 512),
+        ({"max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": None}, GENERIC, 512),
         ({"max_position_embeddings": 513, "model_type": "xlm-roberta", "pad_token_id": 0}, {}, 512),
         ({"max_position_embeddings": 8194, "model_type": "xlm-roberta", "pad_token_id": 1}, {}, 8192),
-        ({"max_position_embeddings": 514, "model_type": "mpnet", "pad_token_id": 1}, {}, 512),
+        ({"max_position_embeddings": 514, "model_type": "mpnet", "pad_token_id": 1}, GENERIC, 512),
         ({"max_position_embeddings": 514, "model_type": "bert", "pad_token_id": 1}, {}, 514),
     ],
 )

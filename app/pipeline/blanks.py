@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from app.domain import BoolArray, FloatArray, PassageScores, ScoreOptions, Scores, Side, Terms, WindowWishes
 from app.errors import InvalidRequest
-from app.pipeline.portions import share_of
+from app.pipeline.portions import portions
 from app.pipeline.stage import Stage
 from app.sharing import SharedWorker
 from app.visible import LOOKED_AT, is_plain, visible_characters
@@ -24,6 +24,8 @@ Number = TypeVar("Number", np.float32, np.int64, np.bool_)
 # Whether a tokenizer leaves nothing of a few characters.
 Drops = Callable[[str], bool]
 
+_TEXTS_PER_CALL: Final = 1000
+_CHARACTERS_PER_CALL: Final = 1_000_000
 # No tokenizer drops so many different characters.
 _MOST_DIFFERENT: Final = 256
 
@@ -61,14 +63,20 @@ class BlankStage:
 
     async def _blank_among(self, texts: Sequence[str], terms: Terms) -> list[int]:
         """The positions of blank texts. A thread takes a closer look at those few that do not begin as others do."""
-        portions = in_portions(len(texts))
         doubtful = [
-            index async for some in portions for index in range(some.start, some.stop) if not is_plain(texts[index])
+            index
+            async for some in in_portions(len(texts))
+            for index in range(some.start, some.stop)
+            if not is_plain(texts[index])
         ]
         if not doubtful:
             return []
-        chosen = {index: texts[index] for index in doubtful}
-        return await self._tokenizing.run(share_of(terms, list(chosen.values())), _blank_of, chosen, self._drops)
+        parts = [texts[index][:LOOKED_AT] for index in doubtful]
+        blank: list[int] = []
+        for some, share in portions(parts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+            blanks = await self._tokenizing.run(share, _are_blank, parts[some], self._drops)
+            blank += [index for index, empty in zip(doubtful[some], blanks, strict=True) if empty]
+        return blank
 
 
 def _read_parts(documents: Sequence[str], options: ScoreOptions) -> Sequence[str]:
@@ -78,8 +86,8 @@ def _read_parts(documents: Sequence[str], options: ScoreOptions) -> Sequence[str
     return [document[-LOOKED_AT:] for document in documents]
 
 
-def _blank_of(texts: dict[int, str], drops: Drops) -> list[int]:
-    return [index for index, text in texts.items() if _is_blank(text, drops)]
+def _are_blank(texts: Sequence[str], drops: Drops) -> list[bool]:
+    return [_is_blank(text, drops) for text in texts]
 
 
 def _is_blank(text: str, drops: Drops) -> bool:

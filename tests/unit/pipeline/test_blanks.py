@@ -161,3 +161,13 @@ async def test_a_blank_score_is_one_of_no_document() -> None:
     async with _opened() as (stage, _):
         scores = await stage.score("query", ["a", "\ufeff"], ScoreOptions())
     assert scores.values[0] == score_of("query", "a")
+
+
+@pytest.mark.parametrize("count", [1, 999, 1000, 1001, 2500])
+async def test_many_doubtful_texts_are_looked_at_in_turns(count: int) -> None:
+    documents = [["", "a", "?"][number % 3] for number in range(3 * count)]
+    async with _opened() as (stage, inner):
+        scores = await stage.score("query", documents, ScoreOptions())
+    assert scores.blank is not None
+    assert np.flatnonzero(scores.blank).tolist() == list(range(0, 3 * count, 3))
+    assert len(inner.asked[0][1]) == 2 * count

@@ -1,7 +1,7 @@
 """The one use case: which model, within limits, scored, ranked."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -49,6 +49,7 @@ class RerankService:
         observer: Observer,
         aside: SharedWorker,
         fallback: str | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         """`default` answers requests that name no model, `fallback` those that name an unknown one; without it they are
         refused.
@@ -59,6 +60,7 @@ class RerankService:
         self._default = by_name[default]
         self.limits = limits
         self.aside = aside
+        self.clock = clock
         self._observer = observer
 
     def model_named(self, name: str | None) -> ServedModel:
@@ -114,7 +116,7 @@ class RerankService:
         The batcher keeps the deadline, and knows what was missing; this is for the time that goes by elsewhere. A
         partial answer has a little longer, because it is made when the deadline comes.
         """
-        now = perf_counter()
+        now = self.clock()
         limit = now + self.limits.request_timeout_s
         options = replace(
             request.options,

@@ -30,8 +30,9 @@ T = TypeVar("T")
 _AT_ONCE_BYTES: Final = 1 << 20
 _AT_ONCE_CONTAINERS: Final = 10_000
 _BODIES_AT_A_TIME: Final = 4
-# About as much of a body is read in one turn.
-_TURN_BYTES: Final = 1 << 18
+# About as much of a body is read in one turn, which holds the event loop. A small request needs the loop some twenty
+# times on its way: beside turns of 256 KiB it took a third longer.
+STEP_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +94,10 @@ class BodyReader:
         turn = await self._parts.enter(Share(caller=caller, left=size))
         try:
             while True:
-                turn = await self._parts.again(turn, Share(caller=caller, cost=_TURN_BYTES, left=size))
+                turn = await self._parts.again(turn, Share(caller=caller, cost=STEP_BYTES, left=size))
                 await asyncio.sleep(0)
                 next(steps)
-                size = max(1, size - _TURN_BYTES)
+                size = max(1, size - STEP_BYTES)
         except StopIteration as end:
             result: T = end.value
             return result

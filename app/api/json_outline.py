@@ -102,7 +102,7 @@ class Outline:
 
 
 def outline(
-    text: bytes, *, most_values: int, most_levels: int, window_bytes: int = 1 << 18
+    text: bytes, *, most_values: int, most_levels: int, window_bytes: int = 1 << 16
 ) -> Generator[None, None, Outline]:
     """The outline of a text; a generator, so that others have their turn at every step.
 

@@ -62,8 +62,8 @@ class Bounds:
 
     fields: int
     text_bytes: int
-    piece_bytes: int = 1 << 18
-    piece_marks: int = 1 << 13
+    piece_bytes: int = 1 << 16
+    piece_marks: int = 1 << 11
 
 
 def read_in_pieces(text: bytes, outline: Outline, bounds: Bounds) -> Generator[None, None, Value]:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf, nan
-from time import perf_counter
 from typing import Any, TypeVar
 
 from fastapi import APIRouter
@@ -114,7 +113,7 @@ class _Endpoint:
         self._strict = strict
 
     async def answer(self, request: Request) -> Response:
-        finish = _Finish(dialect=self._choice.default.name, observer=self._observer)
+        finish = _Finish(dialect=self._choice.default.name, observer=self._observer, clock=self._service.clock)
         access = access_of(request.scope)
         meter = None
         try:
@@ -122,7 +121,7 @@ class _Endpoint:
             finish.key = access.key = caller.name
             caller.allowance.ask(now=finish.started)
             caller.allowance.check_tokens(now=finish.started)
-            meter = RequestMeter(caller.allowance, perf_counter)
+            meter = RequestMeter(caller.allowance, self._service.clock)
             deadline = _deadline(request.headers, since=finish.started)
             body = await self._bodies.read_object(request, caller=caller.name)
             fields = {**request.path_params, **body.fields}
@@ -220,13 +219,14 @@ def _deadline(headers: Mapping[str, str], *, since: float) -> float:
 class _Finish:
     """States the facts that a request began, and that it ended, whichever way it did."""
 
-    def __init__(self, *, dialect: str, observer: Observer) -> None:
+    def __init__(self, *, dialect: str, observer: Observer, clock: Callable[[], float]) -> None:
         self.dialect = dialect
         self.model = "none"
         self.key = ""
         self.tokens = 0
         self._observer = observer
-        self.started = perf_counter()
+        self._clock = clock
+        self.started = clock()
         observer.request_started()
 
     def __call__(self, status: int) -> None:
@@ -234,14 +234,14 @@ class _Finish:
             model=self.model,
             dialect=self.dialect,
             status=status,
-            duration_s=perf_counter() - self.started,
+            duration_s=self._clock() - self.started,
             key=self.key,
             tokens=self.tokens,
         )
 
     def headers(self, results: Sequence[RerankResult]) -> dict[str, str]:
         timings = sum((result.timings for result in results), start=Timings())
-        return {"Server-Timing": server_timing(timings, total_s=perf_counter() - self.started)}
+        return {"Server-Timing": server_timing(timings, total_s=self._clock() - self.started)}
 
 
 def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:

@@ -111,11 +111,16 @@ class _Pass:
         """How long it should take yet."""
         return self.expected_s if self.started is None else max(0.0, self.started + self.expected_s - now)
 
-    def run(self, forward: Callable[[Sequence[Encoding]], FloatArray], encodings: Sequence[Encoding]) -> FloatArray:
+    def run(
+        self,
+        forward: Callable[[Sequence[Encoding]], FloatArray],
+        encodings: Sequence[Encoding],
+        clock: Callable[[], float],
+    ) -> FloatArray:
         """In the worker's thread."""
-        self.started = perf_counter()
+        self.started = clock()
         logits = forward(encodings)
-        self.seconds = perf_counter() - self.started
+        self.seconds = clock() - self.started
         return logits
 
 
@@ -201,8 +206,10 @@ class Batcher:
         observer: Observer,
         stuck_after_s: float = 60.0,
         coalesce: bool = True,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._planner = planner
+        self._clock = clock
         self._engine = engine
         self._limits = engine.preferred_batch
         self._worker = worker
@@ -227,7 +234,7 @@ class Batcher:
 
     def alive_at(self) -> float:
         """When the engine was last seen to work: now while a pass takes no longer than it may, else when one ended."""
-        now = perf_counter()
+        now = self._clock()
         in_time = any(one.started is not None and now < one.started + self._ordinary_s(one) for one in self._passes)
         return now if in_time else self._ended_at
 
@@ -271,7 +278,7 @@ class Batcher:
         if self._closed:
             raise _gone(self._model)
         number = next(self._numbers)
-        now = perf_counter()
+        now = self._clock()
         if not self._coalesce:
             identities = [b"%d/%d" % (number, position) for position in range(len(encodings))]
         job = _Job(encodings, identities, terms, now=now)
@@ -311,7 +318,7 @@ class Batcher:
         """
         if self._closed:
             raise _gone(self._model)
-        now = perf_counter()
+        now = self._clock()
         busy_s = sum(one.left_s(now) for one in self._passes) / self._worker.threads
         try:
             self.admission.check(work, terms, now=now, busy_s=busy_s, let_in=let_in)
@@ -383,7 +390,7 @@ class Batcher:
         while not self._planner:
             self._work_waits.clear()
             await self._work_waits.wait()
-        now = perf_counter()
+        now = self._clock()
         batch = self._planner.next_batch(now=now, seconds_per_token=self.admission.seconds_per_token)
         items = [self._send(entry, now=now) for entry in batch if not self._is_sent(entry)]
         self._queue_changed()
@@ -433,7 +440,7 @@ class Batcher:
         if not self._cost.known:
             await asyncio.wait({scoring})
             return
-        left_s = running.left_s(perf_counter()) - _HANDOVER_S - _HANDOVER_SHARE * running.expected_s
+        left_s = running.left_s(self._clock()) - _HANDOVER_S - _HANDOVER_SHARE * running.expected_s
         if left_s > 0:
             await asyncio.wait({scoring}, timeout=left_s)
 
@@ -477,14 +484,14 @@ class Batcher:
         self._passes.add(running)
         try:
             async with asyncio.timeout(self._patience_s(running)):
-                logits = await self._worker.run(running.run, self._engine.forward, encodings)
+                logits = await self._worker.run(running.run, self._engine.forward, encodings, self._clock)
         except TimeoutError:
             self._worker.give_up()
             self._observer.thread_given_up(model=self._model)
             raise TimeoutError(f"the engine did not come back within {self._patience_s(running):.0f} s") from None
         finally:
             self._passes.remove(running)
-        self._ended_at = perf_counter()
+        self._ended_at = self._clock()
         if logits.ndim != 2 or len(logits) != len(batch):
             raise ValueError(f"the engine gave logits of shape {logits.shape} for {len(batch)} encodings")
         if any(not self._jobs[entry.job].urgent for item in batch for entry in item.wanted_by):
@@ -535,7 +542,7 @@ class Batcher:
         return False
 
     def _deliver(self, batch: Sequence[_Item], logits: FloatArray, *, seconds: float) -> None:
-        now = perf_counter()
+        now = self._clock()
         self._planner.batch_fitted()
         for item, row in zip(batch, logits, strict=True):
             for entry in self._running.pop(item.identity).wanted_by:

@@ -1,0 +1,129 @@
+"""One key's requests beside another key that does its worst in each part that they share, in virtual time."""
+
+import asyncio
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+
+from app.cache.memory import MemoryCache
+from tests.simulation.world import DENSE, UNANSWERED, Client, World, simulated
+
+# Simulations of many requests: measuring coverage would more than double their time.
+pytestmark = pytest.mark.uncovered
+
+_SECONDS = 8.0
+# Before that the engine's speed is not known yet, and the other key has only just begun.
+_WARM_S = 2.0
+
+
+def _clients(count: int, body: Callable[[World], bytes], *, patience_s: float = float("inf")) -> Client:
+    """So many clients of key a, each with one request at a time."""
+
+    async def meet(world: World) -> None:
+        one = (world.closed_loop("a", lambda: body(world), patience_s=patience_s) for _ in range(count))
+        await asyncio.gather(*one)
+
+    return meet
+
+
+def _same(body: Callable[[World], bytes]) -> Callable[[World], bytes]:
+    """The same body again and again, of each world its own: to make one of megabytes takes its time."""
+    return cache(body)
+
+
+async def _usual(world: World) -> None:
+    """Key b: one client with 30 usual documents at a time."""
+    await world.closed_loop("b", lambda: world.body(world.texts(30)))
+
+
+_LARGE = _clients(10, lambda world: world.body(world.texts(1000)))
+# Four times as many tokens as an estimate from characters says, all of them at once.
+_DENSE = _clients(20, _same(lambda world: world.body(world.texts(3000, characters=(250, 350), letter=DENSE))))
+# Megabytes are tokenised, and refused because one document does not fit.
+_TOKENISED = _clients(
+    20,
+    _same(lambda world: world.body([*world.texts(1000, characters=(1500, 2000)), "x" * 3000], truncation="error")),
+)
+_HANGING_UP = _clients(20, _same(lambda world: world.body(world.texts(1000, characters=(2000, 3000)))), patience_s=0.05)
+# Bodies of five megabytes that turn out to be no JSON at their end.
+_READ = _clients(20, _same(lambda world: world.body(world.texts(2000, characters=(2000, 3000)))[:-1]))
+# Ten thousand documents without text: nothing to compute, and an answer of as many results.
+_WRITTEN = _clients(10, _same(lambda world: world.body([""] * 10_000)))
+
+
+async def _everything(world: World) -> None:
+    await asyncio.gather(*(part(world) for part in (_LARGE, _TOKENISED, _READ, _WRITTEN)))
+
+
+def _latencies_s(world: World) -> list[float]:
+    return [reply.latency_s for reply in world.replies["b"] if reply.sent > _WARM_S]
+
+
+def _statuses(world: World) -> set[int]:
+    return {reply.status for reply in world.replies["b"]} - {UNANSWERED}
+
+
+def _p95_s(world: World) -> float:
+    return float(np.quantile(_latencies_s(world), 0.95))
+
+
+@cache
+def _alone_s() -> float:
+    return _p95_s(simulated([_usual], seconds=_SECONDS))
+
+
+@pytest.mark.parametrize(
+    "worst",
+    [
+        pytest.param(_LARGE, id="engine"),
+        pytest.param(_DENSE, id="admission"),
+        pytest.param(_TOKENISED, id="tokenising"),
+        pytest.param(_HANGING_UP, id="hanging up"),
+        pytest.param(_READ, id="parsing"),
+        pytest.param(_WRITTEN, id="answers"),
+        pytest.param(_everything, id="everything at once"),
+    ],
+)
+def test_a_key_beside_another_one_takes_at_most_half_as_long_again(worst: Client) -> None:
+    world = simulated([_usual, worst], seconds=_SECONDS)
+    assert _statuses(world) == {200}, "none of its requests is refused"
+    assert len(_latencies_s(world)) >= 30
+    assert _p95_s(world) <= 1.5 * _alone_s()
+
+
+def test_where_one_thread_tokenises_a_key_waits_for_one_portion() -> None:
+    world = simulated([_usual, _TOKENISED], seconds=_SECONDS, threads=1)
+    assert _statuses(world) == {200}
+    assert _p95_s(world) <= 1.5 * _alone_s()
+
+
+def test_a_keys_scores_stay_in_the_cache_beside_a_key_that_fills_it() -> None:
+    """Key b repeats five requests; key a asks for more pairs than there is room for."""
+
+    async def repeated(world: World) -> None:
+        bodies = [world.body(world.texts(30)) for _ in range(5)]
+        while True:
+            for body in bodies:
+                await world.post("b", body)
+                await asyncio.sleep(0.2)
+
+    alone, beside = (
+        simulated([repeated, *others], seconds=_SECONDS, cache=MemoryCache(max_entries=400))
+        for others in ([], [_clients(4, lambda world: world.body(world.texts(300, characters=(20, 400))))])
+    )
+    for world in (alone, beside):
+        known = [reply.latency_s for reply in world.replies["b"] if reply.sent > _SECONDS / 2]
+        assert len(known) >= 10
+        assert max(known) <= 0.001, "nothing of them is computed again"
+
+
+def test_a_large_body_waits_for_no_more_of_anothers_bodies_than_it_has_itself() -> None:
+    async def megabytes(world: World) -> None:
+        body = world.body(world.texts(1000, characters=(2000, 3000)))[:-1]
+        await world.closed_loop("b", lambda: body)
+
+    alone, beside = (simulated([megabytes, *others], seconds=3 + _WARM_S) for others in ([], [_READ]))
+    assert _statuses(beside) == {400}
+    assert _p95_s(beside) <= 2.2 * _p95_s(alone)

@@ -1,0 +1,275 @@
+"""The whole path of requests, from their bytes to their answers, in virtual time: everything between the socket and the
+engine is the real thing, and knows no other clock. What takes time is what clients, threads and the loop spend here.
+
+The machine is one of round numbers: it tokenises 5 MB a second and thread, reads 100 MB of JSON a second, writes a
+large answer in 50 ms and scores about 200 usual pairs a second and worker.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message
+
+from app.api.auth import ApiKeys
+from app.api.bodies import STEP_BYTES, BodyLimits, BodyReader
+from app.api.dialects import DIALECTS
+from app.api.dialects.base import CallLimits
+from app.api.rerank import rerank_routes
+from app.api_keys import ApiKey, hash_key
+from app.batching.batcher import Batcher
+from app.batching.planner import BatchPlanner
+from app.cache.base import Cache
+from app.domain import Encoding, FloatArray
+from app.engines.base import BatchLimits
+from app.model import Canary, LoadedModel, ServedModel
+from app.pipeline.blanks import BlankStage, drops_nothing
+from app.pipeline.cached import CachedStage
+from app.pipeline.passages import PassagePolicy, PassageStage
+from app.pipeline.pointwise import PointwiseStage
+from app.pipeline.stage import Stage
+from app.ranking import sigmoid
+from app.scorers.base import EncodedPairs
+from app.service import Limits, RerankService
+from app.sharing import SharedWorker
+from tests.fakes import RecordingObserver, WordScorer
+from tests.simulation.virtual_time import Clock, VirtualLoop, VirtualWorker
+from tests.unit.batching.simulation import pass_s
+
+T = TypeVar("T")
+
+_TOKENISE_S: Final = 1 / 5e6
+_READ_S: Final = 1 / 100e6
+_WRITE_S: Final = 0.05
+_LIMITS: Final = CallLimits(documents=10_000, queries=100, rank_fields=100, fields=1000)
+# A step of reading holds the loop for so long: as many bytes as the reader takes in one turn.
+_STEP_S: Final = STEP_BYTES * _READ_S
+# A text of these has a token for each character, one of all others one for each four.
+DENSE: Final = "密"
+_DENSITY: Final = 4
+# The status of a request that is open when the simulation ends, with how long it has waited so far.
+UNANSWERED: Final = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What became of a request that was sent at a moment."""
+
+    sent: float
+    latency_s: float
+    status: int
+    headers: dict[str, str]
+
+
+class _Scorer(WordScorer):
+    """Takes time for what it tokenises, and gives ids that no other text has."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._numbers = count()
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+        owner: str = "",
+    ) -> EncodedPairs:
+        self._clock.spend(_TOKENISE_S * sum(map(len, documents)))
+        room = min(self.max_length - 10, max_document_tokens or self.max_length)
+        lengths = [len(text) // (1 if text.startswith(DENSE) else _DENSITY) + 1 for text in documents]
+        return EncodedPairs(
+            [Encoding(self._ids(10 + min(room, length)), 10) for length in lengths],
+            np.array([max(0, length - room) for length in lengths], dtype=np.int64),
+        )
+
+    def _ids(self, length: int) -> Any:
+        ids = np.zeros(length, dtype=np.int64)
+        ids[0] = next(self._numbers)
+        return ids
+
+
+class _Engine:
+    """Takes as long for a pass as that of `tests.unit.batching.simulation`."""
+
+    name = "virtual"
+    workers = 2
+    preferred_batch = BatchLimits(tokens=512, pairs=64)
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.tokens = 0
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        lengths = [len(encoding.ids) for encoding in encodings]
+        self.tokens += sum(lengths)
+        self._clock.spend(pass_s(lengths))
+        return np.zeros((len(encodings), 1), dtype=np.float32)
+
+
+class _Bodies(BodyReader):
+    """Its steps hold up the loop."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__(BodyLimits(max_values=4_000_000, max_fields=1000, max_text_bytes=64 << 20))
+        self._loop = loop
+
+    async def _in_turn(self, steps: Generator[None, None, T], caller: str, *, size: int) -> T:
+        return await super()._in_turn(self._slow(steps), caller, size=size)
+
+    def _slow(self, steps: Generator[None, None, T]) -> Generator[None, None, T]:
+        while True:
+            self._loop.block(_STEP_S)
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            yield
+
+
+@dataclass(kw_only=True, eq=False)
+class World:
+    """A service with the keys "a" and "b", and what it was sent."""
+
+    app: ASGIApp
+    loop: VirtualLoop
+    engine: _Engine
+    batcher: Batcher
+    rng: Random
+    _numbers: Iterator[int] = field(default_factory=count)
+    replies: dict[str, list[Reply]] = field(default_factory=lambda: {"a": [], "b": []})
+
+    async def post(self, key: str, body: bytes, *, patience_s: float = float("inf")) -> Reply:
+        """Send a request, and wait for its answer; the client goes away after `patience_s`."""
+        sent = self.loop.time()
+        start: dict[str, Any] = {}
+        messages = iter([{"type": "http.request", "body": body}])
+
+        async def receive() -> Message:
+            for message in messages:
+                return message
+            await asyncio.sleep(min(patience_s, 1e6))
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                start.update(message)
+
+        try:
+            await self.app(_scope(key), receive, send)
+        except asyncio.CancelledError:
+            latency_s = self.loop.time() - sent
+            self.replies[key].append(Reply(sent=sent, latency_s=latency_s, status=UNANSWERED, headers={}))
+            raise
+        headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        reply = Reply(sent=sent, latency_s=self.loop.time() - sent, status=start["status"], headers=headers)
+        self.replies[key].append(reply)
+        return reply
+
+    async def closed_loop(self, key: str, body: Callable[[], bytes], **options: float) -> None:
+        """A client that sends its next request when it has its answer, or has waited as long as it was told to."""
+        while True:
+            reply = await self.post(key, body(), **options)
+            if reply.status == 429:
+                await asyncio.sleep(float(reply.headers["retry-after-ms"]) / 1000)
+
+    def texts(self, documents: int, *, characters: tuple[int, int] = (200, 900), letter: str = "x") -> list[str]:
+        """Usual documents; no two are equal."""
+        return [f"{letter * self.rng.randrange(*characters)}{next(self._numbers)}" for _ in range(documents)]
+
+    def body(self, documents: Sequence[str], **fields: Any) -> bytes:
+        return json.dumps({"query": "query", "documents": documents, **fields}).encode()
+
+
+def _scope(key: str) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": "/v2/rerank",
+        "raw_path": b"/v2/rerank",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer secret-{key}".encode())],
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("test", 80),
+        "client": ("test", 1),
+        "root_path": "",
+    }
+
+
+@asynccontextmanager
+async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterator[World]:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    clock, observer = Clock(loop), RecordingObserver()
+    engine, scorer = _Engine(clock), _Scorer(clock)
+    planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, workers=engine.workers)
+    inference = VirtualWorker(clock, threads=engine.workers)
+    batcher = Batcher(
+        planner, engine, inference, max_waiting_tokens=4_000_000, model="fake", observer=observer, clock=clock
+    )
+    # One of the threads that tokenise is left to others, as where there are keys.
+    tokenizing = SharedWorker(VirtualWorker(clock, threads=threads), per_caller=max(1, threads - 1))
+    pointwise = PointwiseStage(scorer, batcher, tokenizing)
+    cached = pointwise if cache is None else CachedStage(pointwise, cache, fingerprint="", observer=observer)
+    passages = PassageStage(cached, scorer, batcher, tokenizing, policy=PassagePolicy())
+    stage: Stage = BlankStage(passages, tokenizing, drops=drops_nothing)
+    model = ServedModel(name="fake", aliases=(), observer=observer)
+    serving = asyncio.create_task(batcher.run())
+    canary = Canary(pairs=(), tolerance=None)
+    await model.start(
+        LoadedModel(stage=stage, direct=pointwise, activation=sigmoid, canary=canary, details={"scorer": "virtual"})
+    )
+    service = RerankService(
+        [model],
+        default="fake",
+        limits=Limits(max_documents=10_000, max_query_chars=32_768, request_timeout_s=300.0, loading_timeout_s=10.0),
+        observer=observer,
+        aside=SharedWorker(VirtualWorker(clock, threads=1, seconds_per_call=_WRITE_S)),
+        clock=clock,
+    )
+    app = FastAPI()
+    keys = ApiKeys([ApiKey(name=name, sha256=hash_key(f"secret-{name}")) for name in ("a", "b")])
+    app.include_router(
+        rerank_routes(DIALECTS, service=service, keys=keys, bodies=_Bodies(loop), observer=observer, limits=_LIMITS)
+    )
+    try:
+        yield World(app=app, loop=loop, engine=engine, batcher=batcher, rng=Random(seed))
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+Client = Callable[[World], Awaitable[None]]
+
+
+def simulated(
+    clients: Sequence[Client], *, seconds: float, seed: int = 0, threads: int = 2, cache: Cache | None = None
+) -> World:
+    """Let clients meet for so long."""
+
+    async def run() -> World:
+        async with _world(seed=seed, threads=threads, cache=cache) as world:
+            running = [asyncio.ensure_future(client(world)) for client in clients]
+            done, _ = await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            return world
+
+    with suppress(NotImplementedError), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(run())
+    raise AssertionError("the loop of virtual time lacks something that asyncio needs")

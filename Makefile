@@ -18,7 +18,7 @@ FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
-.PHONY: serve install test test-fast check format conformance fuzz growth audit bench docker clean help FORCE
+.PHONY: serve install test test-fast check format conformance fuzz growth amplification audit bench docker clean help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -57,6 +57,9 @@ fuzz: $(VENV)/.development ## generated requests for the whole OpenAPI document 
 
 growth: $(VENV)/.development ## memory after thousands of requests of each kind (make growth ARGS="--requests 10000")
 	$(BIN)/python -m loadtest.growth --registry tests/data/registry.toml $(ARGS)
+
+amplification: $(VENV)/.development ## what hostile bodies cost beside their bytes, field by field (20 minutes)
+	$(BIN)/python -m loadtest.amplification --registry tests/data/registry.toml $(ARGS)
 
 audit: $(VENV)/.python ## known vulnerabilities of the pinned packages; asks a service on the network
 	$(PYTHON) -m venv $(VENV)/audit

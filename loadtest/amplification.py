@@ -78,7 +78,9 @@ async def _cost(server: Server, http: httpx.AsyncClient, body: HostileBody, *, s
     before = process.memory_info().rss
     busy = sum(process.cpu_times()[:2])
     async with _slowest_health(server) as slowest:
-        answer = await http.post(body.path, content=content, headers={**body.headers, "Content-Type": "application/json"})
+        answer = await http.post(
+            body.path, content=content, headers={**body.headers, "Content-Type": "application/json"}
+        )
     return Cost(
         name=str(body),
         status=answer.status_code,
@@ -153,7 +155,9 @@ def main() -> int:
         wait_until_ready(server)
         costs = run(measure(server, bodies, size=round(min(arguments.megabytes, 60.0) * _MIB)))
     worst = sorted(costs, key=lambda cost: max(cost.memory_beyond, cost.loop_ms / MOST_LOOP_MS), reverse=True)
-    return conclude(claims_of(costs), arguments, {f"worst {n}": cost for n, cost in enumerate(map(str, worst[:_SHOWN]), 1)})
+    return conclude(
+        claims_of(costs), arguments, {f"worst {n}": cost for n, cost in enumerate(map(str, worst[:_SHOWN]), 1)}
+    )
 
 
 if __name__ == "__main__":

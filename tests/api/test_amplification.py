@@ -18,7 +18,7 @@ from app.api.dialects import DIALECTS
 from app.api.dialects.base import CallLimits
 from app.config import Settings
 from app.errors import RerankError
-from tests.hostile import SHAPES, HostileBody, hostile_bodies, spread
+from loadtest.hostile import SHAPES, HostileBody, hostile_bodies, spread
 
 _MIB = 2**20
 _SETTINGS = Settings()

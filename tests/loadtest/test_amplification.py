@@ -16,7 +16,7 @@ _REGISTRY = Path(__file__).parents[1] / "data" / "registry.toml"
 @pytest.mark.timeout(300)
 def test_hostile_bodies_take_memory_in_proportion_to_their_bytes(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "loadtest.amplification", "--registry", str(_REGISTRY), "--output", report]
+    command = [sys.executable, "-m", "loadtest.amplification", "--registry", str(_REGISTRY), "--output", str(report)]
     options = ["--megabytes", "4", "--one-in", "61"]
     ran = subprocess.run([*command, *options], capture_output=True, text=True, timeout=280, check=False)
     assert report.is_file(), ran.stderr[-3000:]

@@ -17,7 +17,7 @@ _REGISTRY = Path(__file__).parents[1] / "data" / "registry.toml"
 def test_no_kind_of_request_leaves_memory_behind(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "loadtest.growth", "--registry", str(_REGISTRY), "--requests", "60"]
-    ran = subprocess.run([*command, "--output", report], capture_output=True, text=True, timeout=280, check=False)
+    ran = subprocess.run([*command, "--output", str(report)], capture_output=True, text=True, timeout=280, check=False)
     assert report.is_file(), ran.stderr[-3000:]
     claims = json.loads(report.read_text())["claims"]
     assert len(claims) == 2 * len(KINDS)

@@ -5,7 +5,7 @@ more than its bytes. A new field or dialect is tried by itself.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import orjson
 from pydantic import AliasChoices, BaseModel
@@ -62,7 +62,7 @@ def _places(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
     yield (_UNKNOWN,)
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
     """Models that a field holds itself; those in its lists are among the shapes of lists."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation

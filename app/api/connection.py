@@ -80,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
         self._entry = self._door.enter(self._client and self._client[0])
         if self._entry.place is Place.NOTHING:
             self._closing = True
-            self._door.refused(_TOO_MANY)
+            self._door.refused(self._entry, _TOO_MANY)
             self._transport.abort()
             return
         self._server.connections.add(self)  # type: ignore[arg-type] # uvicorn calls `shutdown` only
@@ -195,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
         self._stop_timer()
         app = self._app
         if self._entry.place is Place.PROBES and head.path not in PROBE_PATHS:
-            self._door.refused(_TOO_MANY)
+            self._door.refused(self._entry, _TOO_MANY)
             app = _too_many_connections
         self._exchange = Exchange(head, self, scope=self._scope(head))
         if self._draining or self._entry.place is Place.PROBES:
@@ -271,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
         self._exchange = None
         self._idle = self._reader.idle
         if self._idle:
-            self._within(self._door.bounds.idle_timeout_s, self._transport.close)
+            self._within(self._door.bounds.idle_timeout_s, self.close)
         else:
             self._await_head()
 
@@ -281,17 +281,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def _slow_head(self) -> None:
         if self._reader.idle:
-            self._transport.close()
+            self.close()
         else:
             self._refuse(408, f"the request's head did not arrive within {self._door.bounds.head_timeout_s:g} s")
 
     def _slow_reader(self) -> None:
-        self._door.refused(_SLOW_READER)
+        self._door.refused(self._entry, _SLOW_READER)
         self._transport.abort()
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer what is no request, or the rest of one that cannot be read, and close."""
-        self._door.refused(_REASONS.get(status, _MALFORMED))
+        self._door.refused(self._entry, _REASONS.get(status, _MALFORMED))
         exchange, self._exchange = self._exchange, None
         if exchange is None or not exchange.started:
             self.write(_refusal(status, message, self.default_headers))

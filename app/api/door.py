@@ -87,7 +87,7 @@ class Door:
             del self._of_origin[entry.origin]
         self.observer.connections_changed(open_connections=self._open)
 
-    def refused(self, reason: str) -> None:
+    def refused(self, entry: Entry, reason: str) -> None:
         """Count a connection that was turned away or broken off, and log them together now and then."""
         self.observer.connection_refused(reason=reason)
         self._unsaid[reason] += 1
@@ -97,7 +97,12 @@ class Door:
             logger.warning(
                 "connections refused: %s",
                 reason,
-                extra={"reason": reason, "connections": self._unsaid.pop(reason), "open": self._open},
+                extra={
+                    "reason": reason,
+                    "connections": self._unsaid.pop(reason),
+                    "latest_from": entry.origin,
+                    "open": self._open,
+                },
             )
 
     def _place(self, origin: str) -> Place:

@@ -342,9 +342,11 @@ def test_refusals_are_counted_each_and_logged_together(caplog: pytest.LogCapture
     times = iter([0.0, 1.0, 2.0, 11.0, 11.5])
     observer = RecordingObserver()
     door = Door(BOUNDS, observer, clock=lambda: next(times))
+    entry = door.enter("192.0.2.1")
     with caplog.at_level(logging.WARNING, logger="app.api.door"):
         for reason in ("slow_head", "slow_head", "slow_head", "slow_head", "malformed"):
-            door.refused(reason)
+            door.refused(entry, reason)
     assert len(observer.named("connection_refused")) == 5
+    assert {vars(record)["latest_from"] for record in caplog.records} == {"192.0.2.1"}
     logged = [(vars(record)["reason"], vars(record)["connections"]) for record in caplog.records]
     assert logged == [("slow_head", 1), ("slow_head", 3), ("malformed", 1)]

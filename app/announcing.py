@@ -23,7 +23,7 @@ def warn_of_open_door(host: str, port: int) -> None:
     """For a service without keys. On the loopback interface only programs of this machine reach it."""
     if not _is_loopback(host):
         logger.warning(
-            "no API keys are set, and other machines can reach %s port %d: whoever does may use this service; "
+            "no API keys are set, and other machines can reach %s port %d: anyone there can use this service; "
             "set RERANKD_API_KEYS_FILE or RERANKD_API_KEYS, or listen on 127.0.0.1",
             host,
             port,

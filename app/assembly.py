@@ -90,7 +90,7 @@ async def running_service(
     served = {name: model for model in models for name in (model.name, *model.aliases)}
     fallback = settings.model_fallback if only is None else None
     if fallback is not None and fallback not in served:
-        raise ConfigError(f"RERANKD_MODEL_FALLBACK = {fallback!r} is no served model; known: {', '.join(served)}")
+        raise ConfigError(f"RERANKD_MODEL_FALLBACK = {fallback!r} is not a served model; known: {', '.join(served)}")
     secret = settings.cache_secret
     cache = await connect_cache(
         settings.cache_url.get_secret_value(),
@@ -432,7 +432,7 @@ def golden_pairs(folder: Path) -> Canary:
             GoldenPair(str(pair["query"]), str(pair["document"]), float(pair["logit"])) for pair in golden["pairs"]
         ]
         if not pairs:
-            raise ValueError("it holds no pair")
+            raise ValueError("it has no pairs")
         return Canary(pairs=pairs, tolerance=float(golden["tolerance"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no file of golden pairs: {error!r}") from None
+        raise ConfigError(f"{path} is not a file of golden pairs: {error!r}") from None

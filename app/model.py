@@ -231,12 +231,12 @@ async def _problem(loaded: LoadedModel, *, pairs: Sequence[GoldenPair]) -> str:
 
 def _difference(canary: Canary, values: Sequence[float], pairs: Sequence[GoldenPair]) -> str:
     if not np.isfinite(values).all():
-        return "the canary inference gave a score that is no finite number"
+        return "the canary inference gave a score that is not a finite number"
     for value, pair in zip(values, pairs, strict=True):
         if canary.tolerance is not None and abs(value - pair.logit) > canary.tolerance:
             return (
                 f"the golden pair with query {pair.query!r} scored {value:.4f}, the reference is {pair.logit:.4f} "
-                f"(tolerance {canary.tolerance}): wrong weights, tokenizer or quantisation"
+                f"(tolerance {canary.tolerance}): wrong weights, tokenizer or quantization"
             )
     return ""
 

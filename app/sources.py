@@ -137,7 +137,9 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
     except RepositoryNotFoundError:
         raise ConfigError(f"no repository {name} on the hub, or it is private: set RERANKD_HUB_TOKEN") from None
     except RevisionNotFoundError:
-        raise ConfigError(f"{match['repository']} has no revision {match['revision']!r}") from None
+        raise ConfigError(
+            f"{match['repository']} has no revision {match['revision']!r}; name a branch, a tag or a commit"
+        ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if hub.offline:
             raise SourceUnreachable(

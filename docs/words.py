@@ -65,7 +65,7 @@ def _of_call(call: ast.Call) -> Iterator[tuple[int, str, str]]:
             yield call.lineno, "printed", text
     for keyword in call.keywords:
         kind = "help" if keyword.arg in _HELP_KEYWORDS else "description" if keyword.arg in _DESCRIPTIONS else None
-        kind = kind or ("error" if keyword.arg in ("message", "reason") else None)
+        kind = kind or ("error" if keyword.arg in ("message", "reason") and name != "filterwarnings" else None)
         text = _rendered(keyword.value)
         if kind and _WORDS.search(text):
             yield call.lineno, kind, " ".join(text.split())

@@ -87,7 +87,7 @@ class RedisCache:
                 retry=None,
             )
         except ValueError:
-            raise ConfigError("RERANKD_CACHE_URL cannot be read as a Redis URL") from None
+            raise ConfigError("RERANKD_CACHE_URL cannot be read as a Redis URL; write redis://host:port/0") from None
         return cls(
             client,
             ttl_s=parameters["ttl_s"],

@@ -123,7 +123,9 @@ def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession
     after = _part(model, given={last: 3, bias: 4}, wanted=[])
     inside = {layer.up.output for layer in layers}
     if any(output in inside for node in after.graph.node for output in node.output):
-        raise ConfigError("the graph reads what is between its layers")
+        raise ConfigError(
+            "the graph reads values from inside its encoder layers; export the model with `rerankd export`"
+        )
     return FusedSession(
         simple,
         open_session(_part(model, given={}, wanted=others).SerializeToString()) if others else None,

@@ -219,13 +219,13 @@ def _open_fused(graph: Path, options: OnnxOptions) -> "tuple[FusedSession | None
     except Exception as error:
         # Whatever it is: ONNX Runtime alone can do without, or says better what is wrong with the graph.
         if options.fused:
-            raise ConfigError(f"fused = true, but {graph} cannot be served so: {error}") from error
+            raise ConfigError(f"fused = true, but {graph} cannot use the compiled kernels: {error}") from error
         return None, str(error)
 
 
 def _fused(graph: Path, options: OnnxOptions) -> "FusedSession":
     if options.kind != "cpu" or options.threads != 1 or options.io_binding:
-        raise ConfigError("it is for the CPU, one thread per pass and inputs that are not bound")
+        raise ConfigError('it needs device = "cpu", threads = 1 and no io_binding')
     if not mentions_int8_products(graph):
         raise ConfigError("no layer of the graph is an int8 one of BERT's kind, as `rerankd export` writes them")
     reason = why_not_usable()
@@ -277,8 +277,8 @@ def _exact_if_possible(graph: Path, options: OnnxOptions) -> tuple[ort.Inference
         if _SHARED_WEIGHTS not in str(error):
             raise
     logger.warning(
-        "scores may be far off on this processor, which has no VNNI: products of the graph share int8 weights, and "
-        "ONNX Runtime cannot multiply these exactly; `rerankd export` writes graphs that it can",
+        "scores may be far off on this CPU, which has no VNNI: nodes of the graph share int8 weights, and "
+        "ONNX Runtime cannot multiply these exactly; export the model again with `rerankd export`",
         extra={"graph": str(graph)},
     )
     return _session(graph, options, config={}), False

@@ -143,7 +143,7 @@ def read_weights(
     unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key))
     if unread:
         raise ConfigError(
-            f"the weights in {folder} hold {', '.join(unread):.200}, which {type(model).__name__} has no place for: "
+            f"the weights in {folder} hold {', '.join(unread):.200}, which {type(model).__name__} does not use: "
             "this is another kind of model, or one with more heads; if its scores do not depend on them, save the "
             "model without them"
         )

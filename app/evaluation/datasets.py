@@ -79,7 +79,7 @@ def files_of_folder(folder: Path, *, run: str | None, qrels: str | None) -> File
         ConfigError: a file is missing, or the folder leaves open which run is meant.
     """
     if not folder.is_dir():
-        raise ConfigError(f"there is no data folder {folder}")
+        raise ConfigError(f"there is no data folder {folder}; correct the path")
     return Files(
         name=folder.resolve().name,
         corpus=_wanted(folder, "corpus.jsonl"),

@@ -234,7 +234,7 @@ def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:
 
 def _with_room(max_length: int, template: PairTemplate) -> int:
     if max_length < template.special_tokens + 2 * _MIN_DOCUMENT_TOKENS:
-        raise ConfigError(f"max_length = {max_length} leaves no room for a query and a document")
+        raise ConfigError(f"max_length = {max_length} leaves no room for a query and a document; make it larger")
     return max_length
 
 

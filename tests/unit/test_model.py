@@ -108,7 +108,7 @@ async def test_scores_must_be_close_to_the_reference(
         await model.start(_loaded(stage, tolerance=tolerance))
         assert model.status is Status.READY
     else:
-        with pytest.raises(ConfigError, match="wrong weights, tokenizer or quantisation"):
+        with pytest.raises(ConfigError, match="wrong weights, tokenizer or quantization"):
             await model.start(_loaded(stage, tolerance=tolerance))
         assert model.status is Status.LOADING
 
@@ -128,7 +128,7 @@ async def test_a_score_that_is_no_number_fails_the_canary(
 ) -> None:
     stage = RecordingStage()
     stage.values = {"two": bad}
-    with pytest.raises(ConfigError, match="no finite number"):
+    with pytest.raises(ConfigError, match="not a finite number"):
         await model.start(_loaded(stage, tolerance=tolerance))
 
 

@@ -35,6 +35,8 @@ _OF_TESTS: Final = "RERANKD_TEST_"
 _SERVICE_LINK: Final = re.compile(
     r"RERANKD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+_KEY_SETTINGS: Final = ("RERANKD_API_KEYS", "RERANKD_API_KEYS_FILE")
+_NEAR_PREFIX: Final = 0.88
 # Empty, they would be taken for not set, and protect nothing.
 _PROTECTING: Final = (
     "RERANKD_API_KEYS",
@@ -57,7 +59,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RERANKD_", env_ignore_empty=True, extra="ignore")
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
@@ -311,9 +313,26 @@ def _check_names(environment: Mapping[str, str]) -> None:
     if unknown:
         told = "; ".join(f"{name} is not a setting{_meant(name)}" for name in unknown)
         raise ConfigError(f"{told} (docs/configuration.md lists all settings; unset a name that is not one of them)")
+    if not given.keys() & set(_KEY_SETTINGS):
+        _check_misspelled_prefixes(environment)
     for name in _PROTECTING:
         if name in given and not given[name].strip():
             raise ConfigError(f"{name} is set, but empty: it would protect nothing. Give it a value, or unset it")
+
+
+def _check_misspelled_prefixes(environment: Mapping[str, str]) -> None:
+    """Keys that were meant for this service, and would leave it open: RERANK_API_KEYS, RERANKED_API_KEYS_FILE."""
+    for name in map(str.upper, environment):
+        for setting in _KEY_SETTINGS:
+            ending = setting.removeprefix(ENVIRONMENT_PREFIX)
+            if (
+                name != setting
+                and name.endswith(f"_{ending}")
+                and closest(name, [setting.lower()], cutoff=_NEAR_PREFIX)
+            ):
+                raise ConfigError(
+                    f"{name} is set, but nothing reads it; did you mean {setting}? Rename it, or unset it"
+                )
 
 
 def _is_no_setting(name: str) -> bool:

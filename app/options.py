@@ -95,9 +95,9 @@ def read_toml(path: Path, *, secret: bool = False) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML, {place}{reason}") from None
 
 
-def closest(name: str, known: Collection[str]) -> str:
+def closest(name: str, known: Collection[str], *, cutoff: float = 0.6) -> str:
     """The known name that somebody who wrote `name` may have meant; empty where none is near."""
-    return next(iter(get_close_matches(name.lower(), known, n=1)), "")
+    return next(iter(get_close_matches(name.lower(), known, n=1, cutoff=cutoff)), "")
 
 
 def read_options(options: Mapping[str, Any], shape: type[Options], *, of: str) -> Options:

@@ -36,6 +36,9 @@ a Service with the name `rerankd` (`RERANKD_SERVICE_HOST`, `RERANKD_PORT_8000_TC
 `RERANKD_PORT=tcp://...` cannot be a port and is refused: set `enableServiceLinks: false` for the pod, or the variable
 itself.
 
+Without API keys a name such as `RERANK_API_KEYS`, with a prefix that is nearly ours, refuses the start too: the service
+would be open.
+
 An empty value counts as not set, except where a setting protects: `RERANKD_API_KEYS`, `RERANKD_API_KEYS_FILE`,
 `RERANKD_PRIVATE`, `RERANKD_CACHE_SECRET` and `RERANKD_CACHE_SCOPE` refuse the start when they are empty. To serve
 without keys, unset them.

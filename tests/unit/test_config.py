@@ -68,6 +68,36 @@ def test_a_misspelled_setting_refuses_the_start_and_names_the_nearest(
     assert "s3cret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("RERANK_API_KEYS", "RERANKD_API_KEYS"),
+        ("RERANKER_API_KEYS", "RERANKD_API_KEYS"),
+        ("RRANKD_API_KEYS", "RERANKD_API_KEYS"),
+        ("rerank_api_keys_file", "RERANKD_API_KEYS_FILE"),
+    ],
+)
+def test_keys_behind_a_misspelled_prefix_do_not_leave_the_service_open(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    with pytest.raises(ConfigError, match=rf"^{name.upper()} is set, but nothing reads it; did you mean {meant}\?"):
+        read_settings()
+    monkeypatch.setenv("RERANKD_API_KEYS", "a-key")
+    assert len(read_settings().api_keys) == 1, "then the service is not open"
+
+
+@pytest.mark.parametrize("name", ["RERANK_API_KEY", "COHERE_API_KEYS", "OPENAI_API_KEYS", "REDIS_API_KEYS", "API_KEYS"])
+def test_keys_of_others_are_none_of_ours(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    assert read_settings().api_keys == ()
+
+
+def test_an_empty_host_is_refused_for_it_would_mean_every_address() -> None:
+    with pytest.raises(ConfigError, match="RERANKD_HOST must not be empty"):
+        read_settings(host="")
+
+
 def test_a_name_like_no_setting_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANKD_XYZZY", "1")
     with pytest.raises(ConfigError, match=r"^RERANKD_XYZZY is not a setting \(docs/configuration\.md"):

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,3 +193,18 @@ def test_secrets_of_other_libraries_messages_are_taken_out() -> None:
     error = ValueError("Illegal header value b'Bearer s3cret', proxy http://u:s3cret@p")
     line = _json(_record("failed", exc_info=_raised(error)))
     assert line["exc_info"].endswith("Illegal header value b'Bearer ***', proxy http://***@p")
+
+
+def test_the_messages_of_onnx_runtime_are_lines_of_the_log(tiny_model: Path) -> None:
+    code = f"""
+import onnxruntime
+from app import logs
+with logs.serving("INFO", logs.LogFormat.JSON):
+    onnxruntime.set_default_logger_severity(0)
+    onnxruntime.InferenceSession({str(tiny_model / "model.onnx")!r}, providers=["CPUExecutionProvider"])
+"""
+    ran = _run(code, stderr=subprocess.PIPE)
+    lines = [json.loads(line) for line in ran.stderr.splitlines()]
+    assert ran.returncode == 0
+    assert sum("onnxruntime" in line["message"] for line in lines) > 10
+    assert {line["name"] for line in lines} == {"stderr"}

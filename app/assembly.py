@@ -27,6 +27,7 @@ from app.pipeline.blanks import BlankStage, drops_nothing
 from app.pipeline.cached import CachedStage
 from app.pipeline.cached_list import CachedListStage
 from app.pipeline.cascade import CascadeStage, Member
+from app.pipeline.long_queries import LongQueryStage
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.pipeline.pointwise import PointwiseStage
 from app.pipeline.stage import Stage
@@ -249,7 +250,8 @@ class _Keeper:
         if cache is not None:
             stage = CachedStage(pointwise, cache, fingerprint=parts.fingerprint, observer=self.observer)
         passages = PassageStage(stage, parts.pairs, batcher, self.tokenizing, policy=_passage_policy(self.spec))
-        return pointwise, BlankStage(passages, self.tokenizing, drops=parts.pairs.drops), parts.pairs.activation
+        written = BlankStage(passages, self.tokenizing, drops=parts.pairs.drops)
+        return pointwise, LongQueryStage(written, parts.pairs, self.tokenizing), parts.pairs.activation
 
 
 def _tokens_in(

@@ -257,7 +257,8 @@ class Scores:
     and their value means nothing; None: all have one. `passages` is None where documents were read whole. A listwise
     stage's values say the order and nothing else; `unordered` counts its windows of which the model said nothing, and
     whose candidates kept the order that they came in. `placed_by` names, for a cascade, the model that gave each
-    document its place; None for one that kept the request's.
+    document its place; None for one that kept the request's. `query_dropped` counts the query's tokens that were
+    not read.
     """
 
     values: FloatArray
@@ -270,6 +271,7 @@ class Scores:
     timings: Timings = field(default_factory=Timings)
     placed_by: Sequence[str | None] | None = None
     unordered: int = 0
+    query_dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

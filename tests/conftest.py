@@ -4,6 +4,7 @@
 tests that use one are marked slow.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -192,3 +193,15 @@ def tiny_modernbert_onnx(onnx_folder: Folder) -> Path:
 @pytest.fixture(scope="session")
 def tiny_deberta_onnx(onnx_folder: Folder) -> Path:
     return onnx_folder("deberta")
+
+
+@pytest.fixture
+def service_collector() -> Iterator[None]:
+    """Python's garbage collector as the service has it. Else it walks all that the tests imported, again and again."""
+    from app.main import calm_the_collector  # noqa: PLC0415 - few tests need the application
+
+    thresholds = gc.get_threshold()
+    calm_the_collector()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)

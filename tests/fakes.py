@@ -22,6 +22,7 @@ from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
 from app.pipeline.blanks import BlankStage
 from app.pipeline.cached import CachedStage
+from app.pipeline.long_queries import LongQueryStage
 from app.pipeline.passages import PassagePolicy, PassageStage
 from app.pipeline.pointwise import PointwiseStage
 from app.ranking import Activation, identity
@@ -205,7 +206,7 @@ class WordScorer:
         if instruction is not None and not self._takes_instruction:
             raise InvalidRequest("this model does not take an instruction")
         start = [*map(_word_id, query.split()), _SEPARATOR]
-        room = min(self.max_length - len(start), max_document_tokens or self.max_length)
+        room = min(self.room(query), max_document_tokens or self.max_length)
         tokenised = [list(map(_word_id, document.split())) for document in documents]
         return EncodedPairs(
             [Encoding(np.array(start + ids[:room], dtype=np.int64), len(start)) for ids in tokenised],
@@ -213,7 +214,10 @@ class WordScorer:
         )
 
     def room(self, query: str, instruction: str | None = None) -> int:
-        return self.max_length - len(query.split()) - 1
+        room = self.max_length - len(query.split()) - 1
+        if room < 1:
+            raise InvalidRequest("the query leaves no room for a document")
+        return room
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         return [_word_edges(text) for text in texts]
@@ -410,7 +414,7 @@ class FakeService:
         )
         passages = PassageStage(cached, self.scorer, batcher, tokenizing, policy=self.passages)
         return LoadedModel(
-            stage=BlankStage(passages, tokenizing, drops=self.scorer.drops),
+            stage=LongQueryStage(BlankStage(passages, tokenizing, drops=self.scorer.drops), self.scorer, tokenizing),
             direct=direct,
             activation=self.activation,
             canary=self.canary,

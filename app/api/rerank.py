@@ -241,7 +241,9 @@ class _Finish:
 
     def headers(self, results: Sequence[RerankResult]) -> dict[str, str]:
         timings = sum((result.timings for result in results), start=Timings())
-        return {"Server-Timing": server_timing(timings, total_s=self._clock() - self.started)}
+        headers = {"Server-Timing": server_timing(timings, total_s=self._clock() - self.started)}
+        cut = sum(result.scores.query_dropped for result in results)
+        return headers | {"X-Truncated-Query-Tokens": str(cut)} if cut else headers
 
 
 def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:

@@ -110,6 +110,7 @@ def test_what_is_tried_has_about_the_bytes_that_were_asked_for() -> None:
 
 
 @pytest.mark.timed
+@pytest.mark.usefixtures("service_collector")
 @pytest.mark.parametrize("hostile", _FEW, ids=str)
 def test_a_bodys_cost_grows_with_its_bytes(hostile: HostileBody) -> None:
     _check_time(hostile)
@@ -127,6 +128,7 @@ def test_what_takes_most_memory_stays_within_its_bound(shape: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("service_collector")
 def test_more_bodies_cost_grows_with_their_bytes() -> None:
     for hostile in spread(hostile_bodies(), one_in=7):
         _check_time(hostile)

@@ -98,6 +98,8 @@ def _warnings(result: RerankResult) -> list[str]:
     if result.truncated_documents:
         what = "longer than the model or max_tokens_per_doc allows"
         warnings.append(f"{_were(result.truncated_documents)} {what}: {result.dropped_tokens} tokens not read")
+    if result.scores.query_dropped:
+        warnings.append(f"the query was too long: {result.scores.query_dropped} tokens of it not read")
     if result.unscored_documents:
         warnings.append(f"{_were(result.unscored_documents)} not scored before the deadline, and are in your order")
     if result.scores.unordered:

@@ -23,7 +23,7 @@ class TeiCall(QueryCall):
     truncate: bool | None = Field(
         default=None,
         # LiteLLM always sends false, and its users did not ask that a long text fail their call.
-        description="True cuts texts that are too long; false and absent leave that to the model's own policy.",
+        description="True cuts a query and texts that are too long; else the model's own policy decides.",
     )
     truncation_direction: Annotated[Side | None, BeforeValidator(_lower)] = Field(
         default=None, description="Which end of a text is cut: `Left` or `Right` (default)."
@@ -32,14 +32,16 @@ class TeiCall(QueryCall):
     top_n: TopN = None
 
     def to_request(self) -> RerankRequest:
+        side = self.truncation_direction or Side.RIGHT
         return RerankRequest(
             query=self.query,
             documents=self.texts,
             model=self.model,
             top_n=self.top_n,
             options=ScoreOptions(
-                truncation=Truncation.TRUNCATE if self.truncate else None,
-                truncation_side=self.truncation_direction or Side.RIGHT,
+                # Whoever says which end is cut wants a cut, also of a model that reads long documents in passages.
+                truncation=Truncation.TRUNCATE if self.truncate or side is Side.LEFT else None,
+                truncation_side=side,
             ),
         )
 

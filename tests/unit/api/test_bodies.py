@@ -1,7 +1,6 @@
 """A large body is read in parts, and means what it would mean if it were read at once."""
 
 import asyncio
-import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from starlette.types import Message
 
 from app.api.bodies import BodyLimits, BodyReader
 from app.errors import InvalidRequest, RequestTooLarge
-from app.main import calm_the_collector
 
 _MEGABYTE = 1 << 20
 _LIMITS = BodyLimits(max_values=750_000, max_fields=256, max_text_bytes=16 * _MEGABYTE)
@@ -150,16 +148,6 @@ async def test_a_body_of_too_many_values_is_refused_before_it_is_read() -> None:
         await BodyReader(_LIMITS).read_object(_request(b'{"documents": [' + b"1," * 4_100_000 + b" no JSON"))
 
 
-@pytest.fixture
-def _collector_of_the_service() -> Iterator[None]:
-    """Else it walks all that the tests have imported, again and again."""
-    thresholds = gc.get_threshold()
-    calm_the_collector()
-    yield
-    gc.unfreeze()
-    gc.set_threshold(*thresholds)
-
-
 async def _longest_step_s(body: bytes) -> float:
     """For how much CPU time the event loop did nothing else while a body was read."""
     longest, reading = 0.0, True
@@ -183,7 +171,7 @@ async def _longest_step_s(body: bytes) -> float:
 
 
 @pytest.mark.timed
-@pytest.mark.usefixtures("_collector_of_the_service")
+@pytest.mark.usefixtures("service_collector")
 @pytest.mark.parametrize(
     "body",
     [

@@ -143,6 +143,7 @@ LIMIT_SETTINGS = {
     "idle_timeout_s": ("seconds between two requests of a connection", "closed"),
     "write_timeout_s": ("seconds for reading an answer", "closed"),
     "request_timeout_s": ("seconds for an answer", "504"),
+    "loading_timeout_s": ("seconds that a request waits for a model that is loading", "503"),
 }
 _FIXED_LIMITS = (
     ("bytes of a request's head", MAX_HEAD_BYTES, "431"),

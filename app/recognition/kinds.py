@@ -179,7 +179,7 @@ def refuse_unsaid_pairs(files: ModelFiles, *, separated: bool) -> None:
     if not files.is_decoder and not separated:
         raise ConfigError(
             f"{files.folder}: tokenizer.json puts nothing between a query and a document, so that the model would read "
-            "one text; save the tokenizer anew (AutoTokenizer.from_pretrained(folder).save_pretrained(folder)) if its "
+            "one text; save the tokenizer again (AutoTokenizer.from_pretrained(folder).save_pretrained(folder)) if its "
             'post_processor was lost, or say that the model was trained so: options = { pairs = "plain" }'
         )
     if files.is_decoder:

@@ -76,8 +76,8 @@ _BERT_DEFAULTS: Final[Mapping[str, Any]] = {
     "tokenize_chinese_chars": True,
 }
 _SAVE_ANEW: Final = (
-    "save the tokenizer anew (AutoTokenizer.from_pretrained(folder).save_pretrained(folder)), or correct the file that "
-    "is wrong"
+    "save the tokenizer again (AutoTokenizer.from_pretrained(folder).save_pretrained(folder)), or correct the file "
+    "that is wrong"
 )
 _USED_TOKENS: Final = ("cls_token", "sep_token")
 

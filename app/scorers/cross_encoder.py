@@ -137,7 +137,11 @@ class CrossEncoder:
         encodings = []
         dropped = np.zeros(len(documents), dtype=np.int64)
         known = self._tokens.get(
-            documents, lambda texts: self._document_tokens(texts, room=room), room=room, owner=owner
+            documents,
+            lambda texts: self._document_tokens(texts, room=room),
+            room=room,
+            most=Reach.of(room).most,
+            owner=owner,
         )
         for position, document in enumerate(known):
             ids = document.ids[:room]

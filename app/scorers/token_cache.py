@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.lru import ENTRY_BYTES, Lru
+from app.visible import LOOKED_AT
 
 # A key, the tuple, the array without its elements, and a number.
 _OBJECTS_BYTES: Final = 64 + 80 + 128 + 32
+
+_CUT: Final = b"beginning"
 
 
 class DocumentTokens(NamedTuple):
@@ -47,13 +50,14 @@ class TokenCache:
         tokenize: Callable[[Sequence[str]], Sequence[DocumentTokens]],
         *,
         room: int,
+        most: int = LOOKED_AT,
         owner: str = "",
     ) -> list[DocumentTokens]:
-        """Return the tokens of every document; those that are not known are tokenised, in one call."""
+        """Return the tokens of every document; those that are not known are tokenised, in one call, by at most their
+        first `most` characters and their length.
+        """
         person = blake2b(owner.encode(), digest_size=16).digest()
-        digests = [
-            blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, person=person).digest() for text in documents
-        ]
+        digests = [_digest(text, person, most) for text in documents]
         found = self._look_up(digests, room)
         missing = [position for position, tokens in enumerate(found) if tokens is None]
         if missing:
@@ -74,6 +78,16 @@ class TokenCache:
             for digest, tokens in zip(digests, fresh, strict=True):
                 key = digest if len(tokens.ids) == tokens.total else digest + cut
                 self._known.put(key, tokens, owner=owner)
+
+
+def _digest(text: str, person: bytes, most: int) -> bytes:
+    """The hash of what a document's tokens depend on."""
+    if len(text) <= most:
+        return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, person=person).digest()
+    beginning = text[:most].encode("utf-8", "surrogatepass")
+    digest = blake2b(beginning, digest_size=16, person=person, salt=_CUT)
+    digest.update(len(text).to_bytes(8))
+    return digest.digest()
 
 
 def _cut_to(room: int) -> bytes:

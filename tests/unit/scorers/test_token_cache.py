@@ -120,6 +120,18 @@ def test_an_owner_that_asks_much_does_not_push_out_what_another_has() -> None:
     assert tokenize.asked == []
 
 
+def test_what_is_beyond_the_characters_that_are_read_makes_no_other_document_but_its_length_does() -> None:
+    cache, asked = TokenCache(max_bytes=10**6), list[str]()
+
+    def tokenize(texts: Sequence[str]) -> list[DocumentTokens]:
+        asked.extend(texts)
+        return [DocumentTokens(np.array([1], dtype=np.int32), len(text)) for text in texts]
+
+    for text in ("a" * 20, "a" * 10 + "b" * 10, "a" * 21, "a" * 10, "a" * 10 + "\x00" * 7 + "\x14"):
+        cache.get([text], tokenize, room=1, most=10)
+    assert list(map(len, asked)) == [20, 21, 10, 18]
+
+
 _FILL = """
 import json, resource, sys
 from pathlib import Path

@@ -20,6 +20,8 @@ from typing import Final
 
 # The operator of graphs that the kernels compute, as ONNX Runtime calls it.
 INT8_PRODUCT: Final = "MatMulIntegerToFloat"
+# `make install` alone does nothing where nothing has changed.
+_AGAIN: Final = "install rerankd again (make clean install)"
 KERNELS: Final = Path(__file__).parent / "kernels"
 _COMPILERS: Final = ("c++", "g++", "clang++", "cl")
 
@@ -38,15 +40,13 @@ def why_not_compiled(folder: Path = KERNELS, *, find_program: Callable[[str], st
     if any(name == f"_compiled{suffix}" for name in built for suffix in EXTENSION_SUFFIXES):
         return _why_not_importable()
     if built:
-        return f"they were compiled for another Python or machine ({', '.join(built)}); install rerankd again"
+        return f"they were compiled for another Python or machine ({', '.join(built)}); {_AGAIN}"
     if not any(find_program(name) for name in _COMPILERS):
-        return "no C++ compiler was found; install one (Debian: g++ and python3-dev), then install rerankd again"
+        return f"no C++ compiler was found; install one (Debian: g++ and python3-dev), then {_AGAIN}"
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
-        return f"Python's headers are not installed ({header}; Debian: python3-dev); then install rerankd again"
-    return (
-        "they were not compiled; install rerankd again with `pip install --verbose`, which shows the compiler's reason"
-    )
+        return f"Python's headers are not installed ({header}; Debian: python3-dev); then {_AGAIN}"
+    return "they were not compiled; .venv/bin/pip install --verbose --no-deps -e . shows the compiler's reason"
 
 
 def why_not_usable() -> str | None:
@@ -68,7 +68,7 @@ def _why_not_importable() -> str | None:
     try:
         import_module("app.engines.kernels")
     except ImportError as error:
-        return f"they cannot be loaded ({error}); install rerankd again"
+        return f"they cannot be loaded ({error}); {_AGAIN}"
     return None
 
 

@@ -343,6 +343,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
         options=spec.engine_options,
     )
     engine = load_engine(spec.engine, engine_spec)
+    canary = _NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE
     computed = engine_fingerprint(spec.engine, engine, engine_spec)
     identity = [spec.name, spec.revision, model_content(spec, folder), computed, scorer.fingerprint]
     return _Parts(
@@ -350,9 +351,10 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
         pairs=pairs,
         lists=lists,
         engine=engine,
-        canary=_NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE,
+        canary=canary,
         fingerprint=json.dumps(identity),
-        probe=_tried(spec, engine, scorer),
+        # Golden pairs hold a long one already.
+        probe=_tried(spec, engine, scorer, full_length=canary.tolerance is None),
     )
 
 
@@ -375,12 +377,12 @@ def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[Pai
     return None, load_list_scorer(spec.scorer, scorer_spec)
 
 
-def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer) -> Probe | None:
+def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer, *, full_length: bool) -> Probe | None:
     """What trying the model found; None for one whose scores nobody compares."""
     # Asking a remote model costs money, and one that writes has no scores to compare.
     if isinstance(engine, RemoteEngine) or scorer.outputs is None:
         return None
-    found = probe(engine, scorer)
+    found = probe(engine, scorer, full_length=full_length)
     if not found.independent:
         logger.warning(
             "scores depend on what else is in the batch: they are neither cached nor shared",

@@ -47,14 +47,14 @@ class Probe:
         return self.largest_difference <= self.tolerance
 
 
-def probe(engine: Engine, scorer: PairScorer | ListScorer) -> Probe:
-    """Score a few texts alone and in company.
+def probe(engine: Engine, scorer: PairScorer | ListScorer, *, full_length: bool = True) -> Probe:
+    """Score a few texts alone and in company; with `full_length` one that is as long as the model reads, too.
 
     Raises:
         ConfigError: a pass failed, or gave another number of outputs than the scorer reads, or no finite score.
     """
     encodings, interpret = _windows(scorer) if isinstance(scorer, ListScorer) else _pairs(scorer)
-    if not isinstance(scorer, ListScorer) and scorer.max_length <= _LONGEST_TRIED:
+    if full_length and not isinstance(scorer, ListScorer) and scorer.max_length <= _LONGEST_TRIED:
         _outputs(engine, [_longest(scorer)], scorer.outputs)
     alone = interpret(np.concatenate([_outputs(engine, [encoding], scorer.outputs) for encoding in encodings]))
     together = interpret(_outputs(engine, encodings, scorer.outputs))

@@ -3,6 +3,7 @@ no request, and the death of a replica those that it was answering.
 """
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from app.benchmark.workload import Shape
 from loadtest.rolling_restart import Deployment, deployed, kill_one, loaded, restart_all
-from loadtest.servers import HAPROXY_CONFIGURATION
+from loadtest.servers import HAPROXY_CONFIGURATION, free_port
 from tests.registry_files import write_registry
 from tests.requirements import require_program
 
@@ -51,3 +52,16 @@ def test_haproxy_takes_the_configuration_as_it_is() -> None:
     )
     assert checked.returncode == 0, checked.stderr
     assert "WARNING" not in checked.stderr
+
+
+def test_nginx_takes_the_configuration_of_the_guide(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    (upstream, location) = re.findall(
+        r"^    (upstream rerankd \{\n.*?^    \}|location / \{\n.*?^    \})", guide, re.M | re.S
+    )
+    server = f"server {{ listen 127.0.0.1:{free_port()}; {location} }}"
+    configuration = tmp_path / "nginx.conf"
+    configuration.write_text(f"pid {tmp_path}/pid; events {{}} http {{ {upstream} {server} }}", encoding="utf-8")
+    command = [require_program("nginx"), "-t", "-p", tmp_path, "-e", "stderr", "-c", configuration]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr

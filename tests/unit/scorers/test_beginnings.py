@@ -15,8 +15,10 @@ from tokenizers import Tokenizer
 from app.domain import Side
 from app.scorers.beginnings import Reach, read_parts
 from app.visible import LOOKED_AT
+from tests import tokenizer_folders
 from tests.tiny_models import CORPUS, TOKENIZERS
 
+_FAMILIES = {**TOKENIZERS, **tokenizer_folders.TOKENIZERS}
 _ALPHABETS = (
     "abcdefghijklmnopqrstuvwxyz     ",
     "abcdefghijklmnopqrstuvwxyz0123456789.,;-()\n\t   ",
@@ -31,7 +33,7 @@ _REACH = Reach(first=4096, most=LOOKED_AT)
 
 @cache
 def _tokenizer(family: str) -> Tokenizer:
-    return TOKENIZERS[family]()
+    return _FAMILIES[family]()
 
 
 def _ids(family: str, texts: Sequence[str]) -> list[list[int]]:
@@ -49,7 +51,7 @@ def _long_texts(draw: st.DrawFn) -> str:
     return space.join(chosen.tolist())
 
 
-@pytest.mark.parametrize("family", list(TOKENIZERS))
+@pytest.mark.parametrize("family", list(_FAMILIES))
 @given(text=_long_texts(), tokens=st.integers(1, 64))
 @settings(deadline=None, max_examples=25)
 def test_the_first_tokens_are_those_of_the_whole_text(family: str, text: str, tokens: int) -> None:
@@ -63,7 +65,7 @@ def test_the_first_tokens_are_those_of_the_whole_text(family: str, text: str, to
         assert part.content == whole
 
 
-@pytest.mark.parametrize("family", list(TOKENIZERS))
+@pytest.mark.parametrize("family", list(_FAMILIES))
 @given(text=_long_texts(), tokens=st.integers(1, 64))
 @settings(deadline=None, max_examples=15)
 def test_the_last_tokens_are_those_of_the_whole_text(family: str, text: str, tokens: int) -> None:

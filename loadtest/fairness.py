@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from app.benchmark.connection import Target
 from app.benchmark.load import Sample, Window, closed_loop
@@ -33,8 +34,15 @@ class _Blocks:
         return latencies_ms(self.beside)[percentile] / latencies_ms(self.alone)[percentile]
 
 
+class Load(Protocol):
+    """What may go on beside what is measured."""
+
+    async def load(self, window: Window) -> object:
+        """Load the service until the window is over."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Clients:
+class Clients:
     """Clients of one API key that send requests of one size."""
 
     target: Target
@@ -47,7 +55,7 @@ class _Clients:
         return [sample for sample in measured.samples if measured.opened <= sample.finished < measured.closed]
 
 
-async def compare(measured: _Clients, others: _Clients, *, window: Window, rounds: int) -> _Blocks:
+async def compare(measured: Clients, others: Load, *, window: Window, rounds: int) -> _Blocks:
     """Alternate blocks of the measured clients alone and beside the others, the first place too."""
     blocks = _Blocks()
     for number in range(rounds):
@@ -58,7 +66,7 @@ async def compare(measured: _Clients, others: _Clients, *, window: Window, round
     return blocks
 
 
-async def _block(measured: _Clients, others: _Clients | None, window: Window) -> Sequence[Sample]:
+async def _block(measured: Clients, others: Load | None, window: Window) -> Sequence[Sample]:
     if others is None:
         return await measured.load(window)
     samples, _ = await asyncio.gather(measured.load(window), others.load(window))
@@ -67,8 +75,8 @@ async def _block(measured: _Clients, others: _Clients | None, window: Window) ->
 
 async def measure(url: str, *, window: Window, rounds: int, large: int, large_clients: int) -> list[Claim]:
     quiet, busy = (Target.from_url(url, headers={"Authorization": f"Bearer {key}"}) for key in ("quiet", "busy"))
-    sizes = await compare(_Clients(quiet, 1, 10), _Clients(quiet, large_clients, large), window=window, rounds=rounds)
-    keys = await compare(_Clients(quiet, 1, 30), _Clients(busy, 10, 30), window=window, rounds=rounds)
+    sizes = await compare(Clients(quiet, 1, 10), Clients(quiet, large_clients, large), window=window, rounds=rounds)
+    keys = await compare(Clients(quiet, 1, 30), Clients(busy, 10, 30), window=window, rounds=rounds)
     return [
         Claim(f"10 documents: p99 beside {large}-document requests / alone", sizes.ratio("p99"), "<=", 3.0),
         Claim("10 documents: p50 beside / alone", sizes.ratio("p50")),

@@ -46,6 +46,14 @@ def test_fairness_compares_sizes_and_keys(registry: Path) -> None:
     assert all(_is_measured(ratio) and ratio["value"] > 0 for ratio in ratios)
 
 
+def test_isolation_compares_a_key_alone_and_beside_anothers_worst(registry: Path) -> None:
+    claims = _run("isolation", registry, "--seconds", "0.6", "--parts", "engine", "hanging up", "body bytes")
+    ratios = [claim for what, claim in claims.items() if "/ alone" in what]
+    assert len(ratios) == 3
+    assert all(_is_measured(ratio) and ratio["value"] > 0 for ratio in ratios)
+    assert claims["requests of the quiet key that failed or were refused"]["holds"]
+
+
 def test_overload_is_admitted_or_refused_and_over_afterwards(registry: Path) -> None:
     few = ["--seconds", "1", "--documents", "5", "--max-waiting-tokens", "3000"]
     claims = _run("overload", registry, *few)

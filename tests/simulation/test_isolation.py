@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,11 @@ _SECONDS = 8.0
 _WARM_S = 2.0
 
 
-def _clients(count: int, body: Callable[[World], bytes], *, patience_s: float = float("inf")) -> Client:
+def _clients(count: int, body: Callable[[World], bytes], **options: Any) -> Client:
     """So many clients of key a, each with one request at a time."""
 
     async def meet(world: World) -> None:
-        one = (world.closed_loop("a", lambda: body(world), patience_s=patience_s) for _ in range(count))
-        await asyncio.gather(*one)
+        await asyncio.gather(*(world.closed_loop("a", lambda: body(world), **options) for _ in range(count)))
 
     return meet
 
@@ -47,6 +47,8 @@ _TOKENISED = _clients(
     _same(lambda world: world.body([*world.texts(1000, characters=(1500, 2000)), "x" * 3000], truncation="error")),
 )
 _HANGING_UP = _clients(20, _same(lambda world: world.body(world.texts(1000, characters=(2000, 3000)))), patience_s=0.05)
+# More than may be held in all, of bodies that do not end.
+_HELD = _clients(20, _same(lambda _: bytes(40 << 20)), complete=False)
 # Bodies of five megabytes that turn out to be no JSON at their end.
 _READ = _clients(20, _same(lambda world: world.body(world.texts(2000, characters=(2000, 3000)))[:-1]))
 # Ten thousand documents without text: nothing to compute, and an answer of as many results.
@@ -54,7 +56,7 @@ _WRITTEN = _clients(10, _same(lambda world: world.body([""] * 10_000)))
 
 
 async def _everything(world: World) -> None:
-    await asyncio.gather(*(part(world) for part in (_LARGE, _TOKENISED, _READ, _WRITTEN)))
+    await asyncio.gather(*(part(world) for part in (_HELD, _LARGE, _TOKENISED, _READ, _WRITTEN)))
 
 
 def _latencies_s(world: World) -> list[float]:
@@ -77,6 +79,7 @@ def _alone_s() -> float:
 @pytest.mark.parametrize(
     "worst",
     [
+        pytest.param(_HELD, id="body bytes"),
         pytest.param(_LARGE, id="engine"),
         pytest.param(_DENSE, id="admission"),
         pytest.param(_TOKENISED, id="tokenising"),

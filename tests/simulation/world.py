@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -22,6 +23,8 @@ from app.api.auth import ApiKeys
 from app.api.bodies import STEP_BYTES, BodyLimits, BodyReader
 from app.api.dialects import DIALECTS
 from app.api.dialects.base import CallLimits
+from app.api.held_bytes import HeldBytes
+from app.api.middleware import BodyBounds, BodyLimit
 from app.api.rerank import rerank_routes
 from app.api_keys import ApiKey, hash_key
 from app.batching.batcher import Batcher
@@ -150,11 +153,13 @@ class World:
     _numbers: Iterator[int] = field(default_factory=count)
     replies: dict[str, list[Reply]] = field(default_factory=lambda: {"a": [], "b": []})
 
-    async def post(self, key: str, body: bytes, *, patience_s: float = float("inf")) -> Reply:
-        """Send a request, and wait for its answer; the client goes away after `patience_s`."""
+    async def post(self, key: str, body: bytes, *, patience_s: float = inf, complete: bool = True) -> Reply:
+        """Send a request, and wait for its answer; the client goes away after `patience_s`. Of a body that is not
+        `complete` the rest never comes.
+        """
         sent = self.loop.time()
         start: dict[str, Any] = {}
-        messages = iter([{"type": "http.request", "body": body}])
+        messages = iter([{"type": "http.request", "body": body, "more_body": not complete}])
 
         async def receive() -> Message:
             for message in messages:
@@ -177,7 +182,7 @@ class World:
         self.replies[key].append(reply)
         return reply
 
-    async def closed_loop(self, key: str, body: Callable[[], bytes], **options: float) -> None:
+    async def closed_loop(self, key: str, body: Callable[[], bytes], **options: Any) -> None:
         """A client that sends its next request when it has its answer, or has waited as long as it was told to."""
         while True:
             reply = await self.post(key, body(), **options)
@@ -241,6 +246,8 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     )
     app = FastAPI()
     keys = ApiKeys([ApiKey(name=name, sha256=hash_key(f"secret-{name}")) for name in ("a", "b")])
+    bounds = BodyBounds(max_bytes=64 << 20, timeout_s=60.0)
+    app.add_middleware(BodyLimit, bounds=bounds, held=HeldBytes(256 << 20), caller_of=keys.name_of)
     app.include_router(
         rerank_routes(DIALECTS, service=service, keys=keys, bodies=_Bodies(loop), observer=observer, limits=_LIMITS)
     )

@@ -9,9 +9,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PIP_FAILED := { echo "rerankd: pip could not install what is needed; its reason is above. Without a network, or behind a \
-proxy: pip reads HTTPS_PROXY, PIP_INDEX_URL and PIP_FIND_LINKS. Then run make again." >&2; exit 1; }
+INSTALL := scripts/install.sh $(BIN)/python
 # every package of the service with its hashes; `make lock` writes them
 HASHED := requirements/$(if $(filter gpu,$(subst $(comma), ,$(EXTRAS))),gpu,cpu).txt
 FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(wildcard app/engines/kernels/*.cpp app/engines/kernels/*.h)
@@ -28,7 +26,7 @@ serve: install ## install the service and serve the shipped model (make serve PO
 
 install: $(VENV)/.service ## install the service, and what EXTRAS names (make install EXTRAS=torch,eval)
 	$(if $(EXTRAS),@echo "installing $(EXTRAS) into $(VENV)")
-	$(if $(EXTRAS),@$(PIP) -e '.[$(WANTED)]' || $(PIP_FAILED))
+	$(if $(EXTRAS),@$(INSTALL) -e '.[$(WANTED)]')
 
 test: $(VENV)/.development servers ## every test, with coverage
 	$(BIN)/python -m pytest -m "not timed" $(IN_PARALLEL) --cov --cov-report= $(ARGS)
@@ -97,14 +95,14 @@ $(VENV)/.python: FORCE
 
 $(VENV)/.service: $(VENV)/.python $(FROZEN)
 	@echo "installing the service into $(VENV): about 60 MB to download, about a minute"
-	@$(PIP) --require-hashes -r $(HASHED) -r requirements/build.txt || $(PIP_FAILED)
-	@$(PIP) --no-deps --no-build-isolation -e . || $(PIP_FAILED)
+	@$(INSTALL) --require-hashes -r $(HASHED) -r requirements/build.txt
+	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m app.engines.kernel_support || true # without them it serves, but slower
 	@touch $@
 
 # torch alone and first: a plain range would let pip take a build that is several times larger
 $(VENV)/.development: $(VENV)/.python $(FROZEN)
 	@echo "installing the service and its development tools into $(VENV): about 700 MB, several minutes"
-	@$(PIP) "$$(grep '^torch==' constraints.txt)" || $(PIP_FAILED)
-	@$(PIP) -e '.[cpu,torch,dev]' || $(PIP_FAILED)
+	@$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	@$(INSTALL) -e '.[cpu,torch,dev]'
 	@touch $@ $(VENV)/.service

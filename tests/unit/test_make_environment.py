@@ -1,5 +1,7 @@
 """`make serve` on machines that are not as it wants them: nothing is written before it is known to be of use."""
 
+import os
+import pty
 import subprocess
 import sys
 import tomllib
@@ -109,3 +111,37 @@ def test_a_file_in_its_place_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".venv").write_text("mine")
     assert _make(tmp_path).returncode == 1
     assert (tmp_path / ".venv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("on_a_terminal", [False, True])
+def test_a_failed_installation_says_what_to_do_without_a_network(tmp_path: Path, *, on_a_terminal: bool) -> None:
+    (tmp_path / "constraints.txt").touch()
+    reading, writing = pty.openpty()
+    environment = os.environ | {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    done = subprocess.run(
+        [_ROOT / "scripts" / "install.sh", sys.executable, "a-package-of-nobody"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=writing if on_a_terminal else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(reading)
+    os.close(writing)
+    assert done.returncode == 1
+    assert "No matching distribution found for a-package-of-nobody" in done.stderr
+    assert "HTTPS_PROXY" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("succeeds", [False, True])
+def test_a_terminal_changes_nothing_about_whether_it_succeeds(tmp_path: Path, *, succeeds: bool) -> None:
+    python = _program(tmp_path / "python", f"echo 'Collecting everything'\nexit {0 if succeeds else 1}")
+    reading, writing = pty.openpty()
+    done = subprocess.run([_ROOT / "scripts" / "install.sh", python, "x"], stdout=writing, check=False, timeout=60)
+    shown = os.read(reading, 1000)
+    os.close(reading)
+    os.close(writing)
+    assert (done.returncode == 0) == succeeds
+    assert b"Collecting everything" in shown

@@ -211,7 +211,7 @@ def refuse_unknown_settings(files: ModelFiles) -> None:
     name = files.sentence_transformers.get("default_prompt_name")
     prompts = table_of(files.sentence_transformers, "prompts", of="config_sentence_transformers.json")
     # sentence-transformers puts a default prompt before the texts; scores without it would be other scores.
-    if name is not None and prompts.get(name):
+    if name is not None and prompts.get(str(name)):
         raise ConfigError(
             f"config_sentence_transformers.json names the default prompt {name!r}, which this scorer does not apply; "
             "remove default_prompt_name if the model works without"

@@ -170,7 +170,7 @@ def _unused_positions(config: Mapping[str, Any]) -> int:
     architectures = config.get("architectures")
     named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     # A config without a type, as those of models with code of their own, names the class all the same.
-    offset = config["model_type"] in _OFFSET_POSITIONS if config.get("model_type") else "Roberta" in named
+    offset = str(config["model_type"]) in _OFFSET_POSITIONS if config.get("model_type") else "Roberta" in named
     if not offset:
         return 0
     pad_id = config.get("pad_token_id")

@@ -62,7 +62,9 @@ class _KeyTable(BaseModel):
 
     @field_validator("key")
     @classmethod
-    def _can_be_sent(cls, value: str) -> str:
+    def _can_be_sent(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         key = value.strip()
         if problem := _unusable(key):
             raise ValueError(problem)
@@ -70,7 +72,9 @@ class _KeyTable(BaseModel):
 
     @field_validator("sha256")
     @classmethod
-    def _is_the_hash_of_a_key(cls, value: str) -> str:
+    def _is_the_hash_of_a_key(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         digest = value.lower()
         if not _DIGEST.fullmatch(digest):
             raise ValueError("must be 64 hexadecimal digits, as `printf %s KEY | sha256sum` writes them")

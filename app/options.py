@@ -3,6 +3,7 @@
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import isclass
 from pathlib import Path
@@ -34,7 +35,6 @@ _PHRASES: Final = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be a text in quotes",
-    "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "path_type": "must be a path in quotes",
     "tuple_type": "must be a list",
@@ -63,8 +63,8 @@ def explain(error: ValidationError, shape: type[BaseModel], *, data: object = No
     """
     problems: dict[tuple[str, bool], list[str]] = {}
     for problem in error.errors(include_url=False):
-        if problem["type"] == "too_short" and problem["input"]:
-            continue  # the entries are there, but wrong, and these are told
+        if _follows_from_others(problem):
+            continue
         place, phrase = _place(problem, shape, data, variable_prefix), _phrase(problem, shape)
         phrases = problems.setdefault((place, problem["type"] == "extra_forbidden"), [])
         if phrase not in phrases:
@@ -109,7 +109,7 @@ def read_options(options: Mapping[str, Any], shape: type[Options], *, of: str) -
     try:
         return shape.model_validate(dict(options))
     except ValidationError as error:
-        raise ConfigError(f"options of {of}: {explain(error, shape)}") from None
+        raise ConfigError(f"options of {of}: {explain(error, shape, data=options)}") from None
 
 
 def _place(problem: ErrorDetails, shape: type[BaseModel], data: object, variable_prefix: str) -> str:
@@ -121,8 +121,8 @@ def _place(problem: ErrorDetails, shape: type[BaseModel], data: object, variable
     for part, inner in _walk(problem, shape, data):
         if isinstance(part, str):
             keys.append(part)
-        elif keys and _is_table(inner):
-            tables.append(f"[[{'.'.join(keys)}]] number {part + 1}{_named(inner)}: ")
+        elif keys and inner.is_table:
+            tables.append(f"[[{'.'.join(keys)}]] number {part + 1}{inner.name}: ")
             keys = []
         else:
             keys[-1:] = [f"{keys[-1] if keys else ''}[{part}]"]
@@ -131,11 +131,29 @@ def _place(problem: ErrorDetails, shape: type[BaseModel], data: object, variable
     return "".join(tables) + (f"{key}: " if key and unknown else f"{key} " if key else "")
 
 
-def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequence[tuple[str | int, object]]:
+def _follows_from_others(problem: ErrorDetails) -> bool:
+    """Of a list whose entries are wrong it is also said that too few are right."""
+    given = problem["input"]
+    return (
+        problem["type"] == "too_short"
+        and isinstance(given, list | tuple)
+        and len(given) >= problem.get("ctx", {})["min_length"]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What lies one step further on the way to a problem: of a table in a list its name, in brackets."""
+
+    is_table: bool
+    name: str
+
+
+def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequence[tuple[str | int, _Step]]:
     """Each step of the way to a problem, with what lies there. Ends where pydantic goes on with its own names, those of
     a union's members.
     """
-    steps: list[tuple[str | int, object]] = []
+    steps: list[tuple[str | int, _Step]] = []
     model: type[BaseModel] | None = shape
     for part in problem["loc"]:
         if isinstance(part, str):
@@ -146,7 +164,7 @@ def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequen
             data = data.get(part) if isinstance(data, Mapping) else None
         else:
             data = data[part] if isinstance(data, Sequence) and part < len(data) else None
-        steps.append((part, data))
+        steps.append((part, _Step(is_table=model is not None, name=_name(data))))
     return steps
 
 
@@ -157,11 +175,7 @@ def _find(kind: type[T], annotation: object) -> type[T] | None:
     return next((found for part in get_args(annotation) if (found := _find(kind, part))), None)
 
 
-def _is_table(value: object) -> bool:
-    return value is None or isinstance(value, Mapping)
-
-
-def _named(table: object) -> str:
+def _name(table: object) -> str:
     name = table.get("name") if isinstance(table, Mapping) else None
     return f" ({name!r:.{_SHOWN}})" if isinstance(name, str) and name else ""
 
@@ -178,7 +192,11 @@ def _phrase(problem: ErrorDetails, shape: type[BaseModel]) -> str:
         return f"unknown key {field!r:.{_SHOWN}} ({meant})"
     if kind in {"missing", "too_short"} and owner and _find(BaseModel, owner.model_fields[field].annotation):
         return f"is missing: the file must have at least one [[{field}]] table"
-    phrase = _PHRASES.get(kind, problem["msg"]).format(**context)
+    if kind in {"string_too_short", "too_short"} and isinstance(problem["input"], str):
+        least = context["min_length"]
+        phrase = "must not be empty" if least == 1 else f"must have at least {least} characters"
+    else:
+        phrase = _PHRASES.get(kind, problem["msg"]).format(**context)
     return phrase + _not_this(problem, shape, owner, field)
 
 
@@ -198,7 +216,7 @@ def _owner(problem: ErrorDetails, shape: type[BaseModel]) -> tuple[type[BaseMode
 
 def _not_this(problem: ErrorDetails, shape: type[BaseModel], owner: type[BaseModel] | None, field: str) -> str:
     given = problem["input"]
-    if problem["type"] == "missing" or not isinstance(given, str | int | float):
+    if problem["type"] == "missing" or not isinstance(given, str | int | float) or given == "":
         return ""
     known = owner.model_fields.get(field) if owner else None
     secret = known is not None and _find(SecretStr, known.annotation) is not None

@@ -26,9 +26,8 @@ from app.turns import Share
 
 T = TypeVar("T")
 
-# Up to these a body is read at once: that takes at most some milliseconds.
+# Up to so many a body is read at once: one or two milliseconds, and 50 for one that is nothing but brackets.
 _AT_ONCE_BYTES: Final = 1 << 20
-_AT_ONCE_CONTAINERS: Final = 10_000
 _BODIES_AT_A_TIME: Final = 4
 # About as much of a body is read in one turn, which holds the event loop. A small request needs the loop some twenty
 # times on its way: beside turns of 256 KiB it took a third longer.
@@ -77,8 +76,7 @@ class BodyReader:
             del chunks
             return self._body(await self._in_pieces(text, caller), text)
         text = without_mark(b"".join(chunks))
-        few = text.count(b"[") + text.count(b"{") <= _AT_ONCE_CONTAINERS
-        return self._body(read(text) if few else await self._in_pieces(text, caller), text)
+        return self._body(read(text), text)
 
     async def _in_pieces(self, text: bytes, caller: str) -> Any:  # noqa: ANN401 - whatever JSON holds
         refuse_other_encodings(text)

@@ -23,6 +23,7 @@ _PROBLEMS_SHOWN = 3
 _IGNORED_SHOWN = 10
 _NAME_SHOWN = 100
 _VALUE_SHOWN = 60
+_NOTHING_SENT = SentBody()
 _PRINTABLE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -57,12 +58,12 @@ class Call(BaseModel, ABC):
     operator wants them refused.
     """
 
-    _sent: SentBody = PrivateAttr(default_factory=SentBody)
+    _sent: SentBody | None = PrivateAttr(default=None)
 
     @property
     def sent(self) -> SentBody:
         """The body that this was read from; empty if no object is in a list of it."""
-        return self._sent
+        return self._sent or _NOTHING_SENT
 
     def remember(self, sent: SentBody) -> None:
         self._sent = sent

@@ -133,8 +133,11 @@ def texts_of(
         InvalidRequest: a document is neither, or lacks the fields.
     """
     bare = bare and rank_fields is not None and len(rank_fields) == 1
+    own = not rank_fields or list(rank_fields) == ["text"]
     return [
-        document if isinstance(document, str) else _text_of(document, _Place(sent, name, index), rank_fields, bare=bare)
+        document
+        if isinstance(document, str)
+        else (own and _own_text(document)) or _text_of(document, _Place(sent, name, index), rank_fields, bare=bare)
         for index, document in enumerate(documents)
     ]
 
@@ -152,6 +155,12 @@ def usage_of(*results: RerankResult) -> dict[str, int]:
 def search_units(result: RerankResult) -> int:
     """A query with up to 100 documents, or passages of long ones, is one unit."""
     return ceil(result.pairs / _PAIRS_PER_SEARCH_UNIT)
+
+
+def _own_text(document: object) -> str | None:
+    """What most documents that are objects have; the rest needs a closer look."""
+    text = document.get("text") if isinstance(document, dict) else None
+    return text if isinstance(text, str) else None
 
 
 def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None, *, bare: bool) -> str:

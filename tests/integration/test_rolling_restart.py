@@ -3,16 +3,18 @@ no request, and the death of a replica those that it was answering.
 """
 
 import asyncio
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from app.benchmark.workload import Shape
 from loadtest.rolling_restart import Deployment, deployed, kill_one, loaded, restart_all
-from loadtest.servers import HAPROXY_CONFIGURATION, free_port
+from loadtest.servers import HAPROXY_CONFIGURATION, free_port, haproxy_server, rerankd_server
 from tests.registry_files import write_registry
 from tests.requirements import require_program
 
@@ -27,6 +29,24 @@ def deployment(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     registry = write_registry(tmp_path_factory.mktemp("registry"), [{"name": "tiny", "path": tiny_model}])
     with deployed(registry, shutdown_delay_s=8) as running:
         yield running
+
+
+def test_the_log_names_the_client_behind_the_load_balancer(tiny_model: Path, tmp_path: Path) -> None:
+    require_program("haproxy")
+    registry = write_registry(tmp_path, [{"name": "tiny", "path": tiny_model}])
+    with (
+        rerankd_server(tmp_path, registry, RERANKD_TRUSTED_PROXIES="127.0.0.1", RERANKD_LOG_FORMAT="json") as server,
+        haproxy_server(tmp_path, [server.port]) as proxy,
+        httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.7")) as client,
+    ):
+        lies = {"X-Forwarded-For": "1.2.3.4"}
+        assert client.get(f"{proxy.url}/v1/models", headers=lies, timeout=30).status_code == 200
+        assert client.get(f"{server.url}/health", timeout=30).status_code == 200
+        server.process.terminate()
+        server.process.wait(timeout=30)
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    clients = [line["client"] for line in lines if line.get("path") == "/v1/models"]
+    assert clients == ["127.0.0.7"]
 
 
 async def test_a_rolling_restart_costs_no_request(deployment: Deployment) -> None:

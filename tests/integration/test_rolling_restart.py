@@ -82,6 +82,6 @@ def test_nginx_takes_the_configuration_of_the_guide(tmp_path: Path) -> None:
     server = f"server {{ listen 127.0.0.1:{free_port()}; {location} }}"
     configuration = tmp_path / "nginx.conf"
     configuration.write_text(f"pid {tmp_path}/pid; events {{}} http {{ {upstream} {server} }}", encoding="utf-8")
-    command = [require_program("nginx"), "-t", "-p", tmp_path, "-e", "stderr", "-c", configuration]
+    command = [require_program("nginx"), "-t", "-p", str(tmp_path), "-e", "stderr", "-c", str(configuration)]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr

@@ -54,6 +54,7 @@ _FOREIGN_BYTES: Final = 16 * 1024
 _FOREIGN_PAUSE_MS: Final = 20
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _STANDARD_ERROR: Final = 2
+_OURS: Final = "app."
 
 # The one of this process; tests start more.
 _writers: Final[list[LogWriter]] = []
@@ -169,7 +170,7 @@ def _foreign_output_logged(real: int) -> Iterator[None]:
 def _log_foreign(descriptor: int) -> None:
     for text in _bursts(descriptor):
         for record in _records(text):
-            foreign.warning("%s", redacted(record))
+            foreign.warning("%s", record)
     os.close(descriptor)
 
 
@@ -238,9 +239,10 @@ class TextLine(logging.Formatter):
 
 def _message(record: logging.LogRecord) -> str:
     try:
-        return record.getMessage().rstrip("\n")
+        message = record.getMessage().rstrip("\n")
     except Exception:  # noqa: BLE001 - a library's own mistake must not lose its message
-        return f"{record.msg!s} {record.args!r}"
+        message = f"{record.msg!s} {record.args!r}"
+    return message if record.name.startswith(_OURS) else redacted(_cut(message, _LONGEST_LINE))
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

@@ -195,6 +195,11 @@ def test_secrets_of_other_libraries_messages_are_taken_out() -> None:
     assert line["exc_info"].endswith("Illegal header value b'Bearer ***', proxy http://***@p")
 
 
+def test_secrets_in_other_libraries_own_records_are_taken_out() -> None:
+    line = _json(_record("GET %s", "https://cdn/x?X-Amz-Signature=s3cret", name="huggingface_hub.utils"))
+    assert line["message"] == "GET https://cdn/x?***"
+
+
 def test_the_messages_of_onnx_runtime_are_lines_of_the_log(tiny_model: Path) -> None:
     code = f"""
 import onnxruntime

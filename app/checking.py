@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from app.api_keys import read_api_keys
 from app.assembly import load_parts, model_folder
 from app.cache import connect_cache
-from app.config import ModelSpec, Registry, Settings, read_registry
+from app.config import ModelSpec, Registry, Settings, default_settings, read_registry
 from app.engines import check_engine
 from app.errors import ConfigError
 from app.scorers import check_scorer
@@ -38,6 +39,12 @@ class Checked:
     def all_problems(self) -> list[str]:
         of_models = [f"model {model.spec.name}: {problem}" for model in self.models for problem in model.problems]
         return [*self.problems, *of_models]
+
+
+def check_beside(problem: ConfigError, registry: Path | None) -> Checked:
+    """Check the registry although the settings cannot be used, so that all is told at once."""
+    checked = check_settings(default_settings(registry))
+    return replace(checked, problems=[str(problem), *checked.problems])
 
 
 def check_settings(settings: Settings, *, load: bool = False) -> Checked:

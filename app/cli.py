@@ -22,7 +22,7 @@ from rich.table import Table
 from app import __version__, logs
 from app.assembly import model_folder, template_folders
 from app.benchmark import arguments as bench_arguments
-from app.checking import Checked, check_settings
+from app.checking import Checked, check_beside, check_settings
 from app.config import ModelSpec, Settings, read_registry, read_settings
 from app.errors import ConfigError, RerankError
 from app.evaluation import arguments
@@ -88,9 +88,14 @@ def serve(
     load: Annotated[bool, typer.Option("--load", help="With --check: also download and load every model.")] = False,
 ) -> None:
     """Serve every model of the registry over HTTP. Settings come from the environment (docs/configuration.md)."""
-    settings = read_settings(host=host, port=port, registry=registry)
     if load and not check:
         raise ConfigError("--load is for --check; serving loads every model anyway")
+    try:
+        settings = read_settings(host=host, port=port, registry=registry)
+    except ConfigError as error:
+        if check:
+            raise typer.Exit(_list_problems(check_beside(error, registry))) from None
+        raise
     if check:
         _log_little()
         raise typer.Exit(_report(check_settings(settings, load=load), settings, loaded=load))
@@ -105,13 +110,9 @@ def serve(
 
 def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:
     """Say what a configuration serves and all that is wrong with it; the exit status."""
-    console = Console()
-    if checked.registry is not None:
-        console.print(_models_table(checked))
-    for problem in checked.all_problems:
-        _complain(problem)
-    if checked.all_problems:
+    if _list_problems(checked):
         return 2
+    console = Console()
     keys = f"{checked.keys} API keys" if checked.keys else "no API keys: everybody who reaches the port may use it"
     loading = "loaded" if loaded else "not loaded (--load does)"
     console.print(
@@ -121,6 +122,15 @@ def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _list_problems(checked: Checked) -> int:
+    """Show the models, and all that is wrong; the exit status."""
+    if checked.registry is not None:
+        Console().print(_models_table(checked))
+    for problem in checked.all_problems:
+        _complain(problem)
+    return 2 if checked.all_problems else 0
 
 
 def _log_little() -> None:
@@ -431,9 +441,7 @@ def models(
     if as_json:
         typer.echo(json.dumps(_listed(checked), indent=2, ensure_ascii=False))
         return
-    Console().print(_models_table(checked))
-    for problem in checked.all_problems:
-        _complain(problem)
+    _list_problems(checked)
 
 
 def _listed(checked: Checked) -> list[dict[str, object]]:
@@ -513,7 +521,8 @@ def export(
         raise ConfigError(f"unknown precision {', '.join(sorted(unknown))}; known: {', '.join(GRAPHS)}")
     check_folder("TARGET", target)
     console = Console()
-    with console.status("starting") as status:
+    unfinished = f"{target} is unfinished; the same command makes it again"
+    with _interruptible(unfinished), console.status("starting") as status:
         export_source = (
             partial(export_cross_encoder, pairs=pairs)
             if method == "cross-encoder"

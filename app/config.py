@@ -305,6 +305,12 @@ def read_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - each override
         raise ConfigError(explain(error, Settings, variable_prefix=ENVIRONMENT_PREFIX)) from None
 
 
+def default_settings(registry: Path | None) -> Settings:
+    """All defaults with the registry that would be read, to check it beside an environment that cannot be used."""
+    named = os.environ.get(f"{ENVIRONMENT_PREFIX}REGISTRY")
+    return Settings.model_construct(registry=registry or Path(named or SHIPPED_REGISTRY))
+
+
 def _check_names(environment: Mapping[str, str]) -> None:
     """A misspelled setting would be ignored, and the service perhaps open to everybody; so would an empty one."""
     settings = [f"{ENVIRONMENT_PREFIX}{name}".upper() for name in Settings.model_fields]

@@ -113,6 +113,14 @@ def test_all_faults_are_told_at_once(tmp_path: Path, tiny_model: Path) -> None:
     assert "model fine" not in done.stderr
 
 
+def test_faults_of_settings_do_not_hide_those_of_the_registry(tmp_path: Path, tiny_model: Path) -> None:
+    registry = _registry(tmp_path, {"name": "typo", "path": tiny_model, "engine": "onxx"})
+    done = rerankd("serve", "--check", RERANKD_REGISTRY=str(registry), RERANKD_PORT="many", RERANKD_LOG_LEVEL="loud")
+    assert done.returncode == 2
+    for part in ("RERANKD_PORT", "RERANKD_LOG_LEVEL", "unknown engine 'onxx'"):
+        assert part in done.stderr
+
+
 def test_a_runtime_that_is_not_installed_is_a_fault(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "openvino.py").write_text("raise ModuleNotFoundError('no', name='openvino')")
     registry = _registry(tmp_path, {"name": "tiny", "path": tiny_model, "engine": "openvino"})

@@ -129,18 +129,18 @@ def refuse_other_vocabulary(tokenizer: Tokenizer, files: ModelFiles) -> None:
         )
 
 
-def refuse_other_cuts(files: ModelFiles) -> None:
-    """Refuse a model whose texts are to be cut from the left.
+def refuse_other_cuts(files: ModelFiles, *, side: str) -> None:
+    """Refuse a model whose texts are to be cut from the left; `side` is what its tokenizer's two files say.
 
     Raises:
         ConfigError: they are.
     """
-    side = files.tokenizer_config.get("truncation_side", "right")
     if side != "right":
         raise ConfigError(
-            f"{files.folder}: tokenizer_config.json says truncation_side = {side!r}, and documents are cut at "
-            'their end here; write "right" there if the model may be read so (a request can ask for the left: '
-            "truncation_direction of text-embeddings-inference's dialect)"
+            f"{files.folder}: by tokenizer_config.json (truncation_side) or tokenizer.json (truncation.direction) "
+            f'texts are cut at the {side}, and documents are cut at their end here; set "truncation_side": "right" in '
+            "tokenizer_config.json if the model may be read so (a request can ask for the left: truncation_direction "
+            "of text-embeddings-inference's dialect)"
         )
 
 

@@ -227,7 +227,7 @@ def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:
             f"{files.folder}: no file names a padding token, by which this model finds the end of a text; name one "
             "that ends no text in tokenizer_config.json (pad_token) or config.json (pad_token_id)"
         )
-    refuse_other_cuts(files)
+    refuse_other_cuts(files, side=read.truncation_side)
     middle, tail = template.middle.tolist(), template.tail.tolist()
     check_pair(files, read.tokenizer, head=beginning, middle=middle, tail=tail)
     # A tokenizer may know segments that it does not give to its model.

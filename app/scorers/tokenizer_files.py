@@ -48,6 +48,8 @@ class TokenizerFolder:
     config: Mapping[str, Any]
     tokenizer_config: Mapping[str, Any]
     files: ModelFiles
+    pad: int | None
+    truncation_side: str
 
     @classmethod
     def read(cls, folder: Path) -> "TokenizerFolder":
@@ -58,7 +60,9 @@ class TokenizerFolder:
         """
         files = ModelFiles.read(folder)
         refuse_other_code(files)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = _read_tokenizer(folder)
+        truncation, padding = tokenizer.truncation or {}, tokenizer.padding or {}
+        _let_be(tokenizer)
         refuse_other_vocabulary(tokenizer, files)
         apply_settings(tokenizer, files)
         tokenizer_config = dict(files.tokenizer_config)
@@ -66,16 +70,24 @@ class TokenizerFolder:
         if stated is not None:
             # sentence-transformers puts it in the place of the tokenizer's own.
             tokenizer_config["model_max_length"] = stated
-        return cls(folder, tokenizer, files.config, tokenizer_config, files)
+        return cls(
+            folder=folder,
+            tokenizer=tokenizer,
+            config=files.config,
+            tokenizer_config=tokenizer_config,
+            files=files,
+            pad=_pad_id(tokenizer, files, padding=padding),
+            truncation_side=str(tokenizer_config.get("truncation_side") or truncation.get("direction", "right")),
+        )
 
     @property
     def pad_id(self) -> int:
-        return pad_id_of(self.folder, self.tokenizer, self.config, self.tokenizer_config) or 0
+        return self.pad or 0
 
     @property
     def names_pad(self) -> bool:
         """Whether a file names the token that rows are filled with."""
-        return pad_id_of(self.folder, self.tokenizer, self.config, self.tokenizer_config) is not None
+        return self.pad is not None
 
     @property
     def longest(self) -> int:
@@ -113,6 +125,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         ConfigError: the file is missing or the tokenizers library cannot read it.
     """
+    tokenizer = _read_tokenizer(folder)
+    _let_be(tokenizer)
+    return tokenizer
+
+
+def _let_be(tokenizer: Tokenizer) -> None:
+    """Take away what a file may say of cutting and filling up: both are done elsewhere."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(
@@ -121,24 +145,19 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     refuse_hollow(path)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
         raise ConfigError(f"cannot read {path}: {error}; download or save it again") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
-def pad_id_of(
-    folder: Path, tokenizer: Tokenizer, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
-) -> int | None:
+def _pad_id(tokenizer: Tokenizer, files: ModelFiles, *, padding: Mapping[str, Any]) -> int | None:
     """The id to fill rows with, None where no file names one. The model's own word comes first: some models count
-    positions by it.
+    positions by it. `padding` is what tokenizer.json says, last.
     """
-    stated = number_of(config, "pad_token_id", of=folder / "config.json")
+    stated = number_of(files.config, "pad_token_id", of=files.folder / "config.json")
     if stated is not None and stated >= 0:
         return stated
-    for said in (tokenizer_config, read_optional_json(folder / "special_tokens_map.json")):
+    for said in (files.tokenizer_config, read_optional_json(files.folder / "special_tokens_map.json"), padding):
         text = content_of(said.get("pad_token"))
         known = None if text is None else tokenizer.token_to_id(text)
         if known is not None:

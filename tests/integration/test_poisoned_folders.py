@@ -340,6 +340,15 @@ READING = [
         ),
         refused=["default prompt 'a'"],
     ),
+    Case(
+        "cut-left-by-the-tokenizer",
+        tokenizer_json(
+            lambda content: content.update(
+                truncation={"direction": "Left", "max_length": 128, "strategy": "LongestFirst", "stride": 0}
+            )
+        ),
+        refused=["truncation.direction", "left"],
+    ),
     Case("cut-left", other_settings(truncation_side="left"), refused=["truncation_side", "left"]),
     Case("cased", other_settings(**BERT, do_lower_case=False)),
     Case("usual-case", both(other_settings(**BERT), tokenizer_json(lambda t: t["normalizer"].update(lowercase=False)))),

@@ -132,9 +132,11 @@ async def running_service(
 
 
 def _tokenizing(settings: Settings) -> int:
-    """How many of the threads that tokenise one caller may have: one is left to the others, where there are any."""
+    """How many of the threads that tokenise one caller may have. Where there may be others it is a quarter: they find a
+    free thread, and their passes keep most of the cores.
+    """
     keyed = settings.api_keys or settings.api_keys_file is not None
-    return max(1, available_cores() - bool(keyed))
+    return max(1, available_cores() // 4) if keyed else available_cores()
 
 
 def _default(registry: Registry) -> str:

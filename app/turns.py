@@ -116,8 +116,6 @@ class TurnQueue:
         if self._urgent.shares:
             return self._urgent
         asking = [caller for caller in self._callers.values() if caller.shares]
-        if not asking:
-            return None
         self._floor = max(self._floor, min(caller.served for caller in asking))
         free = [caller for caller in asking if caller.held < self._per_caller]
         return min(free, key=lambda caller: (caller.served, caller.oldest), default=None)

@@ -66,6 +66,17 @@ async def test_who_goes_away_in_the_moment_of_its_turn_gives_it_back() -> None:
     assert unlucky.cancelled()
 
 
+async def test_a_turn_of_one_that_has_just_gone_away_is_the_next_ones() -> None:
+    turns = Turns(1)
+    held = await turns.enter(_A)
+    unlucky, next_one = (asyncio.ensure_future(turns.enter(_A)) for _ in range(2))
+    await _turn_over()
+    unlucky.cancel()
+    turns.leave(held)
+    await asyncio.wait_for(next_one, timeout=5)
+    assert unlucky.cancelled()
+
+
 async def test_a_call_that_was_cancelled_while_it_waited_never_starts() -> None:
     gate = threading.Event()
     started: list[int] = []

@@ -346,3 +346,13 @@ def test_what_a_caller_has_being_tokenised_is_of_its_part_of_the_queue() -> None
     assert _verdict(admission, 10, Terms(caller="light")) is None
     assert isinstance(_verdict(admission, 40, Terms(caller="third")), Overloaded), "of three the part is a third"
     assert _verdict(admission, 33, Terms(caller="third")) is None
+
+
+def test_a_request_that_comes_again_later_is_expected_when_it_does() -> None:
+    admission = _admission()
+    admission.check(_work(300), Terms(caller="a"), now=0.0, busy_s=0.0)
+    admission.take_back("a", 200)
+    assert admission.expected_of("a") == 100
+    admission.take_back("a", 200)
+    assert admission.expected_of("a") == 0
+    assert admission.expected_of("nobody") == 0

@@ -338,9 +338,13 @@ def choose(default: Candidate, finalists: Sequence[Candidate]) -> Decision:
 
 def describe(choice: Choice) -> str:
     threads = choice.engine_options.get("threads")
-    each = f" x {threads} threads" if threads else ""
+    each = f" x {_counted(int(threads), 'thread')}" if threads else ""
     without = "" if choice.engine_options.get("fused", True) else " without fused layers"
-    return f"{choice.engine}{without}, {choice.workers} workers{each}, {choice.batch_tokens} tokens"
+    return f"{choice.engine}{without}, {_counted(choice.workers, 'worker')}{each}, {choice.batch_tokens} tokens"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _choice(engine: str, layout: Layout, *, tokens: int) -> Choice:

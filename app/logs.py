@@ -17,7 +17,9 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
+from subprocess import DEVNULL, Popen
 from threading import Thread
+from time import sleep
 from typing import Any, Final
 
 import orjson
@@ -55,6 +57,7 @@ _FOREIGN_PAUSE_MS: Final = 20
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _STANDARD_ERROR: Final = 2
 _OURS: Final = "app."
+_SHELL: Final = "/bin/sh"
 
 # The one of this process; tests start more.
 _writers: Final[list[LogWriter]] = []
@@ -148,7 +151,7 @@ def _log_uncaught(error: BaseException, message: str) -> None:
 @contextmanager
 def _foreign_output_logged(real: int) -> Iterator[None]:
     """What native libraries write to standard error is read from a pipe and logged. The last words of a process that
-    crashes go to the real one, as far as Python knows them.
+    crashes come out on the real one as they are: Python's by itself, a library's from whoever outlives the process.
     """
     reading, writing = os.pipe()
     os.dup2(writing, _STANDARD_ERROR)
@@ -157,7 +160,8 @@ def _foreign_output_logged(real: int) -> Iterator[None]:
     reader = Thread(target=_log_foreign, args=(reading,), name="foreign-output", daemon=True)
     reader.start()
     try:
-        yield
+        with _last_words_saved(reading, real):
+            yield
     finally:
         faulthandler.disable()
         # Nowhere at first: the real one may block. The reader comes to its end, unless a child still has the pipe.
@@ -165,6 +169,31 @@ def _foreign_output_logged(real: int) -> Iterator[None]:
         os.dup2(nowhere, _STANDARD_ERROR)
         os.close(nowhere)
         reader.join(_FLUSH_TIMEOUT_S)
+
+
+@contextmanager
+def _last_words_saved(pipe: int, real: int) -> Iterator[None]:
+    """A shell waits for the end of this process, and then copies what is left in the pipe. Where there is no shell,
+    whatever a library said in the last milliseconds before a crash is lost.
+    """
+    alive, end = os.pipe()
+    command = [_SHELL, "-c", f"cat <&{alive} >/dev/null; exec cat"]
+    try:
+        saver = Popen(  # noqa: S603 - of our own words and a number
+            command, stdin=pipe, stdout=real, stderr=DEVNULL, pass_fds=[alive], start_new_session=True
+        )
+    except OSError:
+        yield
+        return
+    finally:
+        os.close(alive)
+    try:
+        yield
+    finally:
+        # This process ends as it should, so there is nothing to save.
+        saver.kill()
+        saver.wait()
+        os.close(end)
 
 
 def _log_foreign(descriptor: int) -> None:
@@ -190,16 +219,29 @@ def _records(text: str) -> list[str]:
 
 
 def _bursts(descriptor: int) -> Iterator[str]:
-    """What was written within a short time of each other, in whole lines as far as they are not endless."""
+    """What was written, in whole lines and whole tracebacks as far as they come within a short time. It stays in the
+    pipe meanwhile: if the process dies now, it is saved from there.
+    """
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    while burst := os.read(descriptor, _FOREIGN_BYTES):
-        while len(burst) < _FOREIGN_BYTES and poll.poll(_FOREIGN_PAUSE_MS):
+    burst = b""
+    ended = False
+    while not ended:
+        came = bool(poll.poll(_FOREIGN_PAUSE_MS if burst else None))
+        if came:
+            sleep(_FOREIGN_PAUSE_MS / 1000)
             more = os.read(descriptor, _FOREIGN_BYTES)
-            if not more:
-                break
+            ended = not more
             burst += more
-        yield burst.decode("utf-8", "replace")
+        if ended or not came or _is_whole(burst) or len(burst) >= _FOREIGN_BYTES:
+            yield burst.decode("utf-8", "replace")
+            burst = b""
+
+
+def _is_whole(text: bytes) -> bool:
+    """Whether it ends with a line that is no inner one of a traceback."""
+    last = text[text.rfind(b"\n", 0, -1) + 1 :]
+    return text.endswith(b"\n") and not last.startswith((b" ", b"\t", _TRACEBACK.encode()))
 
 
 def _install(handler: logging.Handler, level: str) -> None:

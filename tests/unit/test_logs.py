@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,34 @@ def test_whatever_the_process_writes_to_standard_error_is_one_object_a_line() ->
     assert lines[-1]["level"] == "CRITICAL"
     assert lines[-1]["exc_info"].endswith("RuntimeError: nobody\nexpected this")
     assert ran.returncode == 1
+
+
+def test_the_last_words_of_a_crash_come_out() -> None:
+    code = """
+import ctypes
+from app import logs
+libc = ctypes.CDLL(None)
+with logs.serving("INFO", logs.LogFormat.JSON):
+    libc.perror(b"the last words of a library")
+    libc.abort()
+"""
+    ran = _run(code, stderr=subprocess.PIPE)
+    assert ran.returncode == -signal.SIGABRT
+    assert ran.stderr.count(b"the last words of a library") == 1
+    assert b"Fatal Python error: Aborted" in ran.stderr
+
+
+def test_half_a_line_that_stays_one_comes_out() -> None:
+    code = """
+import sys, time
+from app import logs
+with logs.serving("INFO", logs.LogFormat.JSON):
+    print("half", end="", file=sys.stderr, flush=True)
+    time.sleep(0.5)
+    print("other", file=sys.stderr, flush=True)
+"""
+    ran = _run(code, stderr=subprocess.PIPE)
+    assert [json.loads(line)["message"] for line in ran.stderr.splitlines()] == ["half", "other"]
 
 
 def test_a_configuration_that_cannot_be_used_is_a_line_too() -> None:

@@ -6,7 +6,7 @@
 # Dependencies come before code, so that a change of code reinstalls none of them.
 
 # `make pin` writes digests behind the tags, here and in the compose files
-ARG PYTHON_IMAGE=python:3.11.10-slim-bookworm
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS builder
 WORKDIR /build

@@ -559,10 +559,11 @@ TestPlannerLife.settings = settings(max_examples=40, stateful_step_count=30)
 
 def test_a_light_caller_keeps_its_turn_though_another_ones_deadline_is_in_danger() -> None:
     planner = _planner(tokens=16)
-    planner.add(_entries(0, [16] * 100), Terms(caller="heavy", deadline=10.0))
+    planner.add(_entries(0, [16] * 100), Terms(caller="heavy", deadline=100.0))
     planner.next_batch()
-    planner.add(_entries(1, [16] * 3), Terms(caller="light", deadline=50.0))
-    assert planner.next_batch(now=8.0, seconds_per_token=0.01)[0].job == 1
+    planner.add(_entries(1, [16] * 3), Terms(caller="light", deadline=500.0))
+    order = [planner.next_batch(now=83.5, seconds_per_token=0.01)[0].job for _ in range(4)]
+    assert order == [1, 1, 1, 0]
 
 
 def test_a_light_caller_that_had_more_than_its_part_stands_back_when_a_deadline_is_in_danger() -> None:

@@ -155,7 +155,12 @@ def test_a_light_caller_does_not_pay_for_what_was_promised_to_a_heavy_one() -> N
         simulation.slow_down(4)
 
         def ask() -> None:
-            simulation.submit(lengths_of(simulation.rng, 30), Terms(caller="light", deadline=simulation.now + 300), ask)
+            simulation.submit(
+                lengths_of(simulation.rng, 30), Terms(caller="light", deadline=simulation.now + 300), rest
+            )
+
+        def rest() -> None:
+            simulation.later(simulation.now + 0.1, ask)
 
         simulation.later(1.0, ask)
         simulation.run(until=60)

@@ -88,7 +88,7 @@ class RerankService:
         """
         model = self.model_named(request.model)
         self._check(request)
-        deadline_in_s = request.options.deadline - perf_counter()
+        deadline_in_s = request.options.deadline - self.clock()
         loaded = await model.loaded_within(min(self.limits.loading_timeout_s, deadline_in_s))
         if request.options.meter.limited:
             request.options.meter.reserve(loaded.estimate(request.query, request.documents, request.options))

@@ -176,16 +176,18 @@ class ServedModel:
 
     async def watch(self) -> None:
         """Keep `status` true for as long as the model answers: run canaries, one at a time. A loaded engine may let a
-        canary wait for as long as other passes end; only where nothing ends any more is it taken for stuck.
+        canary wait for as long as other passes end; only where nothing ends any more is it taken for stuck. The first
+        one has just passed when this is called.
         """
+        took_s = 0.0
         while (loaded := self._loaded) is not None and loaded.canary.pairs:
+            await asyncio.sleep(max(loaded.canary.every_s, min(took_s / _CANARY_SHARE, _LONGEST_PAUSE_S)))
             started = perf_counter()
             async with asyncio.TaskGroup() as asking:
                 canary = asking.create_task(_problem(loaded, pairs=loaded.canary.pairs[:_PAIRS_PER_CHECK]))
                 await self._wait_for(canary, loaded)
             self._judge(loaded, canary.result())
             took_s = perf_counter() - started
-            await asyncio.sleep(max(loaded.canary.every_s, min(took_s / _CANARY_SHARE, _LONGEST_PAUSE_S)))
 
     async def _wait_for(self, canary: asyncio.Task[str], loaded: LoadedModel) -> None:
         """Wait for a canary's answer. Meanwhile an engine that is stuck makes the model not ready, and one that works

@@ -248,7 +248,7 @@ def test_a_folder_without_all_weights_is_refused(causal_folder: Folder, tmp_path
     with pytest.raises(ConfigError, match=r"lack lm_head\.weight: this is not a complete causal language model"):
         load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="transformers cannot load"):
+    with pytest.raises(ConfigError, match="no weights in"):
         load(folder)
 
 

@@ -227,7 +227,7 @@ def test_a_model_without_a_head_is_refused(tiny_bert: Path, tmp_path: Path) -> N
     source = tmp_path / "source"
     copytree(tiny_bert, source)
     AutoModelForSequenceClassification.from_pretrained(tiny_bert).bert.save_pretrained(source)
-    with pytest.raises(ConfigError, match=r"lack classifier\.bias, classifier\.weight: .*no complete sequence class"):
+    with pytest.raises(ConfigError, match=r"config\.json says BertModel: this is a model without a head"):
         export(source, tmp_path / "target")
 
 
@@ -238,7 +238,7 @@ def test_pickled_weights_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
     copytree(tiny_bert, source)
     (source / "model.safetensors").unlink()
     torch.save({}, source / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"transformers cannot load .*safetensors"):
+    with pytest.raises(ConfigError, match=r"pytorch_model\.bin is pickled weights.*safetensors"):
         export(source, tmp_path / "target")
 
 
@@ -268,7 +268,7 @@ def test_a_graph_that_computes_something_else_does_not_stay(
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"transformers cannot load {tmp_path}"):
+    with pytest.raises(ConfigError, match=rf"cannot read {tmp_path}/config\.json.*model folder"):
         export(tmp_path, tmp_path / "target")
 
 

@@ -35,6 +35,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_the_tests_that_hold_the_threat_models_promises_exist() -> None:
+    page = (_ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/.]+)`", page)
+    assert len(named) > 8
+    assert [path for path in named if not (_ROOT / path).exists()] == []
+
+
 @pytest.mark.slow
 def test_the_example_of_an_extension_applies_and_its_tests_pass(tmp_path: Path) -> None:
     page = (_ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

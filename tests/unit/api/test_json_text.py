@@ -1,11 +1,14 @@
 """A text that is read in pieces means what it would mean if it were read at once, and is counted before it is built."""
 
 import json
+import tracemalloc
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.api.json_outline import Outline, outline
@@ -83,6 +86,63 @@ def test_what_is_no_json_is_none_in_pieces(tokens: list[bytes], outer: tuple[byt
         assert json.dumps(_in_pieces(text, bounds)) == json.dumps(expected)
 
 
+_damage = st.sampled_from(
+    [
+        b"",
+        b" ",
+        b"0",
+        b"5",
+        b"-",
+        b"1e",
+        b"0.5",
+        b"tru",
+        b"null",
+        b",",
+        b":",
+        b'"',
+        b"\\",
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b'"a":',
+    ]
+)
+_mutations = st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 2), _damage), max_size=3)
+
+
+@settings(max_examples=400, deadline=None)
+@given(value=_values, blanks=_blanks, mutations=_mutations, bounds=_bounds)
+def test_damaged_json_gets_the_verdict_that_it_would_get_at_once(
+    value: Any, blanks: str, mutations: list[tuple[int, int, bytes]], bounds: Bounds
+) -> None:
+    separators = (f"{blanks},{blanks}", f"{blanks}:{blanks}")
+    text = json.dumps({"a": value, "b": [value, [1, 2]]}, separators=separators).encode()
+    for place, cut, put in mutations:
+        start = place % (len(text) + 1)
+        text = text[:start] + put + text[start + cut :]
+    try:
+        expected = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        with pytest.raises(InvalidRequest, match="not valid JSON"):
+            _in_pieces(text, bounds)
+    else:
+        assert json.dumps(_in_pieces(text, bounds)) == json.dumps(expected)
+
+
+@pytest.mark.parametrize("before", [b"5", b"-", b"1e", b"0.5", b"tru", b'"x"', b": ", b'"x":'])
+@pytest.mark.parametrize("container", [b'["aaaaaaaaaaaa", "bbbbbbbbbbbb"]', b'{"aaaaaaaaaaaa": "bbbbbbbbbbbb"}'])
+@pytest.mark.parametrize("outer", [(b'{"k":', b"}"), (b"[", b"]"), (b"{", b"}")])
+def test_nothing_stands_between_a_key_and_its_list(before: bytes, container: bytes, outer: tuple[bytes, bytes]) -> None:
+    bounds = Bounds(fields=10, text_bytes=1000, piece_bytes=8, piece_marks=100)
+    text = outer[0] + before + container + outer[1]
+    if outer == (b"{", b"}") and before == b'"x":':
+        assert _in_pieces(text, bounds) == orjson.loads(text)
+    else:
+        with pytest.raises(InvalidRequest, match="not valid JSON"):
+            _in_pieces(text, bounds)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -157,3 +217,22 @@ def test_a_long_text_and_many_fields_are_refused_before_they_are_built(text: byt
     bounds = Bounds(fields=10, text_bytes=50, piece_bytes=20, piece_marks=4)
     with pytest.raises(RequestTooLarge, match=said):
         _in_pieces(text, bounds)
+
+
+@pytest.mark.parametrize("around", [(b'{"query": "', b'"}'), (b'{"documents": ["', b'"]}')])
+def test_a_long_text_is_copied_no_more_often_than_it_must_be(around: tuple[bytes, bytes]) -> None:
+    """Copies take as long as the parsing, in the same step."""
+    text = around[0] + b"a" * (4 << 20) + around[1]
+    found = _outlined(text, window_bytes=1 << 16)
+    steps = read_in_pieces(text, found, Bounds(fields=10, text_bytes=len(text)))
+    at_once, in_pieces = _peak(lambda: orjson.loads(text)), _peak(lambda: deque(steps, maxlen=0))
+    assert in_pieces < at_once + len(text) // 2
+
+
+def _peak(call: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -5,6 +5,7 @@ parser: it can be stopped after each request, because bytes are handed to it in 
 can end; an offer to upgrade is ignored; heads and what surrounds the chunks of a body are bounded.
 """
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class RequestReader:
         self._events: deque[Event] = deque()
         self._refused = False
         self._replaying = False
+        self._slice = memoryview(b"")
+        self._head = bytearray()  # all slices in which there is something of the head that is being read
         self._start_message()
         self._parser = self._new_parser()
 
@@ -100,8 +103,11 @@ class RequestReader:
                 return
         elif self._body_left is None:
             self._framing_bytes += end - start
+        self._slice = memoryview(self._bytes)[start:end]
+        if self._head:
+            self._head += self._slice
         try:
-            self._parser.feed_data(memoryview(self._bytes)[start:end])
+            self._parser.feed_data(self._slice)
         except httptools.HttpParserUpgrade as upgrade:
             if not self._refused:
                 self._at = start + upgrade.args[0]
@@ -163,29 +169,42 @@ class RequestReader:
         self._content_bytes = 0
         self._framing_bytes = 0
 
+    def on_message_begin(self) -> None:
+        if not self._replaying:
+            self._head = bytearray(self._slice)
+
     def on_url(self, part: bytes) -> None:
         if not self._replaying:
             self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """White space around a value is no part of it (RFC 9110, 5.5); the parser leaves what stands behind."""
         # Trailers are nobody's.
         if self._in_head and not self._replaying:
             self._headers_seen += 1
             if self._headers_seen <= MAX_HEADERS:
-                self._headers.append((name.lower(), value))
+                name = name.lower()
+                # For the parser a tabulator behind a coding is a part of it, and framing must be what both say.
+                around = b" " if name == b"transfer-encoding" else b" \t"
+                self._headers.append((name, value.strip(around)))
 
     def on_headers_complete(self) -> None:
         if self._replaying:
             return
         self._in_head = False
+        head, self._head = self._head, bytearray()
         method, version = self._parser.get_method().decode("ascii"), self._parser.get_http_version()
-        for refusal in self._objections(method, version):
+        for refusal in self._objections(method, version, head):
             self._refuse(refusal.status, refusal.message)
+            return
+        try:
+            url = httptools.parse_url(self._target)
+        except httptools.HttpParserInvalidURLError:
+            self._refuse(400, "the request's target is not a valid URL; send a path, such as /rerank")
             return
         values = dict(self._headers)
         length = values.get(b"content-length")
         self._body_left = None if b"transfer-encoding" in values else int(length) if length else 0
-        url = httptools.parse_url(self._target)
         raw_path = url.path or b"/"
         self._events.append(
             Head(
@@ -220,10 +239,12 @@ class RequestReader:
             self._events.append(b"".join(self._content))
             self._content = []
 
-    def _objections(self, method: str, version: str) -> Iterator[Refusal]:
+    def _objections(self, method: str, version: str, head: bytes) -> Iterator[Refusal]:
         """What the parser takes, and nobody should act on: two readers could frame or route it in two ways."""
         if version not in {"1.0", "1.1"}:
             yield Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+        elif not self._is_http(method, head):
+            yield Refusal(505, "only HTTP is spoken here; use HTTP/1.1")
         if method == "CONNECT":
             yield Refusal(501, "CONNECT is not supported: this is no proxy")
         if self._headers_seen > MAX_HEADERS:
@@ -233,14 +254,22 @@ class RequestReader:
         if b"#" in self._target:
             yield Refusal(400, "the request's target has a fragment (#...)")
         names = [name for name, _ in self._headers]
+        yield from self._objections_to_coding(names, version)
+        hosts = names.count(b"host")
+        if hosts > 1 or (hosts < 1 and version == "1.1"):
+            yield Refusal(400, f"the request has {hosts} Host headers instead of one")
+
+    def _objections_to_coding(self, names: list[bytes], version: str) -> Iterator[Refusal]:
         if b"transfer-encoding" in names:
             if [value.lower() for name, value in self._headers if name == b"transfer-encoding"] != [b"chunked"]:
                 yield Refusal(501, "of all transfer codings only `Transfer-Encoding: chunked` is supported")
             if version == "1.0":
                 yield Refusal(400, "HTTP/1.0 has no Transfer-Encoding")
-        hosts = names.count(b"host")
-        if hosts > 1 or (hosts < 1 and version == "1.1"):
-            yield Refusal(400, f"the request has {hosts} Host headers instead of one")
+
+    def _is_http(self, method: str, head: bytes) -> bool:
+        """The parser speaks RTSP and ICE too, and does not say which of them it has read."""
+        line = rb"(?m)^%b +%b +HTTP/" % (re.escape(method.encode()), re.escape(self._target))
+        return re.search(line, head) is not None
 
 
 def _cause(error: httptools.HttpParserError) -> str:

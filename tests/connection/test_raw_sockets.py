@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app.api.connection import Connection
+from app.api.request_reader import Head, Refusal, RequestReader
 from app.ranking import sigmoid
 from tests.api.conftest import OpenApi
 from tests.fakes import FakeService
@@ -110,6 +111,10 @@ _TAKEN: list[tuple[str, bytes, str]] = [
     ),
     ("a body that is a request", _post(_length(_SMUGGLED), body=_SMUGGLED), _SMUGGLED.decode()),
     ("chunks that are a request", _post(b"Transfer-Encoding: chunked", body=_chunks(_SMUGGLED)), _SMUGGLED.decode()),
+    ("a blank behind a length", _post(b"Content-Length: 35 ", body=_SMUGGLED[:35]), _SMUGGLED[:35].decode()),
+    ("a tabulator behind a length", _post(b"Content-Length: 35\t", body=_SMUGGLED[:35]), _SMUGGLED[:35].decode()),
+    ("blanks behind a coding", _post(b"Transfer-Encoding:chunked  ", body=_chunks(_SMUGGLED)), _SMUGGLED.decode()),
+    ("two blanks before the target", b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n", ""),
     ("an underscore is no hyphen", _post(b"Content_Length: 5", b"Transfer_Encoding: chunked"), ""),
     ("blank lines before it", b"\r\n\r\n" + _post(_length(b"a"), body=b"a"), "a"),
     ("bytes beyond ASCII in a header", _post(b"X: \xe9\xff", _length(b"a"), body=b"a"), "a"),
@@ -127,6 +132,37 @@ async def test_what_is_framed_one_way_only_is_taken(server: RawServer, echo: Ech
     assert statuses(answers) == [200, 200]
     assert _said(answers)[0]["body"] == body
     assert echo.asked == ["/", "/last"]
+
+
+def test_white_space_behind_a_value_is_no_part_of_it() -> None:
+    reader = RequestReader()
+    reader.feed(_post(b"Expect: 100-continue\t ", b"X-Request-ID: \t a b \t", b"Connection: close\t"))
+    head = reader.next_event()
+    assert isinstance(head, Head)
+    assert head.expects_continue
+    assert not head.keep_alive
+    assert dict(head.headers)[b"x-request-id"] == b"a b"
+
+
+@pytest.mark.parametrize("target", [b"http:///rerank", b"http://a:99999/rerank"])
+def test_a_target_that_is_no_url_is_called_that(target: bytes) -> None:
+    reader = RequestReader()
+    reader.feed(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+    refusal = reader.next_event()
+    assert isinstance(refusal, Refusal)
+    assert "target is not a valid URL" in refusal.message
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+async def test_rtsp_behind_a_body_in_chunks_is_no_http(server: RawServer, echo: Echo, pieces: int) -> None:
+    """In chunks a body's end is not known before it is read: the next request begins amid what the parser is given."""
+    sent = _post(b"Transfer-Encoding: chunked", body=_chunks(b"hello")) + b"GET /a RTSP/1.0\r\n\r\n" + _CLOSE
+    async with server.connected() as client:
+        for at in range(0, len(sent), pieces):
+            await client.send(sent[at : at + pieces])
+        answers = await client.rest()
+    assert statuses(answers) == [200, 505]
+    assert echo.asked == ["/"]
 
 
 _CHUNKED = b"Transfer-Encoding: chunked"
@@ -151,6 +187,13 @@ _REFUSED: list[tuple[str, bytes, int]] = [
     ("an unknown coding", _post(b"Transfer-Encoding: xchunked", body=_chunks(b"hello")), 501),
     ("an empty coding", _post(b"Transfer-Encoding: ", body=_chunks(b"hello")), 400),
     ("a coding behind a tabulator", _post(b"Transfer-Encoding: \x0bchunked", body=_chunks(b"hello")), 400),
+    ("a tabulator behind a coding", _post(b"Transfer-Encoding: chunked\t", body=_chunks(_SMUGGLED)), 501),
+    ("RTSP", b"POST /a RTSP/1.1\r\nHost: x\r\n\r\n", 505),
+    ("RTSP 1.0", b"GET /health RTSP/1.0\r\n\r\n", 505),
+    ("ICE", b"SOURCE /x ICE/1.0\r\n\r\n", 505),
+    ("RTSP, and HTTP in a header", b"GET /a RTSP/1.1\r\nHost: x\r\nX: GET /a HTTP/1.1\r\n\r\n", 505),
+    ("a target without a host", b"GET http:///rerank HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ("a port beyond all ports", b"GET http://a:99999/rerank HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     ("a blank before the colon", _post(b"Transfer-Encoding : chunked", body=_chunks(b"hello")), 400),
     ("a coding in HTTP/1.0", _post(_CHUNKED, body=_chunks(b"hello"), version=b"1.0"), 400),
     ("bare line feeds", b"GET /a HTTP/1.1\nHost: x\n\n", 400),

@@ -1,4 +1,4 @@
-"""Says in plain English what is wrong with a setting, a file or an options table, and validates the latter."""
+"""Says in plain English what is wrong with a setting, a file, an options table or a request, and validates tables."""
 
 import re
 import tomllib
@@ -9,7 +9,8 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import AliasChoices, BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from app.errors import ConfigError
@@ -22,7 +23,19 @@ _TOML_PROBLEM: Final = re.compile(
     r"(?P<reason>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)"
 )
 
-# What pydantic's kinds of problems are called here; `{...}` is what it says of the bound.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """What a language calls its values."""
+
+    text: str
+    table: str
+
+
+TOML: Final = Words(text="a text in quotes", table="a table")
+JSON: Final = Words(text="a string", table="an object")
+
+# What pydantic's kinds of problems are called here; `{...}` is what it says of the bound, or one of `Words`.
 _PHRASES: Final = {
     "missing": "is missing",
     "int_parsing": "must be a whole number",
@@ -34,17 +47,17 @@ _PHRASES: Final = {
     "finite_number": "must be a finite number",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
-    "string_type": "must be a text in quotes",
+    "string_type": "must be {text}",
     "string_too_long": "must have at most {max_length} characters",
     "path_type": "must be a path in quotes",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
     "too_short": "must have at least {min_length} in it",
     "too_long": "must have at most {max_length} in it",
-    "dict_type": "must be a table",
-    "mapping_type": "must be a table",
-    "model_type": "must be a table",
-    "model_attributes_type": "must be a table",
+    "dict_type": "must be {table}",
+    "mapping_type": "must be {table}",
+    "model_type": "must be {table}",
+    "model_attributes_type": "must be {table}",
     "greater_than": "must be greater than {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than": "must be less than {lt:g}",
@@ -160,7 +173,7 @@ def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequen
             last = len(steps) == len(problem["loc"]) - 1 and problem["type"] == "extra_forbidden"
             if model is None or (part not in model.model_fields and not last):
                 break
-            model = _find(BaseModel, model.model_fields[part].annotation) if part in model.model_fields else None
+            model = find(BaseModel, model.model_fields[part].annotation) if part in model.model_fields else None
             data = data.get(part) if isinstance(data, Mapping) else None
         else:
             data = data[part] if isinstance(data, Sequence) and part < len(data) else None
@@ -168,11 +181,11 @@ def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequen
     return steps
 
 
-def _find(kind: type[T], annotation: object) -> type[T] | None:
+def find(kind: type[T], annotation: object) -> type[T] | None:
     """The class of a kind that a field holds, alone, in a list or beside None."""
     if isclass(annotation) and issubclass(annotation, kind):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _find(kind, part))), None)
+    return next((found for part in get_args(annotation) if (found := find(kind, part))), None)
 
 
 def _name(table: object) -> str:
@@ -181,23 +194,39 @@ def _name(table: object) -> str:
 
 
 def _phrase(problem: ErrorDetails, shape: type[BaseModel]) -> str:
-    kind, context = problem["type"], problem.get("ctx", {})
+    kind = problem["type"]
     if kind in {"value_error", "assertion_error"}:
-        return str(context["error"])
+        return str(problem["ctx"]["error"])
     owner, field = _owner(problem, shape)
     if kind == "extra_forbidden":
         known = tuple(owner.model_fields) if owner else ()
         near = closest(field, known)
         meant = f"did you mean {near!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {field!r:.{_SHOWN}} ({meant})"
-    if kind in {"missing", "too_short"} and owner and _find(BaseModel, owner.model_fields[field].annotation):
+    if kind in {"missing", "too_short"} and owner and find(BaseModel, owner.model_fields[field].annotation):
         return f"is missing: the file must have at least one [[{field}]] table"
+    return phrase_of(problem, TOML) + _not_this(problem, shape, owner, field)
+
+
+def phrase_of(problem: ErrorDetails, words: Words) -> str:
+    """What is wrong, without the value: `must be a whole number`."""
+    kind, context = problem["type"], problem.get("ctx", {})
     if kind in {"string_too_short", "too_short"} and isinstance(problem["input"], str):
         least = context["min_length"]
-        phrase = "must not be empty" if least == 1 else f"must have at least {least} characters"
-    else:
-        phrase = _PHRASES.get(kind, problem["msg"]).format(**context)
-    return phrase + _not_this(problem, shape, owner, field)
+        return "must not be empty" if least == 1 else f"must have at least {least} characters"
+    return _PHRASES.get(kind, problem["msg"]).format(**context, text=words.text, table=words.table)
+
+
+def field_of(model: type[BaseModel], name: str) -> FieldInfo | None:
+    """The field that a problem's place names, be it by an alias."""
+    if name in model.model_fields:
+        return model.model_fields[name]
+    return next((field for field in model.model_fields.values() if name in _aliases(field)), None)
+
+
+def _aliases(field: FieldInfo) -> Sequence[object]:
+    alias = field.validation_alias
+    return alias.choices if isinstance(alias, AliasChoices) else [alias]
 
 
 def _owner(problem: ErrorDetails, shape: type[BaseModel]) -> tuple[type[BaseModel] | None, str]:
@@ -210,7 +239,7 @@ def _owner(problem: ErrorDetails, shape: type[BaseModel]) -> tuple[type[BaseMode
             continue
         owner, field = model, part
         known = model.model_fields.get(part)
-        model = _find(BaseModel, known.annotation) if known else None
+        model = find(BaseModel, known.annotation) if known else None
     return owner, field
 
 
@@ -219,6 +248,6 @@ def _not_this(problem: ErrorDetails, shape: type[BaseModel], owner: type[BaseMod
     if problem["type"] == "missing" or not isinstance(given, str | int | float) or given == "":
         return ""
     known = owner.model_fields.get(field) if owner else None
-    secret = known is not None and _find(SecretStr, known.annotation) is not None
+    secret = known is not None and find(SecretStr, known.annotation) is not None
     hidden = any(one is not None and one.model_config.get("hide_input_in_errors") for one in (shape, owner))
     return "" if secret or hidden else f", not {given!r:.{_SHOWN}}"

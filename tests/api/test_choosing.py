@@ -79,7 +79,7 @@ async def test_a_path_of_one_dialect_takes_the_bodies_of_the_others_too(
 async def test_a_body_that_is_nobodys_is_refused_in_the_words_of_its_path(api: Api, path: str, field: str) -> None:
     answer = await api.post(path, {"query": "q"})
     assert is_our_error(answer, 400, "invalid_request")
-    assert f"{field}: Field required" in answer.json()["message"]
+    assert f"{field} is missing" in answer.json()["message"]
 
 
 _WITH_TOP_N = [dialect for dialect in DIALECTS if dialect.name != "vllm-score"]
@@ -159,7 +159,7 @@ async def test_a_priority_is_taken(api: Api, path: str, priority: object) -> Non
 async def test_a_priority_that_there_is_not_is_refused(api: Api, priority: object) -> None:
     answer = await api.post("/v2/rerank", {"query": "q", "documents": ["a"], "priority": priority})
     assert is_our_error(answer, 400, "invalid_request")
-    assert answer.json()["message"].startswith("priority: ")
+    assert answer.json()["message"].startswith("priority must be ")
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)

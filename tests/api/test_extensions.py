@@ -110,17 +110,17 @@ async def test_every_aggregation_answers(api: Api, aggregation: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"truncation": "drop"}, "truncation: Input should be 'truncate', 'error' or 'chunk'"),
-        ({"truncation": True}, "truncation: "),
-        ({"passages": 5}, "passages: "),
-        ({"passages": {"tokens": 15}}, "passages.tokens: "),
-        ({"passages": {"overlap": -1}}, "passages.overlap: "),
-        ({"passages": {"max_per_doc": 0}}, "passages.max_per_doc: "),
-        ({"passages": {"aggregation": "median"}}, "passages.aggregation: "),
-        ({"max_chunks_per_doc": 0}, "max_chunks_per_doc: "),
-        ({"on_deadline": "wait"}, "on_deadline: "),
-        ({"explain": "perhaps"}, "explain: "),
-        ({"instruction": 5}, "instruction: "),
+        ({"truncation": "drop"}, "truncation must be one of 'truncate', 'error' or 'chunk'"),
+        ({"truncation": True}, "truncation must be "),
+        ({"passages": 5}, "passages must be "),
+        ({"passages": {"tokens": 15}}, "passages.tokens must be "),
+        ({"passages": {"overlap": -1}}, "passages.overlap must be "),
+        ({"passages": {"max_per_doc": 0}}, "passages.max_per_doc must be "),
+        ({"passages": {"aggregation": "median"}}, "passages.aggregation must be "),
+        ({"max_chunks_per_doc": 0}, "max_chunks_per_doc must be "),
+        ({"on_deadline": "wait"}, "on_deadline must be "),
+        ({"explain": "perhaps"}, "explain must be "),
+        ({"instruction": 5}, "instruction must be "),
     ],
 )
 async def test_an_extension_that_is_wrong_is_named(api: Api, fields: dict[str, Any], message: str) -> None:

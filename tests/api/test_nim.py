@@ -64,9 +64,9 @@ async def test_truncate(api: Api, truncate: str | None, status: int) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"passages": ["a"]}, "passages.0"),
-        ({"passages": [{}]}, "passages.0.text: Field required"),
-        ({"passages": None}, "passages: Input should be a valid list"),
+        ({"passages": ["a"]}, "passages[0] must be an object, not 'a'"),
+        ({"passages": [{}]}, "passages[0].text is missing"),
+        ({"passages": None}, "passages must be a list"),
         ({"query": None}, "query"),
         ({"query": {}}, "query"),
     ],

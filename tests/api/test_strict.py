@@ -43,7 +43,7 @@ async def test_without_it_the_field_is_only_named(open_api: OpenApi) -> None:
     [
         ({"passages": {"tokens": 20, "stride": 5}}, "passages.stride: unknown field"),
         ({"windows": {"size": 5}}, "windows.size: unknown field"),
-        ({"top_nn": 1, "documents": None}, "top_nn: unknown field; documents: Input should be a valid list; got null"),
+        ({"top_nn": 1, "documents": None}, "top_nn: unknown field; documents must be a list, not null"),
         ({"x" * 5000: 1}, "x" * 100 + ": unknown field"),
         ({"line\nfeed": 1}, "line\nfeed: unknown field"),
         ({"": 1}, "body: unknown field"),

@@ -66,10 +66,10 @@ async def test_no_call_fails_because_a_text_is_long(api: Api, truncate: object, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"texts": None}, "texts: Input should be a valid list"),
-        ({"texts": ["a", 5]}, "texts.1: Input should be a valid string"),
+        ({"texts": None}, "texts must be a list"),
+        ({"texts": ["a", 5]}, "texts[1] must be a string"),
         ({"texts": []}, "no documents"),
-        ({"truncation_direction": "up"}, "truncation_direction: Input should be 'left' or 'right'"),
+        ({"truncation_direction": "up"}, "truncation_direction must be one of 'left' or 'right'"),
     ],
 )
 async def test_a_field_that_is_wrong_is_named(api: Api, change: dict[str, Any], message: str) -> None:

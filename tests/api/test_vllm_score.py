@@ -65,7 +65,7 @@ async def test_raw_scores(api: Api, name: str) -> None:
         ({"text_1": ["q", "r"], "text_2": ["a"]}, "2 texts cannot be paired with 1"),
         ({"text_1": "q", "text_2": []}, "cannot be paired with 0"),
         ({"text_1": [], "text_2": ["a"]}, "0 texts cannot be paired"),
-        ({"text_1": "q"}, "text_2: Field required"),
+        ({"text_1": "q"}, "text_2 is missing"),
         ({"text_1": " ", "text_2": ["a"]}, "query is empty"),
         ({"text_1": "q", "text_2": [None]}, "text_2"),
     ],

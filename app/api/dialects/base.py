@@ -9,10 +9,12 @@ from typing import Any, Final, cast
 
 import orjson
 from pydantic import AliasChoices, BaseModel, PrivateAttr, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails
 
 from app.api.sent import SentBody
 from app.domain import RerankRequest, RerankResult
 from app.errors import InvalidRequest, RequestTooLarge
+from app.options import JSON, field_of, find, phrase_of
 
 Json = dict[str, Any]
 
@@ -24,6 +26,8 @@ _IGNORED_SHOWN = 10
 _NAME_SHOWN = 100
 _VALUE_SHOWN = 60
 _NOTHING_SENT = SentBody()
+# Kinds of problems of which the value says nothing more.
+_WITHOUT_VALUE: Final = frozenset(["missing", "too_short", "too_long"])
 _PRINTABLE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -141,7 +145,7 @@ class Dialect:
         try:
             call = self.call.model_validate(body, extra="forbid" if strict else "ignore", context=limits)
         except ValidationError as error:
-            raise InvalidRequest(_explain(error)) from None
+            raise InvalidRequest(_explain(error, self.call)) from None
         if any(dict in set(map(type, body[name])) for name in self.takes if isinstance(body.get(name), list)):
             call.remember(SentBody(text))
         return call
@@ -171,26 +175,47 @@ def _known_fields(call: type[Call]) -> frozenset[str]:
     return frozenset([*call.model_fields, *(choice for choice in choices if isinstance(choice, str))])
 
 
-def _explain(error: ValidationError) -> str:
-    problems = error.errors(include_url=False, include_context=False)
+def _explain(error: ValidationError, call: type[Call]) -> str:
+    problems = error.errors(include_url=False)
     # What is unknown is shown first: a field that is missing may be the same, misspelt.
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
-    shown = [f"{_place(problem['loc'])}: {_said(problem)}" for problem in problems[:_PROBLEMS_SHOWN]]
-    if len(problems) > _PROBLEMS_SHOWN:
-        shown.append(f"and {len(problems) - _PROBLEMS_SHOWN} more")
-    return "; ".join(shown)
+    # A value that fits none of several types has a problem with each.
+    phrases: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        place = _place(problem, call)
+        before, phrase, after = _said(problem)
+        phrases.setdefault((f"{place}{before}", after), []).append(phrase)
+    said = [f"{before}{' or '.join(dict.fromkeys(several))}{after}" for (before, after), several in phrases.items()]
+    if len(said) > _PROBLEMS_SHOWN:
+        said[_PROBLEMS_SHOWN:] = [f"and {len(said) - _PROBLEMS_SHOWN} more"]
+    return "; ".join(said)
 
 
-def _place(loc: Sequence[int | str]) -> str:
-    """Where a problem is. Names of fields are the caller's own, of any length."""
-    return ".".join(map(str, loc))[:_NAME_SHOWN] or "body"
+def _place(problem: ErrorDetails, call: type[Call]) -> str:
+    """Where a problem is: `passages[0].text`. Names of fields are the caller's own, of any length; those that pydantic
+    gives the members of a union are left out.
+    """
+    place = ""
+    model: type[BaseModel] | None = call
+    last = len(problem["loc"]) - 1
+    for depth, part in enumerate(problem["loc"]):
+        if isinstance(part, int):
+            place += f"[{part}]"
+            continue
+        field = field_of(model, part) if model else None
+        if field or not place or (depth == last and problem["type"] == "extra_forbidden"):
+            place += f".{part}" if place else part
+        if field:
+            model = find(BaseModel, field.annotation)
+    return place[:_NAME_SHOWN] or "body"
 
 
-def _said(problem: Mapping[str, Any]) -> str:
-    kind, message = problem["type"], str(problem["msg"])
+def _said(problem: ErrorDetails) -> tuple[str, str, str]:
+    """What stands between place and phrase, the phrase, and the value where it helps."""
+    kind = problem["type"]
     if kind == "extra_forbidden":
-        return "unknown field"
+        return ": ", "unknown field", ""
     # Our own validators' messages name the value themselves.
-    if kind in ("missing", "value_error"):
-        return message.removeprefix("Value error, ")
-    return f"{message}; got {shown(problem['input'])}"
+    if kind == "value_error":
+        return ": ", str(problem["ctx"]["error"]), ""
+    return " ", phrase_of(problem, JSON), "" if kind in _WITHOUT_VALUE else f", not {shown(problem['input'])}"

@@ -17,7 +17,7 @@ from app.cache.base import Cache
 from app.cache.memory import MemoryCache
 from app.config import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Registry, Settings, read_registry
 from app.domain import ScoreOptions, Scores, Truncation
-from app.engines import load_engine
+from app.engines import check_files, load_engine
 from app.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from app.engines.fingerprint import engine_fingerprint
 from app.errors import ConfigError, RerankError, SourceUnreachable
@@ -90,8 +90,7 @@ async def running_service(
     ]
     served = {name: model for model in models for name in (model.name, *model.aliases)}
     fallback = settings.model_fallback if only is None else None
-    if fallback is not None and fallback not in served:
-        raise ConfigError(f"RERANKD_MODEL_FALLBACK = {fallback!r} is not a served model; known: {', '.join(served)}")
+    registry.check_fallback(fallback)
     secret = settings.cache_secret
     cache = await connect_cache(
         settings.cache_url.get_secret_value(),
@@ -335,15 +334,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     pairs, lists = _load_scorer(spec, folder, settings)
     scorer = pairs or lists
     assert scorer is not None  # noqa: S101 - it is one of them
-    engine_spec = EngineSpec(
-        folder=folder,
-        pad_id=scorer.pad_id,
-        output_tokens=scorer.output_tokens,
-        workers=spec.workers,
-        trust_remote_code=spec.trust_remote_code,
-        devices=spec.devices,
-        options=spec.engine_options,
-    )
+    engine_spec = _engine_spec(spec, folder, scorer)
     engine = load_engine(spec.engine, engine_spec)
     canary = _NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE
     computed = engine_fingerprint(spec.engine, engine, engine_spec)
@@ -360,6 +351,32 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     )
 
 
+def check_parts(spec: ModelSpec, folder: Path, settings: Settings) -> None:
+    """Check all of a model that can be known without reading its weights: tokenizer, configuration, template, which
+    weights there are, and whether scorer and engine fit together.
+
+    Raises:
+        ConfigError: loading it would fail; the message says why.
+    """
+    pairs, lists = _load_scorer(spec, folder, settings)
+    scorer = pairs or lists
+    assert scorer is not None  # noqa: S101 - it is one of them
+    check_files(spec.engine, _engine_spec(spec, folder, scorer))
+    golden_pairs(folder)
+
+
+def _engine_spec(spec: ModelSpec, folder: Path, scorer: PairScorer | ListScorer) -> EngineSpec:
+    return EngineSpec(
+        folder=folder,
+        pad_id=scorer.pad_id,
+        output_tokens=scorer.output_tokens,
+        workers=spec.workers,
+        trust_remote_code=spec.trust_remote_code,
+        devices=spec.devices,
+        options=spec.engine_options,
+    )
+
+
 def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[PairScorer | None, ListScorer | None]:
     """A scorer of pairs, or else one of lists."""
     scorer_spec = ScorerSpec(
@@ -369,14 +386,23 @@ def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[Pai
         templates=template_folders(settings),
         options=spec.options,
     )
+    check_cutting(spec)
     if spec.scorer not in LIST_SCORERS:
         return load_scorer(spec.scorer, scorer_spec), None
-    if spec.truncation != "truncate" or spec.passages != PassageSpec():
+    return None, load_list_scorer(spec.scorer, scorer_spec)
+
+
+def check_cutting(spec: ModelSpec) -> None:
+    """Check that an entry's scorer takes what it says of long documents.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if spec.scorer in LIST_SCORERS and (spec.truncation != "truncate" or spec.passages != PassageSpec()):
         raise ConfigError(
             f"truncation and passages are for scorers of pairs; {spec.scorer!r} cuts what does not fit into its "
             "window: leave them out"
         )
-    return None, load_list_scorer(spec.scorer, scorer_spec)
 
 
 def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer, *, full_length: bool) -> Probe | None:

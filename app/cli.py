@@ -22,8 +22,8 @@ from rich.table import Table
 from app import __version__, logs
 from app.assembly import model_folder, template_folders
 from app.benchmark import arguments as bench_arguments
-from app.checking import Checked, check_beside, check_settings
-from app.config import ModelSpec, Settings, read_registry, read_settings
+from app.checking import Checked, check_settings
+from app.config import ModelSpec, Settings, read_registry, read_settings, try_settings
 from app.errors import ConfigError, RerankError
 from app.evaluation import arguments
 from app.extras import missing
@@ -90,15 +90,11 @@ def serve(
     """Serve every model of the registry over HTTP. Settings come from the environment (docs/configuration.md)."""
     if load and not check:
         raise ConfigError("--load is for --check; serving loads every model anyway")
-    try:
-        settings = read_settings(host=host, port=port, registry=registry)
-    except ConfigError as error:
-        if check:
-            raise typer.Exit(_list_problems(check_beside(error, registry))) from None
-        raise
     if check:
         _log_little()
-        raise typer.Exit(_report(check_settings(settings, load=load), settings, loaded=load))
+        settings, known = try_settings(host=host, port=port, registry=registry)
+        raise typer.Exit(_report(check_settings(settings, known=known, load=load), settings, loaded=load))
+    settings = read_settings(host=host, port=port, registry=registry)
     from app.main import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
     check_address(settings.host, settings.port)
@@ -114,10 +110,10 @@ def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:
         return 2
     console = Console()
     keys = f"{checked.keys} API keys" if checked.keys else "no API keys: everybody who reaches the port may use it"
+    found = "The configuration is usable" if loaded else "Nothing wrong was found"
     loading = "loaded" if loaded else "not loaded (--load does)"
     console.print(
-        f"The configuration is usable. Models: {len(checked.models)}, {loading}. "
-        f"Address: {settings.host}:{settings.port}; {keys}.",
+        f"{found}. Models: {len(checked.models)}, {loading}. Address: {settings.host}:{settings.port}; {keys}.",
         highlight=False,
         soft_wrap=True,
     )
@@ -476,7 +472,7 @@ def _models_table(checked: Checked) -> Table:
             "" if spec.stages else spec.engine,
             spec.path or " > ".join(spec.stages),
             spec.revision or "",
-            "no" if model.problems else "yes",
+            "no" if model.problems else model.extent.value,
         )
     return table
 

@@ -5,7 +5,7 @@ The only file that reads the environment; only the composition root and the comm
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -45,6 +45,7 @@ _PROTECTING: Final = (
     "RERANKD_CACHE_SECRET",
     "RERANKD_CACHE_SCOPE",
 )
+_NEEDING_KEYS: Final = frozenset({"private", "cache_scope"})
 _LEAST_SECRET_CHARS: Final = 16
 
 SHIPPED_REGISTRY = Path(__file__).resolve().parent.parent / "models" / "registry.toml"
@@ -297,36 +298,43 @@ def read_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - each override
     Raises:
         ConfigError: a variable is unknown or has an unusable value; the message names the variable, never a secret.
     """
-    _check_names(os.environ)
+    settings, problems = try_settings(**overrides)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return settings
+
+
+def try_settings(**overrides: Any) -> tuple[Settings, list[str]]:  # noqa: ANN401 - as above
+    """As `read_settings`, but also say all that is wrong, with the defaults of the settings that cannot be used."""
+    problems = list(_problems_of_names(os.environ))
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings(**given)
+        return Settings(**given), problems
     except ValidationError as error:
-        raise ConfigError(explain(error, Settings, variable_prefix=ENVIRONMENT_PREFIX)) from None
+        problems.append(explain(error, Settings, variable_prefix=ENVIRONMENT_PREFIX))
+        wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
+    # They depend on other settings, which may be among the unusable ones.
+    wrong |= _NEEDING_KEYS
+    defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in wrong}
+    return Settings(**(given | defaults)), problems
 
 
-def default_settings(registry: Path | None) -> Settings:
-    """All defaults with the registry that would be read, to check it beside an environment that cannot be used."""
-    named = os.environ.get(f"{ENVIRONMENT_PREFIX}REGISTRY")
-    return Settings.model_construct(registry=registry or Path(named or SHIPPED_REGISTRY))
-
-
-def _check_names(environment: Mapping[str, str]) -> None:
+def _problems_of_names(environment: Mapping[str, str]) -> Iterator[str]:
     """A misspelled setting would be ignored, and the service perhaps open to everybody; so would an empty one."""
     settings = [f"{ENVIRONMENT_PREFIX}{name}".upper() for name in Settings.model_fields]
     given = {name.upper(): value for name, value in environment.items() if name.upper().startswith(ENVIRONMENT_PREFIX)}
     unknown = [name for name in given if name not in settings and not _is_no_setting(name)]
     if unknown:
         told = "; ".join(f"{name} is not a setting{_meant(name)}" for name in unknown)
-        raise ConfigError(f"{told} (docs/configuration.md lists all settings; unset a name that is not one of them)")
+        yield f"{told} (docs/configuration.md lists all settings; unset a name that is not one of them)"
     if not given.keys() & set(_KEY_SETTINGS):
-        _check_misspelled_prefixes(environment)
+        yield from _misspelled_prefixes(environment)
     for name in _PROTECTING:
         if name in given and not given[name].strip():
-            raise ConfigError(f"{name} is set, but empty: it would protect nothing. Give it a value, or unset it")
+            yield f"{name} is set, but empty: it would protect nothing. Give it a value, or unset it"
 
 
-def _check_misspelled_prefixes(environment: Mapping[str, str]) -> None:
+def _misspelled_prefixes(environment: Mapping[str, str]) -> Iterator[str]:
     """Keys that were meant for this service, and would leave it open: RERANK_API_KEYS, RERANKED_API_KEYS_FILE."""
     for name in map(str.upper, environment):
         for setting in _KEY_SETTINGS:
@@ -336,9 +344,7 @@ def _check_misspelled_prefixes(environment: Mapping[str, str]) -> None:
                 and name.endswith(f"_{ending}")
                 and closest(name, [setting.lower()], cutoff=_NEAR_PREFIX)
             ):
-                raise ConfigError(
-                    f"{name} is set, but nothing reads it; did you mean {setting}? Rename it, or unset it"
-                )
+                yield f"{name} is set, but nothing reads it; did you mean {setting}? Rename it, or unset it"
 
 
 def _is_no_setting(name: str) -> bool:
@@ -485,6 +491,20 @@ class Registry(BaseModel):
         return (
             spec.aliases if not repository or repository in taken or repository in own else (*spec.aliases, repository)
         )
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a request may use."""
+        return [name for spec in self.model for name in (spec.name, *self.aliases_of(spec))]
+
+    def check_fallback(self, name: str | None) -> None:
+        """Check the model of `RERANKD_MODEL_FALLBACK`; None: there is none.
+
+        Raises:
+            ConfigError: no served model has the name.
+        """
+        if name is not None and name not in self.names:
+            raise ConfigError(f"{ENVIRONMENT_PREFIX}MODEL_FALLBACK = {name!r}: {_not_served(name, self.names)}")
 
     def only(self, names: Collection[str | None]) -> "Registry":
         """Leave out the models that none of these names or aliases means; None means the default.

@@ -1,7 +1,7 @@
 """Turns raw scores into an order. Pure: knows no clock, thread or I/O."""
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ def identity(values: FloatArray) -> FloatArray:
     return values
 
 
+ActivationName = Literal["sigmoid", "identity"]
 ACTIVATIONS: Final[Mapping[str, Activation]] = {"sigmoid": sigmoid, "identity": identity}
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Final
 
 from app.engines.base import Engine, EngineSpec
-from app.engines.copies import load_copies
+from app.engines.copies import load_copies, on_each_device
 from app.errors import ConfigError
 from app.extras import missing
 from app.options import read_options
@@ -57,7 +58,7 @@ ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
     "endpoint": _endpoint,
 }
 
-# Where each engine's options are declared. Importing the module needs the engine's runtime.
+# Where each engine's options are declared, and its `check`. Importing the module needs the engine's runtime.
 _OPTIONS: Final = {
     "onnx": ("app.engines.onnx", "OnnxOptions"),
     "openvino": ("app.engines.openvino", "OpenVinoOptions"),
@@ -81,16 +82,32 @@ _EXTRAS = {
 }
 
 
-def check_engine(name: str, options: Mapping[str, Any], *, devices: Sequence[str]) -> None:
+def check_engine(
+    name: str, options: Mapping[str, Any], *, devices: Sequence[str], trust_remote_code: bool = False
+) -> None:
     """Check what can be checked of an engine without a model.
 
     Raises:
         ConfigError: no such engine, its runtime is not installed, or an option that it does not take.
     """
-    _check_name(name, devices)
+    _check_entry(name, devices=devices, trust_remote_code=trust_remote_code)
     module, shape = _OPTIONS[name]
     with _runtime_of(name):
-        read_options(options, getattr(import_module(module), shape), of=f"engine {name!r}")
+        for options_there in on_each_device(options, devices):
+            read_options(options_there, getattr(import_module(module), shape), of=f"engine {name!r}")
+
+
+def check_files(name: str, spec: EngineSpec) -> None:
+    """Check what loading would refuse before it reads weights, which takes milliseconds.
+
+    Raises:
+        ConfigError: as `load_engine`.
+    """
+    check_engine(name, spec.options, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
+    with _runtime_of(name):
+        check = import_module(_OPTIONS[name][0]).check
+        for options in on_each_device(spec.options, spec.devices):
+            check(replace(spec, devices=(), options=options))
 
 
 def load_engine(name: str, spec: EngineSpec) -> Engine:
@@ -99,18 +116,18 @@ def load_engine(name: str, spec: EngineSpec) -> Engine:
     Raises:
         ConfigError: no such engine, its runtime is not installed, or the model's files do not suit it.
     """
-    _check_name(name, spec.devices)
-    if spec.trust_remote_code and name in _WITHOUT_CODE:
-        raise ConfigError(f"engine {name!r} runs no code of a model's repository; leave `trust_remote_code` out")
+    _check_entry(name, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
     with _runtime_of(name):
         return load_copies(ENGINES[name], spec) if spec.devices else ENGINES[name](spec)
 
 
-def _check_name(name: str, devices: Sequence[str]) -> None:
+def _check_entry(name: str, *, devices: Sequence[str], trust_remote_code: bool) -> None:
     if name not in ENGINES:
         raise ConfigError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
     if devices and name in _WITHOUT_DEVICES:
         raise ConfigError(f"engine {name!r} has no devices to choose from; leave `devices` out")
+    if trust_remote_code and name in _WITHOUT_CODE:
+        raise ConfigError(f"engine {name!r} runs no code of a model's repository; leave `trust_remote_code` out")
 
 
 @contextmanager

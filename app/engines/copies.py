@@ -1,8 +1,9 @@
 """A model on several devices: a whole copy on each. A pass goes to the copy with the fewest passes under way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
+from typing import Any
 
 from app.domain import Encoding, FloatArray
 from app.engines.base import BatchLimits, Engine, EngineSpec
@@ -52,11 +53,20 @@ def load_copies(load: Callable[[EngineSpec], Engine], spec: EngineSpec) -> Copie
     """Load an engine once for each of `spec.devices`, one after another.
 
     Raises:
-        ConfigError: an option says another place; the devices compute differently; what the engine raises.
+        ConfigError: as `on_each_device`; the devices compute differently; what the engine raises.
     """
-    for option in _OTHER_PLACES:
-        if option in spec.options:
-            raise ConfigError(f"`devices` and the option {option!r} both say where the model is; leave one out")
     return Copies(
-        [load(replace(spec, devices=(), options={**spec.options, "device": device})) for device in spec.devices]
+        [load(replace(spec, devices=(), options=options)) for options in on_each_device(spec.options, spec.devices)]
     )
+
+
+def on_each_device(options: Mapping[str, Any], devices: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The options of each copy; without devices, those of the only one.
+
+    Raises:
+        ConfigError: an option says another place.
+    """
+    for option in _OTHER_PLACES if devices else ():
+        if option in options:
+            raise ConfigError(f"`devices` and the option {option!r} both say where the model is; leave one out")
+    return [{**options, "device": device} for device in devices] or [options]

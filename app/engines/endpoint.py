@@ -75,12 +75,7 @@ class EndpointEngine:
         Raises:
             ConfigError: an option is missing, or the key's file is.
         """
-        options = read_options(spec.options, EndpointOptions, of="engine 'endpoint'")
-        if spec.output_tokens:
-            raise ConfigError("engine 'endpoint' writes texts; set scorer = \"generative\"")
-        headers = {}
-        if options.api_key_file is not None:
-            headers["Authorization"] = f"Bearer {_read_key(options.api_key_file)}"
+        options, headers = check(spec)
         # The client's own reading of the variables ends in errors of its own, and knows no networks in NO_PROXY.
         transport = httpx.HTTPTransport(proxy=proxy_for(str(options.url)))
         client = httpx.Client(headers=headers, timeout=options.timeout_s, transport=transport)
@@ -148,6 +143,20 @@ class EndpointEngine:
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout(f"not all of the answer came within {self._options.timeout_s:g} s")
         return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(content))
+
+
+def check(spec: EngineSpec) -> tuple[EndpointOptions, dict[str, str]]:
+    """The options, and the headers of every request; nothing is asked.
+
+    Raises:
+        ConfigError: an option is missing, or the key's file or a proxy cannot be used.
+    """
+    options = read_options(spec.options, EndpointOptions, of="engine 'endpoint'")
+    if spec.output_tokens:
+        raise ConfigError("engine 'endpoint' writes texts; set scorer = \"generative\"")
+    proxy_for(str(options.url))
+    key = None if options.api_key_file is None else _read_key(options.api_key_file)
+    return options, {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def _read_key(path: Path) -> str:

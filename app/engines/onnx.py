@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain import Encoding, FloatArray, IntArray
 from app.engines.base import (
@@ -95,6 +95,15 @@ class OnnxOptions(BaseModel):
     )
     provider_options: Mapping[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _providers_have_options(self) -> "OnnxOptions":
+        if self.provider_options and self.kind == "cpu":
+            raise ValueError(
+                f"provider_options ({', '.join(self.provider_options)}) are for the devices cuda and tensorrt, and the "
+                "device is cpu; leave them out"
+            )
+        return self
+
     @property
     def kind(self) -> Device:
         """What the device is, without its number."""
@@ -141,9 +150,8 @@ class OnnxEngine:
             ConfigError: no graph in the folder, one that ONNX Runtime cannot open, inputs or outputs that are not a
                 sequence classifier's, or a device that this installation does not have.
         """
-        options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
+        options, file = check(spec)
         on_cpu = options.kind == "cpu"
-        file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.kind])
         fused, reason = _open_fused(spec.folder / file, options)
         session, exact = (fused, True) if fused else _open(spec.folder / file, options)
         check_inputs({node.name: node.shape for node in session.get_inputs()})
@@ -201,6 +209,22 @@ class OnnxEngine:
         return logits
 
 
+def check(spec: EngineSpec) -> tuple[OnnxOptions, str]:
+    """The options, and which graph of the folder is served.
+
+    Raises:
+        ConfigError: an option or the graph cannot be used, as far as that can be known before it is read.
+    """
+    options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
+    missing = set(_PROVIDERS[options.kind][:1]) - set(ort.get_available_providers())
+    if missing:
+        raise ConfigError(
+            f"device {options.device!r} needs {', '.join(missing)}, which this onnxruntime does not have; "
+            'run: make clean install EXTRAS=gpu, or set device = "cpu"'
+        )
+    return options, find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.kind])
+
+
 def _preferred_batch(fused: "FusedSession | None") -> BatchLimits:
     """On the CPU. What our kernels compute stays in the cache anyway: large batches save what each costs by itself."""
     return replace(_SMALL, stretch=1.5, padded=fused.padded) if fused else _SMALL
@@ -246,17 +270,6 @@ def _warn_once(message: str) -> None:
 
 def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
     """The session, and whether its int8 products are exact: those of others must not be taken for the same scores."""
-    if options.provider_options and options.kind == "cpu":
-        raise ConfigError(
-            f"provider_options ({', '.join(options.provider_options)}) are for the devices cuda and tensorrt, and the "
-            "device is cpu; leave them out"
-        )
-    missing = set(_PROVIDERS[options.kind][:1]) - set(ort.get_available_providers())
-    if missing:
-        raise ConfigError(
-            f"device {options.device!r} needs {', '.join(missing)}, which this onnxruntime does not have; "
-            'run: make clean install EXTRAS=gpu, or set device = "cpu"'
-        )
     wanted = _PROVIDERS[options.kind]
     try:
         session, exact = _exact_if_possible(graph, options)

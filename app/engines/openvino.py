@@ -78,8 +78,7 @@ class OpenVinoEngine:
             ConfigError: no graph in the folder, one that OpenVINO cannot compile, inputs or outputs that are not a
                 sequence classifier's, or a precision that the processor does not have.
         """
-        options = read_options(spec.options, OpenVinoOptions, of="engine 'openvino'")
-        file = find_graph(spec.folder, file=options.file, usual=_USUAL_FILES)
+        options, file = check(spec)
         workers = spec.workers or max(1, available_cores() // options.threads)
         # The first array that OpenVINO's Python layer sees starts its NumPy support, once, behind a lock that it takes
         # with the interpreter's held and then gives that one up: two workers that come there first together hang.
@@ -132,6 +131,17 @@ class OpenVinoEngine:
             return self._idle.get_nowait()
         except Empty:
             return self._compiled.create_infer_request()
+
+
+def check(spec: EngineSpec) -> tuple[OpenVinoOptions, str]:
+    """The options, and which graph of the folder is served.
+
+    Raises:
+        ConfigError: an option or the graph cannot be used, as far as that can be known before it is read.
+    """
+    options = read_options(spec.options, OpenVinoOptions, of="engine 'openvino'")
+    _precision(ov.Core(), options.precision)
+    return options, find_graph(spec.folder, file=options.file, usual=_USUAL_FILES)
 
 
 def rounded_length(length: int) -> int:

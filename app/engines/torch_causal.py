@@ -25,7 +25,7 @@ from app.engines.prefixes import (
     has_shareable_layers,
     shared_tokens,
 )
-from app.engines.weights import LargeWeightsOptions, Precision, load_language_model
+from app.engines.weights import LargeWeightsOptions, Precision, check_weights, load_language_model
 from app.errors import ConfigError
 from app.options import read_options
 
@@ -71,12 +71,7 @@ class TorchCausalEngine:
             ConfigError: the folder holds no such model, the device is not there, or the head does something else than
                 multiply rows.
         """
-        options = read_options(spec.options, TorchCausalOptions, of="engine 'torch-causal'")
-        if not spec.output_tokens:
-            raise ConfigError(
-                "engine 'torch-causal' computes the logits of a few tokens; use a scorer that reads tokens: "
-                "yes-no or first"
-            )
+        options = check(spec)
         model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
         sharing = options.share_prefixes and options.prefix_tokens > 0 and _can_share(model, pad_id=spec.pad_id)
         engine = cls(
@@ -149,3 +144,18 @@ def _can_share(model: PreTrainedModel, *, pad_id: int) -> bool:
     if stretched_beyond(model) is not None or not has_shareable_layers(model):
         return False
     return beginnings_stand_alone(Prefill(model, pad_id=pad_id))
+
+
+def check(spec: EngineSpec) -> TorchCausalOptions:
+    """The options.
+
+    Raises:
+        ConfigError: an option, the scorer or the folder does not suit, as far as that can be known without the weights.
+    """
+    options = read_options(spec.options, TorchCausalOptions, of="engine 'torch-causal'")
+    if not spec.output_tokens:
+        raise ConfigError(
+            "engine 'torch-causal' computes the logits of a few tokens; use a scorer that reads tokens: yes-no or first"
+        )
+    check_weights("causal language model", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    return options

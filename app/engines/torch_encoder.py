@@ -16,7 +16,7 @@ from app.engines.cuda_graphs import CudaRecorder, Graphs, Record
 from app.engines.device_memory import to_device, within_memory
 from app.engines.packed import ATTENTION, can_pack, first_position, logits_of, pack
 from app.engines.positions import stretched_beyond
-from app.engines.weights import Precision, WeightsOptions, read_weights, torch_device
+from app.engines.weights import Precision, WeightsOptions, check_weights, read_weights, torch_device
 from app.errors import ConfigError
 from app.options import read_options
 
@@ -69,7 +69,7 @@ class TorchEncoderEngine:
         Raises:
             ConfigError: the folder holds no such model, or the device is not there.
         """
-        options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
+        options = check(spec)
         device = torch_device(options.device)
         precision = options.precision_on(device)
         model = _load(spec, options, device=device, precision=precision)
@@ -161,17 +161,33 @@ class TorchEncoderEngine:
         return logits
 
 
-def _load(
-    spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device, precision: Precision
-) -> PreTrainedModel:
-    """The model on its device, with packed sequences where these are wanted or do well."""
-    if options.cuda_graphs and (options.packed or options.compile or device.type != "cuda"):
+def check(spec: EngineSpec) -> TorchEncoderOptions:
+    """The options.
+
+    Raises:
+        ConfigError: an option, the scorer or the folder does not suit, as far as that can be known without the weights.
+    """
+    options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
+    if spec.output_tokens:
+        raise ConfigError(
+            "engine 'torch-encoder' gives what a classifier's head gives, and this scorer reads the logits of tokens; "
+            'set engine = "torch-causal"'
+        )
+    check_weights("sequence classifier", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    if options.cuda_graphs and (options.packed or options.compile or torch_device(options.device).type != "cuda"):
         raise ConfigError(
             "engine 'torch-encoder': cuda_graphs = true records padded passes on a GPU; leave `packed` and `compile` "
             "out, and name no other device"
         )
     if options.packed and options.attention:
         raise ConfigError("engine 'torch-encoder': packed = true has an attention of its own; leave `attention` out")
+    return options
+
+
+def _load(
+    spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device, precision: Precision
+) -> PreTrainedModel:
+    """The model on its device, with packed sequences where these are wanted or do well."""
     model = read_weights(
         "sequence classifier",
         spec.folder,

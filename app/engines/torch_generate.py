@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from app.domain import Encoding, FloatArray, IntArray
 from app.engines.base import BatchLimits, EngineSpec
 from app.engines.device_memory import within_memory
-from app.engines.weights import LargeWeightsOptions, load_language_model
+from app.engines.weights import LargeWeightsOptions, check_weights, load_language_model
 from app.errors import ConfigError
 from app.options import read_options
 
@@ -45,9 +45,7 @@ class TorchGenerateEngine:
         Raises:
             ConfigError: the folder holds no such model, or the device is not there.
         """
-        options = read_options(spec.options, TorchGenerateOptions, of="engine 'torch-generate'")
-        if spec.output_tokens:
-            raise ConfigError("engine 'torch-generate' writes texts; set scorer = \"generative\"")
+        options = check(spec)
         model, name, _ = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
         return cls(
             model,
@@ -89,3 +87,16 @@ class TorchGenerateEngine:
         outputs = np.full((len(encodings), self._generation.max_new_tokens), -1, dtype=np.float32)
         outputs[:, : answers.shape[1]] = np.where(answers == self._pad_id, -1, answers)
         return outputs
+
+
+def check(spec: EngineSpec) -> TorchGenerateOptions:
+    """The options.
+
+    Raises:
+        ConfigError: an option, the scorer or the folder does not suit, as far as that can be known without the weights.
+    """
+    options = read_options(spec.options, TorchGenerateOptions, of="engine 'torch-generate'")
+    if spec.output_tokens:
+        raise ConfigError("engine 'torch-generate' writes texts; set scorer = \"generative\"")
+    check_weights("causal language model", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    return options

@@ -167,6 +167,17 @@ def _beginning(text: str) -> str:
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
 
 
+def check_weights(kind: Kind, folder: Path, options: WeightsOptions, *, trust_remote_code: bool) -> None:
+    """Check what can be known of a model before its weights are read.
+
+    Raises:
+        ConfigError: no such device, no whole weights in the folder, or code that is not trusted.
+    """
+    torch_device(options.device)
+    check_safetensors(folder)
+    check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
+
+
 def torch_device(name: str) -> torch.device:
     """The device of that name; "auto" is a GPU where there is one.
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from app.domain import FloatArray
 from app.errors import ConfigError, InvalidRequest
 from app.options import read_options
-from app.ranking import ACTIVATIONS, Activation
+from app.ranking import ACTIVATIONS, Activation, ActivationName
 from app.recognition.files import number_of, table_of
 from app.recognition.kinds import (
     ModelFiles,
@@ -49,7 +49,9 @@ class CrossEncoderOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    activation: str | None = Field(default=None, description="`sigmoid` or `identity`; default: the model's own.")
+    activation: ActivationName | None = Field(
+        default=None, description="`sigmoid` or `identity`; default: the model's own."
+    )
     label: int | None = Field(
         default=None, ge=0, description='Number of the output that means "relevant", for models with several.'
     )
@@ -101,8 +103,6 @@ class CrossEncoder:
             ConfigError: a file is missing, the head's meaning is unknown, or the tokenizer is unsuitable.
         """
         options = read_options(spec.options, CrossEncoderOptions, of="scorer 'cross-encoder'")
-        if options.activation is not None and options.activation not in ACTIVATIONS:
-            raise ConfigError(f"unknown activation {options.activation!r}; known: {', '.join(ACTIVATIONS)}")
         read = TokenizerFolder.read(spec.folder)
         template = _template(read, pairs=options.pairs)
         head = _head(read.files, options)
@@ -254,7 +254,7 @@ def _head(files: ModelFiles, options: CrossEncoderOptions) -> Head:
     if options.label is None or options.label >= outputs:
         raise ConfigError(
             f"this model's head has {outputs} outputs ({', '.join(map(str, names.values()))[:200] or 'unnamed'}); "
-            f"say which one means relevant: options = {{ label = 0..{outputs - 1} }}"
+            f"say which one means relevant: options = {{ label = N }}, with N from 0 to {outputs - 1}"
         )
     return Head(outputs, options.label, _problem(files))
 

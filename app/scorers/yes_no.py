@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from app.domain import Encoding, FloatArray, IntArray
 from app.errors import ConfigError, InvalidRequest
 from app.options import read_options
-from app.ranking import ACTIVATIONS, Activation
+from app.ranking import ACTIVATIONS, Activation, ActivationName
 from app.recognition.kinds import answer_tokens, default_prompt, refuse_other_than_language_model
 from app.scorers.base import Edges, EncodedPairs, ScorerSpec
 from app.scorers.beginnings import Reach, read_parts
@@ -66,7 +66,7 @@ class YesNoOptions(BaseModel):
 
     template: str | None = Field(default=None, description="Default: the one that recognises the model's repository.")
     instruction: str | None = Field(default=None, description="Default: the template's.")
-    activation: str = Field(default="sigmoid", description="`sigmoid` or `identity`.")
+    activation: ActivationName = Field(default="sigmoid", description="`sigmoid` or `identity`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,6 @@ class YesNo:
             ConfigError: a file is missing, no template is known for the model, or its answer is not one token.
         """
         options = read_options(spec.options, YesNoOptions, of="scorer 'yes-no'")
-        if options.activation not in ACTIVATIONS:
-            raise ConfigError(f"unknown activation {options.activation!r}; known: {', '.join(ACTIVATIONS)}")
         template = read_prompt_template(spec, method="yes-no", name=options.template, shape=YesNoTemplate)
         read = TokenizerFolder.read(spec.folder)
         refuse_other_than_language_model(read.files, scorer="yes-no")

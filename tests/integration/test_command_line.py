@@ -6,13 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shutil import copytree
 from threading import Event
 from typing import Any
 
 import pytest
 
+from app.assembly import load_parts
+from app.checking import check_settings
+from app.config import Settings, read_registry
+from app.errors import ConfigError
 from tests.registry_files import write_registry
 
 _COMMANDS = ("serve", "rank", "eval", "bench", "tune", "models", "export")
@@ -268,3 +273,97 @@ def test_a_full_disk_is_one_line(tmp_path: Path, registry: Path) -> None:
     assert done.returncode == 2
     assert "cannot go on writing answers.jsonl (File too large)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"options": {"activation": "sig"}}, "activation must be one of 'sigmoid' or 'identity', not 'sig'"),
+        ({"options": {"label": 4}}, "label = 4"),
+        ({"max_length": 5000}, "max_length = 5000"),
+        ({"trust_remote_code": True}, "leave `trust_remote_code` out"),
+        ({"scorer": "yes-no", "options": {"template": "nope"}}, "no template 'nope'"),
+        ({"scorer": "first", "truncation": "chunk"}, "truncation and passages are for scorers of pairs"),
+        ({"engine_options": {"file": "../x.onnx"}}, "is not inside of the model's folder"),
+        ({"engine_options": {"provider_options": {"a": 1}}}, "provider_options (a) are for the devices"),
+        ({"engine_options": {"device": "cuda"}}, "which this onnxruntime does not have"),
+        ({"path": "empty"}, "config.json"),
+        ({"path": "pointer"}, "is a Git LFS pointer"),
+        ({"path": "bi-encoder"}, "embedding models (bi-encoders)"),
+    ],
+    ids=str,
+)
+def test_a_model_that_could_not_be_served_is_found_without_loading_it(
+    tmp_path: Path, tiny_model: Path, entry: Mapping[str, Any], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("pointer", "bi-encoder"):
+        copytree(tiny_model, tmp_path / name)
+    (tmp_path / "pointer" / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    config = json.loads((tmp_path / "bi-encoder" / "config.json").read_text())
+    (tmp_path / "bi-encoder" / "config.json").write_text(json.dumps(config | {"architectures": ["BertModel"]}))
+    registry = _registry(tmp_path, {"name": "wrong", "path": tiny_model, **entry})
+    settings = Settings(registry=registry)
+    [problem] = check_settings(settings).all_problems
+    assert message in problem
+    with pytest.raises(ConfigError) as refusal:  # as serving says it
+        load_parts(read_registry(registry).model[0], settings)
+    assert problem == f"model wrong: {refusal.value}"
+
+
+@pytest.mark.slow
+def test_a_scorer_and_an_engine_that_do_not_fit_are_found_without_loading_them(
+    tmp_path: Path, causal_folder: Callable[[str], Path]
+) -> None:
+    entry = {
+        "name": "wrong",
+        "path": causal_folder("qwen3"),
+        "scorer": "yes-no",
+        "options": {"template": "qwen3-reranker"},
+    }
+    settings = Settings(registry=_registry(tmp_path, entry | {"engine": "torch-encoder"}))
+    [problem] = check_settings(settings).all_problems
+    assert 'set engine = "torch-causal"' in problem
+
+
+def test_no_model_is_called_usable_that_was_not_loaded(tmp_path: Path, tiny_model: Path) -> None:
+    registry = _registry(
+        tmp_path,
+        {"name": "tiny", "path": tiny_model},
+        {"name": "far", "path": "hub:org/name"},
+        {"name": "lost", "path": "nowhere"},
+        {"name": "good", "stages": ["tiny"]},
+        {"name": "both", "stages": ["tiny", "lost"]},
+    )
+    checked = check_settings(Settings(registry=registry))
+    assert [(model.spec.name, bool(model.problems), model.extent.value) for model in checked.models] == [
+        ("tiny", False, "not loaded"),
+        ("far", False, "not fetched"),
+        ("lost", True, "not fetched"),
+        ("good", False, "not loaded"),
+        ("both", True, "not fetched"),
+    ]
+
+
+def test_what_serving_refuses_of_the_settings_is_told_with_all_else(registry: Path, tmp_path: Path) -> None:
+    done = rerankd(
+        "serve",
+        "--check",
+        "--registry",
+        registry,
+        RERANKD_MAX_DOCUMENTS="0",
+        RERANKD_MAX_DOCUMENT="1",
+        RERANKD_MODEL_FALLBACK="tinny",
+        RERANKD_CACHE_URL="memory://?max_entrys=3",
+        RERANKD_API_KEYS_FILE=str(tmp_path / "no-keys.toml"),
+    )
+    assert done.returncode == 2
+    parts = (
+        "RERANKD_MAX_DOCUMENTS must be at least 1",
+        "RERANKD_MAX_DOCUMENT is not a setting",
+        "RERANKD_MODEL_FALLBACK = 'tinny': no model has the name or alias 'tinny'; did you mean 'tiny'?",
+        "did you mean max_entries?",
+        "no-keys.toml",
+    )
+    for part in parts:
+        assert part in done.stderr, part

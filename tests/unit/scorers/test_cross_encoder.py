@@ -297,10 +297,14 @@ def test_the_registrys_activation_wins(make_folder: MakeFolder) -> None:
     ("options", "config", "message"),
     [
         ({}, {"sbert_ce_default_activation_function": TANH}, r"names the activation 'torch.*Tanh'.*sigmoid, identity"),
-        ({"activation": "relu"}, {}, "unknown activation 'relu'; known: sigmoid, identity"),
+        ({"activation": "relu"}, {}, "activation must be one of 'sigmoid' or 'identity', not 'relu'"),
         ({"labels": 1}, {}, "scorer 'cross-encoder': unknown key 'labels'.*did you mean 'label'"),
         ({"label": 1}, {}, "label = 1, but this model's head has one output"),
-        ({}, {"id2label": {"0": "bad", "1": "good"}}, r"2 outputs \(bad, good\); say which .*label = 0..1"),
+        (
+            {},
+            {"id2label": {"0": "bad", "1": "good"}},
+            r"2 outputs \(bad, good\); say which .*label = N }, with N from 0 to 1",
+        ),
         ({"label": 2}, {"id2label": {"0": "bad", "1": "good"}}, "2 outputs"),
         ({}, {"id2label": None}, r"2 outputs \(unnamed\)"),
     ],

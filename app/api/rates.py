@@ -102,8 +102,9 @@ class Allowance:
 
 
 class RequestMeter:
-    """Counts what one request costs a key. One that succeeds costs what its answer's usage says. One that fails or is
-    given up costs the tokens that went to the engine, and a part of those that were tokenised for nothing.
+    """Counts what one request costs a key. One that succeeds costs what its answer's usage says. One that fails, is
+    given up or is answered in part costs at least the tokens that went to the engine, and a part of those that were
+    tokenised for nothing.
     """
 
     def __init__(self, allowance: Allowance, clock: Callable[[], float]) -> None:
@@ -141,15 +142,18 @@ class RequestMeter:
         self._computed += tokens
 
     def settle(self, tokens: int) -> None:
-        """The request succeeded, and cost so much."""
+        """The request succeeded. It costs so much, or what was done for it where a partial answer has less."""
         self._settled = True
-        self._allowance.give_back(self._taken - tokens)
+        self._allowance.give_back(self._taken - max(tokens, self._spent()))
 
     def close(self) -> None:
         """The request is over; if it did not succeed it costs what was done for it."""
         if not self._settled:
-            unread = max(0, self._read - self._computed)
-            self.settle(self._computed + unread // _TOKENISED)
+            self.settle(0)
+
+    def _spent(self) -> int:
+        unread = max(0, self._read - self._computed)
+        return self._computed + unread // _TOKENISED
 
 
 def _bucket(per_s: float | None, *, seconds: float) -> Bucket | None:

@@ -24,6 +24,7 @@ _CHUNKED_SLICE_BYTES: Final = 512
 _FRAMING_BYTES: Final = 64 * 1024
 _FRAMING_PER_BYTE: Final = 16
 _BLANK_LINE: Final = b"\r\n\r\n"
+_HTTP_LINE: Final = re.compile(rb"^([A-Z-]+) +([^ \r\n]+) +HTTP/", re.MULTILINE)
 _FRAMING_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 Headers = list[tuple[bytes, bytes]]
@@ -192,7 +193,7 @@ class RequestReader:
         if self._replaying:
             return
         self._in_head = False
-        head, self._head = self._head, bytearray()
+        head, self._head = bytes(self._head), bytearray()
         method, version = self._parser.get_method().decode("ascii"), self._parser.get_http_version()
         for refusal in self._objections(method, version, head):
             self._refuse(refusal.status, refusal.message)
@@ -268,8 +269,7 @@ class RequestReader:
 
     def _is_http(self, method: str, head: bytes) -> bool:
         """The parser speaks RTSP and ICE too, and does not say which of them it has read."""
-        line = rb"(?m)^%b +%b +HTTP/" % (re.escape(method.encode()), re.escape(self._target))
-        return re.search(line, head) is not None
+        return (method.encode(), self._target) in _HTTP_LINE.findall(head)
 
 
 def _cause(error: httptools.HttpParserError) -> str:

@@ -55,7 +55,7 @@ class PointwiseStage:
         return Scores(
             values=self._values(forwarded),
             scored=None if forwarded.scored.all() else forwarded.scored,
-            tokens=pairs.tokens,
+            tokens=np.where(forwarded.scored, pairs.tokens, 0),
             dropped=pairs.dropped,
             timings=Timings(
                 tokenize_s=tokenized - started,

@@ -113,3 +113,25 @@ async def test_a_partial_answer_has_the_scored_documents_first_and_flags_the_res
         assert "2 documents were not scored before the deadline" in answer["meta"]["warnings"][0]
         whole = (await api.post(_PATH, body)).json()
         assert all("scored" not in result for result in whole["results"]), "what was missing was not cached"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"truncation": "chunk"}, {"truncation_side": "left"}], ids=["whole", "passages", "ends"]
+)
+@pytest.mark.parametrize("cached", [False, True], ids=["no cache", "cache"])
+async def test_a_partial_answer_counts_no_tokens_of_what_was_not_scored(
+    open_api: OpenApi, options: dict[str, str], *, cached: bool
+) -> None:
+    engine = _SlowForLong(workers=4, pairs=1)
+    cache = MemoryCache(max_entries=100) if cached else None
+    async with open_api(FakeService(activation=sigmoid, engine=engine, cache=cache)) as api:
+        documents = ["w " * 30, "short", "w " * 40, "", "w " * 30]
+        body = {"query": "q", "documents": documents, "on_deadline": "partial"} | options
+        alone = (await api.post(_PATH, {"query": "q", "documents": ["short"]} | options)).json()
+        engine.gate.clear()
+        answer = (await api.post(_PATH, body, headers={_HEADER: "300"})).json()
+        nothing = (await api.post(_PATH, body | {"documents": documents[:1]}, headers={_HEADER: "50"})).json()
+        engine.gate.set()
+        assert [result.get("scored") for result in answer["results"]].count(False) == 3
+        assert answer["meta"]["tokens"]["input_tokens"] == alone["meta"]["tokens"]["input_tokens"] > 0
+        assert nothing["meta"]["tokens"]["input_tokens"] == 0

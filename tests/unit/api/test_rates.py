@@ -160,3 +160,22 @@ def test_without_a_quota_nothing_is_counted() -> None:
     one.read(10**13)
     one.close()
     RequestMeter(Allowance(Rates()), _Clock()).reserve(1)
+
+
+@pytest.mark.parametrize(
+    ("computed", "usage", "cost"),
+    [(0, 1000, 1000), (1000, 1000, 1000), (320, 0, 320 + 680 // 32), (320, 300, 320 + 680 // 32), (320, 400, 400)],
+)
+def test_a_partial_answer_costs_what_was_done_for_it(computed: int, usage: int, cost: int) -> None:
+    allowance = Allowance(Rates(tokens_per_min=60_000))
+    meter = RequestMeter(allowance, lambda: 0.0)
+    meter.reserve(900)
+    meter.read(1000)
+    meter.compute(computed)
+    meter.settle(usage)
+    meter.close()
+    allowance.take(60_000 - cost, by=None, now=0.0)
+    with pytest.raises(RateLimited):
+        allowance.check_tokens(now=0.0)
+    allowance.give_back(1)
+    allowance.check_tokens(now=0.0)

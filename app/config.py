@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     private: bool = Field(
         default=False,
         description="Ask for an API key at `/metrics` and `/openapi.json` too, and serve neither `/docs` nor the "
-        "playground at `/`. Needs API keys.",
+        "playground at `/`. Needs API keys. Only then do metrics name them.",
     )
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
     model_fallback: str | None = Field(

@@ -151,7 +151,7 @@ async def serve(settings: Settings) -> None:
         ConfigError: the registry or the cache URL is unusable.
     """
     ignore_harmless_signals()
-    observer = PrometheusObserver()
+    observer = PrometheusObserver(names_keys=settings.private)
     lifecycle = Lifecycle()
     keys = ApiKeys(read_api_keys(settings.api_keys, settings.api_keys_file))
     async with (

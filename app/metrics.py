@@ -22,7 +22,8 @@ from app.observer import REFUSAL_REASONS
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-# Names of keys that are counted apart; the others are counted as `other`, so that no key file makes metrics grow.
+# Names of keys that are counted by themselves, if they may be told; the others are counted as `other`, so that no key
+# file makes metrics grow.
 _MOST_KEYS: Final = 100
 _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75)
 
@@ -56,7 +57,9 @@ class DroppedLogLines(Collector):
 class PrometheusObserver:
     """Keeps every metric in a registry of its own, so that two services in one process do not meet."""
 
-    def __init__(self, gpus: GpuMemoryReader | None = None) -> None:
+    def __init__(self, gpus: GpuMemoryReader | None = None, *, names_keys: bool = False) -> None:
+        """`names_keys`: whether everybody who may read the metrics may know the names of API keys."""
+        self._names_keys = names_keys
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -214,6 +217,8 @@ class PrometheusObserver:
     def _key_label(self, key: str) -> str:
         if not key:
             return "none"
+        if not self._names_keys:
+            return "any"
         if key not in self._keys:
             if len(self._keys) >= _MOST_KEYS:
                 return "other"

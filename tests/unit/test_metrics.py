@@ -3,7 +3,7 @@
 import platform
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 from app import __version__
 from app.api.held_bytes import HeldBytes
@@ -49,7 +49,17 @@ def test_requests_are_in_flight_until_they_are_answered(observer: PrometheusObse
     assert _value(observer, "rerank_requests_in_flight") == 1
 
 
-def test_what_each_key_asks_for_is_counted(observer: PrometheusObserver) -> None:
+def test_names_of_keys_are_not_told_unless_the_reader_may_know_them(observer: PrometheusObserver) -> None:
+    for key in ("a-customers-name", "b", ""):
+        observer.request_finished(model="m", dialect="jina", status=200, duration_s=0.1, key=key, tokens=5)
+    assert b"a-customers-name" not in generate_latest(observer.registry)
+    assert _value(observer, "rerank_key_requests_total", key="any", outcome="answered") == 2
+    assert _value(observer, "rerank_key_requests_total", key="none", outcome="answered") == 1
+    assert _value(observer, "rerank_key_tokens_total", key="any") == 10
+
+
+def test_what_each_key_asks_for_is_counted() -> None:
+    observer = PrometheusObserver(names_keys=True)
     for status, tokens in ((200, 90), (429, 0), (503, 0), (200, 10)):
         observer.request_finished(model="m", dialect="jina", status=status, duration_s=0.1, key="a", tokens=tokens)
     assert _value(observer, "rerank_key_requests_total", key="a", outcome="answered") == 2
@@ -58,7 +68,8 @@ def test_what_each_key_asks_for_is_counted(observer: PrometheusObserver) -> None
     assert _value(observer, "rerank_key_tokens_total", key="a") == 100
 
 
-def test_a_thousand_keys_do_not_make_a_thousand_series(observer: PrometheusObserver) -> None:
+def test_a_thousand_keys_do_not_make_a_thousand_series() -> None:
+    observer = PrometheusObserver(names_keys=True)
     for number in range(1000):
         observer.request_finished(
             model="m", dialect="jina", status=200, duration_s=0.1, key=f"key-{number % 500}", tokens=1

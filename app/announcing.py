@@ -48,7 +48,8 @@ def _told(model: ServedModel) -> str:
         return f"{model.name} (failed: {model.reason[:_LONGEST_REASON]})"
     if model.status is Status.LOADING:
         return f"{model.name} (still loading)"
-    engine = model.details.get("engine") or model.details.get("stages")
+    stages = model.details.get("stages")
+    engine = ", ".join(stages) if isinstance(stages, list) else model.details.get("engine")
     return f"{model.name} ({', '.join(filter(None, (str(engine), model.remark)))})"
 
 

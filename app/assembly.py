@@ -275,7 +275,11 @@ async def _keep_cascade(
         cascade = CascadeStage([Member(name, _Served(member), depth) for name, member, depth in members])
         stage = BlankStage(cascade, tokenizing, drops=drops_nothing)
         direct = CascadeStage([Member(name, _Served(member, direct=True), depth) for name, member, depth in members])
-        details = {"scorer": "cascade", "stages": ", ".join(spec.stages), "scores": "rank"}
+        details: dict[str, str | int | bool | list[str]] = {
+            "scorer": "cascade",
+            "stages": list(spec.stages),
+            "scores": "rank",
+        }
         canary = _NO_REFERENCE if all(asked) else _NOT_ASKED
         loaded = LoadedModel(
             stage=stage,

@@ -78,7 +78,7 @@ class LoadedModel:
     direct: Stage
     activation: Activation
     canary: Canary
-    details: Mapping[str, str | int | bool]
+    details: Mapping[str, str | int | bool | list[str]]
     remark: str = ""
     alive_at: Callable[[], float] = _never
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
@@ -127,7 +127,7 @@ class ServedModel:
         return self.loaded
 
     @property
-    def details(self) -> Mapping[str, str | int | bool]:
+    def details(self) -> Mapping[str, str | int | bool | list[str]]:
         """What answers, for people; empty while nothing does."""
         return self._loaded.details if self._loaded else {}
 

@@ -157,10 +157,12 @@ async def test_a_cascades_answer_names_the_models_and_wishes_arrive_over_http(se
         answer = (await client.post("/v2/rerank", json=body)).json()
         refused = await client.post("/v2/rerank", json={**body, "model": "first", "windows": {"window": 99}})
         told = await client.post("/v2/rerank", json={**body, "model": "judge", "instruction": "Find vaccines"})
+        described = (await client.get("/v1/models/both")).json()
     assert [result.get("placed_by") for result in answer["results"]] == ["first"] * 6 + ["cross"] * 6 + [None] * 2
     assert refused.status_code == 400
     assert "window must be from 2 to 6" in refused.json()["message"]
     assert told.status_code == 200
+    assert described["stages"] == ["cross:12", "first:6"]
 
 
 async def test_wishes_out_of_the_operators_bounds_are_refused(tmp_path: Path, causal_folder: Folder) -> None:

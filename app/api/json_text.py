@@ -57,6 +57,11 @@ def read(text: bytes | memoryview, *, start: int = 0) -> Value:
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("depth limit"):
             raise too_deep(MOST_LEVELS) from None
+        if error.msg.startswith("number is infinity"):
+            at = start + len(bytes(text).decode()[: error.pos].encode())
+            raise InvalidRequest(
+                f"the body has a number at byte {at} that is larger than a double can be; send it as a string"
+            ) from None
         raise InvalidRequest(f"the body is not valid JSON: {_reason(bytes(text), error, start)}") from None
 
 
@@ -237,8 +242,6 @@ def _reason(text: bytes, error: orjson.JSONDecodeError, start: int) -> str:
     if not text.strip(BLANKS):
         return "it is empty; send an object with query and documents"
     before = decoded[: error.pos].encode()
-    if error.msg.startswith("number is infinity"):
-        return f"a number at byte {start + len(before)} is larger than a double can be; send it as a string"
     return f"{error.msg} at byte {start + len(before)}{_after(before)}"
 
 

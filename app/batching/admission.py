@@ -39,6 +39,8 @@ _REMEMBERED_CALLERS = 1000
 _SURPRISING = 1.25
 # What a caller asks for counts for so long: who sends a request a minute is still expected a little.
 _EXPECTED_S = 30.0
+# Less than this is told in milliseconds.
+_LITTLE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +179,14 @@ class Admission:
             if own_s + answer_s <= left_s * self._cost.slowdown and self._is_idle_for_long(now, busy_s):
                 return
             raise DeadlineExceeded(
-                f"this request needs about {own_s:.2f} s and its deadline is in {max(0.0, left_s):.2f} s: "
+                f"this request needs about {_shown(own_s)} and its deadline is in {_shown(left_s)}: "
                 "allow more time, or send fewer documents"
             )
         late = self._lateness_of_light if self._is_light(work, terms.caller) else self._lateness
         late_s, retry_s = late(needed_s, answer_s, terms, now=now, busy_s=busy_s)
         if late_s > 0:
             raise Overloaded(
-                f"this request would be answered about {late_s:.2f} s after its deadline: try again later",
+                f"this request would be answered about {_shown(late_s)} after its deadline: try again later",
                 retry_after_s=retry_s,
             )
 
@@ -275,3 +277,11 @@ class Admission:
 
     def _tokens_of(self, caller: str) -> int:
         return self._planner.tokens_of(caller) + self._reserved[caller]
+
+
+def _shown(seconds: float) -> str:
+    """In milliseconds where it is little."""
+    seconds = max(0.0, seconds)
+    if seconds >= _LITTLE_S:
+        return f"{seconds:.2f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else f"{1000 * seconds:.2g} ms"

@@ -63,7 +63,8 @@ async def test_raw_scores(api: Api, name: str) -> None:
     ("body", "message"),
     [
         ({"text_1": ["q", "r"], "text_2": ["a"]}, "2 texts cannot be paired with 1"),
-        ({"text_1": "q", "text_2": []}, "cannot be paired with 0"),
+        ({"text_1": "q", "text_2": []}, "no documents; send at least one"),
+        ({"text_1": [], "text_2": []}, "no documents; send at least one"),
         ({"text_1": [], "text_2": ["a"]}, "0 texts cannot be paired"),
         ({"text_1": "q"}, "text_2 is missing"),
         ({"text_1": " ", "text_2": ["a"]}, "query is empty"),

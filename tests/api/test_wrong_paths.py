@@ -16,7 +16,8 @@ from tests.fakes import FakeService
         ("/v1/v1/rerank", "/v1/rerank"),
         ("/v1/rerank/rerank", "/v1/rerank"),
         ("/api/v1/rerank", "/v1/rerank"),
-        ("/v3/rerank", "/rerank"),
+        ("/v3/rerank", "/v2/rerank"),
+        ("/v2/score", "/v1/score"),
         ("/v1/rerankin", "/v1/reranking"),
         ("/v1/scores", "/v1/score"),
         ("/healthz", "/health"),
@@ -26,7 +27,7 @@ from tests.fakes import FakeService
 async def test_a_wrong_path_is_told_the_nearest(api: Api, path: str, nearest: str) -> None:
     answer = await api.client.post(f"http://test{path}", json={"query": "q", "documents": ["a"]})
     assert is_our_error(answer, 404, "not_found"), answer.text
-    assert f"no such path; did you mean {nearest}?" in answer.json()["message"]
+    assert f"no such path; did you mean {nearest}? GET /docs lists what there is" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("path", ["/", "/wp-login.php", "/" * 60_000, "/" + "é" * 90, "/v1/" + "rerank/" * 10_000])
@@ -87,3 +88,12 @@ async def test_unknown_models_are_the_fallbacks_if_there_is_one(api: Api, open_a
     assert "RERANKD_MODEL_FALLBACK" in refusal.json()["message"]
     async with open_api(FakeService(fallback="fake")) as other:
         assert (await other.post("/v1/rerank", request)).json()["model"] == "fake"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/playground.js"])
+async def test_a_missing_page_of_a_private_service_is_explained(open_api: OpenApi, path: str) -> None:
+    async with open_api(api_keys="secret", private=True) as api:
+        answer = await api.client.get(path)
+    assert is_our_error(answer, 404, "not_found")
+    assert "RERANKD_PRIVATE" in answer.json()["message"]
+    assert "POST /v2/rerank with an API key" in answer.json()["message"]

@@ -88,7 +88,9 @@ class ScoreCall(Call):
         queries, documents = self.queries, self.documents
         if len(queries) == 1:
             queries = queries * len(documents)
-        if not documents or len(queries) != len(documents):
+        if not documents:
+            raise InvalidRequest("no documents; send at least one")
+        if len(queries) != len(documents):
             raise InvalidRequest(
                 f"{len(queries)} texts cannot be paired with {len(documents)}; send one text_1, or as many as text_2"
             )

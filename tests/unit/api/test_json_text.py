@@ -170,7 +170,10 @@ def test_doubled_keys_and_nested_parts_are_read_as_at_once(text: bytes, piece_ma
         (b"\x1f\x8b\x08\x00", "compressed"),
         (b" \n", "empty"),
         (b'{"query": "\xed\xa0\x80"}', "byte 11 is 0xed"),
-        (b'{"query": 1e400}', "a number at byte 10 is larger than a double can be; send it as a string"),
+        (
+            b'{"query": 1e400}',
+            "the body has a number at byte 10 that is larger than a double can be; send it as a string",
+        ),
         ('{"é": tru}'.encode(), "expected 'true' at byte 7, after"),
     ],
 )

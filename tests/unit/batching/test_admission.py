@@ -119,6 +119,11 @@ def test_what_no_idle_server_could_do_is_not_worth_a_retry() -> None:
     assert "about 1.10 s and its deadline is in 0.50 s" in str(refusal)
 
 
+def test_short_times_are_told_in_milliseconds() -> None:
+    assert "about 2 ms and its deadline is in 1 ms" in str(_verdict(_admission(), 2, Terms(deadline=0.001)))
+    assert "its deadline is in 0 ms" in str(_verdict(_admission(), 2, Terms(deadline=-1.0)))
+
+
 @pytest.mark.parametrize(
     ("tokens", "waiting", "let_in"),
     [

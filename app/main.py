@@ -30,6 +30,7 @@ from app.api.dialects.base import CallLimits
 from app.api.docs_page import docs_files
 from app.api.door import ConnectionBounds, Door
 from app.api.fixed_answers import FixedAnswer, FixedAnswers
+from app.api.forwarded import ForwardedClient
 from app.api.held_bytes import HeldBytes
 from app.api.lifecycle import Lifecycle
 from app.api.middleware import BodyBounds, BodyLimit, RequestContext
@@ -96,6 +97,8 @@ def create_app(
     app.add_middleware(BodyLimit, bounds=bounds, held=held, caller_of=keys.name_of)
     app.add_middleware(FixedAnswers, answers=fixed)
     app.add_middleware(RequestContext, lifecycle=lifecycle)
+    if settings.trusted_proxies:
+        app.add_middleware(ForwardedClient, trusted=settings.trusted_proxies)
     if settings.root_path:
         app.add_middleware(WithoutPrefix, prefix=settings.root_path)
     if not keys.open:
@@ -230,8 +233,7 @@ def _uvicorn(app: FastAPI, settings: Settings, door: Door) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=False,
         timeout_graceful_shutdown=round(settings.shutdown_timeout_s),
     )
 

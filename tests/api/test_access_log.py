@@ -108,6 +108,23 @@ def test_a_trusted_proxy_names_the_client(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
+    ("hops", "client"),
+    [
+        ("junk", "127.0.0.1"),
+        ("203.0.113.7, junk", "127.0.0.1"),
+        ("junk, 127.0.0.9", "127.0.0.9"),
+        ("127.0.0.8, 127.0.0.9", "127.0.0.8"),
+        ("203.0.113.7:4711", "203.0.113.7"),
+        ("[2001:DB8::1]:80, 127.0.0.9", "2001:db8::1"),
+        ("", "127.0.0.1"),
+        ("203.0.113.7, unknown, 127.0.0.9", "127.0.0.9"),
+    ],
+)
+def test_only_addresses_are_believed(server: Server, hops: str, client: str) -> None:
+    assert _ask(server, str(abs(hash(hops))), **{"X-Forwarded-For": hops})["client"] == client
+
+
+@pytest.mark.parametrize(
     ("name", "path", "forwarded"),
     [
         ("long", "/" + "x" * 5_000, "y" * 5_000),

@@ -30,6 +30,7 @@ from app.extras import missing
 from app.listening import check_address
 from app.offline import Outcome, Plan, plan_requests, plan_run, rerank_file
 from app.outputs import check_files, check_folder, explain_os_error
+from app.scorers import EXPORTED_SCORERS
 from app.scorers.base import ScorerSpec
 from app.worker import exit_beside_hung_calls
 
@@ -196,6 +197,9 @@ def rank(
         plan = plan_run(source, output, corpus=corpus, queries=queries, depth=depth, model=model)
     else:
         plan = plan_requests(source, output, model=model)
+    if not plan.total:
+        output.touch()
+        Console(stderr=True).print(f"{source} has no requests", highlight=False, markup=False, soft_wrap=True)
     with _interruptible("finished requests are kept, and the same command continues from there"):
         failed = asyncio.run(_show_progress(plan, rerank_file(settings, plan, output)))
     if failed:
@@ -508,6 +512,8 @@ def export(
 ) -> None:
     """Turn a Hugging Face reranker into ONNX, and report how far the scores of each precision are from torch."""
     settings = read_settings(registry=registry)
+    if method not in EXPORTED_SCORERS:
+        raise ConfigError(f"unknown method {method!r}; known: {', '.join(EXPORTED_SCORERS)}")
     spec = ModelSpec(name="source", path=source, engine="torch-encoder", trust_remote_code=trust_remote_code)
     with _needing("export"):
         from app.exporting import GRAPHS, export_cross_encoder, export_language_model  # noqa: PLC0415 - torch is not part of a service

@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain import Aggregation
 from app.errors import ConfigError
+from app.model_names import ModelNames
 from app.options import closest, explain, read_toml
 
 ENVIRONMENT_PREFIX: Final = "RERANKD_"
@@ -35,6 +36,7 @@ _OF_TESTS: Final = "RERANKD_TEST_"
 _SERVICE_LINK: Final = re.compile(
     r"RERANKD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+_PREFIX: Final = re.compile(r"(/[^/?#]+)*")
 _KEY_SETTINGS: Final = ("RERANKD_API_KEYS", "RERANKD_API_KEYS_FILE")
 _NEAR_PREFIX: Final = 0.88
 # Empty, they would be taken for not set, and protect nothing.
@@ -90,7 +92,6 @@ class Settings(BaseSettings):
     )
     root_path: str = Field(
         default="",
-        pattern="^(/[^/?#]+)*$",
         description="The prefix that a proxy puts before this service's paths, such as `/rerank-api`, for `servers` in "
         "`/openapi.json`. The proxy may take it off or leave it.",
     )
@@ -236,6 +237,15 @@ class Settings(BaseSettings):
             raise ValueError("is set, but has no key in it; unset it, if everybody may use the service")
         return keys
 
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_prefix(cls, value: str) -> str:
+        if not _PREFIX.fullmatch(value):
+            raise ValueError(
+                f"must be a path that begins with / and does not end with it, such as /rerank-api, not {value!r:.60}"
+            )
+        return value
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _split_proxies(cls, value: object) -> object:
@@ -245,8 +255,8 @@ class Settings(BaseSettings):
         for network in networks:
             try:
                 ip_network(network)
-            except ValueError as error:
-                raise ValueError(f"must be addresses or networks such as 10.0.0.0/8: {error}") from None
+            except ValueError:
+                raise ValueError(_no_network(network)) from None
         return networks
 
     @field_validator("hub_token", mode="after")
@@ -355,6 +365,14 @@ def _meant(name: str) -> str:
     # Without the prefix, which would make all of them alike.
     near = closest(name.removeprefix(ENVIRONMENT_PREFIX), Settings.model_fields)
     return near and f"; did you mean {ENVIRONMENT_PREFIX}{near.upper()}?"
+
+
+def _no_network(text: str) -> str:
+    try:
+        wide = ip_network(text, strict=False)
+    except ValueError:
+        return f"must be addresses or networks such as 10.0.0.0/8, not {text!r:.60}"
+    return f"has {text}, which is an address with the size of a network: write {wide}, or {text.partition('/')[0]}"
 
 
 def _plain_name(name: str) -> str:
@@ -497,6 +515,11 @@ class Registry(BaseModel):
         """Every name that a request may use."""
         return [name for spec in self.model for name in (spec.name, *self.aliases_of(spec))]
 
+    def find(self, name: str | None) -> ModelSpec | None:
+        """The model that a request means by a name, None by the default one; None: no model is called that."""
+        owners = {known: spec for spec in self.model for known in (spec.name, *self.aliases_of(spec))}
+        return ModelNames(owners).find(name or self.default or self.model[0].name)
+
     def check_fallback(self, name: str | None) -> None:
         """Check the model of `RERANKD_MODEL_FALLBACK`; None: there is none.
 
@@ -512,18 +535,18 @@ class Registry(BaseModel):
         Raises:
             ConfigError: no served model has the name.
         """
-        wanted = {name or self.default or self.model[0].name for name in names}
-        needed = wanted | {
-            step.model for spec in self.model if wanted & {spec.name, *spec.aliases} for step in spec.cascade
-        }
-        kept = tuple(spec for spec in self.model if needed & {spec.name, *spec.aliases})
-        unknown = wanted - {name for spec in kept for name in (spec.name, *spec.aliases)}
+        found = {name: self.find(name) for name in names}
+        unknown = sorted(name for name, spec in found.items() if name is not None and spec is None)
         if unknown:
             known = ", ".join(spec.name for spec in self.model)
-            raise ConfigError(f"unknown model {', '.join(sorted(unknown))}; known: {known}")
-        default = self.default if self.default in wanted else None
-        asked = next((spec.name for spec in kept if wanted & {spec.name, *spec.aliases}), None)
-        return Registry(default=default or asked, model=kept)
+            raise ConfigError(f"unknown model {', '.join(unknown)}; known: {known}")
+        wanted = {spec.name for spec in found.values() if spec}
+        members = [self.find(step.model) for spec in self.model if spec.name in wanted for step in spec.cascade]
+        needed = wanted | {member.name for member in members if member}
+        kept = tuple(spec for spec in self.model if spec.name in needed)
+        default = self.find(None)
+        asked = [spec.name for spec in kept if spec.name in wanted]
+        return Registry(default=default.name if default and default.name in wanted else asked[0], model=kept)
 
 
 def _named_twice(name: str, first: str, second: str) -> str:
@@ -549,7 +572,10 @@ def read_registry(path: Path) -> Registry:
     try:
         tables = read_toml(path)
     except OSError as error:
-        raise ConfigError(f"cannot read the model registry {path} ({error.strerror}); set RERANKD_REGISTRY") from None
+        raise ConfigError(
+            f"cannot read the model registry {path} ({error.strerror}); "
+            "name another with --registry or RERANKD_REGISTRY"
+        ) from None
     try:
         return Registry.model_validate(tables)
     except ValidationError as error:

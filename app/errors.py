@@ -17,7 +17,16 @@
 model) and names the key, the second is caught where the cache is used and becomes a miss.
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+_NAMED: Final = 4
+
+
+def few(names: Sequence[str]) -> str:
+    """Names in a message: the first of them, whole, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 class RerankError(Exception):

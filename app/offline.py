@@ -6,7 +6,7 @@ not done again, and what it had half written is cut off first.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import orjson
 
 from app.assembly import running_service
-from app.config import Settings
+from app.config import Settings, read_registry
 from app.domain import RerankRequest, RerankResult
-from app.errors import ConfigError, RerankError
+from app.errors import ConfigError, ModelNotFound, RerankError, few
 from app.observer import Silent
 from app.service import RerankService
 from app.trec import read_objects, read_run, read_texts
@@ -37,13 +37,14 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be done: jobs in order, after the `done` of `total` that an earlier run finished; `models` are those
-    that they name, None for the default one.
+    that they name, None for the default one. `model` is the one of those that name none, if the caller says which.
     """
 
     jobs: Iterable[Job]
     done: int
     total: int
     models: frozenset[str | None]
+    model: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +59,27 @@ async def rerank_file(settings: Settings, plan: Plan, output: Path) -> AsyncIter
     """Do a plan's jobs, appending to `output`; yields as each is finished.
 
     Raises:
-        ConfigError: the registry cannot be used, or has none of the plan's models.
+        ConfigError: the registry cannot be used, or has not the plan's model.
         ModelNotReady: a model cannot be loaded.
     """
+    registry = read_registry(settings.registry)
+    registry.only([plan.model])  # raises
+    if plan.done == plan.total:
+        return
+    served = {name for name in plan.models if registry.find(name)}
+    known = few([spec.name for spec in registry.model])
     unlimited = settings.model_copy(update={"max_waiting_tokens": 2**62, "request_timeout_s": 1e9})
-    async with running_service(unlimited, Silent(), only=plan.models) as service:
-        for name in plan.models:
+    async with running_service(unlimited, Silent(), only=served or {None}) as service:
+        for name in served:
             await service.model_named(name).settled()
+
+        async def rerank(request: RerankRequest) -> RerankResult | RerankError:
+            if request.model not in served:
+                return ModelNotFound(f"unknown model {request.model!r}; known: {known}")
+            return await _outcome(service, request)
+
         with output.open("ab") as file:
-            async for job, outcome in _in_order(service, plan.jobs):
+            async for job, outcome in _in_order(plan.jobs, rerank):
                 _append(file, job.write(outcome), output)
                 yield Outcome(len(job.request.documents), outcome if isinstance(outcome, RerankError) else None)
 
@@ -85,13 +98,13 @@ def _append(file: BinaryIO, lines: bytes, output: Path) -> None:
 
 
 async def _in_order(
-    service: RerankService, jobs: Iterable[Job]
+    jobs: Iterable[Job], rerank: Callable[[RerankRequest], Awaitable[RerankResult | RerankError]]
 ) -> AsyncIterator[tuple[Job, RerankResult | RerankError]]:
     """Keep several requests going, so that they share batches, and give their outcomes in the order of the jobs."""
-    running: deque[tuple[Job, asyncio.Task[RerankResult | RerankError]]] = deque()
+    running: deque[tuple[Job, asyncio.Future[RerankResult | RerankError]]] = deque()
     try:
         for job in jobs:
-            running.append((job, asyncio.create_task(_outcome(service, job.request))))
+            running.append((job, asyncio.ensure_future(rerank(job.request))))
             if len(running) >= _IN_FLIGHT:
                 first, task = running.popleft()
                 yield first, await task
@@ -123,7 +136,7 @@ def plan_requests(path: Path, output: Path, *, model: str | None) -> Plan:
             f"{output} has {done} answers, {path} only {len(requests)} requests; delete it to start again"
         )
     models = frozenset(job.request.model for job in requests)
-    return Plan(requests[done:], done, len(requests), models)
+    return Plan(requests[done:], done, len(requests), models, model)
 
 
 _REQUIRED = ("query", "documents")
@@ -170,7 +183,7 @@ def plan_run(run: Path, output: Path, *, corpus: Path, queries: Path, depth: int
         for wanted in candidates
         if wanted.query_id not in finished
     )
-    return Plan(jobs, len(finished), len(candidates), frozenset({model}))
+    return Plan(jobs, len(finished), len(candidates), frozenset({model}), model)
 
 
 def _run_job(

@@ -203,8 +203,13 @@ def _phrase(problem: ErrorDetails, shape: type[BaseModel]) -> str:
         near = closest(field, known)
         meant = f"did you mean {near!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {field!r:.{_SHOWN}} ({meant})"
-    if kind in {"missing", "too_short"} and owner and find(BaseModel, owner.model_fields[field].annotation):
+    known_field = owner.model_fields.get(field) if owner else None
+    holds_tables = known_field is not None and find(BaseModel, known_field.annotation) is not None
+    if kind in {"missing", "too_short"} and holds_tables:
         return f"is missing: the file must have at least one [[{field}]] table"
+    if kind in {"tuple_type", "list_type"} and isinstance(problem["input"], Mapping):
+        # As `[model]` instead of `[[model]]` gives it.
+        return f"must be a list of tables: write [[{field}]]" if holds_tables else "must be a list"
     return phrase_of(problem, TOML) + _not_this(problem, shape, owner, field)
 
 

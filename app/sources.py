@@ -76,7 +76,7 @@ def find_folder(path: str, *, beside: Path, hub: Hub, patterns: Sequence[str]) -
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; `path` names the model's folder: {folder.parent}?")
     if not folder.is_dir():
-        raise ConfigError(f"no model folder {folder}; correct `path` in the registry, or use hub:org/name")
+        raise ConfigError(f"no model folder {folder}; correct the path, or use hub:org/name")
     return folder
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -28,6 +28,10 @@ from app.worker import available_cores
 __all__ = ["Benchmark", "Format", "Load", "Outputs", "Plan", "Shape", "Target", "Window", "processor", "save_report"]
 
 _PICTURES = "app.benchmark.pictures"  # needs matplotlib, which a benchmark without a picture does not
+
+# Where servers put the message of an error, in the order in which they are asked.
+_MESSAGES: Final = ("message", "error", "detail")
+_LONGEST_BODY: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +174,8 @@ class Benchmark:
                 body = next(Workload(shape, seed=self._seed, format=self._plan.format))
                 answer = await connection.post(body.content)
                 if answer.status != 200:
-                    message = answer.body[:300].decode(errors="replace")
                     raise ConfigError(
-                        f"the server answered {answer.status} to a request with {shape} documents: {message}"
+                        f"the server answered {answer.status} to a request with {shape} documents: {_said(answer.body)}"
                     )
             return _described(await connection.get("/info"))
         except ConnectionLost as error:
@@ -228,3 +231,14 @@ def _described(answer: Any) -> Mapping[str, Any]:  # noqa: ANN401
         return {"version": info["version"], "models": models}
     except (ValueError, KeyError, TypeError):
         return {}
+
+
+def _said(body: bytes) -> str:
+    """What an answer says of an error, in whichever place its server puts that."""
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        said = None
+    while isinstance(said, dict):
+        said = next((said[name] for name in _MESSAGES if said.get(name)), None)
+    return said if isinstance(said, str) else body[:_LONGEST_BODY].decode(errors="replace")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.domain import Encoding, FloatArray, IntArray
 from app.engines.base import (
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda", "tensorrt"]
 
+_DEVICE: Final = re.compile(r"cpu|(cuda|tensorrt)(:\d+)?")
 _PROVIDERS: Final[Mapping[Device, Sequence[str]]] = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
@@ -82,7 +84,6 @@ class OnnxOptions(BaseModel):
     file: str | None = Field(default=None, description="The graph, relative to the model's folder.")
     device: str = Field(
         default="cpu",
-        pattern=r"^(cpu|(cuda|tensorrt)(:\d+)?)$",
         description='"cpu", "cuda", "cuda:N", "tensorrt" or "tensorrt:N".',
     )
     threads: int = Field(default=1, ge=1, description="Threads per forward pass on the CPU.")
@@ -94,6 +95,16 @@ class OnnxOptions(BaseModel):
         "with one thread per pass. Default: where that is possible; true: refuse to load where it is not.",
     )
     provider_options: Mapping[str, Any] = Field(default_factory=dict)
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError(
+                'must be "cpu", "cuda", "tensorrt", or one of several GPUs, as "cuda:1" or "tensorrt:1", '
+                f"not {value!r:.60}"
+            )
+        return value
 
     @model_validator(mode="after")
     def _providers_have_options(self) -> "OnnxOptions":

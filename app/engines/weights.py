@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from app.errors import ConfigError
+from app.errors import ConfigError, few
 from app.recognition.weights import check_code, check_safetensors
 
 Kind = Literal["sequence classifier", "causal language model"]
@@ -138,12 +138,12 @@ def read_weights(
         raise ConfigError(_refusal(kind, folder, error)) from error
     # transformers fills what is missing with random numbers, for example the head of a model that has none
     if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ConfigError(f"the weights in {folder} lack {missing:.200}: this is not a complete {kind}")
+        missing = few(sorted(loading["missing_keys"]))
+        raise ConfigError(f"the weights in {folder} lack {missing}: this is not a complete {kind}")
     unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key))
     if unread:
         raise ConfigError(
-            f"the weights in {folder} hold {', '.join(unread):.200}, which {type(model).__name__} does not use: "
+            f"the weights in {folder} hold {few(unread)}, which {type(model).__name__} does not use: "
             "this is another kind of model, or one with more heads; if its scores do not depend on them, save the "
             "model without them"
         )

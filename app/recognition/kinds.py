@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from app.errors import ConfigError
+from app.errors import ConfigError, few
 from app.recognition.files import (
     number_of,
     read_json,
@@ -259,7 +259,7 @@ def _config(folder: Path) -> dict[str, Any]:
                 "merge_and_unload, then save_pretrained) and serve the result"
             )
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
-        there = f"; the folders {', '.join(inside)[:100]} in it have one" if inside else ""
+        there = f"; the folders {few(inside)} in it have one" if inside else ""
         raise ConfigError(
             f"cannot read {folder / 'config.json'}: No such file; is this a Hugging Face model folder?{there}"
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from app.errors import ConfigError
+from app.errors import ConfigError, few
 from app.recognition.files import read_json, read_optional_json, refuse_hollow, table_of
 
 _WHOLE: Final = "model.safetensors"
@@ -156,7 +156,7 @@ def _absence(folder: Path) -> str:
     tensors = [name for name in there if name.endswith(".safetensors")]
     if tensors:
         return (
-            f"{folder} has neither {_WHOLE} nor {_INDEX}, only {', '.join(tensors)[:200]}: the index is missing; "
+            f"{folder} has neither {_WHOLE} nor {_INDEX}, only {few(tensors)}: the index is missing; "
             "download it, or rename a single file"
         )
     for ending, what in _OTHERS.items():

@@ -22,6 +22,8 @@ LIST_SCORERS: Final[dict[str, Callable[[ScorerSpec], ListScorer]]] = {
     "first": First.load,
     "generative": Generative.load,
 }
+# Those that read logits, which a graph gives.
+EXPORTED_SCORERS: Final = ("cross-encoder", "yes-no", "first")
 
 _OPTIONS: Final[dict[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from app.domain import FloatArray
-from app.errors import ConfigError, InvalidRequest
+from app.errors import ConfigError, InvalidRequest, few
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation, ActivationName
 from app.recognition.files import number_of, table_of
@@ -253,7 +253,7 @@ def _head(files: ModelFiles, options: CrossEncoderOptions) -> Head:
         return Head(1, None, _problem(files))
     if options.label is None or options.label >= outputs:
         raise ConfigError(
-            f"this model's head has {outputs} outputs ({', '.join(map(str, names.values()))[:200] or 'unnamed'}); "
+            f"this model's head has {outputs} outputs ({few([str(name) for name in names.values()]) or 'unnamed'}); "
             f"say which one means relevant: options = {{ label = N }}, with N from 0 to {outputs - 1}"
         )
     return Head(outputs, options.label, _problem(files))

@@ -19,6 +19,7 @@ from app.checking import check_settings
 from app.config import Settings, read_registry
 from app.errors import ConfigError
 from tests.registry_files import write_registry
+from tests.servers import rerankd_server, wait_until_ready
 
 _COMMANDS = ("serve", "rank", "eval", "bench", "tune", "models", "export")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -367,3 +368,34 @@ def test_what_serving_refuses_of_the_settings_is_told_with_all_else(registry: Pa
     )
     for part in parts:
         assert part in done.stderr, part
+
+
+def test_an_unknown_method_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    done = rerankd("export", tmp_path / "nowhere", tmp_path / "out", "--method", "foo")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "rerankd: unknown method 'foo'; known: cross-encoder, yes-no, first\n",
+    )
+
+
+def test_a_folder_to_export_that_is_not_there_is_no_fault_of_the_registry(tmp_path: Path) -> None:
+    done = rerankd("export", tmp_path / "nowhere", tmp_path / "out")
+    assert done.returncode == 2
+    assert "no model folder" in done.stderr
+    assert "registry" not in done.stderr
+
+
+def test_a_registry_that_is_not_there_may_come_from_the_option(tmp_path: Path) -> None:
+    done = rerankd("models", "--registry", tmp_path / "nowhere.toml")
+    assert done.returncode == 2
+    assert "name another with --registry or RERANKD_REGISTRY" in done.stderr
+
+
+def test_a_benchmark_shows_the_message_of_the_server_alone(tmp_path: Path, tiny_model: Path) -> None:
+    registry = _registry(tmp_path, {"name": "tiny", "path": tiny_model})
+    with rerankd_server(tmp_path, registry) as server:
+        wait_until_ready(server)
+        done = rerankd("bench", server.url, "--model", "nope", "--seconds", 1)
+    assert done.returncode == 2
+    assert "documents: unknown model 'nope'; known: tiny." in done.stderr
+    assert "{" not in done.stderr

@@ -212,7 +212,7 @@ def test_a_local_folder_is_relative_to_the_registry(tmp_path: Path) -> None:
 
 
 def test_a_local_folder_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no model folder .*/yours; correct `path` in the registry, or use hub:org"):
+    with pytest.raises(ConfigError, match=r"no model folder .*/yours; correct the path, or use hub:org"):
         find_folder("yours", beside=tmp_path, hub=Hub(), patterns=[])
 
 

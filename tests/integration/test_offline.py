@@ -161,3 +161,32 @@ def test_a_run_that_names_unknown_texts_is_refused(rank: Rank, experiment: list[
 
 def test_a_run_needs_both_corpus_and_queries(rank: Rank, experiment: list[object]) -> None:
     assert "both --corpus and --queries" in str(rank(*experiment[:4]).exception)
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\n \n\n"])
+def test_a_file_without_requests_is_no_mistake(tmp_path: Path, rank: Rank, content: str) -> None:
+    source, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    source.write_text(content)
+    result = rank(source, output)
+    assert (result.exit_code, output.read_text()) == (0, "")
+    assert f"{source} has no requests" in result.output
+
+
+def test_an_unknown_model_fails_its_own_request_only(tmp_path: Path, rank: Rank) -> None:
+    output = tmp_path / "answers.jsonl"
+    requests = [_REQUESTS[0], _REQUESTS[1] | {"id": "b", "model": "nope"}, _REQUESTS[2]]
+    result = rank(_write(tmp_path / "requests.jsonl", requests), output)
+    assert result.exit_code == 1
+    answers = _read(output)
+    assert [answer.get("error_type") for answer in answers] == [None, "model_not_found", None]
+    assert answers[1]["error"] == "unknown model 'nope'; known: tiny, other, broken"
+    result = rank(_write(tmp_path / "requests.jsonl", requests[1:2]), tmp_path / "others.jsonl")
+    assert [answer["error_type"] for answer in _read(tmp_path / "others.jsonl")] == ["model_not_found"]
+
+
+def test_an_unknown_model_of_the_command_is_refused_at_once(tmp_path: Path, rank: Rank) -> None:
+    output = tmp_path / "answers.jsonl"
+    result = rank(_write(tmp_path / "requests.jsonl", _REQUESTS), output, "--model", "nope")
+    assert isinstance(result.exception, ConfigError)
+    assert "unknown model nope; known: tiny, other, broken" in str(result.exception)
+    assert not output.exists()

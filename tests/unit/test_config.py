@@ -1,10 +1,13 @@
 """Settings and registry: what is read, and that every mistake is named."""
 
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from app.config import SHIPPED_REGISTRY, ModelSpec, Registry, read_registry, read_settings
+from app.config import SHIPPED_REGISTRY, ModelSpec, Registry, Settings, read_registry, read_settings
 from app.errors import ConfigError
 
 
@@ -39,6 +42,17 @@ def test_keys_and_tokens_do_not_show_when_settings_are_printed(monkeypatch: pyte
         ("RERANKD_MAX_DOCUMENTS", "0", "RERANKD_MAX_DOCUMENTS must be at least 1, not '0'"),
         ("RERANKD_LOG_LEVEL", "chatty", "RERANKD_LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR, not 'chatty'"),
         ("RERANKD_REQUEST_TIMEOUT_S", "-1", "RERANKD_REQUEST_TIMEOUT_S must be greater than 0, not '-1'"),
+        (
+            "RERANKD_TRUSTED_PROXIES",
+            "10.0.0.1/8",
+            "RERANKD_TRUSTED_PROXIES has 10.0.0.1/8, .*: write 10.0.0.0/8, or 10.0.0.1$",
+        ),
+        ("RERANKD_TRUSTED_PROXIES", "proxy", "RERANKD_TRUSTED_PROXIES must be addresses .* 10.0.0.0/8, not 'proxy'$"),
+        (
+            "RERANKD_ROOT_PATH",
+            "api/",
+            "RERANKD_ROOT_PATH must be a path that begins .* such as /rerank-api, not 'api/'$",
+        ),
         ("RERANKD_STRICT", "maybe", "RERANKD_STRICT must be true or false, not 'maybe'"),
     ],
 )
@@ -291,3 +305,37 @@ def test_a_cascade_brings_its_members_along(tmp_path: Path) -> None:
     kept = read_registry(path).only(["both"])
     assert [spec.name for spec in kept.model] == ["a", "b", "both"]
     assert kept.default == "both"
+
+
+def test_a_table_where_a_list_of_tables_belongs_is_told_how_to_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    path.write_text('[model]\nname = "a"\npath = "b"\n')
+    with pytest.raises(ConfigError, match=r"model must be a list of tables: write \[\[model\]\]$"):
+        read_registry(path)
+
+
+def test_no_value_is_explained_by_a_regular_expression() -> None:
+    for module in (
+        "engines.onnx",
+        "engines.openvino",
+        "engines.endpoint",
+        "scorers",
+        "api.dialects",
+    ):
+        import_module(f"app.{module}")
+    shapes = list(_all_shapes(BaseModel))
+    assert Settings in shapes
+    assert len(shapes) > 30
+    patterns = [
+        f"{shape.__name__}.{name}"
+        for shape in shapes
+        for name, field in shape.model_fields.items()
+        if shape.__module__.startswith("app.") and any(getattr(limit, "pattern", None) for limit in field.metadata)
+    ]
+    assert patterns == []
+
+
+def _all_shapes(shape: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for one in shape.__subclasses__():
+        yield one
+        yield from _all_shapes(one)

@@ -1,7 +1,7 @@
 """Pinecone's rerank API: documents are objects, and the header X-Pinecone-Api-Version tells its clients from others."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -25,8 +25,8 @@ _OWN_PATHS = tuple(f"/pinecone{path}" for path in SHARED_PATHS)
 class PineconeParameters(BaseModel):
     """What Pinecone passes to a model."""
 
-    truncate: str | None = Field(
-        default=None, pattern="^(END|NONE)$", description="NONE refuses a document that is too long."
+    truncate: Literal["END", "NONE"] | None = Field(
+        default=None, description="NONE refuses a document that is too long."
     )
 
 

@@ -1,4 +1,7 @@
-"""Decides how many bytes of bodies and answers may be held at a time, and by which API key. Pure.
+"""Decides how many bytes of bodies and answers may be held at a time, and by which API key.
+
+A request holds its body, and for each of its documents what the work on it takes; once there is an answer, that and
+nothing else.
 
 A key may hold as much as it leaves free for others: alone half of all, two at once a third each, and so on. However
 many keys send bodies that they do not finish, one that comes later finds room (dynamic thresholds: Choudhury and Hahne,
@@ -7,8 +10,18 @@ many keys send bodies that they do not finish, one that comes later finds room (
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.types import Scope
 
 from app.errors import Overloaded
+
+# What a document takes beside its text: its place in lists and arrays, its result, and its entry in the answer.
+# Measured: 300 bytes while a blank one waits, and 210 of its answer.
+DOCUMENT_BYTES: Final = 512
+# What a query takes beside those: its task, its terms, a few arrays and its result.
+QUERY_BYTES: Final = 4096
+_KEY: Final = "rerankd.held"
 
 
 @dataclass(slots=True)
@@ -29,7 +42,7 @@ class Claim:
     bytes: int = 0
 
     def take(self, amount: int) -> None:
-        """Hold more of a body.
+        """Hold more.
 
         Raises:
             Overloaded: there is no room. One request alone always has it.
@@ -47,8 +60,19 @@ class Claim:
                 )
         self.hold(amount)
 
+    def change(self, amount: int) -> None:
+        """Hold so many bytes from now on, instead of what was held.
+
+        Raises:
+            Overloaded: that is more, and there is no room for it.
+        """
+        if amount > self.bytes:
+            self.take(amount - self.bytes)
+        else:
+            self.hold(amount - self.bytes)
+
     def hold(self, amount: int) -> None:
-        """Hold what is there already, as an answer."""
+        """Hold so much more, or less, of what is there already."""
         self.bytes += amount
         self.held.total += amount
         self.held.of_key[self.key] += amount
@@ -59,3 +83,15 @@ class Claim:
         if not self.held.of_key[self.key]:
             del self.held.of_key[self.key]
         self.bytes = 0
+
+
+def start_claim(scope: Scope, claim: Claim) -> Claim:
+    """Let the endpoint say what it holds."""
+    scope[_KEY] = claim
+    return claim
+
+
+def claim_of(scope: Scope) -> Claim:
+    """What the request that a scope belongs to holds; where nobody counts that, a claim that nobody reads."""
+    claim: Claim | None = scope.get(_KEY)
+    return claim if claim is not None else Claim(HeldBytes(0), "")

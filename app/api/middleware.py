@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import Access, start_access
 from app.api.answers import error_answer, plain_error
-from app.api.held_bytes import Claim, HeldBytes
+from app.api.held_bytes import Claim, HeldBytes, start_claim
 from app.api.lifecycle import Lifecycle
 from app.errors import BodyTooSlow, InvalidRequest, RequestTooLarge, Unavailable
 from app.logs import request_id
@@ -104,8 +104,8 @@ class BodyBounds:
 
 class BodyLimit:
     """Bounds what bodies and answers cost. A refusal is raised where the body is read: after the key was checked, and
-    counted as every other answer is. What a body has brought, and the answer, are held until the answer has left this
-    process. `caller_of` says whose a request is, by its headers.
+    counted as every other answer is. What a body has brought is held until there is an answer, and that until it is
+    sent. `caller_of` says whose a request is, by its headers.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class BodyLimit:
             if claim is None:
                 headers = Headers(scope=scope)
                 self._check_head(headers)
-                claim = Claim(self._held, self._caller_of(headers))
+                claim = start_claim(scope, Claim(self._held, self._caller_of(headers)))
             message = await self._in_time(receive, end)
             if message["type"] == "http.request":
                 arrived = len(message.get("body", b""))
@@ -142,7 +142,8 @@ class BodyLimit:
 
         async def held(message: Message) -> None:
             if claim is not None and message["type"] == "http.response.body":
-                claim.hold(len(message.get("body", b"")))
+                # Nothing else is left of the request; refusals find room because they are small.
+                claim.hold(len(message.get("body", b"")) - claim.bytes)
             await send(message)
 
         try:

@@ -18,6 +18,7 @@ from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timi
 from app.api.auth import ApiKeys, security_of
 from app.api.bodies import BodyReader
 from app.api.dialects.base import Call, CallLimits, Dialect, Json
+from app.api.held_bytes import DOCUMENT_BYTES, QUERY_BYTES, claim_of
 from app.api.rates import RequestMeter
 from app.domain import Meter, RerankRequest, RerankResult, Timings
 from app.errors import InvalidRequest, RerankError, Unavailable
@@ -127,8 +128,10 @@ class _Endpoint:
             fields = {**request.path_params, **body.fields}
             dialect = self._choice.of(fields, request.headers)
             finish.dialect = access.dialect = dialect.name
+            claim_of(request.scope).take(DOCUMENT_BYTES * min(dialect.count(fields), self._limits.documents))
             read = partial(_understood, dialect, fields, body.text, limits=self._limits, strict=self._strict)
             call, requests = await self._done(read, caller.name, size=len(body.text), at_once=_AT_ONCE_BYTES)
+            claim_of(request.scope).take(QUERY_BYTES * len(requests))
             ignored = _ignored(dialect, body.fields)
             del read, body, fields  # a body may be large, and most calls keep nothing of it but its texts
             terms = partial(_on_terms, caller=caller.name, deadline=deadline, meter=meter)
@@ -144,6 +147,7 @@ class _Endpoint:
             at_once = _AT_ONCE_RESULTS if call.sent.size <= _AT_ONCE_BYTES else 0
             answer = await self._done(render, caller.name, size=size, at_once=at_once)
             answer.headers.update(ignored)
+            claim_of(request.scope).change(len(answer.body))
         except RerankError as error:
             finish(error.status)
             return error_answer(error)

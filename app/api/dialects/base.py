@@ -150,6 +150,10 @@ class Dialect:
             call.remember(SentBody(text))
         return call
 
+    def count(self, body: Mapping[str, Any]) -> int:
+        """How many documents a body has, before it is read."""
+        return sum(len(body[name]) for name in self.takes if isinstance(body.get(name), list))
+
     def ignored(self, body: Mapping[str, Any]) -> list[str]:
         """The fields of a body that mean nothing here, so that a misspelt one can be noticed; at most ten."""
         known = _known_fields(self.call)

@@ -54,6 +54,32 @@ def test_a_key_may_hold_as_much_as_it_leaves(amount: int, fits: bool) -> None:
             Claim(held, "a").take(amount)
 
 
+def test_an_answer_takes_the_place_of_what_was_held_for_it() -> None:
+    held = HeldBytes(_MAX)
+    claim = Claim(held, "a")
+    claim.take(40)
+    claim.change(10)
+    assert (held.total, held.of_key["a"]) == (10, 10)
+    claim.change(60)
+    assert (held.total, held.of_key["a"]) == (60, 60)
+
+
+def test_a_key_whose_answers_are_larger_than_its_bodies_locks_nobody_out() -> None:
+    held = HeldBytes(_MAX)
+    claims = [Claim(held, "a") for _ in range(5)]
+    refused = 0
+    for claim in claims:
+        claim.take(10)
+    for claim in claims:
+        try:
+            claim.change(20)
+        except Overloaded:
+            refused += 1
+    assert refused == 4
+    assert held.of_key["a"] == 60
+    Claim(held, "b").take(30)
+
+
 def test_an_answer_counts_and_is_never_refused() -> None:
     held = HeldBytes(_MAX)
     Claim(held, "a").hold(10 * _MAX)

@@ -18,6 +18,7 @@ model) and names the key, the second is caught where the cache is used and becom
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 _NAMED: Final = 4
@@ -41,9 +42,29 @@ class RerankError(Exception):
         return str(self) or self.code
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TooLong:
+    """A text does not fit, and the request allows no cut. Every dialect has its own words for the list of documents and
+    for allowing a cut; `index` is None for the query.
+    """
+
+    problem: str
+    index: int | None = None
+
+    def told(self, *, documents: str = "documents", cut_by: str = "") -> str:
+        place = "" if self.index is None else f"{documents}[{self.index}]"
+        return f"{place}{self.problem}" + (f", or allow a cut ({cut_by})" if cut_by else "")
+
+
 class InvalidRequest(RerankError):
+    """`too_long` is there if a cut would help."""
+
     status = 400
     code = "invalid_request"
+
+    def __init__(self, message: str | TooLong) -> None:
+        self.too_long = message if isinstance(message, TooLong) else None
+        super().__init__(message.told() if isinstance(message, TooLong) else message)
 
 
 class Unauthorized(InvalidRequest):

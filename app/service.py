@@ -14,7 +14,7 @@ from app.domain import (
     Scores,
     Truncation,
 )
-from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge
+from app.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge, TooLong
 from app.model import LoadedModel, ServedModel
 from app.model_names import ModelNames
 from app.observer import Observer
@@ -172,7 +172,5 @@ def _refuse_cut_documents(scores: Scores) -> None:
     if len(cut):
         first = int(cut[0])
         others = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
-        raise InvalidRequest(
-            f"documents[{first}]{others} cannot be read whole: {int(scores.dropped[first])} tokens of it do not fit; "
-            "shorten it, or allow truncation"
-        )
+        problem = f"{others} cannot be read whole: {int(scores.dropped[first])} tokens of it do not fit; shorten it"
+        raise InvalidRequest(TooLong(problem=problem, index=first))

@@ -17,7 +17,7 @@ from app.batching.planner import BatchPlanner
 from app.cache.base import Cache
 from app.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings
 from app.engines.base import BatchLimits
-from app.errors import CacheUnavailable, InvalidRequest
+from app.errors import CacheUnavailable, InvalidRequest, TooLong
 from app.model import Canary, GoldenPair, LoadedModel, ServedModel
 from app.observer import Observer
 from app.pipeline.blanks import BlankStage
@@ -216,7 +216,7 @@ class WordScorer:
     def room(self, query: str, instruction: str | None = None) -> int:
         room = self.max_length - len(query.split()) - 1
         if room < 1:
-            raise InvalidRequest("the query leaves no room for a document")
+            raise InvalidRequest(TooLong(problem="the query leaves no room for a document: shorten the query"))
         return room
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:

@@ -117,6 +117,7 @@ class _Endpoint:
         finish = _Finish(dialect=self._choice.default.name, observer=self._observer, clock=self._service.clock)
         access = access_of(request.scope)
         meter = None
+        dialect, wanted = self._choice.default, list[RerankRequest]()
         try:
             caller = self._keys.check(request.headers)
             finish.key = access.key = caller.name
@@ -134,8 +135,7 @@ class _Endpoint:
             claim_of(request.scope).take(QUERY_BYTES * len(requests))
             ignored = _ignored(dialect, body.fields)
             del read, body, fields  # a body may be large, and most calls keep nothing of it but its texts
-            terms = partial(_on_terms, caller=caller.name, deadline=deadline, meter=meter)
-            wanted = [terms(one) for one in requests]
+            wanted = [_on_terms(one, caller=caller.name, deadline=deadline, meter=meter) for one in requests]
             access.documents = sum(len(one.documents) for one in wanted)
             finish.model = access.model = self._service.model_named(wanted[0].model).name
             results = await _while_connected(request.receive, self._rerank(wanted))
@@ -150,7 +150,7 @@ class _Endpoint:
             claim_of(request.scope).change(len(answer.body))
         except RerankError as error:
             finish(error.status)
-            return error_answer(error)
+            return error_answer(dialect.in_own_words(error, wanted))
         except (_ClientGone, ClientDisconnect):
             finish(_CLIENT_GONE)
             return Response(status_code=_CLIENT_GONE)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from app.domain import FloatArray
-from app.errors import ConfigError, InvalidRequest, few
+from app.errors import ConfigError, InvalidRequest, TooLong, few
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation, ActivationName
 from app.recognition.files import number_of, table_of
@@ -195,10 +195,11 @@ class CrossEncoder:
         room = self.max_length - self._template.special_tokens - query_tokens
         if room < _MIN_DOCUMENT_TOKENS:
             longest = self.max_length - self._template.special_tokens - _MIN_DOCUMENT_TOKENS
-            raise InvalidRequest(
+            problem = (
                 f"the query has {query_tokens} tokens; this model reads queries of at most {longest} tokens: "
                 "shorten the query"
             )
+            raise InvalidRequest(TooLong(problem=problem))
         return room
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer
 
 from app.domain import Encoding, FloatArray, IntArray
-from app.errors import ConfigError, InvalidRequest
+from app.errors import ConfigError, InvalidRequest, TooLong
 from app.options import read_options
 from app.ranking import ACTIVATIONS, Activation, ActivationName
 from app.recognition.kinds import answer_tokens, default_prompt, refuse_other_than_language_model
@@ -217,10 +217,11 @@ class YesNo:
         taken = len(frame.head) + len(frame.opening_tokens) + 1 + len(frame.tail)
         room = self.max_length - taken
         if room < _MIN_DOCUMENT_TOKENS:
-            raise InvalidRequest(
+            problem = (
                 f"the prompt with this query has {taken} tokens before any document, the model reads "
                 f"{self.max_length}: shorten the query or the instruction"
             )
+            raise InvalidRequest(TooLong(problem=problem))
         return room + 1
 
 

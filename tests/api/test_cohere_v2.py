@@ -61,7 +61,7 @@ _GOLDEN = [
                 "api_version": {"version": "2"},
                 "billed_units": {"search_units": 1},
                 "tokens": {"input_tokens": 515},
-                "warnings": ["1 document was longer than the model or max_tokens_per_doc allows: 90 tokens not read"],
+                "warnings": ["1 document was longer than the model allows: 90 tokens not read"],
                 "truncated_documents": [{"index": 0, "dropped_tokens": 90}],
             },
         },

@@ -39,7 +39,7 @@ async def test_min_score_and_top_n_both_hold(api: Api) -> None:
 async def test_a_min_score_that_is_no_number_is_refused(api: Api, min_score: object) -> None:
     answer = await api.post("/v2/rerank", {"query": "q", "documents": ["a"], "min_score": min_score})
     assert is_our_error(answer, 400, "invalid_request")
-    assert answer.json()["message"].startswith("min_score: ")
+    assert answer.json()["message"].startswith("min_score must be a ")
 
 
 async def test_truncation_error_names_the_document_and_scores_nothing(api: Api) -> None:
@@ -47,7 +47,10 @@ async def test_truncation_error_names_the_document_and_scores_nothing(api: Api) 
     body = {"query": "q", "documents": ["a", "", _LONG, _LONG], "truncation": "error"}
     answer = await api.post("/v2/rerank", body)
     assert is_our_error(answer, 400, "invalid_request")
-    assert answer.json()["message"].startswith("documents[2] and 1 more cannot be read whole: 690 tokens of it")
+    assert answer.json()["message"] == (
+        "documents[2] and 1 more cannot be read whole: 690 tokens of it do not fit; shorten it, or allow a cut "
+        '(truncation: "truncate")'
+    )
     assert len(api.engine.batches) == passes
     assert len(await _results(api, ["a", "", "b"], truncation="error")) == 3
 

@@ -194,7 +194,7 @@ async def test_max_tokens_per_doc_shortens_documents(api: Api) -> None:
     answer = (await api.post("/rerank", body)).json()
     assert len({result["relevance_score"] for result in answer["results"]}) == 1
     assert answer["meta"]["warnings"] == [
-        "1 document was longer than the model or max_tokens_per_doc allows: 1 tokens not read"
+        "1 document was longer than the model or max_tokens_per_doc allows: 1 token not read"
     ]
 
 

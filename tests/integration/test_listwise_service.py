@@ -254,7 +254,7 @@ async def test_a_model_behind_an_endpoint_orders_documents(tmp_path: Path) -> No
                 ([3, 0, 2, 1], 0, 3),
             ]
             assert [fact["unordered_windows"] for fact in observer.named("request_scored")] == [0, 1, 1, 0, 0]
-            assert meta_of(again[0], version="2")["warnings"] == [
+            assert meta_of(again[0], ScoreOptions(), version="2")["warnings"] == [
                 "the model named no document of 1 window, which kept the order it was given; ask again"
             ]
             script.answers = [(500, {})]

@@ -12,8 +12,8 @@ from pydantic import AliasChoices, BaseModel, PrivateAttr, ValidationError, Vali
 from pydantic_core import ErrorDetails
 
 from app.api.sent import SentBody
-from app.domain import RerankRequest, RerankResult
-from app.errors import InvalidRequest, RequestTooLarge
+from app.domain import RerankRequest, RerankResult, Truncation
+from app.errors import InvalidRequest, RequestTooLarge, RerankError
 from app.options import JSON, field_of, find, phrase_of
 
 Json = dict[str, Any]
@@ -117,7 +117,8 @@ class Dialect:
     """Paths may be shared: the first registered dialect that `claims` a body on its path gets it. On a path of its own
     a dialect gets every body that has one of the fields it `takes` documents from; others get theirs there too. A
     parameter of a path is a field that the body may leave out. `answer` describes the answer in the OpenAPI document;
-    `example` is a request body for the same purpose.
+    `example` is a request body for the same purpose. `cut_by` is how a request allows that long
+    texts are cut; empty: it cannot.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Dialect:
     call: type[Call]
     answer: type[BaseModel]
     example: Json
+    cut_by: str = ""
     claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _every_call
 
     @property
@@ -153,6 +155,14 @@ class Dialect:
     def count(self, body: Mapping[str, Any]) -> int:
         """How many documents a body has, before it is read."""
         return sum(len(body[name]) for name in self.takes if isinstance(body.get(name), list))
+
+    def in_own_words(self, error: RerankError, requests: Sequence[RerankRequest]) -> RerankError:
+        """An error that names fields, with the dialect's own names of them."""
+        if not isinstance(error, InvalidRequest) or error.too_long is None:
+            return error
+        cut = any(request.options.truncation is Truncation.TRUNCATE for request in requests)
+        documents = next(name for name in self.example if name in self.takes)
+        return InvalidRequest(error.too_long.told(documents=documents, cut_by="" if cut else self.cut_by))
 
     def ignored(self, body: Mapping[str, Any]) -> list[str]:
         """The fields of a body that mean nothing here, so that a misspelt one can be noticed; at most ten."""

@@ -98,7 +98,7 @@ class CohereV2Call(SupersetCall):
         return entry | {"explain": _explain(ranked, result)} if self.explain else entry
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
-        meta = meta_of(result, version="2")
+        meta = meta_of(result, self.options(), version="2")
         cut = np.flatnonzero(result.scores.dropped).tolist()
         if cut:
             meta["truncated_documents"] = [
@@ -142,6 +142,7 @@ COHERE_V2: Final = Dialect(
     name="cohere-v2",
     paths=("/v2/rerank",),
     takes=frozenset(["documents"]),
+    cut_by='truncation: "truncate"',
     call=CohereV2Call,
     answer=CohereV2Answer,
     example={

@@ -24,7 +24,7 @@ class JinaCall(SupersetCall):
             "model": result.model,
             "results": self.results(result, raw=self.use_activation is False),
             "usage": usage_of(result),
-            "meta": meta_of(result, version="1"),
+            "meta": meta_of(result, self.options(), version="1"),
         }
 
 

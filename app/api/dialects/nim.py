@@ -65,6 +65,7 @@ NIM: Final = Dialect(
     name="nim",
     paths=("/v1/ranking", "/ranking", "/v1/retrieval/{model:path}/reranking", *SHARED_PATHS),
     takes=frozenset(["passages"]),
+    cut_by='truncate: "END"',
     call=NimCall,
     answer=NimAnswer,
     example={

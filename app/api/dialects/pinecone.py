@@ -91,6 +91,7 @@ PINECONE: Final = Dialect(
     name="pinecone",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
     takes=frozenset(["documents"]),
+    cut_by='parameters: {"truncate": "END"}',
     call=PineconeCall,
     answer=PineconeAnswer,
     example={

@@ -81,31 +81,46 @@ class SupersetCall(QueryCall):
         return entry
 
 
-def meta_of(result: RerankResult, *, version: str) -> Json:
+def meta_of(result: RerankResult, options: ScoreOptions, *, version: str) -> Json:
     meta: Json = {
         "api_version": {"version": version},
         "billed_units": {"search_units": search_units(result)},
         "tokens": {"input_tokens": result.tokens},
     }
-    warnings = _warnings(result)
+    warnings = _warnings(result, options)
     if warnings:
         meta["warnings"] = warnings
     return meta
 
 
-def _warnings(result: RerankResult) -> list[str]:
+def _warnings(result: RerankResult, options: ScoreOptions) -> list[str]:
     warnings = []
     if result.truncated_documents:
-        what = "longer than the model or max_tokens_per_doc allows"
-        warnings.append(f"{_were(result.truncated_documents)} {what}: {result.dropped_tokens} tokens not read")
+        what = f"longer than {_limit(result, options)} allows"
+        warnings.append(f"{_were(result.truncated_documents)} {what}: {_counted(result.dropped_tokens)} not read")
     if result.scores.query_dropped:
-        warnings.append(f"the query was too long: {result.scores.query_dropped} tokens of it not read")
+        warnings.append(f"the query was too long: {_counted(result.scores.query_dropped)} of it not read")
     if result.unscored_documents:
         warnings.append(f"{_were(result.unscored_documents)} not scored before the deadline, and are in your order")
     if result.scores.unordered:
         what = "1 window" if result.scores.unordered == 1 else f"{result.scores.unordered} windows"
         warnings.append(f"the model named no document of {what}, which kept the order it was given; ask again")
     return warnings
+
+
+def _limit(result: RerankResult, options: ScoreOptions) -> str:
+    """What the request or the model set, for documents that are read at once or in passages."""
+    if result.scores.passages is None:
+        limit = "the model"
+    elif options.passages.max_passages is None:
+        limit = "the model's max_passages"
+    else:
+        limit = "max_chunks_per_doc (or passages.max_per_doc)"
+    return f"{limit} or max_tokens_per_doc" if options.max_tokens_per_doc is not None else limit
+
+
+def _counted(tokens: int) -> str:
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
 def _were(documents: int) -> str:

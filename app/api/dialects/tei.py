@@ -70,6 +70,7 @@ TEI: Final = Dialect(
     name="tei",
     paths=SHARED_PATHS,
     takes=frozenset(["texts"]),
+    cut_by="truncate: true",
     call=TeiCall,
     answer=TeiAnswer,
     example={

@@ -73,6 +73,7 @@ VOYAGE: Final = Dialect(
     name="voyage",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
     takes=frozenset(["documents"]),
+    cut_by="truncation: true",
     call=VoyageCall,
     answer=VoyageAnswer,
     example={

@@ -18,7 +18,7 @@ _ODD: list[object] = [
     [{"text": None}], {"tokens": "many"}, {"window": 0}, {"truncate": 5},
 ]  # fmt: skip
 # How pydantic says it, to programmers.
-_THEIRS = ("Input should", "Value error", "Extra inputs", "Field required", "unable to", "should have", "instance of")
+_THEIRS = ("Input should", "Value error", "Extra inputs", "Field required", "unable to", "should ", "instance of")
 
 
 def _refusal(dialect: Dialect, body: dict[str, Any], *, strict: bool = False) -> str | None:

@@ -231,6 +231,7 @@ class _Keeper:
                 "scores": "logit" if parts.pairs else "rank",
                 **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
             },
+            reads_windows=parts.lists is not None,
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
             estimate=partial(_tokens_in, batcher.admission, longest=scorer.max_length),
@@ -271,7 +272,8 @@ async def _keep_cascade(
     """Serve a cascade once all of its members have been loaded. Never raises: the other models must go on."""
     try:
         members = [(stage.model, served[stage.model], stage.depth) for stage in spec.cascade]
-        asked = [(await member.settled()).canary is not _NOT_ASKED for _, member, _ in members]
+        settled = [await member.settled() for _, member, _ in members]
+        asked = [member.canary is not _NOT_ASKED for member in settled]
         cascade = CascadeStage([Member(name, _Served(member), depth) for name, member, depth in members])
         stage = BlankStage(cascade, tokenizing, drops=drops_nothing)
         direct = CascadeStage([Member(name, _Served(member, direct=True), depth) for name, member, depth in members])
@@ -287,6 +289,7 @@ async def _keep_cascade(
             activation=identity,
             canary=canary,
             details=details,
+            reads_windows=any(member.reads_windows for member in settled),
             alive_at=lambda: max(member.alive_at for _, member, _ in members),
         )
         await model.start(loaded)

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.domain import Aggregation
+from app.domain import Aggregation, check_overlap
 from app.errors import ConfigError
 from app.model_names import ModelNames
 from app.options import closest, explain, read_toml
@@ -394,13 +394,20 @@ class PassageSpec(BaseModel):
         default=None, ge=16, description="Tokens per passage; by default as many as fit beside the query."
     )
     overlap: int | None = Field(
-        default=None, ge=0, description="Tokens shared with the passage before; by default a quarter of `tokens`."
+        default=None,
+        ge=0,
+        description="Tokens shared with the passage before, at most half of `tokens`; by default a quarter of them.",
     )
     max_passages: int = Field(default=32, ge=1, description="Read at most this many passages of a document.")
     aggregation: Aggregation = Field(
         default=Aggregation.MAX, description="A document's score: `max`, `first`, `mean` or `top_k_mean` of passages."
     )
     top_k: int = Field(default=3, ge=1, description="How many passages `top_k_mean` averages.")
+
+    @model_validator(mode="after")
+    def _go_on(self) -> "PassageSpec":
+        check_overlap(tokens=self.tokens, overlap=self.overlap)
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,16 @@ class PassageOptions:
     top_k: int | None = None
 
 
+def check_overlap(*, tokens: int | None, overlap: int | None) -> None:
+    """Check that passages of these lengths go on through a document by at least half of one each.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if tokens is not None and overlap is not None and overlap > tokens // 2:
+        raise ValueError(f"overlap must be at most half of tokens, here {tokens // 2}, not {overlap}")
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """The token ids of one sequence, shape [length]. Ids from `boundary` on belong to segment 1; those before it are
@@ -298,6 +308,7 @@ class RerankResult:
     scorer: str
     results: Sequence[RankedDocument]
     scores: Scores
+    ignored: Sequence[str] = ()
 
     @property
     def tokens(self) -> int:

@@ -71,7 +71,8 @@ def _about(query: str, documents: Sequence[str], _options: ScoreOptions) -> int:
 class LoadedModel:
     """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
     `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
-    `remark` is for operators who wonder about its speed. `estimate` says about how many tokens a request has.
+    `remark` is for operators who wonder about its speed. `reads_windows`: it, or a
+    member of the cascade, is listwise. `estimate` says about how many tokens a request has.
     """
 
     stage: Stage
@@ -80,6 +81,7 @@ class LoadedModel:
     canary: Canary
     details: Mapping[str, str | int | bool | list[str]]
     remark: str = ""
+    reads_windows: bool = False
     alive_at: Callable[[], float] = _never
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
 

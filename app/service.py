@@ -107,7 +107,11 @@ class RerankService:
         else:
             results = _ranked(loaded, request, scores)
         return RerankResult(
-            model=model.name, scorer=str(loaded.details.get("scorer", "")), results=results, scores=scores
+            model=model.name,
+            scorer=str(loaded.details.get("scorer", "")),
+            results=results,
+            scores=scores,
+            ignored=("windows",) if request.options.windows and not loaded.reads_windows else (),
         )
 
     async def _score_in_time(self, loaded: LoadedModel, request: RerankRequest) -> Scores:

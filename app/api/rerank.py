@@ -133,7 +133,7 @@ class _Endpoint:
             read = partial(_understood, dialect, fields, body.text, limits=self._limits, strict=self._strict)
             call, requests = await self._done(read, caller.name, size=len(body.text), at_once=_AT_ONCE_BYTES)
             claim_of(request.scope).take(QUERY_BYTES * len(requests))
-            ignored = _ignored(dialect, body.fields)
+            ignored = dialect.ignored(body.fields)
             del read, body, fields  # a body may be large, and most calls keep nothing of it but its texts
             wanted = [_on_terms(one, caller=caller.name, deadline=deadline, meter=meter) for one in requests]
             access.documents = sum(len(one.documents) for one in wanted)
@@ -146,7 +146,7 @@ class _Endpoint:
             size = sum(len(result.results) for result in results)
             at_once = _AT_ONCE_RESULTS if call.sent.size <= _AT_ONCE_BYTES else 0
             answer = await self._done(render, caller.name, size=size, at_once=at_once)
-            answer.headers.update(ignored)
+            answer.headers.update(_ignored([*ignored, *results[0].ignored]))
             claim_of(request.scope).change(len(answer.body))
         except RerankError as error:
             finish(error.status)
@@ -250,8 +250,7 @@ class _Finish:
         return headers | {"X-Truncated-Query-Tokens": str(cut)} if cut else headers
 
 
-def _ignored(dialect: Dialect, body: Mapping[str, Any]) -> dict[str, str]:
-    names = dialect.ignored(body)
+def _ignored(names: Sequence[str]) -> dict[str, str]:
     return {"X-Ignored-Fields": ", ".join(names)} if names else {}
 
 

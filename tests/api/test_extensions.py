@@ -117,6 +117,14 @@ async def test_every_aggregation_answers(api: Api, aggregation: str) -> None:
         ({"truncation": True}, "truncation must be "),
         ({"passages": 5}, "passages must be "),
         ({"passages": {"tokens": 15}}, "passages.tokens must be "),
+        (
+            {"passages": {"tokens": 64, "overlap": 70}},
+            "passages: overlap must be at most half of tokens, here 32, not 70",
+        ),
+        (
+            {"passages": {"tokens": 64, "overlap": 33}},
+            "passages: overlap must be at most half of tokens, here 32, not 33",
+        ),
         ({"passages": {"overlap": -1}}, "passages.overlap must be "),
         ({"passages": {"max_per_doc": 0}}, "passages.max_per_doc must be "),
         ({"passages": {"aggregation": "median"}}, "passages.aggregation must be "),

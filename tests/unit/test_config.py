@@ -339,3 +339,13 @@ def _all_shapes(shape: type[BaseModel]) -> Iterator[type[BaseModel]]:
     for one in shape.__subclasses__():
         yield one
         yield from _all_shapes(one)
+
+
+def test_passages_overlap_by_at_most_half(tmp_path: Path) -> None:
+    path = tmp_path / "registry.toml"
+    entry = '[[model]]\nname = "a"\npath = "b"\npassages = {{ tokens = 64, overlap = {} }}\n'
+    path.write_text(entry.format(32))
+    assert read_registry(path).model[0].passages.overlap == 32
+    path.write_text(entry.format(33))
+    with pytest.raises(ConfigError, match="overlap must be at most half of tokens, here 32, not 33"):
+        read_registry(path)

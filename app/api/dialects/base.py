@@ -2,9 +2,10 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any, Final, cast
 
 import orjson
@@ -165,10 +166,10 @@ class Dialect:
         return InvalidRequest(error.too_long.told(documents=documents, cut_by="" if cut else self.cut_by))
 
     def ignored(self, body: Mapping[str, Any]) -> list[str]:
-        """The fields of a body that mean nothing here, so that a misspelt one can be noticed; at most ten."""
-        known = _known_fields(self.call)
-        unknown = [name for name in body if name not in known and _PRINTABLE.fullmatch(name)]
-        return unknown[:_IGNORED_SHOWN]
+        """The fields of a body that mean nothing here, those of objects in it as `passages.token`, so that a misspelt
+        one can be noticed; at most ten.
+        """
+        return list(islice(_unknown_fields(body, self.call), _IGNORED_SHOWN))
 
     def _refuse_long_lists(self, body: Mapping[str, Any], limits: CallLimits) -> None:
         """Whatever a field means, it has at most so many entries, and nothing looks at them before that is known."""
@@ -183,10 +184,23 @@ class Dialect:
 
 
 @cache
-def _known_fields(call: type[Call]) -> frozenset[str]:
+def _known_fields(call: type[BaseModel]) -> frozenset[str]:
     aliases = [field.validation_alias for field in call.model_fields.values()]
     choices = [choice for alias in aliases if isinstance(alias, AliasChoices) for choice in alias.choices]
     return frozenset([*call.model_fields, *(choice for choice in choices if isinstance(choice, str))])
+
+
+def _unknown_fields(body: Mapping[str, Any], shape: type[BaseModel]) -> Iterator[str]:
+    """Objects in lists are the caller's texts, which may have fields of his own."""
+    known = _known_fields(shape)
+    for name, value in body.items():
+        if name not in known:
+            if _PRINTABLE.fullmatch(name):
+                yield name
+        elif isinstance(value, dict):
+            field = field_of(shape, name)
+            inner = find(BaseModel, field.annotation) if field else None
+            yield from (f"{name}.{unknown}" for unknown in (_unknown_fields(value, inner) if inner else ()))
 
 
 def _explain(error: ValidationError, call: type[Call]) -> str:

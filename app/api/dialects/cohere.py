@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo, model_validator
 
 from app.api.dialects.base import Dialect, Json, limits_of
 from app.api.dialects.superset import Result, SupersetCall, meta_of
@@ -18,6 +18,7 @@ from app.domain import (
     ScoreOptions,
     Truncation,
     WindowWishes,
+    check_overlap,
 )
 from app.errors import RequestTooLarge
 
@@ -26,12 +27,19 @@ class PassageFields(BaseModel):
     """How a long document is read in passages; what is absent is the model's default."""
 
     tokens: int | None = Field(default=None, ge=16, description="Tokens per passage, at most what the model reads.")
-    overlap: int | None = Field(default=None, ge=0, description="Tokens that a passage shares with the one before.")
+    overlap: int | None = Field(
+        default=None, ge=0, description="Tokens that a passage shares with the one before, at most half of `tokens`."
+    )
     max_per_doc: int | None = Field(default=None, ge=1, description="Read at most this many passages of a document.")
     aggregation: Aggregation | None = Field(
         default=None, description="The document's score: the best passage's, the first's, or a mean of all or of top_k."
     )
     top_k: int | None = Field(default=None, ge=1, description="How many passages `top_k_mean` averages.")
+
+    @model_validator(mode="after")
+    def _go_on(self) -> "PassageFields":
+        check_overlap(tokens=self.tokens, overlap=self.overlap)
+        return self
 
 
 def _as_many_as_documents(order: object, info: ValidationInfo) -> object:

@@ -45,6 +45,16 @@ async def test_a_body_that_is_no_json_object(api: Api, body: bytes, message: str
 
 
 @pytest.mark.parametrize(
+    "field", ["query", "documents", "truncation", "on_deadline", "aggregation", "passages", "top_n"]
+)
+async def test_a_field_may_be_as_deep_as_json_is_read(api: Api, field: str) -> None:
+    fields = {name: value for name, value in _GOOD.items() if name != field}
+    content = json.dumps(fields)[:-1] + f', "{field}": {"[" * 1000}{"]" * 1000}}}'
+    answer = await api.post("/v2/rerank", content=content.encode())
+    assert answer.status_code in (200, 400), answer.text
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"query": ...}, "query is missing"),

@@ -82,14 +82,14 @@ def test_failed_requests_end_with_status_1_and_their_kinds(server: Server, tmp_p
     ("arguments", "message"),
     [
         (["http://127.0.0.1:1"], "does not answer"),
-        (["URL", "--api-key", "wrong"], "answers 401"),
-        (["URL", "--api-key", "k", "--documents", "21"], "answers 413"),
+        (["URL", "--api-key", "wrong"], "answered 401"),
+        (["URL", "--api-key", "k", "--documents", "21"], "answered 413"),
         (["URL", "--api-key", "k", "--documents", "x"], "not a number of documents"),
         (["URL", "--api-key", "k", "--clients", "1,x"], "numbers above zero"),
         (["URL", "--api-key", "k", "--clients", "0"], "numbers above zero"),
         (["URL", "--api-key", "k", "--clients", ""], "nothing to run"),
         (["URL", "--api-key", "k", "--header", "x"], "NAME:VALUE"),
-        (["URL", "--api-key", "k", "--model", "nix"], "answers 404"),
+        (["URL", "--api-key", "k", "--model", "nix", "--documents", "5"], "answered 404"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_any_load(server: Server, arguments: list[str], message: str) -> None:

@@ -24,7 +24,7 @@ from tests.servers import Server, rerankd_server, wait_until_ready
 
 pytestmark = pytest.mark.slow
 
-_KEY = "a key of the test's own"
+_KEY = "key-of-the-test's-own"
 _QUERY = "Who wrote the play 'Hamlet'?"
 _HAMLET = 'Shakespeare\'s "Hamlet" is a tragedy that he wrote around 1600; $HOME \\n `x` <b>ü 🙂</b>.'
 _DOCUMENTS = ["Copenhagen is the capital of Denmark.", "A hamlet is a small village.", _HAMLET]

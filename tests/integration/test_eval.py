@@ -185,7 +185,7 @@ def test_only_what_has_changed_is_scored_again(
 
 
 def test_several_sets_have_a_row_each_and_a_mean(tmp_path: Path, data: Path, evaluate: Eval) -> None:
-    output, text, picture = (tmp_path / "reports" / f"report.{kind}" for kind in ("json", "md", "png"))
+    output, text, picture = (tmp_path / f"report.{kind}" for kind in ("json", "md", "png"))
     other = _write_data(tmp_path / "other", seed=2)
     files = ["--output", output, "--markdown", text, "--plot", picture]
     result = evaluate(data, other, "--depths", "2,6,12", "--baseline", "tiny", "--model", "tiny", *files)

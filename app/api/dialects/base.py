@@ -149,6 +149,9 @@ class Dialect:
             call = self.call.model_validate(body, extra="forbid" if strict else "ignore", context=limits)
         except ValidationError as error:
             raise InvalidRequest(_explain(error, self.call)) from None
+        except RecursionError:
+            # A field of a few words: Python writes out whatever is not one of them.
+            raise InvalidRequest("a field is nested too deeply to be what its name says; flatten it") from None
         if any(dict in set(map(type, body[name])) for name in self.takes if isinstance(body.get(name), list)):
             call.remember(SentBody(text))
         return call

@@ -145,10 +145,9 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,
-        description="Bytes of all bodies and answers that are held at a time, until the client has read the answer; "
-        "512 for each document and 4,096 for each query while they are worked on. "
-        "Beyond that 429 (one request alone is always taken). An API key may hold as much as it leaves free for "
-        "others.",
+        description="Most bytes of bodies and unread answers at a time, with 512 for each document and 4,096 for each "
+        "query in work. Beyond that 429 (one request alone is always taken). An API key may hold as much "
+        "as it leaves free for others.",
     )
     max_connections: int = Field(
         default=1000,

@@ -131,8 +131,8 @@ class Settings(BaseSettings):
     max_body_values: int = Field(
         default=750_000,
         ge=1000,
-        description="Most JSON values in a body of more than 1 MiB; an object counts as four. With more, a body takes "
-        "more memory than ten times its bytes and 64 MiB.",
+        description="Most JSON values in a body of more than 256 KiB; an object counts as four. With more, a body "
+        "takes more memory than ten times its bytes and 64 MiB.",
     )
     max_body_fields: int = Field(
         default=256, ge=16, description="Most fields of a request, and of an object in it that is not a document."

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from typing import ParamSpec, Self, TypeVar
 
+from app.steps import Steps, advance
 from app.turns import Share, TurnQueue
 from app.worker import Worker
 
@@ -72,6 +73,30 @@ class Turns:
                 self._queue.leave(number)
             else:
                 granted.set_result(None)
+
+
+class SharedLoop:
+    """The event loop, for plain Python that takes longer than a moment: callers take turns of a slice of time each, and
+    between two turns whatever else is ready is done. What is cancelled stops within a slice.
+    """
+
+    def __init__(self) -> None:
+        self._turns = Turns(1)
+
+    async def run(self, share: Share, steps: Steps[R]) -> R:
+        """Do all steps; `share` says whose they are, and how large what is read or written is."""
+        turn = await self._turns.enter(share)
+        try:
+            while True:
+                await asyncio.sleep(0)
+                advance(steps)
+                turn = await self._turns.again(turn, share)
+        except StopIteration as end:
+            made: R = end.value
+            return made
+        finally:
+            self._turns.leave(turn)
+            steps.close()
 
 
 class SharedWorker:

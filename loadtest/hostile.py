@@ -149,6 +149,8 @@ SHAPES: Final[Mapping[str, Callable[[int], bytes]]] = {
     "documents of many fields": _list(b"{" + b",".join(b'"f%d":"x"' % number for number in range(100)) + b"}"),
     "documents of numbers": _list(b'{"a":1E15,"b":[1E15,1E15]}'),
     "one document of many fields": _numbered('"%d":1', b'[{"text":"a",', b"}]"),
+    "one document of many numbers": _numbered('"%d":1.5', b"[{", b"}]"),
+    "documents of many numbers": _list(b"{" + b",".join(b'"f%d":1.5' % number for number in range(100)) + b"}"),
     "many fields": _numbered('"%d":1', b"{", b"}"),
     "lists in lists": _deep(b"[", b"]"),
     "objects in objects": _deep(b'{"a":', b"}"),
@@ -181,6 +183,10 @@ _RANKED: Final[Mapping[str, Callable[[int], tuple[bytes, bytes]]]] = {
     "many names": lambda size: (
         _numbered('"%d"', b"[", b"]")(size // 2),
         _list(b'{"1000000": 1}')(size // 2),
+    ),
+    "some fields of one large document": lambda size: (
+        b"[" + b",".join(b'"%d"' % number for number in range(10**6, 10**6 + 64)) + b"]",
+        _numbered('"%d":1.5', b"[{", b"}]")(size),
     ),
     "all fields of large documents": lambda size: (
         b"[" + b",".join(b'"f%d"' % number for number in range(64)) + b"]",

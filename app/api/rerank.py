@@ -16,15 +16,16 @@ from starlette.types import Receive
 from app.api.access import access_of
 from app.api.answers import ERROR_SCHEMA, error_answer, json_answer, server_timing
 from app.api.auth import ApiKeys, security_of
-from app.api.bodies import BodyReader
+from app.api.bodies import SMALL_BYTES, BodyReader
 from app.api.dialects.base import Call, CallLimits, Dialect, Json
 from app.api.held_bytes import DOCUMENT_BYTES, QUERY_BYTES, claim_of
 from app.api.rates import RequestMeter
 from app.domain import Meter, RerankRequest, RerankResult, Timings
-from app.errors import InvalidRequest, RerankError, Unavailable
+from app.errors import DeadlineExceeded, InvalidRequest, RerankError, Unavailable
 from app.logs import request_id
 from app.observer import Observer
 from app.service import RerankService
+from app.steps import Steps, advance
 from app.turns import Share
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ T = TypeVar("T")
 _CLIENT_GONE = 499
 _PATH_PARAMETER = re.compile(r"{(\w+)")
 _SHOWN = 50
-# More than these are read and written beside the event loop.
+# Of more than these the answer is written beside the event loop.
 _AT_ONCE_BYTES = 1 << 18
 _AT_ONCE_RESULTS = 1000
 # So many queries of one call are worked on at a time.
@@ -56,7 +57,13 @@ def rerank_routes(
         others = [dialect for dialect in dialects if dialect not in sharing and dialect.shares]
         choice = _Choice(sharing, others)
         endpoint = _Endpoint(
-            choice, service=service, keys=keys, bodies=bodies, observer=observer, limits=limits, strict=strict
+            choice,
+            service=service,
+            keys=keys,
+            bodies=bodies,
+            observer=observer,
+            limits=limits,
+            strict=strict,
         )
         router.add_api_route(
             path,
@@ -130,11 +137,11 @@ class _Endpoint:
             dialect = self._choice.of(fields, request.headers)
             finish.dialect = access.dialect = dialect.name
             claim_of(request.scope).take(DOCUMENT_BYTES * min(dialect.count(fields), self._limits.documents))
-            read = partial(_understood, dialect, fields, body.text, limits=self._limits, strict=self._strict)
-            call, requests = await self._done(read, caller.name, size=len(body.text), at_once=_AT_ONCE_BYTES)
+            reading = _understand(dialect, fields, body.text, limits=self._limits, strict=self._strict)
+            call, requests = await self._by_turns(reading, request, caller.name, size=len(body.text), deadline=deadline)
             claim_of(request.scope).take(QUERY_BYTES * len(requests))
             ignored = dialect.ignored(body.fields)
-            del read, body, fields  # a body may be large, and most calls keep nothing of it but its texts
+            del reading, body, fields  # a body may be large, and most calls keep nothing of it but its texts
             wanted = [_on_terms(one, caller=caller.name, deadline=deadline, meter=meter) for one in requests]
             access.documents = sum(len(one.documents) for one in wanted)
             finish.model = access.model = self._service.model_named(wanted[0].model).name
@@ -188,6 +195,24 @@ class _Endpoint:
             await asyncio.gather(*running, return_exceptions=True)
         return [results[index] for index in range(len(requests))]
 
+    async def _by_turns(self, steps: Steps[T], request: Request, caller: str, *, size: int, deadline: float) -> T:
+        """Do plain Python here if it is short, else slice by slice when it is the caller's turn, as long as the client
+        waits for it.
+        """
+        try:
+            if size <= SMALL_BYTES:
+                advance(steps)
+        except StopIteration as end:
+            made: T = end.value
+            return made
+        work = self._bodies.loop.run(Share(caller=caller, left=size), steps)
+        left_s = min(deadline - self._service.clock(), self._service.limits.request_timeout_s)
+        try:
+            async with asyncio.timeout(max(0.0, left_s)):
+                return await _while_connected(request.receive, work)
+        except TimeoutError:
+            raise DeadlineExceeded(f"not read within {max(0.0, left_s):g} s; send fewer documents or fields") from None
+
     async def _done(self, call: Callable[[], T], caller: str, *, size: int, at_once: int) -> T:
         """Do plain Python here if it is short, else beside the event loop when it is the caller's turn."""
         if size <= at_once:
@@ -195,10 +220,11 @@ class _Endpoint:
         return await self._service.aside.run(Share(caller=caller, cost=size, left=size), call)
 
 
-def _understood(
+def _understand(
     dialect: Dialect, fields: Mapping[str, Any], text: bytes, *, limits: CallLimits, strict: bool
-) -> tuple[Call, Sequence[RerankRequest]]:
+) -> Steps[tuple[Call, Sequence[RerankRequest]]]:
     call = dialect.parse(fields, text, limits=limits, strict=strict)
+    yield from call.prepare()
     return call, call.to_requests()
 
 

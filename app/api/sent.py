@@ -2,17 +2,15 @@
 and nothing is too deep to be given back. The parts of a body are looked for only when one is wanted.
 """
 
-import re
-from collections.abc import Iterator
-from functools import cached_property
 from typing import Any, Final
 
 import orjson
 
-from app.api.json_outline import BLANKS, Container, Outline, outline
-from app.api.json_text import MOST_LEVELS
+from app.api.json_outline import BLANKS, Outline, Positions, outline
+from app.api.json_text import KEY, MOST_LEVELS
+from app.steps import Steps, drained
 
-_KEY: Final = re.compile(rb'[ \t\n\r]*("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*:', re.DOTALL)
+_MEMBERS_AT_A_TIME: Final = 500
 
 
 class SentBody:
@@ -20,7 +18,10 @@ class SentBody:
 
     def __init__(self, text: bytes = b"") -> None:
         self._text = text
+        self._outline: Outline | None = None
         self._spans: dict[str, tuple[list[int], list[int]]] = {}
+        self._latest: tuple[str, int] | None = None
+        self._members: dict[str, tuple[int, int]] = {}
 
     @property
     def size(self) -> int:
@@ -28,15 +29,14 @@ class SentBody:
 
     def entry(self, field: str, index: int) -> orjson.Fragment:
         """An entry of a list, to be written as it came."""
-        starts, ends = self._entries(field)
+        drained(self._find_entries(field))
+        starts, ends = self._spans[field]
         return orjson.Fragment(self._text[starts[index] : ends[index]].strip(BLANKS))
 
     def member(self, field: str, index: int, name: str) -> bytes:
         """A member of an object in a list, as it came."""
-        starts, ends = self._entries(field)
-        container = self._outline.container(starts[index], ends[index], level=3)
-        assert container is not None  # noqa: S101 - it was read as an object
-        start, end = self._find(container, name)
+        drained(self.find_members(field, index))
+        start, end = self._members[name]
         return self._text[start:end].strip(BLANKS)
 
     def value(self, field: str, index: int, name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
@@ -45,38 +45,39 @@ class SentBody:
             return value
         return orjson.Fragment(self.member(field, index, name))
 
-    def _entries(self, field: str) -> tuple[list[int], list[int]]:
+    def find_members(self, field: str, index: int) -> Steps[None]:
+        """Find all members of an object in a list, step by step; those of the latest one are kept."""
+        if self._latest == (field, index):
+            return
+        found = yield from self._find_entries(field)
+        starts, ends = self._spans[field]
+        container = found.container(starts[index], ends[index], level=3)
+        assert container is not None  # noqa: S101 - it was read as an object
+        self._members = yield from self._spans_in(*container.members())
+        self._latest = (field, index)
+
+    def _find_entries(self, field: str) -> Steps[Outline]:
+        if self._outline is None:
+            most_values = 4 * len(self._text)
+            self._outline = yield from outline(self._text, most_values=most_values, most_levels=MOST_LEVELS)
+        found = self._outline
         if field not in self._spans:
-            root = self._outline.container(0, len(self._text), level=1)
+            root = found.container(0, len(self._text), level=1)
             assert root is not None  # noqa: S101 - it was read as an object
-            entries = self._outline.container(*self._find(root, field), level=2)
+            fields = yield from self._spans_in(*root.members())
+            entries = found.container(*fields[field], level=2)
             assert entries is not None  # noqa: S101 - it was read as a list
             starts, ends = entries.members()
             self._spans[field] = starts.tolist(), ends.tolist()
-        return self._spans[field]
+        return found
 
-    def _find(self, container: Container, name: str) -> tuple[int, int]:
-        """Where the value of a member is; the last one's, if there are several."""
-        starts, ends = container.members()
-        for start, end in zip(reversed(starts.tolist()), reversed(ends.tolist()), strict=True):
-            key = _KEY.match(self._text, start, end)
-            if key is not None and _is(key[1], name):
-                return key.end(), end
-        raise KeyError(name)
-
-    @cached_property
-    def _outline(self) -> Outline:
-        return _drained(outline(self._text, most_values=4 * len(self._text), most_levels=MOST_LEVELS))
-
-
-def _is(key: bytes, name: str) -> bool:
-    return bool(orjson.loads(key) == name) if b"\\" in key else key[1:-1] == name.encode()
-
-
-def _drained(steps: Iterator[None]) -> Outline:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            found: Outline = end.value
-            return found
+    def _spans_in(self, starts: Positions, ends: Positions) -> Steps[dict[str, tuple[int, int]]]:
+        """Where the value of each member is; the last one's, if there are several of a name."""
+        spans: dict[str, tuple[int, int]] = {}
+        for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True), 1):
+            key = KEY.match(self._text, start, end)
+            if key is not None:
+                spans[orjson.loads(key[1])] = key.end(), end
+            if number % _MEMBERS_AT_A_TIME == 0:
+                yield
+        return spans

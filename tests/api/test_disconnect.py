@@ -49,6 +49,24 @@ async def test_work_of_a_client_that_went_away_is_dropped_and_counted(open_api: 
         assert len(api.engine.batches) < 10
 
 
+_MANY_NUMBERS = json.dumps({"query": "q", "documents": [{f"f{number}": 1.5 for number in range(40_000)}]}).encode()
+
+
+async def test_documents_of_a_client_that_went_away_are_read_no_further(open_api: OpenApi) -> None:
+    async with open_api() as api:
+        messages: list[Message] = [{"type": "http.request", "body": _MANY_NUMBERS}, {"type": "http.disconnect"}]
+        sent = await _call(api, *messages)
+        assert sent[0]["status"] == 499
+        assert api.requests_counted(dialect="jina", status=499, model="none") == 1
+
+
+async def test_documents_are_read_no_longer_than_to_the_deadline(open_api: OpenApi) -> None:
+    async with open_api() as api:
+        answer = await api.post("/rerank", content=_MANY_NUMBERS, headers={"X-Request-Deadline-Ms": "25"})
+        assert answer.status_code == 504
+        assert api.requests_counted(dialect="jina", status=504, model="none") == 1
+
+
 async def test_a_client_that_goes_away_in_mid_body_is_no_error_of_ours(
     open_api: OpenApi, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,9 +6,13 @@ from typing import Any
 import orjson
 import pytest
 
+from app.api.dialects.base import CallLimits
+from app.api.dialects.voyage import VOYAGE
+from app.api.json_outline import Container
 from app.api.sent import SentBody
 from tests.api.conftest import Api
 
+_LIMITS = CallLimits(documents=10_000, queries=1000, rank_fields=64, fields=256)
 _FILLING = b"x" * 1_200_000
 _VALUES = [
     b"12345678901234567890123",
@@ -91,7 +95,44 @@ async def test_texts_and_whole_numbers_need_no_second_look(api: Api, monkeypatch
     def fail(*_arguments: Any) -> None:
         raise AssertionError("looked for")
 
-    monkeypatch.setattr(SentBody, "_entries", fail)
+    monkeypatch.setattr(SentBody, "_find_entries", fail)
     documents: list[Any] = [{"text": "a", "id": "1"}, {"text": "b", "id": 2, "metadata": None}, "c"]
     answer = await api.post("/v2/rerank", content=json.dumps({"query": "q", "documents": documents}).encode())
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("fields", [500, 2000])
+def test_the_members_of_an_object_are_found_once(fields: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its numbers is read with its own digits, and none of them lists all members again."""
+    listed: list[int] = []
+    members = Container.members
+
+    def counted(container: Container) -> Any:
+        listed.append(len(container.commas) + 1)
+        return members(container)
+
+    monkeypatch.setattr(Container, "members", counted)
+    body = {"query": "q", "documents": [{f"f{number}": 1.5 for number in range(fields)}] * 2}
+    text = orjson.dumps(body | {"return_documents": True, "top_k": 2})
+    call = VOYAGE.parse(orjson.loads(text), text, limits=_LIMITS)
+    requests = call.to_requests()
+    assert requests[0].documents[1].count(": 1.5") == fields
+    assert sum(listed) < 3 * fields, "once for the body, its list and each document"
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        [{f"f{number}": 1.5 for number in range(20_000)}],
+        [{f"f{number}": 1.5 for number in range(64)}] * 300,
+        [{"a": 1}] * 10_000,
+        ["a"] * 10_000,
+    ],
+    ids=["one document", "many documents", "small documents", "texts"],
+)
+def test_documents_are_read_in_steps_that_are_small(documents: list[Any]) -> None:
+    text = orjson.dumps({"query": "q", "documents": documents})
+    call = VOYAGE.parse(orjson.loads(text), text, limits=_LIMITS)
+    steps = sum(1 for _ in call.prepare())
+    assert steps >= sum(len(document) for document in documents) // 1000
+    assert len(call.to_requests()[0].documents) == len(documents)

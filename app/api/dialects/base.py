@@ -16,6 +16,7 @@ from app.api.sent import SentBody
 from app.domain import RerankRequest, RerankResult, Truncation
 from app.errors import InvalidRequest, RequestTooLarge, RerankError
 from app.options import JSON, field_of, find, phrase_of
+from app.steps import Steps
 
 Json = dict[str, Any]
 
@@ -72,6 +73,14 @@ class Call(BaseModel, ABC):
 
     def remember(self, sent: SentBody) -> None:
         self._sent = sent
+
+    def prepare(self) -> Steps[None]:
+        """What takes long before `to_requests`, step by step.
+
+        Raises:
+            InvalidRequest: a document is neither text nor an object with the fields to read.
+        """
+        yield from ()
 
     @abstractmethod
     def to_requests(self) -> Sequence[RerankRequest]:

@@ -1,24 +1,29 @@
 """Fields that several dialects share, as leniently as their clients need them, and what answers say about documents."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PrivateAttr, ValidationInfo, WithJsonSchema
 
-from app.api.dialects.base import limits_of, shown
+from app.api.dialects.base import QueryCall, limits_of, shown
 from app.api.json_text import kind_of
 from app.api.sent import SentBody
 from app.domain import LAST_PRIORITY, RankedDocument, RerankResult, Truncation
 from app.errors import InvalidRequest, RequestTooLarge
+from app.steps import Steps, drained
 from app.visible import is_visible
 
 _NAMES_SHOWN: Final = 5
 _LARGEST_COUNT: Final = 2.0**63
 RANK_FIELD_CHARS: Final = 1000
 _PAIRS_PER_SEARCH_UNIT: Final = 100
+# Between so many others have their turn.
+_TEXTS_AT_A_TIME: Final = 1000
+_FIELDS_AT_A_TIME: Final = 100
 
 # Fields of a document that come back in its result and are not read.
 PASSED_THROUGH: Final = ("id", "metadata")
@@ -117,6 +122,27 @@ class _Place:
         return f"{self.field}[{self.index}]"
 
 
+class TextsCall(QueryCall, ABC):
+    """A call whose documents are texts, or objects of which texts must be made."""
+
+    _texts: list[str] | None = PrivateAttr(default=None)
+
+    @abstractmethod
+    def read_texts(self) -> Steps[list[str]]:
+        """What `texts_of` makes of the documents."""
+
+    @property
+    def texts(self) -> list[str]:
+        """What the model reads of each document."""
+        if self._texts is None:
+            drained(self.prepare())
+        assert self._texts is not None  # noqa: S101 - it has been prepared
+        return self._texts
+
+    def prepare(self) -> Steps[None]:
+        self._texts = yield from self.read_texts()
+
+
 def texts_of(
     documents: Sequence[Any],
     sent: SentBody,
@@ -124,7 +150,7 @@ def texts_of(
     rank_fields: Sequence[str] | None,
     name: str = "documents",
     bare: bool = False,
-) -> list[str]:
+) -> Steps[list[str]]:
     """What the model reads of each document: a string itself; of an object its `text`, or `rank_fields` as
     `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list,
     which came in the body `sent`; `bare` reads a single rank field without its name.
@@ -134,12 +160,16 @@ def texts_of(
     """
     bare = bare and rank_fields is not None and len(rank_fields) == 1
     own = not rank_fields or list(rank_fields) == ["text"]
-    return [
-        document
-        if isinstance(document, str)
-        else (own and _own_text(document)) or _text_of(document, _Place(sent, name, index), rank_fields, bare=bare)
-        for index, document in enumerate(documents)
-    ]
+    texts: list[str] = []
+    for index, document in enumerate(documents):
+        text = document if isinstance(document, str) else _own_text(document) if own else None
+        if text is None:
+            yield
+            text = yield from _text_of(document, _Place(sent, name, index), rank_fields, bare=bare)
+        texts.append(text)
+        if index % _TEXTS_AT_A_TIME == 0:
+            yield
+    return texts
 
 
 def score_of(ranked: RankedDocument, *, raw: bool | None) -> float:
@@ -163,14 +193,15 @@ def _own_text(document: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None, *, bare: bool) -> str:
+def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None, *, bare: bool) -> Steps[str]:
     if not isinstance(document, Mapping):
         kind = "null" if document is None else f"a {kind_of(document)}"
         raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
     if rank_fields and list(rank_fields) != ["text"]:
-        return _as_lines(document, where, rank_fields, bare=bare)
+        return (yield from _as_lines(document, where, rank_fields, bare=bare))
     if document and "text" not in document:
-        return _as_lines(document, where, [name for name in document if name not in PASSED_THROUGH], bare=False)
+        names = [name for name in document if name not in PASSED_THROUGH]
+        return (yield from _as_lines(document, where, names, bare=False))
     text = document.get("text")
     if not isinstance(text, str):
         raise InvalidRequest(
@@ -179,13 +210,17 @@ def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None,
     return text
 
 
-def _as_lines(document: Mapping[str, Any], where: _Place, names: Sequence[str], *, bare: bool) -> str:
+def _as_lines(document: Mapping[str, Any], where: _Place, names: Sequence[str], *, bare: bool) -> Steps[str]:
     present = [name for name in names if document.get(name) is not None]
     if not present:
         raise InvalidRequest(f"{where} has {_nothing_of(names)}")
     if bare:
-        return _as_text(document[present[0]], present[0], where)
-    texts = {name: _as_text(document[name], name, where) for name in present}
+        return (yield from _as_text(document[present[0]], present[0], where))
+    texts: dict[str, str] = {}
+    for number, name in enumerate(present):
+        texts[name] = yield from _as_text(document[name], name, where)
+        if number % _FIELDS_AT_A_TIME == 0:
+            yield
     # Names of fields that show nothing are no text of the document.
     if not any(map(is_visible, texts.values())):
         return ""
@@ -200,11 +235,12 @@ def _nothing_of(names: Sequence[str]) -> str:
     return f'none of the fields to read: {listed}; add one, or a "text", or name others in rank_fields'
 
 
-def _as_text(value: object, name: str, where: _Place) -> str:
+def _as_text(value: object, name: str, where: _Place) -> Steps[str]:
     if isinstance(value, str):
         return value
     if isinstance(value, float):
         # with all of its digits: 0.10, and whole numbers beyond 64 bits
+        yield from where.sent.find_members(where.field, where.index)
         return where.sent.member(where.field, where.index, name).decode()
     try:
         return orjson.dumps(value).decode()

@@ -4,18 +4,20 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, has_field
 from app.api.dialects.fields import (
     Documents,
     ModelName,
     RawScores,
     ReturnDocuments,
+    TextsCall,
     TopN,
     score_of,
     texts_of,
     usage_of,
 )
 from app.domain import RerankRequest, RerankResult
+from app.steps import Steps
 
 # A body without raw_scores cannot be told from Jina's, whose documents come back as objects.
 _OWN_PATHS = tuple(f"/infinity{path}" for path in SHARED_PATHS)
@@ -25,7 +27,7 @@ _OWN_PATHS = tuple(f"/infinity{path}" for path in SHARED_PATHS)
 _NO_MODEL = "default/not-specified"
 
 
-class InfinityCall(QueryCall):
+class InfinityCall(TextsCall):
     model: ModelName = None
     query: str
     documents: Documents
@@ -33,16 +35,18 @@ class InfinityCall(QueryCall):
     return_documents: ReturnDocuments = None
     raw_scores: RawScores = None
 
+    def read_texts(self) -> Steps[list[str]]:
+        return texts_of(self.documents, self.sent, rank_fields=None)
+
     def to_request(self) -> RerankRequest:
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.documents, self.sent, rank_fields=None),
+            documents=self.texts,
             model=None if self.model == _NO_MODEL else self.model,
             top_n=self.top_n,
         )
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
-        texts = texts_of(self.documents, self.sent, rank_fields=None) if self.return_documents else None
         return {
             "object": "rerank",
             "id": request_id,
@@ -51,7 +55,7 @@ class InfinityCall(QueryCall):
                 {
                     "index": ranked.index,
                     "relevance_score": score_of(ranked, raw=self.raw_scores),
-                    **({"document": texts[ranked.index]} if texts else {}),
+                    **({"document": self.texts[ranked.index]} if self.return_documents else {}),
                 }
                 for ranked in result.results
             ],

@@ -4,20 +4,22 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
-from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, has_field
 from app.api.dialects.fields import (
     Documents,
     ModelName,
     RankFields,
     ReturnDocuments,
+    TextsCall,
     TopN,
     texts_of,
     usage_of,
 )
 from app.domain import RerankRequest, RerankResult
+from app.steps import Steps
 
 
-class MixedbreadCall(QueryCall):
+class MixedbreadCall(TextsCall):
     model: ModelName = None
     query: str
     input: Documents
@@ -25,10 +27,13 @@ class MixedbreadCall(QueryCall):
     top_k: TopN = None
     return_input: ReturnDocuments = None
 
+    def read_texts(self) -> Steps[list[str]]:
+        return texts_of(self.input, self.sent, rank_fields=self.rank_fields, name="input")
+
     def to_request(self) -> RerankRequest:
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.input, self.sent, rank_fields=self.rank_fields, name="input"),
+            documents=self.texts,
             model=self.model,
             top_n=self.top_k,
         )

@@ -5,12 +5,13 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json
 from app.api.dialects.fields import (
     Documents,
     ModelName,
     RankFields,
     ReturnDocuments,
+    TextsCall,
     TopN,
     search_units,
     texts_of,
@@ -18,6 +19,7 @@ from app.api.dialects.fields import (
     usage_of,
 )
 from app.domain import RerankRequest, RerankResult, ScoreOptions
+from app.steps import Steps
 
 _OWN_PATHS = tuple(f"/pinecone{path}" for path in SHARED_PATHS)
 
@@ -30,7 +32,7 @@ class PineconeParameters(BaseModel):
     )
 
 
-class PineconeCall(QueryCall):
+class PineconeCall(TextsCall):
     model: ModelName = None
     query: str
     documents: Documents
@@ -39,11 +41,14 @@ class PineconeCall(QueryCall):
     rank_fields: RankFields = None
     parameters: PineconeParameters | None = None
 
+    def read_texts(self) -> Steps[list[str]]:
+        return texts_of(self.documents, self.sent, rank_fields=self.rank_fields, bare=True)
+
     def to_request(self) -> RerankRequest:
         truncate = self.parameters and self.parameters.truncate
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.documents, self.sent, rank_fields=self.rank_fields, bare=True),
+            documents=self.texts,
             model=self.model,
             top_n=self.top_n,
             options=ScoreOptions(truncation=truncation_of(cut=truncate == "END" if truncate else None)),

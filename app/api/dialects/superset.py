@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.api.dialects.base import Json, QueryCall
+from app.api.dialects.base import Json
 from app.api.dialects.fields import (
     PASSED_THROUGH,
     Documents,
@@ -14,15 +14,17 @@ from app.api.dialects.fields import (
     Priority,
     RankFields,
     ReturnDocuments,
+    TextsCall,
     TopN,
     score_of,
     search_units,
     texts_of,
 )
 from app.domain import PassageOptions, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Truncation
+from app.steps import Steps
 
 
-class SupersetCall(QueryCall):
+class SupersetCall(TextsCall):
     """The request fields of both; a dialect adds how it answers."""
 
     model: ModelName = None
@@ -37,10 +39,13 @@ class SupersetCall(QueryCall):
     return_documents: ReturnDocuments = None
     priority: Priority = None
 
+    def read_texts(self) -> Steps[list[str]]:
+        return texts_of(self.documents, self.sent, rank_fields=self.rank_fields)
+
     def to_request(self) -> RerankRequest:
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.documents, self.sent, rank_fields=self.rank_fields),
+            documents=self.texts,
             model=self.model,
             top_n=self.top_n,
             options=self.options(),

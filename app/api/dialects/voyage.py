@@ -4,11 +4,12 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from app.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field
+from app.api.dialects.base import SHARED_PATHS, Dialect, Json, has_field
 from app.api.dialects.fields import (
     Documents,
     ModelName,
     ReturnDocuments,
+    TextsCall,
     TopN,
     Truncate,
     texts_of,
@@ -16,12 +17,13 @@ from app.api.dialects.fields import (
     usage_of,
 )
 from app.domain import RerankRequest, RerankResult, ScoreOptions
+from app.steps import Steps
 
 # A body without top_k and truncation cannot be told from Jina's.
 _OWN_PATHS = tuple(f"/voyage{path}" for path in SHARED_PATHS)
 
 
-class VoyageCall(QueryCall):
+class VoyageCall(TextsCall):
     model: ModelName = None
     query: str
     documents: Documents
@@ -29,17 +31,19 @@ class VoyageCall(QueryCall):
     return_documents: ReturnDocuments = None
     truncation: Truncate = None
 
+    def read_texts(self) -> Steps[list[str]]:
+        return texts_of(self.documents, self.sent, rank_fields=None)
+
     def to_request(self) -> RerankRequest:
         return RerankRequest(
             query=self.query,
-            documents=texts_of(self.documents, self.sent, rank_fields=None),
+            documents=self.texts,
             model=self.model,
             top_n=self.top_k,
             options=ScoreOptions(truncation=truncation_of(cut=self.truncation)),
         )
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
-        texts = texts_of(self.documents, self.sent, rank_fields=None) if self.return_documents else None
         return {
             "object": "list",
             "id": request_id,
@@ -47,7 +51,7 @@ class VoyageCall(QueryCall):
                 {
                     "index": ranked.index,
                     "relevance_score": ranked.relevance_score,
-                    **({"document": texts[ranked.index]} if texts else {}),
+                    **({"document": self.texts[ranked.index]} if self.return_documents else {}),
                 }
                 for ranked in result.results
             ],

@@ -11,6 +11,9 @@ from app.api.json_text import KEY, MOST_LEVELS
 from app.steps import Steps, drained
 
 _MEMBERS_AT_A_TIME: Final = 500
+# A span is one integer, its start above its end: an object may have hundreds of thousands of members.
+_END_BITS: Final = 40
+_END: Final = (1 << _END_BITS) - 1
 
 
 class SentBody:
@@ -21,7 +24,7 @@ class SentBody:
         self._outline: Outline | None = None
         self._spans: dict[str, tuple[list[int], list[int]]] = {}
         self._latest: tuple[str, int] | None = None
-        self._members: dict[str, tuple[int, int]] = {}
+        self._members: dict[str, int] = {}
 
     @property
     def size(self) -> int:
@@ -36,8 +39,7 @@ class SentBody:
     def member(self, field: str, index: int, name: str) -> bytes:
         """A member of an object in a list, as it came."""
         drained(self.find_members(field, index))
-        start, end = self._members[name]
-        return self._text[start:end].strip(BLANKS)
+        return self._text[_slice(self._members[name])].strip(BLANKS)
 
     def value(self, field: str, index: int, name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
         """The same, to be written as it came; texts and whole numbers of 64 bits lose nothing when they are read."""
@@ -65,19 +67,25 @@ class SentBody:
             root = found.container(0, len(self._text), level=1)
             assert root is not None  # noqa: S101 - it was read as an object
             fields = yield from self._spans_in(*root.members())
-            entries = found.container(*fields[field], level=2)
+            span = _slice(fields[field])
+            entries = found.container(span.start, span.stop, level=2)
             assert entries is not None  # noqa: S101 - it was read as a list
             starts, ends = entries.members()
             self._spans[field] = starts.tolist(), ends.tolist()
         return found
 
-    def _spans_in(self, starts: Positions, ends: Positions) -> Steps[dict[str, tuple[int, int]]]:
+    def _spans_in(self, starts: Positions, ends: Positions) -> Steps[dict[str, int]]:
         """Where the value of each member is; the last one's, if there are several of a name."""
-        spans: dict[str, tuple[int, int]] = {}
-        for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True), 1):
-            key = KEY.match(self._text, start, end)
-            if key is not None:
-                spans[orjson.loads(key[1])] = key.end(), end
-            if number % _MEMBERS_AT_A_TIME == 0:
-                yield
+        spans: dict[str, int] = {}
+        for first in range(0, len(starts), _MEMBERS_AT_A_TIME):
+            some = slice(first, first + _MEMBERS_AT_A_TIME)
+            for start, end in zip(starts[some].tolist(), ends[some].tolist(), strict=True):
+                key = KEY.match(self._text, start, end)
+                if key is not None:
+                    spans[orjson.loads(key[1])] = key.end() << _END_BITS | end
+            yield
         return spans
+
+
+def _slice(span: int) -> slice:
+    return slice(span >> _END_BITS, span & _END)

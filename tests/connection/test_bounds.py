@@ -270,7 +270,7 @@ async def test_a_connection_of_any_kind_takes_little_memory(kind: str) -> None:
     """What it may have in buffers (64 KiB of what follows, as much of a body, and one read) and 16 KiB for itself."""
     sent, bound = {
         "idle": (b"", 16 << 10),
-        "in a head": (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"y" * 60_000, 144 << 10),
+        "in a head": (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"y" * 60_000, 208 << 10),
         "in a body": (b"POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n" + b"y" * 60_000, 208 << 10),
         "pipelining": (_SLOW + _HEALTH * 5_000, 208 << 10),
         "not reading": (_LARGE + _HEALTH * 5_000, 208 << 10),

@@ -216,15 +216,16 @@ def _as_lines(document: Mapping[str, Any], where: _Place, names: Sequence[str], 
         raise InvalidRequest(f"{where} has {_nothing_of(names)}")
     if bare:
         return (yield from _as_text(document[present[0]], present[0], where))
-    texts: dict[str, str] = {}
+    lines: list[str] = []
+    shows = False
     for number, name in enumerate(present):
-        texts[name] = yield from _as_text(document[name], name, where)
+        text = yield from _as_text(document[name], name, where)
+        shows = shows or is_visible(text)
+        lines.append(f"{name}: {text}")
         if number % _FIELDS_AT_A_TIME == 0:
             yield
     # Names of fields that show nothing are no text of the document.
-    if not any(map(is_visible, texts.values())):
-        return ""
-    return "\n".join(f"{name}: {text}" for name, text in texts.items())
+    return "\n".join(lines) if shows else ""
 
 
 def _nothing_of(names: Sequence[str]) -> str:

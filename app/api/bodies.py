@@ -26,9 +26,9 @@ from app.turns import Share
 
 T = TypeVar("T")
 
-# Up to so many a body is read as soon as it is there: a tenth of a millisecond, and 1.5 for one of brackets only.
+# A smaller body is parsed as soon as it has arrived: 0.1 ms, or 1.5 ms if it consists of brackets.
 SMALL_BYTES: Final = 1 << 15
-# Up to so many it is read at once, in a turn: half a millisecond, and 12 for one of brackets only.
+# A smaller body is parsed in one step of its caller's turn: 0.5 ms, or 12 ms if it consists of brackets.
 _AT_ONCE_BYTES: Final = 1 << 18
 _BODIES_AT_A_TIME: Final = 4
 # About as much of a body is read in one turn, which holds the event loop. A small request needs the loop some twenty

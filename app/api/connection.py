@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # What a connection may have that nobody has asked for yet, of its next requests or of a body.
 _AHEAD_BYTES: Final = 64 * 1024
-# After so many steps of reading others have their turn.
+# Events parsed from one connection before other connections get their turn.
 _STEPS_PER_TURN: Final = 256
 # So long, and so much, a connection that will be closed is read from, for else the peer might lose the answer.
 _LINGER_S: Final = 2.0

@@ -1,7 +1,7 @@
 """Decides which connections are taken, and tells an operator about those that are not. Knows no socket.
 
 Beside the connections that it allows, a few more are taken for probes: over them only `/health` and `/ready` are
-answered, so that a full service still looks alive to whoever would restart it.
+answered, so that an orchestrator does not restart a service that is only full.
 """
 
 import logging

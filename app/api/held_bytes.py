@@ -61,7 +61,7 @@ class Claim:
         self.hold(amount)
 
     def change(self, amount: int) -> None:
-        """Hold so many bytes from now on, instead of what was held.
+        """Replace the held bytes by `amount`.
 
         Raises:
             Overloaded: that is more, and there is no room for it.

@@ -78,7 +78,7 @@ class Outline:
         self._openings = openings
 
     def reach(self, start: int, *, most_bytes: int, most_marks: int) -> int:
-        """How far one gets from a position with so many bytes and so many marks."""
+        """The end of the piece from `start` that has at most `most_bytes` bytes and `most_marks` marks."""
         last = _index(self._positions, start) + most_marks
         reach = start + most_bytes
         return reach if last >= len(self._positions) else min(reach, int(self._positions[last]))

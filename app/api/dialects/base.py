@@ -184,7 +184,7 @@ class Dialect:
         return list(islice(_unknown_fields(body, self.call), _IGNORED_SHOWN))
 
     def _refuse_long_lists(self, body: Mapping[str, Any], limits: CallLimits) -> None:
-        """Whatever a field means, it has at most so many entries, and nothing looks at them before that is known."""
+        """Check the length of every list, of unknown fields too, before anything reads its entries."""
         for name, value in body.items():
             if isinstance(value, list) and len(value) > limits.documents:
                 what = "documents per request" if name in self.takes else "entries in a list"

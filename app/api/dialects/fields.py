@@ -21,7 +21,7 @@ _NAMES_SHOWN: Final = 5
 _LARGEST_COUNT: Final = 2.0**63
 RANK_FIELD_CHARS: Final = 1000
 _PAIRS_PER_SEARCH_UNIT: Final = 100
-# Between so many others have their turn.
+# Number of texts and of fields between two yields to other callers.
 _TEXTS_AT_A_TIME: Final = 1000
 _FIELDS_AT_A_TIME: Final = 100
 

@@ -190,8 +190,8 @@ async def test_a_pipelined_flood_is_answered_in_full_while_others_are_served() -
         await flood
 
 
-async def _longest_turn_s(requests: bytes) -> float:
-    """The most CPU time that a connection's bytes take before others have their turn."""
+async def _longest_share(requests: bytes) -> float:
+    """The largest part of the CPU time for a connection's bytes that is spent before others have their turn."""
     turns: list[float] = []
 
     async def watch() -> None:
@@ -204,20 +204,20 @@ async def _longest_turn_s(requests: bytes) -> float:
         await client.send(requests)
         await client.rest()
         watching.cancel()
-    return max(after - before for before, after in pairwise(turns))
+    took = [after - before for before, after in pairwise(turns)]
+    return max(took) / sum(took)
 
 
 @pytest.mark.parametrize(
     "piece", [b"1\r\nx\r\n", b"2\r\n\r\n\r\n", b"4\r\n\r\n\r\n\r\n"], ids=["bytes", "blank lines", "more blank lines"]
 )
 async def test_a_body_of_tiny_chunks_holds_nobody_up(piece: bytes) -> None:
-    """Some milliseconds on an idle machine."""
     body = _CHUNKED.replace(b"Host: x", b"Host: x\r\nConnection: close") + piece * 100_000 + b"0\r\n\r\n"
-    assert await _longest_turn_s(body) < 0.05
+    assert await _longest_share(body) < 0.5
 
 
 async def test_blank_lines_without_end_hold_nobody_up() -> None:
-    assert await _longest_turn_s(b"\r\n" * 500_000) < 0.05
+    assert await _longest_share(b"\r\n" * 500_000) < 0.5
 
 
 async def _open(server: RawServer, stack: AsyncExitStack, count: int) -> list[Any]:

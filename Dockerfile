@@ -32,7 +32,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --require-hashes -r requirements/gpu.txt
 
 FROM builder AS code
-# for the kernels of app/engines/kernels; Python's headers are in the official images, but not in all of others
+# for the kernels of app/rerankd/engines/onnx/kernels; Python's headers are in the official images, but not in all of others
 RUN headers=$(python -c 'import sysconfig; print(sysconfig.get_path("include"))') \
     && apt-get update \
     && apt-get install --yes --no-install-recommends g++ libc6-dev $(test -f "$headers/Python.h" || echo python3-dev) \
@@ -84,10 +84,10 @@ FROM service AS cpu-torch
 COPY --from=dependencies-cpu-torch /opt/venv /opt/venv
 COPY --from=code /opt/code /opt/venv
 RUN ["python", "-c", "import torch, transformers"]
-RUN ["python", "-m", "app.engines.kernel_support"]
+RUN ["python", "-m", "rerankd.engines.onnx.kernel_support"]
 
 FROM service AS cpu
 COPY --from=dependencies-cpu /opt/venv /opt/venv
 COPY --from=code /opt/code /opt/venv
 # without the kernels the image would be half as fast, and nobody would notice
-RUN ["python", "-m", "app.engines.kernel_support"]
+RUN ["python", "-m", "rerankd.engines.onnx.kernel_support"]

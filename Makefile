@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALL := scripts/install.sh $(BIN)/python
 # every package of the service with its hashes; `make lock` writes them
 HASHED := requirements/$(if $(filter gpu,$(subst $(comma), ,$(EXTRAS))),gpu,cpu).txt
-FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(wildcard app/engines/kernels/*.cpp app/engines/kernels/*.h)
+FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(wildcard app/rerankd/engines/onnx/kernels/*.cpp app/rerankd/engines/onnx/kernels/*.h)
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
@@ -32,7 +32,7 @@ test: $(VENV)/.development servers ## every test, with coverage
 	$(BIN)/python -m pytest -m "not timed" $(IN_PARALLEL) --cov --cov-report= $(ARGS)
 	$(BIN)/python -m pytest -m timed $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=95
-	$(BIN)/python -m coverage report --fail-under=100 --include="app/batching/admission.py,app/batching/cost.py,app/batching/planner.py,app/cache/keys.py,app/ranking.py"
+	$(BIN)/python -m coverage report --fail-under=100 --include="app/rerankd/batching/admission.py,app/rerankd/batching/cost.py,app/rerankd/batching/planner.py,app/rerankd/cache/keys.py,app/rerankd/scorers/ranking.py"
 
 test-fast: $(VENV)/.development servers ## the tests that take no minute
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -97,7 +97,7 @@ $(VENV)/.service: $(VENV)/.python $(FROZEN)
 	@echo "installing the service into $(VENV): about 60 MB to download, about a minute"
 	@$(INSTALL) --require-hashes -r $(HASHED) -r requirements/build.txt
 	@$(INSTALL) --no-deps --no-build-isolation -e .
-	@$(BIN)/python -m app.engines.kernel_support || true # without them it serves, but slower
+	@$(BIN)/python -m rerankd.engines.onnx.kernel_support || true # without them it serves, but slower
 	@touch $@
 
 # torch alone and first: a plain range would let pip take a build that is several times larger

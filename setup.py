@@ -1,16 +1,16 @@
-"""The kernels of app/engines/kernels. Where they cannot be compiled, everything works without them, but slower."""
+"""The kernels of rerankd/engines/onnx. Where they cannot be compiled, everything works without them, but slower."""
 
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
-_KERNELS = "app/engines/kernels"
+_KERNELS = "app/rerankd/engines/onnx/kernels"
 
 setup(
     ext_modules=[
         Pybind11Extension(
-            "app.engines.kernels._compiled",
+            "rerankd.engines.onnx.kernels._compiled",
             [f"{_KERNELS}/layers.cpp", f"{_KERNELS}/module.cpp"],
             depends=[str(header) for header in Path(_KERNELS).glob("*.h")],
             cxx_std=17,

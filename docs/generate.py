@@ -10,19 +10,19 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from app.api.dialects.fields import RANK_FIELD_CHARS
-from app.api.json_text import MOST_LEVELS
-from app.api.request_reader import MAX_HEAD_BYTES
-from app.config import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Settings
-from app.domain import LAST_PRIORITY
-from app.model_names import MOST_PREFIXES
+from rerankd.api.dialects.fields import RANK_FIELD_CHARS
+from rerankd.api.parsing.json_text import MOST_LEVELS
+from rerankd.api.transport.request_reader import MAX_HEAD_BYTES
+from rerankd.config.model_names import MOST_PREFIXES
+from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Settings
+from rerankd.domain import LAST_PRIORITY
 
 TARGET = Path(__file__).parent / "configuration.md"
 LIMITS = Path(__file__).parent / "limits.md"
 
 _HEAD = """# Configuration
 
-Written by `python -m docs.generate` from `app/config.py`; a test fails when this page is stale.
+Written by `python -m docs.generate` from `app/rerankd/config/settings.py`; a test fails when this page is stale.
 
 ## Environment
 

@@ -33,7 +33,7 @@ class Text:
     text: str
 
 
-def texts(folder: Path = ROOT / "app") -> list[Text]:
+def texts(folder: Path = ROOT / "app" / "rerankd") -> list[Text]:
     """Every text below a folder, in the order of its files."""
     found = []
     for path in sorted(folder.rglob("*.py")):

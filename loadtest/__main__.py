@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from app.config import SHIPPED_REGISTRY
 from loadtest.servers import rerankd_server, wait_until_ready
+from rerankd.config.settings import SHIPPED_REGISTRY
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
         ) as server,
     ):
         wait_until_ready(server)
-        return subprocess.call([sys.executable, "-m", "app.cli", "bench", server.url, *sys.argv[1:]])
+        return subprocess.call([sys.executable, "-m", "rerankd.cli", "bench", server.url, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from typing import Final
 import httpx
 import psutil
 
-from app.benchmark.connection import Connection, Target
 from loadtest.claims import Claim, conclude, parser, run
 from loadtest.hostile import HostileBody, hostile_bodies
 from loadtest.servers import Server, rerankd_server, wait_until_ready
+from rerankd.tools.benchmark.connection import Connection, Target
 
 MOST_TIMES: Final = 10.0
 MOST_MIB: Final = 64.0

@@ -15,11 +15,11 @@ from time import perf_counter
 
 import orjson
 
-from app.benchmark.connection import Answer, Connection, Target
-from app.benchmark.measurement import percentile, read_server_timing
-from app.benchmark.workload import Shape, Workload
 from loadtest.claims import Claim, conclude, parser, run, served
 from loadtest.servers import redis_server
+from rerankd.tools.benchmark.connection import Answer, Connection, Target
+from rerankd.tools.benchmark.measurement import percentile, read_server_timing
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 _DIFFERENT_REQUESTS = 8
 

@@ -16,10 +16,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from app.benchmark.benchmark import processor
-from app.config import SHIPPED_REGISTRY
-from app.worker import available_cores
 from loadtest.servers import Server, rerankd_server, wait_until_ready
+from rerankd.concurrency.worker import available_cores
+from rerankd.config.settings import SHIPPED_REGISTRY
+from rerankd.tools.benchmark.benchmark import processor
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from app.benchmark.measurement import Measurement, Spread
 from loadtest.contestants import CONTESTANTS
+from rerankd.tools.benchmark.measurement import Measurement, Spread
 
 _LEAST_CORRELATION: Final = {"float32": 0.999, "int8": 0.9}
 _HEAD: Final = (

@@ -36,17 +36,17 @@ from typing import Final
 from rich.console import Console
 from rich.progress import Progress
 
-from app.benchmark.benchmark import processor
-from app.benchmark.connection import Connection, ConnectionLost, Target
-from app.benchmark.load import Window, closed_loop
-from app.benchmark.measurement import Measurement, measure
-from app.benchmark.tables import markdown_table
-from app.benchmark.workload import Shape, Workload
-from app.worker import available_cores
 from loadtest.claims import run
 from loadtest.contest import Contest, Scores, agreement, lines
 from loadtest.contestants import CONTESTANTS, Weights
 from loadtest.standing import START_TIMEOUT_S, Standing
+from rerankd.concurrency.worker import available_cores
+from rerankd.tools.benchmark.benchmark import processor
+from rerankd.tools.benchmark.connection import Connection, ConnectionLost, Target
+from rerankd.tools.benchmark.load import Window, closed_loop
+from rerankd.tools.benchmark.measurement import Measurement, measure
+from rerankd.tools.benchmark.tables import markdown_table
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 _COMPARED_REQUESTS: Final = 3
 _COMPARISON_TIMEOUT_S: Final = 60.0

@@ -18,16 +18,16 @@ from statistics import median
 
 import orjson
 
-from app.assembly import load_parts
-from app.benchmark.connection import Target
-from app.benchmark.load import Window, closed_loop
-from app.benchmark.measurement import measure
-from app.benchmark.workload import Shape, Workload
-from app.config import Settings, read_registry
-from app.domain import Encoding
-from app.engines.base import Engine, cut_by_length
-from app.scorers.base import PairScorer
 from loadtest.claims import Claim, conclude, parser, run, served
+from rerankd.config.settings import Settings, read_registry
+from rerankd.domain import Encoding
+from rerankd.engines.base import Engine, cut_by_length
+from rerankd.scorers.base import PairScorer
+from rerankd.serving.assembly import load_parts
+from rerankd.tools.benchmark.connection import Target
+from rerankd.tools.benchmark.load import Window, closed_loop
+from rerankd.tools.benchmark.measurement import measure
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 DOCUMENTS = 30
 REQUESTS = 40

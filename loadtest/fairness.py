@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.benchmark.connection import Target
-from app.benchmark.load import Sample, Window, closed_loop
-from app.benchmark.measurement import latencies_ms
-from app.benchmark.workload import Shape, Workload
 from loadtest.claims import Claim, conclude, parser, run, served
+from rerankd.tools.benchmark.connection import Target
+from rerankd.tools.benchmark.load import Sample, Window, closed_loop
+from rerankd.tools.benchmark.measurement import latencies_ms
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 
 @dataclass(slots=True)

@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import httpx
 
-from app.api.dialects import DIALECTS
 from loadtest.claims import Claim, conclude, parser, run
 from loadtest.servers import Server, rerankd_server, wait_until_ready
+from rerankd.api.dialects import DIALECTS
 
 MOST_MIB: Final = 64.0
 _MOST_PER_REQUEST_KIB: Final = 1.0

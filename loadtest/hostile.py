@@ -10,8 +10,8 @@ from typing import Final, get_args
 import orjson
 from pydantic import AliasChoices, BaseModel
 
-from app.api.dialects import DIALECTS
-from app.api.dialects.base import Dialect
+from rerankd.api.dialects import DIALECTS
+from rerankd.api.dialects.base import Dialect
 
 _UNKNOWN: Final = "no_such_field"
 

@@ -20,10 +20,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.api.connection import Connection
-from app.api.door import ConnectionBounds, Door
-from app.observer import Silent
 from loadtest.claims import Claim, conclude, parser, run
+from rerankd.api.transport.connection import Connection
+from rerankd.api.transport.door import ConnectionBounds, Door
+from rerankd.telemetry.observer import Silent
 
 _BODY: Final = b"x" * 20_000
 _REQUEST: Final = (

@@ -19,11 +19,11 @@ from random import Random
 from typing import Final
 from urllib.parse import urlsplit
 
-from app.benchmark.connection import Target
-from app.benchmark.load import Window
-from app.benchmark.measurement import latencies_ms
 from loadtest.claims import Claim, conclude, parser, run, served
 from loadtest.fairness import Clients, compare
+from rerankd.tools.benchmark.connection import Target
+from rerankd.tools.benchmark.load import Window
+from rerankd.tools.benchmark.measurement import latencies_ms
 
 _LIMIT: Final = 1.5
 _BUSY: Final = "busy"

@@ -14,7 +14,7 @@ from argparse import ArgumentParser, Namespace
 from locust import FastHttpUser, between, events, task
 from locust.env import Environment
 
-from app.benchmark.workload import Shape, Workload
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 
 @events.init_command_line_parser.add_listener

@@ -17,12 +17,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
-from app.benchmark.connection import Connection, Target
-from app.benchmark.load import Run, Window, closed_loop
-from app.benchmark.measurement import latencies_ms
-from app.benchmark.workload import Shape, Workload
 from loadtest.claims import Claim, conclude, parser, run, served
 from loadtest.servers import Server
+from rerankd.tools.benchmark.connection import Connection, Target
+from rerankd.tools.benchmark.load import Run, Window, closed_loop
+from rerankd.tools.benchmark.measurement import latencies_ms
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 _PAUSE_S = 0.002
 _MEMORY_PAUSE_S = 0.05

@@ -22,11 +22,11 @@ from time import perf_counter, sleep, thread_time
 
 import httpx
 
-from app.benchmark.workload import Shape, Workload
-from app.config import Settings
-from app.main import serve
 from loadtest.claims import Claim, conclude, parser
 from loadtest.servers import free_port
+from rerankd.api.server import serve
+from rerankd.config.settings import Settings
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 _LIMIT_MS = 5.0
 _TIMEOUT_S = 900.0

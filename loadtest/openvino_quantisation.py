@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from app.domain import Encoding, FloatArray
-from app.engines import load_engine
-from app.engines.base import BatchLimits, EngineSpec, pad
-from app.engines.openvino import _leave_quantising_to_products, rounded_length
-from app.scorers import load_scorer
-from app.scorers.base import PairScorer, ScorerSpec
-from app.tuning import workload
+from rerankd.domain import Encoding, FloatArray
+from rerankd.engines import load_engine
+from rerankd.engines.base import BatchLimits, EngineSpec, pad
+from rerankd.engines.openvino import _leave_quantising_to_products, rounded_length
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.tools.tuning import workload
 
 Forward = Callable[[Sequence[Encoding]], FloatArray]
 

@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from random import Random
 from time import perf_counter
 
-from app.benchmark.connection import Answer, Connection, Target
-from app.benchmark.load import Patience, Run, Sample, Window, closed_loop, open_loop, patient
-from app.benchmark.measurement import latencies_ms, measure, percentile
-from app.benchmark.workload import Shape, Workload
 from loadtest.claims import Claim, conclude, parser, run, served
 from loadtest.servers import Server
+from rerankd.tools.benchmark.connection import Answer, Connection, Target
+from rerankd.tools.benchmark.load import Patience, Run, Sample, Window, closed_loop, open_loop, patient
+from rerankd.tools.benchmark.measurement import latencies_ms, measure, percentile
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 DEADLINE_HEADER = "X-Request-Deadline-Ms"
 

@@ -4,7 +4,7 @@
 
 The products of MiniLM-L6's layers alone (512 tokens, widths 384 and 1,536), on one thread, by each runtime: in billions
 of multiplications (GMAC) per second of CPU time. The bound is what all cores together could rank if a pair of the
-reference workload cost nothing but its products; the last layer's are needed for one token only (app/narrowing.py).
+reference workload cost nothing but its products; the last layer's are needed for one token only (tools/narrowing.py).
 """
 
 import argparse
@@ -23,12 +23,12 @@ from openvino import opset13 as ops
 from rich.console import Console
 from rich.table import Table
 
-from app.benchmark.workload import Shape, Workload
-from app.config import SHIPPED_REGISTRY
-from app.engines.onnx import exact_products
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
-from app.worker import available_cores
+from rerankd.concurrency.worker import available_cores
+from rerankd.config.settings import SHIPPED_REGISTRY
+from rerankd.engines.onnx.engine import exact_products
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 _TOKENS = 512
 _WIDTH, _INNER, _LAYERS = 384, 1536, 6

@@ -1,8 +1,8 @@
 """Cross-encoders with the shapes of well-known models and random weights, tokenizer included, made in code.
 
 What a forward pass costs depends on shapes and lengths, not on what the numbers mean, so load tests need no download.
-The vocabularies hold the words of `app.benchmark.workload` and are filled up to the original's size. Needs torch and
-transformers.
+The vocabularies hold the words of `tools/benchmark/workload.py` and are filled up to the original's size.
+Needs torch and transformers.
 """
 
 import json
@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from app.benchmark.workload import VOCABULARY
+from rerankd.tools.benchmark.workload import VOCABULARY
 
 # Transformers' own range gives nearly the same score to all pairs, and orders that cannot be compared.
 _SPREAD = 0.08

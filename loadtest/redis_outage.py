@@ -21,9 +21,9 @@ from pathlib import Path
 
 import httpx
 
-from app.benchmark.workload import Body, Shape, Words, Workload
-from app.config import SHIPPED_REGISTRY
 from loadtest.servers import Server, redis_server, rerankd_server, wait_until_ready
+from rerankd.config.settings import SHIPPED_REGISTRY
+from rerankd.tools.benchmark.workload import Body, Shape, Words, Workload
 
 _RECOVERY_S = 3.0
 _UNDER_WAY_S = 0.7

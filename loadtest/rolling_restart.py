@@ -24,10 +24,10 @@ from time import perf_counter
 
 import httpx
 
-from app.benchmark.connection import Connection, ConnectionLost, Target
-from app.benchmark.workload import Shape, Workload
 from loadtest.claims import Claim, conclude, parser, run
 from loadtest.servers import Server, free_port, haproxy_server, rerankd_at, wait_until_ready
+from rerankd.tools.benchmark.connection import Connection, ConnectionLost, Target
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 _LONGEST_STOP_S = 60.0
 _TIMEOUT_S = 60.0

@@ -27,11 +27,11 @@ from random import Random
 from statistics import median
 from typing import Final
 
-from app.assembly import running_service
-from app.config import Settings
-from app.domain import RerankRequest, ScoreOptions, WindowWishes
-from app.service import RerankService
 from loadtest.claims import Claim, conclude, run
+from rerankd.config.settings import Settings
+from rerankd.domain import RerankRequest, ScoreOptions, WindowWishes
+from rerankd.serving.assembly import running_service
+from rerankd.serving.service import RerankService
 from tests.fakes import RecordingObserver
 from tests.registry_files import write_registry
 from tests.tiny_causal import build_llama

@@ -28,10 +28,10 @@ from time import perf_counter
 
 import orjson
 
-from app.benchmark.connection import Answer, Connection, ConnectionLost, Target
-from app.benchmark.workload import Shape, Workload
 from loadtest.claims import Claim, conclude, parser, run, served
 from loadtest.servers import Server, free_port, redis_server
+from rerankd.tools.benchmark.connection import Answer, Connection, ConnectionLost, Target
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 _FIXED_REQUESTS = 40
 _NEW_SHARE = 0.3

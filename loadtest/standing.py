@@ -9,9 +9,9 @@ from typing import Final
 import httpx
 import psutil
 
-from app.benchmark.connection import Target
 from loadtest.contestants import Contestant, Weights
 from loadtest.servers import Server, free_port, running, wait
+from rerankd.tools.benchmark.connection import Target
 
 START_TIMEOUT_S: Final = 300.0
 _IDLE_CORES: Final = 0.1

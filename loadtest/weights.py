@@ -11,10 +11,10 @@ from typing import Final
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from app.engines.weights import read_weights
-from app.exporting import GRAPHS, classifier_graph, export_cross_encoder
 from loadtest.contestants import OUR_ENGINES, OurEngine, Precision, Weights
 from loadtest.random_models import build
+from rerankd.engines.torch.weights import read_weights
+from rerankd.tools.exporting import GRAPHS, classifier_graph, export_cross_encoder
 
 _PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "int8")
 

@@ -21,7 +21,7 @@ from typing import Final
 import pytest
 from filelock import FileLock
 
-import app
+import rerankd
 from tests.tiny_causal import CAUSAL_FAMILIES
 from tests.tiny_models import FAMILIES, TINY_BERT
 
@@ -59,7 +59,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """
     if item.get_closest_marker("uncovered") is None:
         return (yield)
-    _import_app()
+    _import_package()
     trace, trace_of_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
     threading.settrace(None)
@@ -71,9 +71,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 @cache
-def _import_app() -> None:
+def _import_package() -> None:
     """What is imported while nothing is measured would count as never run, in tests that come later too."""
-    for module in walk_packages(app.__path__, prefix="app."):
+    for module in walk_packages(rerankd.__path__, prefix="rerankd."):
         with suppress(ImportError):  # of what is no dependency of the service itself
             import_module(module.name)
 
@@ -148,7 +148,7 @@ def onnx_folder(built: Built, torch_folder: Folder) -> Folder:
     """Gives the folder that our own export makes of a family's tiny model, in every precision."""
 
     def export(family: str, folder: Path) -> None:
-        from app.exporting import GRAPHS, export_cross_encoder  # noqa: PLC0415 - imports torch
+        from rerankd.tools.exporting import GRAPHS, export_cross_encoder  # noqa: PLC0415 - imports torch
 
         export_cross_encoder(torch_folder(family), folder, precisions=list(GRAPHS))
 
@@ -198,7 +198,7 @@ def tiny_deberta_onnx(onnx_folder: Folder) -> Path:
 @pytest.fixture
 def service_collector() -> Iterator[None]:
     """Python's garbage collector as the service has it. Else it walks all that the tests imported, again and again."""
-    from app.main import calm_the_collector  # noqa: PLC0415 - few tests need the application
+    from rerankd.api.server import calm_the_collector  # noqa: PLC0415 - few tests need the application
 
     thresholds = gc.get_threshold()
     calm_the_collector()

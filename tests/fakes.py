@@ -12,24 +12,24 @@ from typing import Any, Final
 
 import numpy as np
 
-from app.batching.batcher import Batcher
-from app.batching.planner import BatchPlanner
-from app.cache.base import Cache
-from app.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings
-from app.engines.base import BatchLimits
-from app.errors import CacheUnavailable, InvalidRequest, TooLong
-from app.model import Canary, GoldenPair, LoadedModel, ServedModel
-from app.observer import Observer
-from app.pipeline.blanks import BlankStage
-from app.pipeline.cached import CachedStage
-from app.pipeline.long_queries import LongQueryStage
-from app.pipeline.passages import PassagePolicy, PassageStage
-from app.pipeline.pointwise import PointwiseStage
-from app.ranking import Activation, identity
-from app.scorers.base import Edges, EncodedPairs
-from app.service import Limits, RerankService
-from app.sharing import SharedWorker
-from app.worker import Worker
+from rerankd.batching.batcher import Batcher
+from rerankd.batching.planner import BatchPlanner
+from rerankd.cache.base import Cache
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.concurrency.worker import Worker
+from rerankd.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings
+from rerankd.engines.base import BatchLimits
+from rerankd.errors import CacheUnavailable, InvalidRequest, TooLong
+from rerankd.pipeline.blanks import BlankStage
+from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.long_queries import LongQueryStage
+from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.scorers.base import Edges, EncodedPairs
+from rerankd.scorers.ranking import Activation, identity
+from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
+from rerankd.serving.service import Limits, RerankService
+from rerankd.telemetry.observer import Observer
 
 POISON: Final = 666
 NOT_A_NUMBER: Final = 667

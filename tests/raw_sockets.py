@@ -12,8 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.api.connection import Connection
-from app.api.door import ConnectionBounds, Door
+from rerankd.api.transport.connection import Connection
+from rerankd.api.transport.door import ConnectionBounds, Door
 from tests.fakes import RecordingObserver
 
 BOUNDS: Final = ConnectionBounds(

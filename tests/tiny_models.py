@@ -39,7 +39,7 @@ _SIZES: Final[Mapping[str, Any]] = {
 }
 
 
-# As wide as our own kernels want layers to be (app/engines/kernels).
+# As wide as our own kernels want layers to be (app/rerankd/engines/onnx/kernels).
 WIDE: Final[Mapping[str, Any]] = {
     **_SIZES,
     "hidden_size": 256,
@@ -261,7 +261,7 @@ def main() -> None:
     """Write tests/data/tiny-bert."""
     from tempfile import TemporaryDirectory  # noqa: PLC0415 - tests need none of this
 
-    from app.exporting import export_cross_encoder  # noqa: PLC0415 - as above
+    from rerankd.tools.exporting import export_cross_encoder  # noqa: PLC0415 - as above
 
     with TemporaryDirectory() as source:
         export_cross_encoder(build_bert(Path(source)), TINY_BERT, precisions=["float32"])

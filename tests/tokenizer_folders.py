@@ -7,7 +7,7 @@ from typing import Final
 
 from tokenizers import Tokenizer
 
-from app.config import SHIPPED_REGISTRY
+from rerankd.config.settings import SHIPPED_REGISTRY
 from tests.tiny_causal import (
     GEMMA_MARKUP,
     LLAMA_MARKUP,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from app.domain import FloatArray
+from rerankd.domain import FloatArray
 
 _SYSTEM: Final = (
     "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query"

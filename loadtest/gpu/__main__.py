@@ -41,11 +41,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from app.benchmark.arrivals import in_time, poisson_arrivals
-from app.benchmark.workload import Shape, Workload
 from loadtest.gpu.operations import Operations
 from loadtest.gpu.rerankers import VARIANTS, Ours, Reranker, Theirs, open_ours
 from loadtest.random_models import MODELS, build
+from rerankd.tools.benchmark.arrivals import in_time, poisson_arrivals
+from rerankd.tools.benchmark.workload import Shape, Workload
 
 _DOCUMENTS = 30
 # Compiling takes longer than all that is measured.

@@ -34,14 +34,14 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 from transformers.utils import logging as transformers_logging
 
-from app.domain import Encoding
-from app.engines.prefixes import PrefixStore
-from app.engines.torch_causal import TorchCausalEngine
-from app.engines.torch_generate import TorchGenerateEngine
-from app.pipeline.windows import SCHEDULES, Schedule
-from app.scorers.base import ScorerSpec
-from app.scorers.first import First
-from app.scorers.yes_no import YesNo
+from rerankd.domain import Encoding
+from rerankd.engines.torch.causal import TorchCausalEngine
+from rerankd.engines.torch.generate import TorchGenerateEngine
+from rerankd.engines.torch.prefixes import PrefixStore
+from rerankd.pipeline.windows import SCHEDULES, Schedule
+from rerankd.scorers.base import ScorerSpec
+from rerankd.scorers.first import First
+from rerankd.scorers.yes_no import YesNo
 from tests.tiny_causal import QWEN_MARKUP, byte_level_tokenizer
 from tests.tiny_models import CORPUS
 

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
 
-from app.batching.batcher import Batcher
-from app.batching.planner import BatchPlanner
-from app.domain import FloatArray, ScoreOptions
-from app.engines import load_engine
-from app.engines.base import EngineSpec
-from app.observer import Silent
-from app.pipeline.pointwise import PointwiseStage
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
-from app.sharing import SharedWorker
-from app.worker import Worker, available_cores
+from rerankd.batching.batcher import Batcher
+from rerankd.batching.planner import BatchPlanner
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.concurrency.worker import Worker, available_cores
+from rerankd.domain import FloatArray, ScoreOptions
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
+from rerankd.telemetry.observer import Silent
 
 _UNLIMITED = 10**12
 _PREDICT_BATCH = 64

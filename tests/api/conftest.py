@@ -9,13 +9,13 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from app.api.auth import ApiKeys
-from app.api.lifecycle import Lifecycle
-from app.api_keys import read_api_keys
-from app.config import Settings
-from app.main import create_app
-from app.metrics import PrometheusObserver
-from app.ranking import sigmoid
+from rerankd.api.auth import ApiKeys
+from rerankd.api.lifecycle import Lifecycle
+from rerankd.api.server import create_app
+from rerankd.config.api_keys import read_api_keys
+from rerankd.config.settings import Settings
+from rerankd.scorers.ranking import sigmoid
+from rerankd.telemetry.metrics import PrometheusObserver
 from tests.fakes import ArithmeticEngine, FakeService
 
 OpenApi = Callable[..., AbstractAsyncContextManager["Api"]]

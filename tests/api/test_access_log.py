@@ -73,7 +73,7 @@ def test_a_line_says_who_asked_what_of_which_model(server: Server) -> None:
     del line["time"]
     assert line == {
         "level": "INFO",
-        "name": "app.access",
+        "name": "rerankd.access",
         "message": "request",
         "method": "POST",
         "path": "/v2/rerank",
@@ -163,7 +163,7 @@ def test_the_first_lines_say_where_what_is_served(server: Server) -> None:
     assert f"playground at {server.url}/, API reference at {server.url}/docs, an API key is needed" in summary
     assert "tiny (onnx/cpu/model.onnx, without our own kernels: no layer of the graph is an int8 one" in summary
     assert not [line for line in lines if line.get("status") == 503], "probes of a service that starts are no news"
-    assert not [line for line in lines if line["name"] == "app.announcing" and line["level"] == "WARNING"]
+    assert not [line for line in lines if line["name"] == "rerankd.api.announcing" and line["level"] == "WARNING"]
 
 
 def test_a_proxy_that_is_not_trusted_names_nobody(tmp_path: Path, tiny_model: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_proxy_that_is_not_trusted_names_nobody(tmp_path: Path, tiny_model: Pa
     with rerankd_server(tmp_path, registry, **environment) as server:
         assert _ask(server, "forged", **{"X-Forwarded-For": "203.0.113.7"})["client"] == "127.0.0.1"
         lines = [json.loads(line) for line in server.log.read_text(encoding="utf-8").splitlines()]
-    (warning,) = [line for line in lines if line["name"] == "app.announcing" and line["level"] == "WARNING"]
+    (warning,) = [line for line in lines if line["name"] == "rerankd.api.announcing" and line["level"] == "WARNING"]
     assert warning["message"].startswith(
         f"no API keys are set, and other machines can reach 0.0.0.0 port {server.port}"
     )
@@ -181,7 +181,7 @@ def test_a_proxy_that_is_not_trusted_names_nobody(tmp_path: Path, tiny_model: Pa
 def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(tmp_path: Path, tiny_model: Path) -> None:
     registry = write_registry(tmp_path, [{"name": "tiny", "path": tiny_model}])
     port = free_port()
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--registry", str(registry)]
+    command = [sys.executable, "-m", "rerankd.cli", "serve", "--port", str(port), "--registry", str(registry)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "RERANKD_LOG_LEVEL": "DEBUG"}) as process:
         try:
             server = Server(port, process, tmp_path / "nothing")

@@ -13,12 +13,12 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.api.bodies import BodyLimits, BodyReader
-from app.api.dialects import DIALECTS
-from app.api.dialects.base import CallLimits
-from app.config import Settings
-from app.errors import RerankError
 from loadtest.hostile import SHAPES, HostileBody, hostile_bodies, spread
+from rerankd.api.dialects import DIALECTS
+from rerankd.api.dialects.base import CallLimits
+from rerankd.api.parsing.bodies import BodyLimits, BodyReader
+from rerankd.config.settings import Settings
+from rerankd.errors import RerankError
 
 _MIB = 2**20
 _SETTINGS = Settings()

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.api.dialects import DIALECTS
-from app.api.dialects.base import SHARED_PATHS, Dialect
+from rerankd.api.dialects import DIALECTS
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect
 from tests.api.conftest import Api, is_our_error
 
 _PINECONE = {"X-Pinecone-Api-Version": "2025-10"}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from app.cache.memory import MemoryCache
-from app.domain import Encoding, FloatArray
-from app.ranking import sigmoid
+from rerankd.cache.memory import MemoryCache
+from rerankd.domain import Encoding, FloatArray
+from rerankd.scorers.ranking import sigmoid
 from tests.api.conftest import Api, OpenApi, is_our_error
 from tests.fakes import ArithmeticEngine, FakeService, logit_of
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from app.cache.memory import MemoryCache
-from app.domain import Truncation
-from app.pipeline.passages import PassagePolicy
-from app.ranking import sigmoid
+from rerankd.cache.memory import MemoryCache
+from rerankd.domain import Truncation
+from rerankd.pipeline.passages import PassagePolicy
+from rerankd.scorers.ranking import sigmoid
 from tests.api.conftest import Api, OpenApi, is_our_error
 from tests.fakes import FakeService, WordScorer, score_of
 

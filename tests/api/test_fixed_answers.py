@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.api.fixed_answers import FixedAnswer
+from rerankd.api.fixed_answers import FixedAnswer
 from tests.api.conftest import Api, OpenApi, is_our_error
 
 _PAGES = ["/", "/playground.css", "/playground.js", "/docs", "/docs/swagger-ui-bundle.js"]

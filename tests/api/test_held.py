@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from app.api.held_bytes import DOCUMENT_BYTES, QUERY_BYTES
-from app.ranking import sigmoid
+from rerankd.api.transport.held_bytes import DOCUMENT_BYTES, QUERY_BYTES
+from rerankd.scorers.ranking import sigmoid
 from tests.api.conftest import Api, OpenApi
 from tests.fakes import ArithmeticEngine, FakeService
 

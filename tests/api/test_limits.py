@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.api.dialects import DIALECTS
-from app.api.dialects.base import CallLimits, Dialect
-from app.errors import InvalidRequest, RequestTooLarge
+from rerankd.api.dialects import DIALECTS
+from rerankd.api.dialects.base import CallLimits, Dialect
+from rerankd.errors import InvalidRequest, RequestTooLarge
 from tests.api.conftest import OpenApi, is_our_error
 from tests.fakes import FakeService
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.dialects import DIALECTS
+from rerankd.api.dialects import DIALECTS
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 

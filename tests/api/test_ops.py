@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.api.dialects import DIALECTS
-from app.model import Canary, GoldenPair
+from rerankd.api.dialects import DIALECTS
+from rerankd.serving.model import Canary, GoldenPair
 from tests.api.conftest import Api, OpenApi
 from tests.fakes import FakeService, score_of
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from app.cache.memory import MemoryCache
+from rerankd.cache.memory import MemoryCache
 from tests.api.conftest import Api, OpenApi, is_our_error
 from tests.fakes import ArithmeticEngine, FakeService
 

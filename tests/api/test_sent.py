@@ -6,10 +6,10 @@ from typing import Any
 import orjson
 import pytest
 
-from app.api.dialects.base import CallLimits
-from app.api.dialects.voyage import VOYAGE
-from app.api.json_outline import Container
-from app.api.sent import SentBody
+from rerankd.api.dialects.base import CallLimits
+from rerankd.api.dialects.voyage import VOYAGE
+from rerankd.api.parsing.json_outline import Container
+from rerankd.api.parsing.sent import SentBody
 from tests.api.conftest import Api
 
 _LIMITS = CallLimits(documents=10_000, queries=1000, rank_fields=64, fields=256)

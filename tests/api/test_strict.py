@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.api.dialects import DIALECTS
-from app.api.dialects.base import Dialect
+from rerankd.api.dialects import DIALECTS
+from rerankd.api.dialects.base import Dialect
 from tests.api.conftest import Api, OpenApi, is_our_error
 
 _EVERY_PATH = pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.ranking import sigmoid
+from rerankd.scorers.ranking import sigmoid
 from tests.api.conftest import Api, OpenApi, is_our_error
 from tests.fakes import FakeService, score_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.api.wrong_paths import nearest_path
+from rerankd.api.wrong_paths import nearest_path
 from tests.api.conftest import Api, OpenApi, is_our_error
 from tests.fakes import FakeService
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.api.door import ConnectionBounds, Door, Place
+from rerankd.api.transport.door import ConnectionBounds, Door, Place
 from tests.fakes import RecordingObserver
 from tests.raw_sockets import BOUNDS, Echo, RawServer, raw_server, statuses, until
 
@@ -290,7 +290,7 @@ async def test_a_connection_of_any_kind_takes_little_memory(kind: str) -> None:
         await asyncio.sleep(0.1)
         after = tracemalloc.take_snapshot()
         tracemalloc.stop()
-        ours = tracemalloc.Filter(inclusive=True, filename_pattern="*/app/api/*")
+        ours = tracemalloc.Filter(inclusive=True, filename_pattern="*/app/rerankd/api/*")
         grown = after.filter_traces([ours]).compare_to(before.filter_traces([ours]), "filename")
         assert sum(difference.size_diff for difference in grown) / count < bound
         for client in clients:
@@ -343,7 +343,7 @@ def test_refusals_are_counted_each_and_logged_together(caplog: pytest.LogCapture
     observer = RecordingObserver()
     door = Door(BOUNDS, observer, clock=lambda: next(times))
     entry = door.enter("192.0.2.1")
-    with caplog.at_level(logging.WARNING, logger="app.api.door"):
+    with caplog.at_level(logging.WARNING, logger="rerankd.api.transport.door"):
         for reason in ("slow_head", "slow_head", "slow_head", "slow_head", "malformed"):
             door.refused(entry, reason)
     assert len(observer.named("connection_refused")) == 5

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from app.api.connection import Connection
-from app.api.request_reader import Head, Refusal, RequestReader
-from app.ranking import sigmoid
+from rerankd.api.transport.connection import Connection
+from rerankd.api.transport.request_reader import Head, Refusal, RequestReader
+from rerankd.scorers.ranking import sigmoid
 from tests.api.conftest import OpenApi
 from tests.fakes import FakeService
 from tests.raw_sockets import Echo, RawServer, raw_server, statuses, until

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cache import open_cache
-from app.cache.base import Cache
+from rerankd.cache import open_cache
+from rerankd.cache.base import Cache
 from tests.servers import redis_server
 
 

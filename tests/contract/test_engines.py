@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.domain import Encoding, FloatArray
-from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
-from app.errors import ConfigError
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
+from rerankd.domain import Encoding, FloatArray
+from rerankd.engines import load_engine
+from rerankd.engines.base import Engine, EngineSpec
+from rerankd.errors import ConfigError
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
 from tests.tiny_models import CORPUS, FAMILIES, MAX_LENGTH, build_xlmr
 
 pytestmark = pytest.mark.timeout(300)

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from app.domain import Encoding
-from app.engines import load_engine
-from app.engines.base import EngineSpec
+from rerankd.domain import Encoding
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec
 
 engine_name, folder, shapes, most_tokens = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 engine = load_engine(engine_name, EngineSpec(folder=folder, pad_id=0, workers=2))

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.assembly import running_service
-from app.config import Settings
-from app.domain import RerankRequest
-from app.engines import load_engine
-from app.engines.base import EngineSpec
-from app.errors import ConfigError
-from app.observer import Silent
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
-from app.service import RerankService
+from rerankd.config.settings import Settings
+from rerankd.domain import RerankRequest
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.errors import ConfigError
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
+from rerankd.serving.assembly import running_service
+from rerankd.serving.service import RerankService
+from rerankd.telemetry.observer import Silent
 from tests.fakes import RecordingObserver
 from tests.registry_files import write_registry
 from tests.tiny_models import CORPUS, MAX_LENGTH, _save_model, _save_tokenizer, wordpiece_tokenizer

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import cli
-from app.errors import ConfigError
+from rerankd.cli import cli
+from rerankd.errors import ConfigError
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 

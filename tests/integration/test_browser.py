@@ -18,7 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from app.config import SHIPPED_REGISTRY
+from rerankd.config.settings import SHIPPED_REGISTRY
 from tests.requirements import require_program
 from tests.servers import Server, rerankd_server, wait_until_ready
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from app.domain import Encoding, FloatArray
-from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec, OutOfMemory
-from app.errors import ConfigError
+from rerankd.domain import Encoding, FloatArray
+from rerankd.engines import load_engine
+from rerankd.engines.base import Engine, EngineSpec, OutOfMemory
+from rerankd.errors import ConfigError
 from tests.tiny_causal import CAUSAL_FAMILIES, build_llama, build_llama4, build_phi3, build_t5
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -101,7 +101,7 @@ def test_a_model_whose_tokens_see_what_follows_shares_no_beginning(tmp_path: Pat
 
 
 def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.engines.prefill import Prefill  # noqa: PLC0415 - imports torch
+    from rerankd.engines.torch.prefill import Prefill  # noqa: PLC0415 - imports torch
 
     computed: list[int] = []
     run = Prefill.run
@@ -124,7 +124,7 @@ def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest
 def test_what_all_prompts_begin_with_is_shared_between_requests(
     causal_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.engines.prefill import Prefill  # noqa: PLC0415 - imports torch
+    from rerankd.engines.torch.prefill import Prefill  # noqa: PLC0415 - imports torch
 
     engine = load(causal_folder("qwen3"))
     requests = [np.concatenate((np.arange(20, 120), np.full(10, 130 + number), [9, 8])) for number in range(4)]
@@ -145,7 +145,7 @@ def test_what_all_prompts_begin_with_is_shared_between_requests(
 def test_a_store_forgets_what_was_used_least_recently() -> None:
     import torch  # noqa: PLC0415 - only slow tests have torch
 
-    from app.engines.prefixes import PrefixStore  # noqa: PLC0415 - imports torch
+    from rerankd.engines.torch.prefixes import PrefixStore  # noqa: PLC0415 - imports torch
 
     store = PrefixStore(max_tokens=100)
     states = [(torch.zeros(1, 1, 40, 1), torch.zeros(1, 1, 40, 1))]
@@ -195,7 +195,7 @@ def test_weights_are_rounded_while_loading(tmp_path: Path, quantization: str) ->
 def test_a_head_that_does_more_than_multiply_is_refused(
     causal_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.engines.head_rows import HeadRows  # noqa: PLC0415 - imports torch
+    from rerankd.engines.torch.head_rows import HeadRows  # noqa: PLC0415 - imports torch
 
     monkeypatch.setattr(HeadRows, "logits", lambda self, hidden: hidden.float() @ self._rows.T * 2)
     with pytest.raises(ConfigError, match="its head does more than multiply"):
@@ -286,8 +286,8 @@ def test_what_is_written_is_what_transformers_writes_greedily(causal_folder: Fol
 
 
 def test_a_generative_model_orders_a_window(causal_folder: Folder) -> None:
-    from app.scorers import load_list_scorer  # noqa: PLC0415 - beside its only use
-    from app.scorers.base import ScorerSpec  # noqa: PLC0415 - as above
+    from rerankd.scorers import load_list_scorer  # noqa: PLC0415 - beside its only use
+    from rerankd.scorers.base import ScorerSpec  # noqa: PLC0415 - as above
     from tests.tokenizer_folders import SHIPPED_TEMPLATES  # noqa: PLC0415 - as above
 
     folder = causal_folder("mistral")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from app.assembly import load_parts
-from app.checking import check_settings
-from app.config import Settings, read_registry
-from app.errors import ConfigError
+from rerankd.config.settings import Settings, read_registry
+from rerankd.errors import ConfigError
+from rerankd.serving.assembly import load_parts
+from rerankd.tools.checking import check_settings
 from tests.registry_files import write_registry
 from tests.servers import rerankd_server, wait_until_ready
 
@@ -31,7 +31,7 @@ def _environment(**more: str) -> dict[str, str]:
 
 def rerankd(*words: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "app.cli", *map(str, words)],
+        [sys.executable, "-m", "rerankd.cli", *map(str, words)],
         env=_environment(**environment),
         cwd=cwd,
         capture_output=True,
@@ -225,7 +225,7 @@ def test_an_output_that_cannot_be_written_is_refused_in_one_line(
 
 def test_an_interrupted_rank_says_how_to_go_on_and_does(tmp_path: Path, registry: Path) -> None:
     source, output = _requests(tmp_path, 2000), tmp_path / "answers.jsonl"
-    command = [sys.executable, "-m", "app.cli", "rank", str(source), str(output), "--registry", str(registry)]
+    command = [sys.executable, "-m", "rerankd.cli", "rank", str(source), str(output), "--registry", str(registry)]
     with subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         while not (output.exists() and output.stat().st_size):
@@ -247,7 +247,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(registry: Path) -> Non
     reading, writing = os.pipe()
     os.close(reading)
     for words in (["models"], ["models", "--json"], ["rank", "--help"]):
-        command = [sys.executable, "-m", "app.cli", *words]
+        command = [sys.executable, "-m", "rerankd.cli", *words]
         environment = _environment(RERANKD_REGISTRY=str(registry))
         done = subprocess.run(
             command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60
@@ -262,7 +262,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, registry: Path) -> None:
         [
             "bash",
             "-c",
-            f'ulimit -f 1; trap "" XFSZ; exec {sys.executable} -m app.cli rank requests.jsonl answers.jsonl',
+            f'ulimit -f 1; trap "" XFSZ; exec {sys.executable} -m rerankd.cli rank requests.jsonl answers.jsonl',
         ],
         cwd=_requests(tmp_path, 200).parent,
         env=_environment(RERANKD_REGISTRY=str(registry), PYTHONDONTWRITEBYTECODE="1"),

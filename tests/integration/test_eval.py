@@ -16,10 +16,10 @@ import pytest
 from ir_measures import Qrel, ScoredDoc, nDCG
 from typer.testing import CliRunner, Result
 
-from app.cli import cli
-from app.errors import ConfigError
-from app.evaluation.datasets import files_of_folder, read_data_set
-from app.evaluation.measures import measure
+from rerankd.cli import cli
+from rerankd.errors import ConfigError
+from rerankd.tools.evaluation.datasets import files_of_folder, read_data_set
+from rerankd.tools.evaluation.measures import measure
 from tests.registry_files import write_registry
 from tests.requirements import require_data
 from tests.servers import free_port, rerankd_server, wait_until_ready
@@ -143,7 +143,9 @@ def test_a_killed_run_goes_on_at_the_query(tmp_path: Path, data: Path, registry:
     expected = _report(evaluate(*options, "--output", whole), whole)
     state = output.with_suffix(".state.jsonl")
     arguments = [*options, "--output", output, "--registry", registry]
-    process = subprocess.Popen([sys.executable, "-m", "app.cli", "eval", *map(str, arguments)], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rerankd.cli", "eval", *map(str, arguments)], stderr=subprocess.PIPE
+    )
     try:
         end = time.monotonic() + 60
         while time.monotonic() < end and process.poll() is None and not (state.exists() and state.stat().st_size):
@@ -295,7 +297,7 @@ def test_a_missing_extra_is_named(
 ) -> None:
     """In a process that cannot import the module: a folder before all others holds one that is not there."""
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('no', name={module!r})")
-    command = [sys.executable, "-m", "app.cli", "eval", str(data), "--registry", str(registry), *arguments]
+    command = [sys.executable, "-m", "rerankd.cli", "eval", str(data), "--registry", str(registry), *arguments]
     path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
     done = subprocess.run(
         command, env={**os.environ, **path}, capture_output=True, text=True, check=False, cwd=tmp_path

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.errors import ConfigError
+from rerankd.errors import ConfigError
 from tests.integration.test_poisoned_folders import (
     DOCUMENTS,
     ROLES,
@@ -34,7 +34,7 @@ def without_pad(
 async def test_a_classifier_whose_tokenizer_alone_names_the_padding_is_exported_and_scored_right(
     without_pad: Path, tmp_path: Path
 ) -> None:
-    from app.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
+    from rerankd.tools.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
 
     target = tmp_path / "exported"
     [parity] = export_cross_encoder(without_pad, target, precisions=["float32"], pairs="plain")
@@ -51,7 +51,7 @@ async def test_a_classifier_whose_tokenizer_alone_names_the_padding_is_exported_
 def test_a_classifier_of_which_nobody_says_how_it_reads_pairs_is_not_exported(
     without_pad: Path, tmp_path: Path, template: str | None
 ) -> None:
-    from app.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
+    from rerankd.tools.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
 
     folder = Path(shutil.copytree(without_pad, tmp_path / "source"))
     if template is not None:

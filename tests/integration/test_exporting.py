@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
-from app.engines import load_engine
-from app.engines.base import EngineSpec
-from app.errors import ConfigError
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.errors import ConfigError
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 from tests.tiny_models import FAMILIES, build_bert
@@ -50,7 +50,7 @@ def golden(folder: Path) -> dict[str, Any]:
 
 
 def export(source: Path, target: Path, **options: Any) -> None:
-    from app.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
+    from rerankd.tools.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
 
     export_cross_encoder(source, target, **{"precisions": ["float32"], **options})
 
@@ -246,7 +246,7 @@ def test_pickled_weights_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
 def test_a_graph_that_computes_something_else_does_not_stay(
     tmp_path: Path, difference: float, *, refused: bool
 ) -> None:
-    from app.exporting import Parity, _refuse_wrong  # noqa: PLC0415 - imports torch
+    from rerankd.tools.exporting import Parity, _refuse_wrong  # noqa: PLC0415 - imports torch
 
     graph = tmp_path / "model.onnx"
     graph.write_bytes(b"graph")
@@ -273,7 +273,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_its_report_and_nothing_else(tiny_xlmr: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "app.cli", "export", str(tiny_xlmr), str(tmp_path), "--precision", "int8"]
+    command = [sys.executable, "-m", "rerankd.cli", "export", str(tiny_xlmr), str(tmp_path), "--precision", "int8"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "model.int8.onnx" in done.stdout
     assert "float32" not in done.stdout
@@ -282,7 +282,7 @@ def test_the_command_prints_its_report_and_nothing_else(tiny_xlmr: Path, tmp_pat
 
 
 def test_the_command_names_an_unknown_precision(tiny_bert: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "app.cli", "export", str(tiny_bert), str(tmp_path), "--precision", "int4"]
+    command = [sys.executable, "-m", "rerankd.cli", "export", str(tiny_bert), str(tmp_path), "--precision", "int4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "unknown precision int4; known: float32, float16, int8, int8-weights" in done.stderr

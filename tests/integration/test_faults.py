@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.config import SHIPPED_REGISTRY
+from rerankd.config.settings import SHIPPED_REGISTRY
 from tests.servers import rerankd_server, wait_until_ready
 
 pytestmark = pytest.mark.slow

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.domain import Encoding
-from app.engines import load_engine
-from app.engines.base import EngineSpec
-from app.errors import ConfigError, SourceUnreachable
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
-from app.sources import Hub, allowed_files, content_hash, find_folder
+from rerankd.domain import Encoding
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.errors import ConfigError, SourceUnreachable
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
+from rerankd.serving.sources import Hub, allowed_files, content_hash, find_folder
 from tests.hub import Repository, TinyHub, tiny_hub
 from tests.registry_files import write_registry
 from tests.servers import free_port, rerankd_server, wait_until_ready
@@ -249,13 +249,13 @@ def test_a_download_says_how_far_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a line whenever something came: a small file may be known, and fetched, before the large one
-    monkeypatch.setattr("app.downloads._FIRST_LINE_S", 0.0)
-    monkeypatch.setattr("app.downloads._ELSEWHERE_S", 0.0)
+    monkeypatch.setattr("rerankd.serving.downloads._FIRST_LINE_S", 0.0)
+    monkeypatch.setattr("rerankd.serving.downloads._ELSEWHERE_S", 0.0)
     files = {"config.json": b"{}", "model.safetensors": bytes(3_000_000)}
     with _signed(files) as hub, caplog.at_level(logging.INFO):
         download(hub, "hub:org/signed", tmp_path, patterns=["*"])
         download(hub, "hub:org/signed", tmp_path, patterns=["*"])
-    ours = [record.getMessage() for record in caplog.records if record.name.startswith("app")]
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("rerankd")]
     first, *lines, last, again = ours
     assert first == again == "looking for model org/signed on the hub"
     assert any(re.fullmatch(r"downloading org/signed: \[[#.]{20}\] \d+% of 3\.0 MB, .*/s", line) for line in lines), (

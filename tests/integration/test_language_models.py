@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.config import SHIPPED_REGISTRY
-from app.domain import Encoding, FloatArray
-from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
-from app.errors import ConfigError
-from app.scorers import load_list_scorer, load_scorer
-from app.scorers.base import ListScorer, PairScorer, ScorerSpec
+from rerankd.config.settings import SHIPPED_REGISTRY
+from rerankd.domain import Encoding, FloatArray
+from rerankd.engines import load_engine
+from rerankd.engines.base import Engine, EngineSpec
+from rerankd.errors import ConfigError
+from rerankd.scorers import load_list_scorer, load_scorer
+from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
 from tests.tiny_causal import FIRST_TEMPLATES
 from tests.tiny_models import CORPUS
 from tests.transcriptions import bge_gemma_logits, first_logits, mxbai_rerank_logits, qwen3_reranker_logits
@@ -62,7 +62,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, causal_folder: Folder) ->
 
     @cache
     def folder(method: str, family: str) -> Path:
-        from app.exporting import export_language_model  # noqa: PLC0415 - imports torch
+        from rerankd.tools.exporting import export_language_model  # noqa: PLC0415 - imports torch
 
         source, target = causal_folder(family), tmp_path_factory.mktemp(f"{method}-{family}")
         template = FIRST_TEMPLATES[family] if method == "first" else "qwen3-reranker"
@@ -225,7 +225,17 @@ def test_a_graph_of_other_tokens_is_refused(exported: Callable[[str, str], Path]
 
 def test_the_command_exports_for_a_method(causal_folder: Folder, tmp_path: Path) -> None:
     source = str(causal_folder("qwen3"))
-    command = [sys.executable, "-m", "app.cli", "export", source, str(tmp_path), "--precision", "float32", "--method"]
+    command = [
+        sys.executable,
+        "-m",
+        "rerankd.cli",
+        "export",
+        source,
+        str(tmp_path),
+        "--precision",
+        "float32",
+        "--method",
+    ]
     refused = subprocess.run([*command, "yes-no"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "no template recognises it" in refused.stderr

@@ -10,13 +10,13 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.dialects.superset import meta_of
-from app.assembly import running_service
-from app.config import Settings
-from app.domain import RerankRequest, RerankResult, ScoreOptions, WindowWishes
-from app.errors import InvalidRequest, ModelNotReady, ScoringFailed
-from app.model import Status
-from app.service import RerankService
+from rerankd.api.dialects.superset import meta_of
+from rerankd.config.settings import Settings
+from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, WindowWishes
+from rerankd.errors import InvalidRequest, ModelNotReady, ScoringFailed
+from rerankd.serving.assembly import running_service
+from rerankd.serving.model import Status
+from rerankd.serving.service import RerankService
 from tests.endpoint_server import Script, completion, serving_endpoint
 from tests.fakes import RecordingObserver
 from tests.registry_files import write_registry

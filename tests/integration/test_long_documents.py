@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.assembly import running_service
-from app.config import Settings
-from app.domain import (
+from rerankd.config.settings import Settings
+from rerankd.domain import (
     Aggregation,
     PassageOptions,
     RerankRequest,
@@ -19,8 +18,9 @@ from app.domain import (
     Side,
     Truncation,
 )
-from app.observer import Silent
-from app.service import RerankService
+from rerankd.serving.assembly import running_service
+from rerankd.serving.service import RerankService
+from rerankd.telemetry.observer import Silent
 from tests.registry_files import write_registry
 from tests.tiny_models import CORPUS, TINY_BERT
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from app.assembly import running_service
-from app.config import Settings
-from app.domain import RerankRequest, ScoreOptions
-from app.errors import ConfigError, ModelNotReady
-from app.model import Status
-from app.observer import Silent
+from rerankd.config.settings import Settings
+from rerankd.domain import RerankRequest, ScoreOptions
+from rerankd.errors import ConfigError, ModelNotReady
+from rerankd.serving.assembly import running_service
+from rerankd.serving.model import Status
+from rerankd.telemetry.observer import Silent
 from tests.registry_files import write_registry
 
 _REQUEST: dict[str, Any] = {"query": "reranking", "documents": ["a document", "another document about reranking"]}

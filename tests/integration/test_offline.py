@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.cli import cli
-from app.errors import ConfigError
+from rerankd.cli import cli
+from rerankd.errors import ConfigError
 
 Rank = Callable[..., Result]
 

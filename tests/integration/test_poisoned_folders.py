@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.assembly import running_service
-from app.config import Settings
-from app.domain import FloatArray, RerankRequest
-from app.errors import ModelNotReady
-from app.observer import Silent
+from rerankd.config.settings import Settings
+from rerankd.domain import FloatArray, RerankRequest
+from rerankd.errors import ModelNotReady
+from rerankd.serving.assembly import running_service
+from rerankd.telemetry.observer import Silent
 from tests.registry_files import write_registry
 from tests.tiny_models import CORPUS, MAX_LENGTH, TINY_BERT, build_bert
 

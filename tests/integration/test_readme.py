@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.config import SHIPPED_REGISTRY
+from rerankd.config.settings import SHIPPED_REGISTRY
 from tests.requirements import require_program
 from tests.servers import Server, rerankd_server, wait_until_ready
 

@@ -16,15 +16,15 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
-from app.assembly import running_service
-from app.cache import connect_cache, open_cache
-from app.cache.redis import RedisCache
-from app.config import Settings
-from app.domain import RerankRequest, RerankResult, ScoreOptions
-from app.errors import ConfigError
-from app.metrics import PrometheusObserver
-from app.service import RerankService
 from loadtest.servers import free_port, running, wait
+from rerankd.cache import connect_cache, open_cache
+from rerankd.cache.redis import RedisCache
+from rerankd.config.settings import Settings
+from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
+from rerankd.errors import ConfigError
+from rerankd.serving.assembly import running_service
+from rerankd.serving.service import RerankService
+from rerankd.telemetry.metrics import PrometheusObserver
 from tests.fakes import ArithmeticEngine, FakeService, RecordingObserver, score_of
 from tests.registry_files import write_registry
 from tests.requirements import require_program
@@ -492,7 +492,7 @@ async def test_a_password_that_changes_is_told_as_an_error_and_forgiven_when_it_
             for number in range(4):
                 await _rerank(service, f"text {number}")
             assert cache.is_open
-            (told,) = [record for record in caplog.records if record.name == "app.cache.redis"]
+            (told,) = [record for record in caplog.records if record.name == "rerankd.cache.redis"]
             assert "the cache cannot be used, scores are computed instead: that Redis refuses" in told.getMessage()
             client.config_set("requirepass", "")
         await _until(lambda: not cache.is_open)

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.benchmark.workload import Shape
 from loadtest.rolling_restart import Deployment, deployed, kill_one, loaded, restart_all
 from loadtest.servers import HAPROXY_CONFIGURATION, free_port, haproxy_server, rerankd_server
+from rerankd.tools.benchmark.workload import Shape
 from tests.registry_files import write_registry
 from tests.requirements import require_program
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import pytest
 
-from app.errors import ConfigError
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
+from rerankd.errors import ConfigError
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
 from tests.tiny_models import CORPUS, TOKENIZERS
 
 pytestmark = pytest.mark.slow

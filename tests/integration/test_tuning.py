@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.assembly import running_service
-from app.cli import cli
-from app.config import Settings
-from app.errors import ConfigError
-from app.observer import Silent
-from app.profiles import Profile, profile_path, read_profile
+from rerankd.cli import cli
+from rerankd.config.settings import Settings
+from rerankd.errors import ConfigError
+from rerankd.serving.assembly import running_service
+from rerankd.serving.profiles import Profile, profile_path, read_profile
+from rerankd.telemetry.observer import Silent
 from tests.registry_files import write_registry
 
 Tune = Callable[..., str]
@@ -69,7 +69,7 @@ async def test_a_service_takes_what_was_tuned_until_the_model_changes(
     settings: Settings, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await asyncio.to_thread(tune)
-    with caplog.at_level(logging.INFO, "app.profiles"):
+    with caplog.at_level(logging.INFO, "rerankd.serving.profiles"):
         assert (await _engine(settings)).startswith(profile_of(settings).choice.engine)
         assert caplog.messages == ["profile is used"]
         caplog.clear()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.benchmark.load import Run, Sample, Window
-from app.benchmark.measurement import Measurement, measure
 from loadtest.contest import Agreement, Contest, agreement, lines
 from loadtest.cross_server import longest_s, steps
+from rerankd.tools.benchmark.load import Run, Sample, Window
+from rerankd.tools.benchmark.measurement import Measurement, measure
 
 
 def _measured(pairs_per_s: float) -> Measurement:

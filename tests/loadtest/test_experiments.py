@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.worker import available_cores
+from rerankd.concurrency.worker import available_cores
 from tests.registry_files import write_registry
 from tests.requirements import require_program
 

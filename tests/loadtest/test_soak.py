@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from app.benchmark.connection import Answer
 from loadtest.soak import Reference, Tally, scores_of
+from rerankd.tools.benchmark.connection import Answer
 
 
 def _answer(results: object) -> Answer:

@@ -128,10 +128,10 @@ def start(start_folder: Callable[[Sequence[float]], Path]) -> Path:
 
 
 def logits_of(folder: Path, documents: Sequence[str]) -> np.ndarray:
-    from app.engines import load_engine  # noqa: PLC0415 - as above
-    from app.engines.base import EngineSpec  # noqa: PLC0415
-    from app.scorers import load_list_scorer  # noqa: PLC0415
     from models.recipes.minilm_first.prompts import scorer_spec  # noqa: PLC0415
+    from rerankd.engines import load_engine  # noqa: PLC0415 - as above
+    from rerankd.engines.base import EngineSpec  # noqa: PLC0415
+    from rerankd.scorers import load_list_scorer  # noqa: PLC0415
 
     scorer = load_list_scorer("first", scorer_spec(folder))
     spec = EngineSpec(

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.domain import FloatArray
+from rerankd.domain import FloatArray
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 from tests.tiny_models import CORPUS, FAMILIES

@@ -9,8 +9,8 @@ import ir_measures
 import pytest
 from ir_measures import ScoredDoc, nDCG
 
-from app.config import SHIPPED_REGISTRY
-from app.trec import Candidates, read_run, read_texts
+from rerankd.config.settings import SHIPPED_REGISTRY
+from rerankd.tools.trec import Candidates, read_run, read_texts
 from tests.requirements import require_data
 from tests.servers import rerankd_server, wait_until_ready
 

@@ -1,4 +1,4 @@
-// The instructions of app/engines/kernels in plain C++, for sanitizers: every load and store is one that they see, a vector
+// The instructions of app/rerankd/engines/onnx/kernels in plain C++, for sanitizers: every load and store is one that they see, a vector
 // that has to be aligned is read as one, and any CPU with AVX2 runs it.
 //
 // GCC and clang know __m512 and __m512i as vectors of numbers without AVX-512 too; what they lack is the functions.

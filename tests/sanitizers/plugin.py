@@ -5,7 +5,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from typing import Final
 
-_MODULE: Final = "app.engines.kernels._compiled"
+_MODULE: Final = "rerankd.engines.onnx.kernels._compiled"
 
 
 def _load(path: str) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 import pybind11
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
-_KERNELS: Final = _ROOT / "app" / "engines" / "kernels"
+_KERNELS: Final = _ROOT / "app" / "rerankd" / "engines" / "onnx" / "kernels"
 _TESTS: Final = ("tests/unit/engines/test_kernels.py",)
 COMPILER: Final = "g++"
 _FLAGS: Final = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.cache.memory import MemoryCache
+from rerankd.cache.memory import MemoryCache
 from tests.simulation.world import DENSE, UNANSWERED, Client, World, simulated
 
 # Simulations of many requests: measuring coverage would more than double their time.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from app.worker import Worker
+from rerankd.concurrency.worker import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -19,29 +19,29 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message
 
-from app.api.auth import ApiKeys
-from app.api.bodies import STEP_BYTES, BodyLimits, BodyReader
-from app.api.dialects import DIALECTS
-from app.api.dialects.base import CallLimits
-from app.api.held_bytes import HeldBytes
-from app.api.middleware import BodyBounds, BodyLimit
-from app.api.rerank import rerank_routes
-from app.api_keys import ApiKey, hash_key
-from app.batching.batcher import Batcher
-from app.batching.planner import BatchPlanner
-from app.cache.base import Cache
-from app.domain import Encoding, FloatArray
-from app.engines.base import BatchLimits
-from app.model import Canary, LoadedModel, ServedModel
-from app.pipeline.blanks import BlankStage, drops_nothing
-from app.pipeline.cached import CachedStage
-from app.pipeline.passages import PassagePolicy, PassageStage
-from app.pipeline.pointwise import PointwiseStage
-from app.pipeline.stage import Stage
-from app.ranking import sigmoid
-from app.scorers.base import EncodedPairs
-from app.service import Limits, RerankService
-from app.sharing import SharedWorker
+from rerankd.api.auth import ApiKeys
+from rerankd.api.dialects import DIALECTS
+from rerankd.api.dialects.base import CallLimits
+from rerankd.api.middleware import BodyBounds, BodyLimit
+from rerankd.api.parsing.bodies import STEP_BYTES, BodyLimits, BodyReader
+from rerankd.api.rerank import rerank_routes
+from rerankd.api.transport.held_bytes import HeldBytes
+from rerankd.batching.batcher import Batcher
+from rerankd.batching.planner import BatchPlanner
+from rerankd.cache.base import Cache
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.config.api_keys import ApiKey, hash_key
+from rerankd.domain import Encoding, FloatArray
+from rerankd.engines.base import BatchLimits
+from rerankd.pipeline.blanks import BlankStage, drops_nothing
+from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.stage import Stage
+from rerankd.scorers.base import EncodedPairs
+from rerankd.scorers.ranking import sigmoid
+from rerankd.serving.model import Canary, LoadedModel, ServedModel
+from rerankd.serving.service import Limits, RerankService
 from tests.fakes import RecordingObserver, WordScorer
 from tests.simulation.virtual_time import Clock, VirtualLoop, VirtualWorker
 from tests.unit.batching.simulation import pass_s

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from app.domain import Timings
-from app.gpu_memory import GpuMemoryReader
-from app.metrics import PrometheusObserver
+from rerankd.domain import Timings
+from rerankd.telemetry.gpu_memory import GpuMemoryReader
+from rerankd.telemetry.metrics import PrometheusObserver
 from tests.fakes import NvidiaLibrary
 
 _ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.config import Settings, read_registry
+from rerankd.config.settings import Settings, read_registry
 
 _ROOT = Path(__file__).resolve().parents[2]
 _COMPOSE_FILES = sorted(_ROOT.glob("docker-compose*.yml"))
@@ -184,7 +184,9 @@ def test_the_image_is_the_command_and_serves_by_default() -> None:
 
 def test_images_without_kernels_are_not_built() -> None:
     stages = re.split(r"^FROM ", _DOCKERFILE, flags=re.MULTILINE)
-    checked = [stage.split()[2] for stage in stages if 'RUN ["python", "-m", "app.engines.kernel_support"]' in stage]
+    checked = [
+        stage.split()[2] for stage in stages if 'RUN ["python", "-m", "rerankd.engines.onnx.kernel_support"]' in stage
+    ]
     assert checked == ["cpu-torch", "cpu"]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.config import Settings
 from docs.generate import LIMIT_SETTINGS, LIMITS, TARGET, configuration_page, limits_page
+from rerankd.config.settings import Settings
 
 _ROOT = Path(__file__).parents[2]
 _PAGES = [*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"), *(_ROOT / "models").rglob("*.md")]
@@ -46,7 +46,7 @@ def test_the_tests_that_hold_the_threat_models_promises_exist() -> None:
 def test_the_example_of_an_extension_applies_and_its_tests_pass(tmp_path: Path) -> None:
     page = (_ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
-    for folder in ("app", "tests"):
+    for folder in ("app/rerankd", "tests"):
         shutil.copytree(_ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(_ROOT / "pyproject.toml", tmp_path)
     subprocess.run(["git", "apply", "--verbose", "-"], input=diff, text=True, cwd=tmp_path, check=True)

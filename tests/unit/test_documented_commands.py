@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from app.cli import cli
+from rerankd.cli import cli
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PAGES = [

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.api.answers import error_answer
-from app.errors import (
+from rerankd.api.answers import error_answer
+from rerankd.errors import (
     BodyTooSlow,
     CacheUnavailable,
     ConfigError,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.main import _allow_open_files
+from rerankd.api.server import _allow_open_files
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_what_cannot_be_had_is_said(limits: tuple[int, int], caplog: pytest.LogC
     hard = limits[1]
     if hard == resource.RLIM_INFINITY:
         pytest.skip("this machine limits nothing")
-    with caplog.at_level(logging.WARNING, logger="app.main"):
+    with caplog.at_level(logging.WARNING, logger="rerankd.api.server"):
         _allow_open_files(hard + 1)
     assert _soft() == hard
     assert f"needs {hard + 1} open files" in caplog.text

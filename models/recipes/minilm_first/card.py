@@ -5,8 +5,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from app.exporting import Parity
 from models.recipes.minilm_first.train import Plan, Progress
+from rerankd.tools.exporting import Parity
 
 TEMPLATE = Path(__file__).with_name("card.md")
 _SHIPPED = "This folder holds what the service loads."

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from app.scorers import load_list_scorer
-from app.scorers.base import ListScorer, ScorerSpec
+from rerankd.scorers import load_list_scorer
+from rerankd.scorers.base import ListScorer, ScorerSpec
 
 TEMPLATE = "minilm-first"
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates"

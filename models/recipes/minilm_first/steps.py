@@ -9,14 +9,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from transformers import AutoModel, BertModel, PreTrainedTokenizerBase
 
-from app.cli import cli
-from app.exporting import Parity, Precision, export_language_model
 from models.recipes.minilm_first.lists import RankedList
 from models.recipes.minilm_first.prompts import LONGEST_PROMPT, OPTIONS, PromptWriter, scorer_spec
 from models.recipes.minilm_first.start import starting_config, starting_model
 from models.recipes.minilm_first.teacher import Teacher, load_tokenizer, start_weights
 from models.recipes.minilm_first.train import Progress
 from models.recipes.minilm_first.trust import fit_start
+from rerankd.cli import cli
+from rerankd.tools.exporting import Parity, Precision, export_language_model
 
 EVALUATION_SETS = ("scifact", "squad_dev")
 PROMPTS_TO_SET_NORMS_BY = 4

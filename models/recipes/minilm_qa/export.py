@@ -5,8 +5,8 @@ from pathlib import Path
 import onnx
 import torch
 
-from app.quantizing import quantize_per_token
 from models.recipes.minilm_qa.model import CrossEncoder
+from rerankd.tools.quantizing import quantize_per_token
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 OPSET = 20
@@ -32,7 +32,7 @@ def export_onnx(model: CrossEncoder, path: Path) -> None:
 
 
 def export_int8(float32_graph: Path, path: Path) -> None:
-    """Write the graph that is shipped; a pair's score does not depend on its batch (see `app.quantizing`)."""
+    """Write the graph that is shipped; a pair's score does not depend on its batch (see `rerankd.tools.quantizing`)."""
     model = quantize_per_token(onnx.load(float32_graph))
     for node in model.graph.node:
         del node.metadata_props[:]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.api.auth import ApiKeys, reload_api_keys
-from app.api_keys import ApiKey, hash_key, read_api_keys
-from app.config import Settings
-from app.errors import RateLimited, Unauthorized
+from rerankd.api.auth import ApiKeys, reload_api_keys
+from rerankd.config.api_keys import ApiKey, hash_key, read_api_keys
+from rerankd.config.settings import Settings
+from rerankd.errors import RateLimited, Unauthorized
 
 _ALPHABETS = [
     "voilà",  # its last byte in UTF-8 is a blank in Latin-1

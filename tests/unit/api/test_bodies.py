@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.api.bodies import BodyLimits, BodyReader
-from app.errors import InvalidRequest, RequestTooLarge
+from rerankd.api.parsing.bodies import BodyLimits, BodyReader
+from rerankd.errors import InvalidRequest, RequestTooLarge
 
 _MEGABYTE = 1 << 20
 _LIMITS = BodyLimits(max_values=750_000, max_fields=256, max_text_bytes=16 * _MEGABYTE)

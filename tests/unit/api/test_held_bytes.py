@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.held_bytes import Claim, HeldBytes
-from app.errors import Overloaded
+from rerankd.api.transport.held_bytes import Claim, HeldBytes
+from rerankd.errors import Overloaded
 
 _MAX = 120
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.json_outline import Outline, outline
-from app.api.json_text import Bounds, read, read_in_pieces
-from app.errors import InvalidRequest, RequestTooLarge
+from rerankd.api.parsing.json_outline import Outline, outline
+from rerankd.api.parsing.json_text import Bounds, read, read_in_pieces
+from rerankd.errors import InvalidRequest, RequestTooLarge
 
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.held_bytes import HeldBytes
-from app.api.lifecycle import Lifecycle
-from app.api.middleware import BodyBounds, BodyLimit, RequestContext
-from app.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge
+from rerankd.api.lifecycle import Lifecycle
+from rerankd.api.middleware import BodyBounds, BodyLimit, RequestContext
+from rerankd.api.transport.held_bytes import HeldBytes
+from rerankd.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge
 
 _SCOPE: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
 _BOUNDS = BodyBounds(max_bytes=10, timeout_s=30)
@@ -91,7 +91,7 @@ async def test_what_load_balancers_see_all_the_time_is_logged_quietly(
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": status, "headers": []})
 
-    with caplog.at_level(logging.DEBUG, logger="app.access"):
+    with caplog.at_level(logging.DEBUG, logger="rerankd.access"):
         await _run(RequestContext(answer, lifecycle=Lifecycle()), {**_SCOPE, "path": path})
     (record,) = caplog.records
     assert (record.levelname, record.message) == (level, "request")

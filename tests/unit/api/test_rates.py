@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from app.api.rates import Allowance, Rates, RequestMeter
-from app.errors import RateLimited
+from rerankd.api.rates import Allowance, Rates, RequestMeter
+from rerankd.errors import RateLimited
 
 
 def _asks(allowance: Allowance, *moments: float) -> list[bool]:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from app.api.dialects import DIALECTS
-from app.api.dialects.base import CallLimits, Dialect
-from app.api.dialects.cohere import COHERE_V2
-from app.api.dialects.nim import NIM
-from app.api.dialects.vllm_score import VLLM_SCORE
-from app.errors import InvalidRequest, RerankError
+from rerankd.api.dialects import DIALECTS
+from rerankd.api.dialects.base import CallLimits, Dialect
+from rerankd.api.dialects.cohere import COHERE_V2
+from rerankd.api.dialects.nim import NIM
+from rerankd.api.dialects.vllm_score import VLLM_SCORE
+from rerankd.errors import InvalidRequest, RerankError
 
 _LIMITS = CallLimits(documents=50, queries=5, rank_fields=5, fields=20)
 _ODD: list[object] = [

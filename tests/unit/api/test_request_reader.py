@@ -8,7 +8,7 @@ import h11
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.request_reader import EndOfRequest, Head, Refusal, RequestReader
+from rerankd.api.transport.request_reader import EndOfRequest, Head, Refusal, RequestReader
 
 _STARTS = [
     b"GET / HTTP/1.1",

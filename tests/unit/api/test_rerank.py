@@ -6,7 +6,7 @@ import orjson
 import pytest
 from starlette.types import Message
 
-from app.api.rerank import _ClientGone, _rendered, _while_connected
+from rerankd.api.rerank import _ClientGone, _rendered, _while_connected
 
 
 async def _for_ever() -> Message:

@@ -10,11 +10,11 @@ from functools import partial
 from itertools import count
 from math import inf, pi, sin
 
-from app.batching.admission import Admission, Work
-from app.batching.cost import CostModel
-from app.batching.planner import BatchPlanner, Entry
-from app.domain import Terms
-from app.errors import RerankError
+from rerankd.batching.admission import Admission, Work
+from rerankd.batching.cost import CostModel
+from rerankd.batching.planner import BatchPlanner, Entry
+from rerankd.domain import Terms
+from rerankd.errors import RerankError
 
 OVERHEAD_S = 0.002
 SECONDS_PER_TOKEN = 4e-5

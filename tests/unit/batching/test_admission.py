@@ -5,11 +5,11 @@ from time import perf_counter
 
 import pytest
 
-from app.batching.admission import Admission, Estimate, Work
-from app.batching.cost import CostModel
-from app.batching.planner import BatchPlanner, Entry
-from app.domain import Terms
-from app.errors import DeadlineExceeded, Overloaded, RerankError
+from rerankd.batching.admission import Admission, Estimate, Work
+from rerankd.batching.cost import CostModel
+from rerankd.batching.planner import BatchPlanner, Entry
+from rerankd.domain import Terms
+from rerankd.errors import DeadlineExceeded, Overloaded, RerankError
 
 SECONDS_PER_TOKEN = 0.001
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batching.admission import Work
-from app.batching.batcher import Batcher, Forwarded, Tokenised, identities_of
-from app.batching.planner import BatchPlanner
-from app.domain import Encoding, FloatArray, Terms
-from app.engines.base import BatchLimits, OutOfMemory
-from app.errors import DeadlineExceeded, Overloaded, ScoringFailed, Unavailable
-from app.faults import kill_threads
-from app.worker import Worker
+from rerankd.batching.admission import Work
+from rerankd.batching.batcher import Batcher, Forwarded, Tokenised, identities_of
+from rerankd.batching.planner import BatchPlanner
+from rerankd.concurrency.worker import Worker
+from rerankd.domain import Encoding, FloatArray, Terms
+from rerankd.engines.base import BatchLimits, OutOfMemory
+from rerankd.errors import DeadlineExceeded, Overloaded, ScoringFailed, Unavailable
+from rerankd.serving.faults import kill_threads
 from tests.fakes import NOT_A_NUMBER, POISON, ArithmeticEngine, RecordingObserver, logit_of, running_batcher
 
 

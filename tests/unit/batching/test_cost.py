@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from app.batching.cost import CostModel
+from rerankd.batching.cost import CostModel
 
 
 def _learnt(

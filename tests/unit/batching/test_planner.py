@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from app.batching.planner import BatchPlanner, Entry
-from app.domain import Terms
+from rerankd.batching.planner import BatchPlanner, Entry
+from rerankd.domain import Terms
 
 
 def _entries(job: int, lengths: Sequence[int]) -> list[Entry]:

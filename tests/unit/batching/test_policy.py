@@ -9,9 +9,9 @@ from math import inf
 import numpy as np
 import pytest
 
-from app.batching.planner import BatchPlanner, Entry
-from app.domain import Terms
-from app.errors import Overloaded
+from rerankd.batching.planner import BatchPlanner, Entry
+from rerankd.domain import Terms
+from rerankd.errors import Overloaded
 from tests.unit.batching.simulation import (
     Drift,
     Request,

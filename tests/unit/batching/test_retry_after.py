@@ -12,8 +12,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from app.domain import Terms
-from app.errors import Overloaded
+from rerankd.domain import Terms
+from rerankd.errors import Overloaded
 from tests.unit.batching.simulation import Drift, Request, Simulation, Stalls, lengths_of, pass_s
 
 # Simulations of minutes: measuring coverage would more than double their time.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.domain import LAST_PRIORITY, Encoding, Terms
+from rerankd.domain import LAST_PRIORITY, Encoding, Terms
 from tests.fakes import ArithmeticEngine, RecordingObserver, logit_of, running_batcher
 
 

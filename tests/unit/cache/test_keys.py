@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cache.keys import (
+from rerankd.cache.keys import (
     AT_A_TIME,
     ENTRY,
     Steps,

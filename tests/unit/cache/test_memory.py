@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.cache.memory import MemoryCache
+from rerankd.cache.memory import MemoryCache
 
 
 async def test_the_entry_that_was_used_least_recently_is_forgotten() -> None:
@@ -77,7 +77,7 @@ _FILL = """
 import asyncio, gc, json, resource, sys
 from pathlib import Path
 from urllib.parse import urlsplit
-from app.cache.memory import MemoryCache
+from rerankd.cache.memory import MemoryCache
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -2,11 +2,11 @@
 
 import pytest
 
-from app.cache import open_cache
-from app.cache.keys import pair_keys
-from app.cache.redis import RedisCache
-from app.cache.signed import SignedCache
-from app.errors import CacheUnavailable, ConfigError
+from rerankd.cache import open_cache
+from rerankd.cache.keys import pair_keys
+from rerankd.cache.redis import RedisCache
+from rerankd.cache.signed import SignedCache
+from rerankd.errors import CacheUnavailable, ConfigError
 from tests.fakes import RecordingObserver, ScriptedCache
 
 _SECRET = "a secret of the operator's"

@@ -4,11 +4,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.cache import open_cache
-from app.cache.memory import MemoryCache
-from app.cache.redis import RedisCache
-from app.cache.url import read_parameters
-from app.errors import ConfigError
+from rerankd.cache import open_cache
+from rerankd.cache.memory import MemoryCache
+from rerankd.cache.redis import RedisCache
+from rerankd.cache.url import read_parameters
+from rerankd.errors import ConfigError
 
 _DEFAULTS = {"ttl_s": 60, "timeout_ms": 50}
 

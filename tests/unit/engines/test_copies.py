@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.domain import Encoding, FloatArray
-from app.engines.base import BatchLimits, Engine, EngineSpec
-from app.engines.copies import load_copies
-from app.errors import ConfigError
+from rerankd.domain import Encoding, FloatArray
+from rerankd.engines.base import BatchLimits, Engine, EngineSpec
+from rerankd.engines.copies import load_copies
+from rerankd.errors import ConfigError
 
 ONE = [Encoding(np.array([2, 5, 3]), 2)]
 

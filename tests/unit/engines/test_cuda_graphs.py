@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.domain import Encoding
-from app.engines import load_engine
-from app.engines.base import EngineSpec, OutOfMemory
-from app.errors import ConfigError
+from rerankd.domain import Encoding
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec, OutOfMemory
+from rerankd.errors import ConfigError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from app.engines import cuda_graphs  # noqa: E402
-from app.engines.cuda_graphs import Graphs, Record, Replay  # noqa: E402
-from app.engines.torch_encoder import TorchEncoderEngine  # noqa: E402
+from rerankd.engines.torch import graphs as cuda_graphs  # noqa: E402
+from rerankd.engines.torch.encoder import TorchEncoderEngine  # noqa: E402
+from rerankd.engines.torch.graphs import Graphs, Record, Replay  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

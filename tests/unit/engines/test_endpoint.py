@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import app.engines.endpoint
-from app.domain import Encoding
-from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec, RemoteEngine
-from app.engines.endpoint import EndpointFailed
-from app.errors import ConfigError
+import rerankd.engines.remote.endpoint
+from rerankd.domain import Encoding
+from rerankd.engines import load_engine
+from rerankd.engines.base import Engine, EngineSpec, RemoteEngine
+from rerankd.engines.remote.endpoint import EndpointFailed
+from rerankd.errors import ConfigError
 from tests.endpoint_server import Script, completion, serving_endpoint
 
 MESSAGES = [{"role": "user", "content": "größer?"}]
@@ -34,7 +34,7 @@ def written(outputs: Any) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.engines.endpoint, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(rerankd.engines.remote.endpoint, "_FIRST_PAUSE_S", 0.01)
 
 
 def test_an_answer_comes_back_as_its_bytes(tmp_path: Path) -> None:

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from app.assembly import load_parts
-from app.config import ModelSpec, Settings
-from app.domain import Encoding
-from app.engines import ENGINES, load_engine
-from app.engines.base import EngineSpec
-from app.engines.endpoint import EndpointOptions
-from app.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint
-from app.engines.onnx import OnnxOptions
-from app.engines.openvino import OpenVinoOptions
-from app.scorers import LIST_SCORERS, SCORERS, load_list_scorer, load_scorer
-from app.scorers.base import ScorerSpec
-from app.scorers.cross_encoder import CrossEncoderOptions
-from app.scorers.first import FirstOptions
-from app.scorers.list_prompt import WindowOptions
-from app.scorers.yes_no import YesNoOptions
+from rerankd.config.settings import ModelSpec, Settings
+from rerankd.domain import Encoding
+from rerankd.engines import ENGINES, load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint
+from rerankd.engines.onnx.engine import OnnxOptions
+from rerankd.engines.openvino import OpenVinoOptions
+from rerankd.engines.remote.endpoint import EndpointOptions
+from rerankd.scorers import LIST_SCORERS, SCORERS, load_list_scorer, load_scorer
+from rerankd.scorers.base import ScorerSpec
+from rerankd.scorers.cross_encoder import CrossEncoderOptions
+from rerankd.scorers.first import FirstOptions
+from rerankd.scorers.list_prompt import WindowOptions
+from rerankd.scorers.yes_no import YesNoOptions
+from rerankd.serving.assembly import load_parts
 from tests.fakes import ArithmeticEngine
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
@@ -71,9 +71,9 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
 
 
 def engine_shapes() -> Mapping[str, type[BaseModel]]:
-    from app.engines.torch_causal import TorchCausalOptions  # noqa: PLC0415 - imports torch
-    from app.engines.torch_encoder import TorchEncoderOptions  # noqa: PLC0415
-    from app.engines.torch_generate import TorchGenerateOptions  # noqa: PLC0415
+    from rerankd.engines.torch.causal import TorchCausalOptions  # noqa: PLC0415 - imports torch
+    from rerankd.engines.torch.encoder import TorchEncoderOptions  # noqa: PLC0415
+    from rerankd.engines.torch.generate import TorchGenerateOptions  # noqa: PLC0415
 
     return {
         "onnx": OnnxOptions,

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from app.domain import Encoding, FloatArray
-from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec, RemarkingEngine
-from app.engines.encoder_layers import (
+from rerankd.domain import Encoding, FloatArray
+from rerankd.engines import load_engine
+from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine
+from rerankd.engines.onnx.encoder_layers import (
     EmbeddingsPart,
     FirstPlaces,
     PaddingBias,
@@ -22,10 +22,10 @@ from app.engines.encoder_layers import (
     find_layers,
     find_simple,
 )
-from app.errors import ConfigError
-from app.exporting import export_cross_encoder
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
+from rerankd.errors import ConfigError
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
+from rerankd.tools.exporting import export_cross_encoder
 from tests.requirements import missing
 from tests.tiny_models import CORPUS, WIDE, build_bert, build_xlmr
 
@@ -43,7 +43,7 @@ def load(folder: Path, *, file: str = _INT8, **options: object) -> Engine:
 def fused(folder: Path) -> Engine:
     """The engine with our kernels; the test is skipped where there can be none."""
     try:
-        from app.engines import kernels  # noqa: PLC0415 - what is asked is whether it can be imported
+        from rerankd.engines.onnx import kernels  # noqa: PLC0415 - what is asked is whether it can be imported
     except ImportError:
         missing("the kernels were not compiled; is there a C++ compiler? run: make .venv/.development")
     if not kernels.supported():
@@ -355,13 +355,13 @@ def test_a_graph_that_reads_what_is_between_its_layers_is_left_whole(tmp_path: P
 def test_without_compiled_kernels_the_model_is_served_without_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "app.engines.kernels", None)
-    monkeypatch.delitem(sys.modules, "app.engines.fused", raising=False)
+    monkeypatch.setitem(sys.modules, "rerankd.engines.onnx.kernels", None)
+    monkeypatch.delitem(sys.modules, "rerankd.engines.onnx.fused", raising=False)
     engine = load(_SHIPPED)
     assert engine.name == f"onnx/cpu/{_INT8}"
     assert isinstance(engine, RemarkingEngine)
     assert engine.remark.startswith("without our own kernels: ")
-    assert "app.engines.kernels" in engine.remark
+    assert "rerankd.engines.onnx.kernels" in engine.remark
 
 
 @pytest.mark.timed

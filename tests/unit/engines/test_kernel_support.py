@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.engines import kernel_support
-from app.engines.kernel_support import KERNELS, why_not_compiled
+from rerankd.engines.onnx import kernel_support
+from rerankd.engines.onnx.kernel_support import KERNELS, why_not_compiled
 
 _ROOT = Path(__file__).resolve().parents[3]
 
@@ -48,7 +48,7 @@ def _run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_command_fails_where_the_kernels_were_not_compiled(without_kernels: Path) -> None:
-    done = _run(without_kernels, "-m", "app.engines.kernel_support")
+    done = _run(without_kernels, "-m", "rerankd.engines.onnx.kernel_support")
     assert done.returncode == 1
     assert "the compiled kernels are missing" in done.stdout
     assert done.stderr == ""
@@ -57,15 +57,15 @@ def test_the_command_fails_where_the_kernels_were_not_compiled(without_kernels: 
 def test_the_command_succeeds_where_they_were() -> None:
     if why_not_compiled() is not None:
         pytest.skip("no kernels were compiled here")
-    assert _run(_ROOT, "-m", "app.engines.kernel_support").returncode == 0
+    assert _run(_ROOT, "-m", "rerankd.engines.onnx.kernel_support").returncode == 0
 
 
 def test_loading_an_int8_model_without_kernels_warns_once_with_the_reason(without_kernels: Path) -> None:
     code = f"""
 import logging
 from pathlib import Path
-from app.engines.base import EngineSpec
-from app.engines.onnx import OnnxEngine
+from rerankd.engines.base import EngineSpec
+from rerankd.engines.onnx.engine import OnnxEngine
 logging.basicConfig(level="WARNING", format="%(message)s")
 for _ in range(2):
     print(OnnxEngine.load(EngineSpec(folder=Path({str(_ROOT / "models" / "minilm-qa")!r}), pad_id=0)).name)
@@ -82,7 +82,7 @@ def test_a_cpu_that_cannot_run_them_is_no_warning(
 ) -> None:
     if why_not_compiled() is not None:
         pytest.skip("no kernels were compiled here")
-    monkeypatch.setattr("app.engines.kernels.supported", lambda: False)
+    monkeypatch.setattr("rerankd.engines.onnx.kernels.supported", lambda: False)
     with caplog.at_level(logging.INFO):
         assert kernel_support.why_not_usable() is not None
     assert "AVX-512 VNNI" in str(kernel_support.why_not_usable())

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.domain import FloatArray
+from rerankd.domain import FloatArray
 from tests.requirements import missing
 
 try:
-    from app.engines import kernels
+    from rerankd.engines.onnx import kernels
 except ImportError:
     missing("the kernels were not compiled; is there a C++ compiler? run: make .venv/.development")
 

@@ -14,12 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 
-from app.domain import Encoding
-from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
-from app.engines.processor import int8_sums_overflow
-from app.errors import ConfigError
-from app.quantizing import quantize_per_token
+from rerankd.domain import Encoding
+from rerankd.engines import load_engine
+from rerankd.engines.base import Engine, EngineSpec
+from rerankd.engines.processor import int8_sums_overflow
+from rerankd.errors import ConfigError
+from rerankd.tools.quantizing import quantize_per_token
 
 EIGHT = Encoding(np.array([2, 5, 3, 7, 3, 11, 2, 3]), 5)
 TWO = [Encoding(np.array([2, 5, 3, 7, 3]), 3), Encoding(np.array([2, 3, 3]), 2)]
@@ -194,9 +194,9 @@ def test_an_engine_whose_runtime_is_not_installed_names_the_extra_to_install(
 import sys
 sys.modules[{module!r}] = None
 from pathlib import Path
-from app.engines import load_engine
-from app.engines.base import EngineSpec
-from app.errors import ConfigError
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.errors import ConfigError
 try:
     load_engine({engine!r}, EngineSpec(folder=Path({str(tmp_path)!r}), pad_id=0))
 except ConfigError as error:

@@ -13,16 +13,16 @@ import numpy as np
 import onnx
 import pytest
 
-from app.domain import Encoding
-from app.engines import load_engine
-from app.engines.base import Engine, EngineSpec
-from app.errors import ConfigError
-from app.quantizing import quantize_per_token
+from rerankd.domain import Encoding
+from rerankd.engines import load_engine
+from rerankd.engines.base import Engine, EngineSpec
+from rerankd.errors import ConfigError
+from rerankd.tools.quantizing import quantize_per_token
 from tests.unit.engines.test_onnx import EIGHT, TWO, Shape, save_large_products, sum_of_ids
 
 ov = pytest.importorskip("openvino")
 
-from app.engines.openvino import (  # noqa: E402
+from rerankd.engines.openvino import (  # noqa: E402
     OpenVinoEngine,
     _group,
     _leave_quantising_to_products,
@@ -66,7 +66,7 @@ def test_rounding_up_costs_little() -> None:
 
 def test_openvino_reports_to_nobody_that_it_is_used(tmp_path: Path) -> None:
     """Its own package for that would send an event on import, from a thread, and keep an identifier in the home."""
-    program = "import app.engines.openvino, threading; print([thread.name for thread in threading.enumerate()])"
+    program = "import rerankd.engines.openvino, threading; print([thread.name for thread in threading.enumerate()])"
     environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=60
@@ -120,9 +120,9 @@ _FIRST_PASSES: Final = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from app.domain import Encoding
-from app.engines.base import EngineSpec
-from app.engines.openvino import OpenVinoEngine
+from rerankd.domain import Encoding
+from rerankd.engines.base import EngineSpec
+from rerankd.engines.openvino import OpenVinoEngine
 
 engine = OpenVinoEngine.load(EngineSpec(folder=Path(sys.argv[1]), pad_id=0, workers=8))
 sys.setswitchinterval(1e-6)

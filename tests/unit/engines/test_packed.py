@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.domain import Encoding
-from app.engines import load_engine
-from app.engines.base import EngineSpec
-from app.errors import ConfigError
+from rerankd.domain import Encoding
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.errors import ConfigError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from app.engines.packed import _means, attend_one_by_one, pack  # noqa: E402
+from rerankd.engines.torch.packing import _means, attend_one_by_one, pack  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from app.domain import Encoding
-from app.engines.base import pad
+from rerankd.domain import Encoding
+from rerankd.engines.base import pad
 
 
 def encoding(*ids: int, boundary: int) -> Encoding:

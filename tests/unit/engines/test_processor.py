@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.engines.processor import int8_sums_overflow
+from rerankd.engines.processor import int8_sums_overflow
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="is about x86 processors")

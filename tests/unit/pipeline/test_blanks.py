@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.config import SHIPPED_REGISTRY
-from app.domain import PassageScores, ScoreOptions, Scores, Side, WindowWishes
-from app.errors import InvalidRequest
-from app.pipeline.blanks import BlankStage, Drops, drops_nothing
-from app.pipeline.cascade import CascadeStage, Member
-from app.scorers import load_list_scorer, load_scorer
-from app.scorers.base import ScorerSpec
-from app.sharing import SharedWorker
-from app.visible import LOOKED_AT
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.config.settings import SHIPPED_REGISTRY
+from rerankd.domain import PassageScores, ScoreOptions, Scores, Side, WindowWishes
+from rerankd.errors import InvalidRequest
+from rerankd.pipeline.blanks import BlankStage, Drops, drops_nothing
+from rerankd.pipeline.cascade import CascadeStage, Member
+from rerankd.scorers import load_list_scorer, load_scorer
+from rerankd.scorers.base import ScorerSpec
+from rerankd.scorers.visible import LOOKED_AT
 from tests.fakes import RecordingStage, score_of
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 

@@ -5,11 +5,11 @@ import asyncio
 import numpy as np
 import pytest
 
-from app.cache.keys import ENTRY, pair_keys
-from app.cache.memory import MemoryCache
-from app.domain import ScoreOptions, Scores
-from app.errors import Overloaded
-from app.pipeline.cached import CachedStage
+from rerankd.cache.keys import ENTRY, pair_keys
+from rerankd.cache.memory import MemoryCache
+from rerankd.domain import ScoreOptions, Scores
+from rerankd.errors import Overloaded
+from rerankd.pipeline.cached import CachedStage
 from tests.fakes import RecordingObserver, RecordingStage, ScriptedCache, score_of
 
 _PLAIN = ScoreOptions()

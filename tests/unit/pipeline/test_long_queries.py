@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from app.domain import ScoreOptions, Side, Truncation
-from app.errors import InvalidRequest
-from app.pipeline.long_queries import LongQueryStage
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
-from app.sharing import SharedWorker
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import ScoreOptions, Side, Truncation
+from rerankd.errors import InvalidRequest
+from rerankd.pipeline.long_queries import LongQueryStage
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
 from tests.fakes import RecordingStage
 
 _QUERY = " ".join(f"what is capital {number}" for number in range(300))

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain import Aggregation
-from app.pipeline.passage_windows import aggregate, last_window, windows
-from app.scorers.base import Edges
+from rerankd.domain import Aggregation
+from rerankd.pipeline.passage_windows import aggregate, last_window, windows
+from rerankd.scorers.base import Edges
 
 
 def _edges(tokens: int, *, word: int = 1) -> Edges:

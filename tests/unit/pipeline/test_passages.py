@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.cache.memory import MemoryCache
-from app.domain import Aggregation, PassageOptions, ScoreOptions, Scores, Side, Truncation
-from app.errors import Overloaded
-from app.pipeline.cached import CachedStage
-from app.pipeline.passages import PassagePolicy, PassageStage
-from app.scorers.base import Edges
-from app.sharing import SharedWorker
-from app.visible import LOOKED_AT
+from rerankd.cache.memory import MemoryCache
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import Aggregation, PassageOptions, ScoreOptions, Scores, Side, Truncation
+from rerankd.errors import Overloaded
+from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.scorers.base import Edges
+from rerankd.scorers.visible import LOOKED_AT
 from tests.fakes import RecordingObserver, RecordingStage, WordScorer, idle_batcher, score_of
 
 _DEFAULTS = PassagePolicy()

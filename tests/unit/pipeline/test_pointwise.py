@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from app.batching.batcher import identities_of
-from app.domain import Encoding, ScoreOptions, Terms
-from app.errors import ScoringFailed
-from app.pipeline.pointwise import PointwiseStage
-from app.scorers.base import EncodedPairs
-from app.sharing import SharedWorker
+from rerankd.batching.batcher import identities_of
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import Encoding, ScoreOptions, Terms
+from rerankd.errors import ScoringFailed
+from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.scorers.base import EncodedPairs
 from tests.fakes import ArithmeticEngine, RecordingObserver, WordScorer, running_batcher, score_of
 
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.domain import Encoding, FloatArray, OnDeadline, ScoreOptions, Scores, WindowPlan, WindowWishes
-from app.errors import ConfigError, DeadlineExceeded, InvalidRequest, Overloaded, ScoringFailed
-from app.pipeline.cached import CachedStage
-from app.pipeline.cached_list import CachedListStage
-from app.pipeline.cascade import CascadeStage, Member
-from app.pipeline.pointwise import PointwiseStage
-from app.pipeline.windowed import WindowedStage, plan_within, values_of_order
-from app.pipeline.windows import SCHEDULES
-from app.scorers.base import EncodedWindow
-from app.sharing import SharedWorker
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import Encoding, FloatArray, OnDeadline, ScoreOptions, Scores, WindowPlan, WindowWishes
+from rerankd.errors import ConfigError, DeadlineExceeded, InvalidRequest, Overloaded, ScoringFailed
+from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.cached_list import CachedListStage
+from rerankd.pipeline.cascade import CascadeStage, Member
+from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.windowed import WindowedStage, plan_within, values_of_order
+from rerankd.pipeline.windows import SCHEDULES
+from rerankd.scorers.base import EncodedWindow
 from tests.fakes import (
     ArithmeticEngine,
     RecordingObserver,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from app.pipeline.windows import SCHEDULES
+from rerankd.pipeline.windows import SCHEDULES
 
 Rank = Callable[[Sequence[int]], list[int]]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.errors import ConfigError
-from app.scorers import load_list_scorer, load_scorer
-from app.scorers.base import PairScorer, ScorerSpec
+from rerankd.errors import ConfigError
+from rerankd.scorers import load_list_scorer, load_scorer
+from rerankd.scorers.base import PairScorer, ScorerSpec
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 Change = Callable[[Path], object]

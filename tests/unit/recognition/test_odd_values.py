@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import pytest
 
-from app.errors import ConfigError
-from app.recognition.weights import check_code
-from app.scorers import load_scorer
-from app.scorers.base import ScorerSpec
+from rerankd.errors import ConfigError
+from rerankd.recognition.weights import check_code
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import ScorerSpec
 from tests.tiny_models import TINY_BERT
 
 _VALUES: Final[tuple[Any, ...]] = (None, True, -1, 1.5, 10**40, "x", [], {}, ["a"], [{}], {"a": {}}, {"content": 5})

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from app.domain import Side
-from app.scorers.beginnings import Reach, read_parts
-from app.visible import LOOKED_AT
+from rerankd.domain import Side
+from rerankd.scorers.beginnings import Reach, read_parts
+from rerankd.scorers.visible import LOOKED_AT
 from tests import tokenizer_folders
 from tests.tiny_models import CORPUS, TOKENIZERS
 
@@ -120,9 +120,9 @@ def test_texts_that_were_read_whole_have_nothing_beyond() -> None:
 _MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from app.config import SHIPPED_REGISTRY
-from app.scorers import load_list_scorer, load_scorer
-from app.scorers.base import ScorerSpec
+from rerankd.config.settings import SHIPPED_REGISTRY
+from rerankd.scorers import load_list_scorer, load_scorer
+from rerankd.scorers.base import ScorerSpec
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 kind, unit, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])

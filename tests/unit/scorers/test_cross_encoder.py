@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from app.domain import FloatArray, PassageOptions, ScoreOptions, Truncation
-from app.errors import ConfigError, InvalidRequest
-from app.pipeline.passages import PassagePolicy, PassageStage
-from app.ranking import identity, sigmoid
-from app.scorers import load_scorer
-from app.scorers.base import PairScorer, ScorerSpec
-from app.sharing import SharedWorker
-from app.visible import LOOKED_AT
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import FloatArray, PassageOptions, ScoreOptions, Truncation
+from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.scorers.ranking import identity, sigmoid
+from rerankd.scorers.visible import LOOKED_AT
 from tests.fakes import RecordingStage, idle_batcher
 from tests.tiny_models import CORPUS, MAX_LENGTH, TOKENIZERS
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
-from app.benchmark.workload import Shape, Workload
-from app.scorers.document_tokenizer import DocumentTokenizer
+from rerankd.scorers.document_tokenizer import DocumentTokenizer
+from rerankd.tools.benchmark.workload import Shape, Workload
 from tests.tiny_models import wordpiece_tokenizer
 
 _SHIPPED = Path(__file__).parents[3] / "models" / "minilm-qa" / "tokenizer.json"

@@ -10,11 +10,11 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from app.domain import IntArray
-from app.errors import ConfigError, InvalidRequest
-from app.scorers import load_list_scorer
-from app.scorers.base import ListScorer, ScorerSpec
-from app.scorers.tokenizer_files import ids_of
+from rerankd.domain import IntArray
+from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.scorers import load_list_scorer
+from rerankd.scorers.base import ListScorer, ScorerSpec
+from rerankd.scorers.tokenizer_files import ids_of
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 QUERY = "what is a window?"
@@ -90,7 +90,7 @@ def test_a_prompt_that_fits_is_tokenised_once(qwen3: Path, monkeypatch: pytest.M
         return ids_of(tokenizer, text)
 
     scorer = load(qwen3)
-    monkeypatch.setattr("app.scorers.first.ids_of", remembering)
+    monkeypatch.setattr("rerankd.scorers.first.ids_of", remembering)
     scorer.encode_window(QUERY, ["a", "b"], max_document_tokens=None)
     assert sum("[B] b" in text for text in tokenised) == 1
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import ConfigError, InvalidRequest
-from app.scorers import load_list_scorer
-from app.scorers.base import ListScorer, ScorerSpec
-from app.scorers.generative import read_permutation
+from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.scorers import load_list_scorer
+from rerankd.scorers.base import ListScorer, ScorerSpec
+from rerankd.scorers.generative import read_permutation
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 NUMBERS = ["1", "2", "3", "4"]

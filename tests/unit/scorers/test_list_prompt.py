@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import ConfigError
-from app.scorers.list_prompt import (
+from rerankd.errors import ConfigError
+from rerankd.scorers.list_prompt import (
     LEAST_WORDS,
     ListPrompt,
     ListTemplate,

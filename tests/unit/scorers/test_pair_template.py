@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
-from app.domain import Encoding
-from app.errors import ConfigError
-from app.scorers.pair_template import PairTemplate, read_template
+from rerankd.domain import Encoding
+from rerankd.errors import ConfigError
+from rerankd.scorers.pair_template import PairTemplate, read_template
 from tests.tiny_models import TOKENIZERS, wordpiece_tokenizer
 
 FAMILY = pytest.mark.parametrize("family", list(TOKENIZERS))

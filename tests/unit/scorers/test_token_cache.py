@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import pytest
 
-from app.lru import ENTRY_BYTES
-from app.scorers.token_cache import DocumentTokens, TokenCache
+from rerankd.cache.lru import ENTRY_BYTES
+from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 
 # What a document takes beside its ids.
 _ENTRY: Final = ENTRY_BYTES + 304
@@ -136,7 +136,7 @@ _FILL = """
 import json, resource, sys
 from pathlib import Path
 import numpy as np
-from app.scorers.token_cache import DocumentTokens, TokenCache
+from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

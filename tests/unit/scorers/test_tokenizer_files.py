@@ -6,7 +6,7 @@ from time import perf_counter
 
 import pytest
 
-from app.scorers.tokenizer_files import TokenizerFolder, ids_of, load_tokenizer
+from rerankd.scorers.tokenizer_files import TokenizerFolder, ids_of, load_tokenizer
 from tests.tokenizer_folders import tokenizer_folder
 
 

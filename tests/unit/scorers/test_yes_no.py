@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from app.domain import PassageOptions, ScoreOptions, Truncation
-from app.errors import ConfigError, InvalidRequest
-from app.pipeline.passages import PassagePolicy, PassageStage
-from app.scorers import load_scorer
-from app.scorers.base import PairScorer, ScorerSpec
-from app.sharing import SharedWorker
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import PassageOptions, ScoreOptions, Truncation
+from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import PairScorer, ScorerSpec
 from tests.fakes import RecordingStage, idle_batcher
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 

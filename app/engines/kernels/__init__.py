@@ -1,5 +1,0 @@
-"""Layers of an encoder in C++ (layers.h). Importing it fails where they could not be compiled."""
-
-from app.engines.kernels._compiled import UNSEEN, Embeddings, Layer, Layers, Linear, Normalisation, supported
-
-__all__ = ["UNSEEN", "Embeddings", "Layer", "Layers", "Linear", "Normalisation", "supported"]

@@ -1,0 +1,56 @@
+"""JSON answers and the one error body that every dialect's clients can read."""
+
+from math import ceil
+from typing import Any, Final
+
+import orjson
+from starlette.responses import Response
+
+from rerankd.domain import Timings
+from rerankd.errors import BodyTooSlow, RerankError, Unauthorized, Unavailable
+
+# For the OpenAPI document.
+ERROR_SCHEMA: Final = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("message", "detail", "error", "error_type")},
+    "required": ["message", "detail", "error", "error_type"],
+}
+
+
+def json_answer(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401 - JSON
+    return Response(
+        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY),
+        status_code=status,
+        headers=headers,
+        media_type="application/json",
+    )
+
+
+def error_answer(error: RerankError) -> Response:
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
+        headers["Retry-After-Ms"] = str(max(1, ceil(error.retry_after_s * 1000)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooSlow):
+        headers["Connection"] = "close"
+    return plain_error(error.status, code=error.code, message=error.message, headers=headers)
+
+
+def plain_error(status: int, *, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    """All four are strings, because each family of clients reads a different one of them."""
+    body = {"message": message, "detail": message, "error": message, "error_type": code}
+    return json_answer(body, status=status, headers=headers)
+
+
+def server_timing(timings: Timings, *, total_s: float) -> str:
+    """The Server-Timing header, in milliseconds."""
+    parts = {
+        "cache": timings.cache_s,
+        "tokenize": timings.tokenize_s,
+        "queue": timings.queue_s,
+        "inference": timings.inference_s,
+        "total": total_s,
+    }
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts.items())

@@ -1,0 +1,26 @@
+"""The dialects, in the order in which they may claim a body on a shared path. A new one is a file and one line here."""
+
+from typing import Final
+
+from rerankd.api.dialects.base import Dialect
+from rerankd.api.dialects.cohere import COHERE_V2
+from rerankd.api.dialects.infinity import INFINITY
+from rerankd.api.dialects.jina import JINA
+from rerankd.api.dialects.mixedbread import MIXEDBREAD
+from rerankd.api.dialects.nim import NIM
+from rerankd.api.dialects.pinecone import PINECONE
+from rerankd.api.dialects.tei import TEI
+from rerankd.api.dialects.vllm_score import VLLM_SCORE
+from rerankd.api.dialects.voyage import VOYAGE
+
+DIALECTS: Final[tuple[Dialect, ...]] = (
+    COHERE_V2,
+    VLLM_SCORE,
+    TEI,
+    NIM,
+    MIXEDBREAD,
+    PINECONE,
+    VOYAGE,
+    INFINITY,
+    JINA,
+)

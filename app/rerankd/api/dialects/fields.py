@@ -1,0 +1,249 @@
+"""Fields that several dialects share, as leniently as their clients need them, and what answers say about documents."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Annotated, Any, Final
+
+import orjson
+from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PrivateAttr, ValidationInfo, WithJsonSchema
+
+from rerankd.api.dialects.base import QueryCall, limits_of, shown
+from rerankd.api.parsing.json_text import kind_of
+from rerankd.api.parsing.sent import SentBody
+from rerankd.concurrency.steps import Steps, drained
+from rerankd.domain import LAST_PRIORITY, RankedDocument, RerankResult, Truncation
+from rerankd.errors import InvalidRequest, RequestTooLarge
+from rerankd.scorers.visible import is_visible
+
+_NAMES_SHOWN: Final = 5
+_LARGEST_COUNT: Final = 2.0**63
+RANK_FIELD_CHARS: Final = 1000
+_PAIRS_PER_SEARCH_UNIT: Final = 100
+# Number of texts and of fields between two yields to other callers.
+_TEXTS_AT_A_TIME: Final = 1000
+_FIELDS_AT_A_TIME: Final = 100
+
+# Fields of a document that come back in its result and are not read.
+PASSED_THROUGH: Final = ("id", "metadata")
+
+Documents = Annotated[
+    list[Any],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": True}]},
+        }
+    ),
+    Field(
+        description='Texts, or objects: the model reads their "text", or rank_fields, or else all but id and metadata.'
+    ),
+]
+
+
+def _all_of_them(top_n: object) -> object:
+    """Clients send 0, null, -1 and the largest number that they know for "all of them"."""
+    huge = isinstance(top_n, float) and top_n >= _LARGEST_COUNT
+    return None if huge else top_n
+
+
+def _a_count(top_n: int | None) -> int | None:
+    if top_n is not None and top_n < -1:
+        raise ValueError(f"{top_n} is not a number of results; leave it out, or send 0 or -1, for all")
+    return None if top_n in (0, -1) else top_n
+
+
+TopN = Annotated[
+    int | None,
+    Field(description="How many results to return; 0, -1, null, absent or more than there are: all."),
+    BeforeValidator(_all_of_them),
+    AfterValidator(_a_count),
+]
+ModelName = Annotated[
+    str | None,
+    Field(description="The name or an alias of a served model; absent: the default one."),
+    AfterValidator(lambda name: name or None),
+]
+
+
+def _few(names: object, info: ValidationInfo) -> object:
+    if isinstance(names, list) and len(names) > limits_of(info).rank_fields:
+        raise RequestTooLarge(f"at most {limits_of(info).rank_fields} rank_fields; got {len(names)}")
+    return names
+
+
+def _distinct(names: list[str] | None) -> list[str] | None:
+    if names is None:
+        return names
+    longest = max(names, key=len, default="")
+    if len(longest) > RANK_FIELD_CHARS:
+        raise ValueError(
+            f"{shown(longest)} is too long for the name of a field; at most {RANK_FIELD_CHARS} characters are taken"
+        )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{shown(twice)} is named twice; name each field once")
+    return names
+
+
+RankFields = Annotated[
+    list[str] | None,
+    FailFast(),
+    Field(description='The fields of documents sent as objects to read; default: "text".'),
+    BeforeValidator(_few),
+    AfterValidator(_distinct),
+]
+ReturnDocuments = Annotated[bool | None, Field(description="Send the documents back with the results.")]
+RawScores = Annotated[bool | None, Field(description="Answer with the model's raw scores instead of relevance.")]
+MaxTokens = Annotated[int | None, Field(ge=1, description="Read at most this many tokens of each document.")]
+Priority = Annotated[
+    int | None, Field(ge=0, le=LAST_PRIORITY, description=f"0 is served first, {LAST_PRIORITY} last; default: 0.")
+]
+Truncate = Annotated[
+    bool | None, Field(description="Cut documents that are too long (default), or refuse the request.")
+]
+
+
+def truncation_of(*, cut: bool | None) -> Truncation | None:
+    """The policy that a client's flag means; the model's own where it says nothing."""
+    return {None: None, True: Truncation.TRUNCATE, False: Truncation.ERROR}[cut]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a document is in the body."""
+
+    sent: SentBody
+    field: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.field}[{self.index}]"
+
+
+class TextsCall(QueryCall, ABC):
+    """A call whose documents are texts, or objects of which texts must be made."""
+
+    _texts: list[str] | None = PrivateAttr(default=None)
+
+    @abstractmethod
+    def read_texts(self) -> Steps[list[str]]:
+        """What `texts_of` makes of the documents."""
+
+    @property
+    def texts(self) -> list[str]:
+        """What the model reads of each document."""
+        if self._texts is None:
+            drained(self.prepare())
+        assert self._texts is not None  # noqa: S101 - it has been prepared
+        return self._texts
+
+    def prepare(self) -> Steps[None]:
+        self._texts = yield from self.read_texts()
+
+
+def texts_of(
+    documents: Sequence[Any],
+    sent: SentBody,
+    *,
+    rank_fields: Sequence[str] | None,
+    name: str = "documents",
+    bare: bool = False,
+) -> Steps[list[str]]:
+    """What the model reads of each document: a string itself; of an object its `text`, or `rank_fields` as
+    `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list,
+    which came in the body `sent`; `bare` reads a single rank field without its name.
+
+    Raises:
+        InvalidRequest: a document is neither, or lacks the fields.
+    """
+    bare = bare and rank_fields is not None and len(rank_fields) == 1
+    own = not rank_fields or list(rank_fields) == ["text"]
+    texts: list[str] = []
+    for index, document in enumerate(documents):
+        text = document if isinstance(document, str) else _own_text(document) if own else None
+        if text is None:
+            yield
+            text = yield from _text_of(document, _Place(sent, name, index), rank_fields, bare=bare)
+        texts.append(text)
+        if index % _TEXTS_AT_A_TIME == 0:
+            yield
+    return texts
+
+
+def score_of(ranked: RankedDocument, *, raw: bool | None) -> float:
+    return ranked.value if raw else ranked.relevance_score
+
+
+def usage_of(*results: RerankResult) -> dict[str, int]:
+    """Tokens that the model read. It reads only, so that prompt and total are the same."""
+    tokens = sum(result.tokens for result in results)
+    return {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+
+
+def search_units(result: RerankResult) -> int:
+    """A query with up to 100 documents, or passages of long ones, is one unit."""
+    return ceil(result.pairs / _PAIRS_PER_SEARCH_UNIT)
+
+
+def _own_text(document: object) -> str | None:
+    """What most documents that are objects have; the rest needs a closer look."""
+    text = document.get("text") if isinstance(document, dict) else None
+    return text if isinstance(text, str) else None
+
+
+def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None, *, bare: bool) -> Steps[str]:
+    if not isinstance(document, Mapping):
+        kind = "null" if document is None else f"a {kind_of(document)}"
+        raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
+    if rank_fields and list(rank_fields) != ["text"]:
+        return (yield from _as_lines(document, where, rank_fields, bare=bare))
+    if document and "text" not in document:
+        names = [name for name in document if name not in PASSED_THROUGH]
+        return (yield from _as_lines(document, where, names, bare=False))
+    text = document.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequest(
+            f'{where} has no string in its field "text"; add one, or name the fields to read in rank_fields'
+        )
+    return text
+
+
+def _as_lines(document: Mapping[str, Any], where: _Place, names: Sequence[str], *, bare: bool) -> Steps[str]:
+    present = [name for name in names if document.get(name) is not None]
+    if not present:
+        raise InvalidRequest(f"{where} has {_nothing_of(names)}")
+    if bare:
+        return (yield from _as_text(document[present[0]], present[0], where))
+    lines: list[str] = []
+    shows = False
+    for number, name in enumerate(present):
+        text = yield from _as_text(document[name], name, where)
+        shows = shows or is_visible(text)
+        lines.append(f"{name}: {text}")
+        if number % _FIELDS_AT_A_TIME == 0:
+            yield
+    # Names of fields that show nothing are no text of the document.
+    return "\n".join(lines) if shows else ""
+
+
+def _nothing_of(names: Sequence[str]) -> str:
+    if not names:
+        passed = " and ".join(PASSED_THROUGH)
+        return f'nothing to read beside {passed}; add a "text", or name the fields to read in rank_fields'
+    listed = ", ".join(map(shown, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return f'none of the fields to read: {listed}; add one, or a "text", or name others in rank_fields'
+
+
+def _as_text(value: object, name: str, where: _Place) -> Steps[str]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        # with all of its digits: 0.10, and whole numbers beyond 64 bits
+        yield from where.sent.find_members(where.field, where.index)
+        return where.sent.member(where.field, where.index, name).decode()
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"{where} is nested too deeply in its rank_fields; flatten it") from None

@@ -1,0 +1,94 @@
+"""Infinity's rerank API: Jina's, but documents come back as plain strings, and raw scores can be had."""
+
+from typing import Final, Literal
+
+from pydantic import BaseModel
+
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, has_field
+from rerankd.api.dialects.fields import (
+    Documents,
+    ModelName,
+    RawScores,
+    ReturnDocuments,
+    TextsCall,
+    TopN,
+    score_of,
+    texts_of,
+    usage_of,
+)
+from rerankd.concurrency.steps import Steps
+from rerankd.domain import RerankRequest, RerankResult
+
+# A body without raw_scores cannot be told from Jina's, whose documents come back as objects.
+_OWN_PATHS = tuple(f"/infinity{path}" for path in SHARED_PATHS)
+
+
+# What Infinity's client sends where its user names no model.
+_NO_MODEL = "default/not-specified"
+
+
+class InfinityCall(TextsCall):
+    model: ModelName = None
+    query: str
+    documents: Documents
+    top_n: TopN = None
+    return_documents: ReturnDocuments = None
+    raw_scores: RawScores = None
+
+    def read_texts(self) -> Steps[list[str]]:
+        return texts_of(self.documents, self.sent, rank_fields=None)
+
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            query=self.query,
+            documents=self.texts,
+            model=None if self.model == _NO_MODEL else self.model,
+            top_n=self.top_n,
+        )
+
+    def render_result(self, result: RerankResult, *, request_id: str) -> Json:
+        return {
+            "object": "rerank",
+            "id": request_id,
+            "model": result.model,
+            "results": [
+                {
+                    "index": ranked.index,
+                    "relevance_score": score_of(ranked, raw=self.raw_scores),
+                    **({"document": self.texts[ranked.index]} if self.return_documents else {}),
+                }
+                for ranked in result.results
+            ],
+            "usage": usage_of(result),
+        }
+
+
+class InfinityResult(BaseModel):
+    index: int
+    relevance_score: float
+    document: str | None = None
+
+
+class InfinityAnswer(BaseModel):
+    object: Literal["rerank"]
+    id: str
+    model: str
+    results: list[InfinityResult]
+    usage: dict[str, int]
+
+
+INFINITY: Final = Dialect(
+    name="infinity",
+    paths=(*SHARED_PATHS, *_OWN_PATHS),
+    takes=frozenset(["documents"]),
+    call=InfinityCall,
+    answer=InfinityAnswer,
+    example={
+        "model": "minilm-qa",
+        "query": "What is the capital of France?",
+        "documents": ["Berlin is in Germany.", "Paris is the capital of France."],
+        "raw_scores": True,
+        "return_documents": True,
+    },
+    claims=has_field("raw_scores"),
+)

@@ -1,0 +1,151 @@
+"""What the dialects of Cohere and Jina share: the same request, and most of the answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from rerankd.api.dialects.base import Json
+from rerankd.api.dialects.fields import (
+    PASSED_THROUGH,
+    Documents,
+    MaxTokens,
+    ModelName,
+    Priority,
+    RankFields,
+    ReturnDocuments,
+    TextsCall,
+    TopN,
+    score_of,
+    search_units,
+    texts_of,
+)
+from rerankd.concurrency.steps import Steps
+from rerankd.domain import PassageOptions, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Truncation
+
+
+class SupersetCall(TextsCall):
+    """The request fields of both; a dialect adds how it answers."""
+
+    model: ModelName = None
+    query: str
+    documents: Documents
+    top_n: TopN = None
+    max_tokens_per_doc: MaxTokens = None
+    max_chunks_per_doc: int | None = Field(
+        default=None, ge=1, description="Read long documents in at most this many passages; the best one counts."
+    )
+    rank_fields: RankFields = None
+    return_documents: ReturnDocuments = None
+    priority: Priority = None
+
+    def read_texts(self) -> Steps[list[str]]:
+        return texts_of(self.documents, self.sent, rank_fields=self.rank_fields)
+
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            query=self.query,
+            documents=self.texts,
+            model=self.model,
+            top_n=self.top_n,
+            options=self.options(),
+        )
+
+    def options(self) -> ScoreOptions:
+        return ScoreOptions(
+            max_tokens_per_doc=self.max_tokens_per_doc,
+            truncation=Truncation.CHUNK if self.max_chunks_per_doc else None,
+            passages=PassageOptions(max_passages=self.max_chunks_per_doc),
+            priority=self.priority or 0,
+        )
+
+    def results(self, result: RerankResult, *, raw: bool | None = False) -> list[Json]:
+        return [self.result(ranked, result, raw=raw) for ranked in result.results]
+
+    def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
+        """One entry of `results`; what a document was sent with comes back, and nothing is null."""
+        document = self.documents[ranked.index]
+        entry: Json = {"index": ranked.index, "relevance_score": score_of(ranked, raw=raw)}
+        if isinstance(document, Mapping):
+            given = [name for name in PASSED_THROUGH if name in document]
+            entry |= {name: self.sent.value("documents", ranked.index, name, document[name]) for name in given}
+        if ranked.placed_by:
+            entry["placed_by"] = ranked.placed_by
+        if not ranked.scored:
+            entry["scored"] = False
+        if self.return_documents:
+            is_text = isinstance(document, str)
+            entry["document"] = {"text": document} if is_text else self.sent.entry("documents", ranked.index)
+        passages = result.scores.passages
+        if passages is not None and passages.counts[ranked.index]:
+            entry["passage"] = {
+                "start": int(passages.starts[ranked.index]),
+                "end": int(passages.ends[ranked.index]),
+                "count": int(passages.counts[ranked.index]),
+            }
+        return entry
+
+
+def meta_of(result: RerankResult, options: ScoreOptions, *, version: str) -> Json:
+    meta: Json = {
+        "api_version": {"version": version},
+        "billed_units": {"search_units": search_units(result)},
+        "tokens": {"input_tokens": result.tokens},
+    }
+    warnings = _warnings(result, options)
+    if warnings:
+        meta["warnings"] = warnings
+    return meta
+
+
+def _warnings(result: RerankResult, options: ScoreOptions) -> list[str]:
+    warnings = []
+    if result.truncated_documents:
+        what = f"longer than {_limit(result, options)} allows"
+        warnings.append(f"{_were(result.truncated_documents)} {what}: {_counted(result.dropped_tokens)} not read")
+    if result.scores.query_dropped:
+        warnings.append(f"the query was too long: {_counted(result.scores.query_dropped)} of it not read")
+    if result.unscored_documents:
+        warnings.append(f"{_were(result.unscored_documents)} not scored before the deadline, and are in your order")
+    if result.scores.unordered:
+        what = "1 window" if result.scores.unordered == 1 else f"{result.scores.unordered} windows"
+        warnings.append(f"the model named no document of {what}, which kept the order it was given; ask again")
+    return warnings
+
+
+def _limit(result: RerankResult, options: ScoreOptions) -> str:
+    """What the request or the model set, for documents that are read at once or in passages."""
+    if result.scores.passages is None:
+        limit = "the model"
+    elif options.passages.max_passages is None:
+        limit = "the model's max_passages"
+    else:
+        limit = "max_chunks_per_doc (or passages.max_per_doc)"
+    return f"{limit} or max_tokens_per_doc" if options.max_tokens_per_doc is not None else limit
+
+
+def _counted(tokens: int) -> str:
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
+
+
+def _were(documents: int) -> str:
+    return "1 document was" if documents == 1 else f"{documents} documents were"
+
+
+class Passage(BaseModel):
+    """Which characters of the text that the model read decided the score, out of how many passages."""
+
+    start: int
+    end: int
+    count: int
+
+
+class Result(BaseModel):
+    index: int
+    relevance_score: float
+    scored: bool | None = None
+    placed_by: str | None = None
+    id: Any | None = None
+    metadata: Any | None = None
+    document: dict[str, Any] | None = None
+    passage: Passage | None = None

@@ -1,0 +1,179 @@
+"""What happens to every HTTP request: an id, a log line, bounds for its body, and an answer even to our own bugs.
+
+Plain ASGI: no body is copied and no task is started.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rerankd.api.access import Access, start_access
+from rerankd.api.answers import error_answer, plain_error
+from rerankd.api.lifecycle import Lifecycle
+from rerankd.api.transport.held_bytes import Claim, HeldBytes, start_claim
+from rerankd.errors import BodyTooSlow, InvalidRequest, RequestTooLarge, Unavailable
+from rerankd.telemetry.logs import request_id
+
+logger = logging.getLogger(__name__)
+
+_SAFE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_SHOWN = 50
+# For whatever a browser may be made to open: it guesses no content types, frames nothing and tells no address.
+_HARDENING = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+class RequestContext:
+    """Gives each request an id (the caller's own X-Request-ID where it is harmless) and logs its end. While the service
+    drains, every answer closes its connection: a request that a client or proxy sends on a kept one would meet its end.
+    """
+
+    def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        access = start_access(scope)
+        identity = _identity(Headers(scope=scope))
+        token = request_id.set(identity)
+
+        async def counted() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                access.bytes_in += len(message.get("body", b""))
+            return message
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                access.status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = identity
+                headers.raw.extend(_HARDENING)
+                if self._lifecycle.draining:
+                    headers["Connection"] = "close"
+            else:
+                access.bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._answer(scope, counted, send_with_id, access)
+        finally:
+            access.log(scope)
+            request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, access: Access) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            # The server ran out of time to finish what runs; whoever waits is told so, and may ask another replica.
+            if access.status:
+                raise
+            await error_answer(Unavailable("the service is shutting down"))(scope, receive, send)
+        except Exception:
+            logger.exception("unexpected error")
+            if access.status:
+                raise
+            message = "internal error; the server's log has the cause under this request's id"
+            await plain_error(500, code="internal_error", message=message)(scope, receive, send)
+
+
+def _identity(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _SAFE_ID.fullmatch(given) else uuid4().hex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyBounds:
+    """What one body may have, and how long it may take to arrive."""
+
+    max_bytes: int
+    timeout_s: float
+
+
+class BodyLimit:
+    """Bounds what bodies and answers cost. A refusal is raised where the body is read: after the key was checked, and
+    counted as every other answer is. What a body has brought is held until there is an answer, and that until it is
+    sent. `caller_of` says whose a request is, by its headers.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, bounds: BodyBounds, held: HeldBytes, caller_of: Callable[[Mapping[str, str]], str]
+    ) -> None:
+        self._app = app
+        self._bounds = bounds
+        self._held = held
+        self._caller_of = caller_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        claim: Claim | None = None
+        complete = False
+        end = asyncio.get_running_loop().time() + self._bounds.timeout_s
+
+        async def bounded() -> Message:
+            nonlocal claim, complete
+            if complete:
+                return await receive()
+            if claim is None:
+                headers = Headers(scope=scope)
+                self._check_head(headers)
+                claim = start_claim(scope, Claim(self._held, self._caller_of(headers)))
+            message = await self._in_time(receive, end)
+            if message["type"] == "http.request":
+                arrived = len(message.get("body", b""))
+                self._check_size(claim.bytes, arrived)
+                claim.take(arrived)
+            complete = not message.get("more_body", False)
+            return message
+
+        async def held(message: Message) -> None:
+            if claim is not None and message["type"] == "http.response.body":
+                # Nothing else is left of the request; refusals find room because they are small.
+                claim.hold(len(message.get("body", b"")) - claim.bytes)
+            await send(message)
+
+        try:
+            await self._app(scope, bounded, held)
+        finally:
+            if claim is not None:
+                claim.release()
+
+    def _check_head(self, headers: Headers) -> None:
+        encoding = headers.get("content-encoding", "").strip()
+        if encoding.lower() not in {"", "identity"}:
+            raise InvalidRequest(f"Content-Encoding {encoding[:_SHOWN]!r} is not supported; send the body as it is")
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._bounds.max_bytes:
+            raise self._too_large(int(declared))
+
+    async def _in_time(self, receive: Receive, end: float) -> Message:
+        try:
+            async with asyncio.timeout_at(end):
+                return await receive()
+        except TimeoutError:
+            raise BodyTooSlow(
+                f"the body did not arrive within {self._bounds.timeout_s:g} s; send it faster, or fewer documents"
+            ) from None
+
+    def _check_size(self, own_bytes: int, arrived: int) -> None:
+        if own_bytes + arrived > self._bounds.max_bytes:
+            raise self._too_large(own_bytes + arrived)
+
+    def _too_large(self, size: int) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"the body has {size} bytes or more; at most {self._bounds.max_bytes} are taken: send fewer documents"
+        )

@@ -1,0 +1,228 @@
+"""What operators and clients ask beside reranking: health, readiness, metrics, the served models."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import orjson
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rerankd import __version__
+from rerankd.api.answers import ERROR_SCHEMA, json_answer
+from rerankd.api.auth import ApiKeys, security_of
+from rerankd.api.fixed_answers import FixedAnswer
+from rerankd.api.lifecycle import Lifecycle
+from rerankd.serving.model import ServedModel, Status
+from rerankd.serving.service import RerankService
+
+Json = dict[str, Any]
+
+_ERRORS: Final[Json] = {
+    "description": "Whatever is wrong; the message says what.",
+    "content": {"application/json": {"schema": ERROR_SCHEMA}},
+}
+
+
+HEALTH: Final = FixedAnswer(
+    lambda: orjson.dumps({"status": "ok", "version": __version__}), media_type="application/json"
+)
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+    version: str
+
+
+class ModelState(BaseModel):
+    status: str
+    reason: str | None = None
+
+
+class Readiness(BaseModel):
+    status: Literal["ready", "not ready", "draining"]
+    models: dict[str, ModelState]
+
+
+class ModelDescription(BaseModel):
+    """What is known of a served model besides depends on its scorer and engine."""
+
+    id: str
+    object: Literal["model"]
+    owned_by: str
+    created: int
+    model_type: Literal["rerank"]
+    aliases: list[str]
+    status: str
+
+
+# What of a model's details may be seen by whoever has a key. Options, which may hold paths and URLs, are none of it.
+_SHOWN: Final = ("scorer", "engine", "stages", "revision", "max_length", "scores", "batch_independent")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelDescription]
+
+
+class Information(BaseModel):
+    model_id: str
+    model_type: dict[str, Any]
+    max_client_batch_size: int
+    max_input_length: int | None
+    version: str
+    models: list[ModelDescription]
+
+
+class Authentication(BaseModel):
+    auth: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """An endpoint and, for the OpenAPI document, what it answers, by status."""
+
+    endpoint: Callable[..., Any]
+    answers: dict[int | str, Json]
+
+
+def _answers(model: type[BaseModel], *statuses: int) -> dict[int | str, Json]:
+    return {status: {"model": model, "description": "As the schema says."} for status in (200, *statuses)}
+
+
+_EXPOSITION: Final[dict[int | str, Json]] = {
+    200: {
+        "description": "Prometheus's text format, or OpenMetrics where that is asked for.",
+        "content": {media: {"schema": {"type": "string"}} for media in ("text/plain", "application/openmetrics-text")},
+    }
+}
+
+
+class OperationsEndpoints:
+    def __init__(
+        self,
+        *,
+        service: RerankService,
+        lifecycle: Lifecycle,
+        metrics: CollectorRegistry,
+        document: FixedAnswer,
+        keyed: bool,
+    ) -> None:
+        self._service = service
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._document = document
+        self._expositions: dict[str, asyncio.Task[bytes]] = {}
+        self._keyed = keyed
+
+    async def health(self, request: Request) -> Response:
+        """200 while the process can answer at all. Restart it when this fails."""
+        return HEALTH.answer(request.headers)
+
+    async def ready(self) -> Response:
+        """200 when every model passed its latest canary inference; else 503 with what is wrong with which. Answers at
+        once, however loaded the service is: canaries run in the background.
+        """
+        ready = all(model.status is Status.READY for model in self._service.models) and not self._lifecycle.draining
+        body: Json = {
+            "status": "draining" if self._lifecycle.draining else "ready" if ready else "not ready",
+            "models": {
+                model.name: {"status": model.status, **({"reason": model.reason} if model.reason else {})}
+                for model in self._service.models
+            },
+        }
+        headers = {} if ready else {"Retry-After": "5"}
+        return json_answer(body, status=200 if ready else 503, headers=headers)
+
+    async def metrics(self, request: Request) -> Response:
+        """Whoever asks in one turn of the event loop shares what is then written once."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        if content_type not in self._expositions:
+            self._expositions[content_type] = asyncio.create_task(self._exposition(encode, content_type))
+        return Response(await asyncio.shield(self._expositions[content_type]), media_type=content_type)
+
+    async def _exposition(self, encode: Callable[[CollectorRegistry], bytes], content_type: str) -> bytes:
+        await asyncio.sleep(0)
+        del self._expositions[content_type]
+        return encode(self._metrics)
+
+    async def models(self) -> Response:
+        """The served models, as OpenAI's clients and NVIDIA's expect the list."""
+        return json_answer({"object": "list", "data": [_describe(model) for model in self._service.models]})
+
+    async def model(self, name: str) -> Response:
+        return json_answer(_describe(self._service.model_named(name)))
+
+    async def description(self, request: Request) -> Response:
+        """The OpenAPI document, for those who have a key."""
+        return self._document.answer(request.headers)
+
+    async def authentication(self) -> Response:
+        """Whether keys are needed: Xinference's client asks before it sends its own."""
+        return json_answer({"auth": self._keyed})
+
+    async def info(self) -> Response:
+        """The default model and the limits, as clients of text-embeddings-inference expect them."""
+        default = self._service.model_named(None)
+        return json_answer(
+            {
+                "model_id": default.name,
+                "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+                "max_client_batch_size": self._service.limits.max_documents,
+                "max_input_length": default.details.get("max_length"),
+                "version": __version__,
+                "models": [_describe(model) for model in self._service.models],
+            }
+        )
+
+
+def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys, private: bool) -> APIRouter:
+    """Health and readiness are open to whoever reaches the port, metrics too unless all is private; what names models
+    needs a key.
+    """
+    open_routes = {
+        "/health": _Operation(endpoints.health, _answers(Health)),
+        "/ready": _Operation(endpoints.ready, _answers(Readiness, 503)),
+        "/v1/cluster/auth": _Operation(endpoints.authentication, _answers(Authentication)),
+    }
+    keyed_routes = {
+        "/v1/models": _Operation(endpoints.models, _answers(ModelList)),
+        "/models": _Operation(endpoints.models, _answers(ModelList)),
+        "/v1/models/{name:path}": _Operation(endpoints.model, _answers(ModelDescription)),
+        "/info": _Operation(endpoints.info, _answers(Information)),
+    }
+    (keyed_routes if private else open_routes)["/metrics"] = _Operation(endpoints.metrics, _EXPOSITION)
+    if private:
+        keyed_routes["/openapi.json"] = _Operation(endpoints.description, {})
+    router = APIRouter(tags=["operations"], default_response_class=Response)
+    _add(router, open_routes, extra={})
+    guarded = APIRouter(dependencies=[keys.required()])
+    _add(guarded, keyed_routes, extra=security_of(keys))
+    router.include_router(guarded)
+    return router
+
+
+def _add(router: APIRouter, routes: dict[str, _Operation], *, extra: Json) -> None:
+    """HEAD is answered as GET is; the server leaves the body out."""
+    for path, operation in routes.items():
+        answers = {**operation.answers, "default": _ERRORS}
+        router.add_api_route(path, operation.endpoint, methods=["GET"], responses=answers, openapi_extra=extra)
+        router.add_api_route(path, operation.endpoint, methods=["HEAD"], include_in_schema=False)
+
+
+def _describe(model: ServedModel) -> Json:
+    return {
+        "id": model.name,
+        "object": "model",
+        "owned_by": "rerankd",
+        "created": model.created,
+        "model_type": "rerank",
+        "aliases": list(model.aliases),
+        "status": model.status,
+        **{name: model.details[name] for name in _SHOWN if name in model.details},
+    }

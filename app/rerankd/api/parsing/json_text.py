@@ -1,0 +1,250 @@
+"""Reads JSON. A long text is read in pieces, each of which takes some milliseconds, and means what it would mean if it
+were read at once.
+"""
+
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from rerankd.api.parsing.json_outline import BLANKS, Container, Outline, too_deep
+from rerankd.errors import InvalidRequest, RequestTooLarge
+
+Value = Any  # whatever JSON holds
+
+# What orjson takes.
+MOST_LEVELS: Final = 1024
+# The key of a member, and the colon behind it.
+KEY: Final = re.compile(rb'[ \t\n\r]*("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*:', re.DOTALL)
+# A longer key is read together with its value.
+_KEY_BYTES: Final = 1 << 12
+_WINDOW_BYTES: Final = 1 << 16
+_SHOWN: Final = 40
+_BOM: Final = b"\xef\xbb\xbf"
+_KINDS: Final = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+# How texts begin that are not UTF-8, and what their sender did.
+_SIGNATURES: Final = (
+    (b"\x1f\x8b", "is compressed (gzip); send it as it is"),
+    (b"\x28\xb5\x2f\xfd", "is compressed (zstd); send it as it is"),
+    (b"\xff\xfe", "is UTF-16 or UTF-32; send UTF-8"),
+    (b"\xfe\xff", "is UTF-16 or UTF-32; send UTF-8"),
+    (b"{\0", "is UTF-16 or UTF-32; send UTF-8"),
+    (b"\0{", "is UTF-16 or UTF-32; send UTF-8"),
+    (b"\0\0", "is UTF-32, or no text; send JSON in UTF-8"),
+)
+
+
+def kind_of(value: Value) -> str:
+    """What JSON calls a value."""
+    return _KINDS.get(type(value), "number")
+
+
+def without_mark(text: bytes) -> bytes:
+    """Without UTF-8's byte order mark, which some clients write."""
+    return text.removeprefix(_BOM)
+
+
+def read(text: bytes | memoryview, *, start: int = 0) -> Value:
+    """Read a text at once: a millisecond and a half for each megabyte. `start` is where it lies in the body.
+
+    Raises:
+        InvalidRequest: it is no JSON; the message says where and what must change.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if error.msg.startswith("depth limit"):
+            raise too_deep(MOST_LEVELS) from None
+        if error.msg.startswith("number is infinity"):
+            at = start + len(bytes(text).decode()[: error.pos].encode())
+            raise InvalidRequest(
+                f"the body has a number at byte {at} that is larger than a double can be; send it as a string"
+            ) from None
+        raise InvalidRequest(f"the body is not valid JSON: {_reason(bytes(text), error, start)}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The most fields of the outermost object, the most bytes of a string, and how large a piece may be that is read at
+    once.
+    """
+
+    fields: int
+    text_bytes: int
+    piece_bytes: int = 1 << 16
+    piece_marks: int = 1 << 11
+
+
+def read_in_pieces(text: bytes, outline: Outline, bounds: Bounds) -> Generator[None, None, Value]:
+    """Read a text that has an outline; a generator, so that others have their turn at every step.
+
+    Raises:
+        InvalidRequest: as `read`.
+        RequestTooLarge: it exceeds the bounds; of that nothing is built.
+    """
+    filling = _Filling(text, outline, bounds)
+    root = outline.container(0, len(text), level=1)
+    if root is None:
+        filling.refuse_long(0, len(text))
+        return read(text)
+    refuse_many_fields(len(root.commas) + 1, bounds.fields)
+    for start, end in ((0, root.start), (root.end + 1, len(text))):
+        filling.refuse_content(start, end)
+    value = _empty(text, root)
+    unread = [(value, root)]
+    while unread:
+        target, container = unread.pop()
+        yield from filling.fill(target, container, unread)
+    return value
+
+
+def refuse_many_fields(fields: int, most: int) -> None:
+    """Hold a body to its number of fields.
+
+    Raises:
+        RequestTooLarge: it has more.
+    """
+    if fields > most:
+        raise RequestTooLarge(f"the body has {fields} fields; at most {most} are taken: leave out what is not needed")
+
+
+def refuse_other_encodings(text: bytes) -> None:
+    """Say what a sender must change whose bytes cannot be JSON in UTF-8.
+
+    Raises:
+        InvalidRequest: they are UTF-16, UTF-32 or compressed.
+    """
+    for signature, problem in _SIGNATURES:
+        if text.startswith(signature):
+            raise InvalidRequest(f"the body is not valid JSON: it {problem}")
+
+
+class _Filling:
+    """Fills lists and objects with the members that a text has for them."""
+
+    def __init__(self, text: bytes, outline: Outline, bounds: Bounds) -> None:
+        self._text = text
+        self._outline = outline
+        self._bounds = bounds
+
+    def fill(
+        self, target: Value, container: Container, unread: list[tuple[Value, Container]]
+    ) -> Generator[None, None, None]:
+        """Read small members in groups. Large containers are put in their place empty, and into `unread`."""
+        starts, ends = container.members()
+        if self._is_empty(container):
+            return
+        first, bounds = 0, self._bounds
+        while first < len(starts):
+            yield
+            start = int(starts[first])
+            reach = self._outline.reach(start, most_bytes=bounds.piece_bytes, most_marks=bounds.piece_marks)
+            behind = int(ends.searchsorted(reach, "right"))
+            if behind > first:
+                self._read_group(target, start, int(ends[behind - 1]), members=behind - first)
+                first = behind
+            else:
+                self._read_large(target, start, int(ends[first]), container.level, unread)
+                first += 1
+
+    def refuse_long(self, start: int, end: int) -> None:
+        """Hold a part of the text without a container in it to its length.
+
+        Raises:
+            RequestTooLarge: it is too long.
+        """
+        if end - start > self._bounds.text_bytes:
+            raise RequestTooLarge(
+                f"the text at byte {start} of the body has {end - start} bytes; at most {self._bounds.text_bytes} are "
+                "taken: send the part that matters"
+            )
+
+    def refuse_content(self, start: int, end: int) -> None:
+        """Hold a part to be blank.
+
+        Raises:
+            InvalidRequest: it is not.
+        """
+        if not self._is_blank(start, end):
+            rest = self._text[start:end].lstrip(BLANKS)[:_SHOWN].decode(errors="replace")
+            raise InvalidRequest(f"the body is not valid JSON: unexpected content at byte {start}: {rest!r}")
+
+    def _is_empty(self, container: Container) -> bool:
+        if len(container.commas):
+            return False
+        start, end = container.start + 1, container.end
+        return self._outline.container(start, end, level=container.level + 1) is None and self._is_blank(start, end)
+
+    def _is_blank(self, start: int, end: int) -> bool:
+        self.refuse_long(start, end)
+        windows = range(start, end, _WINDOW_BYTES)
+        return not any(self._text[at : min(at + _WINDOW_BYTES, end)].translate(None, BLANKS) for at in windows)
+
+    def _read_group(self, target: Value, start: int, end: int, *, members: int) -> None:
+        piece = self._text[start:end]
+        if isinstance(target, list):
+            values = read(b"[%b]" % piece, start=start - 1)
+            target += values
+            complete = len(values) == members
+        else:
+            values = read(b"{%b}" % piece, start=start - 1)
+            target |= values
+            complete = bool(values)
+        if not complete:
+            raise InvalidRequest(f"the body is not valid JSON: a comma without a value at byte {end}")
+
+    def _read_alone(self, target: Value, start: int, end: int) -> None:
+        """Read one long text, which is copied no more often than it must be."""
+        if isinstance(target, list):
+            target.append(read(memoryview(self._text)[start:end], start=start))
+        elif key := KEY.match(self._text, start, min(end, start + _KEY_BYTES)):
+            target[read(key[1], start=key.start(1))] = read(memoryview(self._text)[key.end() : end], start=key.end())
+        else:
+            self._read_group(target, start, end, members=1)
+
+    def _read_large(
+        self, target: Value, start: int, end: int, level: int, unread: list[tuple[Value, Container]]
+    ) -> None:
+        child = self._outline.container(start, end, level=level + 1)
+        if child is None:
+            self.refuse_long(start, end)
+            self._read_alone(target, start, end)
+            return
+        self.refuse_content(child.end + 1, end)
+        value = _empty(self._text, child)
+        if isinstance(target, list):
+            self.refuse_content(start, child.start)
+            target.append(value)
+        else:
+            self.refuse_long(start, child.start)
+            before = self._text[start : child.start].rstrip(BLANKS)
+            if not before.endswith(b":"):
+                raise InvalidRequest(f"the body is not valid JSON: unexpected content before byte {child.start}")
+            # read with a value of its own, so that what is no key is refused
+            target |= dict.fromkeys(read(b"{%b0}" % before, start=start - 1), value)
+        unread.append((value, child))
+
+
+def _empty(text: bytes, container: Container) -> list[Value] | dict[str, Value]:
+    return [] if text[container.start : container.start + 1] == b"[" else {}
+
+
+def _reason(text: bytes, error: orjson.JSONDecodeError, start: int) -> str:
+    refuse_other_encodings(text)
+    try:
+        decoded = text.decode()
+    except UnicodeDecodeError as undecodable:
+        at = undecodable.start
+        place = f"byte {start + at} is 0x{text[at]:02x}{_after(text[:at])}"
+        return f"{place}, which is not UTF-8; send UTF-8"
+    if not text.strip(BLANKS):
+        return "it is empty; send an object with query and documents"
+    before = decoded[: error.pos].encode()
+    return f"{error.msg} at byte {start + len(before)}{_after(before)}"
+
+
+def _after(before: bytes) -> str:
+    shown = before[-_SHOWN:].decode(errors="replace")
+    return f", after {shown!r}" if shown else ""

@@ -1,0 +1,91 @@
+"""What a caller sent along, as the bytes that came: numbers keep their digits, objects their order and doubled keys,
+and nothing is too deep to be given back. The parts of a body are looked for only when one is wanted.
+"""
+
+from typing import Any, Final
+
+import orjson
+
+from rerankd.api.parsing.json_outline import BLANKS, Outline, Positions, outline
+from rerankd.api.parsing.json_text import KEY, MOST_LEVELS
+from rerankd.concurrency.steps import Steps, drained
+
+_MEMBERS_AT_A_TIME: Final = 500
+# A span is one integer, its start above its end: an object may have hundreds of thousands of members.
+_END_BITS: Final = 40
+_END: Final = (1 << _END_BITS) - 1
+
+
+class SentBody:
+    """A body that was read without an error."""
+
+    def __init__(self, text: bytes = b"") -> None:
+        self._text = text
+        self._outline: Outline | None = None
+        self._spans: dict[str, tuple[list[int], list[int]]] = {}
+        self._latest: tuple[str, int] | None = None
+        self._members: dict[str, int] = {}
+
+    @property
+    def size(self) -> int:
+        return len(self._text)
+
+    def entry(self, field: str, index: int) -> orjson.Fragment:
+        """An entry of a list, to be written as it came."""
+        drained(self._find_entries(field))
+        starts, ends = self._spans[field]
+        return orjson.Fragment(self._text[starts[index] : ends[index]].strip(BLANKS))
+
+    def member(self, field: str, index: int, name: str) -> bytes:
+        """A member of an object in a list, as it came."""
+        drained(self.find_members(field, index))
+        return self._text[_slice(self._members[name])].strip(BLANKS)
+
+    def value(self, field: str, index: int, name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+        """The same, to be written as it came; texts and whole numbers of 64 bits lose nothing when they are read."""
+        if value is None or isinstance(value, str | int):
+            return value
+        return orjson.Fragment(self.member(field, index, name))
+
+    def find_members(self, field: str, index: int) -> Steps[None]:
+        """Find all members of an object in a list, step by step; those of the latest one are kept."""
+        if self._latest == (field, index):
+            return
+        found = yield from self._find_entries(field)
+        starts, ends = self._spans[field]
+        container = found.container(starts[index], ends[index], level=3)
+        assert container is not None  # noqa: S101 - it was read as an object
+        self._members = yield from self._spans_in(*container.members())
+        self._latest = (field, index)
+
+    def _find_entries(self, field: str) -> Steps[Outline]:
+        if self._outline is None:
+            most_values = 4 * len(self._text)
+            self._outline = yield from outline(self._text, most_values=most_values, most_levels=MOST_LEVELS)
+        found = self._outline
+        if field not in self._spans:
+            root = found.container(0, len(self._text), level=1)
+            assert root is not None  # noqa: S101 - it was read as an object
+            fields = yield from self._spans_in(*root.members())
+            span = _slice(fields[field])
+            entries = found.container(span.start, span.stop, level=2)
+            assert entries is not None  # noqa: S101 - it was read as a list
+            starts, ends = entries.members()
+            self._spans[field] = starts.tolist(), ends.tolist()
+        return found
+
+    def _spans_in(self, starts: Positions, ends: Positions) -> Steps[dict[str, int]]:
+        """Where the value of each member is; the last one's, if there are several of a name."""
+        spans: dict[str, int] = {}
+        for first in range(0, len(starts), _MEMBERS_AT_A_TIME):
+            some = slice(first, first + _MEMBERS_AT_A_TIME)
+            for start, end in zip(starts[some].tolist(), ends[some].tolist(), strict=True):
+                key = KEY.match(self._text, start, end)
+                if key is not None:
+                    spans[orjson.loads(key[1])] = key.end() << _END_BITS | end
+            yield
+        return spans
+
+
+def _slice(span: int) -> slice:
+    return slice(span >> _END_BITS, span & _END)

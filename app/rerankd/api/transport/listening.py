@@ -1,0 +1,37 @@
+"""Checks that an address can be listened on, before models are loaded for it."""
+
+import errno
+import socket
+
+from rerankd.errors import ConfigError
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that is taken or may not be used. Another process may still take it afterwards.
+
+    Raises:
+        ConfigError: as above; the message names the way out.
+    """
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigError(f"host {host!r} has no address here ({error}); use 127.0.0.1, or 0.0.0.0 for all") from None
+    for family, kind, protocol, _, address in places:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise ConfigError(_explained(error, host, port)) from None
+
+
+def _explained(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is in use; choose another: --port {port + 1} (make serve PORT={port + 1})"
+    if error.errno == errno.EACCES:
+        return f"port {port} may not be used without privileges; choose one from 1024 on: --port 8000"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is not an address of this machine; use --host 127.0.0.1, or --host 0.0.0.0 for all"
+    return f"cannot listen on {host}:{port} ({error.strerror})"

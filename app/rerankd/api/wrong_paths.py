@@ -1,0 +1,87 @@
+"""Paths that are not there as they were sent: behind a proxy's prefix, or misspelt, where the caller is told what it
+probably meant.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from itertools import groupby
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rerankd.api.answers import plain_error
+
+_LONGEST: Final = 100
+_VERSION: Final = re.compile(r"v\d+")
+# What a browser asks for, and what is not served to it if all is private.
+_PAGES: Final = frozenset(["/", "/docs", "/playground.css", "/playground.js"])
+
+
+class WithoutPrefix:
+    """Takes a proxy's prefix off the paths, where the proxy does not."""
+
+    def __init__(self, app: ASGIApp, *, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if path.startswith(f"{self._prefix}/"):
+            scope = {**scope, "path": path[len(self._prefix) :]}
+        await self._app(scope, receive, send)
+
+
+class WrongPaths:
+    """Answers Starlette's own 404 and 405 in the body that every client can read."""
+
+    def __init__(self, paths: Callable[[], Iterable[str]], *, documented: bool) -> None:
+        self._paths_of_all = paths
+        self._documented = documented
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        return sorted({path for path in self._paths_of_all() if "{" not in path})
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - Starlette calls this for nothing else
+        code = "not_found" if error.status_code == 404 else "invalid_request"
+        said = self._said(request.url.path, error.status_code, error.headers or {}) or error.detail
+        hint = "GET /docs lists what there is" if self._documented else ""
+        between = "" if not hint else " " if said.endswith("?") else "; "
+        message = f"{request.method} {request.url.path[:_LONGEST]}: {said}{between}{hint}"
+        return plain_error(error.status_code, code=code, message=message, headers=dict(error.headers or {}))
+
+    def _said(self, path: str, status: int, headers: Mapping[str, str]) -> str | None:
+        if status == 405 and "Allow" in headers:
+            return f"this path takes {headers['Allow']}"
+        if status == 404 and not self._documented and path in _PAGES:
+            return (
+                "RERANKD_PRIVATE switches the playground and /docs off; send requests to POST /v2/rerank with an API "
+                "key, and see GET /openapi.json with one for all paths"
+            )
+        nearest = nearest_path(path, self._paths) if status == 404 else None
+        return f"no such path; did you mean {nearest}?" if nearest else None
+
+
+def nearest_path(path: str, known: Sequence[str]) -> str | None:
+    """The known path that one probably meant: without doubled parts, slashes and what a proxy should have taken off,
+    in the latest version where it names one that is not there, or else one that is spelt nearly so.
+    """
+    if len(path) > _LONGEST:
+        return None
+    parts = [part for part, _ in groupby(part for part in path.split("/") if part)]
+    tidy = "/" + "/".join(parts)
+    if parts and tidy not in known and _VERSION.fullmatch(parts[0]):
+        versions = [
+            path for path in known if _VERSION.fullmatch(path.split("/")[1]) and path.split("/")[2:] == parts[1:]
+        ]
+        if versions:
+            return max(versions, key=lambda path: int(path.split("/")[1][1:]))
+    ends = ("/" + "/".join(parts[start:]) for start in range(len(parts)))
+    found = next((end for end in ends if end in known), None)
+    return found or next(iter(get_close_matches(tidy, known, n=1, cutoff=0.7)), None)

@@ -1,0 +1,58 @@
+"""The default cache: least recently used, in this process."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+from urllib.parse import SplitResult
+
+from rerankd.cache.keys import ENTRY, KEY_BYTES
+from rerankd.cache.lru import ENTRY_BYTES, Lru
+from rerankd.cache.url import check_no_server, read_parameters
+
+DEFAULT_MAX_MB: Final = 128
+# What Python adds to the bytes of a key and of a value.
+_OBJECTS_BYTES: Final = 2 * 48
+_SCORE_BYTES: Final = ENTRY_BYTES + _OBJECTS_BYTES + KEY_BYTES + ENTRY.itemsize
+
+
+class MemoryCache:
+    """Room for `max_entries` scores of pairs, of about 380 bytes each; the order of a list takes as much as some of
+    them. An owner that stores much does not push out what others stored while they hold less.
+    """
+
+    def __init__(self, *, max_entries: int) -> None:
+        self._entries: Lru[bytes, bytes] = Lru(max_size=max_entries * _SCORE_BYTES, size_of=_size)
+
+    @classmethod
+    def from_url(cls, url: SplitResult) -> "MemoryCache":
+        """Build from `memory://?max_mb=N` or `memory://?max_entries=N`; of both the smaller holds."""
+        check_no_server(url)
+        given = read_parameters(url, {"max_mb": 0, "max_entries": 0})
+        if not given["max_entries"]:
+            given["max_mb"] = given["max_mb"] or DEFAULT_MAX_MB
+        limits = (given["max_mb"] * 2**20 // _SCORE_BYTES, given["max_entries"])
+        return cls(max_entries=min(limit for limit in limits if limit))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are taken."""
+        return self._entries.size
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self._entries.get_many(keys)
+
+    async def put_many(self, entries: Mapping[bytes, bytes], *, owner: str = "") -> None:
+        for key, value in entries.items():
+            self._entries.put(key, value, owner=owner)
+
+    async def check(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self._entries.clear()
+
+
+def _size(key: bytes, value: bytes) -> int:
+    return ENTRY_BYTES + _OBJECTS_BYTES + len(key) + len(value)

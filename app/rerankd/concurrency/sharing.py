@@ -1,0 +1,137 @@
+"""Asynchronous shells around `rerankd.concurrency.turns`: places that callers share, and threads that they share."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import count
+from typing import ParamSpec, Self, TypeVar
+
+from rerankd.concurrency.steps import Steps, advance
+from rerankd.concurrency.turns import Share, TurnQueue
+from rerankd.concurrency.worker import Worker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Turns:
+    """A few places that callers hold by turns."""
+
+    def __init__(self, places: int, *, per_caller: int | None = None) -> None:
+        self._queue = TurnQueue(places, per_caller=per_caller)
+        self._granted: dict[int, asyncio.Future[None]] = {}
+        self._numbers = count()
+
+    async def enter(self, share: Share) -> int:
+        """Wait for a turn; the number is for `leave`. Nothing is held if the caller is cancelled meanwhile."""
+        return await self._wait(self._ask(share))
+
+    def leave(self, number: int) -> None:
+        """Give a place back; nothing happens if it was given back before."""
+        self._queue.leave(number)
+        self._grant()
+
+    async def again(self, number: int, share: Share) -> int:
+        """Change a turn that is over for the same caller's next one, which comes at once if nobody goes before it."""
+        following = self._ask(share)
+        self.leave(number)
+        return await self._wait(following)
+
+    @asynccontextmanager
+    async def turn(self, share: Share) -> AsyncIterator[None]:
+        """Hold a place."""
+        number = await self.enter(share)
+        try:
+            yield
+        finally:
+            self.leave(number)
+
+    def _ask(self, share: Share) -> int:
+        number = next(self._numbers)
+        self._granted[number] = asyncio.get_running_loop().create_future()
+        self._queue.add(number, share)
+        self._grant()
+        return number
+
+    async def _wait(self, number: int) -> int:
+        granted = self._granted[number]
+        try:
+            if not granted.done():
+                await granted
+        except asyncio.CancelledError:
+            self._queue.withdraw(number)
+            self.leave(number)
+            raise
+        finally:
+            del self._granted[number]
+        return number
+
+    def _grant(self) -> None:
+        while (number := self._queue.next()) is not None:
+            granted = self._granted[number]
+            if granted.cancelled():
+                self._queue.leave(number)
+            else:
+                granted.set_result(None)
+
+
+class SharedLoop:
+    """The event loop, for plain Python that takes longer than a moment: callers take turns of a slice of time each, and
+    between two turns whatever else is ready is done. What is cancelled stops within a slice.
+    """
+
+    def __init__(self) -> None:
+        self._turns = Turns(1)
+
+    async def run(self, share: Share, steps: Steps[R]) -> R:
+        """Do all steps; `share` says whose they are, and how large what is read or written is."""
+        turn = await self._turns.enter(share)
+        try:
+            while True:
+                await asyncio.sleep(0)
+                advance(steps)
+                turn = await self._turns.again(turn, share)
+        except StopIteration as end:
+            made: R = end.value
+            return made
+        finally:
+            self._turns.leave(turn)
+            steps.close()
+
+
+class SharedWorker:
+    """A worker's threads, which callers share by turns. What was cancelled while it waited never starts. A call that
+    runs keeps its place to its end, whoever goes away: a client that asks and leaves holds no more threads than others.
+    """
+
+    def __init__(self, worker: Worker, *, per_caller: int | None = None) -> None:
+        self._worker = worker
+        self._turns = Turns(worker.threads, per_caller=per_caller)
+        self._running: set[asyncio.Task[object]] = set()
+
+    @classmethod
+    @contextmanager
+    def open(cls, *, name: str, threads: int, per_caller: int | None = None) -> Iterator[Self]:
+        """With threads of its own, which end with the context."""
+        with Worker(name=name, threads=threads) as worker:
+            yield cls(worker, per_caller=per_caller)
+
+    async def run(self, share: Share, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a blocking call in one of the threads when its caller's turn has come."""
+        number = await self._turns.enter(share)
+        running = asyncio.create_task(self._run(number, call, *args, **kwargs))
+        self._running.add(running)
+        running.add_done_callback(self._ended)
+        return await asyncio.shield(running)
+
+    async def _run(self, number: int, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await self._worker.run(call, *args, **kwargs)
+        finally:
+            self._turns.leave(number)
+
+    def _ended(self, running: "asyncio.Task[object]") -> None:
+        self._running.discard(running)
+        if not running.cancelled():
+            # Nobody may be left who wants to know.
+            running.exception()

@@ -1,0 +1,180 @@
+"""What an engine is: token ids in, logits out, on some device. It knows neither queries nor documents."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+import numpy as np
+
+from rerankd.domain import Encoding, FloatArray, IntArray
+from rerankd.errors import ConfigError
+from rerankd.recognition.weights import check_graph
+
+_INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What an engine is loaded from. `workers` is how many forward passes may run at a time; None: its choice.
+    `output_tokens` are the tokens whose logits a language model is to give; empty: the model has a head of its own.
+    `devices`: a copy on each of them, each with so many workers; empty: one copy, where the options say.
+    """
+
+    folder: Path
+    pad_id: int
+    output_tokens: Sequence[int] = ()
+    workers: int | None = None
+    trust_remote_code: bool = False
+    devices: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """How much of a model's work one forward pass should hold on this device, in tokens and in pairs, and how many
+    times as much where few passes finish a request. Where sequences are `padded`, each counts as many tokens as the
+    longest one. To what an engine rounds lengths up: sequences that it computes as equally long may as well share a
+    batch.
+    """
+
+    tokens: int
+    pairs: int
+    stretch: float = 1.0
+    padded: bool = True
+    rounded_length: Callable[[int], int] = int
+
+    def area(self, lengths: Sequence[int]) -> int:
+        """The tokens that are computed for sequences of these lengths in one pass."""
+        rounded = [self.rounded_length(length) for length in lengths]
+        return len(rounded) * max(rounded) if self.padded else sum(rounded)
+
+
+class FinalFailure(Exception):
+    """A pass that failed for good: its engine has tried again itself."""
+
+
+class OutOfMemory(Exception):
+    """The device has not enough memory for a batch; a smaller one may fit."""
+
+
+class Engine(Protocol):
+    """`forward` may be called from `workers` threads at a time. It raises `OutOfMemory`, or what the runtime raises."""
+
+    @property
+    def name(self) -> str:
+        """Backend, kind of device and precision. It is shown to callers: no URL, no path beyond the model's folder."""
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def preferred_batch(self) -> BatchLimits: ...
+
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """Score sequences; the result has shape [sequences, outputs of the head]."""
+
+
+@runtime_checkable
+class RemoteEngine(Protocol):
+    """An engine whose model is somewhere else: it may be away, every pass may cost money and ends by itself."""
+
+    @property
+    def longest_pass_s(self) -> float: ...
+
+
+@runtime_checkable
+class RemarkingEngine(Protocol):
+    """An engine that has something to tell an operator who wonders about its speed; empty where it has nothing."""
+
+    @property
+    def remark(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Arrays of shape [sequences, longest], int64, as every exported transformer takes them."""
+
+    input_ids: IntArray
+    attention_mask: IntArray
+    token_type_ids: IntArray
+
+
+def pad(encodings: Sequence[Encoding], *, pad_id: int, length: int | None = None) -> PaddedBatch:
+    """Lay sequences out in rows of equal length, padded on the right; `length` None: that of the longest."""
+    shape = len(encodings), length or max(len(encoding.ids) for encoding in encodings)
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    token_type_ids = np.zeros(shape, dtype=np.int64)
+    for row, encoding in enumerate(encodings):
+        end = len(encoding.ids)
+        input_ids[row, :end] = encoding.ids
+        attention_mask[row, :end] = 1
+        token_type_ids[row, encoding.boundary : end] = 1
+    return PaddedBatch(input_ids, attention_mask, token_type_ids)
+
+
+def cut_by_length(encodings: Sequence[Encoding], limits: BatchLimits) -> list[list[Encoding]]:
+    """Batches within these limits, of sequences that are about equally long."""
+    batches: list[list[Encoding]] = []
+    lengths: list[int] = []
+    for encoding in sorted(encodings, key=lambda one: len(one.ids), reverse=True):
+        lengths.append(len(encoding.ids))
+        if not batches or len(lengths) > limits.pairs or limits.area(lengths) > limits.tokens:
+            batches.append([])
+            lengths = lengths[-1:]
+        batches[-1].append(encoding)
+    return batches
+
+
+def find_graph(folder: Path, *, file: str | None, usual: Sequence[str]) -> str:
+    """The name of a model's ONNX graph, relative to its folder: `file`, or else the first of the usual ones.
+
+    Raises:
+        ConfigError: there is none, or it is no whole file.
+    """
+    candidates = [file] if file else usual
+    # A cached score would outlive a graph elsewhere, of which its key knows nothing. (Links are well: hubs use them.)
+    if file and (Path(file).is_absolute() or ".." in Path(file).parts):
+        raise ConfigError(f"file = {file!r} is not inside of the model's folder {folder}; put the graph there")
+    for candidate in candidates:
+        if (folder / candidate).is_file():
+            check_graph(folder / candidate)
+            return candidate
+    there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx"))
+    raise ConfigError(
+        f"no ONNX graph in {folder} (tried: {', '.join(candidates)}; there: {', '.join(there) or 'none'}); "
+        'make one with `rerankd export`, or name it: engine_options = { file = "..." }'
+    )
+
+
+def check_inputs(shapes: Mapping[str, Sequence[int | str | None]]) -> None:
+    """Refuse a graph whose inputs (names and shapes; a free size is no integer) are not a cross-encoder's.
+
+    Raises:
+        ConfigError: it takes something else, or only one number of sequences or one length.
+    """
+    if set(shapes) - _INPUTS or "input_ids" not in shapes:
+        raise ConfigError(
+            f"the ONNX graph takes {', '.join(sorted(shapes))}; a cross-encoder takes input_ids, attention_mask "
+            "and for some models token_type_ids"
+        )
+    for name, shape in shapes.items():
+        if len(shape) != 2 or any(isinstance(size, int) for size in shape):
+            raise ConfigError(
+                f"the ONNX graph takes {name} of the fixed shape {list(shape)}; export it with a free number of "
+                "sequences and a free length: `rerankd export`"
+            )
+
+
+def check_output(name: str, shape: Sequence[int | str | None] | None) -> None:
+    """Refuse a graph whose output has more than one row a sequence; None: it does not say.
+
+    Raises:
+        ConfigError: it has.
+    """
+    if shape and len(shape) != 2:
+        raise ConfigError(
+            f"the ONNX graph gives {name} of shape {list(shape)}; a cross-encoder gives logits of shape "
+            "[sequences, outputs]: is this the graph of an embedding model?"
+        )

@@ -1,0 +1,86 @@
+"""Decides whether the compiled kernels (engines/onnx/kernels) can be used here, and says why not and what to install.
+
+    python -m rerankd.engines.onnx.kernel_support
+
+says so on a terminal. It exits with 1 where the kernels were not compiled, so that the build of an image can insist on
+them; a CPU that cannot run them is not a fault of the installation.
+"""
+
+import platform
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Final
+
+# The operator of graphs that the kernels compute, as ONNX Runtime calls it.
+INT8_PRODUCT: Final = "MatMulIntegerToFloat"
+# `make install` alone does nothing where nothing has changed.
+_AGAIN: Final = "install rerankd again (make clean install)"
+KERNELS: Final = Path(__file__).parent / "kernels"
+_COMPILERS: Final = ("c++", "g++", "clang++", "cl")
+
+
+def mentions_int8_products(graph: Path) -> bool:
+    """Whether a graph's file may hold what the kernels compute. Cheap: a float32 graph may have gigabytes."""
+    with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return content.find(INT8_PRODUCT.encode()) >= 0
+
+
+def why_not_compiled(folder: Path = KERNELS, *, find_program: Callable[[str], str | None] = shutil.which) -> str | None:
+    """Why the kernels cannot be imported, and the way out; None if they can."""
+    if find_spec("onnx") is None:
+        return "the package onnx is not installed; install the extra `cpu`"
+    built = sorted(path.name for path in folder.glob("_compiled*") if path.suffix in {".so", ".pyd", ".dll"})
+    if any(name == f"_compiled{suffix}" for name in built for suffix in EXTENSION_SUFFIXES):
+        return _why_not_importable()
+    if built:
+        return f"they were compiled for another Python or machine ({', '.join(built)}); {_AGAIN}"
+    if not any(find_program(name) for name in _COMPILERS):
+        return f"no C++ compiler was found; install one (Debian: g++ and python3-dev), then {_AGAIN}"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.is_file():
+        return f"Python's headers are not installed ({header}; Debian: python3-dev); then {_AGAIN}"
+    return "they were not compiled; .venv/bin/pip install --verbose --no-deps -e . shows the compiler's reason"
+
+
+def why_not_usable() -> str | None:
+    """Why the kernels cannot run on this machine; None if they can."""
+    reason = why_not_compiled()
+    if reason is not None:
+        return f"the compiled kernels are missing: {reason}"
+    from rerankd.engines.onnx.kernels import supported  # noqa: PLC0415 - importing it fails where it was not compiled
+
+    if supported():
+        return None
+    machine = platform.machine()
+    if machine.lower() not in ("x86_64", "amd64"):
+        return f"the kernels are for x86-64 CPUs; this one is {machine}"
+    return "this CPU has no AVX-512 VNNI, which the kernels need"
+
+
+def _why_not_importable() -> str | None:
+    try:
+        import_module("rerankd.engines.onnx.kernels")
+    except ImportError as error:
+        return f"they cannot be loaded ({error}); {_AGAIN}"
+    return None
+
+
+def main() -> int:
+    """Print what holds here."""
+    reason = why_not_usable()
+    if reason is None:
+        print("kernels: compiled, and this CPU can run them")  # noqa: T201 - a command of its own
+    else:
+        print(f"kernels: {reason}. rerankd works without them, at about half the speed.")  # noqa: T201 - as above
+    return 0 if why_not_compiled() is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

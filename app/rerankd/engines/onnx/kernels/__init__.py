@@ -1,0 +1,5 @@
+"""Layers of an encoder in C++ (layers.h). Importing it fails where they could not be compiled."""
+
+from rerankd.engines.onnx.kernels._compiled import UNSEEN, Embeddings, Layer, Layers, Linear, Normalisation, supported
+
+__all__ = ["UNSEEN", "Embeddings", "Layer", "Layers", "Linear", "Normalisation", "supported"]

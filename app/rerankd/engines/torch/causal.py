@@ -1,0 +1,161 @@
+"""PyTorch causal language models as rerankers: one prefill, the last position, a few rows of the head.
+
+Nothing is generated and the full vocabulary is never computed: the scorer names the tokens whose logits it reads. What
+encodings have in common is computed once (`prefixes.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from rerankd.config.options import read_options
+from rerankd.domain import Encoding, FloatArray
+from rerankd.engines.base import BatchLimits, EngineSpec
+from rerankd.engines.torch.device_memory import within_memory
+from rerankd.engines.torch.head_rows import HeadRows
+from rerankd.engines.torch.positions import stretched_beyond
+from rerankd.engines.torch.prefill import Prefill
+from rerankd.engines.torch.prefixes import (
+    PrefixStore,
+    SharedPrefixes,
+    beginnings_stand_alone,
+    has_shareable_layers,
+    shared_tokens,
+)
+from rerankd.engines.torch.weights import LargeWeightsOptions, Precision, check_weights, load_language_model
+from rerankd.errors import ConfigError
+
+_PROBE: Final = tuple(range(3, 11))
+# How far our rows of the head may be from the model's own logits, relative to the largest of them.
+_HEAD_TOLERANCE: Final[Mapping[Precision, float]] = {"float32": 1e-4, "bfloat16": 0.03, "float16": 0.01}
+
+
+class TorchCausalOptions(LargeWeightsOptions):
+    """`[model.engine_options]` of the engine `torch-causal`."""
+
+    share_prefixes: bool = Field(default=True, description="Compute what prompts begin with once.")
+    prefix_tokens: int = Field(default=16_384, ge=0, description="Tokens whose keys and values are kept for that.")
+
+
+class TorchCausalEngine:
+    """A `*ForCausalLM` model; its logits are those of `output_tokens`, in that order."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        output_tokens: Sequence[int],
+        name: str,
+        pad_id: int,
+        workers: int,
+        prefixes: PrefixStore | None,
+    ) -> None:
+        self._model = model
+        self._head = HeadRows(model, output_tokens)
+        self._prefill = Prefill(model, pad_id=pad_id)
+        self._stretched_beyond = stretched_beyond(model)
+        self._prefixes = None if prefixes is None else SharedPrefixes(prefixes, self._prefill)
+        # Such models keep the angles of the pass that runs.
+        self.workers = workers if self._stretched_beyond is None else 1
+        self.name = name
+
+    @classmethod
+    def load(cls, spec: EngineSpec) -> "TorchCausalEngine":
+        """Load safetensors weights; pickled ones are refused.
+
+        Raises:
+            ConfigError: the folder holds no such model, the device is not there, or the head does something else than
+                multiply rows.
+        """
+        options = check(spec)
+        model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
+        sharing = options.share_prefixes and options.prefix_tokens > 0 and _can_share(model, pad_id=spec.pad_id)
+        engine = cls(
+            model,
+            output_tokens=spec.output_tokens,
+            name=f"torch-causal/{name}",
+            pad_id=spec.pad_id,
+            workers=spec.workers or 1,
+            prefixes=PrefixStore(max_tokens=options.prefix_tokens) if sharing else None,
+        )
+        engine.check_head(tolerance=_HEAD_TOLERANCE[precision])
+        return engine
+
+    @property
+    def preferred_batch(self) -> BatchLimits:
+        if self._prefill.device.type == "cpu":
+            return BatchLimits(tokens=4096, pairs=64)
+        return BatchLimits(tokens=32_768, pairs=256)
+
+    @torch.inference_mode()
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """Score sequences; the result has shape [sequences, output tokens], float32.
+
+        Raises:
+            OutOfMemory: the device has no room for so large a batch.
+        """
+        return within_memory(lambda: self._logits(encodings))
+
+    def _logits(self, encodings: Sequence[Encoding]) -> FloatArray:
+        if self._stretched_beyond is None:
+            return self._pass(encodings)
+        logits = np.empty((len(encodings), len(self._head.tokens)), dtype=np.float32)
+        longer = np.array([len(encoding.ids) > self._stretched_beyond for encoding in encodings])
+        for rows in (np.flatnonzero(longer), np.flatnonzero(~longer)):
+            if len(rows):
+                logits[rows] = self._pass([encodings[row] for row in rows.tolist()])
+        return logits
+
+    def _pass(self, encodings: Sequence[Encoding]) -> FloatArray:
+        if self._prefixes is None:
+            return self._head(self._prefill.run([()] * len(encodings), [encoding.ids for encoding in encodings])[0])
+        boundaries = [shared_tokens(encoding) for encoding in encodings]
+        states = self._prefixes.states_of(
+            [encoding.ids[:boundary] for encoding, boundary in zip(encodings, boundaries, strict=True)]
+        )
+        rests = [encoding.ids[boundary:] for encoding, boundary in zip(encodings, boundaries, strict=True)]
+        return self._head(self._prefill.run(states, rests)[0])
+
+    @torch.inference_mode()
+    def check_head(self, *, tolerance: float) -> None:
+        """Compare the rows with the model's own full logits.
+
+        Raises:
+            ConfigError: the model's head does more than these rows say.
+        """
+        ids = np.array(_PROBE, dtype=np.int64)
+        ours = self.forward([Encoding(ids, 0)])[0]
+        tensor = torch.from_numpy(ids)[None].to(self._prefill.device)
+        whole = self._model(input_ids=tensor, use_cache=False).logits[0, -1]
+        wanted = whole.float().cpu().numpy()[list(self._head.tokens)]
+        difference = float(np.abs(ours - wanted).max())
+        if not difference <= tolerance * max(1.0, float(np.abs(wanted).max())):
+            raise ConfigError(
+                f"rows of this model's head differ from its own logits by {difference:.3g}: its head does more than "
+                "multiply; this kind of model is not supported by engine 'torch-causal'"
+            )
+
+
+def _can_share(model: PreTrainedModel, *, pad_id: int) -> bool:
+    if stretched_beyond(model) is not None or not has_shareable_layers(model):
+        return False
+    return beginnings_stand_alone(Prefill(model, pad_id=pad_id))
+
+
+def check(spec: EngineSpec) -> TorchCausalOptions:
+    """The options.
+
+    Raises:
+        ConfigError: an option, the scorer or the folder does not suit, as far as that can be known without the weights.
+    """
+    options = read_options(spec.options, TorchCausalOptions, of="engine 'torch-causal'")
+    if not spec.output_tokens:
+        raise ConfigError(
+            "engine 'torch-causal' computes the logits of a few tokens; use a scorer that reads tokens: yes-no or first"
+        )
+    check_weights("causal language model", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    return options

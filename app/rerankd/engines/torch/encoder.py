@@ -1,0 +1,225 @@
+"""PyTorch sequence classifiers of the transformers library, on CPU or CUDA."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from threading import local
+from typing import Final
+
+import numpy as np
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from rerankd.config.options import read_options
+from rerankd.domain import Encoding, FloatArray, IntArray
+from rerankd.engines.base import BatchLimits, EngineSpec, pad
+from rerankd.engines.torch.device_memory import to_device, within_memory
+from rerankd.engines.torch.graphs import CudaRecorder, Graphs, Record
+from rerankd.engines.torch.packing import ATTENTION, can_pack, first_position, logits_of, pack
+from rerankd.engines.torch.positions import stretched_beyond
+from rerankd.engines.torch.weights import Precision, WeightsOptions, check_weights, read_weights, torch_device
+from rerankd.errors import ConfigError
+
+# Positions of a model that names no limit.
+_UNLIMITED: Final = 2**31
+
+
+class TorchEncoderOptions(WeightsOptions):
+    """`[model.engine_options]` of the engine `torch-encoder`."""
+
+    packed: bool = Field(
+        default=False,
+        description="Lay sequences end to end instead of padding them: BERT, RoBERTa and XLM-R, ModernBERT.",
+    )
+    compile: bool = Field(default=False, description="Compile the layers with torch.compile; the first passes wait.")
+    cuda_graphs: bool = Field(
+        default=False, description="Record small padded batches as CUDA graphs, once for each shape, and replay them."
+    )
+
+
+class TorchEncoderEngine:
+    """A `*ForSequenceClassification` model; its head is computed in the model's precision, returned as float32."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        device: torch.device,
+        precision: Precision,
+        pad_id: int,
+        workers: int,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self._model = model
+        self._device = device
+        self._pad_id = pad_id
+        self._takes_token_types = takes_token_types(model)
+        self._stretched_beyond = stretched_beyond(model)
+        self._packed = model.config._attn_implementation == ATTENTION  # noqa: SLF001 - it has no other name
+        self._streams = local()
+        self._graphs = self._recorded_by(CudaRecorder(device)) if cuda_graphs else None
+        # Such models keep the angles of the pass that runs.
+        self.workers = workers if self._stretched_beyond is None else 1
+        self.name = f"torch/{device.type}/{precision}" + ("/packed" if self._packed else "")
+
+    @classmethod
+    def load(cls, spec: EngineSpec) -> "TorchEncoderEngine":
+        """Load safetensors weights; pickled ones are refused.
+
+        Raises:
+            ConfigError: the folder holds no such model, or the device is not there.
+        """
+        options = check(spec)
+        device = torch_device(options.device)
+        precision = options.precision_on(device)
+        model = _load(spec, options, device=device, precision=precision)
+        name_padding(model, spec.pad_id)
+        _refuse_changing_attention(model)
+        if options.compile:
+            model.base_model.compile(dynamic=True)
+        return cls(
+            model,
+            device=device,
+            precision=precision,
+            pad_id=spec.pad_id,
+            workers=spec.workers or 1,
+            cuda_graphs=options.cuda_graphs,
+        )
+
+    @property
+    def preferred_batch(self) -> BatchLimits:
+        if self._device.type == "cpu":
+            return BatchLimits(tokens=1024, pairs=64, padded=not self._packed)
+        return BatchLimits(tokens=32_768, pairs=256, padded=not self._packed)
+
+    @torch.inference_mode()
+    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """Score sequences; the result has shape [sequences, outputs of the head], float32.
+
+        Raises:
+            OutOfMemory: the device has no room for so large a batch.
+        """
+        return within_memory(lambda: self._grouped(encodings))
+
+    def _grouped(self, encodings: Sequence[Encoding]) -> FloatArray:
+        """In one pass, or in two where a long sequence would turn the positions of short ones."""
+        longer = np.array([len(encoding.ids) > (self._stretched_beyond or _UNLIMITED) for encoding in encodings])
+        if not longer.any() or longer.all():
+            return self._logits(encodings)
+        parts = [np.flatnonzero(longer), np.flatnonzero(~longer)]
+        logits = [self._logits([encodings[row] for row in rows.tolist()]) for rows in parts]
+        return np.concatenate(logits)[np.argsort(np.concatenate(parts))]
+
+    def _logits(self, encodings: Sequence[Encoding]) -> FloatArray:
+        with self._stream():
+            logits = self._forward_packed(encodings) if self._packed else self._forward_padded(encodings)
+            return np.asarray(logits.float().cpu().numpy(), dtype=np.float32)
+
+    def _recorded_by(self, recorder: Record) -> Graphs:
+        positions = getattr(self._model.config, "max_position_embeddings", None) or _UNLIMITED
+        return Graphs(
+            self._lay_out,
+            self._compute,
+            recorder,
+            device=self._device,
+            max_length=positions - first_position(self._model),
+        )
+
+    def _stream(self) -> AbstractContextManager[None]:
+        """Every thread's work goes to a stream of its own, so that it waits for nobody else's."""
+        if self._device.type != "cuda":
+            return nullcontext()
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self._device)
+        own: AbstractContextManager[None] = torch.cuda.stream(self._streams.own)
+        return own
+
+    def _forward_packed(self, encodings: Sequence[Encoding]) -> torch.Tensor:
+        batch = pack(encodings)
+        return logits_of(
+            self._model,
+            to_device(batch.tokens, self._device),
+            to_device(batch.bounds, self._device),
+            longest=batch.longest,
+            token_types=self._takes_token_types,
+        )
+
+    def _forward_padded(self, encodings: Sequence[Encoding]) -> torch.Tensor:
+        replayed = self._graphs.logits(encodings) if self._graphs else None
+        if replayed is not None:
+            return replayed
+        inputs = self._lay_out(encodings)
+        return self._compute({name: to_device(array, self._device) for name, array in inputs.items()})
+
+    def _lay_out(self, encodings: Sequence[Encoding], length: int | None = None) -> Mapping[str, IntArray]:
+        batch = pad(encodings, pad_id=self._pad_id, length=length)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        return {**inputs, "token_type_ids": batch.token_type_ids} if self._takes_token_types else inputs
+
+    def _compute(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = self._model(**inputs).logits
+        return logits
+
+
+def check(spec: EngineSpec) -> TorchEncoderOptions:
+    """The options.
+
+    Raises:
+        ConfigError: an option, the scorer or the folder does not suit, as far as that can be known without the weights.
+    """
+    options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
+    if spec.output_tokens:
+        raise ConfigError(
+            "engine 'torch-encoder' gives what a classifier's head gives, and this scorer reads the logits of tokens; "
+            'set engine = "torch-causal"'
+        )
+    check_weights("sequence classifier", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    if options.cuda_graphs and (options.packed or options.compile or torch_device(options.device).type != "cuda"):
+        raise ConfigError(
+            "engine 'torch-encoder': cuda_graphs = true records padded passes on a GPU; leave `packed` and `compile` "
+            "out, and name no other device"
+        )
+    if options.packed and options.attention:
+        raise ConfigError("engine 'torch-encoder': packed = true has an attention of its own; leave `attention` out")
+    return options
+
+
+def _load(
+    spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device, precision: Precision
+) -> PreTrainedModel:
+    """The model on its device, with packed sequences where these are wanted or do well."""
+    model = read_weights(
+        "sequence classifier",
+        spec.folder,
+        precision=precision,
+        attention=options.attention,
+        trust_remote_code=spec.trust_remote_code,
+    ).to(device)
+    if options.packed and can_pack(model):
+        model.set_attn_implementation(ATTENTION)
+    elif options.packed:
+        raise ConfigError(f"a {model.config.model_type} model cannot be packed; leave `packed` out")
+    return model
+
+
+def name_padding(model: PreTrainedModel, pad_id: int) -> None:
+    """Tell a model what rows are filled with, where its config does not: language models with a classifier's head look
+    for the last token that is something else.
+    """
+    config = model.config.get_text_config()
+    if config.pad_token_id is None or config.pad_token_id < 0:
+        config.pad_token_id = pad_id
+        model.config.pad_token_id = pad_id
+
+
+def _refuse_changing_attention(model: PreTrainedModel) -> None:
+    """BigBird computes a batch of short sequences otherwise than long ones, and from then on all of them."""
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise ConfigError(
+            'config.json says attention_type = "block_sparse", with which a text\'s score depends on those that were '
+            'read before it; write "original_full" there'
+        )
+
+
+def takes_token_types(model: PreTrainedModel) -> bool:
+    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1

@@ -1,0 +1,196 @@
+"""Weights of the transformers library: from a folder onto a device, whole, in the precision that is wanted.
+
+Only safetensors are read, pickled weights never; nothing is downloaded here (`serving/sources.py` does that before).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from rerankd.errors import ConfigError, few
+from rerankd.recognition.weights import check_code, check_safetensors
+
+Kind = Literal["sequence classifier", "causal language model"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int4"]
+
+_LOADERS: Final[Mapping[Kind, Any]] = {
+    "sequence classifier": AutoModelForSequenceClassification,
+    "causal language model": AutoModelForCausalLM,
+}
+_TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_LONGEST_REASON: Final = 400
+# What is left of a training that a model's head is not of, and what transformers computes anew.
+_HARMLESS: Final = re.compile(
+    r"(.*\.)?(lm_head|cls\.predictions|cls\.seq_relationship|generator_lm_head|generator_predictions"
+    r"|discriminator_predictions|lm_predictions|mask_predictions|pooler|predictions)\..*"
+    r"|(.*\.)?(position_ids|inv_freq|masked_bias|attn\.bias)"
+)
+
+
+class WeightsOptions(BaseModel):
+    """Options of every engine that reads weights with transformers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    device: str = Field(default="auto", description='"auto", "cpu", "cuda" or "cuda:N".')
+    precision: Precision | None = Field(default=None, description="Default: bfloat16 on CUDA, float32 on the CPU.")
+    attention: str | None = Field(
+        default=None, description="transformers' attn_implementation; default: its own choice for the model."
+    )
+
+    def precision_on(self, device: torch.device) -> Precision:
+        return self.precision or ("bfloat16" if device.type == "cuda" else "float32")
+
+
+class LargeWeightsOptions(WeightsOptions):
+    """Options of the engines whose models may be larger than one device."""
+
+    device_map: str | None = Field(
+        default=None, description='"auto" or "balanced" spreads a model over several GPUs; needs accelerate.'
+    )
+    quantization: Quantization | None = Field(
+        default=None, description="Quantize the weights while loading, with bitsandbytes."
+    )
+
+    def placement_on(self, device: torch.device) -> dict[str, Any]:
+        """What transformers must know while it reads weights; it leaves them on the processor if told nothing."""
+        if self.quantization is None:
+            return {"device_map": self.device_map} if self.device_map else {}
+        four = self.quantization == "int4"
+        return {
+            "device_map": self.device_map or {"": device},
+            "quantization_config": BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four),
+        }
+
+
+def load_language_model(
+    folder: Path, options: LargeWeightsOptions, *, trust_remote_code: bool
+) -> tuple[PreTrainedModel, str, Precision]:
+    """Load a causal language model; the text names device and precision, as cache keys need it.
+
+    Raises:
+        ConfigError: the folder holds no such model, not all of its weights, or a library or device is missing.
+    """
+    device = torch_device(options.device)
+    precision = options.precision_on(device)
+    placement = options.placement_on(device)
+    model = read_weights(
+        "causal language model",
+        folder,
+        precision=precision,
+        attention=options.attention,
+        trust_remote_code=trust_remote_code,
+        **placement,
+    )
+    if not placement:
+        model = model.to(device)
+    parts = (device.type, precision, *([options.quantization] if options.quantization else []))
+    return model, "/".join(parts), precision
+
+
+def read_weights(
+    kind: Kind,
+    folder: Path,
+    *,
+    precision: Precision = "float32",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    **placement: Any,  # noqa: ANN401 - transformers' own arguments
+) -> PreTrainedModel:
+    """Load a model with all of its weights.
+
+    Raises:
+        ConfigError: the folder holds no such model, or not all of its weights.
+    """
+    transformers_logging.disable_progress_bar()
+    check_safetensors(folder)
+    check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
+    try:
+        model, loading = _LOADERS[kind].from_pretrained(
+            folder,
+            dtype=_TORCH_PRECISION[precision],
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **placement,
+        )
+    except Exception as error:
+        # transformers raises whatever its parts do; code of a model's authors written for another version, anything
+        raise ConfigError(_refusal(kind, folder, error)) from error
+    # transformers fills what is missing with random numbers, for example the head of a model that has none
+    if loading["missing_keys"]:
+        missing = few(sorted(loading["missing_keys"]))
+        raise ConfigError(f"the weights in {folder} lack {missing}: this is not a complete {kind}")
+    unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key))
+    if unread:
+        raise ConfigError(
+            f"the weights in {folder} hold {few(unread)}, which {type(model).__name__} does not use: "
+            "this is another kind of model, or one with more heads; if its scores do not depend on them, save the "
+            "model without them"
+        )
+    return model.eval()
+
+
+def _refusal(kind: Kind, folder: Path, error: Exception) -> str:
+    """What transformers says goes on for pages, with every model that it could have loaded instead."""
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        model_type = None
+    return (
+        f"transformers cannot load {folder} as a {kind} (model_type {model_type!r}): {_beginning(str(error))}; engine "
+        "'torch-encoder' reads sequence classifiers, 'torch-causal' and 'torch-generate' causal language models"
+    )
+
+
+def _beginning(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
+
+
+def check_weights(kind: Kind, folder: Path, options: WeightsOptions, *, trust_remote_code: bool) -> None:
+    """Check what can be known of a model before its weights are read.
+
+    Raises:
+        ConfigError: no such device, no whole weights in the folder, or code that is not trusted.
+    """
+    torch_device(options.device)
+    check_safetensors(folder)
+    check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f'unknown device {name!r}; use "auto", "cpu", "cuda" or "cuda:N"') from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f'device {name!r} is not supported; use "auto", "cpu", "cuda" or "cuda:N"')
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f'device {name!r}: this machine or this torch has no such GPU; set device = "cpu"')
+    return device

@@ -1,0 +1,142 @@
+"""Keeps blank texts away from the model: documents of which it would see nothing have no score, and come last.
+
+What a model sees is what its tokenizer leaves. A text that shows nothing (`scorers.visible`) is blank for every model,
+be its characters tokens or not; one that shows something is blank where the tokenizer drops all of it, as BERT's drops
+accents that stand alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.concurrency.worker import in_portions
+from rerankd.domain import BoolArray, FloatArray, PassageScores, ScoreOptions, Scores, Side, Terms, WindowWishes
+from rerankd.errors import InvalidRequest
+from rerankd.pipeline.portions import portions
+from rerankd.pipeline.stage import Stage
+from rerankd.scorers.visible import LOOKED_AT, is_plain, visible_characters
+
+Number = TypeVar("Number", np.float32, np.int64, np.bool_)
+# Whether a tokenizer leaves nothing of a few characters.
+Drops = Callable[[str], bool]
+
+_TEXTS_PER_CALL: Final = 1000
+_CHARACTERS_PER_CALL: Final = 1_000_000
+# No tokenizer drops so many different characters.
+_MOST_DIFFERENT: Final = 256
+
+
+def drops_nothing(_text: str) -> bool:
+    """For what has no tokenizer."""
+    return False
+
+
+class BlankStage:
+    """Wraps the stages that score. Blank documents get a value below all others, and `Scores.blank` names them."""
+
+    def __init__(self, inner: Stage, tokenizing: SharedWorker, *, drops: Drops) -> None:
+        self._inner = inner
+        self._tokenizing = tokenizing
+        self._drops = drops
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Score the documents that are not blank.
+
+        Raises:
+            InvalidRequest: the query is blank.
+            RerankError: what the inner stage raises.
+        """
+        if await self._blank_among([query], options.terms):
+            raise InvalidRequest("the query is empty; send the text that documents are to be compared with")
+        positions = await self._blank_among(_read_parts(documents, options), options.terms)
+        if not positions:
+            return await self._inner.score(query, documents, options)
+        blank = np.zeros(len(documents), dtype=np.bool_)
+        blank[positions] = True
+        options = replace(options, windows=_wishes(options.windows, blank))
+        written = [text for text, empty in zip(documents, blank.tolist(), strict=True) if not empty]
+        return _spread(await self._inner.score(query, written, options) if written else _NOTHING, blank)
+
+    async def _blank_among(self, texts: Sequence[str], terms: Terms) -> list[int]:
+        """The positions of blank texts. A thread takes a closer look at those few that do not begin as others do."""
+        doubtful = [
+            index
+            async for some in in_portions(len(texts))
+            for index in range(some.start, some.stop)
+            if not is_plain(texts[index])
+        ]
+        if not doubtful:
+            return []
+        parts = [texts[index][:LOOKED_AT] for index in doubtful]
+        blank: list[int] = []
+        for some, share in portions(parts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+            blanks = await self._tokenizing.run(share, _are_blank, parts[some], self._drops)
+            blank += [index for index, empty in zip(doubtful[some], blanks, strict=True) if empty]
+        return blank
+
+
+def _read_parts(documents: Sequence[str], options: ScoreOptions) -> Sequence[str]:
+    """What is looked at of each document: its beginning, or its end where that is read."""
+    if options.truncation_side is Side.RIGHT:
+        return documents
+    return [document[-LOOKED_AT:] for document in documents]
+
+
+def _are_blank(texts: Sequence[str], drops: Drops) -> list[bool]:
+    return [_is_blank(text, drops) for text in texts]
+
+
+def _is_blank(text: str, drops: Drops) -> bool:
+    characters = visible_characters(text)
+    if not characters:
+        return True
+    if len(characters) > _MOST_DIFFERENT or any(character.isalnum() for character in characters):
+        return False
+    return drops("".join(sorted(characters)))
+
+
+def _wishes(windows: WindowWishes | None, blank: BoolArray) -> WindowWishes | None:
+    """A caller's order is of all documents; the inner stages see only those that are not blank."""
+    if windows is None or windows.initial_order is None:
+        return windows
+    position = np.cumsum(~blank) - 1
+    order = [int(position[index]) for index in windows.initial_order if 0 <= index < len(blank) and not blank[index]]
+    return replace(windows, initial_order=order)
+
+
+_NOTHING: Final = Scores(
+    values=np.empty(0, dtype=np.float32),
+    tokens=np.empty(0, dtype=np.int64),
+    dropped=np.empty(0, dtype=np.int64),
+)
+
+
+def _spread(scores: Scores, blank: BoolArray) -> Scores:
+    """Put scores back to their documents' positions; blank documents have zeros, but for their values."""
+
+    def spread(values: NDArray[Number]) -> NDArray[Number]:
+        wide = np.zeros(len(blank), dtype=values.dtype)
+        wide[~blank] = values
+        return wide
+
+    passages = scores.passages
+    names = iter(scores.placed_by or ())
+    values: FloatArray = spread(scores.values)
+    values[blank] = scores.values.min(initial=0) - 1
+    return Scores(
+        values=values,
+        tokens=spread(scores.tokens),
+        dropped=spread(scores.dropped),
+        blank=blank if scores.blank is None else spread(scores.blank) | blank,
+        cached=None if scores.cached is None else spread(scores.cached),
+        scored=None if scores.scored is None else spread(scores.scored) | blank,
+        passages=passages
+        and PassageScores(starts=spread(passages.starts), ends=spread(passages.ends), counts=spread(passages.counts)),
+        timings=scores.timings,
+        placed_by=None if scores.placed_by is None else [None if empty else next(names) for empty in blank],
+        unordered=scores.unordered,
+    )

@@ -1,0 +1,68 @@
+"""Answers a repeated list from the cache: an order depends on all documents, their order and what the caller wished."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+
+from rerankd.cache.base import Cache
+from rerankd.cache.keys import is_list, list_key, unpack_entries
+from rerankd.concurrency.worker import in_steps
+from rerankd.domain import ScoreOptions, Scores, Timings
+from rerankd.errors import CacheUnavailable
+from rerankd.pipeline.cached import entries_of, scores_of
+from rerankd.pipeline.stage import Stage
+from rerankd.telemetry.observer import Observer
+
+
+class CachedListStage:
+    """Wraps a stage whose scores depend on the whole request. `fingerprint` says everything else that changes them."""
+
+    def __init__(self, inner: Stage, cache: Cache, *, fingerprint: str, observer: Observer) -> None:
+        self._inner = inner
+        self._cache = cache
+        self._fingerprint = fingerprint
+        self._observer = observer
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Order the documents.
+
+        Raises:
+            RerankError: what the inner stage raises.
+        """
+        started = perf_counter()
+        wishes = (options.max_tokens_per_doc, options.instruction, options.top_n, options.windows)
+        scope = f"|{options.scope!r}" if options.scope else ""
+        key = await in_steps(list_key(f"{self._fingerprint}|{wishes!r}{scope}", query, documents))
+        stored = await self._look_up(key)
+        timings = Timings(cache_s=perf_counter() - started)
+        if is_list(stored, length=len(documents)):
+            self._observer.cache_looked_up(hits=len(documents), misses=0)
+            known = scores_of(unpack_entries([stored]), cached=np.ones(len(documents), dtype=np.bool_), timings=timings)
+            options.meter.read(int(known.tokens.sum()))
+            return known
+        self._observer.cache_looked_up(hits=0, misses=len(documents))
+        fresh = await self._inner.score(query, documents, options)
+        timings += fresh.timings
+        # Who asks again after a refusal is to get another answer, not the same silence.
+        if not fresh.unordered:
+            timings += Timings(cache_s=await self._fill(key, entries_of(fresh).tobytes(), owner=options.caller))
+        return replace(fresh, cached=np.zeros(len(documents), dtype=np.bool_), timings=timings)
+
+    async def _look_up(self, key: bytes) -> bytes | None:
+        try:
+            (stored,) = await self._cache.get_many([key])
+        except CacheUnavailable:
+            self._observer.cache_failed(operation="get")
+            return None
+        return stored
+
+    async def _fill(self, key: bytes, entries: bytes, *, owner: str) -> float:
+        """Store an order and return how many seconds that took."""
+        started = perf_counter()
+        try:
+            await self._cache.put_many({key: entries}, owner=owner)
+        except CacheUnavailable:
+            self._observer.cache_failed(operation="put")
+        return perf_counter() - started

@@ -1,0 +1,84 @@
+"""A cheap model first, a dear one at the top: each member reorders the best documents of the one before."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rerankd.domain import OnDeadline, ScoreOptions, Scores, Timings
+from rerankd.pipeline.stage import Stage
+from rerankd.pipeline.windowed import values_of_order
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One model of a cascade; it reorders the first `depth` documents, None: all."""
+
+    name: str
+    stage: Stage
+    depth: int | None
+
+
+class CascadeStage:
+    """Its scores say the order and nothing else: members' scores are of different kinds."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self._members = members
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Order the documents; `placed_by` says which member gave each its place.
+
+        Raises:
+            RerankError: what a member's stage raises.
+        """
+        order = np.arange(len(documents))
+        tokens = np.zeros(len(documents), dtype=np.int64)
+        dropped = np.zeros(len(documents), dtype=np.int64)
+        placed_by: list[str | None] = [None] * len(documents)
+        reached = np.zeros(len(documents), dtype=np.bool_)
+        cached = np.zeros(len(documents), dtype=np.bool_)
+        blank = np.zeros(len(documents), dtype=np.bool_)
+        timings = Timings()
+        unordered = 0
+        for member, top_n in zip(self._members, self._wanted(options.top_n), strict=True):
+            best = order[: member.depth].copy()
+            terms = _as_member(options, top_n=top_n)
+            scores = await member.stage.score(query, [documents[index] for index in best], terms)
+            order[: len(best)] = best[np.argsort(-scores.values, kind="stable")]
+            tokens[best] += scores.tokens
+            dropped[best] = np.maximum(dropped[best], scores.dropped)
+            reached[best] |= True if scores.cached is None else ~scores.cached
+            cached[best] = ~reached[best]
+            blank[best] |= False if scores.blank is None else scores.blank
+            timings += scores.timings
+            unordered += scores.unordered
+            for index in best:
+                placed_by[index] = member.name
+        return Scores(
+            values=values_of_order(order.tolist()),
+            tokens=tokens,
+            dropped=dropped,
+            cached=cached,
+            blank=blank,
+            timings=timings,
+            placed_by=placed_by,
+            unordered=unordered,
+        )
+
+    def _wanted(self, top_n: int | None) -> Iterator[int | None]:
+        """How many of each member's best somebody looks at: the members after it, and of the last what the caller asked
+        for. Else a schedule that settles no more than a few would choose at random what the next member reads.
+        """
+        for later in self._members[1:]:
+            yield None if top_n is None or later.depth is None else max(top_n, later.depth)
+        yield top_n
+
+
+def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
+    """What a caller asks of a cascade, as its members are to understand it.
+
+    A caller's order is of all documents, and of no meaning to a member that sees some of them in another order. Half of
+    a member's scores are no order, so a deadline is an error even where a partial answer was asked for.
+    """
+    windows = options.windows and replace(options.windows, initial_order=None)
+    return replace(options, top_n=top_n, windows=windows, on_deadline=OnDeadline.ERROR, divisible=False)

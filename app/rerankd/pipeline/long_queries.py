@@ -1,0 +1,54 @@
+"""Cuts a query that leaves no room for documents, where the caller asked by name that what is too long be cut."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import ScoreOptions, Scores, Side, Truncation
+from rerankd.errors import InvalidRequest
+from rerankd.pipeline.portions import share_of
+from rerankd.pipeline.stage import Stage
+from rerankd.scorers.base import PairScorer
+
+
+class LongQueryStage:
+    """Wraps a stage that refuses such queries, as is right where nobody asked for a cut.
+
+    The query keeps half of what the model reads. That is what cutting the longer of the two, one token after the other,
+    comes to beside a document that fills the other half, and does not depend on a request's other documents.
+    """
+
+    def __init__(self, inner: Stage, reader: PairScorer, tokenizing: SharedWorker) -> None:
+        self._inner = inner
+        self._reader = reader
+        self._tokenizing = tokenizing
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Score every document, in the order given; `query_dropped` says how much of the query was not read.
+
+        Raises:
+            RerankError: what the inner stage raises.
+        """
+        # Hardly any text has two tokens a byte.
+        if options.truncation is not Truncation.TRUNCATE or 2 * len(query.encode()) <= self._reader.max_length:
+            return await self._inner.score(query, documents, options)
+        share = share_of(options.terms, [query])
+        read, dropped = await self._tokenizing.run(share, _cut, self._reader, query, options)
+        scores = await self._inner.score(read, documents, options)
+        return replace(scores, query_dropped=dropped) if dropped else scores
+
+
+def _cut(reader: PairScorer, query: str, options: ScoreOptions) -> tuple[str, int]:
+    """What is read of a query, and how many tokens are not. Blocking."""
+    try:
+        reader.room(query, options.instruction)
+    except InvalidRequest:
+        # Raises again if it is not the query that is too long.
+        kept = reader.room("", options.instruction) // 2
+    else:
+        return query, 0
+    (edges,) = reader.edges([query])
+    dropped = max(0, edges.tokens - kept)
+    if options.truncation_side is Side.LEFT:
+        return query[int(edges.characters[dropped]) :], dropped
+    return query[: int(edges.characters[edges.tokens - dropped])], dropped

@@ -1,0 +1,232 @@
+"""Reads long documents in passages, so that no part of one is lost and no call fails because one is long.
+
+Each passage is scored as a text of its own by the inner stage, and cached as one: entries cannot mix policies, and
+other windows over the same text share what they have in common. Passages and MaxP, FirstP: Dai and Callan, "Deeper Text
+Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from rerankd.batching.batcher import Batcher, Place
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import (
+    Aggregation,
+    IntArray,
+    PassageOptions,
+    PassageScores,
+    ScoreOptions,
+    Scores,
+    Side,
+    Timings,
+    Truncation,
+)
+from rerankd.pipeline.passage_windows import aggregate, last_window, windows
+from rerankd.pipeline.portions import portions, share_of
+from rerankd.pipeline.stage import Stage
+from rerankd.scorers.base import Edges, PairScorer
+from rerankd.scorers.beginnings import Part, Reach, read_parts
+from rerankd.scorers.visible import is_visible
+
+_DOCUMENTS_PER_CALL = 64
+_CHARACTERS_PER_CALL = 100_000
+# Of a document only as much is tokenised as its passages can take, so many characters for each token, and twice that
+# where it has fewer tokens; how many the rest has is estimated.
+_CHARS_PER_TOKEN = 8
+_LEAST_CHARS = 65_536
+_SPARE_TOKENS = 64
+# As admission believes, before anything is tokenised.
+_USUAL_CHARS_PER_TOKEN = 4
+# A passage read by itself may have a few tokens more than inside of its document, at its two edges.
+_EDGE_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassagePolicy:
+    """A model's defaults, and the bound `max_passages` of what a request may ask for. `tokens` None: as many as fit
+    beside the query; `overlap` None: a quarter of them.
+    """
+
+    truncation: Truncation = Truncation.TRUNCATE
+    tokens: int | None = None
+    overlap: int | None = None
+    max_passages: int = 32
+    aggregation: Aggregation = Aggregation.MAX
+    top_k: int = 3
+
+    def length(self, options: PassageOptions, *, room: int) -> int:
+        return min(options.tokens or self.tokens or room, room)
+
+    def overlap_of(self, options: PassageOptions, *, length: int) -> int:
+        asked = self.overlap if options.overlap is None else options.overlap
+        return length // 4 if asked is None else min(asked, length // 2)
+
+    def limit(self, options: PassageOptions) -> int:
+        return min(options.max_passages or self.max_passages, self.max_passages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A document's passages as (start, end) in characters, and how many of its tokens are in none of them."""
+
+    spans: list[tuple[int, int]]
+    dropped: int
+
+
+class PassageStage:
+    """Wraps a stage whose scores depend on the pair alone."""
+
+    def __init__(
+        self, inner: Stage, reader: PairScorer, batcher: Batcher, tokenizing: SharedWorker, *, policy: PassagePolicy
+    ) -> None:
+        self._inner = inner
+        self._reader = reader
+        self._batcher = batcher
+        self._tokenizing = tokenizing
+        self._policy = policy
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Score every document, in the order given: whole, by its end, or by its passages.
+
+        Raises:
+            RerankError: what the inner stage raises.
+        """
+        truncation = options.truncation or self._policy.truncation
+        from_the_end = truncation is Truncation.TRUNCATE and options.truncation_side is Side.LEFT
+        if truncation is not Truncation.CHUNK and not from_the_end:
+            return await self._inner.score(query, documents, options)
+        started = perf_counter()
+        with self._admitted(documents, options, chunked=truncation is Truncation.CHUNK) as place:
+            cuts = await self._cut(query, documents, replace(options, truncation=truncation))
+            # Passages that are in the cache cost nothing more, and the others ask for themselves.
+            place.leave_to_ask_again()
+        cutting = Timings(tokenize_s=perf_counter() - started)
+        texts = [document[start:end] for document, cut in zip(documents, cuts, strict=True) for start, end in cut.spans]
+        whole = replace(options, truncation=Truncation.TRUNCATE, truncation_side=Side.RIGHT, max_tokens_per_doc=None)
+        return self._gathered(await self._inner.score(query, texts, whole), cuts, options.passages, cutting)
+
+    def _admitted(
+        self, documents: Sequence[str], options: ScoreOptions, *, chunked: bool
+    ) -> AbstractContextManager[Place]:
+        """Before anything is tokenised, by what is known of documents then: how many characters they have."""
+        length = self._policy.length(options.passages, room=self._reader.max_length)
+        limit = self._policy.limit(options.passages) if chunked else 1
+        per_passage = length * _USUAL_CHARS_PER_TOKEN
+        return self._batcher.place(
+            characters=sum(min(len(document), limit * per_passage) for document in documents),
+            encodings=sum(min(limit, 1 + len(document) // per_passage) for document in documents),
+            longest=length,
+            terms=options.terms,
+        )
+
+    async def _cut(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[_Cut]:
+        terms = options.terms
+        room = await self._tokenizing.run(share_of(terms, [query]), self._reader.room, query, options.instruction)
+        cuts: list[_Cut] = []
+        for some, share in portions(documents, terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+            cuts += await self._tokenizing.run(
+                share, _cut_all, self._reader, documents[some], options, self._policy, room
+            )
+        return cuts
+
+    def _gathered(self, scores: Scores, cuts: Sequence[_Cut], options: PassageOptions, cutting: Timings) -> Scores:
+        """The documents' scores from those of all their passages."""
+        counts = np.array([len(cut.spans) for cut in cuts], dtype=np.int64)
+        firsts = np.cumsum(counts) - counts
+        aggregated = aggregate(
+            scores.values,
+            counts,
+            aggregation=options.aggregation or self._policy.aggregation,
+            top_k=options.top_k or self._policy.top_k,
+        )
+        spans: IntArray = np.array([span for cut in cuts for span in cut.spans], dtype=np.int64)[aggregated.best]
+        return Scores(
+            values=aggregated.values,
+            tokens=np.add.reduceat(scores.tokens, firsts),
+            dropped=np.add.reduceat(scores.dropped, firsts) + [cut.dropped for cut in cuts],
+            cached=None if scores.cached is None else np.logical_and.reduceat(scores.cached, firsts),
+            # A document has a score when all of its passages have: the best one may be among the others.
+            scored=None if scores.scored is None else np.logical_and.reduceat(scores.scored, firsts),
+            passages=PassageScores(starts=spans[:, 0], ends=spans[:, 1], counts=counts),
+            timings=cutting + scores.timings,
+        )
+
+
+def _cut_all(
+    reader: PairScorer, documents: Sequence[str], options: ScoreOptions, policy: PassagePolicy, room: int
+) -> list[_Cut]:
+    """Cut documents up by tokens. Blocking."""
+    length = policy.length(options.passages, room=room)
+    if options.truncation is Truncation.CHUNK:
+        plan = _Plan(
+            fits=length,
+            length=min(length, room - _EDGE_TOKENS),
+            overlap=policy.overlap_of(options.passages, length=length),
+            limit=policy.limit(options.passages),
+            max_tokens=options.max_tokens_per_doc,
+        )
+        return _read(reader, documents, plan)
+    return _read_ends(reader, documents, length=min(room, options.max_tokens_per_doc or room))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """How documents with more than `fits` tokens are cut into windows of `length`."""
+
+    fits: int
+    length: int
+    overlap: int
+    limit: int
+    max_tokens: int | None
+
+    @property
+    def most_tokens(self) -> int:
+        most = self.limit * self.length
+        return most if self.max_tokens is None else min(most, self.max_tokens)
+
+
+def _read(reader: PairScorer, documents: Sequence[str], plan: _Plan) -> list[_Cut]:
+    beginnings = read_parts(
+        documents,
+        reader.edges,
+        enough=lambda edges: edges.tokens >= plan.most_tokens + _SPARE_TOKENS,
+        reach=_reach(plan.most_tokens),
+    )
+    return [_passages(*pair, plan) for pair in zip(documents, beginnings, strict=True)]
+
+
+def _reach(tokens: int) -> Reach:
+    return Reach.of(tokens, first=_CHARS_PER_TOKEN, most=2 * _CHARS_PER_TOKEN, least=_LEAST_CHARS)
+
+
+def _passages(document: str, beginning: Part[Edges], plan: _Plan) -> _Cut:
+    edges = beginning.content
+    tokens = edges.tokens if plan.max_tokens is None else min(edges.tokens, plan.max_tokens)
+    found = [(0, tokens)]
+    if tokens > plan.fits:
+        found = windows(edges, tokens=tokens, length=plan.length, overlap=plan.overlap, limit=plan.limit)
+    spans = [(int(edges.characters[start]), int(edges.characters[end])) for start, end in found]
+    # A passage that shows nothing says nothing of its document, whatever a model says of it.
+    visible = [(start, end) for start, end in spans if is_visible(document[start:end])]
+    return _Cut(visible or spans[:1], edges.tokens + beginning.beyond(edges.tokens) - found[-1][1])
+
+
+def _read_ends(reader: PairScorer, documents: Sequence[str], *, length: int) -> list[_Cut]:
+    endings = read_parts(
+        documents,
+        reader.edges,
+        enough=lambda edges: edges.tokens >= length + _SPARE_TOKENS,
+        reach=_reach(length),
+        side=Side.LEFT,
+    )
+    cuts = []
+    for document, ending in zip(documents, endings, strict=True):
+        edges = ending.content
+        start, _ = last_window(edges, length=length)
+        begins = ending.unread + int(edges.characters[start])
+        cuts.append(_Cut([(begins, len(document))], start + ending.beyond(edges.tokens)))
+    return cuts

@@ -1,0 +1,29 @@
+"""Cuts a request's texts into portions, each one turn in a thread: between two of them others have theirs."""
+
+from collections.abc import Iterator, Sequence
+
+from rerankd.concurrency.turns import Share
+from rerankd.domain import Terms
+
+
+def portions(texts: Sequence[str], terms: Terms, *, most: int, characters: int) -> Iterator[tuple[slice, Share]]:
+    """Parts of at most `most` texts and of about so many characters, but of one text at least."""
+    left = sum(map(len, texts))
+    start = cost = 0
+    for index, text in enumerate(texts):
+        if index > start and (index - start == most or cost + len(text) > characters):
+            yield slice(start, index), _share(terms, cost, left)
+            left -= cost
+            start, cost = index, 0
+        cost += len(text)
+    yield slice(start, len(texts)), _share(terms, cost, left)
+
+
+def share_of(terms: Terms, texts: Sequence[str]) -> Share:
+    """One turn for all of these texts."""
+    characters = sum(map(len, texts))
+    return _share(terms, characters, characters)
+
+
+def _share(terms: Terms, cost: int, left: int) -> Share:
+    return Share(caller=terms.caller, cost=max(1, cost), left=left, urgent=terms.urgent)

@@ -1,0 +1,219 @@
+"""Ranks a list: candidates go through the model in windows, by a schedule; windows of many requests share batches."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from math import ceil
+from time import perf_counter
+
+import numpy as np
+
+from rerankd.batching.batcher import Batcher, Place, Tokenised, identities_of, work_of
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.domain import FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
+from rerankd.errors import ConfigError, InvalidRequest, ScoringFailed
+from rerankd.pipeline.portions import share_of
+from rerankd.pipeline.windows import SCHEDULES, Schedule, Window, full
+from rerankd.scorers.base import EncodedWindow, ListScorer
+
+
+class WindowedStage:
+    """Its scores say the order and nothing else: n for the best of n documents down to 1, divided by n."""
+
+    def __init__(self, scorer: ListScorer, batcher: Batcher, tokenizing: SharedWorker) -> None:
+        if scorer.plan.schedule not in SCHEDULES:
+            raise ConfigError(f"unknown schedule {scorer.plan.schedule!r}; known: {', '.join(SCHEDULES)}")
+        self._scorer = scorer
+        self._batcher = batcher
+        self._tokenizing = tokenizing
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Order the documents.
+
+        Raises:
+            InvalidRequest: a wish is out of the operator's bounds, or a prompt does not fit into the model.
+            ScoringFailed: the model's score of a candidate is not a finite number.
+            Overloaded, Unavailable: see `Batcher.forward`.
+            RateLimited: the caller's quota does not last for another round.
+        """
+        wishes = options.windows or WindowWishes()
+        plan = plan_within(self._scorer.plan, wishes)
+        order = _initial_order(wishes, len(documents))
+        ranking = _Ranking(self._scorer, self._batcher, self._tokenizing, query, documents, options)
+        ranked = await ranking.run(_schedule(plan, order[: plan.depth], top_n=options.top_n))
+        return ranking.scores([*ranked, *order[plan.depth :]])
+
+
+class _Ranking:
+    """One request on its way through its schedule, and what that has cost so far."""
+
+    def __init__(
+        self,
+        scorer: ListScorer,
+        batcher: Batcher,
+        tokenizing: SharedWorker,
+        query: str,
+        documents: Sequence[str],
+        options: ScoreOptions,
+    ) -> None:
+        self._scorer = scorer
+        self._batcher = batcher
+        self._tokenizing = tokenizing
+        self._query = query
+        self._documents = documents
+        self._options = options
+        # Half a schedule is no order, so a deadline is an error even where a partial answer was asked for.
+        self._terms = replace(options.terms, partial=False, divisible=False)
+        self._tokens = np.zeros(len(documents), dtype=np.int64)
+        self._dropped = np.zeros(len(documents), dtype=np.int64)
+        self._timings = Timings()
+        self._unordered = 0
+        self._begun = False
+
+    async def run(self, schedule: Schedule) -> list[int]:
+        orders: list[list[int]] | None = None
+        while True:
+            try:
+                windows = next(schedule) if orders is None else schedule.send(orders)
+            except StopIteration as end:
+                ranked: list[int] = end.value
+                return ranked
+            orders = await self._rank(windows)
+
+    async def _rank(self, windows: Sequence[Window]) -> list[list[int]]:
+        """The candidates of each window in order of relevance: one trip through the batcher for all of them."""
+        started = perf_counter()
+        if self._begun:
+            # Later passes are not asked whether they may come in: what was begun is finished.
+            encoded = await self._encode_all(windows)
+            tokenized = perf_counter()
+            encodings = [one.encoding for one in encoded]
+            self._terms.meter.read(sum(len(encoding.ids) for encoding in encodings))
+            identities = identities_of(encodings, scope=self._options.scope)
+            forwarded = await self._batcher.serve(encodings, identities, self._terms)
+        else:
+            self._begun = True
+            with self._admitted(windows) as place:
+                encoded = await self._encode_all(windows)
+                tokenized = perf_counter()
+                encodings = [one.encoding for one in encoded]
+                place.correct(self._tokenised(windows, encoded))
+                forwarded = await place.forward(encodings, identities_of(encodings, scope=self._options.scope))
+        self._timings += Timings(
+            tokenize_s=tokenized - started, queue_s=forwarded.queue_s, inference_s=forwarded.inference_s
+        )
+        for window, one in zip(windows, encoded, strict=True):
+            self._charge(window, one)
+        return [self._ordered(window, row) for window, row in zip(windows, forwarded.logits, strict=True)]
+
+    def _admitted(self, windows: Sequence[Window]) -> AbstractContextManager[Place]:
+        return self._batcher.place(
+            characters=sum(map(self._characters, windows)),
+            encodings=len(windows),
+            longest=self._scorer.max_length,
+            terms=self._terms,
+        )
+
+    def _characters(self, window: Window) -> int:
+        return len(self._query) + sum(len(self._documents[candidate]) for candidate in window)
+
+    def _tokenised(self, windows: Sequence[Window], encoded: Sequence[EncodedWindow]) -> Tokenised:
+        lengths = self._batcher.lengths_of([one.encoding for one in encoded])
+        characters = list(map(self._characters, windows))
+        whole = [index for index, one in enumerate(encoded) if not one.dropped.any()]
+        return Tokenised(
+            characters=sum(characters),
+            encodings=len(encoded),
+            tokens=sum(len(one.encoding.ids) for one in encoded),
+            work=work_of(lengths),
+            whole_characters=sum(characters[index] for index in whole),
+            whole_tokens=sum(lengths[index] for index in whole),
+        )
+
+    async def _encode_all(self, windows: Sequence[Window]) -> Sequence[EncodedWindow]:
+        return await asyncio.gather(*map(self._encode, windows))
+
+    async def _encode(self, window: Window) -> EncodedWindow:
+        candidates = [self._documents[candidate] for candidate in window]
+        return await self._tokenizing.run(
+            share_of(self._options.terms, candidates),
+            self._scorer.encode_window,
+            self._query,
+            candidates,
+            max_document_tokens=self._options.max_tokens_per_doc,
+            instruction=self._options.instruction,
+        )
+
+    def _ordered(self, window: Window, outputs: FloatArray) -> list[int]:
+        scores = self._scorer.interpret_window(outputs, candidates=len(window))
+        if not np.isfinite(scores).all():
+            raise ScoringFailed("the model's score of a candidate is not a finite number")
+        if len(window) > 1 and bool((scores == scores[0]).all()):
+            self._unordered += 1
+        return [window[place] for place in np.argsort(-scores, kind="stable")]
+
+    def _charge(self, window: Window, encoded: EncodedWindow) -> None:
+        """A prompt's tokens are its candidates' in equal parts, so that a request's sum is what the model read."""
+        share, rest = divmod(len(encoded.encoding.ids), len(window))
+        self._tokens[window] += share
+        self._tokens[window[:rest]] += 1
+        self._dropped[window] = np.maximum(self._dropped[window], encoded.dropped)
+
+    def scores(self, ranked: Sequence[int]) -> Scores:
+        return Scores(
+            values=values_of_order(ranked),
+            tokens=self._tokens,
+            dropped=self._dropped,
+            timings=self._timings,
+            unordered=self._unordered,
+        )
+
+
+def values_of_order(ranked: Sequence[int]) -> FloatArray:
+    """Scores that say this order of document indices, in (0, 1], in request order."""
+    values = np.empty(len(ranked), dtype=np.float32)
+    values[np.asarray(ranked, dtype=np.int64)] = np.arange(len(ranked), 0, -1, dtype=np.float32) / len(ranked)
+    return values
+
+
+def plan_within(plan: WindowPlan, wishes: WindowWishes) -> WindowPlan:
+    """The plan with a caller's wishes.
+
+    Raises:
+        InvalidRequest: a wish is not within it; the message says the bounds.
+    """
+    window = _bounded("window", wishes.window, 2, plan.window)
+    depth = _bounded("depth", wishes.depth, 1, plan.depth)
+    stride = min(plan.stride, window - 1)
+    if wishes.stride is not None:
+        # A shorter one would read every candidate more often than the operator allows.
+        least = min(ceil(window * plan.stride / plan.window), window - 1)
+        stride = _bounded("stride", wishes.stride, least, window - 1)
+    if wishes.schedule is not None and wishes.schedule not in SCHEDULES:
+        raise InvalidRequest(f"unknown schedule {wishes.schedule[:40]!r}; known: {', '.join(SCHEDULES)}")
+    return replace(plan, window=window, stride=stride, depth=depth, schedule=wishes.schedule or plan.schedule)
+
+
+def _bounded(name: str, wish: int | None, least: int, most: int) -> int:
+    if wish is None:
+        return most
+    if not least <= wish <= most:
+        raise InvalidRequest(f"{name} must be from {least} to {most} for this model; got {wish}")
+    return wish
+
+
+def _initial_order(wishes: WindowWishes, count: int) -> Sequence[int]:
+    if wishes.initial_order is None:
+        return range(count)
+    if sorted(wishes.initial_order) != list(range(count)):
+        raise InvalidRequest(f"initial_order must hold each of the document indices 0 to {count - 1} once")
+    return wishes.initial_order
+
+
+def _schedule(plan: WindowPlan, candidates: Sequence[int], *, top_n: int | None) -> Schedule:
+    """One pass over the overlap settles `window - stride` candidates; no schedule is asked for more."""
+    settle = min(top_n or plan.window, plan.window - plan.stride)
+    # One candidate needs no model, but whoever asks about it, a canary too, wants to know that the model can answer.
+    schedule = full if len(candidates) == 1 else SCHEDULES[plan.schedule]
+    return schedule(candidates, window=plan.window, stride=plan.stride, settle=settle)

@@ -1,0 +1,301 @@
+"""Cross-encoders: one sequence-classification pass over (query, document) gives the pair's score.
+
+Nogueira and Cho, "Passage Re-ranking with BERT", 2019. A head of one output gives the logit itself. A head of several
+needs the option `label`, the one that means "relevant". What they mean is config.json's `problem_type`: classes of
+which one holds (the raw score is the class's log-odds, whose sigmoid is its softmax probability), labels that hold or
+not each by itself, or values.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, cast
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+
+from rerankd.config.options import read_options
+from rerankd.domain import FloatArray
+from rerankd.errors import ConfigError, InvalidRequest, TooLong, few
+from rerankd.recognition.files import number_of, table_of
+from rerankd.recognition.kinds import (
+    ModelFiles,
+    refuse_other_than_cross_encoder,
+    refuse_unknown_settings,
+    refuse_unsaid_pairs,
+)
+from rerankd.recognition.tokenizer_settings import check_pair, gives_segments, refuse_other_cuts
+from rerankd.scorers.base import Edges, EncodedPairs, ScorerSpec
+from rerankd.scorers.beginnings import Reach, read_parts
+from rerankd.scorers.document_tokenizer import DocumentTokenizer
+from rerankd.scorers.edges import token_edges
+from rerankd.scorers.pair_template import PairTemplate, read_template
+from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
+from rerankd.scorers.token_cache import DocumentTokens, TokenCache
+from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
+
+# The classes that sentence-transformers writes into a model's config, by their last name.
+_TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+_PROBLEMS: Final = ("single_label_classification", "multi_label_classification", "regression")
+_MIN_DOCUMENT_TOKENS = 16
+# About 34,000 passages of 100 tokens.
+_REMEMBERED_BYTES = 32 * 2**20
+
+
+class CrossEncoderOptions(BaseModel):
+    """`[model.options]` of the scorer `cross-encoder`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    activation: ActivationName | None = Field(
+        default=None, description="`sigmoid` or `identity`; default: the model's own."
+    )
+    label: int | None = Field(
+        default=None, ge=0, description='Number of the output that means "relevant", for models with several.'
+    )
+    pairs: Literal["plain"] | None = Field(
+        default=None,
+        description="`plain`: the tokenizer joins query and document, for language models with a classifier's head "
+        "that were trained so.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a classifier's outputs mean; `label` None: it has one, which is the score."""
+
+    outputs: int
+    label: int | None
+    problem: Problem
+
+
+class CrossEncoder:
+    output_tokens: Sequence[int] = ()
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: PairTemplate,
+        *,
+        max_length: int,
+        pad_id: int,
+        activation: str,
+        head: Head,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._documents = DocumentTokenizer(tokenizer)
+        self._template = template
+        self._head = head
+        self.outputs = head.outputs
+        self._tokens = TokenCache(max_bytes=_REMEMBERED_BYTES)
+        self.max_length = max_length
+        self.pad_id = pad_id
+        self.activation: Activation = ACTIVATIONS[activation]
+        self.fingerprint = json.dumps(["cross-encoder", max_length, head.label, head.problem])
+
+    @classmethod
+    def load(cls, spec: ScorerSpec) -> "CrossEncoder":
+        """Read tokenizer and configuration from a Hugging Face folder.
+
+        Raises:
+            ConfigError: a file is missing, the head's meaning is unknown, or the tokenizer is unsuitable.
+        """
+        options = read_options(spec.options, CrossEncoderOptions, of="scorer 'cross-encoder'")
+        read = TokenizerFolder.read(spec.folder)
+        template = _template(read, pairs=options.pairs)
+        head = _head(read.files, options)
+        return cls(
+            read.tokenizer,
+            template,
+            max_length=_with_room(read.length(spec.max_length), template),
+            pad_id=read.pad_id,
+            activation=options.activation or _activation(read.files, head),
+            head=head,
+        )
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+        owner: str = "",
+    ) -> EncodedPairs:
+        """Tokenise the query once and all documents in one call; cut documents, never the query.
+
+        Raises:
+            InvalidRequest: the query leaves no room for a document, or there is an instruction.
+        """
+        _refuse_instruction(instruction)
+        query_ids = ids_of(self._tokenizer, query)
+        room = self._room_beside(len(query_ids))
+        if max_document_tokens is not None:
+            room = min(room, max_document_tokens)
+        encodings = []
+        dropped = np.zeros(len(documents), dtype=np.int64)
+        known = self._tokens.get(
+            documents,
+            lambda texts: self._document_tokens(texts, room=room),
+            room=room,
+            most=Reach.of(room).most,
+            owner=owner,
+        )
+        for position, document in enumerate(known):
+            ids = document.ids[:room]
+            encodings.append(self._template.join(query_ids, ids))
+            dropped[position] = document.total - len(ids)
+        return EncodedPairs(encodings, dropped)
+
+    def room(self, query: str, instruction: str | None = None) -> int:
+        """How many tokens of a document fit beside a query.
+
+        Raises:
+            InvalidRequest: the query leaves no room for a document, or there is an instruction.
+        """
+        _refuse_instruction(instruction)
+        return self._room_beside(len(ids_of(self._tokenizer, query)))
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """Where the tokens of texts lie."""
+        return token_edges(self._tokenizer, texts)
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+        return drops(self._tokenizer, text)
+
+    def interpret(self, logits: FloatArray) -> FloatArray:
+        """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
+        label = self._head.label
+        if label is None or self._head.problem != "single_label_classification":
+            return logits[:, label or 0]
+        others = np.delete(logits, label, axis=1).astype(np.float64)
+        highest = others.max(axis=1)
+        rest = highest + np.log(np.exp(others - highest[:, None]).sum(axis=1))
+        log_odds: FloatArray = (logits[:, label] - rest).astype(np.float32)
+        return log_odds
+
+    def _document_tokens(self, documents: Sequence[str], *, room: int) -> list[DocumentTokens]:
+        """Each document's first tokens, at least `room` if it has so many. How many it has in all is an estimate for a
+        document of which only the beginning was tokenised.
+        """
+        beginnings = read_parts(
+            documents, self._documents.tokenize, enough=lambda ids: len(ids) >= 2 * room, reach=Reach.of(room)
+        )
+        return [
+            DocumentTokens(
+                np.array(one.content[:room], dtype=np.int32), len(one.content) + one.beyond(len(one.content))
+            )
+            for one in beginnings
+        ]
+
+    def _room_beside(self, query_tokens: int) -> int:
+        room = self.max_length - self._template.special_tokens - query_tokens
+        if room < _MIN_DOCUMENT_TOKENS:
+            longest = self.max_length - self._template.special_tokens - _MIN_DOCUMENT_TOKENS
+            problem = (
+                f"the query has {query_tokens} tokens; this model reads queries of at most {longest} tokens: "
+                "shorten the query"
+            )
+            raise InvalidRequest(TooLong(problem=problem))
+        return room
+
+
+def _refuse_instruction(instruction: str | None) -> None:
+    if instruction is not None:
+        raise InvalidRequest("this model does not take an instruction; leave it out")
+
+
+def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:
+    """How a pair becomes one sequence, if the folder's files all say that it becomes one so.
+
+    Raises:
+        ConfigError: one of them says otherwise; the message names it.
+    """
+    files = read.files
+    refuse_other_than_cross_encoder(files)
+    refuse_unknown_settings(files)
+    template = read_template(read.tokenizer)
+    beginning = template.head.tolist()
+    # A beginning of text in the middle of one separates nothing.
+    separated = template.middle.tolist() not in ([], beginning)
+    if pairs is None:
+        refuse_unsaid_pairs(files, separated=separated)
+    elif files.is_decoder and not read.names_pad:
+        raise ConfigError(
+            f"{files.folder}: no file names a padding token, by which this model finds the end of a text; name one "
+            "that ends no text in tokenizer_config.json (pad_token) or config.json (pad_token_id)"
+        )
+    refuse_other_cuts(files, side=read.truncation_side)
+    middle, tail = template.middle.tolist(), template.tail.tolist()
+    check_pair(files, read.tokenizer, head=beginning, middle=middle, tail=tail)
+    # A tokenizer may know segments that it does not give to its model.
+    if template.segments and not gives_segments(files):
+        template = replace(template, segments=False)
+    return template
+
+
+def _with_room(max_length: int, template: PairTemplate) -> int:
+    if max_length < template.special_tokens + 2 * _MIN_DOCUMENT_TOKENS:
+        raise ConfigError(f"max_length = {max_length} leaves no room for a query and a document; make it larger")
+    return max_length
+
+
+def _head(files: ModelFiles, options: CrossEncoderOptions) -> Head:
+    """How many outputs the head has, which of several means "relevant", and what they are."""
+    source = files.folder / "config.json"
+    names = table_of(files.config, "id2label", of=source)
+    outputs = number_of(files.config, "num_labels", of=source) or len(names) or 2
+    if outputs == 1:
+        if options.label not in (None, 0):
+            raise ConfigError(f"label = {options.label}, but this model's head has one output")
+        return Head(1, None, _problem(files))
+    if options.label is None or options.label >= outputs:
+        raise ConfigError(
+            f"this model's head has {outputs} outputs ({few([str(name) for name in names.values()]) or 'unnamed'}); "
+            f"say which one means relevant: options = {{ label = N }}, with N from 0 to {outputs - 1}"
+        )
+    return Head(outputs, options.label, _problem(files))
+
+
+def _problem(files: ModelFiles) -> Problem:
+    """What the head's outputs mean. transformers reads no `problem_type` as classes of which one holds."""
+    stated = files.config.get("problem_type") or "single_label_classification"
+    if stated not in _PROBLEMS:
+        raise ConfigError(
+            f"{files.folder / 'config.json'}: problem_type is {stated!r:.60}; known: {', '.join(_PROBLEMS)}"
+        )
+    return cast("Problem", stated)
+
+
+def _activation(files: ModelFiles, head: Head) -> str:
+    if head.label is not None:
+        # What a config says of a head of several outputs is meant for each output, not for the log-odds of one.
+        return "identity" if head.problem == "regression" else "sigmoid"
+    name = _named_activation(files)
+    if name is None:
+        return "sigmoid"
+    short = name.rsplit(".", 1)[-1]
+    if short not in _TORCH_ACTIVATIONS:
+        raise ConfigError(
+            f"the model's config names the activation {name!r}, which is not known; "
+            f"set options = {{ activation = ... }}, one of: {', '.join(ACTIVATIONS)}"
+        )
+    return _TORCH_ACTIVATIONS[short]
+
+
+def _named_activation(files: ModelFiles) -> str | None:
+    """The activation that sentence-transformers wrote down, in each of the places that it used over the years, in the
+    order in which it reads them.
+    """
+    section = table_of(files.config, "sentence_transformers", of="config.json")
+    for name in (
+        files.sentence_transformers.get("activation_fn"),
+        section.get("activation_fn"),
+        files.config.get("sbert_ce_default_activation_function"),
+    ):
+        if name:
+            return str(name)
+    return None

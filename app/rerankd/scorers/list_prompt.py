@@ -1,0 +1,203 @@
+"""Prompts that show a language model a window of passages, each under an identifier: written, and cut to what fits."""
+
+import re
+import string
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rerankd.domain import IntArray, WindowPlan
+from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.scorers.beginnings import Part, Reach, read_parts
+from rerankd.scorers.templates import fill, placeholders
+
+Identifiers = Literal["alphabetical", "numeric"]
+
+# A passage keeps at least so many words, or the request is refused: cutting never goes on for ever.
+LEAST_WORDS: Final = 4
+# What has no white space for so long is several words: an address, or a script that writes none.
+_LONGEST_WORD: Final = 24
+_IDENTIFIER: Final = re.compile(r"\[(\d+|[A-Z])\]")
+
+
+class ListTemplate(BaseModel):
+    """A template file of a listwise method. `chat` holds {user} and may hold {system}, with the control tokens around
+    them, those at the very beginning included; `user` holds {query} and {passages}, and may hold {count}.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    chat: str
+    system: str = ""
+    user: str
+    passage: str = "[{identifier}] {text}\n"
+    identifiers: Identifiers
+    passage_words: int = Field(default=300, ge=LEAST_WORDS)
+    window_words: int | None = Field(default=None, ge=LEAST_WORDS, description="If given, divided among a window's.")
+    max_length: int | None = Field(default=None, ge=64)
+
+    @model_validator(mode="after")
+    def _texts_have_their_places(self) -> "ListTemplate":
+        for name, text, needed, allowed in (
+            ("chat", self.chat, {"user"}, {"user", "system"}),
+            ("user", self.user, {"query", "passages"}, {"query", "passages", "count"}),
+            ("passage", self.passage, {"identifier", "text"}, {"identifier", "text"}),
+        ):
+            found = placeholders(text)
+            if not needed <= found <= allowed:
+                raise ValueError(f"{name}: it must hold {sorted(needed)} and may hold {sorted(allowed)}")
+        return self
+
+    def words_for(self, candidates: int) -> int:
+        """Words that each of a window's passages may have."""
+        if self.window_words is None:
+            return self.passage_words
+        return max(LEAST_WORDS, self.window_words // candidates)
+
+
+class WindowOptions(BaseModel):
+    """Options of the registry that every listwise scorer has."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    template: str | None = Field(default=None, description="Default: the one that recognises the model's repository.")
+    identifiers: Identifiers | None = Field(default=None, description="Default: the template's.")
+    window: int = Field(
+        default=20, ge=2, description="Candidates that the model reads at once; requests may ask for fewer."
+    )
+    stride: int | None = Field(default=None, ge=1, description="Default: half of the window.")
+    schedule: str = "sliding"
+    depth: int = Field(default=100, ge=2, description="Candidates that are ranked at all; requests may ask for fewer.")
+
+    @model_validator(mode="after")
+    def _windows_overlap(self) -> "WindowOptions":
+        if self.stride is not None and self.stride >= self.window:
+            raise ValueError(f"stride: it must be below window = {self.window}, or nothing is carried upwards")
+        return self
+
+    @property
+    def plan(self) -> WindowPlan:
+        stride = self.window // 2 if self.stride is None else self.stride
+        return WindowPlan(window=self.window, stride=stride, schedule=self.schedule, depth=self.depth)
+
+
+def identifier_texts(kind: Identifiers, *, count: int) -> list[str]:
+    """The identifiers of a window's candidates.
+
+    Raises:
+        ConfigError: the alphabet has not so many.
+    """
+    if kind == "numeric":
+        return [str(number) for number in range(1, count + 1)]
+    if count > len(string.ascii_uppercase):
+        raise ConfigError(f"window = {count}, but there are {len(string.ascii_uppercase)} letters; use fewer")
+    return list(string.ascii_uppercase[:count])
+
+
+class ListPrompt:
+    """Writes prompts. `neutralise` makes control tokens in a caller's texts harmless."""
+
+    def __init__(self, template: ListTemplate, identifiers: Sequence[str], neutralise: Callable[[str], str]) -> None:
+        self.template = template
+        self._identifiers = identifiers
+        self._neutralise = neutralise
+
+    def clean(self, text: str) -> str:
+        """One line, in which nothing reads as an identifier or a control token: else a passage could name itself."""
+        return _IDENTIFIER.sub(r"(\1)", self._neutralise(" ".join(text.split())))
+
+    def opening(self, query: str, *, count: int) -> str:
+        """What all windows of `count` candidates begin with; `query` is clean."""
+        return self._in_chat(self._filled(query, "\0", count=count)).split("\0", 1)[0]
+
+    def write(self, query: str, passages: Sequence[str]) -> str:
+        """The prompt; query and passages are clean."""
+        return self._in_chat(self.user(query, passages))
+
+    def user(self, query: str, passages: Sequence[str]) -> str:
+        """The user's message alone; query and passages are clean."""
+        lines = (
+            fill(self.template.passage, {"identifier": identifier, "text": passage})
+            for identifier, passage in zip(self._identifiers, passages, strict=False)
+        )
+        return self._filled(query, "".join(lines), count=len(passages))
+
+    def _filled(self, query: str, passages: str, *, count: int) -> str:
+        return fill(self.template.user, {"query": query, "passages": passages, "count": str(count)})
+
+    def _in_chat(self, user: str) -> str:
+        return fill(self.template.chat, {"system": self.template.system, "user": user})
+
+
+def cut_words(text: str, words: int) -> str:
+    """The first words of a clean text."""
+    if len(text) <= words:
+        return text
+    left = words
+    kept = []
+    for word in text.split(" "):
+        cost = -(-len(word) // _LONGEST_WORD) or 1
+        if cost > left:
+            if left and cost > 1:
+                kept.append(word[: left * _LONGEST_WORD])
+            break
+        kept.append(word)
+        left -= cost
+    return " ".join(kept)
+
+
+def count_words(text: str) -> int:
+    """Words of a clean text, as `cut_words` counts them."""
+    return sum(-(-len(word) // _LONGEST_WORD) or 1 for word in text.split(" "))
+
+
+def first_words(documents: Sequence[str], words: int) -> list[Part[int]]:
+    """The beginning of each document in which its first words are, and how many words it has."""
+    return read_parts(
+        documents,
+        lambda texts: [count_words(" ".join(text.split())) for text in texts],
+        enough=lambda count: count > words,
+        reach=Reach.of(words),
+    )
+
+
+def refuse_instruction(instruction: str | None) -> None:
+    """Refuse what a listwise prompt has no place for.
+
+    Raises:
+        InvalidRequest: there is an instruction.
+    """
+    if instruction is not None:
+        raise InvalidRequest("this model does not take an instruction; leave it out")
+
+
+def fit(ids_with: Callable[[int], IntArray], *, most: int, max_length: int, candidates: int) -> tuple[IntArray, int]:
+    """The longest prompt that the model reads, and how many words of each passage it holds; `ids_with` writes the
+    prompt with so many.
+
+    Raises:
+        InvalidRequest: even a few words of each passage do not fit.
+    """
+    words = most_words(lambda words: len(ids_with(words)) <= max_length, most=most)
+    if words is None:
+        raise InvalidRequest(
+            f"the query and a few words of each of {candidates} passages are longer than the {max_length} tokens that "
+            "this model reads: shorten the query or ask for a smaller window"
+        )
+    return ids_with(words), words
+
+
+def most_words(fits: Callable[[int], bool], *, most: int) -> int | None:
+    """The largest number of words a passage, from the least to `most`, for which a prompt fits; None: not even the
+    least does. A prompt grows with this number.
+    """
+    if fits(most):
+        return most
+    low, high = LEAST_WORDS, most - 1
+    if high < low or not fits(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,81 @@
+"""Turns raw scores into an order. Pure: knows no clock, thread or I/O."""
+
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+import numpy as np
+
+from rerankd.domain import BoolArray, FloatArray, RankedDocument
+from rerankd.errors import ScoringFailed
+
+Activation = Callable[[FloatArray], FloatArray]
+
+
+def sigmoid(values: FloatArray) -> FloatArray:
+    """Map logits to (0, 1) without overflow."""
+    halves = np.tanh(np.asarray(values, dtype=np.float64) / 2)
+    return ((1 + halves) / 2).astype(np.float32)
+
+
+def identity(values: FloatArray) -> FloatArray:
+    return values
+
+
+ActivationName = Literal["sigmoid", "identity"]
+ACTIVATIONS: Final[Mapping[str, Activation]] = {"sigmoid": sigmoid, "identity": identity}
+
+
+# The sigmoid of this is 0 for everybody who reads it.
+_NO_RELEVANCE: Final = np.float32(-16)
+
+
+def rank(
+    values: FloatArray,
+    *,
+    activation: Activation,
+    top_n: int | None,
+    blank: BoolArray | None = None,
+    scored: BoolArray | None = None,
+) -> list[RankedDocument]:
+    """Sort documents by raw score, highest first, ties by index.
+
+    Documents without a score come after those with one, in the order of the request, and blank ones last of all. Both
+    kinds of scores say so too: see `floor`.
+
+    Args:
+        values: raw scores, shape [documents].
+        activation: from raw scores to relevance scores, monotone.
+        top_n: how many to return; None returns all.
+        blank: which documents have no text; their values are ignored. None: all have text.
+        scored: which documents have a score; None: all but the blank ones.
+
+    Raises:
+        ScoringFailed: a score is not a finite number.
+    """
+    blank = np.zeros(len(values), dtype=np.bool_) if blank is None else blank
+    ranked = ~blank if scored is None else ~blank & scored
+    unusable = ranked & ~np.isfinite(values)
+    if unusable.any():
+        raise ScoringFailed(f"the model's score of document {int(np.argmax(unusable))} is not a finite number")
+    raw = values if ranked.all() else np.where(ranked, values, floor(values[ranked], activation))
+    order = np.lexsort((-raw, ~ranked, blank))[:top_n]
+    relevance = activation(raw)
+    relevance = np.where(ranked, relevance, np.minimum(relevance, np.float32(0)))
+    late = ~blank & ~ranked
+    return [
+        RankedDocument(index, score, value, not unscored)
+        for index, score, value, unscored in zip(
+            order.tolist(), relevance[order].tolist(), raw[order].tolist(), late[order].tolist(), strict=True
+        )
+    ]
+
+
+def floor(values: FloatArray, activation: Activation) -> np.float32:
+    """The raw score of documents without one: what means no relevance at all, which is 0 where a raw 0 does, and -16
+    for logits; or one less than the lowest of the others, where that is not below it.
+    """
+    most = np.float32(0) if activation(np.zeros(1, dtype=np.float32))[0] == 0 else _NO_RELEVANCE
+    lowest = values.min(initial=np.float32(np.inf))
+    if lowest > most:
+        return most
+    return min(lowest - np.float32(1), np.nextafter(lowest, np.finfo(np.float32).min))

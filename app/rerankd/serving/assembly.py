@@ -1,0 +1,477 @@
+"""Composition root: builds the service from settings and registry, and owns what runs beside requests."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rerankd.batching.admission import Admission
+from rerankd.batching.batcher import Batcher
+from rerankd.batching.planner import BatchPlanner
+from rerankd.cache import connect_cache
+from rerankd.cache.base import Cache
+from rerankd.cache.memory import MemoryCache
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
+from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Registry, Settings, read_registry
+from rerankd.domain import ScoreOptions, Scores, Truncation
+from rerankd.engines import check_files, load_engine
+from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
+from rerankd.engines.fingerprint import engine_fingerprint
+from rerankd.errors import ConfigError, RerankError, SourceUnreachable
+from rerankd.pipeline.blanks import BlankStage, drops_nothing
+from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.cached_list import CachedListStage
+from rerankd.pipeline.cascade import CascadeStage, Member
+from rerankd.pipeline.long_queries import LongQueryStage
+from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.stage import Stage
+from rerankd.pipeline.windowed import WindowedStage
+from rerankd.scorers import LIST_SCORERS, load_list_scorer, load_scorer
+from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
+from rerankd.scorers.ranking import Activation, identity
+from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
+from rerankd.serving.probe import Probe, probe
+from rerankd.serving.profiles import with_profile
+from rerankd.serving.service import Limits, RerankService
+from rerankd.serving.sources import Hub, allowed_files, content_hash, find_folder
+from rerankd.telemetry.observer import Observer
+
+logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 5.0
+_LAST_RETRY_S = 300.0
+_NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a small yellow bird.", 0.0),), tolerance=None)
+# Asking would cost money again and again, and a model that is away for a minute would be lost until a restart.
+_NOT_ASKED = Canary(pairs=(), tolerance=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What loading a model gives, before anything runs: a scorer of pairs or one of lists. `spec` is the registry's
+    with its profile's choice.
+    """
+
+    spec: ModelSpec
+    pairs: PairScorer | None
+    lists: ListScorer | None
+    engine: Engine
+    canary: Canary
+    fingerprint: str
+    probe: Probe | None
+
+    @property
+    def independent(self) -> bool:
+        """Whether a text's score is its own, as far as anybody knows: only then it may be used again."""
+        return self.probe is None or self.probe.independent
+
+
+@asynccontextmanager
+async def running_service(
+    settings: Settings, observer: Observer, *, only: Collection[str | None] | None = None
+) -> AsyncIterator[RerankService]:
+    """A service whose models load in the background; leaving the context stops all of it.
+
+    `only` names the models to load, None among them for the default one; without it all of the registry are loaded.
+
+    Raises:
+        ConfigError: the registry or the cache URL is unusable, or what it names can never be a cache.
+    """
+    registry = read_registry(settings.registry)
+    if only is not None:
+        registry = registry.only(only)
+    models = [
+        ServedModel(name=spec.name, aliases=registry.aliases_of(spec), observer=observer) for spec in registry.model
+    ]
+    served = {name: model for model in models for name in (model.name, *model.aliases)}
+    fallback = settings.model_fallback if only is None else None
+    registry.check_fallback(fallback)
+    secret = settings.cache_secret
+    cache = await connect_cache(
+        settings.cache_url.get_secret_value(),
+        secret=secret.get_secret_value() if secret else None,
+        observer=observer,
+    )
+    if isinstance(cache, MemoryCache):
+        observer.cache_opened(entries=cache.__len__, size=lambda: cache.size)
+    with (
+        Worker(name="load", threads=1) as loading,
+        SharedWorker.open(name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings)) as tokenizing,
+        SharedWorker.open(name="aside", threads=1) as aside,
+    ):
+        keepers = [
+            asyncio.create_task(
+                _keep_cascade(spec, model, served, tokenizing)
+                if spec.stages
+                else _Keeper(spec, model, settings, cache, observer, loading, tokenizing).keep(),
+                name=spec.name,
+            )
+            for spec, model in zip(registry.model, models, strict=True)
+        ]
+        try:
+            yield RerankService(
+                models,
+                default=_default(registry),
+                fallback=fallback,
+                limits=_limits(settings),
+                observer=observer,
+                aside=aside,
+            )
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+            if cache is not None:
+                await cache.close()
+
+
+def _tokenizing(settings: Settings) -> int:
+    """How many of the threads that tokenise one caller may have. Where there may be others it is a quarter: they find a
+    free thread, and their passes keep most of the cores.
+    """
+    keyed = settings.api_keys or settings.api_keys_file is not None
+    return max(1, available_cores() // 4) if keyed else available_cores()
+
+
+def _default(registry: Registry) -> str:
+    return registry.default or registry.model[0].name
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_documents=settings.max_documents,
+        max_query_chars=settings.max_query_chars,
+        request_timeout_s=settings.request_timeout_s,
+        loading_timeout_s=settings.loading_timeout_s,
+        cache_per_key=settings.cache_scope == "key",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Keeper:
+    """Loads one model, then keeps its batcher running until it is cancelled."""
+
+    spec: ModelSpec
+    model: ServedModel
+    settings: Settings
+    cache: Cache | None
+    observer: Observer
+    loading: Worker
+    tokenizing: SharedWorker
+
+    async def keep(self) -> None:
+        """Never raises: the other models must go on."""
+        try:
+            parts = await self._load()
+            await self._serve(parts)
+        except* ConfigError as errors:
+            self.model.fail(str(errors.exceptions[0]))
+        except* Exception as errors:
+            logger.exception("model is lost", extra={"model": self.model.name})
+            self.model.fail(f"{errors.exceptions[0]!r:.200}")
+
+    async def _load(self) -> _Parts:
+        """Load the model's files, again and again while the place they come from cannot be reached."""
+        pause_s = _FIRST_RETRY_S
+        while True:
+            try:
+                return await self.loading.run(load_parts, self.spec, self.settings)
+            except SourceUnreachable as error:
+                self.model.fail(f"{error} (asking again in {pause_s:.0f} s)")
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LAST_RETRY_S)
+
+    async def _serve(self, parts: _Parts) -> None:
+        with Worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=parts.engine.workers) as inference:
+            batcher = self._batcher(parts, inference)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(batcher.run())
+                await self.model.start(self._loaded(parts, batcher))
+                await self.model.watch()
+
+    def _batcher(self, parts: _Parts, inference: Worker) -> Batcher:
+        preferred = parts.engine.preferred_batch
+        planner = BatchPlanner(
+            max_batch_tokens=parts.spec.batch_tokens or preferred.tokens,
+            max_batch_pairs=parts.spec.batch_pairs or preferred.pairs,
+            workers=inference.threads,
+            stretch=preferred.stretch,
+            padded=preferred.padded,
+        )
+        return Batcher(
+            planner,
+            parts.engine,
+            inference,
+            max_waiting_tokens=self.settings.max_waiting_tokens,
+            model=self.spec.name,
+            observer=self.observer,
+            stuck_after_s=_patience_s(parts.engine, self.settings),
+            coalesce=parts.independent,
+        )
+
+    def _loaded(self, parts: _Parts, batcher: Batcher) -> LoadedModel:
+        direct, stage, activation = self._stages(parts, batcher)
+        scorer = parts.pairs or parts.lists
+        assert scorer is not None  # noqa: S101 - a model has one of them
+        return LoadedModel(
+            stage=stage,
+            direct=direct,
+            activation=activation,
+            canary=parts.canary,
+            details={
+                "scorer": self.spec.scorer,
+                "engine": parts.engine.name,
+                "revision": self.spec.revision or "",
+                "max_length": scorer.max_length,
+                "scores": "logit" if parts.pairs else "rank",
+                **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
+            },
+            reads_windows=parts.lists is not None,
+            remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
+            alive_at=batcher.alive_at,
+            estimate=partial(_tokens_in, batcher.admission, longest=scorer.max_length),
+        )
+
+    def _stages(self, parts: _Parts, batcher: Batcher) -> tuple[Stage, Stage, Activation]:
+        """The stage that only scores, the one with all that is around it, and what turns values into relevance."""
+        cache = self.cache if parts.independent else None
+        if parts.lists is not None:
+            windowed = WindowedStage(parts.lists, batcher, self.tokenizing)
+            lists: Stage = windowed
+            if cache is not None:
+                lists = CachedListStage(windowed, cache, fingerprint=parts.fingerprint, observer=self.observer)
+            return windowed, BlankStage(lists, self.tokenizing, drops=parts.lists.drops), identity
+        assert parts.pairs is not None  # noqa: S101 - it is a scorer of pairs then
+        pointwise = PointwiseStage(parts.pairs, batcher, self.tokenizing)
+        stage: Stage = pointwise
+        if cache is not None:
+            stage = CachedStage(pointwise, cache, fingerprint=parts.fingerprint, observer=self.observer)
+        passages = PassageStage(stage, parts.pairs, batcher, self.tokenizing, policy=_passage_policy(self.spec))
+        written = BlankStage(passages, self.tokenizing, drops=parts.pairs.drops)
+        return pointwise, LongQueryStage(written, parts.pairs, self.tokenizing), parts.pairs.activation
+
+
+def _tokens_in(
+    admission: Admission, query: str, documents: Sequence[str], options: ScoreOptions, *, longest: int
+) -> int:
+    """About how many tokens a request has, as admission believes."""
+    characters = sum(map(len, documents)) + len(query) * len(documents)
+    encodings = len(documents)
+    estimate = admission.estimate(characters=characters, encodings=encodings, longest=longest, caller=options.caller)
+    return estimate.work.tokens
+
+
+async def _keep_cascade(
+    spec: ModelSpec, model: ServedModel, served: Mapping[str, ServedModel], tokenizing: SharedWorker
+) -> None:
+    """Serve a cascade once all of its members have been loaded. Never raises: the other models must go on."""
+    try:
+        members = [(stage.model, served[stage.model], stage.depth) for stage in spec.cascade]
+        settled = [await member.settled() for _, member, _ in members]
+        asked = [member.canary is not _NOT_ASKED for member in settled]
+        cascade = CascadeStage([Member(name, _Served(member), depth) for name, member, depth in members])
+        stage = BlankStage(cascade, tokenizing, drops=drops_nothing)
+        direct = CascadeStage([Member(name, _Served(member, direct=True), depth) for name, member, depth in members])
+        details: dict[str, str | int | bool | list[str]] = {
+            "scorer": "cascade",
+            "stages": list(spec.stages),
+            "scores": "rank",
+        }
+        canary = _NO_REFERENCE if all(asked) else _NOT_ASKED
+        loaded = LoadedModel(
+            stage=stage,
+            direct=direct,
+            activation=identity,
+            canary=canary,
+            details=details,
+            reads_windows=any(member.reads_windows for member in settled),
+            alive_at=lambda: max(member.alive_at for _, member, _ in members),
+        )
+        await model.start(loaded)
+        await model.watch()
+    except (ConfigError, RerankError) as error:
+        model.fail(f"a member of this cascade is not ready: {error}")
+    except Exception as error:
+        logger.exception("model is lost", extra={"model": model.name})
+        model.fail(f"{error!r:.200}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A served model as a stage of another; it may be taken out of service and come back."""
+
+    model: ServedModel
+    direct: bool = False
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Score with the model.
+
+        Raises:
+            ModelNotReady: the model is not in service.
+            RerankError: what its stage raises.
+        """
+        loaded = self.model.loaded
+        return await (loaded.direct if self.direct else loaded.stage).score(query, documents, options)
+
+
+def _patience_s(engine: Engine, settings: Settings) -> float:
+    """How long a pass may take: one that is given up while its engine still tries again would be asked for twice."""
+    if isinstance(engine, RemoteEngine):
+        return max(settings.stuck_after_s, engine.longest_pass_s)
+    return settings.stuck_after_s
+
+
+def _passage_policy(spec: ModelSpec) -> PassagePolicy:
+    return PassagePolicy(truncation=Truncation(spec.truncation), **dict(spec.passages))
+
+
+def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
+    """Fetch and load a model's files, and try it. Blocking: seconds for a small model, minutes for a download.
+
+    Raises:
+        ConfigError: the model cannot be used; the message says why.
+    """
+    folder = model_folder(spec, settings)
+    spec = with_profile(spec, profiles=settings.profiles, content=partial(model_content, spec, folder))
+    pairs, lists = _load_scorer(spec, folder, settings)
+    scorer = pairs or lists
+    assert scorer is not None  # noqa: S101 - it is one of them
+    engine_spec = _engine_spec(spec, folder, scorer)
+    engine = load_engine(spec.engine, engine_spec)
+    canary = _NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE
+    computed = engine_fingerprint(spec.engine, engine, engine_spec)
+    identity = [spec.name, spec.revision, model_content(spec, folder), computed, scorer.fingerprint]
+    return _Parts(
+        spec=spec,
+        pairs=pairs,
+        lists=lists,
+        engine=engine,
+        canary=canary,
+        fingerprint=json.dumps(identity),
+        # Golden pairs hold a long one already.
+        probe=_tried(spec, engine, scorer, full_length=canary.tolerance is None),
+    )
+
+
+def check_parts(spec: ModelSpec, folder: Path, settings: Settings) -> None:
+    """Check all of a model that can be known without reading its weights: tokenizer, configuration, template, which
+    weights there are, and whether scorer and engine fit together.
+
+    Raises:
+        ConfigError: loading it would fail; the message says why.
+    """
+    pairs, lists = _load_scorer(spec, folder, settings)
+    scorer = pairs or lists
+    assert scorer is not None  # noqa: S101 - it is one of them
+    check_files(spec.engine, _engine_spec(spec, folder, scorer))
+    golden_pairs(folder)
+
+
+def _engine_spec(spec: ModelSpec, folder: Path, scorer: PairScorer | ListScorer) -> EngineSpec:
+    return EngineSpec(
+        folder=folder,
+        pad_id=scorer.pad_id,
+        output_tokens=scorer.output_tokens,
+        workers=spec.workers,
+        trust_remote_code=spec.trust_remote_code,
+        devices=spec.devices,
+        options=spec.engine_options,
+    )
+
+
+def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[PairScorer | None, ListScorer | None]:
+    """A scorer of pairs, or else one of lists."""
+    scorer_spec = ScorerSpec(
+        folder=folder,
+        max_length=spec.max_length,
+        source=spec.path,
+        templates=template_folders(settings),
+        options=spec.options,
+    )
+    check_cutting(spec)
+    if spec.scorer not in LIST_SCORERS:
+        return load_scorer(spec.scorer, scorer_spec), None
+    return None, load_list_scorer(spec.scorer, scorer_spec)
+
+
+def check_cutting(spec: ModelSpec) -> None:
+    """Check that an entry's scorer takes what it says of long documents.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if spec.scorer in LIST_SCORERS and (spec.truncation != "truncate" or spec.passages != PassageSpec()):
+        raise ConfigError(
+            f"truncation and passages are for scorers of pairs; {spec.scorer!r} cuts what does not fit into its "
+            "window: leave them out"
+        )
+
+
+def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer, *, full_length: bool) -> Probe | None:
+    """What trying the model found; None for one whose scores nobody compares."""
+    # Asking a remote model costs money, and one that writes has no scores to compare.
+    if isinstance(engine, RemoteEngine) or scorer.outputs is None:
+        return None
+    found = probe(engine, scorer, full_length=full_length)
+    if not found.independent:
+        logger.warning(
+            "scores depend on what else is in the batch: they are neither cached nor shared",
+            extra={"model": spec.name, "largest_difference": found.largest_difference, "tolerance": found.tolerance},
+        )
+    return found
+
+
+def model_content(spec: ModelSpec, folder: Path) -> str:
+    """A hash over the files that a registry entry is loaded from."""
+    return content_hash(folder, patterns=_patterns(spec))
+
+
+def template_folders(settings: Settings) -> tuple[Path, ...]:
+    """Where prompt templates lie: beside the registry, then the shipped ones."""
+    return tuple(path.parent / "templates" for path in (settings.registry, SHIPPED_REGISTRY))
+
+
+def model_folder(spec: ModelSpec, settings: Settings, *, beside: Path | None = None) -> Path:
+    """The local folder of a registry entry, downloaded if it names a repository.
+
+    Raises:
+        ConfigError: see `rerankd.serving.sources.find_folder`.
+    """
+    token = settings.hub_token
+    return find_folder(
+        spec.path,
+        beside=beside or settings.registry.parent,
+        hub=Hub(
+            token=token.get_secret_value() if token else None,
+            offline=settings.hub_offline,
+            cache=settings.hub_cache,
+        ),
+        patterns=_patterns(spec),
+    )
+
+
+def _patterns(spec: ModelSpec) -> list[str]:
+    file = spec.engine_options.get("file")
+    return allowed_files(spec.engine, file=file if isinstance(file, str) else None, remote_code=spec.trust_remote_code)
+
+
+def golden_pairs(folder: Path) -> Canary:
+    """The golden pairs that lie beside a model's weights, or else one pair without a reference."""
+    path = folder / "golden.json"
+    if not path.is_file():
+        return _NO_REFERENCE
+    try:
+        golden = json.loads(path.read_text(encoding="utf-8"))
+        pairs: Sequence[GoldenPair] = [
+            GoldenPair(str(pair["query"]), str(pair["document"]), float(pair["logit"])) for pair in golden["pairs"]
+        ]
+        if not pairs:
+            raise ValueError("it has no pairs")
+        return Canary(pairs=pairs, tolerance=float(golden["tolerance"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a file of golden pairs: {error!r}") from None

@@ -1,0 +1,250 @@
+"""A served model: its names, whether it can answer, and the stage that answers."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf
+from time import perf_counter, time
+
+import numpy as np
+
+from rerankd.domain import ScoreOptions
+from rerankd.errors import ConfigError, ModelNotReady, RerankError
+from rerankd.pipeline.stage import Stage
+from rerankd.scorers.ranking import Activation
+from rerankd.telemetry.observer import Observer
+from rerankd.telemetry.redaction import redacted
+
+logger = logging.getLogger(__name__)
+
+_PAIRS_PER_CHECK = 2
+# A canary that takes long runs less often: at most this share of an idle engine's time is spent on it.
+_CANARY_SHARE = 0.1
+# The pause between two canaries never exceeds this.
+_LONGEST_PAUSE_S = 60.0
+_CHARACTERS_PER_TOKEN = 4
+
+
+class Status(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenPair:
+    """A pair and the raw score that the float32 reference gives it."""
+
+    query: str
+    document: str
+    logit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """Pairs that a healthy model scores within `tolerance` of their logits. Without a reference (`tolerance` None) only
+    that the scores are finite is checked, without pairs nothing. The first canary, which may have to compile, may take
+    `first_timeout_s`. The others run every `every_s`; one that is unanswered for `timeout_s` while no forward pass ends
+    means that the engine is stuck.
+    """
+
+    pairs: Sequence[GoldenPair]
+    tolerance: float | None
+    first_timeout_s: float = 300.0
+    timeout_s: float = 10.0
+    every_s: float = 5.0
+
+
+def _never() -> float:
+    return -inf
+
+
+def _about(query: str, documents: Sequence[str], _options: ScoreOptions) -> int:
+    """What usual English has, for a model of which nothing better is known."""
+    return (len(query) * len(documents) + sum(map(len, documents))) // _CHARACTERS_PER_TOKEN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
+    `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
+    `remark` is for operators who wonder about its speed. `reads_windows`: it, or a
+    member of the cascade, is listwise. `estimate` says about how many tokens a request has.
+    """
+
+    stage: Stage
+    direct: Stage
+    activation: Activation
+    canary: Canary
+    details: Mapping[str, str | int | bool | list[str]]
+    remark: str = ""
+    reads_windows: bool = False
+    alive_at: Callable[[], float] = _never
+    estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
+
+
+class ServedModel:
+    """One entry of the registry, from "loading" to "ready" or "failed"."""
+
+    def __init__(self, *, name: str, aliases: Sequence[str], observer: Observer) -> None:
+        self.name = name
+        self.aliases = aliases
+        self.status = Status.LOADING
+        self.reason = "loading"
+        self._observer = observer
+        self.created = int(time())
+        self._loaded: LoadedModel | None = None
+        self._settled = asyncio.Event()
+        observer.model_readiness_changed(model=name, ready=False)
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """What answers.
+
+        Raises:
+            ModelNotReady: the model is loading, or could not be loaded. Why is for the operator: a reason may name
+                a path of the server.
+        """
+        if self._loaded is not None:
+            return self._loaded
+        if self.status is Status.LOADING:
+            raise ModelNotReady(f"model {self.name!r} is still loading; try again soon", retry_after_s=2.0)
+        raise ModelNotReady(
+            f"model {self.name!r} could not be loaded; GET /ready and the server's log say why", retry_after_s=60.0
+        )
+
+    async def loaded_within(self, seconds: float) -> LoadedModel:
+        """What answers; while the model is loading, wait for it.
+
+        Raises:
+            ModelNotReady: see `loaded`.
+        """
+        if self.status is Status.LOADING and seconds > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._settled.wait()
+        return self.loaded
+
+    @property
+    def details(self) -> Mapping[str, str | int | bool | list[str]]:
+        """What answers, for people; empty while nothing does."""
+        return self._loaded.details if self._loaded else {}
+
+    @property
+    def remark(self) -> str:
+        """What an operator may want to know of what answers; mostly empty."""
+        return self._loaded.remark if self._loaded else ""
+
+    @property
+    def alive_at(self) -> float:
+        """When its engine was last seen to work; see `Batcher.alive_at`."""
+        return self._loaded.alive_at() if self._loaded else -inf
+
+    async def start(self, loaded: LoadedModel) -> None:
+        """Let the model answer if it passes its canary.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        try:
+            async with asyncio.timeout(loaded.canary.first_timeout_s):
+                problem = await _problem(loaded, pairs=loaded.canary.pairs)
+        except TimeoutError:
+            problem = f"the canary inference took longer than {loaded.canary.first_timeout_s:g} s"
+        if problem:
+            raise ConfigError(problem)
+        self._loaded = loaded
+        self._turn(Status.READY, "")
+
+    def fail(self, reason: str) -> None:
+        """Take the model out of service."""
+        self._loaded = None
+        # `/ready` shows it to everybody, and a library may have written it.
+        self._turn(Status.FAILED, redacted(reason))
+
+    async def settled(self) -> LoadedModel:
+        """Wait until the model is loaded or has failed, and give what answers.
+
+        Raises:
+            ModelNotReady: it failed. The message says why, for this is asked by the operator's own tools.
+        """
+        await self._settled.wait()
+        if self._loaded is None:
+            raise ModelNotReady(f"model {self.name!r} could not be loaded: {self.reason}")
+        return self._loaded
+
+    async def watch(self) -> None:
+        """Keep `status` true for as long as the model answers: run canaries, one at a time. A loaded engine may let a
+        canary wait for as long as other passes end; only where nothing ends any more is it taken for stuck. The first
+        one has just passed when this is called.
+        """
+        took_s = 0.0
+        while (loaded := self._loaded) is not None and loaded.canary.pairs:
+            await asyncio.sleep(max(loaded.canary.every_s, min(took_s / _CANARY_SHARE, _LONGEST_PAUSE_S)))
+            started = perf_counter()
+            async with asyncio.TaskGroup() as asking:
+                canary = asking.create_task(_problem(loaded, pairs=loaded.canary.pairs[:_PAIRS_PER_CHECK]))
+                await self._wait_for(canary, loaded)
+            self._judge(loaded, canary.result())
+            took_s = perf_counter() - started
+
+    async def _wait_for(self, canary: asyncio.Task[str], loaded: LoadedModel) -> None:
+        """Wait for a canary's answer. Meanwhile an engine that is stuck makes the model not ready, and one that works
+        again gives it the verdict back that it had.
+        """
+        before = self.reason
+        asked = perf_counter()
+        timeout_s = loaded.canary.timeout_s
+        while not canary.done():
+            left_s = timeout_s - (perf_counter() - max(asked, loaded.alive_at()))
+            self._judge(loaded, before if left_s > 0 else f"the engine is stuck: no answer for {timeout_s:g} s")
+            await asyncio.wait({canary}, timeout=left_s if left_s > 0 else timeout_s / 10)
+
+    def _judge(self, loaded: LoadedModel, problem: str) -> None:
+        """Take in a verdict, unless the model was taken out of service meanwhile."""
+        if self._loaded is loaded:
+            self._turn(Status.FAILED if problem else Status.READY, problem)
+
+    def _turn(self, status: Status, reason: str) -> None:
+        if (status, reason) == (self.status, self.reason):
+            return
+        if status is not self.status:
+            log = logger.error if status is Status.FAILED else logger.info
+            told = {"reason": reason or self.remark} if reason or self.remark else {}
+            log("model is %s", status, extra={"model": self.name, **told})
+        self.status = status
+        self.reason = reason
+        self._settled.set()
+        self._observer.model_readiness_changed(model=self.name, ready=status is Status.READY)
+
+
+async def _problem(loaded: LoadedModel, *, pairs: Sequence[GoldenPair]) -> str:
+    """What the canary found wrong; empty when all is well."""
+    try:
+        values = await asyncio.gather(*(_value(loaded.direct, pair) for pair in pairs))
+        return _difference(loaded.canary, values, pairs)
+    except RerankError as error:
+        return f"the canary inference failed: {error.message}"
+    except Exception as error:
+        logger.exception("the canary inference failed")
+        return f"the canary inference failed: {error!r:.200}"
+
+
+def _difference(canary: Canary, values: Sequence[float], pairs: Sequence[GoldenPair]) -> str:
+    if not np.isfinite(values).all():
+        return "the canary inference gave a score that is not a finite number"
+    for value, pair in zip(values, pairs, strict=True):
+        if canary.tolerance is not None and abs(value - pair.logit) > canary.tolerance:
+            return (
+                f"the golden pair with query {pair.query!r} scored {value:.4f}, the reference is {pair.logit:.4f} "
+                f"(tolerance {canary.tolerance}): wrong weights, tokenizer or quantization"
+            )
+    return ""
+
+
+async def _value(stage: Stage, pair: GoldenPair) -> float:
+    scores = await stage.score(pair.query, [pair.document], ScoreOptions(urgent=True))
+    return float(scores.values[0])

@@ -1,0 +1,180 @@
+"""The one use case: which model, within limits, scored, ranked."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from rerankd.concurrency.sharing import SharedWorker
+from rerankd.concurrency.turns import Share
+from rerankd.config.model_names import ModelNames
+from rerankd.domain import (
+    RankedDocument,
+    RerankRequest,
+    RerankResult,
+    Scores,
+    Truncation,
+)
+from rerankd.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge, TooLong
+from rerankd.scorers.ranking import rank
+from rerankd.serving.model import LoadedModel, ServedModel
+from rerankd.telemetry.observer import Observer
+
+# More than these are ranked in a thread.
+_MANY_DOCUMENTS = 1000
+_GRACE_S = 0.1
+_PARTIAL_GRACE_S = 1.0
+# A caller's text in a message: enough to recognise it, not enough to fill an answer with.
+_NAME_SHOWN = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    max_documents: int
+    max_query_chars: int
+    request_timeout_s: float
+    loading_timeout_s: float
+    cache_per_key: bool = False
+
+
+class RerankService:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        *,
+        default: str,
+        limits: Limits,
+        observer: Observer,
+        aside: SharedWorker,
+        fallback: str | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        """`default` answers requests that name no model, `fallback` those that name an unknown one; without it they are
+        refused.
+        """
+        by_name = {name: model for model in models for name in (model.name, *model.aliases)}
+        self.models = models
+        self._names = ModelNames(by_name, fallback=None if fallback is None else by_name[fallback])
+        self._default = by_name[default]
+        self.limits = limits
+        self.aside = aside
+        self.clock = clock
+        self._observer = observer
+
+    def model_named(self, name: str | None) -> ServedModel:
+        """The model of that name or alias, with or without a vendor before it; the default for None.
+
+        Raises:
+            ModelNotFound: no model is called that; the message lists those that are.
+        """
+        if name is None:
+            return self._default
+        model = self._names.find(name)
+        if model is None:
+            known = ", ".join(model.name for model in self.models)
+            raise ModelNotFound(
+                f"unknown model {name[:_NAME_SHOWN]!r}; known: {known}. The operator can give a model further names "
+                "(aliases in the registry), or set RERANKD_MODEL_FALLBACK"
+            )
+        return model
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        """Order a request's documents by relevance to its query.
+
+        Raises:
+            RerankError: see `rerankd.errors`.
+        """
+        model = self.model_named(request.model)
+        self._check(request)
+        deadline_in_s = request.options.deadline - self.clock()
+        loaded = await model.loaded_within(min(self.limits.loading_timeout_s, deadline_in_s))
+        if request.options.meter.limited:
+            request.options.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
+        scores = await self._score_in_time(loaded, request)
+        self._observer.request_scored(
+            model=model.name,
+            timings=scores.timings,
+            dropped_tokens=int(scores.dropped.sum()),
+            unordered_windows=scores.unordered,
+        )
+        if request.options.truncation is Truncation.ERROR:
+            _refuse_cut_documents(scores)
+        if len(request.documents) > _MANY_DOCUMENTS:
+            share = Share(caller=request.options.caller, cost=len(request.documents), left=len(request.documents))
+            results = await self.aside.run(share, _ranked, loaded, request, scores)
+        else:
+            results = _ranked(loaded, request, scores)
+        return RerankResult(
+            model=model.name,
+            scorer=str(loaded.details.get("scorer", "")),
+            results=results,
+            scores=scores,
+            ignored=("windows",) if request.options.windows and not loaded.reads_windows else (),
+        )
+
+    async def _score_in_time(self, loaded: LoadedModel, request: RerankRequest) -> Scores:
+        """Score within the request's deadline and the service's own limit, whichever is earlier.
+
+        The batcher keeps the deadline, and knows what was missing; this is for the time that goes by elsewhere. A
+        partial answer has a little longer, because it is made when the deadline comes.
+        """
+        now = self.clock()
+        limit = now + self.limits.request_timeout_s
+        options = replace(
+            request.options,
+            top_n=request.top_n,
+            deadline=min(request.options.deadline, limit),
+            scope=request.options.caller if self.limits.cache_per_key else "",
+        )
+        grace_s = _PARTIAL_GRACE_S if options.terms.partial else _GRACE_S
+        try:
+            async with asyncio.timeout(max(0.0, options.deadline - now) + grace_s):
+                return await loaded.stage.score(request.query, request.documents, options)
+        except TimeoutError:
+            allowed_s = max(0.0, options.deadline - now)
+            raise DeadlineExceeded(f"not answered within {allowed_s:g} s; send fewer documents") from None
+
+    def _check(self, request: RerankRequest) -> None:
+        if len(request.query) > self.limits.max_query_chars:
+            raise RequestTooLarge(
+                f"at most {self.limits.max_query_chars} characters in a query; got {len(request.query)}"
+            )
+        instruction = request.options.instruction or ""
+        if len(instruction) > self.limits.max_query_chars:
+            raise RequestTooLarge(
+                f"at most {self.limits.max_query_chars} characters in an instruction; got {len(instruction)}"
+            )
+        if not request.documents:
+            raise InvalidRequest("no documents; send at least one")
+        if len(request.documents) > self.limits.max_documents:
+            raise RequestTooLarge(
+                f"at most {self.limits.max_documents} documents per request; got {len(request.documents)}"
+            )
+
+
+def _ranked(loaded: LoadedModel, request: RerankRequest, scores: Scores) -> Sequence[RankedDocument]:
+    results: Sequence[RankedDocument] = rank(
+        scores.values, activation=loaded.activation, top_n=request.top_n, blank=scores.blank, scored=scores.scored
+    )
+    results = _named(results, scores.placed_by)
+    if request.min_score is None:
+        return results
+    return [ranked for ranked in results if ranked.relevance_score >= request.min_score]
+
+
+def _named(ranked: Sequence[RankedDocument], placed_by: Sequence[str | None] | None) -> Sequence[RankedDocument]:
+    if placed_by is None:
+        return ranked
+    return [replace(document, placed_by=placed_by[document.index]) for document in ranked]
+
+
+def _refuse_cut_documents(scores: Scores) -> None:
+    """Hold a caller to `truncation: error`. Nothing of such a request was scored unless the cache knew it."""
+    cut = np.flatnonzero(scores.dropped)
+    if len(cut):
+        first = int(cut[0])
+        others = f" and {len(cut) - 1} more" if len(cut) > 1 else ""
+        problem = f"{others} cannot be read whole: {int(scores.dropped[first])} tokens of it do not fit; shorten it"
+        raise InvalidRequest(TooLong(problem=problem, index=first))

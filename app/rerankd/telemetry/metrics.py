@@ -1,0 +1,315 @@
+"""Prometheus metrics from the facts of the scoring path. Only this file and `/metrics` know Prometheus."""
+
+import platform
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from rerankd import __version__
+from rerankd.domain import Timings
+from rerankd.engines.onnx.kernel_support import why_not_compiled, why_not_usable
+from rerankd.telemetry.gpu_memory import GpuMemoryReader
+from rerankd.telemetry.logs import dropped_lines
+from rerankd.telemetry.observer import REFUSAL_REASONS
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+# Names of keys that are counted by themselves, if they may be told; the others are counted as `other`, so that no key
+# file makes metrics grow.
+_MOST_KEYS: Final = 100
+_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75)
+
+
+class GpuMemoryCollector(Collector):
+    """Asks the driver at every scrape; without a GPU there are no samples."""
+
+    def __init__(self, reader: GpuMemoryReader) -> None:
+        self._reader = reader
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        used = GaugeMetricFamily(
+            "rerank_gpu_memory_used_bytes", "Memory in use on a GPU, by everybody.", labels=["gpu"]
+        )
+        total = GaugeMetricFamily("rerank_gpu_memory_bytes", "Memory of a GPU.", labels=["gpu"])
+        for index, memory in self._reader.read():
+            used.add_metric([str(index)], memory.used)
+            total.add_metric([str(index)], memory.total)
+        yield from (used, total)
+
+
+class DroppedLogLines(Collector):
+    """Counted where they are dropped, by threads that must not wait."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        dropped = CounterMetricFamily("rerank_log_lines_dropped", "Log lines that nobody read in time.")
+        dropped.add_metric([], dropped_lines())
+        yield dropped
+
+
+class PrometheusObserver:
+    """Keeps every metric in a registry of its own, so that two services in one process do not meet."""
+
+    def __init__(self, gpus: GpuMemoryReader | None = None, *, names_keys: bool = False) -> None:
+        """`names_keys`: whether everybody who may read the metrics may know the names of API keys."""
+        self._names_keys = names_keys
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._requests = Counter(
+            "rerank_requests_total", "Requests answered.", ["model", "dialect", "status"], registry=registry
+        )
+        self._durations = Histogram(
+            "rerank_request_duration_seconds",
+            "From a request's first byte to its answer.",
+            ["model", "dialect"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "rerank_stage_duration_seconds",
+            "Time of a request in one part of the scoring path.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._in_flight = Gauge("rerank_requests_in_flight", "Requests that are being answered.", registry=registry)
+        self._make_key_metrics()
+        self._make_engine_metrics()
+        self._make_batch_metrics()
+        self._make_cache_metrics()
+        self._make_connection_metrics()
+        self._ready = Gauge("rerank_model_ready", "1 while the model can answer.", ["model"], registry=registry)
+        memory = Gauge("rerank_process_memory_bytes", "Resident memory of the service.", registry=registry)
+        memory.set_function(lambda: float(psutil.Process().memory_info().rss))
+        registry.register(GpuMemoryCollector(gpus or GpuMemoryReader()))
+        registry.register(DroppedLogLines())
+
+        build = Gauge("rerank_build_info", "What runs, always 1.", ["version", "python", "kernels"], registry=registry)
+        build.labels(__version__, platform.python_version(), _kernels()).set(1)
+
+    def _make_key_metrics(self) -> None:
+        self._keys: set[str] = set()
+        self._key_requests = Counter(
+            "rerank_key_requests_total", "Requests by whose key they had.", ["key", "outcome"], registry=self.registry
+        )
+        self._key_tokens = Counter(
+            "rerank_key_tokens_total", "Tokens read for whose key.", ["key"], registry=self.registry
+        )
+
+    def _make_engine_metrics(self) -> None:
+        self._workers = Gauge("rerank_workers", "Forward passes that run at a time.", ["model"], registry=self.registry)
+        self._pass_durations = Histogram(
+            "rerank_pass_duration_seconds",
+            "Time of a forward pass.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._queue_limit = Gauge(
+            "rerank_queue_limit_tokens", "Tokens that may wait.", ["model"], registry=self.registry
+        )
+        self._queue_seconds = Gauge(
+            "rerank_queue_seconds", "How long what waits will take.", ["model"], registry=self.registry
+        )
+        self._threads_given_up = Counter(
+            "rerank_threads_given_up_total",
+            "Threads that were replaced because a forward pass hung in them.",
+            ["model"],
+            registry=self.registry,
+        )
+
+    def _make_batch_metrics(self) -> None:
+        self._batch_pairs = Histogram(
+            "rerank_batch_pairs", "Pairs per forward pass.", ["model"], buckets=_PAIRS, registry=self.registry
+        )
+        self._batch_tokens = Histogram(
+            "rerank_batch_tokens",
+            "Tokens per forward pass, padding left out.",
+            ["model"],
+            buckets=_TOKENS,
+            registry=self.registry,
+        )
+        self._padding = Histogram(
+            "rerank_padding_ratio",
+            "Share of a forward pass's padded area that is padding.",
+            ["model"],
+            buckets=_RATIOS,
+            registry=self.registry,
+        )
+        self._failed_batches = Counter(
+            "rerank_failed_batches_total", "Forward passes that raised.", ["model"], registry=self.registry
+        )
+        self._queue = Gauge("rerank_queue_tokens", "Tokens that wait.", ["model"], registry=self.registry)
+        self._cancelled = Counter(
+            "rerank_cancelled_tokens_total",
+            "Tokens that waited and were dropped because nobody wanted the answer any more.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._shed = Counter(
+            "rerank_shed_total", "Requests refused at once.", ["model", "reason"], registry=self.registry
+        )
+        self._deadlines_missed = Counter(
+            "rerank_deadline_missed_total",
+            "Admitted requests whose deadline came before their last score.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._truncated = Counter(
+            "rerank_truncated_tokens_total",
+            "Document tokens that truncation cut off.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._unordered = Counter(
+            "rerank_unordered_windows_total",
+            "Windows of which a listwise model said nothing.",
+            ["model"],
+            registry=self.registry,
+        )
+
+    def _make_cache_metrics(self) -> None:
+        self._cache_pairs = Counter("rerank_cache_pairs_total", "Pairs looked up.", ["result"], registry=self.registry)
+        for result in ("hit", "miss", "coalesced"):
+            self._cache_pairs.labels(result)
+        self._cache_errors = Counter(
+            "rerank_cache_errors_total",
+            "Cache calls that failed, and entries with a wrong signature; each is a miss.",
+            ["operation"],
+            registry=self.registry,
+        )
+        for operation in ("get", "put", "verify"):
+            self._cache_errors.labels(operation)
+
+    def _make_connection_metrics(self) -> None:
+        self._connections = Gauge("rerank_connections", "Open connections.", registry=self.registry)
+        self._refused_connections = Counter(
+            "rerank_connections_refused_total",
+            "Connections that were turned away or broken off by this service.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in REFUSAL_REASONS:
+            self._refused_connections.labels(reason)
+
+    def request_started(self) -> None:
+        self._in_flight.inc()
+
+    def request_finished(
+        self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
+    ) -> None:
+        self._in_flight.dec()
+        self._requests.labels(model, dialect, str(status)).inc()
+        self._durations.labels(model, dialect).observe(duration_s)
+        label = self._key_label(key)
+        self._key_requests.labels(label, _outcome(status)).inc()
+        self._key_tokens.labels(label).inc(tokens)
+
+    def _key_label(self, key: str) -> str:
+        if not key:
+            return "none"
+        if not self._names_keys:
+            return "any"
+        if key not in self._keys:
+            if len(self._keys) >= _MOST_KEYS:
+                return "other"
+            self._keys.add(key)
+        return key
+
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
+        for stage, seconds in (
+            ("cache", timings.cache_s),
+            ("tokenize", timings.tokenize_s),
+            ("queue", timings.queue_s),
+            ("inference", timings.inference_s),
+        ):
+            self._stages.labels(model, stage).observe(seconds)
+        self._truncated.labels(model).inc(dropped_tokens)
+        self._unordered.labels(model).inc(unordered_windows)
+
+    def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
+        self._workers.labels(model).set(workers)
+        self._queue_limit.labels(model).set(max_waiting_tokens)
+        self._threads_given_up.labels(model)
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        self._pass_durations.labels(model).observe(seconds)
+        self._batch_pairs.labels(model).observe(pairs)
+        self._batch_tokens.labels(model).observe(tokens)
+        self._padding.labels(model).observe(1 - tokens / padded_tokens)
+
+    def batch_failed(self, *, model: str, pairs: int) -> None:  # noqa: ARG002 - the fact has more than the metric
+        self._failed_batches.labels(model).inc()
+
+    def thread_given_up(self, *, model: str) -> None:
+        self._threads_given_up.labels(model).inc()
+
+    def queue_changed(self, *, model: str, waiting_tokens: int, waiting_s: float) -> None:
+        self._queue.labels(model).set(waiting_tokens)
+        self._queue_seconds.labels(model).set(waiting_s)
+
+    def work_cancelled(self, *, model: str, tokens: int) -> None:
+        self._cancelled.labels(model).inc(tokens)
+
+    def request_shed(self, *, model: str, reason: str) -> None:
+        self._shed.labels(model, reason).inc()
+
+    def deadline_missed(self, *, model: str) -> None:
+        self._deadlines_missed.labels(model).inc()
+
+    def pairs_coalesced(self, *, model: str, pairs: int) -> None:  # noqa: ARG002 - the fact has more than the metric
+        self._cache_pairs.labels("coalesced").inc(pairs)
+
+    def cache_looked_up(self, *, hits: int, misses: int) -> None:
+        self._cache_pairs.labels("hit").inc(hits)
+        self._cache_pairs.labels("miss").inc(misses)
+
+    def cache_failed(self, *, operation: str) -> None:
+        self._cache_errors.labels(operation).inc()
+
+    def cache_opened(self, *, entries: Callable[[], int], size: Callable[[], int]) -> None:
+        held = Gauge("rerank_cache_entries", "Scores and lists in the cache of this process.", registry=self.registry)
+        held.set_function(entries)
+        taken = Gauge("rerank_cache_bytes", "What the cache of this process takes.", registry=self.registry)
+        taken.set_function(size)
+
+    def watch_held_bytes(self, total: Callable[[], int]) -> None:
+        """Show how many bytes of bodies and answers are held at a time."""
+        held = Gauge("rerank_held_bytes", "Bytes of bodies and answers that are held.", registry=self.registry)
+        held.set_function(total)
+
+    def connections_changed(self, *, open_connections: int) -> None:
+        self._connections.set(open_connections)
+
+    def connection_refused(self, *, reason: str) -> None:
+        self._refused_connections.labels(reason).inc()
+
+    def model_readiness_changed(self, *, model: str, ready: bool) -> None:
+        # From here on the model's counters stand at 0, so that their first step is a rate and not a beginning.
+        for counter in (self._failed_batches, self._cancelled, self._truncated, self._deadlines_missed):
+            counter.labels(model)
+        for reason in ("overloaded", "deadline_exceeded"):
+            self._shed.labels(model, reason)
+        self._ready.labels(model).set(ready)
+
+
+def _outcome(status: int) -> str:
+    if status < 400:
+        return "answered"
+    return "refused" if status == 429 else "failed"
+
+
+def _kernels() -> str:
+    """Whether our own kernels were compiled, and whether this CPU can run them."""
+    if why_not_compiled() is not None:
+        return "missing"
+    return "supported" if why_not_usable() is None else "unsupported"

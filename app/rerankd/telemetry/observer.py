@@ -1,0 +1,109 @@
+"""Facts of the scoring path. The hot path states them; who listens (Prometheus, a test) is not its concern."""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from rerankd.domain import Timings
+
+# Why a connection may be refused: all places taken, a head too slow or too large, no valid HTTP, an answer not read.
+REFUSAL_REASONS: Final = ("too_many", "slow_head", "large_head", "malformed", "slow_reader")
+
+
+class Observer(Protocol):
+    def request_started(self) -> None: ...
+
+    def request_finished(
+        self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
+    ) -> None: ...
+
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None: ...
+
+    def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None: ...
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None: ...
+
+    def batch_failed(self, *, model: str, pairs: int) -> None: ...
+
+    def thread_given_up(self, *, model: str) -> None: ...
+
+    def queue_changed(self, *, model: str, waiting_tokens: int, waiting_s: float) -> None: ...
+
+    def work_cancelled(self, *, model: str, tokens: int) -> None: ...
+
+    def request_shed(self, *, model: str, reason: str) -> None: ...
+
+    def deadline_missed(self, *, model: str) -> None: ...
+
+    def pairs_coalesced(self, *, model: str, pairs: int) -> None: ...
+
+    def cache_looked_up(self, *, hits: int, misses: int) -> None: ...
+
+    def cache_failed(self, *, operation: str) -> None: ...
+
+    def cache_opened(self, *, entries: Callable[[], int], size: Callable[[], int]) -> None: ...
+
+    def model_readiness_changed(self, *, model: str, ready: bool) -> None: ...
+
+    def connections_changed(self, *, open_connections: int) -> None: ...
+
+    def connection_refused(self, *, reason: str) -> None: ...
+
+
+class Silent:
+    """An observer that nobody listens to, for work outside of the service."""
+
+    def request_started(self) -> None:
+        pass
+
+    def request_finished(
+        self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
+    ) -> None:
+        pass
+
+    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
+        pass
+
+    def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
+        pass
+
+    def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None:
+        pass
+
+    def batch_failed(self, *, model: str, pairs: int) -> None:
+        pass
+
+    def thread_given_up(self, *, model: str) -> None:
+        pass
+
+    def queue_changed(self, *, model: str, waiting_tokens: int, waiting_s: float) -> None:
+        pass
+
+    def work_cancelled(self, *, model: str, tokens: int) -> None:
+        pass
+
+    def request_shed(self, *, model: str, reason: str) -> None:
+        pass
+
+    def deadline_missed(self, *, model: str) -> None:
+        pass
+
+    def pairs_coalesced(self, *, model: str, pairs: int) -> None:
+        pass
+
+    def cache_looked_up(self, *, hits: int, misses: int) -> None:
+        pass
+
+    def cache_failed(self, *, operation: str) -> None:
+        pass
+
+    def cache_opened(self, *, entries: Callable[[], int], size: Callable[[], int]) -> None:
+        pass
+
+    def model_readiness_changed(self, *, model: str, ready: bool) -> None:
+        pass
+
+    def connections_changed(self, *, open_connections: int) -> None:
+        pass
+
+    def connection_refused(self, *, reason: str) -> None:
+        pass

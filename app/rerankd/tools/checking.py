@@ -1,0 +1,125 @@
+"""Finds all that is wrong with a configuration, without serving it: `rerankd serve --check` and `rerankd models`."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from rerankd.cache import connect_cache
+from rerankd.config.api_keys import read_api_keys
+from rerankd.config.settings import ModelSpec, Registry, Settings, read_registry
+from rerankd.engines import check_engine
+from rerankd.errors import ConfigError
+from rerankd.scorers import check_scorer
+from rerankd.serving.assembly import check_cutting, check_parts, load_parts, model_folder
+from rerankd.serving.sources import check_hub_name, is_on_hub
+
+T = TypeVar("T")
+
+
+class Extent(StrEnum):
+    """How far a model without problems was looked at."""
+
+    LOADED = "yes"
+    NOT_LOADED = "not loaded"
+    NOT_FETCHED = "not fetched"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedModel:
+    """A model of the registry and what is wrong with it."""
+
+    spec: ModelSpec
+    problems: Sequence[str]
+    extent: Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """`registry` None: it could not be read. `problems` are those of no single model."""
+
+    registry: Registry | None
+    models: Sequence[CheckedModel]
+    keys: int
+    problems: Sequence[str]
+
+    @property
+    def all_problems(self) -> list[str]:
+        of_models = [f"model {model.spec.name}: {problem}" for model in self.models for problem in model.problems]
+        return [*self.problems, *of_models]
+
+
+def check_settings(settings: Settings, *, known: Sequence[str] = (), load: bool = False) -> Checked:
+    """Check the registry with every model's folder, options and runtime, the cache URL and the API keys. `known` is
+    what is already known to be wrong with the settings: all is told at once.
+
+    With `load` each model is also fetched and loaded, one after the other: seconds or minutes each.
+    """
+    problems = list(known)
+    registry = _tried(problems, lambda: read_registry(settings.registry))
+    if registry is not None:
+        _tried(problems, lambda: registry.check_fallback(settings.model_fallback))
+    keys = _tried(problems, lambda: read_api_keys(settings.api_keys, settings.api_keys_file))
+    _tried(problems, lambda: asyncio.run(_check_cache(settings)))
+    models = [check_model(spec, settings, load=load) for spec in (registry.model if registry else ())]
+    if registry is not None:
+        models = [_with_its_members(model, models, registry) for model in models]
+    return Checked(registry=registry, models=models, keys=len(keys or ()), problems=problems)
+
+
+def check_model(spec: ModelSpec, settings: Settings, *, load: bool = False) -> CheckedModel:
+    """Check one entry of the registry. A cascade has no files of its own."""
+    extent = Extent.LOADED if load else Extent.NOT_LOADED
+    problems: list[str] = []
+    if spec.path:
+        _tried(problems, lambda: check_scorer(spec.scorer, spec.options))
+        _tried(problems, lambda: _check_engine(spec))
+        _tried(problems, lambda: check_cutting(spec))
+        folder = _tried(problems, lambda: _find_folder(spec, settings, fetch=load and not problems))
+        if not problems and load:
+            _tried(problems, lambda: load_parts(spec, settings))
+        elif not problems and folder is not None:
+            _tried(problems, lambda: check_parts(spec, folder, settings))
+        elif folder is None:
+            extent = Extent.NOT_FETCHED
+    return CheckedModel(spec, problems, extent)
+
+
+def _check_engine(spec: ModelSpec) -> None:
+    check_engine(spec.engine, spec.engine_options, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
+
+
+def _find_folder(spec: ModelSpec, settings: Settings, *, fetch: bool) -> Path | None:
+    """The model's folder; None: it is in a repository that is only asked for where that costs no download."""
+    if is_on_hub(spec.path) and not settings.hub_offline and not fetch:
+        check_hub_name(spec.path)
+        return None
+    return model_folder(spec, settings)
+
+
+def _with_its_members(model: CheckedModel, models: Sequence[CheckedModel], registry: Registry) -> CheckedModel:
+    """A cascade is as good as the worst of its members."""
+    steps = {step.model for step in model.spec.cascade}
+    members = [one for one in models if steps & {one.spec.name, *registry.aliases_of(one.spec)}]
+    broken = [f"its member {one.spec.name} cannot be used" for one in members if one.problems]
+    extents = [one.extent for one in (*members, model)]
+    return replace(model, problems=[*model.problems, *broken], extent=max(extents, key=list(Extent).index))
+
+
+async def _check_cache(settings: Settings) -> None:
+    secret = settings.cache_secret
+    cache = await connect_cache(
+        settings.cache_url.get_secret_value(), secret=secret.get_secret_value() if secret else None
+    )
+    if cache is not None:
+        await cache.close()
+
+
+def _tried(problems: list[str], check: Callable[[], T]) -> T | None:
+    try:
+        return check()
+    except ConfigError as error:
+        problems.append(str(error))
+        return None

@@ -1,0 +1,80 @@
+"""A model of the registry, scored in this process through the service's own pipeline, without a cache."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any
+
+from pydantic import SecretStr
+
+from rerankd import __version__
+from rerankd.config.settings import Settings, read_registry
+from rerankd.domain import RerankRequest
+from rerankd.errors import ConfigError, InvalidRequest, ModelNotReady
+from rerankd.serving.assembly import model_folder, running_service
+from rerankd.serving.sources import allowed_files, content_hash
+from rerankd.telemetry.observer import Silent
+from rerankd.tools.evaluation.targets import REFUSED, Answer, Ask
+
+_NAMES_ONLY = {"name", "aliases", "path", "revision"}
+
+
+class InProcess:
+    def __init__(self, settings: Settings, model: str | None) -> None:
+        """None is the registry's default model.
+
+        Raises:
+            ConfigError: the registry has no such model.
+        """
+        self._settings = settings
+        self._spec = read_registry(settings.registry).only([model]).model[0]
+        self.name = self._spec.name
+
+    async def identity(self) -> Mapping[str, Any]:
+        content = await asyncio.to_thread(self._content)
+        settings = self._spec.model_dump(mode="json", exclude=_NAMES_ONLY)
+        return {"version": __version__, "content": content, "settings": settings}
+
+    def _content(self) -> str:
+        spec = self._spec
+        file = spec.engine_options.get("file")
+        patterns = allowed_files(
+            spec.engine, file=file if isinstance(file, str) else None, remote_code=spec.trust_remote_code
+        )
+        return content_hash(model_folder(spec, self._settings), patterns=patterns)
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Ask]:
+        """Raises `ConfigError` if the model cannot be loaded."""
+        unlimited = self._settings.model_copy(
+            update={
+                "cache_url": SecretStr("none://"),
+                "max_documents": 2**31,
+                "max_waiting_tokens": 2**62,
+                "request_timeout_s": 1e9,
+            }
+        )
+        async with running_service(unlimited, Silent(), only=[self.name]) as service:
+            model = service.model_named(self.name)
+            try:
+                await model.settled()
+            except ModelNotReady:
+                raise ConfigError(f"model {self.name!r} cannot be loaded: {model.reason}") from None
+
+            async def ask(request: RerankRequest) -> Answer:
+                started = perf_counter()
+                try:
+                    result = await service.rerank(request)
+                except InvalidRequest as error:
+                    if error.code == InvalidRequest.code:
+                        return REFUSED
+                    raise
+                seconds = perf_counter() - started
+                return Answer(
+                    [ranked.index for ranked in result.results],
+                    [ranked.relevance_score for ranked in result.results],
+                    seconds,
+                )
+
+            yield ask

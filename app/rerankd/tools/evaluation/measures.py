@@ -1,0 +1,53 @@
+"""Measures of an order through ir-measures, per query; and the area under the ROC curve, which measures scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from ir_measures import RR, P, R, iter_calc, nDCG
+from numpy.typing import NDArray
+
+from rerankd.tools.evaluation.datasets import Question
+
+Values = NDArray[np.float64]
+
+# ir-measures has no types. A level is the lowest grade that counts as relevant; nDCG uses the grades themselves.
+_MEASURES: Final[Mapping[str, Callable[[int], Any]]] = {
+    "nDCG@10": lambda _level: nDCG @ 10,
+    "RR@10": lambda level: RR(rel=level) @ 10,
+    "P@1": lambda level: P(rel=level) @ 1,
+    "R@10": lambda level: R(rel=level) @ 10,
+    "R@100": lambda level: R(rel=level) @ 100,
+}
+MEASURES: Final = tuple(_MEASURES)
+MAIN_MEASURE: Final = "nDCG@10"
+
+
+def measure(questions: Sequence[Question], orders: Mapping[str, Sequence[str]], *, level: int) -> dict[str, Values]:
+    """Every measure of every question, in their order; a question without an order counts as zero.
+
+    `orders` holds document ids by query, best first.
+    """
+    wanted = {name: build(level) for name, build in _MEASURES.items()}
+    position = {question.query_id: index for index, question in enumerate(questions)}
+    qrels = {question.query_id: dict(question.grades) for question in questions}
+    # Minus the rank, so that no tool can break ties of scores in an order of its own.
+    run = {query: {document: -float(rank) for rank, document in enumerate(order)} for query, order in orders.items()}
+    values = {str(each): np.zeros(len(questions)) for each in wanted.values()}
+    if questions:
+        for metric in iter_calc(list(wanted.values()), qrels, run):
+            values[str(metric.measure)][position[metric.query_id]] = metric.value
+    return {name: values[str(each)] for name, each in wanted.items()}
+
+
+def area_under_roc(positives: Values, negatives: Values) -> float | None:
+    """The chance that a relevant pair's score is above an irrelevant one's, over all queries together (ties: half).
+
+    None where one of the two is missing.
+    """
+    if not len(positives) or not len(negatives):
+        return None
+    ordered = np.sort(negatives)
+    below = np.searchsorted(ordered, positives, side="left")
+    not_above = np.searchsorted(ordered, positives, side="right")
+    return float((below + not_above).mean() / (2 * len(negatives)))

@@ -1,0 +1,43 @@
+"""What is evaluated: anything that orders a query's candidates. One file per kind: in_process, served, biencoder."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rerankd.domain import RerankRequest
+
+FIRST_STAGE = "first-stage"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`order` holds the candidates' positions in the request, best first, `relevance_scores` their scores in that
+    order; `seconds` is how long one caller waited for it. An empty order: the query was refused.
+    """
+
+    order: Sequence[int]
+    relevance_scores: Sequence[float]
+    seconds: float
+
+
+REFUSED = Answer((), (), 0.0)
+
+Ask = Callable[[RerankRequest], Awaitable[Answer]]
+
+
+class Target(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    async def identity(self) -> Mapping[str, Any]:
+        """Everything about it that changes an answer, as JSON.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+
+    def opened(self) -> AbstractAsyncContextManager[Ask]:
+        """What answers, while the context lasts. Answers may raise `ConfigError` or `RerankError`; a query that cannot
+        be read, such as one longer than the model takes, is `REFUSED`.
+        """

@@ -1,0 +1,232 @@
+"""Reranks files through the same pipeline as the service, without HTTP: `rerankd rank`.
+
+Resumable: answers are appended in the order of the input, a whole request at a time; what a killed run had finished is
+not done again, and what it had half written is cut off first.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from rerankd.config.settings import Settings, read_registry
+from rerankd.domain import RerankRequest, RerankResult
+from rerankd.errors import ConfigError, ModelNotFound, RerankError, few
+from rerankd.serving.assembly import running_service
+from rerankd.serving.service import RerankService
+from rerankd.telemetry.observer import Silent
+from rerankd.tools.trec import read_objects, read_run, read_texts
+
+_IN_FLIGHT = 16
+_RUN_TAG = "rerankd"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request of a file; `write` turns its outcome into the lines to append."""
+
+    request: RerankRequest
+    write: Callable[[RerankResult | RerankError], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done: jobs in order, after the `done` of `total` that an earlier run finished; `models` are those
+    that they name, None for the default one. `model` is the one of those that name none, if the caller says which.
+    """
+
+    jobs: Iterable[Job]
+    done: int
+    total: int
+    models: frozenset[str | None]
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One finished request, for progress and the exit status."""
+
+    pairs: int
+    error: RerankError | None
+
+
+async def rerank_file(settings: Settings, plan: Plan, output: Path) -> AsyncIterator[Outcome]:
+    """Do a plan's jobs, appending to `output`; yields as each is finished.
+
+    Raises:
+        ConfigError: the registry cannot be used, or has not the plan's model.
+        ModelNotReady: a model cannot be loaded.
+    """
+    registry = read_registry(settings.registry)
+    registry.only([plan.model])  # raises
+    if plan.done == plan.total:
+        return
+    served = {name for name in plan.models if registry.find(name)}
+    known = few([spec.name for spec in registry.model])
+    unlimited = settings.model_copy(update={"max_waiting_tokens": 2**62, "request_timeout_s": 1e9})
+    async with running_service(unlimited, Silent(), only=served or {None}) as service:
+        for name in served:
+            await service.model_named(name).settled()
+
+        async def rerank(request: RerankRequest) -> RerankResult | RerankError:
+            if request.model not in served:
+                return ModelNotFound(f"unknown model {request.model!r}; known: {known}")
+            return await _outcome(service, request)
+
+        with output.open("ab") as file:
+            async for job, outcome in _in_order(plan.jobs, rerank):
+                _append(file, job.write(outcome), output)
+                yield Outcome(len(job.request.documents), outcome if isinstance(outcome, RerankError) else None)
+
+
+def _append(file: BinaryIO, lines: bytes, output: Path) -> None:
+    try:
+        file.write(lines)
+        file.flush()
+    except OSError as error:
+        with suppress(OSError):
+            file.close()  # which would raise it again, at the end
+        raise ConfigError(
+            f"cannot go on writing {output} ({error.strerror}); finished requests are kept: "
+            "make room, then give the same command again to continue"
+        ) from None
+
+
+async def _in_order(
+    jobs: Iterable[Job], rerank: Callable[[RerankRequest], Awaitable[RerankResult | RerankError]]
+) -> AsyncIterator[tuple[Job, RerankResult | RerankError]]:
+    """Keep several requests going, so that they share batches, and give their outcomes in the order of the jobs."""
+    running: deque[tuple[Job, asyncio.Future[RerankResult | RerankError]]] = deque()
+    try:
+        for job in jobs:
+            running.append((job, asyncio.ensure_future(rerank(job.request))))
+            if len(running) >= _IN_FLIGHT:
+                first, task = running.popleft()
+                yield first, await task
+        while running:
+            first, task = running.popleft()
+            yield first, await task
+    finally:
+        for _, task in running:
+            task.cancel()
+
+
+async def _outcome(service: RerankService, request: RerankRequest) -> RerankResult | RerankError:
+    try:
+        return await service.rerank(request)
+    except RerankError as error:
+        return error
+
+
+def plan_requests(path: Path, output: Path, *, model: str | None) -> Plan:
+    """A JSONL file of requests ({"query", "documents", "model"?, "top_n"?, "id"?}), one answer line each.
+
+    Raises:
+        ConfigError: the file is missing, or a line is no such request.
+    """
+    requests = [_read_request(path, number, entry, model) for number, entry in read_objects(path, fields=_REQUIRED)]
+    done = _cut_to_whole_lines(output)
+    if done > len(requests):
+        raise ConfigError(
+            f"{output} has {done} answers, {path} only {len(requests)} requests; delete it to start again"
+        )
+    models = frozenset(job.request.model for job in requests)
+    return Plan(requests[done:], done, len(requests), models, model)
+
+
+_REQUIRED = ("query", "documents")
+
+
+def _read_request(path: Path, number: int, entry: Mapping[str, Any], model: str | None) -> Job:
+    documents = entry["documents"]
+    texts = [document.get("text") if isinstance(document, dict) else document for document in documents]
+    strings = [text for text in texts if isinstance(text, str)]
+    if not isinstance(entry["query"], str) or len(strings) < len(texts):
+        raise ConfigError(f"{path}:{number}: query must be a string, documents strings or objects with a text")
+    request = RerankRequest(
+        query=entry["query"], documents=strings, model=entry.get("model") or model, top_n=entry.get("top_n") or None
+    )
+    identity = {"id": entry["id"]} if "id" in entry else {}
+    return Job(request, lambda outcome: _answer_line(identity, outcome))
+
+
+def _answer_line(identity: Mapping[str, Any], outcome: RerankResult | RerankError) -> bytes:
+    answer: dict[str, Any]
+    if isinstance(outcome, RerankError):
+        answer = {"error": outcome.message, "error_type": outcome.code}
+    else:
+        results = [{"index": ranked.index, "relevance_score": ranked.relevance_score} for ranked in outcome.results]
+        answer = {"model": outcome.model, "results": results}
+    return orjson.dumps({**identity, **answer}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def plan_run(run: Path, output: Path, *, corpus: Path, queries: Path, depth: int | None, model: str | None) -> Plan:
+    """A TREC run to rerank into another; the raw scores become its score column.
+
+    Raises:
+        ConfigError: a file is missing or malformed, or the run names a query or document without a text.
+    """
+    texts, questions, candidates = read_texts(corpus), read_texts(queries), read_run(run, depth=depth)
+    for wanted in candidates:
+        missing = [document for document in wanted.document_ids if document not in texts]
+        if wanted.query_id not in questions or missing:
+            what = f"documents {', '.join(missing[:3])}" if missing else f"query {wanted.query_id}"
+            raise ConfigError(f"{run} names {what}, which {corpus if missing else queries} does not have")
+    finished = _finished_queries(output, {wanted.query_id: len(wanted.document_ids) for wanted in candidates})
+    jobs = (
+        _run_job(wanted.query_id, questions[wanted.query_id], wanted.document_ids, texts, model)
+        for wanted in candidates
+        if wanted.query_id not in finished
+    )
+    return Plan(jobs, len(finished), len(candidates), frozenset({model}), model)
+
+
+def _run_job(
+    query_id: str, query: str, document_ids: Sequence[str], texts: Mapping[str, str], model: str | None
+) -> Job:
+    request = RerankRequest(query=query, documents=[texts[document] for document in document_ids], model=model)
+    return Job(request, lambda outcome: b"".join(_run_lines(query_id, document_ids, outcome)))
+
+
+def _run_lines(query_id: str, document_ids: Sequence[str], outcome: RerankResult | RerankError) -> Iterator[bytes]:
+    """A query that could not be scored keeps no line, so that the next run tries it again."""
+    if isinstance(outcome, RerankError):
+        return
+    for rank, ranked in enumerate(outcome.results, start=1):
+        yield f"{query_id} Q0 {document_ids[ranked.index]} {rank} {ranked.value:.6f} {_RUN_TAG}\n".encode()
+
+
+def _finished_queries(output: Path, sizes: Mapping[str, int]) -> set[str]:
+    """Queries that an earlier run wrote whole; a last one that it did not is cut off."""
+    _cut_to_whole_lines(output)
+    lines = output.read_text(encoding="utf-8").splitlines(keepends=True) if output.exists() else []
+    written: dict[str, int] = {}
+    for line in lines:
+        query_id = line.split(" ", 1)[0]
+        written[query_id] = written.get(query_id, 0) + 1
+    partial = {query_id for query_id, count in written.items() if count < sizes.get(query_id, 0)}
+    foreign = [query_id for query_id, count in written.items() if count > sizes.get(query_id, 0)]
+    if foreign:
+        raise ConfigError(
+            f"{output} has other results for query {foreign[0]} than this run would write; delete it to start again"
+        )
+    if partial:
+        output.write_text("".join(line for line in lines if line.split(" ", 1)[0] not in partial), encoding="utf-8")
+    return set(written) - partial
+
+
+def _cut_to_whole_lines(output: Path) -> int:
+    """Cut off a line that a killed run began, and count those before it."""
+    if not output.exists():
+        return 0
+    content = output.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with output.open("r+b") as file:
+            file.truncate(whole)
+    return content.count(b"\n")

@@ -1,1 +1,0 @@
-"""What ships as a model, and the recipes that make it."""

@@ -1,7 +1,7 @@
 """The nouns of reranking. Frozen, and ignorant of HTTP, threads and storage."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
 from typing import Final, Protocol
@@ -31,13 +31,6 @@ class Side(StrEnum):
 
     LEFT = "left"
     RIGHT = "right"
-
-
-class OnDeadline(StrEnum):
-    """What a caller gets when time runs out: an error, or what is scored by then."""
-
-    ERROR = "error"
-    PARTIAL = "partial"
 
 
 class Aggregation(StrEnum):
@@ -148,6 +141,10 @@ class Terms:
     divisible: bool = True
     meter: Meter = UNMETERED
 
+    def undivided(self) -> "Terms":
+        """The same for work that is only of use as a whole, such as an order."""
+        return replace(self, partial=False, divisible=False)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowPlan:
@@ -180,7 +177,7 @@ class ScoreOptions:
 
     `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
     means. `top_n` documents are all that the caller will see. What is remembered for requests of one `scope` is not
-    found by others. The last seven are the request's `terms`.
+    found by others.
     """
 
     max_tokens_per_doc: int | None = None
@@ -191,25 +188,7 @@ class ScoreOptions:
     top_n: int | None = None
     windows: WindowWishes | None = None
     scope: str = ""
-    caller: str = ""
-    priority: int = 0
-    urgent: bool = False
-    deadline: float = inf
-    on_deadline: OnDeadline = OnDeadline.ERROR
-    divisible: bool = True
-    meter: Meter = UNMETERED
-
-    @property
-    def terms(self) -> Terms:
-        return Terms(
-            caller=self.caller,
-            priority=self.priority,
-            urgent=self.urgent,
-            deadline=self.deadline,
-            partial=self.on_deadline is OnDeadline.PARTIAL,
-            divisible=self.divisible,
-            meter=self.meter,
-        )
+    terms: Terms = Terms()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

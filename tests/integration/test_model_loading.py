@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rerankd.config.settings import Settings
-from rerankd.domain import RerankRequest, ScoreOptions
+from rerankd.domain import RerankRequest, ScoreOptions, Terms
 from rerankd.errors import ConfigError, ModelNotReady
 from rerankd.serving.assembly import running_service
 from rerankd.serving.model import Status
@@ -136,7 +136,7 @@ async def test_a_request_waits_for_a_model_that_loads_quickly(tmp_path: Path, ti
 async def test_a_request_does_not_wait_for_a_model_beyond_its_deadline(tmp_path: Path, tiny_model: Path) -> None:
     registry = write_registry(tmp_path, [{"name": "slow", "path": tiny_model}])
     async with running_service(Settings(registry=registry), Silent()) as service:
-        soon = ScoreOptions(deadline=perf_counter() + 0.001)
+        soon = ScoreOptions(terms=Terms(deadline=perf_counter() + 0.001))
         with pytest.raises(ModelNotReady, match="loading"):
             await service.rerank(RerankRequest(**_REQUEST, options=soon))
 

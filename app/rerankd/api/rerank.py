@@ -229,7 +229,8 @@ def _understand(
 
 
 def _on_terms(request: RerankRequest, *, caller: str, deadline: float, meter: Meter) -> RerankRequest:
-    return replace(request, options=replace(request.options, caller=caller, deadline=deadline, meter=meter))
+    terms = replace(request.options.terms, caller=caller, deadline=deadline, meter=meter)
+    return replace(request, options=replace(request.options, terms=terms))
 
 
 def _deadline(headers: Mapping[str, str], *, since: float) -> float:

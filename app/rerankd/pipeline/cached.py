@@ -38,8 +38,8 @@ class CachedStage:
         cache_s = perf_counter() - started
 
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
-        if options.meter.limited:
-            options.meter.read(_tokens_of(known, keys))
+        if options.terms.meter.limited:
+            options.terms.meter.read(_tokens_of(known, keys))
         cached = np.ones(len(keys), dtype=np.bool_)
         positions = list(unknown.values())
         cached[positions] = False
@@ -52,7 +52,7 @@ class CachedStage:
             if fresh.scored is not None:
                 unscored = {key for key, scored in zip(unknown, fresh.scored.tolist(), strict=True) if not scored}
             started = perf_counter()
-            await self._keep(list(unknown), entries_of(fresh), unscored, known, owner=options.caller)
+            await self._keep(list(unknown), entries_of(fresh), unscored, known, owner=options.terms.caller)
             timings = timings + fresh.timings + Timings(cache_s=perf_counter() - started)
         found = np.empty(len(keys), dtype=ENTRY)
         async for some in in_portions(len(keys)):

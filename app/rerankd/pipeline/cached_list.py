@@ -40,14 +40,14 @@ class CachedListStage:
         if is_list(stored, length=len(documents)):
             self._observer.cache_looked_up(hits=len(documents), misses=0)
             known = scores_of(unpack_entries([stored]), cached=np.ones(len(documents), dtype=np.bool_), timings=timings)
-            options.meter.read(int(known.tokens.sum()))
+            options.terms.meter.read(int(known.tokens.sum()))
             return known
         self._observer.cache_looked_up(hits=0, misses=len(documents))
         fresh = await self._inner.score(query, documents, options)
         timings += fresh.timings
         # Who asks again after a refusal is to get another answer, not the same silence.
         if not fresh.unordered:
-            timings += Timings(cache_s=await self._fill(key, entries_of(fresh).tobytes(), owner=options.caller))
+            timings += Timings(cache_s=await self._fill(key, entries_of(fresh).tobytes(), owner=options.terms.caller))
         return replace(fresh, cached=np.zeros(len(documents), dtype=np.bool_), timings=timings)
 
     async def _look_up(self, key: bytes) -> bytes | None:

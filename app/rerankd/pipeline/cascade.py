@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rerankd.domain import OnDeadline, ScoreOptions, Scores, Timings
+from rerankd.domain import ScoreOptions, Scores, Timings
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.windowed import values_of_order
 
@@ -81,4 +81,4 @@ def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
     a member's scores are no order, so a deadline is an error even where a partial answer was asked for.
     """
     windows = options.windows and replace(options.windows, initial_order=None)
-    return replace(options, top_n=top_n, windows=windows, on_deadline=OnDeadline.ERROR, divisible=False)
+    return replace(options, top_n=top_n, windows=windows, terms=options.terms.undivided())

@@ -105,7 +105,7 @@ class PointwiseStage:
             documents,
             max_document_tokens=options.max_tokens_per_doc,
             instruction=options.instruction,
-            owner=options.caller,
+            owner=options.terms.caller,
         )
         encodings = list(pairs.encodings)
         tokens = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)

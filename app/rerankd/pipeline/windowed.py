@@ -64,7 +64,7 @@ class _Ranking:
         self._documents = documents
         self._options = options
         # Half a schedule is no order, so a deadline is an error even where a partial answer was asked for.
-        self._terms = replace(options.terms, partial=False, divisible=False)
+        self._terms = options.terms.undivided()
         self._tokens = np.zeros(len(documents), dtype=np.int64)
         self._dropped = np.zeros(len(documents), dtype=np.int64)
         self._timings = Timings()

@@ -262,7 +262,9 @@ def _tokens_in(
     """About how many tokens a request has, as admission believes."""
     characters = sum(map(len, documents)) + len(query) * len(documents)
     encodings = len(documents)
-    estimate = admission.estimate(characters=characters, encodings=encodings, longest=longest, caller=options.caller)
+    estimate = admission.estimate(
+        characters=characters, encodings=encodings, longest=longest, caller=options.terms.caller
+    )
     return estimate.work.tokens
 
 

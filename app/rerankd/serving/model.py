@@ -11,7 +11,7 @@ from time import perf_counter, time
 
 import numpy as np
 
-from rerankd.domain import ScoreOptions
+from rerankd.domain import ScoreOptions, Terms
 from rerankd.errors import ConfigError, ModelNotReady, RerankError
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.ranking import Activation
@@ -26,6 +26,7 @@ _CANARY_SHARE = 0.1
 # The pause between two canaries never exceeds this.
 _LONGEST_PAUSE_S = 60.0
 _CHARACTERS_PER_TOKEN = 4
+_URGENT = Terms(urgent=True)
 
 
 class Status(StrEnum):
@@ -246,5 +247,5 @@ def _difference(canary: Canary, values: Sequence[float], pairs: Sequence[GoldenP
 
 
 async def _value(stage: Stage, pair: GoldenPair) -> float:
-    scores = await stage.score(pair.query, [pair.document], ScoreOptions(urgent=True))
+    scores = await stage.score(pair.query, [pair.document], ScoreOptions(terms=_URGENT))
     return float(scores.values[0])

@@ -88,10 +88,11 @@ class RerankService:
         """
         model = self.model_named(request.model)
         self._check(request)
-        deadline_in_s = request.options.deadline - self.clock()
+        terms = request.options.terms
+        deadline_in_s = terms.deadline - self.clock()
         loaded = await model.loaded_within(min(self.limits.loading_timeout_s, deadline_in_s))
-        if request.options.meter.limited:
-            request.options.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
+        if terms.meter.limited:
+            terms.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
         scores = await self._score_in_time(loaded, request)
         self._observer.request_scored(
             model=model.name,
@@ -102,7 +103,7 @@ class RerankService:
         if request.options.truncation is Truncation.ERROR:
             _refuse_cut_documents(scores)
         if len(request.documents) > _MANY_DOCUMENTS:
-            share = Share(caller=request.options.caller, cost=len(request.documents), left=len(request.documents))
+            share = Share(caller=terms.caller, cost=len(request.documents), left=len(request.documents))
             results = await self.aside.run(share, _ranked, loaded, request, scores)
         else:
             results = _ranked(loaded, request, scores)
@@ -122,18 +123,19 @@ class RerankService:
         """
         now = self.clock()
         limit = now + self.limits.request_timeout_s
+        terms = replace(request.options.terms, deadline=min(request.options.terms.deadline, limit))
         options = replace(
             request.options,
             top_n=request.top_n,
-            deadline=min(request.options.deadline, limit),
-            scope=request.options.caller if self.limits.cache_per_key else "",
+            terms=terms,
+            scope=terms.caller if self.limits.cache_per_key else "",
         )
-        grace_s = _PARTIAL_GRACE_S if options.terms.partial else _GRACE_S
+        grace_s = _PARTIAL_GRACE_S if terms.partial else _GRACE_S
         try:
-            async with asyncio.timeout(max(0.0, options.deadline - now) + grace_s):
+            async with asyncio.timeout(max(0.0, terms.deadline - now) + grace_s):
                 return await loaded.stage.score(request.query, request.documents, options)
         except TimeoutError:
-            allowed_s = max(0.0, options.deadline - now)
+            allowed_s = max(0.0, terms.deadline - now)
             raise DeadlineExceeded(f"not answered within {allowed_s:g} s; send fewer documents") from None
 
     def _check(self, request: RerankRequest) -> None:

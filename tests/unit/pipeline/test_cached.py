@@ -7,7 +7,7 @@ import pytest
 
 from rerankd.cache.keys import ENTRY, pair_keys
 from rerankd.cache.memory import MemoryCache
-from rerankd.domain import ScoreOptions, Scores
+from rerankd.domain import ScoreOptions, Scores, Terms
 from rerankd.errors import Overloaded
 from rerankd.pipeline.cached import CachedStage
 from tests.fakes import RecordingObserver, RecordingStage, ScriptedCache, score_of
@@ -106,7 +106,7 @@ async def test_other_queries_lengths_instructions_and_models_are_other_pairs(set
 
 
 async def test_options_go_on(setup: _Setup) -> None:
-    options = ScoreOptions(max_tokens_per_doc=7, urgent=True)
+    options = ScoreOptions(max_tokens_per_doc=7, terms=Terms(urgent=True))
     await setup.score("a", options=options)
     assert setup.inner.asked[0][2] is options
 

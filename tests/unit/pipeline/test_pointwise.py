@@ -108,7 +108,7 @@ async def test_a_small_request_does_not_wait_until_a_large_one_is_tokenised() ->
             stage = PointwiseStage(scorer, batcher, tokenizing)
             large = asyncio.ensure_future(stage.score("query", ["a"] * 5000, ScoreOptions()))
             await asyncio.sleep(0)
-            await stage.score("query", ["a"], ScoreOptions(urgent=True))
+            await stage.score("query", ["a"], ScoreOptions(terms=Terms(urgent=True)))
             assert not large.done()
             assert scorer.calls[:2] in ([100, 1], [1, 100])
             await large

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import Encoding, FloatArray, OnDeadline, ScoreOptions, Scores, WindowPlan, WindowWishes
+from rerankd.domain import Encoding, FloatArray, ScoreOptions, Scores, Terms, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, DeadlineExceeded, InvalidRequest, Overloaded, ScoringFailed
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
@@ -222,7 +222,7 @@ def test_no_stride_reads_a_candidate_more_often_than_the_operators(window: int |
 async def test_a_deadline_that_comes_between_windows_ends_the_schedule() -> None:
     scorer = NumberScorer(schedule="sliding")
     async with staged(scorer, SlowNumberEngine()) as stage:
-        options = ScoreOptions(deadline=perf_counter() + 0.25, on_deadline=OnDeadline.PARTIAL)
+        options = ScoreOptions(terms=Terms(deadline=perf_counter() + 0.25, partial=True))
         with pytest.raises(DeadlineExceeded) as caught:
             await stage.score("query", texts(40), options)
         assert caught.value.message.endswith("before there was an order: allow more time, or send fewer documents")
@@ -351,7 +351,7 @@ async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:
     with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(engine, RecordingObserver()) as batcher:
             cascade = CascadeStage([Member("cheap", PointwiseStage(WordScorer(), batcher, tokenizing), None)])
-            options = ScoreOptions(deadline=perf_counter() + 0.2, on_deadline=OnDeadline.PARTIAL)
+            options = ScoreOptions(terms=Terms(deadline=perf_counter() + 0.2, partial=True))
             with pytest.raises(DeadlineExceeded, match="before there was an order: allow more time, or send fewer doc"):
                 await cascade.score("query", texts(40), options)
     assert len(engine.batches) > 1

@@ -82,7 +82,7 @@ async def test_a_model_that_passes_its_canary_answers(model: ServedModel, observ
     assert model.loaded.direct is stage
     assert model.details == {"max_length": 512}
     assert [documents for _, documents, _ in stage.asked] == [["one"], ["two"], ["three"]]
-    assert all(options.urgent for _, _, options in stage.asked)
+    assert all(options.terms.urgent for _, _, options in stage.asked)
     assert [fact["ready"] for fact in observer.named("model_readiness_changed")] == [False, True]
 
 

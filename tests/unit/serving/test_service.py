@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rerankd.cache.memory import MemoryCache
-from rerankd.domain import RerankRequest, ScoreOptions
+from rerankd.domain import RerankRequest, ScoreOptions, Terms
 from rerankd.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -141,11 +141,13 @@ async def test_what_one_key_asked_is_found_by_others_only_where_they_share(
         found = {
             caller: (
                 await service.rerank(
-                    RerankRequest(query="q", documents=["a", "b"], options=ScoreOptions(caller=caller))
+                    RerankRequest(query="q", documents=["a", "b"], options=ScoreOptions(terms=Terms(caller=caller)))
                 )
             ).cached
             for caller in ("one", "other")
         }
-        again = await service.rerank(RerankRequest(query="q", documents=["a", "b"], options=ScoreOptions(caller="one")))
+        again = await service.rerank(
+            RerankRequest(query="q", documents=["a", "b"], options=ScoreOptions(terms=Terms(caller="one")))
+        )
     assert found == {"one": 0, "other": 0 if apart else 2}
     assert again.cached == 2

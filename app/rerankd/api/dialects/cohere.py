@@ -1,7 +1,7 @@
 """Cohere's rerank API, version 2, with our own extensions: fields that Cohere's clients do not send."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo, model_validator
@@ -10,12 +10,12 @@ from rerankd.api.dialects.base import Dialect, Json, limits_of
 from rerankd.api.dialects.superset import Result, SupersetCall, meta_of
 from rerankd.domain import (
     Aggregation,
-    OnDeadline,
     PassageOptions,
     RankedDocument,
     RerankRequest,
     RerankResult,
     ScoreOptions,
+    Terms,
     Truncation,
     WindowWishes,
     check_overlap,
@@ -74,7 +74,7 @@ class CohereV2Call(SupersetCall):
         default=None, description="What counts as relevant, for models that follow instructions."
     )
     windows: WindowFields | None = Field(default=None, description="For listwise models.")
-    on_deadline: OnDeadline | None = Field(
+    on_deadline: Literal["error", "partial"] | None = Field(
         default=None, description="What to return when the deadline passes: an error (default), or the scores so far."
     )
     explain: bool | None = Field(default=None, description="Say with each result where its score comes from.")
@@ -97,8 +97,7 @@ class CohereV2Call(SupersetCall):
             ),
             instruction=self.instruction,
             windows=WindowWishes(**dict(self.windows)) if self.windows else None,
-            priority=self.priority or 0,
-            on_deadline=self.on_deadline or OnDeadline.ERROR,
+            terms=Terms(priority=self.priority or 0, partial=self.on_deadline == "partial"),
         )
 
     def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:

@@ -21,7 +21,7 @@ from rerankd.api.dialects.fields import (
     texts_of,
 )
 from rerankd.concurrency.steps import Steps
-from rerankd.domain import PassageOptions, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Truncation
+from rerankd.domain import PassageOptions, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Terms, Truncation
 
 
 class SupersetCall(TextsCall):
@@ -56,7 +56,7 @@ class SupersetCall(TextsCall):
             max_tokens_per_doc=self.max_tokens_per_doc,
             truncation=Truncation.CHUNK if self.max_chunks_per_doc else None,
             passages=PassageOptions(max_passages=self.max_chunks_per_doc),
-            priority=self.priority or 0,
+            terms=Terms(priority=self.priority or 0),
         )
 
     def results(self, result: RerankResult, *, raw: bool | None = False) -> list[Json]:

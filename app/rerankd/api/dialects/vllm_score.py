@@ -16,7 +16,7 @@ from pydantic import (
 
 from rerankd.api.dialects.base import Call, Dialect, Json, limits_of
 from rerankd.api.dialects.fields import ModelName, Priority, score_of, usage_of
-from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
+from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, Terms
 from rerankd.errors import InvalidRequest, RequestTooLarge
 
 _QUERIES: Final = ("text_1", "queries", "query", "data_1")
@@ -63,7 +63,7 @@ class ScoreCall(Call):
                 query=query,
                 documents=[document for _, document in pairs],
                 model=self.model,
-                options=ScoreOptions(priority=self.priority or 0),
+                options=ScoreOptions(terms=Terms(priority=self.priority or 0)),
             )
             for query, pairs in self._pairs_of_query().items()
         ]

@@ -4,8 +4,8 @@
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --documents 30
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --headless --users 32 --spawn-rate 8 --run-time 1m
 
-Run it where `app` can be imported: where rerankd is installed, or with the repository in PYTHONPATH. An answer that
-lacks a document counts as a failure.
+Run it where `rerankd` can be imported: where it is installed, or with `app/` in PYTHONPATH. An answer that lacks a
+document counts as a failure.
 """
 
 import time

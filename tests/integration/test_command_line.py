@@ -23,10 +23,11 @@ from tests.servers import rerankd_server, wait_until_ready
 
 _COMMANDS = ("serve", "rank", "eval", "bench", "tune", "models", "export")
 _ROOT = Path(__file__).resolve().parents[2]
+_PATH = os.pathsep.join([str(_ROOT / "app"), str(_ROOT)])
 
 
 def _environment(**more: str) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(_ROOT), "COLUMNS": "200", **more}
+    return os.environ | {"PYTHONPATH": _PATH, "COLUMNS": "200", **more}
 
 
 def rerankd(*words: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -130,7 +131,7 @@ def test_faults_of_settings_do_not_hide_those_of_the_registry(tmp_path: Path, ti
 def test_a_runtime_that_is_not_installed_is_a_fault(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "openvino.py").write_text("raise ModuleNotFoundError('no', name='openvino')")
     registry = _registry(tmp_path, {"name": "tiny", "path": tiny_model, "engine": "openvino"})
-    done = rerankd("serve", "--check", "--registry", registry, PYTHONPATH=f"{tmp_path}{os.pathsep}{_ROOT}")
+    done = rerankd("serve", "--check", "--registry", registry, PYTHONPATH=f"{tmp_path}{os.pathsep}{_PATH}")
     assert done.returncode == 2
     assert "make install EXTRAS=openvino" in done.stderr
 

@@ -298,7 +298,7 @@ def test_a_missing_extra_is_named(
     """In a process that cannot import the module: a folder before all others holds one that is not there."""
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('no', name={module!r})")
     command = [sys.executable, "-m", "rerankd.cli", "eval", str(data), "--registry", str(registry), *arguments]
-    path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd() / 'app'}"}
     done = subprocess.run(
         command, env={**os.environ, **path}, capture_output=True, text=True, check=False, cwd=tmp_path
     )

@@ -27,7 +27,7 @@ def test_locust_users_rank_documents_without_a_failure(tiny_model: Path, tmp_pat
         command = [program, "-f", str(_ROOT / "loadtest" / "locustfile.py"), "--host", server.url, *short]
         ran = subprocess.run(
             [*command, "--documents", "2", "--api-key", "k"],
-            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT / "app"), str(_ROOT)])},
             capture_output=True,
             text=True,
             timeout=60,

@@ -1,5 +1,6 @@
 """Pages that are written from the code, and links between pages."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -46,13 +47,17 @@ def test_the_tests_that_hold_the_threat_models_promises_exist() -> None:
 def test_the_example_of_an_extension_applies_and_its_tests_pass(tmp_path: Path) -> None:
     page = (_ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
-    for folder in ("app/rerankd", "tests"):
-        shutil.copytree(_ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("app", "tests", "models"):
+        ignored = shutil.ignore_patterns("__pycache__", "recipes")
+        shutil.copytree(_ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
     shutil.copy(_ROOT / "pyproject.toml", tmp_path)
     subprocess.run(["git", "apply", "--verbose", "-"], input=diff, text=True, cwd=tmp_path, check=True)
     written = [path for path in re.findall(r"^\+\+\+ b/(\S+)", diff, re.MULTILINE) if path.startswith("tests/")]
     tests = [*written, "tests/api/test_openapi.py", "tests/api/test_ops.py"]
-    environment = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(tmp_path)}
+    environment = {
+        "PATH": str(Path(sys.executable).parent),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "app"), str(tmp_path)]),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         capture_output=True,

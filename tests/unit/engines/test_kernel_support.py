@@ -36,7 +36,7 @@ def test_kernels_of_another_python_are_named(tmp_path: Path) -> None:
 def without_kernels(tmp_path: Path) -> Path:
     """A copy of the package without the compiled module, as an installation without a compiler leaves it."""
     copy = tmp_path / "installed"
-    shutil.copytree(_ROOT / "app", copy / "app", ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd"))
+    shutil.copytree(_ROOT / "app", copy, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "models"))
     return copy
 
 
@@ -57,7 +57,7 @@ def test_the_command_fails_where_the_kernels_were_not_compiled(without_kernels: 
 def test_the_command_succeeds_where_they_were() -> None:
     if why_not_compiled() is not None:
         pytest.skip("no kernels were compiled here")
-    assert _run(_ROOT, "-m", "rerankd.engines.onnx.kernel_support").returncode == 0
+    assert _run(_ROOT / "app", "-m", "rerankd.engines.onnx.kernel_support").returncode == 0
 
 
 def test_loading_an_int8_model_without_kernels_warns_once_with_the_reason(without_kernels: Path) -> None:

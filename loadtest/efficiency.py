@@ -20,10 +20,10 @@ import orjson
 
 from loadtest.claims import Claim, conclude, parser, run, served
 from rerankd.config.settings import Settings, read_registry
-from rerankd.domain import Encoding
 from rerankd.engines.base import Engine, cut_by_length
 from rerankd.scorers.base import PairScorer
 from rerankd.serving.assembly import load_parts
+from rerankd.tasks.encoding import Encoding
 from rerankd.tools.benchmark.connection import Target
 from rerankd.tools.benchmark.load import Window, closed_loop
 from rerankd.tools.benchmark.measurement import measure
@@ -57,7 +57,7 @@ class EngineAlone:
     def seconds(self, encodings: Sequence[Encoding]) -> float:
         """How long all threads together take for so many pairs, in the best order."""
         started = time.perf_counter()
-        list(self._pool.map(self._engine.forward, cut_by_length(encodings, self._limits)))
+        list(self._pool.map(self._engine.run, cut_by_length(encodings, self._limits)))
         return time.perf_counter() - started
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
 from rerankd.engines.base import BatchLimits, EngineSpec, pad
 from rerankd.engines.openvino import _leave_quantising_to_products, rounded_length
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.tasks.encoding import Encoding
 from rerankd.tools.tuning import workload
 
 Forward = Callable[[Sequence[Encoding]], FloatArray]
@@ -54,7 +55,7 @@ def variants(folder: Path, *, pad_id: int) -> dict[str, tuple[Forward, int]]:
     """Each variant with its batch budget in tokens; the first is what the others are compared with."""
     graph = folder / "model.int8.onnx"
     runtime = load_engine("onnx", EngineSpec(folder=folder, pad_id=pad_id, workers=1, options={"file": graph.name}))
-    found: dict[str, tuple[Forward, int]] = {"ONNX Runtime": (runtime.forward, 512)}
+    found: dict[str, tuple[Forward, int]] = {"ONNX Runtime": (runtime.run, 512)}
     for precision, name in ((ov.Type.bf16, "bfloat16"), (ov.Type.f32, "float32")):
         for group in (32, 128, 384, 768) if name == "bfloat16" else (384,):
             inside = openvino(graph, precision=precision, group=group, pad_id=pad_id)

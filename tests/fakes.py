@@ -17,7 +17,7 @@ from rerankd.batching.planner import BatchPlanner
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import Worker
-from rerankd.domain import Encoding, FloatArray, ScoreOptions, Scores, Timings
+from rerankd.domain import FloatArray, ScoreOptions, Scores, Timings
 from rerankd.engines.base import BatchLimits
 from rerankd.errors import CacheUnavailable, InvalidRequest, TooLong
 from rerankd.pipeline.blanks import BlankStage
@@ -29,6 +29,7 @@ from rerankd.scorers.base import Edges, EncodedPairs
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
 from rerankd.serving.service import Limits, RerankService
+from rerankd.tasks.encoding import Encoding
 from rerankd.telemetry.observer import Observer
 
 POISON: Final = 666
@@ -168,7 +169,7 @@ class ArithmeticEngine:
         self._seconds_per_pass = seconds_per_pass
         self._seconds_per_token = seconds_per_token
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         batch = [encoding.ids.tolist() for encoding in encodings]
         self.batches.append(batch)
         self.gate.wait(timeout=30)

@@ -70,16 +70,6 @@ def check_overlap(*, tokens: int | None, overlap: int | None) -> None:
         raise ValueError(f"overlap must be at most half of tokens, here {tokens // 2}, not {overlap}")
 
 
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """The token ids of one sequence, shape [length]. Ids from `boundary` on belong to segment 1; those before it are
-    the query's part, which a request's encodings share and an engine may compute once.
-    """
-
-    ids: IntArray
-    boundary: int
-
-
 class Meter(Protocol):
     """Counts what one request costs its caller, and says when the caller may not have so much."""
 

@@ -13,8 +13,9 @@
     |- DeadlineExceeded         504 deadline_exceeded
     `- ScoringFailed            500 scoring_failed      the cause goes to the log, never to the client
 
-`ConfigError` and `CacheUnavailable` stand outside of the tree: the first stops the start (or the loading of one
-model) and names the key, the second is caught where the cache is used and becomes a miss.
+Outside of the tree stand: `ConfigError`, which stops the start (or the loading of one model) and names the key;
+`CacheUnavailable`, which is caught where the cache is used and becomes a miss; `OutOfMemory` and `FinalFailure`, by
+which an engine tells the batcher what to do with a batch.
 """
 
 from collections.abc import Sequence
@@ -133,3 +134,11 @@ class SourceUnreachable(ConfigError):
 
 class CacheUnavailable(Exception):
     """The cache did not answer in time, or answered with an error."""
+
+
+class OutOfMemory(Exception):
+    """An engine's device has too little memory for a batch; a smaller one may fit."""
+
+
+class FinalFailure(Exception):
+    """A pass failed for good: its engine has tried again itself."""

@@ -34,7 +34,6 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 from transformers.utils import logging as transformers_logging
 
-from rerankd.domain import Encoding
 from rerankd.engines.torch.causal import TorchCausalEngine
 from rerankd.engines.torch.generate import TorchGenerateEngine
 from rerankd.engines.torch.prefixes import PrefixStore
@@ -42,6 +41,7 @@ from rerankd.pipeline.windows import SCHEDULES, Schedule
 from rerankd.scorers.base import ScorerSpec
 from rerankd.scorers.first import First
 from rerankd.scorers.yes_no import YesNo
+from rerankd.tasks.encoding import Encoding
 from tests.tiny_causal import QWEN_MARKUP, byte_level_tokenizer
 from tests.tiny_models import CORPUS
 
@@ -216,7 +216,7 @@ def shared_prefixes(bench: Bench, *, queries: int, repeats: int) -> Comparison:
         ]
 
     probe = pairs()[:30]
-    difference = float(np.abs(alone.forward(probe) - shared.forward(probe)).max())
+    difference = float(np.abs(alone.run(probe) - shared.run(probe)).max())
     assert difference < _ROUNDING[bench.device.type], difference
     slow_s, fast_s = _alternate(
         pairs,
@@ -291,7 +291,7 @@ def in_passes(
     while order:
         size = max(1, pass_tokens // len(encodings[order[0]].ids))
         batch, order = order[:size], order[size:]
-        rows = engine.forward([encodings[place] for place in batch])
+        rows = engine.run([encodings[place] for place in batch])
         outputs.update(zip(batch, rows, strict=True))
     return iter([outputs[place] for place in range(len(encodings))])
 

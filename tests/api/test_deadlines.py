@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rerankd.cache.memory import MemoryCache
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.scorers.ranking import sigmoid
+from rerankd.tasks.encoding import Encoding
 from tests.api.conftest import Api, OpenApi, is_our_error
 from tests.fakes import ArithmeticEngine, FakeService, logit_of
 
@@ -91,9 +92,9 @@ async def test_callers_are_told_apart_by_their_keys(open_api: OpenApi) -> None:
 class _SlowForLong(ArithmeticEngine):
     """Passes with a sequence of more than twenty tokens wait at the gate."""
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         if max(len(encoding.ids) for encoding in encodings) > 20:
-            return super().forward(encodings)
+            return super().run(encodings)
         return np.array([[logit_of(encoding.ids.tolist())] for encoding in encodings], dtype=np.float32)
 
 

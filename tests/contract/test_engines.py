@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
+from rerankd.tasks.encoding import Encoding
 from tests.tiny_models import CORPUS, FAMILIES, MAX_LENGTH, build_xlmr
 
 pytestmark = pytest.mark.timeout(300)
@@ -108,7 +109,7 @@ def load(kind: Kind, folder: Path) -> Engine:
 
 
 def alone(engine: Engine, encodings: Sequence[Encoding]) -> FloatArray:
-    return np.concatenate([engine.forward([encoding]) for encoding in encodings])
+    return np.concatenate([engine.run([encoding]) for encoding in encodings])
 
 
 @cache
@@ -157,7 +158,7 @@ def test_a_score_does_not_depend_on_the_batch(
         order = np.random.default_rng(seed).permutation(len(encodings))
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            logits = engine.forward([encodings[index] for index in batch])
+            logits = engine.run([encodings[index] for index in batch])
             largest = max(largest, float(np.abs(logits - expected[batch]).max()))
     assert largest < kind.from_alone
 
@@ -168,10 +169,10 @@ def test_threads_that_share_an_engine_get_their_own_scores(
 ) -> None:
     engine = load(kind, folder_of(kind, family))
     batches = [list(encodings[start : start + 4]) for start in range(0, len(encodings), 4)]
-    expected = [engine.forward(batch) for batch in batches]
+    expected = [engine.run(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
-            for logits, wanted in zip(pool.map(engine.forward, batches), expected, strict=True):
+            for logits, wanted in zip(pool.map(engine.run, batches), expected, strict=True):
                 np.testing.assert_allclose(logits, wanted, atol=1e-5)
 
 
@@ -195,7 +196,7 @@ def test_positions_counted_from_behind_any_padding_id_are_right(tmp_path: Path, 
     assert max(len(encoding.ids) for encoding in encodings) == MAX_LENGTH
     engine = load(KINDS["torch-float32"], folder)
     np.testing.assert_allclose(alone(engine, encodings), reference(folder), atol=1e-5)
-    np.testing.assert_allclose(engine.forward(encodings), reference(folder), atol=1e-5)
+    np.testing.assert_allclose(engine.run(encodings), reference(folder), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from rerankd.domain import Encoding
+from rerankd.tasks.encoding import Encoding
 from rerankd.engines import load_engine
 from rerankd.engines.base import EngineSpec
 
@@ -33,7 +33,7 @@ def score(_):
     global peak
     length = int(random.integers(8, 512))
     pairs = int(random.integers(1, max(1, most_tokens // length) + 1))
-    engine.forward([Encoding(random.integers(1000, 2000, length), length // 4)] * pairs)
+    engine.run([Encoding(random.integers(1000, 2000, length), length // 4)] * pairs)
     peak = max(peak, process.memory_info().rss)
 
 

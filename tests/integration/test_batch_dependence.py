@@ -123,8 +123,8 @@ async def test_a_long_text_does_not_turn_the_positions_of_short_ones(
     encodings = list(scorer.encode("x", texts, max_document_tokens=None).encodings)
     lengths = [len(encoding.ids) for encoding in encodings]
     assert min(lengths) < 40 < max(lengths)
-    alone = np.concatenate([engine.forward([encoding]) for encoding in encodings])
-    np.testing.assert_allclose(engine.forward(encodings), alone, atol=1e-5)
+    alone = np.concatenate([engine.run([encoding]) for encoding in encodings])
+    np.testing.assert_allclose(engine.run(encodings), alone, atol=1e-5)
     assert np.ptp(alone) > 0.1
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
-from rerankd.engines.base import Engine, EngineSpec, OutOfMemory
-from rerankd.errors import ConfigError
+from rerankd.engines.base import Engine, EngineSpec
+from rerankd.errors import ConfigError, OutOfMemory
+from rerankd.tasks.encoding import Encoding
 from tests.tiny_causal import CAUSAL_FAMILIES, build_llama, build_llama4, build_phi3, build_t5
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -66,7 +67,7 @@ def test_logits_do_not_depend_on_batches_or_on_what_is_shared(
     engine = load(causal_folder(family), **options)
     for size in (24, 5, 1):
         for start in range(0, 24, size):
-            logits = engine.forward(encodings[start : start + size])
+            logits = engine.run(encodings[start : start + size])
             np.testing.assert_allclose(logits, expected[start : start + size], atol=2e-5)
     assert expected.std() > 0.1
 
@@ -78,7 +79,7 @@ def test_positions_that_a_batchs_longest_sequence_turns_are_computed_apart(tmp_p
     engine = load(folder)
     for size in (24, 5, 1):
         for start in range(0, 24, size):
-            logits = engine.forward(encodings[start : start + size])
+            logits = engine.run(encodings[start : start + size])
             np.testing.assert_allclose(logits, expected[start : start + size], atol=2e-5)
     lengths = [len(encoding.ids) for encoding in encodings]
     assert min(lengths) < 80 < max(lengths)
@@ -97,7 +98,7 @@ def test_a_model_whose_tokens_see_what_follows_shares_no_beginning(tmp_path: Pat
     config = BertGenerationConfig(vocab_size=300, is_decoder=False, initializer_range=0.15, **sizes)
     BertGenerationDecoder(config).eval().save_pretrained(tmp_path)
     encodings = random_encodings(6)
-    np.testing.assert_allclose(load(tmp_path).forward(encodings), plain(tmp_path, encodings), atol=2e-5)
+    np.testing.assert_allclose(load(tmp_path).run(encodings), plain(tmp_path, encodings), atol=2e-5)
 
 
 def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +115,10 @@ def test_a_beginning_is_computed_once(causal_folder: Folder, monkeypatch: pytest
     monkeypatch.setattr(Prefill, "run", counting)
     beginning = np.arange(20, 120)
     encodings = [Encoding(np.concatenate((beginning, [number])), 100) for number in range(30, 50)]
-    engine.forward(encodings[:10])
+    engine.run(encodings[:10])
     assert sum(computed) <= 100 + 10 + 1
     computed.clear()
-    engine.forward(encodings[10:])
+    engine.run(encodings[10:])
     assert sum(computed) == 10
 
 
@@ -129,7 +130,7 @@ def test_what_all_prompts_begin_with_is_shared_between_requests(
     engine = load(causal_folder("qwen3"))
     requests = [np.concatenate((np.arange(20, 120), np.full(10, 130 + number), [9, 8])) for number in range(4)]
     for ids in requests[:3]:
-        engine.forward([Encoding(ids, 110)])
+        engine.run([Encoding(ids, 110)])
     computed: list[int] = []
     run = Prefill.run
 
@@ -138,7 +139,7 @@ def test_what_all_prompts_begin_with_is_shared_between_requests(
         return run(self, past, rests, **options)
 
     monkeypatch.setattr(Prefill, "run", counting)
-    engine.forward([Encoding(requests[3], 110)])
+    engine.run([Encoding(requests[3], 110)])
     assert sum(computed) == 12
 
 
@@ -165,14 +166,14 @@ def test_threads_that_share_an_engine_get_their_own_logits(causal_folder: Folder
     encodings = random_encodings(16)
     expected = plain(causal_folder("llama"), encodings)
     with ThreadPoolExecutor(4) as pool:
-        for logits, wanted in zip(pool.map(lambda one: engine.forward([one]), encodings * 3), [*expected] * 3):  # noqa: B905 - of one length
+        for logits, wanted in zip(pool.map(lambda one: engine.run([one]), encodings * 3), [*expected] * 3):  # noqa: B905 - of one length
             np.testing.assert_allclose(logits[0], wanted, atol=2e-5)
 
 
 def test_rounded_weights_stay_close_and_rows_are_float32(causal_folder: Folder) -> None:
     encodings = random_encodings(12)
     expected = plain(causal_folder("llama"), encodings)
-    logits = load(causal_folder("llama"), precision="bfloat16").forward(encodings)
+    logits = load(causal_folder("llama"), precision="bfloat16").run(encodings)
     assert np.abs(logits - expected).max() < 0.2
     assert len(np.unique(logits)) == logits.size, "rows in bfloat16 would hold ties"
 
@@ -186,7 +187,7 @@ def test_weights_are_rounded_while_loading(tmp_path: Path, quantization: str) ->
     encodings = random_encodings(6)
     expected = plain(folder, encodings)
     engine = load(folder, quantization=quantization)
-    logits = engine.forward(encodings)
+    logits = engine.run(encodings)
     assert engine.name == f"torch-causal/cpu/float32/{quantization}"
     assert 0 < np.abs(logits - expected).max() < 1.5
     assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.8
@@ -213,10 +214,10 @@ def test_a_full_device_asks_for_smaller_batches_and_keeps_nothing(
 
     engine_ = load(causal_folder("llama"), engine, tokens)
     with torch.nn.modules.module.register_module_forward_pre_hook(full), pytest.raises(OutOfMemory) as caught:
-        engine_.forward(random_encodings(3))
+        engine_.run(random_encodings(3))
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None, "its frames would hold the memory of the pass that failed"
-    assert len(engine_.forward(random_encodings(3))) == 3
+    assert len(engine_.run(random_encodings(3))) == 3
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_a_model_without_a_decoder_of_its_own_is_refused_with_a_way_out(tmp_path
     folder = build_llama4(tmp_path / "llama4")
     with pytest.raises(ConfigError, match=r"model_type 'llama4_text' is not supported .*scorer = \"generative\""):
         load(folder)
-    assert load(folder, "torch-generate", ()).forward(random_encodings(2)).shape == (2, 200), "the way out leads there"
+    assert load(folder, "torch-generate", ()).run(random_encodings(2)).shape == (2, 200), "the way out leads there"
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
@@ -274,7 +275,7 @@ def test_what_is_written_is_what_transformers_writes_greedily(causal_folder: Fol
     folder = causal_folder(family)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     encodings = random_encodings(5)
-    outputs = load(folder, "torch-generate", (), max_new_tokens=7).forward(encodings)
+    outputs = load(folder, "torch-generate", (), max_new_tokens=7).run(encodings)
     assert outputs.shape == (5, 7)
     for row, encoding in zip(outputs, encodings, strict=True):
         ids = encoding.ids.tolist()
@@ -294,7 +295,7 @@ def test_a_generative_model_orders_a_window(causal_folder: Folder) -> None:
     spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={"template": "rank-zephyr"})
     scorer = load_list_scorer("generative", spec)
     encoding = scorer.encode_window("query", ["a", "b", "c"], max_document_tokens=None).encoding
-    outputs = load(folder, "torch-generate", (), max_new_tokens=10).forward([encoding])
+    outputs = load(folder, "torch-generate", (), max_new_tokens=10).run([encoding])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     noise = tokenizer.decode([int(token) for token in outputs[0] if token >= 0])
     assert not {"1", "2", "3"} & set(re.findall(r"\w+", noise))

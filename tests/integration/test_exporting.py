@@ -87,7 +87,7 @@ def test_golden_pairs_are_the_float32_logits(onnx_folder: Folder, family: str) -
     assert len({round(pair["logit"], 3) for pair in pairs}) > len(pairs) / 2
     for pair in pairs:
         encodings = scorer.encode(pair["query"], [pair["document"]], max_document_tokens=None).encodings
-        assert engine.forward(encodings)[0, 0] == pytest.approx(pair["logit"], abs=1e-4)
+        assert engine.run(encodings)[0, 0] == pytest.approx(pair["logit"], abs=1e-4)
 
 
 @FAMILY
@@ -204,7 +204,7 @@ def test_a_head_of_several_outputs_is_exported_whole(tmp_path: Path) -> None:
     export(source, target, precisions=["float32", "int8"])
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=target, options={"label": 2}))
     engine = load_engine("onnx", EngineSpec(folder=target, pad_id=scorer.pad_id))
-    logits = engine.forward(scorer.encode("query", ["a", "b"], max_document_tokens=None).encodings)
+    logits = engine.run(scorer.encode("query", ["a", "b"], max_document_tokens=None).encodings)
     assert logits.shape == (2, 3)
     assert np.isfinite(scorer.interpret(logits)).all()
     assert not (target / "golden.json").exists()

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rerankd.domain import Encoding
 from rerankd.engines import load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.errors import ConfigError, SourceUnreachable
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
 from rerankd.serving.sources import Hub, allowed_files, content_hash, find_folder
+from rerankd.tasks.encoding import Encoding
 from tests.hub import Repository, TinyHub, tiny_hub
 from tests.registry_files import write_registry
 from tests.servers import free_port, rerankd_server, wait_until_ready
@@ -122,7 +122,7 @@ def test_a_model_of_the_hub_scores_as_the_local_one(hub: TinyHub, tmp_path: Path
         .encodings
     )
     downloaded, local = (load_engine("onnx", EngineSpec(folder=place, pad_id=0)) for place in (folder, tiny_model))
-    np.testing.assert_array_equal(downloaded.forward(encodings), local.forward(encodings))
+    np.testing.assert_array_equal(downloaded.run(encodings), local.run(encodings))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from rerankd.config.settings import SHIPPED_REGISTRY
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_list_scorer, load_scorer
 from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
+from rerankd.tasks.encoding import Encoding
 from tests.tiny_causal import FIRST_TEMPLATES
 from tests.tiny_models import CORPUS
 from tests.transcriptions import bge_gemma_logits, first_logits, mxbai_rerank_logits, qwen3_reranker_logits
@@ -95,7 +96,7 @@ def in_batches(engine: Engine, encodings: Sequence[Encoding]) -> list[FloatArray
         logits = np.empty((len(encodings), 0), dtype=np.float32)
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            rows = engine.forward([encodings[index] for index in batch])
+            rows = engine.run([encodings[index] for index in batch])
             logits = logits if logits.shape[1] else np.empty((len(encodings), rows.shape[1]), dtype=np.float32)
             logits[batch] = rows
         rounds.append(logits)
@@ -206,7 +207,7 @@ def test_yes_no_over_onnx_gives_the_scores_of_the_model_card(
     expected = qwen3_reranker_logits(causal_folder("qwen3"), QUERIES[0], DOCUMENTS, instruction=INSTRUCTION)
     for logits in in_batches(onnx_engine(folder, scorer), encodings):
         np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
-    int8 = scorer.interpret(onnx_engine(folder, scorer, "model.int8.onnx").forward(encodings))
+    int8 = scorer.interpret(onnx_engine(folder, scorer, "model.int8.onnx").run(encodings))
     assert 0 < np.abs(int8 - expected).max() < 0.5
     assert (folder / "golden.json").is_file()
 
@@ -215,7 +216,7 @@ def test_a_graph_of_other_tokens_is_refused(exported: Callable[[str, str], Path]
     folder = exported("first", "qwen3")
     letters = first_scorer(folder, "qwen3")
     smaller = first_scorer(folder, "qwen3", window=7, stride=3)
-    assert onnx_engine(folder, smaller).forward([Encoding(np.arange(9, 20), 0)]).shape == (1, 7)
+    assert onnx_engine(folder, smaller).run([Encoding(np.arange(9, 20), 0)]).shape == (1, 7)
     digits = first_scorer(folder, "qwen3", identifiers="numeric", window=9, stride=3)
     with pytest.raises(ConfigError, match=r"gives the logits of tokens .* `rerankd export --method`"):
         onnx_engine(folder, digits)
@@ -246,4 +247,4 @@ def test_the_command_exports_for_a_method(causal_folder: Folder, tmp_path: Path)
     scorer = first_scorer(tmp_path, "qwen3", window=5, stride=2)
     encoding = scorer.encode_window(QUERIES[0], DOCUMENTS[:5], max_document_tokens=None).encoding
     expected = first_logits("qwen3", causal_folder("qwen3"), QUERIES[0], DOCUMENTS[:5])
-    np.testing.assert_allclose(onnx_engine(tmp_path, scorer).forward([encoding])[0], expected, atol=1e-5)
+    np.testing.assert_allclose(onnx_engine(tmp_path, scorer).run([encoding])[0], expected, atol=1e-5)

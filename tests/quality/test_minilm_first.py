@@ -138,7 +138,7 @@ def logits_of(folder: Path, documents: Sequence[str]) -> np.ndarray:
         folder=folder, pad_id=scorer.pad_id, output_tokens=scorer.output_tokens, options={"device": "cpu"}
     )
     encoding = scorer.encode_window(QUERY, documents, max_document_tokens=None).encoding
-    logits = load_engine("torch-causal", spec).forward([encoding])[0]
+    logits = load_engine("torch-causal", spec).run([encoding])[0]
     return scorer.interpret_window(logits, candidates=len(documents))
 
 

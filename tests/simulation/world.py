@@ -31,7 +31,7 @@ from rerankd.batching.planner import BatchPlanner
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.config.api_keys import ApiKey, hash_key
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits
 from rerankd.pipeline.blanks import BlankStage, drops_nothing
 from rerankd.pipeline.cached import CachedStage
@@ -42,6 +42,7 @@ from rerankd.scorers.base import EncodedPairs
 from rerankd.scorers.ranking import sigmoid
 from rerankd.serving.model import Canary, LoadedModel, ServedModel
 from rerankd.serving.service import Limits, RerankService
+from rerankd.tasks.encoding import Encoding
 from tests.fakes import RecordingObserver, WordScorer
 from tests.simulation.virtual_time import Clock, VirtualLoop, VirtualWorker
 from tests.unit.batching.simulation import pass_s
@@ -113,7 +114,7 @@ class _Engine:
         self._clock = clock
         self.tokens = 0
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         lengths = [len(encoding.ids) for encoding in encodings]
         self.tokens += sum(lengths)
         self._clock.spend(pass_s(lengths))

@@ -21,9 +21,18 @@ from rerankd.batching.admission import Admission, Estimate, Work
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
 from rerankd.concurrency.worker import Worker, in_portions, let_go
-from rerankd.domain import BoolArray, Encoding, FloatArray, Terms
-from rerankd.engines.base import Engine, FinalFailure, OutOfMemory
-from rerankd.errors import DeadlineExceeded, Overloaded, RerankError, ScoringFailed, Unavailable
+from rerankd.domain import BoolArray, FloatArray, Terms
+from rerankd.engines.base import Engine
+from rerankd.errors import (
+    DeadlineExceeded,
+    FinalFailure,
+    OutOfMemory,
+    Overloaded,
+    RerankError,
+    ScoringFailed,
+    Unavailable,
+)
+from rerankd.tasks.encoding import Encoding
 from rerankd.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -484,7 +493,7 @@ class Batcher:
         self._passes.add(running)
         try:
             async with asyncio.timeout(self._patience_s(running)):
-                logits = await self._worker.run(running.run, self._engine.forward, encodings, self._clock)
+                logits = await self._worker.run(running.run, self._engine.run, encodings, self._clock)
         except TimeoutError:
             self._worker.give_up()
             self._observer.thread_given_up(model=self._model)

@@ -7,9 +7,10 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 
-from rerankd.domain import Encoding, FloatArray, IntArray
+from rerankd.domain import FloatArray, IntArray
 from rerankd.errors import ConfigError
 from rerankd.recognition.weights import check_graph
+from rerankd.tasks.encoding import Encoding
 
 _INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
 
@@ -50,16 +51,8 @@ class BatchLimits:
         return len(rounded) * max(rounded) if self.padded else sum(rounded)
 
 
-class FinalFailure(Exception):
-    """A pass that failed for good: its engine has tried again itself."""
-
-
-class OutOfMemory(Exception):
-    """The device has not enough memory for a batch; a smaller one may fit."""
-
-
 class Engine(Protocol):
-    """`forward` may be called from `workers` threads at a time. It raises `OutOfMemory`, or what the runtime raises."""
+    """`run` may be called from `workers` threads at a time. It raises `OutOfMemory`, or what the runtime raises."""
 
     @property
     def name(self) -> str:
@@ -71,7 +64,7 @@ class Engine(Protocol):
     @property
     def preferred_batch(self) -> BatchLimits: ...
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head]."""
 
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, Engine, EngineSpec
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 # Options that say where a model is, too.
 _OTHER_PLACES = ("device", "device_map")
@@ -33,7 +34,7 @@ class Copies:
     def preferred_batch(self) -> BatchLimits:
         return self._engines[0].preferred_batch
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head].
 
         A pass that hangs stays under way, so that its copy gets others last. Raises what the copy raises.
@@ -43,7 +44,7 @@ class Copies:
             self._running[chosen] += 1
             self._passes[chosen] += 1
         try:
-            return self._engines[chosen].forward(encodings)
+            return self._engines[chosen].run(encodings)
         finally:
             with self._lock:
                 self._running[chosen] -= 1

@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rerankd.concurrency.worker import available_cores
 from rerankd.config.options import read_options
-from rerankd.domain import Encoding, FloatArray, IntArray
+from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec, check_inputs, check_output, find_graph, pad
 from rerankd.engines.processor import int8_sums_overflow
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -105,7 +106,7 @@ class OpenVinoEngine:
     def preferred_batch(self) -> BatchLimits:
         return BatchLimits(tokens=768, pairs=64, rounded_length=rounded_length)
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head], float32."""
         longest = max(len(encoding.ids) for encoding in encodings)
         batch = pad(encodings, pad_id=self._pad_id, length=rounded_length(longest))

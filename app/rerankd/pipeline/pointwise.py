@@ -8,9 +8,10 @@ import numpy as np
 
 from rerankd.batching.batcher import Batcher, Forwarded, Place, Tokenised, identities_of, work_of
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import Encoding, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
+from rerankd.domain import FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
 from rerankd.pipeline.portions import portions
 from rerankd.scorers.base import PairScorer
+from rerankd.tasks.encoding import Encoding
 
 # A larger request is tokenised in portions: others get their turn between two of them, and a client that goes away
 # stops the rest. With 500, ten documents beside 1,000-document requests waited up to 0.1 s for it.

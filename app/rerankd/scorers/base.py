@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rerankd.domain import BoolArray, Encoding, FloatArray, IntArray, WindowPlan
+from rerankd.domain import BoolArray, FloatArray, IntArray, WindowPlan
 from rerankd.scorers.ranking import Activation
+from rerankd.tasks.encoding import Encoding
 
 
 @dataclass(frozen=True, slots=True)

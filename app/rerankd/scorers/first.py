@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
-from rerankd.domain import Encoding, FloatArray, IntArray, WindowPlan
+from rerankd.domain import FloatArray, IntArray, WindowPlan
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import EncodedWindow, ScorerSpec
@@ -35,6 +35,7 @@ from rerankd.scorers.list_prompt import (
 )
 from rerankd.scorers.templates import Neutraliser, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
+from rerankd.tasks.encoding import Encoding
 
 Read = Literal["bracket", "generated-bracket", "prompt"]
 

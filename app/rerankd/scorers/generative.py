@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
-from rerankd.domain import Encoding, FloatArray, IntArray, WindowPlan
+from rerankd.domain import FloatArray, IntArray, WindowPlan
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import EncodedWindow, ScorerSpec
@@ -33,6 +33,7 @@ from rerankd.scorers.list_prompt import (
 )
 from rerankd.scorers.templates import Neutraliser, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
+from rerankd.tasks.encoding import Encoding
 
 _ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"

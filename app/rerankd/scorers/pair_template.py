@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from rerankd.domain import Encoding, IntArray
+from rerankd.domain import IntArray
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 _PROBES = (
     ("what is love", "Baby don't hurt me."),

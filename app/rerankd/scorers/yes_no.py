@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
-from rerankd.domain import Encoding, FloatArray, IntArray
+from rerankd.domain import FloatArray, IntArray
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
 from rerankd.recognition.kinds import answer_tokens, default_prompt, refuse_other_than_language_model
 from rerankd.scorers.base import Edges, EncodedPairs, ScorerSpec
@@ -24,6 +24,7 @@ from rerankd.scorers.edges import token_edges
 from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
 from rerankd.scorers.templates import Neutraliser, fill, placeholders, read_prompt_template, single_token
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops
+from rerankd.tasks.encoding import Encoding
 
 _MIN_DOCUMENT_TOKENS = 16
 

@@ -11,10 +11,11 @@ from typing import Final
 
 import numpy as np
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines.base import Engine
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.scorers.base import ListScorer, PairScorer
+from rerankd.tasks.encoding import Encoding
 
 _PAIRS: Final = (
     ("x", "y"),
@@ -98,7 +99,7 @@ def _windows(scorer: ListScorer) -> tuple[list[Encoding], Callable[[FloatArray],
 
 def _outputs(engine: Engine, encodings: Sequence[Encoding], expected: int | None) -> FloatArray:
     try:
-        outputs = engine.forward(encodings)
+        outputs = engine.run(encodings)
     except Exception as error:
         tokens = max(len(encoding.ids) for encoding in encodings)
         what = f"one text of {tokens} tokens"

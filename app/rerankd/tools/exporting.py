@@ -23,7 +23,7 @@ import torch
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from transformers import AutoTokenizer, PreTrainedModel, masking_utils
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.engines.onnx.engine import OUTPUT_TOKENS
@@ -35,6 +35,7 @@ from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles, refuse_other_than_cross_encoder
 from rerankd.scorers import LIST_SCORERS, load_list_scorer, load_scorer
 from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
+from rerankd.tasks.encoding import Encoding
 from rerankd.tools.narrowing import keep_first_row
 from rerankd.tools.quantizing import quantize_per_token, quantize_weights
 
@@ -231,7 +232,7 @@ def _causal_reference(
     engine = TorchCausalEngine(
         model, output_tokens=scorer.output_tokens, name="reference", pad_id=scorer.pad_id, workers=1, prefixes=None
     )
-    return np.concatenate([engine.forward([encoding]) for encoding in encodings])
+    return np.concatenate([engine.run([encoding]) for encoding in encodings])
 
 
 def _write_tokenizer_and_config(source: Path, target: Path) -> None:
@@ -255,7 +256,7 @@ def _options(model: PreTrainedModel, *, pairs: str | None) -> dict[str, Any]:
 def _reference(model: PreTrainedModel, encodings: Sequence[Encoding], *, pad_id: int) -> FloatArray:
     """One pair at a time, without padding; shape [pairs, outputs]."""
     engine = TorchEncoderEngine(model, device=torch.device("cpu"), precision="float32", pad_id=pad_id, workers=1)
-    return np.concatenate([engine.forward([encoding]) for encoding in encodings])
+    return np.concatenate([engine.run([encoding]) for encoding in encodings])
 
 
 class _LogitsOnly(torch.nn.Module):
@@ -409,8 +410,8 @@ def _measure(graph: Path, precision: Precision, checks: _Checks) -> Parity:
         options={"file": graph.name, "fused": False},
     )
     engine = load_engine("onnx", spec)
-    alone = np.concatenate([engine.forward([encoding]) for encoding in checks.encodings])
-    together = engine.forward(checks.encodings)
+    alone = np.concatenate([engine.run([encoding]) for encoding in checks.encodings])
+    together = engine.run(checks.encodings)
     reference = checks.reference
     difference = np.maximum(np.abs(alone - reference), np.abs(together - reference))
     files = [file for file in (graph, _weights_beside(graph)) if file.is_file()]

@@ -21,7 +21,6 @@ import numpy as np
 
 from rerankd.concurrency.worker import Worker, available_cores
 from rerankd.config.settings import ModelSpec, Settings
-from rerankd.domain import Encoding
 from rerankd.engines import load_engine
 from rerankd.engines.base import BatchLimits, Engine, EngineSpec, cut_by_length
 from rerankd.errors import ConfigError
@@ -30,6 +29,7 @@ from rerankd.scorers.base import PairScorer, ScorerSpec
 from rerankd.serving.assembly import golden_pairs, model_content, model_folder
 from rerankd.serving.model import Canary
 from rerankd.serving.profiles import Choice, Machine, Profile, leaves_layout_open, tuned
+from rerankd.tasks.encoding import Encoding
 from rerankd.tools.quietness import CpuTimes, Interference, disturbances, spread
 
 # Engines that serve the same ONNX graph; the runtime that each needs.
@@ -321,7 +321,7 @@ async def _score(engine: Engine, worker: Worker, batches: Iterator[Sequence[Enco
     async def one_worker() -> int:
         tokens = 0
         for batch in batches:
-            await worker.run(engine.forward, batch)
+            await worker.run(engine.run, batch)
             tokens += sum(len(encoding.ids) for encoding in batch)
             if perf_counter() > until:
                 break
@@ -362,7 +362,7 @@ def _check_scores(engine: Engine, scorer: PairScorer, canary: Canary) -> None:
     """
     for pair in canary.pairs:
         encoded = scorer.encode(pair.query, [pair.document], max_document_tokens=None)
-        value = float(scorer.interpret(engine.forward(encoded.encodings))[0])
+        value = float(scorer.interpret(engine.run(encoded.encodings))[0])
         # in this form it refuses what is no number too
         if not abs(value - pair.logit) <= (np.inf if canary.tolerance is None else canary.tolerance):
             raise ConfigError(f"it scores a golden pair {value:.4f}, the reference is {pair.logit:.4f}")

@@ -16,10 +16,11 @@ from rerankd.batching.admission import Work
 from rerankd.batching.batcher import Batcher, Forwarded, Tokenised, identities_of
 from rerankd.batching.planner import BatchPlanner
 from rerankd.concurrency.worker import Worker
-from rerankd.domain import Encoding, FloatArray, Terms
-from rerankd.engines.base import BatchLimits, OutOfMemory
-from rerankd.errors import DeadlineExceeded, Overloaded, ScoringFailed, Unavailable
+from rerankd.domain import FloatArray, Terms
+from rerankd.engines.base import BatchLimits
+from rerankd.errors import DeadlineExceeded, OutOfMemory, Overloaded, ScoringFailed, Unavailable
 from rerankd.serving.faults import kill_threads
+from rerankd.tasks.encoding import Encoding
 from tests.fakes import NOT_A_NUMBER, POISON, ArithmeticEngine, RecordingObserver, logit_of, running_batcher
 
 
@@ -81,10 +82,10 @@ class _SteadyEngine(ArithmeticEngine):
         super().__init__(**limits)
         self.begun: list[float] = []
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         self.begun.append(perf_counter())
         time.sleep(self.token_s * sum(len(encoding.ids) for encoding in encodings))
-        return super().forward(encodings)
+        return super().run(encodings)
 
 
 async def _learn(batcher: Batcher) -> None:
@@ -207,7 +208,7 @@ class _MiscountingEngine:
     workers = 1
     preferred_batch = BatchLimits(tokens=512, pairs=64)
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         rows = len(encodings) + (len(encodings) == 2)
         return np.zeros((rows, 1), dtype=np.float32)
 
@@ -438,10 +439,10 @@ async def test_a_deadline_that_comes_is_an_error_and_drops_what_waits() -> None:
 class _HeldUpByOneToken(ArithmeticEngine):
     """Only a batch that begins with a sequence of one token waits at the gate."""
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         if len(encodings[0].ids) > 1:
             return np.array([[logit_of(encoding.ids.tolist())] for encoding in encodings], dtype=np.float32)
-        return super().forward(encodings)
+        return super().run(encodings)
 
 
 async def test_a_partial_answer_has_what_is_scored_by_the_deadline() -> None:
@@ -564,10 +565,10 @@ async def test_a_request_that_turns_out_to_be_smaller_makes_room_for_others() ->
 class _HangingEngine(ArithmeticEngine):
     """Never comes back from a batch with the id `POISON`, until the gate opens."""
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         if any(POISON in encoding.ids for encoding in encodings):
             self.gate.wait(timeout=30)
-        return super().forward(encodings)
+        return super().run(encodings)
 
 
 class _FailingOnceEngine(ArithmeticEngine):
@@ -575,11 +576,11 @@ class _FailingOnceEngine(ArithmeticEngine):
 
     failed = False
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         if not self.failed:
             self.failed = True
             raise RuntimeError("a passing weakness")
-        return super().forward(encodings)
+        return super().run(encodings)
 
 
 async def test_an_encoding_that_was_alone_when_its_worker_failed_is_tried_once_more() -> None:
@@ -658,10 +659,10 @@ async def test_a_first_pass_has_longer_but_is_not_waited_for_without_end() -> No
 class _SmallEngine(ArithmeticEngine):
     """Has memory for 100 padded tokens."""
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         if len(encodings) * max(len(encoding.ids) for encoding in encodings) > 100:
             raise OutOfMemory("100 tokens and no more")
-        return super().forward(encodings)
+        return super().run(encodings)
 
 
 async def test_out_of_memory_is_retried_in_smaller_batches_and_not_met_again() -> None:

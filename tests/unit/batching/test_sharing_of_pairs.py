@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rerankd.domain import LAST_PRIORITY, Encoding, Terms
+from rerankd.domain import LAST_PRIORITY, Terms
+from rerankd.tasks.encoding import Encoding
 from tests.fakes import ArithmeticEngine, RecordingObserver, logit_of, running_batcher
 
 

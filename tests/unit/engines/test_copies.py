@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, Engine, EngineSpec
 from rerankd.engines.copies import load_copies
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 ONE = [Encoding(np.array([2, 5, 3]), 2)]
 
@@ -31,7 +32,7 @@ class Copy:
         self._number = number
         self._counting = Lock()
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         with self._counting:
             self.passes += 1
         self.entered.set()
@@ -68,7 +69,7 @@ def test_every_device_has_a_copy_with_its_own_workers() -> None:
 def test_copies_that_idle_take_turns() -> None:
     machine = Machine()
     engine = load_copies(machine.load, spec_for("cuda:0", "cuda:1", "cuda:2"))
-    assert [int(engine.forward(ONE)[0, 0]) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert [int(engine.run(ONE)[0, 0]) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_pass_goes_to_the_copy_with_the_fewest_under_way() -> None:
@@ -77,20 +78,20 @@ def test_a_pass_goes_to_the_copy_with_the_fewest_under_way() -> None:
     busy, idle = machine.copies
     busy.may_end.clear()
     with ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(engine.forward, ONE)
+        hanging = pool.submit(engine.run, ONE)
         assert busy.entered.wait(10)
-        assert [int(engine.forward(ONE)[0, 0]) for _ in range(5)] == [1] * 5
+        assert [int(engine.run(ONE)[0, 0]) for _ in range(5)] == [1] * 5
         busy.may_end.set()
         assert hanging.result(10)[0, 0] == 0
     assert (busy.passes, idle.passes) == (1, 5)
     # the one that hung is behind by four passes, and catches up
-    assert [int(engine.forward(ONE)[0, 0]) for _ in range(4)] == [0] * 4
+    assert [int(engine.run(ONE)[0, 0]) for _ in range(4)] == [0] * 4
 
 
 def test_a_pass_that_failed_is_no_longer_under_way() -> None:
     class Broken(Copy):
-        def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
-            super().forward(encodings)
+        def run(self, encodings: Sequence[Encoding]) -> FloatArray:
+            super().run(encodings)
             raise RuntimeError("broken")
 
     broken = Broken(spec_for(), number=0, kind="cuda")
@@ -99,8 +100,8 @@ def test_a_pass_that_failed_is_no_longer_under_way() -> None:
     engine = load_copies(lambda _spec: engines.pop(0), spec_for("cuda:0", "cuda:1"))
     for _ in range(3):
         with pytest.raises(RuntimeError, match="broken"):
-            engine.forward(ONE)
-        assert engine.forward(ONE)[0, 0] == 1
+            engine.run(ONE)
+        assert engine.run(ONE)[0, 0] == 1
     assert (broken.passes, whole.passes) == (3, 3)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rerankd.domain import Encoding
 from rerankd.engines import load_engine
-from rerankd.engines.base import EngineSpec, OutOfMemory
-from rerankd.errors import ConfigError
+from rerankd.engines.base import EngineSpec
+from rerankd.errors import ConfigError, OutOfMemory
+from rerankd.tasks.encoding import Encoding
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -75,7 +75,7 @@ def test_replayed_passes_score_like_computed_ones(torch_folder: Callable[[str], 
     recorder = Processor()
     plain, recorded = load(folder), load(folder, recorder)
     for batch in batches(40):
-        np.testing.assert_allclose(recorded.forward(batch), plain.forward(batch), atol=1e-5)
+        np.testing.assert_allclose(recorded.run(batch), plain.run(batch), atol=1e-5)
     assert 1 < recorder.recorded <= 6 * 4
 
 
@@ -83,9 +83,9 @@ def test_a_shape_is_recorded_once_and_what_came_before_does_not_matter(tiny_bert
     recorder = Processor()
     engine = load(tiny_bert, recorder)
     long, short = ([Encoding(np.arange(5, 5 + length), 3)] * 5 for length in (60, 34))
-    first = engine.forward(short)
-    engine.forward(long)
-    np.testing.assert_array_equal(engine.forward(short), first)
+    first = engine.run(short)
+    engine.run(long)
+    np.testing.assert_array_equal(engine.run(short), first)
     assert recorder.recorded == 1
 
 
@@ -93,15 +93,15 @@ def test_threads_do_not_write_into_each_others_passes(tiny_bert: Path) -> None:
     plain, recorded = load(tiny_bert), load(tiny_bert, Processor())
     many = batches(60, seed=1)
     with ThreadPoolExecutor(4) as pool:
-        for batch, logits in zip(many, pool.map(recorded.forward, many), strict=True):
-            np.testing.assert_allclose(logits, plain.forward(batch), atol=1e-5)
+        for batch, logits in zip(many, pool.map(recorded.run, many), strict=True):
+            np.testing.assert_allclose(logits, plain.run(batch), atol=1e-5)
 
 
 def test_a_large_batch_is_computed(tiny_bert: Path) -> None:
     recorder = Processor()
     engine = load(tiny_bert, recorder)
     large = [Encoding(np.arange(5, 105), 3)] * 200
-    np.testing.assert_allclose(engine.forward(large), load(tiny_bert).forward(large), atol=1e-5)
+    np.testing.assert_allclose(engine.run(large), load(tiny_bert).run(large), atol=1e-5)
     assert recorder.recorded == 0
 
 
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_recorded_is_computed(tiny_bert: Path, caplog: py
     refusing = Refusing(RuntimeError("operation not permitted when stream is capturing"))
     engine, plain = load(tiny_bert, refusing), load(tiny_bert)
     for batch in batches(3):
-        np.testing.assert_array_equal(engine.forward(batch), plain.forward(batch))
+        np.testing.assert_array_equal(engine.run(batch), plain.run(batch))
     assert refusing.asked == 1
     assert [record.message for record in caplog.records] == [
         "the model's passes cannot be recorded as CUDA graphs and are computed without"
@@ -120,7 +120,7 @@ def test_too_little_memory_for_a_recording_is_too_little_memory(tiny_bert: Path)
     engine = load(tiny_bert, Refusing(torch.OutOfMemoryError("CUDA out of memory")))
     for _ in range(2):
         with pytest.raises(OutOfMemory, match="CUDA out of memory"):
-            engine.forward(batches(1)[0])
+            engine.run(batches(1)[0])
 
 
 def test_shapes_are_few_and_no_longer_than_the_model_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,4 +160,4 @@ def test_graphs_on_a_gpu_score_like_computed_passes(torch_folder: Callable[[str]
         for more in ({}, {"cuda_graphs": True})
     )
     for batch in batches(40):
-        np.testing.assert_allclose(recorded.forward(batch), plain.forward(batch), atol=1e-3)
+        np.testing.assert_allclose(recorded.run(batch), plain.run(batch), atol=1e-3)

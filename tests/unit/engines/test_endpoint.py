@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import rerankd.engines.remote.endpoint
-from rerankd.domain import Encoding
 from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemoteEngine
 from rerankd.engines.remote.endpoint import EndpointFailed
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 from tests.endpoint_server import Script, completion, serving_endpoint
 
 MESSAGES = [{"role": "user", "content": "größer?"}]
@@ -43,7 +43,7 @@ def test_an_answer_comes_back_as_its_bytes(tmp_path: Path) -> None:
     script = Script([(200, completion("[2] > [1] é")), (200, completion("a thought first, then [1] > [2]"))])
     with serving_endpoint(script) as url:
         asking = engine(url, api_key_file=str(key), parameters={"seed": 7})
-        outputs = asking.forward([encoding(), encoding()])
+        outputs = asking.run([encoding(), encoding()])
     assert outputs.shape == (2, 32)
     assert outputs.dtype == np.float32
     assert written(outputs) == ["[2] > [1] é", "a thought first, then [1] > [2]"]
@@ -56,33 +56,33 @@ def test_an_answer_comes_back_as_its_bytes(tmp_path: Path) -> None:
 
 def test_of_a_long_answer_the_end_is_kept() -> None:
     with serving_endpoint(Script([(200, completion("x" * 50 + "[2] > [1]"))])) as url:
-        assert written(engine(url).forward([encoding()])) == ["x" * 23 + "[2] > [1]"]
+        assert written(engine(url).run([encoding()])) == ["x" * 23 + "[2] > [1]"]
 
 
 def test_no_content_is_an_empty_answer() -> None:
     with serving_endpoint(Script([(200, completion(None))])) as url:
-        assert written(engine(url).forward([encoding()])) == [""]
+        assert written(engine(url).run([encoding()])) == [""]
 
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "0.01"}, {"retry-after": "soon"}])
 def test_what_may_pass_is_tried_again(headers: dict[str, str]) -> None:
     script = Script([(429, {}), (503, {}), (200, completion("[1]"))], headers)
     with serving_endpoint(script) as url:
-        assert written(engine(url).forward([encoding()])) == ["[1]"]
+        assert written(engine(url).run([encoding()])) == ["[1]"]
     assert len(script.asked) == 3
 
 
 def test_tries_end() -> None:
     script = Script([(500, {})])
     with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="did not answer: status 500"):
-        engine(url, retries=1).forward([encoding()])
+        engine(url, retries=1).run([encoding()])
     assert len(script.asked) == 2
 
 
 def test_a_refusal_is_not_tried_again() -> None:
     script = Script([(401, {})])
     with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="status 401"):
-        engine(url).forward([encoding()])
+        engine(url).run([encoding()])
     assert len(script.asked) == 1
 
 
@@ -92,14 +92,14 @@ def test_what_is_no_completion_fails(content: Any) -> None:
         serving_endpoint(Script([(200, content)])) as url,
         pytest.raises(EndpointFailed, match="not a chat completion"),
     ):
-        engine(url).forward([encoding()])
+        engine(url).run([encoding()])
 
 
 def test_an_endpoint_that_is_away_fails() -> None:
     with serving_endpoint(Script([])) as url:
         pass
     with pytest.raises(EndpointFailed, match="ConnectError"):
-        engine(url, retries=1).forward([encoding()])
+        engine(url, retries=1).run([encoding()])
 
 
 def test_an_endpoint_that_hangs_is_given_up() -> None:
@@ -109,19 +109,19 @@ def test_an_endpoint_that_hangs_is_given_up() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         with pytest.raises(EndpointFailed, match="ReadTimeout"):
-            engine(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=0, timeout_s=0.2).forward([encoding()])
+            engine(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=0, timeout_s=0.2).run([encoding()])
 
 
 def test_an_answer_that_never_ends_is_given_up() -> None:
     script = Script([(200, completion("[1] > [2]"))], seconds_per_byte=0.05)
     with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match=r"ReadTimeout.*within 0\.2 s"):
-        engine(url, retries=0, timeout_s=0.2).forward([encoding()])
+        engine(url, retries=0, timeout_s=0.2).run([encoding()])
 
 
 def test_an_answer_that_cannot_be_unpacked_is_tried_again() -> None:
     script = Script([(200, b"no gzip")], {"content-encoding": "gzip"})
     with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="DecodingError"):
-        engine(url, retries=1).forward([encoding()])
+        engine(url, retries=1).run([encoding()])
     assert len(script.asked) == 2
 
 
@@ -184,7 +184,7 @@ def test_an_endpoint_in_a_network_of_no_proxy_is_asked_directly(monkeypatch: pyt
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "fe80::/10, 127.0.0.0/8")
     with serving_endpoint(Script([(200, completion("[1]"))])) as url:
-        assert written(engine(url).forward([encoding()])) == ["[1]"]
+        assert written(engine(url).run([encoding()])) == ["[1]"]
 
 
 def test_requests_go_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,5 +193,5 @@ def test_requests_go_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        assert written(engine("http://elsewhere.invalid/v1").forward([encoding()])) == ["[1]"]
+        assert written(engine("http://elsewhere.invalid/v1").run([encoding()])) == ["[1]"]
     assert script.asked[0][0] == "http://elsewhere.invalid/v1/chat/completions"

@@ -9,7 +9,6 @@ import pytest
 from pydantic import BaseModel
 
 from rerankd.config.settings import ModelSpec, Settings
-from rerankd.domain import Encoding
 from rerankd.engines import ENGINES, load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint
@@ -23,6 +22,7 @@ from rerankd.scorers.first import FirstOptions
 from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.yes_no import YesNoOptions
 from rerankd.serving.assembly import load_parts
+from rerankd.tasks.encoding import Encoding
 from tests.fakes import ArithmeticEngine
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
@@ -157,7 +157,7 @@ def test_a_loaded_models_key_has_what_changes_its_scores(tiny_model: Path, chang
 def test_options_without_effect_have_none(tiny_model: Path, options: dict[str, Any]) -> None:
     encodings = [Encoding(np.arange(5, 5 + length), length // 2) for length in (9, 30, 100)]
     plain, other = (
-        load_engine("onnx", EngineSpec(folder=tiny_model, pad_id=0, options=given)).forward(encodings)
+        load_engine("onnx", EngineSpec(folder=tiny_model, pad_id=0, options=given)).run(encodings)
         for given in ({}, options)
     )
     np.testing.assert_allclose(other, plain, atol=1e-6)

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine
 from rerankd.engines.onnx.encoder_layers import (
@@ -25,6 +25,7 @@ from rerankd.engines.onnx.encoder_layers import (
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
+from rerankd.tasks.encoding import Encoding
 from rerankd.tools.exporting import export_cross_encoder
 from tests.requirements import missing
 from tests.tiny_models import CORPUS, WIDE, build_bert, build_xlmr
@@ -153,8 +154,8 @@ def test_masks_and_positions_of_another_kind_are_computed_by_the_runtime(tmp_pat
     change(model.graph)
     onnx.save(model, folder / _INT8)
     encodings = pairs(folder)[:4]
-    expected = load(folder, fused=False).forward(encodings)
-    np.testing.assert_allclose(fused(folder).forward(encodings), expected, atol=0.15)
+    expected = load(folder, fused=False).run(encodings)
+    np.testing.assert_allclose(fused(folder).run(encodings), expected, atol=0.15)
 
 
 def _with_a_constant(graph: onnx.GraphProto) -> None:
@@ -181,15 +182,15 @@ def test_embeddings_of_another_kind_stay_in_the_graph(tmp_path: Path, change: Ch
     onnx.save(model, folder / _INT8)
     assert embeddings_of(model.graph) is None
     encodings = pairs(folder)[:4]
-    expected = load(folder, fused=False).forward(encodings)
-    np.testing.assert_allclose(fused(folder).forward(encodings), expected, atol=0.15)
+    expected = load(folder, fused=False).run(encodings)
+    np.testing.assert_allclose(fused(folder).run(encodings), expected, atol=0.15)
 
 
 def test_a_token_that_the_vocabulary_has_not_is_an_error_as_in_the_graph(tmp_path: Path) -> None:
     folder = _wide_bert(tmp_path)
     for engine in (fused(folder), load(folder, fused=False)):
         with pytest.raises(Exception, match=r"row 99999 of a table of|idx=99999 must be within"):
-            engine.forward([Encoding(np.array([2, 99999, 3]), 2)])
+            engine.run([Encoding(np.array([2, 99999, 3]), 2)])
 
 
 def _wide_bert(folder: Path) -> Path:
@@ -262,8 +263,8 @@ def test_what_a_kernel_does_not_compute_stays_in_the_graph(tmp_path: Path, chang
     onnx.save(model, folder / _INT8)
     assert len(find_layers(model.graph)) == 2
     encodings = pairs(folder)
-    expected = load(folder, fused=False).forward(encodings)
-    np.testing.assert_allclose(fused(folder).forward(encodings), expected, atol=0.15)
+    expected = load(folder, fused=False).run(encodings)
+    np.testing.assert_allclose(fused(folder).run(encodings), expected, atol=0.15)
 
 
 def _distance(logits: FloatArray, expected: FloatArray) -> float:
@@ -272,9 +273,9 @@ def _distance(logits: FloatArray, expected: FloatArray) -> float:
 
 def test_scores_are_as_near_to_float32_as_those_of_onnx_runtime(wide_folder: Path) -> None:
     encodings = pairs(wide_folder, [*QUERIES, *CORPUS])
-    expected = load(wide_folder, file="model.onnx").forward(encodings)
-    by_runtime = load(wide_folder, fused=False).forward(encodings)
-    ours = fused(wide_folder).forward(encodings)
+    expected = load(wide_folder, file="model.onnx").run(encodings)
+    by_runtime = load(wide_folder, fused=False).run(encodings)
+    ours = fused(wide_folder).run(encodings)
     assert _distance(ours, expected) < 1.3 * _distance(by_runtime, expected)
     assert _distance(ours, by_runtime) < 1.3 * _distance(by_runtime, expected)
     assert expected.std() > 3 * _distance(ours, expected)
@@ -296,16 +297,16 @@ def test_padding_that_a_graph_reads_counts(tmp_path: Path) -> None:
     onnx.save(model, folder / _INT8)
     engine, encodings = fused(folder), pairs(folder)[:4]
     assert engine.preferred_batch.area([5, 40]) == 80
-    expected = load(folder, fused=False).forward(encodings)
-    np.testing.assert_allclose(engine.forward(encodings), expected, atol=0.15)
+    expected = load(folder, fused=False).run(encodings)
+    np.testing.assert_allclose(engine.run(encodings), expected, atol=0.15)
 
 
 @pytest.mark.parametrize("folder", [_SHIPPED, "wide"], ids=["shipped", "wide"])
 def test_a_score_does_not_depend_on_the_batch(folder: Path | str, wide_folder: Path) -> None:
     where = wide_folder if folder == "wide" else _SHIPPED
     engine, encodings = fused(where), pairs(where)
-    alone = np.concatenate([engine.forward([encoding]) for encoding in encodings])
-    np.testing.assert_allclose(engine.forward(encodings), alone, atol=1e-5)
+    alone = np.concatenate([engine.run([encoding]) for encoding in encodings])
+    np.testing.assert_allclose(engine.run(encodings), alone, atol=1e-5)
 
 
 def test_scores_of_both_ways_are_told_apart_in_the_cache() -> None:
@@ -372,6 +373,6 @@ def test_the_shipped_model_is_faster_with_our_kernels() -> None:
     for _ in range(8):
         for engine, taken in times.items():
             started = process_time()
-            engine.forward(batch)
+            engine.run(batch)
             taken.append(process_time() - started)
     assert min(times[theirs]) > 1.15 * min(times[ours])

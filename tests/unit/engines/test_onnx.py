@@ -14,11 +14,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 
-from rerankd.domain import Encoding
 from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec
 from rerankd.engines.processor import int8_sums_overflow
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 from rerankd.tools.quantizing import quantize_per_token
 
 EIGHT = Encoding(np.array([2, 5, 3, 7, 3, 11, 2, 3]), 5)
@@ -85,40 +85,40 @@ def test_the_best_graph_for_a_processor_is_found(tmp_path: Path, there: list[str
         sum_of_ids(tmp_path / name, factor=float(number))
     engine = load(tmp_path)
     assert engine.name == f"onnx/cpu/{chosen}"
-    assert engine.forward(TWO)[0, 0] == pytest.approx(20 * (there.index(chosen) + 1))
+    assert engine.run(TWO)[0, 0] == pytest.approx(20 * (there.index(chosen) + 1))
 
 
 def test_the_graph_of_a_hub_repository_layout_serves(tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "onnx").mkdir()
     copyfile(tiny_model / "model.onnx", tmp_path / "onnx" / "model.onnx")
-    np.testing.assert_array_equal(load(tmp_path).forward(TWO), load(tiny_model).forward(TWO))
+    np.testing.assert_array_equal(load(tmp_path).run(TWO), load(tiny_model).run(TWO))
 
 
 def test_a_graph_may_be_named(tmp_path: Path) -> None:
     sum_of_ids(tmp_path / "model.onnx")
     sum_of_ids(tmp_path / "onnx" / "model_O3.onnx", factor=2.0)
-    assert load(tmp_path, file="onnx/model_O3.onnx").forward(TWO)[:, 0].tolist() == [40.0, 16.0]
+    assert load(tmp_path, file="onnx/model_O3.onnx").run(TWO)[:, 0].tolist() == [40.0, 16.0]
 
 
 def test_a_graph_that_takes_int32_gets_int32(tmp_path: Path) -> None:
     sum_of_ids(tmp_path / "model.onnx", kind=TensorProto.INT32)
-    assert load(tmp_path).forward(TWO)[:, 0].tolist() == [20.0, 8.0]
+    assert load(tmp_path).run(TWO)[:, 0].tolist() == [20.0, 8.0]
 
 
 @pytest.mark.parametrize("io_binding", [True, False])
 def test_logits_are_taken_by_their_name_and_not_by_their_place(tmp_path: Path, *, io_binding: bool) -> None:
     sum_of_ids(tmp_path / "model.onnx", outputs=("pooled", "logits"))
-    assert load(tmp_path, io_binding=io_binding).forward(TWO).shape == (2, 1)
+    assert load(tmp_path, io_binding=io_binding).run(TWO).shape == (2, 1)
 
 
 def test_an_only_output_may_have_any_name(tmp_path: Path) -> None:
     sum_of_ids(tmp_path / "model.onnx", outputs=("output_0",))
-    assert load(tmp_path).forward(TWO)[:, 0].tolist() == [20.0, 8.0]
+    assert load(tmp_path).run(TWO)[:, 0].tolist() == [20.0, 8.0]
 
 
 def test_inputs_that_the_graph_does_not_take_are_not_given(tmp_path: Path, tiny_model: Path) -> None:
     sum_of_ids(tmp_path / "model.onnx")
-    assert load(tmp_path).forward(TWO).shape == load(tiny_model).forward(TWO).shape
+    assert load(tmp_path).run(TWO).shape == load(tiny_model).run(TWO).shape
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_broken_graph_is_named(tmp_path: Path, content: bytes, message: str) -
 def test_a_graph_without_its_weights_file_is_named(tmp_path: Path, tiny_model: Path) -> None:
     model = onnx.load(tiny_model / "model.onnx")
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx_data")
-    assert load(tmp_path).forward(TWO).shape == (2, 1)
+    assert load(tmp_path).run(TWO).shape == (2, 1)
     (tmp_path / "model.onnx_data").unlink()
     with pytest.raises(ConfigError, match=r"cannot open .*model\.onnx"):
         load(tmp_path)
@@ -208,7 +208,7 @@ except ConfigError as error:
 
 def test_int8_products_are_exact_on_every_processor(tmp_path: Path) -> None:
     expected = save_large_products(tmp_path / "model.int8.onnx", width=64)
-    np.testing.assert_array_equal(load(tmp_path).forward([EIGHT]), expected)
+    np.testing.assert_array_equal(load(tmp_path).run([EIGHT]), expected)
 
 
 @pytest.mark.timed
@@ -220,9 +220,7 @@ def test_exact_products_cost_nothing_where_the_processor_multiplies_exactly_by_i
     plain, ours = InferenceSession(file, _one_thread()), load(tmp_path)
     sequence = Encoding(ids=np.zeros(512, dtype=np.int64), boundary=1)
     given = {"input_ids": sequence.ids[None]}
-    ratios = [
-        _cpu_time(lambda: ours.forward([sequence])) / _cpu_time(lambda: plain.run(None, given)) for _ in range(20)
-    ]
+    ratios = [_cpu_time(lambda: ours.run([sequence])) / _cpu_time(lambda: plain.run(None, given)) for _ in range(20)]
     assert median(ratios) <= 1.5
 
 
@@ -237,7 +235,7 @@ def test_weights_that_several_products_share_are_served_with_a_warning_at_most(
         node.input[:] = [name.partition("#")[0] for name in node.input]
     onnx.save(model, file)
     engine = load(tmp_path)
-    logits = engine.forward([EIGHT])
+    logits = engine.run([EIGHT])
     assert engine.name.endswith("/inexact") == bool(caplog.records)
     if caplog.records:
         assert [record.message[:40] for record in caplog.records] == ["scores may be far off on this processor,"]

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 import pytest
 
-from rerankd.domain import Encoding
 from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 from rerankd.tools.quantizing import quantize_per_token
 from tests.unit.engines.test_onnx import EIGHT, TWO, Shape, save_large_products, sum_of_ids
 
@@ -54,7 +54,7 @@ def test_lengths_are_rounded_up_to_few(length: int, expected: int) -> None:
 def test_int8_products_are_exact_on_every_processor(tmp_path: Path, width: int) -> None:
     """OpenVINO quantises the vectors of wider products itself; narrow ones come as the graph has them."""
     expected = save_large_products(tmp_path / "model.int8.onnx", width=width)
-    np.testing.assert_allclose(load(tmp_path, precision="float32").forward([EIGHT]), expected, rtol=1e-6)
+    np.testing.assert_allclose(load(tmp_path, precision="float32").run([EIGHT]), expected, rtol=1e-6)
 
 
 def test_rounding_up_costs_little() -> None:
@@ -104,8 +104,8 @@ def test_a_pass_that_hangs_does_not_keep_its_workers_successor_waiting(tiny_mode
     pair = [Encoding(np.array([5, 6, 7]), 2)]
     with ThreadPoolExecutor(2) as threads:
         try:
-            hanging = threads.submit(engine.forward, pair)
-            logits = threads.submit(engine.forward, pair).result(timeout=30)
+            hanging = threads.submit(engine.run, pair)
+            logits = threads.submit(engine.run, pair).result(timeout=30)
         finally:
             gate.set()
         assert np.array_equal(hanging.result(timeout=30), logits)
@@ -120,7 +120,7 @@ _FIRST_PASSES: Final = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from rerankd.domain import Encoding
+from rerankd.tasks.encoding import Encoding
 from rerankd.engines.base import EngineSpec
 from rerankd.engines.openvino import OpenVinoEngine
 
@@ -130,7 +130,7 @@ together = threading.Barrier(8)
 
 def first():
     together.wait()
-    print(engine.forward([Encoding(ids=np.arange(8), boundary=4)]).shape)
+    print(engine.run([Encoding(ids=np.arange(8), boundary=4)]).shape)
 
 threads = [threading.Thread(target=first, daemon=True) for _ in range(8)]
 [thread.start() for thread in threads]
@@ -215,16 +215,16 @@ def test_logits_do_not_depend_on_how_many_kernels_are_kept(tiny_model: Path) -> 
     few, many = (load(tiny_model, precision="float32", kept_kernels=kept) for kept in (1, 1000))
     for length in (3, 20, 60, 3, 60, 20):
         batch = [Encoding(np.full(length, 7), 2)] * 3
-        np.testing.assert_array_equal(few.forward(batch), many.forward(batch))
+        np.testing.assert_array_equal(few.run(batch), many.run(batch))
     with pytest.raises(ConfigError, match="kept_kernels must be at least 1, not 0"):
         load(tiny_model, kept_kernels=0)
 
 
 def test_logits_do_not_change_when_the_engine_goes_on(tiny_model: Path) -> None:
     engine = load(tiny_model, precision="float32")
-    first = engine.forward(TWO)
+    first = engine.run(TWO)
     kept = first.copy()
-    engine.forward([Encoding(np.array([2, 3, 3]), 2)] * 2)
+    engine.run([Encoding(np.array([2, 3, 3]), 2)] * 2)
     np.testing.assert_array_equal(first, kept)
 
 
@@ -235,7 +235,7 @@ def test_a_failed_forward_pass_does_not_cost_a_worker(tmp_path: Path) -> None:
     for _ in range(3):
         with pytest.raises(RuntimeError):
             engine._infer({"input_ids": np.zeros((1, 2, 3), dtype=np.int64)})
-        assert engine.forward([Encoding(np.array([2, 3, 3]), 2)])[0, 0] == pytest.approx(8, rel=0.01)
+        assert engine.run([Encoding(np.array([2, 3, 3]), 2)])[0, 0] == pytest.approx(8, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -273,4 +273,4 @@ def test_a_broken_graph_is_named(tmp_path: Path, content: bytes, message: str) -
 
 def test_a_graph_that_takes_int32_gets_int32(tmp_path: Path) -> None:
     sum_of_ids(tmp_path / "model.onnx", kind=onnx.TensorProto.INT32, outputs=("pooled", "logits"))
-    assert load(tmp_path).forward(TWO)[:, 0].tolist() == [20.0, 8.0]
+    assert load(tmp_path).run(TWO)[:, 0].tolist() == [20.0, 8.0]

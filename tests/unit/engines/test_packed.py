@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rerankd.domain import Encoding
 from rerankd.engines import load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -61,7 +61,7 @@ def test_both_poolings_of_modernbert_agree_with_padded(tmp_path: Path, tiny_mode
     folder = _with_config(tiny_modernbert, tmp_path, classifier_pooling=pooling)
     padded, packed = _engine(folder), _engine(folder, packed=True)
     assert packed.name == "torch/cpu/float32/packed"
-    np.testing.assert_allclose(packed.forward(THREE), padded.forward(THREE), atol=1e-5)
+    np.testing.assert_allclose(packed.run(THREE), padded.run(THREE), atol=1e-5)
 
 
 @pytest.mark.timeout(600)
@@ -69,9 +69,7 @@ def test_both_poolings_of_modernbert_agree_with_padded(tmp_path: Path, tiny_mode
 def test_compiled_layers_give_the_same_logits(tiny_bert: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
-    np.testing.assert_allclose(
-        _engine(tiny_bert, compile=True).forward(THREE), _engine(tiny_bert).forward(THREE), atol=1e-5
-    )
+    np.testing.assert_allclose(_engine(tiny_bert, compile=True).run(THREE), _engine(tiny_bert).run(THREE), atol=1e-5)
 
 
 def test_a_family_that_cannot_be_packed_is_named(tiny_deberta: Path) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rerankd.domain import Encoding
 from rerankd.engines.base import pad
+from rerankd.tasks.encoding import Encoding
 
 
 def encoding(*ids: int, boundary: int) -> Encoding:

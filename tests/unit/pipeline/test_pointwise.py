@@ -9,10 +9,11 @@ import pytest
 
 from rerankd.batching.batcher import identities_of
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import Encoding, ScoreOptions, Terms
+from rerankd.domain import ScoreOptions, Terms
 from rerankd.errors import ScoringFailed
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.scorers.base import EncodedPairs
+from rerankd.tasks.encoding import Encoding
 from tests.fakes import ArithmeticEngine, RecordingObserver, WordScorer, running_batcher, score_of
 
 

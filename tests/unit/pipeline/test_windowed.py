@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import Encoding, FloatArray, ScoreOptions, Scores, Terms, WindowPlan, WindowWishes
+from rerankd.domain import FloatArray, ScoreOptions, Scores, Terms, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, DeadlineExceeded, InvalidRequest, Overloaded, ScoringFailed
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
@@ -20,6 +20,7 @@ from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.windowed import WindowedStage, plan_within, values_of_order
 from rerankd.pipeline.windows import SCHEDULES
 from rerankd.scorers.base import EncodedWindow
+from rerankd.tasks.encoding import Encoding
 from tests.fakes import (
     ArithmeticEngine,
     RecordingObserver,
@@ -89,7 +90,7 @@ class NumberEngine(ArithmeticEngine):
         super().__init__(tokens=512, pairs=64)
         self.sizes: list[int] = []
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         self.sizes.append(len(encodings))
         outputs = np.zeros((len(encodings), _WINDOW), dtype=np.float32)
         for row, encoding in enumerate(encodings):
@@ -99,9 +100,9 @@ class NumberEngine(ArithmeticEngine):
 
 
 class SlowNumberEngine(NumberEngine):
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         sleep(0.05)
-        return super().forward(encodings)
+        return super().run(encodings)
 
 
 @asynccontextmanager

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
-from rerankd.domain import Encoding
 from rerankd.errors import ConfigError
 from rerankd.scorers.pair_template import PairTemplate, read_template
+from rerankd.tasks.encoding import Encoding
 from tests.tiny_models import TOKENIZERS, wordpiece_tokenizer
 
 FAMILY = pytest.mark.parametrize("family", list(TOKENIZERS))

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_list_scorer, load_scorer
 from rerankd.scorers.base import PairScorer, ScorerSpec
 from rerankd.serving.probe import probe, tolerance_of
+from rerankd.tasks.encoding import Encoding
 from tests.fakes import logit_of
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
@@ -25,7 +26,7 @@ class Computed:
     preferred_batch = BatchLimits(tokens=512, pairs=64)
 
     def __init__(self, compute: Compute, *, name: str = "computed") -> None:
-        self.forward = compute
+        self.run = compute
         self.name = name
         self.fingerprint = name
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from rerankd.config.settings import ModelSpec
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
 from rerankd.serving.profiles import Choice
+from rerankd.tasks.encoding import Encoding
 from rerankd.tools.tuning import Candidate, Layout, Workload, choose, engines, layouts, measure, workload
 
 
@@ -127,7 +128,7 @@ class CountingEngine:
         self.busy = self.most_busy = self.calls = 0
         self._lock = threading.Lock()
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         with self._lock:
             self.calls += 1
             self.busy += 1

@@ -15,20 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rerankd.concurrency.worker import available_cores
 from rerankd.config.options import read_options
-from rerankd.domain import Encoding, FloatArray, IntArray
-from rerankd.engines.base import (
-    BatchLimits,
-    EngineSpec,
-    OutOfMemory,
-    PaddedBatch,
-    check_inputs,
-    check_output,
-    find_graph,
-    pad,
-)
+from rerankd.domain import FloatArray, IntArray
+from rerankd.engines.base import BatchLimits, EngineSpec, PaddedBatch, check_inputs, check_output, find_graph, pad
 from rerankd.engines.onnx.kernel_support import mentions_int8_products, why_not_compiled, why_not_usable
 from rerankd.engines.processor import int8_sums_overflow
-from rerankd.errors import ConfigError
+from rerankd.errors import ConfigError, OutOfMemory
+from rerankd.tasks.encoding import Encoding
 
 if TYPE_CHECKING:
     from rerankd.engines.onnx.fused import FusedSession
@@ -179,7 +171,7 @@ class OnnxEngine:
         engine.remark = reason and f"without our own kernels: {reason}"
         return engine
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head], float32.
 
         Raises:

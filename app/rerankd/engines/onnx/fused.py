@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from rerankd.domain import Encoding, FloatArray, IntArray
+from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import pad
 from rerankd.engines.onnx.encoder_layers import (
     EmbeddingsPart,
@@ -28,6 +28,7 @@ from rerankd.engines.onnx.encoder_layers import (
 )
 from rerankd.engines.onnx.kernels import UNSEEN, Embeddings, Layer, Layers, Linear, Normalisation
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 Inputs = Mapping[str, IntArray]
 

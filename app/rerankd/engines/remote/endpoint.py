@@ -17,9 +17,10 @@ from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field
 
 from rerankd.config.options import read_options
 from rerankd.config.proxies import proxy_for
-from rerankd.domain import Encoding, FloatArray
-from rerankd.engines.base import BatchLimits, EngineSpec, FinalFailure
-from rerankd.errors import ConfigError
+from rerankd.domain import FloatArray
+from rerankd.engines.base import BatchLimits, EngineSpec
+from rerankd.errors import ConfigError, FinalFailure
+from rerankd.tasks.encoding import Encoding
 from rerankd.telemetry.redaction import redacted
 
 _WORTH_A_RETRY: Final = {408, 409, 429, 500, 502, 503, 504}
@@ -81,7 +82,7 @@ class EndpointEngine:
         client = httpx.Client(headers=headers, timeout=options.timeout_s, transport=transport)
         return cls(client, options, workers=spec.workers or 8)
 
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Answer prompts, one request each; the result has shape [prompts, most bytes of an answer].
 
         Raises:

@@ -13,7 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from rerankd.config.options import read_options
-from rerankd.domain import Encoding, FloatArray
+from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, EngineSpec
 from rerankd.engines.torch.device_memory import within_memory
 from rerankd.engines.torch.head_rows import HeadRows
@@ -28,6 +28,7 @@ from rerankd.engines.torch.prefixes import (
 )
 from rerankd.engines.torch.weights import LargeWeightsOptions, Precision, check_weights, load_language_model
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 _PROBE: Final = tuple(range(3, 11))
 # How far our rows of the head may be from the model's own logits, relative to the largest of them.
@@ -92,7 +93,7 @@ class TorchCausalEngine:
         return BatchLimits(tokens=32_768, pairs=256)
 
     @torch.inference_mode()
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, output tokens], float32.
 
         Raises:
@@ -128,7 +129,7 @@ class TorchCausalEngine:
             ConfigError: the model's head does more than these rows say.
         """
         ids = np.array(_PROBE, dtype=np.int64)
-        ours = self.forward([Encoding(ids, 0)])[0]
+        ours = self.run([Encoding(ids, 0)])[0]
         tensor = torch.from_numpy(ids)[None].to(self._prefill.device)
         whole = self._model(input_ids=tensor, use_cache=False).logits[0, -1]
         wanted = whole.float().cpu().numpy()[list(self._head.tokens)]

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from rerankd.domain import IntArray
-from rerankd.engines.base import OutOfMemory
+from rerankd.errors import OutOfMemory
 
 Result = TypeVar("Result")
 

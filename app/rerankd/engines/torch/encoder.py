@@ -11,7 +11,7 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from rerankd.config.options import read_options
-from rerankd.domain import Encoding, FloatArray, IntArray
+from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec, pad
 from rerankd.engines.torch.device_memory import to_device, within_memory
 from rerankd.engines.torch.graphs import CudaRecorder, Graphs, Record
@@ -19,6 +19,7 @@ from rerankd.engines.torch.packing import ATTENTION, can_pack, first_position, l
 from rerankd.engines.torch.positions import stretched_beyond
 from rerankd.engines.torch.weights import Precision, WeightsOptions, check_weights, read_weights, torch_device
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 # Positions of a model that names no limit.
 _UNLIMITED: Final = 2**31
@@ -93,7 +94,7 @@ class TorchEncoderEngine:
         return BatchLimits(tokens=32_768, pairs=256, padded=not self._packed)
 
     @torch.inference_mode()
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head], float32.
 
         Raises:

@@ -8,11 +8,12 @@ from pydantic import Field
 from transformers import GenerationConfig, PreTrainedModel
 
 from rerankd.config.options import read_options
-from rerankd.domain import Encoding, FloatArray, IntArray
+from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec
 from rerankd.engines.torch.device_memory import within_memory
 from rerankd.engines.torch.weights import LargeWeightsOptions, check_weights, load_language_model
 from rerankd.errors import ConfigError
+from rerankd.tasks.encoding import Encoding
 
 
 class TorchGenerateOptions(LargeWeightsOptions):
@@ -62,7 +63,7 @@ class TorchGenerateEngine:
         return BatchLimits(tokens=65_536, pairs=64)
 
     @torch.inference_mode()
-    def forward(self, encodings: Sequence[Encoding]) -> FloatArray:
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Continue sequences; the result has shape [sequences, `max_new_tokens`]: ids of tokens, -1 behind the end.
 
         Raises:

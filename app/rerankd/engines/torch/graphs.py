@@ -13,8 +13,9 @@ from typing import Final
 
 import torch
 
-from rerankd.domain import Encoding, IntArray
+from rerankd.domain import IntArray
 from rerankd.engines.torch.device_memory import to_device
+from rerankd.tasks.encoding import Encoding
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from rerankd.domain import Encoding, IntArray
+from rerankd.domain import IntArray
+from rerankd.tasks.encoding import Encoding
 
 ATTENTION: Final = "rerankd-packed"
 

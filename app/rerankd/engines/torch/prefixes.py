@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rerankd.cache.lru import Lru
-from rerankd.domain import Encoding, IntArray
+from rerankd.domain import IntArray
 from rerankd.engines.torch.prefill import Prefill, States
+from rerankd.tasks.encoding import Encoding
 
 # A shorter beginning is cheaper to compute again than to copy.
 _LEAST_SHARED_TOKENS: Final = 16

@@ -13,6 +13,7 @@ INSTALL := scripts/install.sh $(BIN)/python
 # every package of the service with its hashes; `make lock` writes them
 HASHED := requirements/$(if $(filter gpu,$(subst $(comma), ,$(EXTRAS))),gpu,cpu).txt
 FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(wildcard app/rerankd/engines/onnx/kernels/*.cpp app/rerankd/engines/onnx/kernels/*.h)
+CXX_SOURCES := $(wildcard app/rerankd/engines/onnx/kernels/*.cpp app/rerankd/engines/onnx/kernels/*.h tests/sanitizers/*.cpp tests/sanitizers/*.h)
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
@@ -37,14 +38,16 @@ test: $(VENV)/.development servers ## every test, with coverage
 test-fast: $(VENV)/.development servers ## the tests that take no minute
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-check: $(VENV)/.development ## lint, types, import contracts
+check: $(VENV)/.development ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/.development ## rewrite the code in the project's format
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 	$(BIN)/ruff check --fix .
 
 conformance: $(VENV)/.development ## real client libraries against a real server; writes the table of docs/clients.md

@@ -1,5 +1,5 @@
-// The instructions of app/rerankd/engines/onnx/kernels in plain C++, for sanitizers: every load and store is one that they see, a vector
-// that has to be aligned is read as one, and any CPU with AVX2 runs it.
+// The instructions of app/rerankd/engines/onnx/kernels in plain C++, for sanitizers: every load and store is one that
+// they see, a vector that has to be aligned is read as one, and any CPU with AVX2 runs it.
 //
 // GCC and clang know __m512 and __m512i as vectors of numbers without AVX-512 too; what they lack is the functions.
 
@@ -10,13 +10,12 @@
 #include <cstring>
 #include <limits>
 
-// Not inlined, because a kernel has hundreds of them and would take minutes to compile. Only loads and stores touch memory
-// that is not their own, and only sums of products may overflow: the rest is not watched.
+// Not inlined, because a kernel has hundreds of them and would take minutes to compile. Only loads and stores touch
+// memory that is not their own, and only sums of products may overflow: the rest is not watched.
 #define PURE [[gnu::noinline, gnu::no_sanitize("address", "undefined")]]
 #define WATCHED [[gnu::noinline]]
 
 namespace emulated {
-
 
 using Floats = __m512;
 using Integers = std::int32_t __attribute__((vector_size(64), may_alias));
@@ -64,8 +63,8 @@ PURE inline __m512i set1_epi32(std::int32_t value) {
     return each_integer([&](int) { return value; });
 }
 PURE inline __m512i setzero_si512() { return set1_epi32(0); }
-PURE inline __m512i set_epi32(int p, int o, int n, int m, int l, int k, int j, int i, int h, int g, int f, int e, int d, int c,
-                         int b, int a) {
+PURE inline __m512i set_epi32(int p, int o, int n, int m, int l, int k, int j, int i, int h, int g, int f, int e, int d,
+                              int c, int b, int a) {
     return raw(Integers{a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p});
 }
 
@@ -230,7 +229,8 @@ namespace rerankd {
 
 namespace {
 
-[[gnu::noinline, gnu::no_sanitize("address")]] inline void add_products(__m512i& sums, __m512i values, __m512i weights) {
+[[gnu::noinline, gnu::no_sanitize("address")]] inline void add_products(__m512i& sums, __m512i values,
+                                                                        __m512i weights) {
     const auto unsigned_bytes = (emulated::UnsignedBytes)values;
     const auto bytes = (emulated::Bytes)weights;
     emulated::Integers result = emulated::integers(sums);
@@ -238,7 +238,8 @@ namespace {
     sums = emulated::raw(result);
 }
 
-[[gnu::noinline, gnu::no_sanitize("address")]] inline void add_products_of_pairs(__m512i& sums, __m512i values, __m512i weights) {
+[[gnu::noinline, gnu::no_sanitize("address")]] inline void add_products_of_pairs(__m512i& sums, __m512i values,
+                                                                                 __m512i weights) {
     const auto one = (emulated::Shorts)values, other = (emulated::Shorts)weights;
     emulated::Integers result = emulated::integers(sums);
     for (int at = 0; at < 32; ++at) result[at / 2] += one[at] * other[at];

@@ -12,13 +12,16 @@ namespace rerankd {
 
 namespace {
 
-// Attention's products are of numbers of 16 bits, two side by side, and their sums exact in 32. So of `Size` products each is
-// less than 2^31 / Size; and values less than 2^13, for weights sum to 2^18 at most, also if each of `kLongest` is rounded up.
+// Attention's products are of numbers of 16 bits, two side by side, and their sums exact in 32. So of `Size` products
+// each is less than 2^31 / Size; and values less than 2^13, for weights sum to 2^18 at most, also if each of `kLongest`
+// is rounded up.
 template <std::size_t Size>
 constexpr float kLargestInScore = Size == 32 ? 8191 : 5791;
 constexpr float kLargestValue = 8191, kLargestWeight = 32767, kLargestSum = 253000;
 
-inline __m512i rounded(const float* from, __m512 factor) { return _mm512_cvtps_epi32(_mm512_mul_ps(load(from), factor)); }
+inline __m512i rounded(const float* from, __m512 factor) {
+    return _mm512_cvtps_epi32(_mm512_mul_ps(load(from), factor));
+}
 
 // Half a head of a token, or the whole, in 16 bits. The order is another one, the same for queries and keys.
 inline __m512i rounded_pairs(const float* from, __m512 factor) {
@@ -129,7 +132,7 @@ struct Head {
 // Not to be inlined either, as all below that says so.
 template <std::size_t Size, std::size_t Count, std::size_t Vectors>
 [[gnu::noinline]] void score_tile(const Head& head, std::size_t first, std::size_t column, const float* bias,
-                       std::size_t bias_stride) {
+                                  std::size_t bias_stride) {
     __m512i sums[Count][Vectors];
 #pragma GCC unroll 8
     for (std::size_t row = 0; row < Count; ++row)

@@ -11,8 +11,8 @@ namespace rerankd {
 
 namespace {
 
-// The even part of GELU, x times the normal distribution's function less a half, around 32 points from 0 on: the parabola through
-// three of its values, and from the last point on the line that it comes to.
+// The even part of GELU, x times the normal distribution's function less a half, around 32 points from 0 on: the
+// parabola through three of its values, and from the last point on the line that it comes to.
 struct EvenGelu {
     static constexpr float kEnd = 4.999f, kSteps = 6.3f;  // so many to 1: the last point is kEnd's nearest
     alignas(64) float constant[32], linear[32], square[32];

@@ -1,6 +1,7 @@
-// Attention of a sequence's first token alone, which needs nobody's keys and values: the product of a query and a key is that of
-// the state and what the query makes of the keys' weights, and a mean of values is the values' weights times a mean of states. The
-// keys' bias adds the same to all scores, which changes no weight. States are not even rounded for it.
+// Attention of a sequence's first token alone, which needs nobody's keys and values: the product of a query and a key
+// is that of the state and what the query makes of the keys' weights, and a mean of values is the values' weights times
+// a mean of states. The keys' bias adds the same to all scores, which changes no weight. States are not even rounded
+// for it.
 //
 // layers.cpp alone includes this, behind its pragma: these functions may use instructions that a processor lacks.
 

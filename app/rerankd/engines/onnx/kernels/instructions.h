@@ -1,5 +1,5 @@
-// The instructions of the kernels: AVX-512 with VNNI, for all that follows. A test of memory errors names a header instead
-// (RERANKD_INSTRUCTIONS) that computes the same in plain C++, so that it runs on any x86-64 CPU.
+// The instructions of the kernels: AVX-512 with VNNI, for all that follows. A test of memory errors names a header
+// instead (RERANKD_INSTRUCTIONS) that computes the same in plain C++, so that it runs on any x86-64 CPU.
 
 #pragma once
 
@@ -12,7 +12,8 @@
 #else
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
 #endif
@@ -21,7 +22,8 @@ namespace rerankd {
 
 namespace {
 
-// Add the products of 64 unsigned and 64 signed bytes, four at a time. Not the intrinsic: compilers copy its sums around.
+// Add the products of 64 unsigned and 64 signed bytes, four at a time. Not the intrinsic: compilers copy its sums
+// around.
 inline void add_products(__m512i& sums, __m512i values, __m512i weights) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
 }

@@ -101,8 +101,8 @@ void unpack(const float* hidden, const Packed& packed, std::size_t width, float*
     }
 }
 
-// Attention of all tokens of the sequences from `first` to before `end`: their queries, keys and values, head by head, have the
-// shape [3, heads, tokens, Size].
+// Attention of all tokens of the sequences from `first` to before `end`: their queries, keys and values, head by head,
+// have the shape [3, heads, tokens, Size].
 template <std::size_t Size>
 void attend_all(const Layer& layer, const float* query_key_value, const Packed& packed, std::size_t first,
                 std::size_t end, const AttentionBias& bias, Rooms& rooms, float* context) {
@@ -146,8 +146,13 @@ void attend_first_row(const Layer& layer, const float* query, const float* state
                       const float* bias, Rooms& rooms, float* context) {
     const Linear& by = *layer.query_key_value;
     float* readers = rooms.readers.of(by.in * kLanes);
-    const FirstRow row{states, length, by.in, layer.score_scale, readers,
-                       rooms.shares.of(rounded_up(length, kStates) * kLanes), rooms.means.of(kLanes * by.in)};
+    const FirstRow row{states,
+                       length,
+                       by.in,
+                       layer.score_scale,
+                       readers,
+                       rooms.shares.of(rounded_up(length, kStates) * kLanes),
+                       rooms.means.of(kLanes * by.in)};
     for (std::size_t first = 0; first < layer.heads; first += kLanes) {
         const std::size_t heads = std::min(kLanes, layer.heads - first);
         std::fill_n(readers, by.in * kLanes, 0.0f);
@@ -323,7 +328,8 @@ void Free::operator()(void* memory) const { std::free(memory); }
 
 Linear::Linear(const std::int8_t*, const float*, const float*, std::size_t in, std::size_t out) : in(in), out(out) {}
 
-void embed(const std::vector<Table>&, const Normalisation&, const std::vector<Indices>&, std::size_t, std::size_t, float*) {
+void embed(const std::vector<Table>&, const Normalisation&, const std::vector<Indices>&, std::size_t, std::size_t,
+           float*) {
     throw std::logic_error("these kernels are for x86-64");
 }
 

@@ -1,8 +1,9 @@
-// Embeddings and layers of encoders of BERT's kind with int8 weights, each computed as one: products, attention, normalisation and
-// rounding, a block of tokens at a time, whose numbers stay in the processor's cache. docs/adr/0012 says why.
+// Embeddings and layers of encoders of BERT's kind with int8 weights, each computed as one: products, attention,
+// normalisation and rounding, a block of tokens at a time, whose numbers stay in the processor's cache. docs/adr/0012
+// says why.
 //
-// A token is rounded by itself, to 16 bits in attention with those of its own sequence: what it becomes does not depend on what
-// else is computed with it, as long as padding is hidden from every query.
+// A token is rounded by itself, to 16 bits in attention with those of its own sequence: what it becomes does not depend
+// on what else is computed with it, as long as padding is hidden from every query.
 
 #pragma once
 
@@ -76,9 +77,10 @@ struct AttentionBias {
 void embed(const std::vector<Table>& tables, const Normalisation& by, const std::vector<Indices>& indices,
            std::size_t sequences, std::size_t length, float* result);
 
-// What one or more layers make of hidden states, shape [sequences, length, width], which are overwritten. The result has the
-// same shape, or one row for each sequence. On one thread. Padding costs nothing, and its result is 0: tokens at a sequence's
-// end that the bias hides from every query, also their own; or, where only the first row goes on, from all before them.
+// What one or more layers make of hidden states, shape [sequences, length, width], which are overwritten. The result
+// has the same shape, or one row for each sequence. On one thread. Padding costs nothing, and its result is 0: tokens
+// at a sequence's end that the bias hides from every query, also their own; or, where only the first row goes on, from
+// all before them.
 void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
              const AttentionBias& bias, float* result);
 

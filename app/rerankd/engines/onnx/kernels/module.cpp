@@ -58,7 +58,7 @@ Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear
                 after_attention.weight.size() == width && after_feed_forward.weight.size() == width,
             "the sizes of a layer's parts do not fit each other");
     require((size == 32 || size == 64) && size * heads == width, "heads of 32 or 64 are wanted");
-    return {query_key_value, output,  up,   down, std::move(after_attention), std::move(after_feed_forward),
+    return {query_key_value, output,      up,       down, std::move(after_attention), std::move(after_feed_forward),
             heads,           score_scale, first_row};
 }
 

@@ -20,8 +20,8 @@ struct Ahead {
     std::size_t step;
 };
 
-// One tile of a product: `Count` rows, 64 columns. `finish(row, column, values)` takes 16 results. Compilers that inline it
-// keep its sums in memory, at less than half the speed.
+// One tile of a product: `Count` rows, 64 columns. `finish(row, column, values)` takes 16 results. Compilers that
+// inline it keep its sums in memory, at less than half the speed.
 template <std::size_t Count, class Finish>
 [[gnu::noinline]] void multiply_tile(const Linear& by, std::size_t panel, const std::uint8_t* values,
                                      const float* row_scales, Ahead ahead, Finish finish) {

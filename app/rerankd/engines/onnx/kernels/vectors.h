@@ -75,8 +75,8 @@ inline __m512 entry(const float (&table)[32], __m512i at) {
 // x times the normal distribution's function (Hendrycks and Gimpel, arXiv:1606.08415), to 2e-5.
 inline __m512 gelu(__m512 x) {
     const __m512 magnitude = _mm512_abs_ps(x), within = _mm512_range_ps(x, _mm512_set1_ps(kEvenGelu.kEnd), 0b1010);
-    const __m512i at = _mm512_castps_si512(
-        _mm512_fmadd_ps(within, _mm512_set1_ps(kEvenGelu.kSteps), _mm512_set1_ps(kWhole)));
+    const __m512i at =
+        _mm512_castps_si512(_mm512_fmadd_ps(within, _mm512_set1_ps(kEvenGelu.kSteps), _mm512_set1_ps(kWhole)));
     __m512 even = _mm512_fmadd_ps(entry(kEvenGelu.square, at), magnitude, entry(kEvenGelu.linear, at));
     even = _mm512_fmadd_ps(even, magnitude, entry(kEvenGelu.constant, at));
     return _mm512_fmadd_ps(x, _mm512_set1_ps(0.5f), even);
@@ -173,8 +173,7 @@ void round_all(const float* rows, std::size_t width, std::size_t count, const Ro
 void normalise_and_round_all(float* rows, std::size_t width, std::size_t count, const Normalisation& by,
                              const Rounded& to) {
     std::size_t row = 0;
-    for (; row + 4 <= count; row += 4)
-        normalise_and_round_rows<4>(rows + row * width, width, by, to.from(row, width));
+    for (; row + 4 <= count; row += 4) normalise_and_round_rows<4>(rows + row * width, width, by, to.from(row, width));
     for (; row < count; ++row) normalise_and_round_rows<1>(rows + row * width, width, by, to.from(row, width));
 }
 

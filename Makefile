@@ -17,7 +17,7 @@ CXX_SOURCES := $(wildcard app/rerankd/engines/onnx/kernels/*.cpp app/rerankd/eng
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
-.PHONY: serve install test test-fast check format conformance fuzz growth amplification audit bench docker clean help FORCE
+.PHONY: serve install test test-fast check format conformance fuzz growth amplification audit bench docs docker clean help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -79,6 +79,9 @@ pin: ## write digests behind the tags of the images that we build on and start; 
 
 bench: $(VENV)/.development ## `rerankd bench` against a service that it starts (loadtest/README.md)
 	$(BIN)/python -m loadtest $(ARGS)
+
+docs: $(VENV)/.development ## build docs/ as a site, build/site; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 docker: ## build the CPU image
 	docker build --target cpu --tag rerankd:cpu .

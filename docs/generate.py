@@ -1,8 +1,12 @@
-"""Writes docs/configuration.md and docs/limits.md from the settings and the registry's models.
+"""Writes what docs/ says about the code from the code itself: `python -m docs.generate`.
 
-python -m docs.generate
+The settings and the registry give configuration.md and limits.md, the import contracts of pyproject.toml the picture of
+layers in architecture.md. A test says when a page is stale.
 """
 
+import ast
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,10 @@ from rerankd.config.model_names import MOST_PREFIXES
 from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Settings
 from rerankd.domain import LAST_PRIORITY
 
-TARGET = Path(__file__).parent / "configuration.md"
-LIMITS = Path(__file__).parent / "limits.md"
+_ROOT = Path(__file__).resolve().parent.parent
+CONFIGURATION = _ROOT / "docs" / "configuration.md"
+LIMITS = _ROOT / "docs" / "limits.md"
+ARCHITECTURE = _ROOT / "docs" / "architecture.md"
 
 _HEAD = """# Configuration
 
@@ -164,6 +170,52 @@ def limits_page() -> str:
     return _LIMITS_HEAD + "\n".join(rows) + "\n"
 
 
+_LAYERS_BEGIN = "<!-- layers: written by `python -m docs.generate` -->\n"
+_LAYERS_END = "<!-- end of layers -->\n"
+_PICTURE_WIDTH = 118
+
+
+def architecture_page() -> str:
+    """The page of the architecture, with its picture of layers drawn again."""
+    page = ARCHITECTURE.read_text(encoding="utf-8")
+    before, rest = page.split(_LAYERS_BEGIN)
+    return before + _LAYERS_BEGIN + _layers() + _LAYERS_END + rest.split(_LAYERS_END)[1]
+
+
+def _layers() -> str:
+    """A box for each layer of the import contracts, the highest first, and a sentence for each other contract."""
+    contracts = tomllib.loads((_ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    names = [[name.strip() for name in layer.split("|")] for layer in layers]
+    widest = max(len(_short(name)) for layer in names for name in layer)
+    boxes = ["\n".join(_line(name, widest) for name in layer) for layer in names]
+    edge = "─" * (_PICTURE_WIDTH - 2)
+    picture = f"┌{edge}┐\n" + f"\n├{edge}┤\n".join(boxes) + f"\n└{edge}┘"
+    others = "\n".join(f"- {contract['name']}." for contract in contracts if contract["type"] != "layers")
+    return f"\n```text\n{picture}\n```\n\nThe other contracts:\n\n{others}\n\n"
+
+
+def _line(name: str, widest: int) -> str:
+    room = _PICTURE_WIDTH - widest - 6
+    purpose = _purpose(name)
+    shown = purpose if len(purpose) <= room else f"{purpose[: room - 1].rsplit(' ', 1)[0]}…"
+    return f"│ {_short(name):<{widest}}  {shown:<{room}} │"
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("rerankd.")
+
+
+def _purpose(name: str) -> str:
+    """The first sentence of a module's docstring."""
+    path = _ROOT / "app" / name.replace(".", "/")
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=\w)\.(?=\s|$)", " ".join(docstring.split()), maxsplit=1)[0].replace("`", "")
+
+
+PAGES = {CONFIGURATION: configuration_page, LIMITS: limits_page, ARCHITECTURE: architecture_page}
+
 if __name__ == "__main__":
-    TARGET.write_text(configuration_page(), encoding="utf-8")
-    LIMITS.write_text(limits_page(), encoding="utf-8")
+    for target, page in PAGES.items():
+        target.write_text(page(), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""HTTP: connections, dialects, keys, health and the playground."""

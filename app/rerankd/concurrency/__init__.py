@@ -1,0 +1,1 @@
+"""Threads and turns that API keys share."""

@@ -1,0 +1,1 @@
+"""Settings, the registry of models and API keys."""

@@ -1,0 +1,1 @@
+"""Stages that wrap one another: cache, blanks, passages, windows and cascades."""

@@ -1,0 +1,1 @@
+"""The service: served models, loading, profiles and assembly."""

@@ -1,0 +1,1 @@
+"""Logs, metrics and the observer that the hot path reports to."""

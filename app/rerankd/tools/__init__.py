@@ -1,0 +1,1 @@
+"""Commands that a running server never imports: export, tune, evaluate, benchmark and rank."""

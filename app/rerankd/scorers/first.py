@@ -12,7 +12,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
@@ -22,7 +22,6 @@ from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import EncodedWindow, ScorerSpec
 from rerankd.scorers.beginnings import Part, Reach, read_parts
 from rerankd.scorers.list_prompt import (
-    LEAST_WORDS,
     ListPrompt,
     ListTemplate,
     WindowOptions,
@@ -49,24 +48,13 @@ class FirstTemplate(ListTemplate):
     generate (`generated-bracket`; `bracket_token` names it where it is not the tokenizer's own "["); the prompt alone
     (`prompt`, for models that answer without brackets).
 
-    `passage_tokens` gives every passage the same length, cut or filled up with the token `filler`: a model that was
-    trained so knows by its position which passage a token is of.
-
     `tokenizer_beginning` puts before the prompt what the tokenizer puts before every text: for checkpoints whose own
     code tokenises the finished chat prompt as any text, so that a first token stands there twice where both add it.
     """
 
     read: Read = "bracket"
     bracket_token: str | None = None
-    passage_tokens: int | None = Field(default=None, ge=LEAST_WORDS)
-    filler: str | None = None
     tokenizer_beginning: bool = False
-
-    @model_validator(mode="after")
-    def _equal_passages_have_a_filler(self) -> "FirstTemplate":
-        if (self.passage_tokens is None) != (self.filler is None):
-            raise ValueError("passage_tokens and filler: give both or neither")
-        return self
 
 
 class FirstOptions(WindowOptions):
@@ -140,13 +128,11 @@ class First:
         parts = first_words(documents, most)
         read = [document[: part.characters] for document, part in zip(documents, parts, strict=True)]
         passages = [self._prompt.clean(text) for text in self._beginnings(read, max_document_tokens)]
-        if self._template.passage_tokens is not None:
-            passages = list(self._beginnings(passages, self._template.passage_tokens))
 
         @cache
         def ids_with(words: int) -> IntArray:
             kept = [cut_words(passage, words) for passage in passages]
-            return self._ids(self._prompt.write(question, self._filled_up(kept)))
+            return self._ids(self._prompt.write(question, kept))
 
         ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
         boundary = self._shared_tokens(ids, self._prompt.opening(question, count=len(documents)))
@@ -184,13 +170,6 @@ class First:
             else document[: part.content.offsets[max_document_tokens - 1][1]]
             for document, part in zip(documents, parts, strict=True)
         ]
-
-    def _filled_up(self, passages: Sequence[str]) -> Sequence[str]:
-        tokens, filler = self._template.passage_tokens, self._template.filler
-        if tokens is None or filler is None:
-            return passages
-        encoded = self._tokenizer.encode_batch(list(passages), add_special_tokens=False)
-        return [passage + filler * (tokens - len(one.ids)) for passage, one in zip(passages, encoded, strict=True)]
 
     def _leading_ids(self) -> IntArray:
         """What precedes a prompt's own ids: nothing, or what the tokenizer puts before every text."""

@@ -220,34 +220,3 @@ def test_what_changes_an_order_is_part_of_the_fingerprint(qwen3: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {"window": 12}, {"stride": 2}, {"schedule": "full"}, {"read": "prompt"}]
     assert len({load(qwen3, **options).fingerprint for options in changes}) == len(changes)
     assert json.loads(load(qwen3).fingerprint)[0] == "first"
-
-
-LONG = "the moon pulls the sea " * 40
-
-
-@pytest.mark.parametrize("documents", [["one", LONG], [LONG, "one"], ["", "x [SEP] y [PAD] [A] z"]])
-def test_passages_of_a_fixed_length_lie_where_the_template_says(documents: list[str]) -> None:
-    folder = SHIPPED_TEMPLATES.parent / "minilm-qa"
-    scorer = load_list_scorer(
-        "first", ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={"template": "minilm-first"})
-    )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    encoded = scorer.encode_window("why?", documents, max_document_tokens=None)
-    tokens = [tokenizer.id_to_token(token) for token in encoded.encoding.ids.tolist()]
-    assert tokens[:2] == ["[CLS]", "a"]
-    assert [tokens[63], tokens[64], tokens[126]] == ["[SEP]", "b", "[SEP]"]
-    assert tokens[127:] == ["why", "?", "[SEP]", "[MASK]"]
-    assert encoded.encoding.boundary == 0, "a model that sees its whole prompt shares no beginning"
-    for place, document in enumerate(documents):
-        own = tokens[2 + 63 * place : 63 + 63 * place]
-        words = [token for token in own if token != "[PAD]"]
-        assert own == words + ["[PAD]"] * (61 - len(words))
-        assert len(words) == 61 if document == LONG else "[SEP]" not in words
-        assert bool(encoded.dropped[place] > 0) is (document == LONG)
-
-
-def test_a_fixed_length_needs_a_filler(tmp_path: Path, qwen3: Path) -> None:
-    text = (SHIPPED_TEMPLATES / "first-qwen3.toml").read_text(encoding="utf-8")
-    (tmp_path / "odd.toml").write_text(text + "passage_tokens = 61\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="passage_tokens and filler: give both or neither"):
-        load(qwen3, template="odd", templates=tmp_path)

@@ -1,0 +1,41 @@
+"""The nouns of reranking. Frozen, and ignorant of HTTP, threads and storage."""
+
+from rerankd.domain.arrays import BoolArray, FloatArray, IntArray
+from rerankd.domain.options import (
+    Aggregation,
+    PassageOptions,
+    ScoreOptions,
+    Side,
+    Truncation,
+    WindowPlan,
+    WindowWishes,
+    check_overlap,
+)
+from rerankd.domain.requests import RankedDocument, RerankRequest, RerankResult
+from rerankd.domain.scores import PassageScores, Scores, Timings
+from rerankd.domain.terms import LAST_PRIORITY, UNMETERED, Meter, Terms, Unmetered
+
+__all__ = [
+    "LAST_PRIORITY",
+    "UNMETERED",
+    "Aggregation",
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
+    "Meter",
+    "PassageOptions",
+    "PassageScores",
+    "RankedDocument",
+    "RerankRequest",
+    "RerankResult",
+    "ScoreOptions",
+    "Scores",
+    "Side",
+    "Terms",
+    "Timings",
+    "Truncation",
+    "Unmetered",
+    "WindowPlan",
+    "WindowWishes",
+    "check_overlap",
+]

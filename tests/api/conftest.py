@@ -9,11 +9,13 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from rerankd.api.auth import ApiKeys
+from rerankd.api.app import create_app
 from rerankd.api.lifecycle import Lifecycle
-from rerankd.api.server import create_app
 from rerankd.config.api_keys import read_api_keys
 from rerankd.config.settings import Settings
+from rerankd.gateway.gateway import Gateway
+from rerankd.gateway.held_bytes import HeldBytes
+from rerankd.gateway.keys import ApiKeys
 from rerankd.scorers.ranking import sigmoid
 from rerankd.telemetry.metrics import PrometheusObserver
 from tests.fakes import ArithmeticEngine, FakeService
@@ -27,6 +29,7 @@ class Api:
 
     app: ASGIApp
     client: httpx.AsyncClient
+    gateway: Gateway
     engine: ArithmeticEngine
     observer: PrometheusObserver
     lifecycle: Lifecycle
@@ -50,10 +53,14 @@ async def _open_api(fake: FakeService | None = None, **settings: Any) -> AsyncIt
     async with fake.running() as service:
         read = Settings(**settings)
         keys = ApiKeys(read_api_keys(read.api_keys, read.api_keys_file))
-        app = create_app(read, service, fake.observer, lifecycle, keys)
+        held = HeldBytes(read.max_held_bytes)
+        gateway = Gateway(service, keys=keys, held=held, observer=fake.observer)
+        app = create_app(read, gateway, fake.observer, lifecycle)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
-            yield Api(app=app, client=client, engine=fake.engine, observer=fake.observer, lifecycle=lifecycle)
+            yield Api(
+                app=app, client=client, gateway=gateway, engine=fake.engine, observer=fake.observer, lifecycle=lifecycle
+            )
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from rerankd.api.transport.held_bytes import DOCUMENT_BYTES, QUERY_BYTES
+from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES
 from rerankd.scorers.ranking import sigmoid
 from tests.api.conftest import Api, OpenApi
 from tests.fakes import ArithmeticEngine, FakeService

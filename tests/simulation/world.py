@@ -19,13 +19,11 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message
 
-from rerankd.api.auth import ApiKeys
 from rerankd.api.dialects import DIALECTS
 from rerankd.api.dialects.base import CallLimits
 from rerankd.api.middleware import BodyBounds, BodyLimit
 from rerankd.api.parsing.bodies import STEP_BYTES, BodyLimits, BodyReader
 from rerankd.api.rerank import rerank_routes
-from rerankd.api.transport.held_bytes import HeldBytes
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.planner import BatchPlanner
 from rerankd.cache.base import Cache
@@ -33,6 +31,9 @@ from rerankd.concurrency.sharing import SharedWorker
 from rerankd.config.api_keys import ApiKey, hash_key
 from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits
+from rerankd.gateway.gateway import Gateway
+from rerankd.gateway.held_bytes import HeldBytes
+from rerankd.gateway.keys import ApiKeys
 from rerankd.pipeline.blanks import BlankStage, drops_nothing
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.passages import PassagePolicy, PassageStage
@@ -248,10 +249,9 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     app = FastAPI()
     keys = ApiKeys([ApiKey(name=name, sha256=hash_key(f"secret-{name}")) for name in ("a", "b")])
     bounds = BodyBounds(max_bytes=64 << 20, timeout_s=60.0)
-    app.add_middleware(BodyLimit, bounds=bounds, held=HeldBytes(256 << 20), caller_of=keys.name_of)
-    app.include_router(
-        rerank_routes(DIALECTS, service=service, keys=keys, bodies=_Bodies(loop), observer=observer, limits=_LIMITS)
-    )
+    gateway = Gateway(service, keys=keys, held=HeldBytes(256 << 20), observer=observer)
+    app.add_middleware(BodyLimit, bounds=bounds, held=gateway.held)
+    app.include_router(rerank_routes(DIALECTS, gateway=gateway, bodies=_Bodies(loop), limits=_LIMITS))
     try:
         yield World(app=app, loop=loop, engine=engine, batcher=batcher, rng=Random(seed))
     finally:

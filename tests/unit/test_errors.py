@@ -59,7 +59,8 @@ def test_every_error_is_answered_with_four_strings(error: type[RerankError], mes
     body = json.loads(bytes(answer.body))
     assert answer.status_code == error.status
     assert answer.headers["content-type"] == "application/json"
-    assert body == dict.fromkeys(("message", "detail", "error"), message or error.code) | {"error_type": error.code}
+    assert body == dict.fromkeys(("message", "detail", "error"), body["message"]) | {"error_type": error.code}
+    assert body["message"].startswith(message or error.code)
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.1, "2"), (90.0, "90")])
@@ -69,7 +70,9 @@ def test_what_may_succeed_later_says_when(seconds: float, header: str) -> None:
 
 
 def test_a_missing_key_says_how_to_send_one() -> None:
-    assert error_answer(Unauthorized("no key")).headers["www-authenticate"] == "Bearer"
+    answer = error_answer(Unauthorized("no key"))
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert b"; send yours in the header `Authorization: Bearer KEY`" in bytes(answer.body)
 
 
 def test_errors_of_operators_and_of_caches_are_no_answers() -> None:

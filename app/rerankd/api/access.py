@@ -1,4 +1,4 @@
-"""What the log says of a request when it has ended. The middleware fills in what it sees, the endpoint the rest."""
+"""The log line of a request, written when it has ended. The middleware fills in what it sees, the gateway the rest."""
 
 import logging
 from dataclasses import dataclass, field
@@ -7,12 +7,14 @@ from typing import Any, Final
 
 from starlette.types import Scope
 
+from rerankd.gateway.gateway import CallFacts
+
 logger = logging.getLogger("rerankd.access")
 
 _KEY: Final = "rerankd.access"
 _LONGEST_PATH: Final = 200
 _LONGEST_ADDRESS: Final = 64
-# Load balancers ask every second or two, and what they learn is logged where it changes.
+# Load balancers ask every second or two; changes of what they are told are logged elsewhere.
 _PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 _USUAL_OF_PROBES: Final = frozenset({200, 503})
 
@@ -23,10 +25,7 @@ class Access:
 
     started: float = field(default_factory=perf_counter)
     status: int = 0
-    key: str = ""
-    dialect: str = ""
-    model: str = ""
-    documents: int | None = None
+    call: CallFacts = field(default_factory=CallFacts)
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -50,10 +49,10 @@ class Access:
         if client:
             fields["client"] = _harmless(client[0], _LONGEST_ADDRESS)
         for name in ("key", "dialect", "model"):
-            if value := getattr(self, name):
+            if value := getattr(self.call, name):
                 fields[name] = value
-        if self.documents is not None:
-            fields["documents"] = self.documents
+        if self.call.documents is not None:
+            fields["documents"] = self.call.documents
         return fields
 
 
@@ -64,13 +63,13 @@ def start_access(scope: Scope) -> Access:
 
 
 def access_of(scope: Scope) -> Access:
-    """The record of the request that a scope belongs to; where nobody keeps one, one that nobody reads."""
+    """The record of the request that a scope belongs to."""
     access: Access | None = scope.get(_KEY)
-    return access if access is not None else Access()
+    return start_access(scope) if access is None else access
 
 
 def _harmless(text: str, longest: int) -> str:
-    """Short, and without characters that a terminal obeys: both are the caller's to choose."""
+    """Short, and without control characters for terminals: the text comes from the client."""
     shown = text[:longest]
     if not shown.isprintable():
         shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)

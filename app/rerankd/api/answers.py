@@ -7,7 +7,8 @@ import orjson
 from starlette.responses import Response
 
 from rerankd.domain import Timings
-from rerankd.errors import BodyTooSlow, RerankError, Unauthorized, Unavailable
+from rerankd.errors import BodyTooSlow, RerankError, Unauthorized
+from rerankd.gateway.failures import Failure, failure_of
 
 # For the OpenAPI document.
 ERROR_SCHEMA: Final = {
@@ -27,15 +28,20 @@ def json_answer(content: Any, *, status: int = 200, headers: dict[str, str] | No
 
 
 def error_answer(error: RerankError) -> Response:
-    headers = {}
-    if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(max(1, ceil(error.retry_after_s)))
-        headers["Retry-After-Ms"] = str(max(1, ceil(error.retry_after_s * 1000)))
-    if isinstance(error, Unauthorized):
+    return failure_answer(failure_of(error))
+
+
+def failure_answer(failure: Failure) -> Response:
+    headers, message = {}, failure.message
+    if failure.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, ceil(failure.retry_after_s)))
+        headers["Retry-After-Ms"] = str(max(1, ceil(failure.retry_after_s * 1000)))
+    if failure.code == Unauthorized.code:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, BodyTooSlow):
+        message += "; send yours in the header `Authorization: Bearer KEY`"
+    if failure.code == BodyTooSlow.code:
         headers["Connection"] = "close"
-    return plain_error(error.status, code=error.code, message=error.message, headers=headers)
+    return plain_error(failure.status, code=failure.code, message=message, headers=headers)
 
 
 def plain_error(status: int, *, code: str, message: str, headers: dict[str, str] | None = None) -> Response:

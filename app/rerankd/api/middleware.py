@@ -6,24 +6,25 @@ Plain ASGI: no body is copied and no task is started.
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rerankd.api.access import Access, start_access
-from rerankd.api.answers import error_answer, plain_error
+from rerankd.api.access import Access, access_of, start_access
+from rerankd.api.answers import error_answer, failure_answer
 from rerankd.api.lifecycle import Lifecycle
-from rerankd.api.transport.held_bytes import Claim, HeldBytes, start_claim
 from rerankd.errors import BodyTooSlow, InvalidRequest, RequestTooLarge, Unavailable
+from rerankd.gateway.failures import INTERNAL_ERROR
+from rerankd.gateway.held_bytes import Claim, HeldBytes
 from rerankd.telemetry.logs import request_id
 
 logger = logging.getLogger(__name__)
 
 _SAFE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _SHOWN = 50
+_CLAIM = "rerankd.claim"
 # For whatever a browser may be made to open: it guesses no content types, frames nothing and tells no address.
 _HARDENING = (
     (b"x-content-type-options", b"nosniff"),
@@ -85,8 +86,7 @@ class RequestContext:
             logger.exception("unexpected error")
             if access.status:
                 raise
-            message = "internal error; the server's log has the cause under this request's id"
-            await plain_error(500, code="internal_error", message=message)(scope, receive, send)
+            await failure_answer(INTERNAL_ERROR)(scope, receive, send)
 
 
 def _identity(headers: Headers) -> str:
@@ -103,18 +103,15 @@ class BodyBounds:
 
 
 class BodyLimit:
-    """Bounds what bodies and answers cost. A refusal is raised where the body is read: after the key was checked, and
-    counted as every other answer is. What a body has brought is held until there is an answer, and that until it is
-    sent. `caller_of` says whose a request is, by its headers.
+    """Bounds what bodies and answers cost. An error is raised where the body is read: by then the key was checked, and
+    the error is counted as every other answer is. The bytes of a body are held until there is an answer, and those of
+    the answer until it is sent.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, bounds: BodyBounds, held: HeldBytes, caller_of: Callable[[Mapping[str, str]], str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, bounds: BodyBounds, held: HeldBytes) -> None:
         self._app = app
         self._bounds = bounds
         self._held = held
-        self._caller_of = caller_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -131,7 +128,7 @@ class BodyLimit:
             if claim is None:
                 headers = Headers(scope=scope)
                 self._check_head(headers)
-                claim = start_claim(scope, Claim(self._held, self._caller_of(headers)))
+                claim = scope[_CLAIM] = Claim(self._held, access_of(scope).call.key)
             message = await self._in_time(receive, end)
             if message["type"] == "http.request":
                 arrived = len(message.get("body", b""))
@@ -142,7 +139,7 @@ class BodyLimit:
 
         async def held(message: Message) -> None:
             if claim is not None and message["type"] == "http.response.body":
-                # Nothing else is left of the request; refusals find room because they are small.
+                # Nothing else is left of the request. There is always room for an error, which is small.
                 claim.hold(len(message.get("body", b"")) - claim.bytes)
             await send(message)
 
@@ -177,3 +174,9 @@ class BodyLimit:
         return RequestTooLarge(
             f"the body has {size} bytes or more; at most {self._bounds.max_bytes} are taken: send fewer documents"
         )
+
+
+def claim_of(scope: Scope) -> Claim:
+    """The bytes that a request holds, once its body is read."""
+    claim: Claim | None = scope.get(_CLAIM)
+    return Claim(HeldBytes(0), "") if claim is None else claim

@@ -15,11 +15,11 @@ from starlette.responses import Response
 
 from rerankd import __version__
 from rerankd.api.answers import ERROR_SCHEMA, json_answer
-from rerankd.api.auth import ApiKeys, security_of
+from rerankd.api.auth import key_required, security_of
 from rerankd.api.fixed_answers import FixedAnswer
 from rerankd.api.lifecycle import Lifecycle
+from rerankd.gateway.gateway import Gateway
 from rerankd.serving.model import ServedModel, Status
-from rerankd.serving.service import RerankService
 
 Json = dict[str, Any]
 
@@ -107,18 +107,17 @@ class OperationsEndpoints:
     def __init__(
         self,
         *,
-        service: RerankService,
+        gateway: Gateway,
         lifecycle: Lifecycle,
         metrics: CollectorRegistry,
         document: FixedAnswer,
-        keyed: bool,
     ) -> None:
-        self._service = service
+        self._service = gateway.service
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._document = document
         self._expositions: dict[str, asyncio.Task[bytes]] = {}
-        self._keyed = keyed
+        self._keys = gateway.keys
 
     async def health(self, request: Request) -> Response:
         """200 while the process can answer at all. Restart it when this fails."""
@@ -164,7 +163,7 @@ class OperationsEndpoints:
 
     async def authentication(self) -> Response:
         """Whether keys are needed: Xinference's client asks before it sends its own."""
-        return json_answer({"auth": self._keyed})
+        return json_answer({"auth": not self._keys.open})
 
     async def info(self) -> Response:
         """The default model and the limits, as clients of text-embeddings-inference expect them."""
@@ -181,7 +180,7 @@ class OperationsEndpoints:
         )
 
 
-def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys, private: bool) -> APIRouter:
+def operations_routes(endpoints: OperationsEndpoints, *, gateway: Gateway, private: bool) -> APIRouter:
     """Health and readiness are open to whoever reaches the port, metrics too unless all is private; what names models
     needs a key.
     """
@@ -201,8 +200,8 @@ def operations_routes(endpoints: OperationsEndpoints, *, keys: ApiKeys, private:
         keyed_routes["/openapi.json"] = _Operation(endpoints.description, {})
     router = APIRouter(tags=["operations"], default_response_class=Response)
     _add(router, open_routes, extra={})
-    guarded = APIRouter(dependencies=[keys.required()])
-    _add(guarded, keyed_routes, extra=security_of(keys))
+    guarded = APIRouter(dependencies=[key_required(gateway)])
+    _add(guarded, keyed_routes, extra=security_of(gateway.keys))
     router.include_router(guarded)
     return router
 

@@ -1,4 +1,4 @@
-"""The HTTP application and the server that runs it until a signal says stop."""
+"""Runs the HTTP application until a signal says stop."""
 
 import asyncio
 import gc
@@ -10,41 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from socket import socket
-from typing import Any, Final
+from typing import Final
 
-import orjson
 import uvicorn
-from fastapi import APIRouter, FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
+from fastapi import FastAPI
 
-from rerankd import __version__
 from rerankd.api.announcing import announce, warn_of_open_door
-from rerankd.api.answers import error_answer
-from rerankd.api.auth import SECURITY_SCHEMES, ApiKeys, reload_api_keys
-from rerankd.api.dialects import DIALECTS
-from rerankd.api.dialects.base import CallLimits
-from rerankd.api.docs_page import docs_files
-from rerankd.api.fixed_answers import FixedAnswer, FixedAnswers
+from rerankd.api.app import create_app
 from rerankd.api.lifecycle import Lifecycle
-from rerankd.api.middleware import BodyBounds, BodyLimit, RequestContext
-from rerankd.api.ops import HEALTH, OperationsEndpoints, operations_routes
-from rerankd.api.parsing.bodies import BodyLimits, BodyReader
-from rerankd.api.playground import playground_files
-from rerankd.api.rerank import rerank_routes
 from rerankd.api.signals import ignore_harmless_signals, reloading_on_hangup
 from rerankd.api.transport.connection import Connection
 from rerankd.api.transport.door import ConnectionBounds, Door
-from rerankd.api.transport.forwarded import ForwardedClient
-from rerankd.api.transport.held_bytes import HeldBytes
-from rerankd.api.wrong_paths import WithoutPrefix, WrongPaths
-from rerankd.config.api_keys import read_api_keys
 from rerankd.config.settings import Settings
-from rerankd.errors import RerankError
-from rerankd.serving.assembly import running_service
+from rerankd.gateway.gateway import Gateway
+from rerankd.gateway.running import reload_api_keys, running_gateway
 from rerankd.serving.faults import faults_on_signal
-from rerankd.serving.service import RerankService
 from rerankd.telemetry.metrics import PrometheusObserver
 
 logger = logging.getLogger(__name__)
@@ -57,96 +37,6 @@ _OTHER_FILES: Final = 256
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
-def create_app(
-    settings: Settings,
-    service: RerankService,
-    observer: PrometheusObserver,
-    lifecycle: Lifecycle,
-    keys: ApiKeys,
-) -> FastAPI:
-    """The HTTP application over a running service."""
-    app = FastAPI(
-        title="rerankd",
-        version=__version__,
-        description="A query and candidate documents go in, the documents come back in order of relevance.",
-        redirect_slashes=False,
-        # FastAPI's own pages load their scripts from a CDN.
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        servers=[{"url": settings.root_path}] if settings.root_path else None,
-    )
-    document = FixedAnswer(lambda: orjson.dumps(app.openapi()), "application/json")
-    app.include_router(_rerank_routes(settings, service, keys, observer))
-    operations = OperationsEndpoints(
-        service=service, lifecycle=lifecycle, metrics=observer.registry, document=document, keyed=not keys.open
-    )
-    app.include_router(operations_routes(operations, keys=keys, private=settings.private))
-    fixed = {"/health": HEALTH}
-    if not settings.private:
-        fixed |= {**playground_files(), **docs_files(), "/openapi.json": document}
-    app.add_exception_handler(RerankError, _known_error)
-    wrong_paths = WrongPaths(lambda: [*app.openapi()["paths"], *fixed], documented=not settings.private)
-    app.add_exception_handler(HTTPException, wrong_paths)
-    bounds = BodyBounds(
-        max_bytes=settings.max_body_bytes,
-        timeout_s=settings.body_timeout_s,
-    )
-    held = HeldBytes(settings.max_held_bytes)
-    observer.watch_held_bytes(lambda: held.total)
-    app.add_middleware(BodyLimit, bounds=bounds, held=held, caller_of=keys.name_of)
-    app.add_middleware(FixedAnswers, answers=fixed)
-    app.add_middleware(RequestContext, lifecycle=lifecycle)
-    if settings.trusted_proxies:
-        app.add_middleware(ForwardedClient, trusted=settings.trusted_proxies)
-    if settings.root_path:
-        app.add_middleware(WithoutPrefix, prefix=settings.root_path)
-    if not keys.open:
-        _name_security_schemes(app)
-    return app
-
-
-def _rerank_routes(
-    settings: Settings, service: RerankService, keys: ApiKeys, observer: PrometheusObserver
-) -> APIRouter:
-    bodies = BodyLimits(
-        max_values=settings.max_body_values,
-        max_fields=settings.max_body_fields,
-        max_text_bytes=settings.max_text_bytes,
-    )
-    calls = CallLimits(
-        documents=service.limits.max_documents,
-        queries=settings.max_queries,
-        rank_fields=settings.max_rank_fields,
-        fields=settings.max_body_fields,
-    )
-    return rerank_routes(
-        DIALECTS,
-        service=service,
-        keys=keys,
-        bodies=BodyReader(bodies),
-        observer=observer,
-        limits=calls,
-        strict=settings.strict,
-    )
-
-
-def _name_security_schemes(app: FastAPI) -> None:
-    undecorated = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = undecorated()
-        document.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to add to the document
-
-
-async def _known_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RerankError)  # noqa: S101 - Starlette calls this for nothing else
-    return error_answer(error)
-
-
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM, SIGINT or SIGQUIT, then drain. SIGHUP reads the API keys again.
 
@@ -156,17 +46,16 @@ async def serve(settings: Settings) -> None:
     ignore_harmless_signals()
     observer = PrometheusObserver(names_keys=settings.private)
     lifecycle = Lifecycle()
-    keys = ApiKeys(read_api_keys(settings.api_keys, settings.api_keys_file))
     async with (
-        running_service(settings, observer) as service,
-        reloading_on_hangup(partial(reload_api_keys, keys, settings)),
+        running_gateway(settings, observer) as gateway,
+        reloading_on_hangup(partial(reload_api_keys, gateway.keys, settings)),
     ):
-        app = create_app(settings, service, observer, lifecycle, keys)
+        app = create_app(settings, gateway, observer, lifecycle)
         app.openapi()  # takes a tenth of a second, which no request should
         door = Door(_connection_bounds(settings), observer)
         _allow_open_files(door.bounds.max_connections + door.bounds.probe_places + _OTHER_FILES)
         server = DrainingServer(_uvicorn(app, settings, door), lifecycle, delay_s=settings.shutdown_delay_s)
-        announcing = asyncio.create_task(_announce(server, service, settings), name="announce")
+        announcing = asyncio.create_task(_announce(server, gateway, settings), name="announce")
         calm_the_collector()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
@@ -177,13 +66,13 @@ async def serve(settings: Settings) -> None:
             await asyncio.gather(announcing, return_exceptions=True)
 
 
-async def _announce(server: "DrainingServer", service: RerankService, settings: Settings) -> None:
+async def _announce(server: "DrainingServer", gateway: Gateway, settings: Settings) -> None:
     await server.listening.wait()
-    keyed = bool(settings.api_keys) or settings.api_keys_file is not None
+    keyed = not gateway.keys.open
     port: int = server.servers[0].sockets[0].getsockname()[1]
     if not keyed:
         warn_of_open_door(settings.host, port)
-    await announce(service.models, settings.host, port, keyed=keyed, private=settings.private)
+    await announce(gateway.service.models, settings.host, port, keyed=keyed, private=settings.private)
 
 
 def calm_the_collector() -> None:

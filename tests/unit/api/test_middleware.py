@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rerankd.api.access import access_of
 from rerankd.api.lifecycle import Lifecycle
 from rerankd.api.middleware import BodyBounds, BodyLimit, RequestContext
-from rerankd.api.transport.held_bytes import HeldBytes
 from rerankd.errors import BodyTooSlow, InvalidRequest, Overloaded, RequestTooLarge
+from rerankd.gateway.held_bytes import HeldBytes
 
 _SCOPE: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
 _BOUNDS = BodyBounds(max_bytes=10, timeout_s=30)
@@ -19,9 +21,13 @@ _BOUNDS = BodyBounds(max_bytes=10, timeout_s=30)
 
 def _limit(app: ASGIApp, *, bounds: BodyBounds = _BOUNDS, max_held_bytes: int = 15) -> BodyLimit:
     """Callers name themselves in the header X-Key."""
-    return BodyLimit(
-        app, bounds=bounds, held=HeldBytes(max_held_bytes), caller_of=lambda headers: headers.get("x-key", "")
-    )
+
+    async def identified(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            access_of(scope).call.key = Headers(scope=scope).get("x-key", "")
+        await app(scope, receive, send)
+
+    return BodyLimit(identified, bounds=bounds, held=HeldBytes(max_held_bytes))
 
 
 async def _nothing() -> Message:

@@ -6,7 +6,8 @@ import orjson
 import pytest
 from starlette.types import Message
 
-from rerankd.api.rerank import _ClientGone, _rendered, _while_connected
+from rerankd.api.rerank import _rendered, _while_connected
+from rerankd.gateway.failures import CallerGone
 
 
 async def _for_ever() -> Message:
@@ -32,7 +33,7 @@ class _Work:
 
 async def test_work_is_given_up_when_the_client_goes_away() -> None:
     work = _Work()
-    with pytest.raises(_ClientGone):
+    with pytest.raises(CallerGone):
         await _while_connected(_gone, work.go_on())
     assert work.cancelled
 

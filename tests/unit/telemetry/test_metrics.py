@@ -6,9 +6,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from rerankd import __version__
-from rerankd.api.transport.held_bytes import HeldBytes
 from rerankd.cache.memory import MemoryCache
 from rerankd.domain import Timings
+from rerankd.gateway.held_bytes import HeldBytes
 from rerankd.telemetry.metrics import PrometheusObserver
 
 

@@ -1,15 +1,18 @@
 """Keys that change while the service runs, and keys beyond ASCII."""
 
 import logging
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from rerankd.api.auth import ApiKeys, reload_api_keys
+from rerankd.api.auth import key_in
 from rerankd.config.api_keys import ApiKey, hash_key, read_api_keys
 from rerankd.config.settings import Settings
 from rerankd.errors import RateLimited, Unauthorized
+from rerankd.gateway.keys import ApiKeys
+from rerankd.gateway.running import reload_api_keys
 
 _ALPHABETS = [
     "voilà",  # its last byte in UTF-8 is a blank in Latin-1
@@ -26,30 +29,30 @@ _ALPHABETS = [
 ]
 
 
-def _bearer(key: bytes) -> dict[str, str]:
-    """As servers give headers to applications."""
-    return {"authorization": f"Bearer {key.decode('latin-1')}"}
+def _bearer(key: bytes) -> Sequence[bytes]:
+    """A key as it comes out of the headers that servers give to applications."""
+    return key_in({"authorization": f"Bearer {key.decode('latin-1')}"})
 
 
 @pytest.mark.parametrize("key", _ALPHABETS)
 def test_a_key_of_any_alphabet_is_known(key: str) -> None:
     keys = ApiKeys([ApiKey(name="a", sha256=hash_key(key))])
-    assert keys.check(_bearer(key.encode())).name == "a"
-    assert keys.check({"api-key": f" {key.encode().decode('latin-1')}\t"}).name == "a"
+    assert keys.identify(_bearer(key.encode())).name == "a"
+    assert keys.identify(key_in({"api-key": f" {key.encode().decode('latin-1')}\t"})).name == "a"
 
 
 @pytest.mark.parametrize("key", ["voilà", "klüger", "Åse-Å"])
 def test_a_client_may_send_a_key_in_latin_1(key: str) -> None:
     keys = ApiKeys([ApiKey(name="a", sha256=hash_key(key))])
-    assert keys.check(_bearer(key.encode("latin-1"))).name == "a"
+    assert keys.identify(_bearer(key.encode("latin-1"))).name == "a"
     with pytest.raises(Unauthorized):
-        keys.check(_bearer(key[:-1].encode("latin-1")))
+        keys.identify(_bearer(key[:-1].encode("latin-1")))
 
 
 def test_a_key_that_is_not_utf_8_in_the_environment_is_known_by_its_bytes() -> None:
     as_python_reads_it = b"kl\xfcger".decode("utf-8", "surrogateescape")
     keys = ApiKeys([ApiKey(name="a", sha256=hash_key(as_python_reads_it))])
-    assert keys.check(_bearer(b"kl\xfcger")).name == "a"
+    assert keys.identify(_bearer(b"kl\xfcger")).name == "a"
 
 
 def _key(name: str, secret: str, requests_per_s: float | None = None) -> ApiKey:
@@ -59,15 +62,15 @@ def _key(name: str, secret: str, requests_per_s: float | None = None) -> ApiKey:
 def test_what_a_key_has_used_is_kept_while_its_limits_stay() -> None:
     keys = ApiKeys([_key("a", "one", 1.0), _key("b", "two", 1.0), _key("c", "three")])
     for secret in (b"one", b"two"):
-        keys.check(_bearer(secret)).allowance.ask(now=100.0)
+        keys.identify(_bearer(secret)).allowance.ask(now=100.0)
     changes = keys.replace([_key("a", "fresh", 1.0), _key("b", "two", 5.0), _key("d", "four")])
     assert (changes.added, changes.removed, changes.changed) == (["d"], ["c"], ["a", "b"])
     with pytest.raises(RateLimited):
-        keys.check(_bearer(b"fresh")).allowance.ask(now=100.0)
-    keys.check(_bearer(b"two")).allowance.ask(now=100.0)
+        keys.identify(_bearer(b"fresh")).allowance.ask(now=100.0)
+    keys.identify(_bearer(b"two")).allowance.ask(now=100.0)
     for gone in (b"one", b"three"):
         with pytest.raises(Unauthorized):
-            keys.check(_bearer(gone))
+            keys.identify(_bearer(gone))
 
 
 async def test_keys_are_read_again_and_the_log_says_what_changed(
@@ -81,7 +84,7 @@ async def test_keys_are_read_again_and_the_log_says_what_changed(
     path.write_text('[[key]]\nname = "new"\nkey = "s3cret-two"\n', encoding="utf-8")
     with caplog.at_level(logging.INFO):
         await reload_api_keys(keys, settings)
-    assert keys.check(_bearer(b"s3cret-two")).name == "new"
+    assert keys.identify(_bearer(b"s3cret-two")).name == "new"
     (record,) = caplog.records
     assert (vars(record)["added"], vars(record)["removed"], vars(record)["changed"]) == (["new"], ["old"], [])
 
@@ -92,5 +95,5 @@ async def test_a_broken_file_changes_no_key(tmp_path: Path, caplog: pytest.LogCa
     path.write_text(broken, encoding="utf-8")
     keys = ApiKeys([_key("a", "one")])
     await reload_api_keys(keys, Settings(api_keys_file=path))
-    assert keys.check(_bearer(b"one")).name == "a"
+    assert keys.identify(_bearer(b"one")).name == "a"
     assert "API keys stay as they were" in caplog.text

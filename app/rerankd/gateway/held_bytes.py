@@ -1,32 +1,28 @@
-"""Decides how many bytes of bodies and answers may be held at a time, and by which API key.
+"""Decides how many bytes of requests and answers may be held at a time, and by which API key. Pure.
 
-A request holds its body, and for each of its documents what the work on it takes; once there is an answer, that and
-nothing else.
+A request holds its texts, and for each document what the work on it takes. Once there is an answer, it holds only that.
 
-A key may hold as much as it leaves free for others: alone half of all, two at once a third each, and so on. However
-many keys send bodies that they do not finish, one that comes later finds room (dynamic thresholds: Choudhury and Hahne,
-1998). Without keys all callers are one, which may hold everything.
+A key may hold as much as it leaves free for others: one key alone half of all, two at once a third each, and so on.
+However many keys send requests that they do not finish, a key that comes later finds room (dynamic thresholds:
+Choudhury and Hahne, 1998). Without keys all callers count as one, which may hold everything.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from starlette.types import Scope
-
 from rerankd.errors import Overloaded
 
-# What a document takes beside its text: its place in lists and arrays, its result, and its entry in the answer.
+# What a document takes beside its text: its entries in lists and arrays, its result, and its part of the answer.
 # Measured: 300 bytes while a blank one waits, and 210 of its answer.
 DOCUMENT_BYTES: Final = 512
 # What a query takes beside those: its task, its terms, a few arrays and its result.
 QUERY_BYTES: Final = 4096
-_KEY: Final = "rerankd.held"
 
 
 @dataclass(slots=True)
 class HeldBytes:
-    """What is held, in all and by each key."""
+    """The bytes that are held, in all and by each key."""
 
     max_bytes: int
     total: int = 0
@@ -35,7 +31,7 @@ class HeldBytes:
 
 @dataclass(slots=True)
 class Claim:
-    """What one request holds; `key` is "" where there are no keys."""
+    """The bytes that one request holds; `key` is "" where there are no keys."""
 
     held: HeldBytes
     key: str
@@ -72,7 +68,7 @@ class Claim:
             self.hold(amount - self.bytes)
 
     def hold(self, amount: int) -> None:
-        """Hold so much more, or less, of what is there already."""
+        """Hold more or less of what is in memory already, so there is nothing to reject."""
         self.bytes += amount
         self.held.total += amount
         self.held.of_key[self.key] += amount
@@ -83,15 +79,3 @@ class Claim:
         if not self.held.of_key[self.key]:
             del self.held.of_key[self.key]
         self.bytes = 0
-
-
-def start_claim(scope: Scope, claim: Claim) -> Claim:
-    """Let the endpoint say what it holds."""
-    scope[_KEY] = claim
-    return claim
-
-
-def claim_of(scope: Scope) -> Claim:
-    """What the request that a scope belongs to holds; where nobody counts that, a claim that nobody reads."""
-    claim: Claim | None = scope.get(_KEY)
-    return claim if claim is not None else Claim(HeldBytes(0), "")

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from rerankd.api.rates import Allowance, Rates, RequestMeter
 from rerankd.errors import RateLimited
+from rerankd.gateway.rates import Allowance, Rates, RequestMeter
 
 
 def _asks(allowance: Allowance, *moments: float) -> list[bool]:
@@ -88,13 +88,13 @@ def _left(allowance: Allowance, *, tokens_per_min: int) -> float:
 
 def test_requests_at_the_same_time_overdraw_a_quota_by_one_of_them_at_most() -> None:
     allowance, _, meter = _metered(2000)
-    let_in = 0
+    admitted = 0
     for _ in range(60):
         one = meter()
         with suppress(RateLimited):
             one.reserve(1020)
-            let_in += 1
-    assert let_in == 2
+            admitted += 1
+    assert admitted == 2
     assert _left(allowance, tokens_per_min=2000) == pytest.approx(2000 - 2 * 1020)
 
 

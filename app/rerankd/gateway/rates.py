@@ -1,4 +1,4 @@
-"""How much a key may ask for in a time. Pure: whoever asks says what time it is."""
+"""How much a key may ask for in a time. Pure: the caller of each function says what time it is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from math import inf
 from rerankd.errors import RateLimited
 
 _MINUTE_S = 60.0
-# To tokenise a token takes about this part of what it takes to compute it.
-_TOKENISED = 32
+# Computing a token costs about this many times as much as tokenising it.
+_TOKENISED_PER_COMPUTED = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Bucket:
         self.level = self.capacity
 
     def wait_s(self, amount: float, *, now: float) -> float:
-        """Seconds until so much is there; 0 when it is."""
+        """Seconds until the bucket holds `amount`; 0 when it does."""
         if self.filled_at > -inf:
             self.level = min(self.capacity, self.level + (now - self.filled_at) * self.per_s)
         self.filled_at = now
@@ -44,8 +44,8 @@ class Bucket:
 
 class Allowance:
     """What a key has used of its rates. Requests are counted when they come. Tokens are reserved before the work and
-    settled after it, so that requests which run at the same time share one quota: together they overdraw it by one
-    request at most, the one that was let in when a little was left.
+    settled after it, so that requests which run at the same time share one quota. Together they overdraw it by at most
+    one request: the one that was admitted when a little was left.
     """
 
     def __init__(self, rates: Rates) -> None:
@@ -72,7 +72,7 @@ class Allowance:
             self._requests.take(1.0)
 
     def check_tokens(self, *, now: float) -> None:
-        """Refuse at once what would be refused for its tokens anyway.
+        """Reject a request at once if its tokens would be rejected later anyway.
 
         Raises:
             RateLimited: the key's quota is used up; `retry_after_s` says when it is not any more.
@@ -80,8 +80,8 @@ class Allowance:
         self.take(0, by=None, now=now)
 
     def take(self, tokens: int, *, by: object, now: float) -> None:
-        """Take tokens for a request. While anything is left it gets all that it asks for, and is then the one that has
-        overdrawn the quota: it may take more, the others may not.
+        """Take tokens for a request. While anything is left, it gets all that it asks for. If that overdraws the quota,
+        this request may take more, and others may not.
 
         Raises:
             RateLimited: nothing is left.
@@ -96,15 +96,15 @@ class Allowance:
         self._overdrawn_by = by if self._tokens.level < 1 else None
 
     def give_back(self, tokens: int) -> None:
-        """Return tokens that were taken for nothing; a negative number are tokens that were read beside those."""
+        """Return tokens that were taken and not used; a negative number takes more."""
         if self._tokens:
             self._tokens.take(-tokens)
 
 
 class RequestMeter:
-    """Counts what one request costs a key. One that succeeds costs what its answer's usage says. One that fails, is
-    given up or is answered in part costs at least the tokens that went to the engine, and a part of those that were
-    tokenised for nothing.
+    """Counts what one request costs a key. A request that succeeds costs what its answer's usage says. One that fails,
+    is cancelled or is answered in part costs at least the tokens that went to the engine, and a fraction of those that
+    were only tokenised.
     """
 
     def __init__(self, allowance: Allowance, clock: Callable[[], float]) -> None:
@@ -120,7 +120,7 @@ class RequestMeter:
         return self._allowance.limited
 
     def reserve(self, tokens: int) -> None:
-        """Take about so many tokens before any work is done.
+        """Take an estimate of the request's tokens before any work is done.
 
         Raises:
             RateLimited: the quota is used up.
@@ -129,7 +129,7 @@ class RequestMeter:
         self._taken += tokens
 
     def read(self, tokens: int) -> None:
-        """Take more if more tokens are known to be read than were taken.
+        """Count tokens that will be read, and take more if the estimate was too low.
 
         Raises:
             RateLimited: the quota is used up.
@@ -142,18 +142,18 @@ class RequestMeter:
         self._computed += tokens
 
     def settle(self, tokens: int) -> None:
-        """The request succeeded. It costs so much, or what was done for it where a partial answer has less."""
+        """The request succeeded and costs `tokens`; a partial answer costs at least what was computed for it."""
         self._settled = True
         self._allowance.give_back(self._taken - max(tokens, self._spent()))
 
     def close(self) -> None:
-        """The request is over; if it did not succeed it costs what was done for it."""
+        """The request has ended. If it did not succeed, it costs what was computed for it."""
         if not self._settled:
             self.settle(0)
 
     def _spent(self) -> int:
         unread = max(0, self._read - self._computed)
-        return self._computed + unread // _TOKENISED
+        return self._computed + unread // _TOKENISED_PER_COMPUTED
 
 
 def _bucket(per_s: float | None, *, seconds: float) -> Bucket | None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.api.transport.held_bytes import Claim, HeldBytes
 from rerankd.errors import Overloaded
+from rerankd.gateway.held_bytes import Claim, HeldBytes
 
 _MAX = 120
 

@@ -1,0 +1,110 @@
+"""The HTTP application: routes, pages and middleware in front of a gateway."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rerankd import __version__
+from rerankd.api.answers import error_answer
+from rerankd.api.auth import SECURITY_SCHEMES
+from rerankd.api.dialects import DIALECTS
+from rerankd.api.dialects.base import CallLimits
+from rerankd.api.docs_page import docs_files
+from rerankd.api.fixed_answers import FixedAnswer, FixedAnswers
+from rerankd.api.lifecycle import Lifecycle
+from rerankd.api.middleware import BodyBounds, BodyLimit, RequestContext
+from rerankd.api.ops import HEALTH, OperationsEndpoints, operations_routes
+from rerankd.api.parsing.bodies import BodyLimits, BodyReader
+from rerankd.api.playground import playground_files
+from rerankd.api.rerank import rerank_routes
+from rerankd.api.transport.forwarded import ForwardedClient
+from rerankd.api.wrong_paths import WithoutPrefix, WrongPaths
+from rerankd.config.settings import Settings
+from rerankd.errors import RerankError
+from rerankd.gateway.gateway import Gateway
+from rerankd.telemetry.metrics import PrometheusObserver
+
+
+def create_app(
+    settings: Settings,
+    gateway: Gateway,
+    observer: PrometheusObserver,
+    lifecycle: Lifecycle,
+) -> FastAPI:
+    """The HTTP application in front of a running gateway."""
+    app = FastAPI(
+        title="rerankd",
+        version=__version__,
+        description="A query and candidate documents go in, the documents come back in order of relevance.",
+        redirect_slashes=False,
+        # FastAPI's own pages load their scripts from a CDN.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
+    )
+    document = FixedAnswer(lambda: orjson.dumps(app.openapi()), "application/json")
+    app.include_router(_rerank_routes(settings, gateway))
+    operations = OperationsEndpoints(gateway=gateway, lifecycle=lifecycle, metrics=observer.registry, document=document)
+    app.include_router(operations_routes(operations, gateway=gateway, private=settings.private))
+    fixed = {"/health": HEALTH}
+    if not settings.private:
+        fixed |= {**playground_files(), **docs_files(), "/openapi.json": document}
+    app.add_exception_handler(RerankError, _known_error)
+    wrong_paths = WrongPaths(lambda: [*app.openapi()["paths"], *fixed], documented=not settings.private)
+    app.add_exception_handler(HTTPException, wrong_paths)
+    _add_middleware(app, settings, gateway, lifecycle, fixed)
+    observer.watch_held_bytes(lambda: gateway.held.total)
+    if not gateway.keys.open:
+        _name_security_schemes(app)
+    return app
+
+
+def _add_middleware(
+    app: FastAPI, settings: Settings, gateway: Gateway, lifecycle: Lifecycle, fixed: Mapping[str, FixedAnswer]
+) -> None:
+    """From the innermost to the outermost, which sees a request first."""
+    bounds = BodyBounds(max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    app.add_middleware(BodyLimit, bounds=bounds, held=gateway.held)
+    app.add_middleware(FixedAnswers, answers=fixed)
+    app.add_middleware(RequestContext, lifecycle=lifecycle)
+    if settings.trusted_proxies:
+        app.add_middleware(ForwardedClient, trusted=settings.trusted_proxies)
+    if settings.root_path:
+        app.add_middleware(WithoutPrefix, prefix=settings.root_path)
+
+
+def _rerank_routes(settings: Settings, gateway: Gateway) -> APIRouter:
+    bodies = BodyLimits(
+        max_values=settings.max_body_values,
+        max_fields=settings.max_body_fields,
+        max_text_bytes=settings.max_text_bytes,
+    )
+    calls = CallLimits(
+        documents=gateway.service.limits.max_documents,
+        queries=settings.max_queries,
+        rank_fields=settings.max_rank_fields,
+        fields=settings.max_body_fields,
+    )
+    return rerank_routes(DIALECTS, gateway=gateway, bodies=BodyReader(bodies), limits=calls, strict=settings.strict)
+
+
+def _name_security_schemes(app: FastAPI) -> None:
+    undecorated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = undecorated()
+        document.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to add to the document
+
+
+async def _known_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RerankError)  # noqa: S101 - Starlette calls this for nothing else
+    return error_answer(error)

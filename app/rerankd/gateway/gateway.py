@@ -1,0 +1,192 @@
+"""Answers calls, whatever carries them: HTTP, another protocol, or a function call in this process.
+
+A front end that has the requests already needs one line:
+
+    results = await gateway.rerank(requests, api_key="...", timeout_s=2.0)
+
+One that reads them only after the key was checked opens a call:
+
+    with gateway.call() as call:
+        call.identify([key])
+        call.deadline = call.started + 2.0
+        results = await call.rerank(await read_requests())
+
+The end of the `with` block ends the call: its metrics are recorded and its quota is settled. `failure_of` says what to
+tell the client of an error. When the client hangs up, the front end raises `CallerGone` in the block or cancels the
+task; either stops the work, and the key pays for what was computed by then.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from types import TracebackType
+from typing import Final, Self
+
+from rerankd.domain import RerankRequest, RerankResult
+from rerankd.errors import InvalidRequest
+from rerankd.gateway.failures import failure_of
+from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES, Claim, HeldBytes
+from rerankd.gateway.keys import ApiKeys, Caller
+from rerankd.gateway.rates import RequestMeter
+from rerankd.serving.service import RerankService
+from rerankd.telemetry.observer import Observer
+
+_ANSWERED: Final = 200
+# The queries of one call that are worked on at the same time. With more the event loop would serve this call only.
+_CONCURRENT_QUERIES: Final = 128
+
+
+@dataclass(slots=True)
+class CallFacts:
+    """What is known of a call so far, for its metrics and its log line. Empty or None: not known yet."""
+
+    dialect: str = ""
+    key: str = ""
+    model: str = ""
+    documents: int | None = None
+    tokens: int = 0
+
+
+class Gateway:
+    """The one way from any front end to the service."""
+
+    def __init__(self, service: RerankService, *, keys: ApiKeys, held: HeldBytes, observer: Observer) -> None:
+        self.service = service
+        self.keys = keys
+        self.held = held
+        self.observer = observer
+
+    async def rerank(
+        self,
+        requests: Sequence[RerankRequest],
+        *,
+        api_key: str = "",
+        timeout_s: float = inf,
+        facts: CallFacts | None = None,
+    ) -> Sequence[RerankResult]:
+        """The result of each request; all share one key, one quota and one deadline.
+
+        Raises:
+            RerankError: see `rerankd.errors`; the first failure stops all requests.
+        """
+        with self.call(facts) as call:
+            call.identify([api_key.encode()] if api_key else [])
+            call.deadline = call.started + timeout_s
+            claim = Claim(self.held, call.facts.key)
+            try:
+                claim.take(sum(map(_bytes_of, requests)))
+                return await call.rerank(requests)
+            finally:
+                claim.release()
+
+    def call(self, facts: CallFacts | None = None) -> "GatewayCall":
+        """A call that begins now; `facts` are filled in as they become known."""
+        return GatewayCall(self, CallFacts() if facts is None else facts)
+
+    def admit(self, spellings: Sequence[bytes], facts: CallFacts) -> Caller:
+        """Identify the caller and count one request, of whatever kind.
+
+        Raises:
+            Unauthorized: there is no key, or a wrong one.
+            RateLimited: the key has sent too many requests.
+        """
+        caller = self.keys.identify(spellings)
+        facts.key = caller.name
+        caller.allowance.ask(now=self.service.clock())
+        return caller
+
+
+class GatewayCall:
+    """One call, from its first byte to its answer. `deadline` is a moment on the service's clock, as `started` is."""
+
+    def __init__(self, gateway: Gateway, facts: CallFacts) -> None:
+        self.facts = facts
+        self.started = gateway.service.clock()
+        self.deadline = inf
+        self._gateway = gateway
+        self._service = gateway.service
+        self._meter: RequestMeter | None = None
+
+    def __enter__(self) -> Self:
+        self._gateway.observer.request_started()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if self._meter is not None:
+            self._meter.close()
+        self._gateway.observer.request_finished(
+            model=self.facts.model or "none",
+            dialect=self.facts.dialect or "none",
+            status=_ANSWERED if error is None else failure_of(error).status,
+            duration_s=self.elapsed_s,
+            key=self.facts.key,
+            tokens=self.facts.tokens,
+        )
+
+    @property
+    def elapsed_s(self) -> float:
+        return self._service.clock() - self.started
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline, at most the service's own limit."""
+        return max(0.0, min(self.deadline - self._service.clock(), self._service.limits.request_timeout_s))
+
+    def identify(self, spellings: Sequence[bytes]) -> None:
+        """Check the key, of which these are the possible encodings, and its quota.
+
+        Raises:
+            Unauthorized: there is no key, or a wrong one.
+            RateLimited: the key has sent too many requests, or its quota of tokens is used up.
+        """
+        allowance = self._gateway.admit(spellings, self.facts).allowance
+        allowance.check_tokens(now=self.started)
+        self._meter = RequestMeter(allowance, self._service.clock)
+
+    async def rerank(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
+        """The result of each request; the first failure stops all of them.
+
+        Raises:
+            RerankError: see `rerankd.errors`.
+        """
+        if self._meter is None:
+            raise RuntimeError("call identify() before rerank()")
+        if not requests:
+            raise InvalidRequest("no queries; send at least one")
+        self.facts.documents = sum(len(request.documents) for request in requests)
+        self.facts.model = self._service.model_named(requests[0].model).name
+        results = await self._rerank_all([self._with_terms(request, self._meter) for request in requests])
+        self.facts.tokens = sum(result.tokens for result in results)
+        self._meter.settle(self.facts.tokens)
+        return results
+
+    def _with_terms(self, request: RerankRequest, meter: RequestMeter) -> RerankRequest:
+        terms = replace(request.options.terms, caller=self.facts.key, deadline=self.deadline, meter=meter)
+        return replace(request, options=replace(request.options, terms=terms))
+
+    async def _rerank_all(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
+        if len(requests) == 1:
+            return [await self._service.rerank(requests[0])]
+        results: dict[int, RerankResult] = {}
+        waiting = iter(enumerate(requests))
+
+        async def work() -> None:
+            for index, request in waiting:
+                results[index] = await self._service.rerank(request)
+
+        running = [asyncio.create_task(work()) for _ in requests[:_CONCURRENT_QUERIES]]
+        try:
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        return [results[index] for index in range(len(requests))]
+
+
+def _bytes_of(request: RerankRequest) -> int:
+    """About what a request holds: its texts, and what the work on them takes."""
+    return QUERY_BYTES + DOCUMENT_BYTES * len(request.documents) + sum(map(len, request.documents))

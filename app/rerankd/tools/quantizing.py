@@ -112,7 +112,7 @@ class _Rewriter:
 
     def _quantize(self, name: str, *, width: int) -> list[onnx.NodeProto]:
         """Bring every vector to [-127, 127] by its own largest magnitude, and round it. Neither magnitudes nor
-        quotients are ever whole tensors, which would have to go through memory (docs/benchmarks.md).
+        quotients are ever whole tensors, which would have to go through memory (docs/adr/0017).
         """
         self._quantized[name] = f"{name}_uint8", f"{name}_scale"
         last_axis = self._constant("rerankd_last_axis", np.array([-1], dtype=np.int64))

@@ -52,7 +52,7 @@ _OUTPUT: Final = "logits"
 # Small batches stay in a processor's cache, and no request waits for them long; a GPU wants them large.
 _SMALL: Final = BatchLimits(tokens=512, pairs=64)
 _LARGE: Final = BatchLimits(tokens=32_768, pairs=256)
-# On the CPU, adding the bias and then GELU by itself take less time than both in one (docs/benchmarks.md).
+# On the CPU, adding the bias and then GELU by itself take less time than both in one (docs/adr/0017).
 _SLOW_FUSIONS: Final[Mapping[Device, Sequence[str]]] = {"cpu": ["BiasGeluFusion"], "cuda": [], "tensorrt": []}
 # What ONNX Runtime says when it cannot do that, because several nodes read the same weights.
 _SHARED_WEIGHTS: Final = "Attempt to replace the existing tensor"

@@ -28,26 +28,29 @@ ARCHITECTURE = _ROOT / "docs" / "architecture.md"
 
 _HEAD = """# Configuration
 
-Written by `python -m docs.generate` from `app/rerankd/config/settings.py`; a test fails when this page is stale.
+After reading this page you can set every option of the service and of its models. `python -m docs.generate` writes the
+page from `app/rerankd/config/settings.py`.
 
 ## Environment
 
-Every setting is an environment variable. The options of `rerankd serve` (`--host`, `--port`, `--registry`) win over
-the environment.
+Every setting is an environment variable. The options of `rerankd serve` (`--host`, `--port`, `--registry`) override the
+environment.
 
-Nothing is ignored in silence. A variable that begins with `RERANKD_` and is not in this table refuses the start, and
-the message names the nearest setting. Exceptions are `RERANKD_BENCH_API_KEY` and `RERANKD_EVAL_API_KEY` (of `rerankd
-bench` and `rerankd eval`), names that begin with `RERANKD_TEST_` (of the tests), and those that Kubernetes sets beside
-a Service with the name `rerankd` (`RERANKD_SERVICE_HOST`, `RERANKD_PORT_8000_TCP` and so on). Its
-`RERANKD_PORT=tcp://...` cannot be a port and is refused: set `enableServiceLinks: false` for the pod, or the variable
-itself.
+The service ignores nothing silently. A variable that begins with `RERANKD_` and is not in this table refuses the start,
+and the message names the nearest setting. These variables are exempt:
 
-Without API keys a name such as `RERANK_API_KEYS`, with a prefix that is nearly ours, refuses the start too: the service
-would be open.
+- `RERANKD_BENCH_API_KEY` and `RERANKD_EVAL_API_KEY`, of `rerankd bench` and `rerankd eval`;
+- names that begin with `RERANKD_TEST_`, of the tests;
+- variables that Kubernetes sets beside a Service with the name `rerankd` (`RERANKD_SERVICE_HOST`,
+  `RERANKD_PORT_8000_TCP` and so on).
 
-An empty value counts as not set, except where a setting protects: `RERANKD_API_KEYS`, `RERANKD_API_KEYS_FILE`,
-`RERANKD_PRIVATE`, `RERANKD_CACHE_SECRET` and `RERANKD_CACHE_SCOPE` refuse the start when they are empty. To serve
-without keys, unset them.
+Kubernetes' `RERANKD_PORT=tcp://...` cannot be a port and is refused: set `enableServiceLinks: false` for the pod, or the
+variable itself. Without API keys a name with a similar prefix, such as `RERANK_API_KEYS`, refuses the start too: the
+service would be open.
+
+An empty value counts as not set, except where a setting protects. The start is refused if `RERANKD_API_KEYS`,
+`RERANKD_API_KEYS_FILE`, `RERANKD_PRIVATE`, `RERANKD_CACHE_SECRET` or `RERANKD_CACHE_SCOPE` is empty. To serve without
+keys, unset them.
 
 | variable | default | meaning |
 |---|---|---|
@@ -56,8 +59,9 @@ without keys, unset them.
 _REGISTRY = """
 ## Registry
 
-One `[[model]]` table a served model, in the TOML file that `RERANKD_REGISTRY` names ([models.md](models.md) explains
-them by example). `default = "name"` at the top says which one answers requests that name none; without it the first.
+The TOML file that `RERANKD_REGISTRY` names has one `[[model]]` table for each served model; [models.md](models.md) has
+examples. `default = "name"` at the top names the model that answers requests without a model. Without it the first one
+does.
 
 | key | default | meaning |
 |---|---|---|
@@ -67,7 +71,8 @@ them by example). `default = "name"` at the top says which one answers requests 
 _PASSAGES = """
 ### `passages`
 
-`passages = { tokens = 256, overlap = 64 }` of a model; requests may ask for other values, within `max_passages`.
+Set `passages = { tokens = 256, overlap = 64 }` in a model's table. Requests may ask for other values, within
+`max_passages`.
 
 | key | default | meaning |
 |---|---|---|
@@ -117,13 +122,14 @@ def _default(field: FieldInfo) -> str:
 
 _LIMITS_HEAD = """# Limits
 
-Written by `python -m docs.generate`; a test fails when this page is stale, or lacks a setting that limits something.
+After reading this page you can find every limit of a request, its setting, and the answer beyond it. `python -m
+docs.generate` writes the page; a test fails if it is stale or lacks a setting that limits something.
 
-What exceeds a limit is refused before anything is built from it, in the error body of [api.md](api.md). The message
-says what there is too much of, how much came and how much is taken. Below its limits, a body costs time in proportion
-to its bytes, and memory of at most ten times its bytes and 64 MiB: tests hold that for every field of every dialect.
+The service rejects what exceeds a limit before it builds anything from it, with the error body of [api.md](api.md). The
+message names the limit, the received amount and the accepted amount. Below its limits a body takes time in proportion
+to its bytes, and memory of at most ten times its bytes and 64 MiB. Tests check that for every field of every dialect.
 
-| limit | default | setting | what comes |
+| limit | default | setting | beyond it |
 |---|---|---|---|
 """
 

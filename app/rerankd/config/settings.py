@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
-        description="Comma-separated API keys. Not set: the service is open to everybody who reaches it. May not be "
+        description="Comma-separated API keys. Not set: every client that reaches the service may use it. May not be "
         "empty.",
     )
     api_keys_file: Path | None = Field(

@@ -44,9 +44,9 @@ and the message names the nearest setting. These variables are exempt:
 - variables that Kubernetes sets beside a Service with the name `rerankd` (`RERANKD_SERVICE_HOST`,
   `RERANKD_PORT_8000_TCP` and so on).
 
-Kubernetes' `RERANKD_PORT=tcp://...` cannot be a port and is refused: set `enableServiceLinks: false` for the pod, or the
-variable itself. Without API keys a name with a similar prefix, such as `RERANK_API_KEYS`, refuses the start too: the
-service would be open.
+`RERANKD_PORT=tcp://...`, also from Kubernetes, is not a port and is refused. Set `enableServiceLinks: false` for the
+pod, or the variable itself. Without API keys a name with a similar prefix, such as `RERANK_API_KEYS`, refuses the start
+too: the service would be open.
 
 An empty value counts as not set, except where a setting protects. The start is refused if `RERANKD_API_KEYS`,
 `RERANKD_API_KEYS_FILE`, `RERANKD_PRIVATE`, `RERANKD_CACHE_SECRET` or `RERANKD_CACHE_SCOPE` is empty. To serve without

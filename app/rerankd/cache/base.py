@@ -1,4 +1,4 @@
-"""What a cache is: bytes by key, many at a time. What the bytes mean is decided in `keys.py`."""
+"""What a cache is: bytes by key, many at a time. What the bytes mean is for the stage to know that wrote them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

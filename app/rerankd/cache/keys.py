@@ -1,4 +1,4 @@
-"""Cache keys and the bytes kept under them. Pure.
+"""Cache keys. Pure.
 
 A key is a hash over length-prefixed parts, so that ("ab", "c") is not ("a", "bc"); the store never sees a text.
 """
@@ -6,22 +6,15 @@ A key is a hash over length-prefixed parts, so that ("ab", "c") is not ("a", "bc
 import struct
 from collections.abc import Generator, Iterator, Sequence
 from hashlib import blake2b
-from math import isfinite
-from typing import Final, TypeGuard, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final, TypeVar
 
 KEY_BYTES: Final = 16
 _LENGTH = struct.Struct("<Q")
-_VALUE = struct.Struct("<f")
 
 # Hashing so many characters takes about a millisecond.
 AT_A_TIME: Final = 2**19
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
-
-ENTRY = np.dtype([("value", "<f4"), ("tokens", "<u4"), ("dropped", "<u4")])
 
 
 def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[bytes]:
@@ -59,31 +52,6 @@ def list_key(fingerprint: str, query: str, documents: Sequence[str]) -> Steps[by
             yield
             done = 0
     return key.digest()
-
-
-def pack_entries(entries: NDArray[np.void]) -> list[bytes]:
-    """Bytes to store, one element of `entries` (dtype `ENTRY`) each."""
-    whole = entries.tobytes()
-    return [whole[start : start + ENTRY.itemsize] for start in range(0, len(whole), ENTRY.itemsize)]
-
-
-def unpack_entries(stored: Sequence[bytes]) -> NDArray[np.void]:
-    """Stored bytes as an array of dtype `ENTRY`."""
-    return np.frombuffer(b"".join(stored), dtype=ENTRY)
-
-
-def is_entry(stored: bytes | None) -> TypeGuard[bytes]:
-    """Whether bytes can be an entry with a score: a shared store may hold anything under our key, and a score that is
-    no number is not worth keeping.
-    """
-    return stored is not None and len(stored) == ENTRY.itemsize and isfinite(_VALUE.unpack_from(stored)[0])
-
-
-def is_list(stored: bytes | None, *, length: int) -> TypeGuard[bytes]:
-    """Whether bytes can be the entries of so many documents."""
-    if stored is None or len(stored) != length * ENTRY.itemsize:
-        return False
-    return bool(np.isfinite(unpack_entries([stored])["value"]).all())
 
 
 def _add(digest: blake2b, text: str) -> None:

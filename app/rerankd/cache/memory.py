@@ -4,23 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import SplitResult
 
-from rerankd.cache.keys import ENTRY, KEY_BYTES
+from rerankd.cache.keys import KEY_BYTES
 from rerankd.cache.lru import ENTRY_BYTES, Lru
 from rerankd.cache.url import check_no_server, read_parameters
 
 DEFAULT_MAX_MB: Final = 128
 # What Python adds to the bytes of a key and of a value.
 _OBJECTS_BYTES: Final = 2 * 48
-_SCORE_BYTES: Final = ENTRY_BYTES + _OBJECTS_BYTES + KEY_BYTES + ENTRY.itemsize
+# What `max_entries` counts: an entry as small as a pair's score.
+_SMALL_BYTES: Final = ENTRY_BYTES + _OBJECTS_BYTES + KEY_BYTES + 16
 
 
 class MemoryCache:
-    """Room for `max_entries` scores of pairs, of about 380 bytes each; the order of a list takes as much as some of
-    them. An owner that stores much does not push out what others stored while they hold less.
+    """Room for `max_entries` small entries, of 384 bytes in all; a larger one takes as much as some of them. An owner
+    that stores much does not push out what others stored while they hold less.
     """
 
     def __init__(self, *, max_entries: int) -> None:
-        self._entries: Lru[bytes, bytes] = Lru(max_size=max_entries * _SCORE_BYTES, size_of=_size)
+        self._entries: Lru[bytes, bytes] = Lru(max_size=max_entries * _SMALL_BYTES, size_of=_size)
 
     @classmethod
     def from_url(cls, url: SplitResult) -> "MemoryCache":
@@ -29,7 +30,7 @@ class MemoryCache:
         given = read_parameters(url, {"max_mb": 0, "max_entries": 0})
         if not given["max_entries"]:
             given["max_mb"] = given["max_mb"] or DEFAULT_MAX_MB
-        limits = (given["max_mb"] * 2**20 // _SCORE_BYTES, given["max_entries"])
+        limits = (given["max_mb"] * 2**20 // _SMALL_BYTES, given["max_entries"])
         return cls(max_entries=min(limit for limit in limits if limit))
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 """The nouns of reranking. Frozen, and ignorant of HTTP, threads and storage."""
 
-from rerankd.domain.arrays import BoolArray, FloatArray, IntArray
+from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray
 from rerankd.domain.options import (
     Aggregation,
     PassageOptions,
@@ -23,6 +23,7 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "Meter",
+    "NameArray",
     "PassageOptions",
     "PassageScores",
     "RankedDocument",

@@ -1,9 +1,21 @@
 """What is known of a query's documents once they are scored, and how stages rearrange it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
-from rerankd.domain.arrays import BoolArray, FloatArray, IntArray
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray
+
+Kind = TypeVar("Kind", np.float32, np.int64, np.bool_, np.object_)
+
+
+class _Rearrange(Protocol):
+    """Gives each document its element of an array; `missing` is for documents that the array does not know."""
+
+    def __call__(self, array: NDArray[Kind], *, missing: object) -> NDArray[Kind]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +46,27 @@ class PassageScores:
     ends: IntArray
     counts: IntArray
 
+    @classmethod
+    def none(cls, documents: int) -> "PassageScores":
+        """Of documents that were not read in passages."""
+        zeros = np.zeros(documents, dtype=np.int64)
+        return cls(starts=zeros, ends=zeros, counts=zeros)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["PassageScores"]) -> "PassageScores":
+        return cls(
+            starts=np.concatenate([part.starts for part in parts]),
+            ends=np.concatenate([part.ends for part in parts]),
+            counts=np.concatenate([part.counts for part in parts]),
+        )
+
+    def rearranged(self, rearrange: _Rearrange) -> "PassageScores":
+        return PassageScores(
+            starts=rearrange(self.starts, missing=0),
+            ends=rearrange(self.ends, missing=0),
+            counts=rearrange(self.counts, missing=0),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
@@ -49,6 +82,8 @@ class Scores:
     whose candidates kept the order that they came in. `placed_by` names, for a cascade, the model that gave each
     document its place; None for one that kept the request's. `query_dropped` counts the query's tokens that were
     not read.
+
+    Only the stages that read model outputs build one from arrays. All others rearrange what they are given.
     """
 
     values: FloatArray
@@ -59,6 +94,144 @@ class Scores:
     scored: BoolArray | None = None
     passages: PassageScores | None = None
     timings: Timings = field(default_factory=Timings)
-    placed_by: Sequence[str | None] | None = None
+    placed_by: NameArray | None = None
     unordered: int = 0
     query_dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @classmethod
+    def unread(cls, documents: int) -> "Scores":
+        """Of documents that no model has read: `reread` adds what models say."""
+        return cls(
+            values=np.zeros(documents, dtype=np.float32),
+            tokens=np.zeros(documents, dtype=np.int64),
+            dropped=np.zeros(documents, dtype=np.int64),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Scores"]) -> "Scores":
+        """The scores of several lists of documents, one after the other. What was spent on them adds up."""
+        if len(parts) == 1:
+            return parts[0]
+        passages = [part.passages or PassageScores.none(len(part)) for part in parts]
+        sizes = [len(part) for part in parts]
+        return cls(
+            values=np.concatenate([part.values for part in parts]),
+            tokens=np.concatenate([part.tokens for part in parts]),
+            dropped=np.concatenate([part.dropped for part in parts]),
+            cached=_end_to_end([part.cached for part in parts], sizes, missing=False),
+            blank=_end_to_end([part.blank for part in parts], sizes, missing=False),
+            scored=_end_to_end([part.scored for part in parts], sizes, missing=True),
+            passages=PassageScores.concatenate(passages) if any(part.passages for part in parts) else None,
+            timings=sum((part.timings for part in parts), start=Timings()),
+            placed_by=_end_to_end([part.placed_by for part in parts], sizes, missing=None),
+            unordered=sum(part.unordered for part in parts),
+            query_dropped=max(part.query_dropped for part in parts),
+        )
+
+    def take(self, positions: IntArray) -> "Scores":
+        """The scores of the documents at these positions; one may be there several times."""
+        if len(positions) == len(self) and (positions == np.arange(len(self))).all():
+            return self
+
+        def taken(array: NDArray[Kind], *, missing: object) -> NDArray[Kind]:
+            del missing
+            return array[positions]
+
+        return self._rearranged(taken, below=0.0)
+
+    def scatter(self, positions: IntArray, *, documents: int) -> "Scores":
+        """The scores of so many documents, of which these are at `positions`, and the others are blank."""
+
+        def spread(array: NDArray[Kind], *, missing: object) -> NDArray[Kind]:
+            wide = np.full(documents, missing, dtype=array.dtype)
+            wide[positions] = array
+            return wide
+
+        blank = np.ones(documents, dtype=np.bool_)
+        blank[positions] = False if self.blank is None else self.blank
+        return replace(self._rearranged(spread, below=self.values.min(initial=0) - 1), blank=blank)
+
+    def reread(self, positions: IntArray, by: "Scores") -> "Scores":
+        """The scores once the documents at these positions were read again. Their values are the new ones, and what was
+        spent on them adds up; which passage decided says nothing any more.
+        """
+        values, tokens, dropped = self.values.copy(), self.tokens.copy(), self.dropped.copy()
+        values[positions] = by.values
+        tokens[positions] += by.tokens
+        dropped[positions] = np.maximum(dropped[positions], by.dropped)
+        cached, scored = _written(self.cached, len(self), missing=False), _written(self.scored, len(self), missing=True)
+        blank, placed_by = (
+            _written(self.blank, len(self), missing=False),
+            _written(self.placed_by, len(self), missing=None),
+        )
+        # Nothing was read of a document without tokens, and so nothing of it has reached a model before.
+        cached[positions] |= self.tokens[positions] == 0
+        cached[positions] &= _written(by.cached, len(by), missing=False)
+        blank[positions] |= _written(by.blank, len(by), missing=False)
+        scored[positions] = _written(by.scored, len(by), missing=True)
+        placed_by[positions] = _written(by.placed_by, len(by), missing=None)
+        return Scores(
+            values=values,
+            tokens=tokens,
+            dropped=dropped,
+            cached=cached,
+            blank=blank,
+            scored=scored,
+            placed_by=placed_by,
+            timings=self.timings + by.timings,
+            unordered=self.unordered + by.unordered,
+            query_dropped=max(self.query_dropped, by.query_dropped),
+        )
+
+    def joined(self, counts: IntArray, values: FloatArray) -> "Scores":
+        """The scores of documents from those of their parts, which stand one after the other, `counts` of each and one
+        at least. A document is cached, scored or blank when all of its parts are: the best may be among the others.
+        """
+        firsts = np.cumsum(counts) - counts
+        return replace(
+            self,
+            values=values,
+            tokens=np.add.reduceat(self.tokens, firsts),
+            dropped=np.add.reduceat(self.dropped, firsts),
+            cached=None if self.cached is None else np.logical_and.reduceat(self.cached, firsts),
+            blank=None if self.blank is None else np.logical_and.reduceat(self.blank, firsts),
+            scored=None if self.scored is None else np.logical_and.reduceat(self.scored, firsts),
+            placed_by=None if self.placed_by is None else self.placed_by[firsts],
+            passages=None,
+        )
+
+    def _rearranged(self, rearrange: _Rearrange, *, below: float) -> "Scores":
+        return replace(
+            self,
+            values=rearrange(self.values, missing=below),
+            tokens=rearrange(self.tokens, missing=0),
+            dropped=rearrange(self.dropped, missing=0),
+            cached=None if self.cached is None else rearrange(self.cached, missing=False),
+            blank=None if self.blank is None else rearrange(self.blank, missing=False),
+            scored=None if self.scored is None else rearrange(self.scored, missing=True),
+            placed_by=None if self.placed_by is None else rearrange(self.placed_by, missing=None),
+            passages=None if self.passages is None else self.passages.rearranged(rearrange),
+        )
+
+    def _flags(self, flags: BoolArray | None, *, missing: bool = False) -> BoolArray:
+        """A copy that may be written to."""
+        return np.full(len(self), missing) if flags is None else flags.copy()
+
+    def _names(self) -> NameArray:
+        return np.full(len(self), None, dtype=np.object_) if self.placed_by is None else self.placed_by.copy()
+
+
+def _written(array: NDArray[Kind] | None, documents: int, *, missing: bool | None) -> NDArray[Kind]:
+    """An array of its own for what may not be written down; `missing` is what its absence says of every document."""
+    return np.full(documents, missing) if array is None else array.copy()
+
+
+def _end_to_end(
+    arrays: Sequence[NDArray[Kind] | None], sizes: Sequence[int], *, missing: bool | None
+) -> NDArray[Kind] | None:
+    if all(array is None for array in arrays):
+        return None
+    return np.concatenate([_written(array, size, missing=missing) for array, size in zip(arrays, sizes, strict=True)])

@@ -7,20 +7,18 @@ accents that stand alone.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import in_portions
-from rerankd.domain import BoolArray, FloatArray, PassageScores, ScoreOptions, Scores, Side, Terms, WindowWishes
+from rerankd.domain import BoolArray, ScoreOptions, Scores, Side, Terms, WindowWishes
 from rerankd.errors import InvalidRequest
 from rerankd.pipeline.portions import portions
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.visible import LOOKED_AT, is_plain, visible_characters
 
-Number = TypeVar("Number", np.float32, np.int64, np.bool_)
 # Whether a tokenizer leaves nothing of a few characters.
 Drops = Callable[[str], bool]
 
@@ -57,9 +55,11 @@ class BlankStage:
             return await self._inner.score(query, documents, options)
         blank = np.zeros(len(documents), dtype=np.bool_)
         blank[positions] = True
+        written = np.flatnonzero(~blank)
+        texts = [documents[index] for index in written.tolist()]
         options = replace(options, windows=_wishes(options.windows, blank))
-        written = [text for text, empty in zip(documents, blank.tolist(), strict=True) if not empty]
-        return _spread(await self._inner.score(query, written, options) if written else _NOTHING, blank)
+        scores = await self._inner.score(query, texts, options) if texts else Scores.unread(0)
+        return scores.scatter(written, documents=len(documents))
 
     async def _blank_among(self, texts: Sequence[str], terms: Terms) -> list[int]:
         """The positions of blank texts. A thread takes a closer look at those few that do not begin as others do."""
@@ -106,37 +106,3 @@ def _wishes(windows: WindowWishes | None, blank: BoolArray) -> WindowWishes | No
     position = np.cumsum(~blank) - 1
     order = [int(position[index]) for index in windows.initial_order if 0 <= index < len(blank) and not blank[index]]
     return replace(windows, initial_order=order)
-
-
-_NOTHING: Final = Scores(
-    values=np.empty(0, dtype=np.float32),
-    tokens=np.empty(0, dtype=np.int64),
-    dropped=np.empty(0, dtype=np.int64),
-)
-
-
-def _spread(scores: Scores, blank: BoolArray) -> Scores:
-    """Put scores back to their documents' positions; blank documents have zeros, but for their values."""
-
-    def spread(values: NDArray[Number]) -> NDArray[Number]:
-        wide = np.zeros(len(blank), dtype=values.dtype)
-        wide[~blank] = values
-        return wide
-
-    passages = scores.passages
-    names = iter(scores.placed_by or ())
-    values: FloatArray = spread(scores.values)
-    values[blank] = scores.values.min(initial=0) - 1
-    return Scores(
-        values=values,
-        tokens=spread(scores.tokens),
-        dropped=spread(scores.dropped),
-        blank=blank if scores.blank is None else spread(scores.blank) | blank,
-        cached=None if scores.cached is None else spread(scores.cached),
-        scored=None if scores.scored is None else spread(scores.scored) | blank,
-        passages=passages
-        and PassageScores(starts=spread(passages.starts), ends=spread(passages.ends), counts=spread(passages.counts)),
-        timings=scores.timings,
-        placed_by=None if scores.placed_by is None else [None if empty else next(names) for empty in blank],
-        unordered=scores.unordered,
-    )

@@ -1,20 +1,25 @@
 """Answers known pairs from the cache, so that only unknown ones go on. A broken cache is a cache that knows nothing."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from time import perf_counter
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rerankd.cache.base import Cache
-from rerankd.cache.keys import AT_A_TIME, ENTRY, is_entry, pack_entries, pair_key, pair_keys, unpack_entries
+from rerankd.cache.keys import AT_A_TIME, pair_key, pair_keys
 from rerankd.concurrency.worker import in_portions, in_steps
-from rerankd.domain import BoolArray, ScoreOptions, Scores, Timings
+from rerankd.domain import IntArray, ScoreOptions, Scores, Timings
 from rerankd.errors import CacheUnavailable
+from rerankd.pipeline.score_codec import ScoreCodec
 from rerankd.pipeline.stage import Stage
 from rerankd.telemetry.observer import Observer
+
+_PAIRS: Final = ScoreCodec(b"pr01")
+_UNKNOWN: Final = -1
 
 
 class CachedStage:
@@ -34,31 +39,28 @@ class CachedStage:
         """
         started = perf_counter()
         keys = await self._keys(query, documents, options)
-        known, unknown = await self._look_up(keys)
-        cache_s = perf_counter() - started
-
+        known, row_of = await self._look_up(keys)
+        rows = await _rows(keys, row_of)
+        unknown = await _first_positions(keys, np.flatnonzero(rows == _UNKNOWN))
+        timings = Timings(cache_s=perf_counter() - started)
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
         if options.terms.meter.limited:
-            options.terms.meter.read(_tokens_of(known, keys))
+            # A pair that is asked for twice counts twice.
+            options.terms.meter.read(int(known.tokens[rows[rows != _UNKNOWN]].sum()))
         cached = np.ones(len(keys), dtype=np.bool_)
-        positions = list(unknown.values())
-        cached[positions] = False
-        timings = Timings(cache_s=cache_s)
-        unscored: set[bytes] = set()
+        scores = known
         if unknown:
-            portions = in_portions(len(positions))
-            new = [documents[index] async for some in portions for index in positions[some]]
+            positions = list(unknown.values())
+            cached[positions] = False
+            new = [documents[index] async for some in in_portions(len(unknown)) for index in positions[some]]
             fresh = await self._inner.score(query, new, options)
-            if fresh.scored is not None:
-                unscored = {key for key, scored in zip(unknown, fresh.scored.tolist(), strict=True) if not scored}
             started = perf_counter()
-            await self._keep(list(unknown), entries_of(fresh), unscored, known, owner=options.terms.caller)
-            timings = timings + fresh.timings + Timings(cache_s=perf_counter() - started)
-        found = np.empty(len(keys), dtype=ENTRY)
-        async for some in in_portions(len(keys)):
-            found[some] = unpack_entries([known[key] for key in keys[some]])
-        scored = np.array([key not in unscored for key in keys], dtype=np.bool_) if unscored else None
-        return replace(scores_of(found, cached=cached, timings=timings), scored=scored)
+            await self._keep(list(unknown), fresh, owner=options.terms.caller)
+            row_of |= zip(unknown, count(len(known)), strict=False)
+            rows = await _rows(keys, row_of)
+            scores = Scores.concatenate([known, fresh]) if len(known) else fresh
+            timings += fresh.timings + Timings(cache_s=perf_counter() - started)
+        return replace(scores.take(rows), cached=cached, timings=timings)
 
     async def _keys(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[bytes]:
         fingerprint = _with_options(self._fingerprint, options)
@@ -71,41 +73,32 @@ class CachedStage:
                 keys += [await in_steps(pair_key(fingerprint, query, document)) for document in portion]
         return keys
 
-    async def _look_up(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
-        """The entries that are known by their keys, and of the other keys where each is first."""
-        known: dict[bytes, bytes] = {}
-        unknown: dict[bytes, int] = {}
-        available = True
+    async def _look_up(self, keys: Sequence[bytes]) -> tuple[Scores, dict[bytes, int]]:
+        """The scores that the cache knows, and at which position in them that of a key is."""
+        row_of: dict[bytes, int] = {}
+        parts: list[Scores] = []
+        read = 0
         async for some in in_portions(len(keys)):
             asked = list(dict.fromkeys(keys[some]))
             try:
-                found = await self._cache.get_many(asked) if available else []
+                scores, found = _PAIRS.read(await self._cache.get_many(asked))
             except CacheUnavailable:
                 self._observer.cache_failed(operation="get")
-                available, found = False, []
-            known |= {key: value for key, value in zip(asked, found, strict=False) if is_entry(value)}
-            for index in range(some.start, some.stop):
-                if keys[index] not in known:
-                    unknown.setdefault(keys[index], index)
-        return known, unknown
+                break
+            names = asked if len(found) == len(asked) else [asked[index] for index in found.tolist()]
+            row_of |= zip(names, count(read), strict=False)
+            parts.append(scores)
+            read += len(scores)
+        return Scores.concatenate(parts or [Scores.unread(0)]), row_of
 
-    async def _keep(
-        self,
-        keys: Sequence[bytes],
-        entries: NDArray[np.void],
-        unscored: Collection[bytes],
-        known: dict[bytes, bytes],
-        *,
-        owner: str,
-    ) -> None:
-        """Add what was scored now to what is `known`, and store all but the `unscored`."""
-        available = True
-        async for some in in_portions(len(keys)):
-            part = dict(zip(keys[some], pack_entries(entries[some]), strict=True))
-            known |= part
-            available = available and await self._store(
-                {key: entry for key, entry in part.items() if key not in unscored and is_entry(entry)}, owner=owner
-            )
+    async def _keep(self, keys: Sequence[bytes], fresh: Scores, *, owner: str) -> None:
+        """Store what was scored now."""
+        kept = np.flatnonzero(_PAIRS.keeps(fresh))
+        async for some in in_portions(len(kept)):
+            entries = _PAIRS.write(fresh.take(kept[some]))
+            names = [keys[index] for index in kept[some].tolist()]
+            if not await self._store(dict(zip(names, entries, strict=True)), owner=owner):
+                break
 
     async def _store(self, entries: Mapping[bytes, bytes], *, owner: str) -> bool:
         """Whether that succeeded."""
@@ -117,11 +110,6 @@ class CachedStage:
         return True
 
 
-def _tokens_of(known: Mapping[bytes, bytes], keys: Sequence[bytes]) -> int:
-    """What the model read when it filled the cache; a pair that is asked for twice counts twice."""
-    return int(unpack_entries([known[key] for key in keys if key in known])["tokens"].sum())
-
-
 def _with_options(fingerprint: str, options: ScoreOptions) -> str:
     """What changes a pair's score beside the model and the two texts, and who may find it. Passages are texts of their
     own.
@@ -130,21 +118,17 @@ def _with_options(fingerprint: str, options: ScoreOptions) -> str:
     return f"{fingerprint}|{json.dumps([options.max_tokens_per_doc, options.instruction, *scope])}"
 
 
-def entries_of(scores: Scores) -> NDArray[np.void]:
-    """What is stored of scores, one element of dtype `ENTRY` a document."""
-    entries = np.empty(len(scores.values), dtype=ENTRY)
-    entries["value"] = scores.values
-    entries["tokens"] = scores.tokens
-    entries["dropped"] = scores.dropped
-    return entries
+async def _rows(keys: Sequence[bytes], row_of: Mapping[bytes, int]) -> IntArray:
+    rows = np.empty(len(keys), dtype=np.int64)
+    async for some in in_portions(len(keys)):
+        rows[some] = [row_of.get(key, _UNKNOWN) for key in keys[some]]
+    return rows
 
 
-def scores_of(entries: NDArray[np.void], *, cached: BoolArray, timings: Timings) -> Scores:
-    """Scores from what was stored of them."""
-    return Scores(
-        values=entries["value"],
-        tokens=entries["tokens"].astype(np.int64),
-        dropped=entries["dropped"].astype(np.int64),
-        cached=cached,
-        timings=timings,
-    )
+async def _first_positions(keys: Sequence[bytes], positions: IntArray) -> dict[bytes, int]:
+    """Of the keys at these positions, where each is first."""
+    firsts: dict[bytes, int] = {}
+    async for some in in_portions(len(positions)):
+        for index in positions[some].tolist():
+            firsts.setdefault(keys[index], index)
+    return firsts

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
+from typing import Final
 
 import numpy as np
 
 from rerankd.cache.base import Cache
-from rerankd.cache.keys import is_list, list_key, unpack_entries
+from rerankd.cache.keys import list_key
 from rerankd.concurrency.worker import in_steps
 from rerankd.domain import ScoreOptions, Scores, Timings
 from rerankd.errors import CacheUnavailable
-from rerankd.pipeline.cached import entries_of, scores_of
+from rerankd.pipeline.score_codec import ScoreCodec
 from rerankd.pipeline.stage import Stage
 from rerankd.telemetry.observer import Observer
+
+_LISTS: Final = ScoreCodec(b"ls01")
 
 
 class CachedListStage:
@@ -37,17 +40,17 @@ class CachedListStage:
         key = await in_steps(list_key(f"{self._fingerprint}|{wishes!r}{scope}", query, documents))
         stored = await self._look_up(key)
         timings = Timings(cache_s=perf_counter() - started)
-        if is_list(stored, length=len(documents)):
+        known = _LISTS.read_whole(stored, documents=len(documents))
+        if known is not None:
             self._observer.cache_looked_up(hits=len(documents), misses=0)
-            known = scores_of(unpack_entries([stored]), cached=np.ones(len(documents), dtype=np.bool_), timings=timings)
             options.terms.meter.read(int(known.tokens.sum()))
-            return known
+            return replace(known, cached=np.ones(len(documents), dtype=np.bool_), timings=timings)
         self._observer.cache_looked_up(hits=0, misses=len(documents))
         fresh = await self._inner.score(query, documents, options)
         timings += fresh.timings
         # Who asks again after a refusal is to get another answer, not the same silence.
         if not fresh.unordered:
-            timings += Timings(cache_s=await self._fill(key, entries_of(fresh).tobytes(), owner=options.terms.caller))
+            timings += Timings(cache_s=await self._fill(key, _LISTS.write_whole(fresh), owner=options.terms.caller))
         return replace(fresh, cached=np.zeros(len(documents), dtype=np.bool_), timings=timings)
 
     async def _look_up(self, key: bytes) -> bytes | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rerankd.domain import ScoreOptions, Scores, Timings
+from rerankd.domain import ScoreOptions, Scores
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.windowed import values_of_order
 
@@ -32,38 +32,14 @@ class CascadeStage:
             RerankError: what a member's stage raises.
         """
         order = np.arange(len(documents))
-        tokens = np.zeros(len(documents), dtype=np.int64)
-        dropped = np.zeros(len(documents), dtype=np.int64)
-        placed_by: list[str | None] = [None] * len(documents)
-        reached = np.zeros(len(documents), dtype=np.bool_)
-        cached = np.zeros(len(documents), dtype=np.bool_)
-        blank = np.zeros(len(documents), dtype=np.bool_)
-        timings = Timings()
-        unordered = 0
+        known = Scores.unread(len(documents))
         for member, top_n in zip(self._members, self._wanted(options.top_n), strict=True):
             best = order[: member.depth].copy()
-            terms = _as_member(options, top_n=top_n)
-            scores = await member.stage.score(query, [documents[index] for index in best], terms)
+            texts = [documents[index] for index in best.tolist()]
+            scores = await member.stage.score(query, texts, _as_member(options, top_n=top_n))
             order[: len(best)] = best[np.argsort(-scores.values, kind="stable")]
-            tokens[best] += scores.tokens
-            dropped[best] = np.maximum(dropped[best], scores.dropped)
-            reached[best] |= True if scores.cached is None else ~scores.cached
-            cached[best] = ~reached[best]
-            blank[best] |= False if scores.blank is None else scores.blank
-            timings += scores.timings
-            unordered += scores.unordered
-            for index in best:
-                placed_by[index] = member.name
-        return Scores(
-            values=values_of_order(order.tolist()),
-            tokens=tokens,
-            dropped=dropped,
-            cached=cached,
-            blank=blank,
-            timings=timings,
-            placed_by=placed_by,
-            unordered=unordered,
-        )
+            known = known.reread(best, replace(scores, placed_by=np.full(len(best), member.name, dtype=np.object_)))
+        return replace(known, values=values_of_order(order.tolist()))
 
     def _wanted(self, top_n: int | None) -> Iterator[int | None]:
         """How many of each member's best somebody looks at: the members after it, and of the last what the caller asked

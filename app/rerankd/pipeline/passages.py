@@ -136,7 +136,6 @@ class PassageStage:
     def _gathered(self, scores: Scores, cuts: Sequence[_Cut], options: PassageOptions, cutting: Timings) -> Scores:
         """The documents' scores from those of all their passages."""
         counts = np.array([len(cut.spans) for cut in cuts], dtype=np.int64)
-        firsts = np.cumsum(counts) - counts
         aggregated = aggregate(
             scores.values,
             counts,
@@ -144,15 +143,12 @@ class PassageStage:
             top_k=options.top_k or self._policy.top_k,
         )
         spans: IntArray = np.array([span for cut in cuts for span in cut.spans], dtype=np.int64)[aggregated.best]
-        return Scores(
-            values=aggregated.values,
-            tokens=np.add.reduceat(scores.tokens, firsts),
-            dropped=np.add.reduceat(scores.dropped, firsts) + [cut.dropped for cut in cuts],
-            cached=None if scores.cached is None else np.logical_and.reduceat(scores.cached, firsts),
-            # A document has a score when all of its passages have: the best one may be among the others.
-            scored=None if scores.scored is None else np.logical_and.reduceat(scores.scored, firsts),
+        joined = scores.joined(counts, aggregated.values)
+        return replace(
+            joined,
+            dropped=joined.dropped + np.array([cut.dropped for cut in cuts], dtype=np.int64),
             passages=PassageScores(starts=spans[:, 0], ends=spans[:, 1], counts=counts),
-            timings=cutting + scores.timings,
+            timings=cutting + joined.timings,
         )
 
 

@@ -1,11 +1,12 @@
 """Turns raw scores into an order. Pure: knows no clock, thread or I/O."""
 
 from collections.abc import Callable, Mapping
+from itertools import repeat
 from typing import Final, Literal
 
 import numpy as np
 
-from rerankd.domain import BoolArray, FloatArray, RankedDocument
+from rerankd.domain import FloatArray, RankedDocument, Scores
 from rerankd.errors import ScoringFailed
 
 Activation = Callable[[FloatArray], FloatArray]
@@ -29,31 +30,23 @@ ACTIVATIONS: Final[Mapping[str, Activation]] = {"sigmoid": sigmoid, "identity": 
 _NO_RELEVANCE: Final = np.float32(-16)
 
 
-def rank(
-    values: FloatArray,
-    *,
-    activation: Activation,
-    top_n: int | None,
-    blank: BoolArray | None = None,
-    scored: BoolArray | None = None,
-) -> list[RankedDocument]:
+def rank(scores: Scores, *, activation: Activation, top_n: int | None) -> list[RankedDocument]:
     """Sort documents by raw score, highest first, ties by index.
 
     Documents without a score come after those with one, in the order of the request, and blank ones last of all. Both
     kinds of scores say so too: see `floor`.
 
     Args:
-        values: raw scores, shape [documents].
+        scores: those of all documents; the values of documents without a score are ignored.
         activation: from raw scores to relevance scores, monotone.
         top_n: how many to return; None returns all.
-        blank: which documents have no text; their values are ignored. None: all have text.
-        scored: which documents have a score; None: all but the blank ones.
 
     Raises:
         ScoringFailed: a score is not a finite number.
     """
-    blank = np.zeros(len(values), dtype=np.bool_) if blank is None else blank
-    ranked = ~blank if scored is None else ~blank & scored
+    values = scores.values
+    blank = np.zeros(len(values), dtype=np.bool_) if scores.blank is None else scores.blank
+    ranked = ~blank if scores.scored is None else ~blank & scores.scored
     unusable = ranked & ~np.isfinite(values)
     if unusable.any():
         raise ScoringFailed(f"the model's score of document {int(np.argmax(unusable))} is not a finite number")
@@ -61,13 +54,10 @@ def rank(
     order = np.lexsort((-raw, ~ranked, blank))[:top_n]
     relevance = activation(raw)
     relevance = np.where(ranked, relevance, np.minimum(relevance, np.float32(0)))
-    late = ~blank & ~ranked
-    return [
-        RankedDocument(index, score, value, not unscored)
-        for index, score, value, unscored in zip(
-            order.tolist(), relevance[order].tolist(), raw[order].tolist(), late[order].tolist(), strict=True
-        )
-    ]
+    in_time = blank | ranked
+    names = repeat(None) if scores.placed_by is None else scores.placed_by[order].tolist()
+    columns = order.tolist(), relevance[order].tolist(), raw[order].tolist(), in_time[order].tolist()
+    return list(map(RankedDocument, *columns, names))
 
 
 def floor(values: FloatArray, activation: Activation) -> np.float32:

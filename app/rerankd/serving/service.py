@@ -157,19 +157,10 @@ class RerankService:
 
 
 def _ranked(loaded: LoadedModel, request: RerankRequest, scores: Scores) -> Sequence[RankedDocument]:
-    results: Sequence[RankedDocument] = rank(
-        scores.values, activation=loaded.activation, top_n=request.top_n, blank=scores.blank, scored=scores.scored
-    )
-    results = _named(results, scores.placed_by)
+    results = rank(scores, activation=loaded.activation, top_n=request.top_n)
     if request.min_score is None:
         return results
     return [ranked for ranked in results if ranked.relevance_score >= request.min_score]
-
-
-def _named(ranked: Sequence[RankedDocument], placed_by: Sequence[str | None] | None) -> Sequence[RankedDocument]:
-    if placed_by is None:
-        return ranked
-    return [replace(document, placed_by=placed_by[document.index]) for document in ranked]
 
 
 def _refuse_cut_documents(scores: Scores) -> None:

@@ -1,23 +1,10 @@
-"""Keys tell every pair from every other one, and what is stored comes back as it was."""
+"""Keys tell every pair from every other one."""
 
-from math import inf, nan
-
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.cache.keys import (
-    AT_A_TIME,
-    ENTRY,
-    Steps,
-    is_entry,
-    list_key,
-    pack_entries,
-    pair_key,
-    pair_keys,
-    unpack_entries,
-)
+from rerankd.cache.keys import AT_A_TIME, Steps, list_key, pair_key, pair_keys
 
 _TEXT = st.text(st.characters(), max_size=20)  # lone surrogates too
 _PARTS = st.tuples(_TEXT, _TEXT, _TEXT)
@@ -70,35 +57,6 @@ def test_a_key_is_short_and_holds_no_text() -> None:
     key = _key("fingerprint", "query", "document" * 1000)
     assert len(key) == 16
     assert b"document" not in key
-
-
-@given(
-    st.lists(
-        st.tuples(st.floats(width=32, allow_nan=False), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
-        max_size=20,
-    )
-)
-def test_entries_come_back_as_they_were(rows: list[tuple[float, int, int]]) -> None:
-    entries = np.array(rows, dtype=ENTRY)
-    assert unpack_entries(pack_entries(entries)).tolist() == entries.tolist()
-
-
-@pytest.mark.parametrize(
-    ("stored", "expected"),
-    [
-        (None, False),
-        (b"", False),
-        (b"\0" * 11, False),
-        (b"\0" * 12, True),
-        (b"\0" * 13, False),
-        (b"a text of someone else", False),
-        (np.array([(nan, 1, 0)], dtype=ENTRY).tobytes(), False),
-        (np.array([(inf, 1, 0)], dtype=ENTRY).tobytes(), False),
-        (np.array([(1.5, 1, 0)], dtype=ENTRY).tobytes(), True),
-    ],
-)
-def test_only_an_entry_with_a_finite_score_is_one(stored: bytes | None, expected: bool) -> None:
-    assert is_entry(stored) is expected
 
 
 def _taken(steps: Steps[bytes]) -> tuple[bytes, int]:

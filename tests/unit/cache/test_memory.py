@@ -57,18 +57,18 @@ async def test_an_owner_that_floods_the_cache_pushes_out_its_own_entries() -> No
 @pytest.mark.parametrize(
     ("url", "entries"),
     [
-        ("memory://", 128 * 2**20 // 380),
-        ("memory://?max_mb=1", 2**20 // 380),
+        ("memory://", 128 * 2**20 // 384),
+        ("memory://?max_mb=1", 2**20 // 384),
         ("memory://?max_entries=1000", 1000),
         ("memory://?max_entries=1000000", 1_000_000),
         ("memory://?max_entries=1000&max_mb=1", 1000),
-        ("memory://?max_entries=1000000&max_mb=1", 2**20 // 380),
+        ("memory://?max_entries=1000000&max_mb=1", 2**20 // 384),
     ],
 )
 async def test_a_url_says_how_much_is_kept(url: str, entries: int) -> None:
     cache = MemoryCache.from_url(urlsplit(url))
     keys = [number.to_bytes(16) for number in range(min(entries, 3000) + 1)]
-    await cache.put_many(dict.fromkeys(keys, bytes(12)))
+    await cache.put_many(dict.fromkeys(keys, bytes(16)))
     kept = len([value for value in await cache.get_many(keys) if value is not None])
     assert kept == min(entries, 3001)
 

@@ -124,7 +124,7 @@ async def test_what_the_inner_stage_says_goes_back_to_its_documents() -> None:
                 cached=np.array([True, False]),
                 scored=np.array([True, False]),
                 passages=PassageScores(starts=ones, ends=2 * ones, counts=3 * ones),
-                placed_by=["x", None],
+                placed_by=np.array(["x", None], dtype=np.object_),
                 unordered=1,
             )
 
@@ -141,7 +141,8 @@ async def test_what_the_inner_stage_says_goes_back_to_its_documents() -> None:
     assert scores.cached.tolist() == [False, True, False, False]
     assert scores.scored.tolist() == [True, True, True, False]
     assert scores.passages.counts.tolist() == [0, 3, 0, 3]
-    assert scores.placed_by == [None, "x", None, None]
+    assert scores.placed_by is not None
+    assert scores.placed_by.tolist() == [None, "x", None, None]
     assert scores.unordered == 1
 
 

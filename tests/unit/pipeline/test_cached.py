@@ -5,14 +5,21 @@ import asyncio
 import numpy as np
 import pytest
 
-from rerankd.cache.keys import ENTRY, pair_keys
+from rerankd.cache.keys import pair_keys
 from rerankd.cache.memory import MemoryCache
 from rerankd.domain import ScoreOptions, Scores, Terms
 from rerankd.errors import Overloaded
 from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.score_codec import ScoreCodec
 from tests.fakes import RecordingObserver, RecordingStage, ScriptedCache, score_of
 
 _PLAIN = ScoreOptions()
+
+
+def _entry(mark: bytes, value: float) -> bytes:
+    one = np.ones(1, dtype=np.int64)
+    (entry,) = ScoreCodec(mark).write(Scores(values=np.array([value], dtype=np.float32), tokens=one, dropped=one))
+    return entry
 
 
 class _Setup:
@@ -113,7 +120,15 @@ async def test_options_go_on(setup: _Setup) -> None:
 
 @pytest.mark.parametrize(
     "stored",
-    [b"", b"short", b"x" * 13, b"a text of another program", np.array([(np.nan, 1, 0)], dtype=ENTRY).tobytes()],
+    [
+        b"",
+        b"short",
+        b"x" * 16,
+        b"a text of another program",
+        pytest.param(bytes(12), id="an entry of a version without marks"),
+        pytest.param(_entry(b"ls01", 1.0), id="an entry of another stage"),
+        pytest.param(_entry(b"pr01", np.nan), id="no number"),
+    ],
 )
 async def test_an_entry_that_cannot_be_one_is_ignored_and_replaced(setup: _Setup, stored: bytes) -> None:
     (key,) = pair_keys("model-1|[null, null]", "query", ["a"])

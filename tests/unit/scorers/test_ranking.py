@@ -1,5 +1,7 @@
 """Order, ties, blanks and the score contract."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import inf, nan
 
 import numpy as np
@@ -7,16 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rerankd.domain import Scores
 from rerankd.errors import ScoringFailed
 from rerankd.scorers.ranking import ACTIVATIONS, Activation, floor, identity, rank, sigmoid
 
-Values = list[float]
+Values = Sequence[float]
+
+
+def _scores(values: Values, *, blank: Sequence[bool] | None = None, scored: Sequence[bool] | None = None) -> Scores:
+    none = np.zeros(len(values), dtype=np.int64)
+    return Scores(
+        values=np.array(values, dtype=np.float32),
+        tokens=none,
+        dropped=none,
+        blank=None if blank is None else np.array(blank, dtype=np.bool_),
+        scored=None if scored is None else np.array(scored, dtype=np.bool_),
+    )
 
 
 def _indices(values: Values, *, blank: list[bool] | None = None, top_n: int | None = None) -> list[int]:
-    array = np.array(values, dtype=np.float32)
-    mask = np.array(blank or [False] * len(values), dtype=np.bool_)
-    return [document.index for document in rank(array, blank=mask, activation=sigmoid, top_n=top_n)]
+    return [document.index for document in rank(_scores(values, blank=blank), activation=sigmoid, top_n=top_n)]
 
 
 @pytest.mark.parametrize(
@@ -50,8 +62,7 @@ def test_a_score_that_is_no_finite_number_is_an_error_that_names_the_document(ba
 
 
 def test_a_blank_document_has_relevance_zero() -> None:
-    values = np.array([-40.0, 0.0], dtype=np.float32)
-    ranked = rank(values, blank=np.array([False, True]), activation=sigmoid, top_n=None)
+    ranked = rank(_scores([-40.0, 0.0], blank=[False, True]), activation=sigmoid, top_n=None)
     assert [(document.index, document.relevance_score) for document in ranked] == [
         (0, pytest.approx(0.0, abs=1e-10)),
         (1, 0.0),
@@ -59,8 +70,7 @@ def test_a_blank_document_has_relevance_zero() -> None:
 
 
 def test_a_blank_document_never_looks_better_than_one_with_a_negative_score() -> None:
-    values = np.array([-4.0, 0.0, -2.0], dtype=np.float32)
-    ranked = rank(values, blank=np.array([False, True, False]), activation=identity, top_n=None)
+    ranked = rank(_scores([-4.0, 0.0, -2.0], blank=[False, True, False]), activation=identity, top_n=None)
     assert [(document.index, document.relevance_score, document.value) for document in ranked] == [
         (2, -2.0, -2.0),
         (0, -4.0, -4.0),
@@ -94,8 +104,7 @@ def test_what_has_no_score_is_below_every_raw_score_by_a_finite_number(
 
 
 def test_a_blank_document_is_below_a_scored_one_in_raw_scores_too() -> None:
-    values = np.array([1.4156, 0.0], dtype=np.float32)
-    scored, blank = rank(values, blank=np.array([False, True]), activation=sigmoid, top_n=None)
+    scored, blank = rank(_scores([1.4156, 0.0], blank=[False, True]), activation=sigmoid, top_n=None)
     assert (scored.index, blank.index) == (0, 1)
     assert blank.value < scored.value
     assert blank.relevance_score == 0.0
@@ -109,9 +118,8 @@ def test_a_blank_document_is_below_a_scored_one_in_raw_scores_too() -> None:
 def test_the_result_is_a_sorted_part_of_the_documents(
     pairs: list[tuple[float, bool]], activation: str, top_n: int | None
 ) -> None:
-    values = np.array([value for value, _ in pairs], dtype=np.float32)
-    blank = np.array([is_blank for _, is_blank in pairs])
-    ranked = rank(values, blank=blank, activation=ACTIVATIONS[activation], top_n=None)
+    scores = _scores([value for value, _ in pairs], blank=[is_blank for _, is_blank in pairs])
+    ranked = rank(scores, activation=ACTIVATIONS[activation], top_n=None)
     assert sorted(document.index for document in ranked) == list(range(len(pairs)))
     relevance = [document.relevance_score for document in ranked]
     assert relevance == sorted(relevance, reverse=True)
@@ -122,7 +130,7 @@ def test_the_result_is_a_sorted_part_of_the_documents(
     )
     assert all(low.value < high.value for low in without for high in with_text)
     assert all(low.relevance_score <= high.relevance_score for low in without for high in with_text)
-    assert rank(values, blank=blank, activation=ACTIVATIONS[activation], top_n=top_n) == ranked[:top_n]
+    assert rank(scores, activation=ACTIVATIONS[activation], top_n=top_n) == ranked[:top_n]
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
@@ -140,26 +148,25 @@ def test_sigmoid_values(logit: float, expected: float) -> None:
 
 
 def test_documents_without_a_score_come_after_those_with_one_in_their_order() -> None:
-    ranked = rank(
-        np.array([9.0, 1.0, 9.0, 2.0, 0.0], dtype=np.float32),
-        blank=np.array([False, False, False, False, True]),
-        activation=identity,
-        top_n=None,
-        scored=np.array([False, True, False, True, True]),
+    scores = _scores(
+        [9.0, 1.0, 9.0, 2.0, 0.0],
+        blank=[False, False, False, False, True],
+        scored=[False, True, False, True, True],
     )
+    ranked = rank(scores, activation=identity, top_n=None)
     assert [(one.index, one.scored) for one in ranked] == [(3, True), (1, True), (0, False), (2, False), (4, True)]
     assert [one.relevance_score for one in ranked] == [2.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_nothing_is_scored() -> None:
-    ranked = rank(
-        np.array([np.nan, np.nan], dtype=np.float32),
-        blank=np.zeros(2, dtype=np.bool_),
-        activation=identity,
-        top_n=None,
-        scored=np.zeros(2, dtype=np.bool_),
-    )
+    ranked = rank(_scores([nan, nan], scored=[False, False]), activation=identity, top_n=None)
     assert [(one.index, one.relevance_score, one.value, one.scored) for one in ranked] == [
         (0, 0.0, 0.0, False),
         (1, 0.0, 0.0, False),
     ]
+
+
+def test_a_document_that_a_cascade_placed_names_the_model() -> None:
+    scores = replace(_scores([1.0, 3.0, 2.0]), placed_by=np.array(["cheap", "dear", None], dtype=np.object_))
+    ranked = rank(scores, activation=identity, top_n=2)
+    assert [(one.index, one.placed_by) for one in ranked] == [(1, "dear"), (2, None)]

@@ -1,0 +1,75 @@
+"""How scores become cache entries, and entries become scores again. Pure.
+
+An entry begins with a mark that names its codec. One with another mark was written by another stage or by another
+version, and is not read; nor is one whose score is no number. Whoever changes the layout changes the marks.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rerankd.domain import BoolArray, IntArray, Scores
+
+_FIELDS = [("value", "<f4"), ("tokens", "<u4"), ("dropped", "<u4")]
+_SCORE = np.dtype(_FIELDS)
+_ENTRY = np.dtype([("mark", "<u4"), *_FIELDS])
+_SIZE: Final = _ENTRY.itemsize
+_BYTES = np.dtype(f"V{_SIZE}")
+_NO_ENTRY: Final = bytes(_SIZE)
+
+
+class ScoreCodec:
+    """Packs what is known of a document into 12 bytes, behind a `mark` of four, which are not all zero."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._mark = mark
+        self._number = np.frombuffer(mark, dtype=_ENTRY["mark"])[0]
+
+    def keeps(self, scores: Scores) -> BoolArray:
+        """Which scores are worth an entry: those that are there, and are numbers."""
+        finite = np.isfinite(scores.values)
+        return finite if scores.scored is None else finite & scores.scored
+
+    def write(self, scores: Scores) -> list[bytes]:
+        """An entry for each document."""
+        entries = _packed(scores, _ENTRY)
+        entries["mark"] = self._number
+        written: list[bytes] = entries.view(_BYTES).tolist()
+        return written
+
+    def read(self, stored: Sequence[bytes | None]) -> tuple[Scores, IntArray]:
+        """The scores that entries hold, and which of `stored` these are: a store may hold anything under our keys."""
+        whole = [_NO_ENTRY if entry is None or len(entry) != _SIZE else entry for entry in stored]
+        entries = np.frombuffer(b"".join(whole), dtype=_ENTRY)
+        found = np.flatnonzero((entries["mark"] == self._number) & np.isfinite(entries["value"]))
+        return _unpacked(entries if len(found) == len(entries) else entries[found]), found
+
+    def write_whole(self, scores: Scores) -> bytes:
+        """One entry for all documents."""
+        return self._mark + _packed(scores, _SCORE).tobytes()
+
+    def read_whole(self, stored: bytes | None, *, documents: int) -> Scores | None:
+        """The scores that an entry for so many documents holds; None: it is no such entry."""
+        size = len(self._mark) + documents * _SCORE.itemsize
+        if stored is None or len(stored) != size or not stored.startswith(self._mark):
+            return None
+        scores = np.frombuffer(stored, dtype=_SCORE, offset=len(self._mark))
+        return _unpacked(scores) if np.isfinite(scores["value"]).all() else None
+
+
+def _packed(scores: Scores, layout: np.dtype[np.void]) -> NDArray[np.void]:
+    packed = np.empty(len(scores), dtype=layout)
+    packed["value"] = scores.values
+    packed["tokens"] = scores.tokens
+    packed["dropped"] = scores.dropped
+    return packed
+
+
+def _unpacked(packed: NDArray[np.void]) -> Scores:
+    return Scores(
+        values=packed["value"].copy(),
+        tokens=packed["tokens"].astype(np.int64),
+        dropped=packed["dropped"].astype(np.int64),
+    )

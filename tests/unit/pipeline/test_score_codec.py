@@ -1,0 +1,90 @@
+"""Scores come back from their entries as they were, and nothing else is taken for an entry."""
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerankd.domain import Scores
+from rerankd.pipeline.score_codec import ScoreCodec
+
+_CODEC = ScoreCodec(b"own1")
+_ROWS = st.lists(
+    st.tuples(
+        st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)
+    ),
+    max_size=20,
+)
+
+
+def _scores(rows: list[tuple[float, int, int]]) -> Scores:
+    values, tokens, dropped = zip(*rows, strict=True) if rows else ((), (), ())
+    return Scores(
+        values=np.array(values, dtype=np.float32),
+        tokens=np.array(tokens, dtype=np.int64),
+        dropped=np.array(dropped, dtype=np.int64),
+    )
+
+
+def _rows(scores: Scores) -> list[tuple[float, int, int]]:
+    return list(zip(scores.values.tolist(), scores.tokens.tolist(), scores.dropped.tolist(), strict=True))
+
+
+@settings(deadline=None)
+@given(_ROWS)
+def test_entries_come_back_as_they_were(rows: list[tuple[float, int, int]]) -> None:
+    scores, found = _CODEC.read(_CODEC.write(_scores(rows)))
+    assert (_rows(scores), found.tolist()) == (rows, list(range(len(rows))))
+    whole = _CODEC.read_whole(_CODEC.write_whole(_scores(rows)), documents=len(rows))
+    assert whole is not None
+    assert _rows(whole) == rows
+
+
+@settings(deadline=None)
+@given(
+    _ROWS, st.lists(st.none() | st.binary(max_size=40) | st.binary(min_size=16, max_size=16), max_size=8), st.randoms()
+)
+def test_what_is_no_entry_is_passed_over(
+    rows: list[tuple[float, int, int]], others: list[bytes | None], random: Random
+) -> None:
+    written = _CODEC.write(_scores(rows))
+    stored = [*written, *others]
+    random.shuffle(stored)
+    own = [
+        index for index, entry in enumerate(stored) if entry is not None and entry[:4] == b"own1" and entry in written
+    ]
+    scores, found = _CODEC.read(stored)
+    assert found.tolist() == own
+    assert sorted(_rows(scores)) == sorted(rows)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_is_neither_kept_nor_read(bad: float) -> None:
+    scores = _scores([(1.0, 1, 0), (bad, 2, 0), (3.0, 3, 0)])
+    assert _CODEC.keeps(scores).tolist() == [True, False, True]
+    assert _CODEC.read(_CODEC.write(scores))[1].tolist() == [0, 2]
+    assert _CODEC.read_whole(_CODEC.write_whole(scores), documents=3) is None
+
+
+def test_a_document_that_was_not_scored_in_time_is_not_kept() -> None:
+    scores = replace(_scores([(1.0, 1, 0), (2.0, 2, 0)]), scored=np.array([True, False]))
+    assert _CODEC.keeps(scores).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        pytest.param(None, id="nothing"),
+        pytest.param(b"", id="no mark"),
+        pytest.param(b"own1", id="no documents"),
+        pytest.param(_CODEC.write_whole(_scores([(1.0, 1, 0)])), id="fewer documents"),
+        pytest.param(_CODEC.write_whole(_scores([(1.0, 1, 0)] * 3)), id="more documents"),
+        pytest.param(ScoreCodec(b"own2").write_whole(_scores([(1.0, 1, 0)] * 2)), id="another version"),
+        pytest.param(_CODEC.write_whole(_scores([(1.0, 1, 0)] * 2))[4:], id="a version without marks"),
+    ],
+)
+def test_a_list_of_another_length_or_mark_is_no_entry(stored: bytes | None) -> None:
+    assert _CODEC.read_whole(stored, documents=2) is None

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from rerankd.domain import FloatArray
+from rerankd.engines.onnx.encoder_names import write_names
+from rerankd.engines.onnx.encoder_patterns import find_encoder
 
 _CONTRIB: Final = "com.microsoft"
 _LARGEST: Final = 127
@@ -26,10 +28,15 @@ _SMALLEST_MATRIX: Final = 256
 
 
 def quantize_per_token(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite a graph in place and return it: integer products. Its weights must be loaded."""
+    """Rewrite a graph in place and return it: int8 matmuls. Its metadata names the encoder layers that our kernels can
+    compute. Its weights must be loaded.
+    """
     _Rewriter(model.graph, integer_products=True).rewrite()
     if all(opset.domain != _CONTRIB for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
+    names = find_encoder(model.graph)
+    if names is not None:
+        write_names(model, names)
     return model
 
 

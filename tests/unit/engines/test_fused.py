@@ -14,21 +14,22 @@ from onnx import helper, numpy_helper
 from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine
-from rerankd.engines.onnx.encoder_layers import (
-    EmbeddingsPart,
-    FirstPlaces,
+from rerankd.engines.onnx.encoder_names import (
+    NAMES,
+    EncoderNames,
+    LayerNames,
     PaddingBias,
-    find_embeddings,
-    find_layers,
-    find_simple,
+    Positions,
+    read_names,
 )
+from rerankd.engines.onnx.encoder_patterns import find_encoder
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.exporting import export_cross_encoder
 from tests.requirements import missing
-from tests.tiny_models import CORPUS, WIDE, build_bert, build_xlmr
+from tests.tiny_models import CORPUS, MAX_LENGTH, WIDE, build_bert, build_xlmr
 
 _SHIPPED = Path(__file__).parents[3] / "models" / "minilm-qa"
 _INT8 = "model.int8.onnx"
@@ -79,51 +80,95 @@ def graph_of(folder: Path) -> onnx.ModelProto:
     return onnx.load(folder / _INT8)
 
 
+def find(graph: onnx.GraphProto) -> EncoderNames:
+    names = find_encoder(graph)
+    assert names is not None
+    return names
+
+
+def find_layers(graph: onnx.GraphProto) -> Sequence[LayerNames]:
+    return find(graph).layers
+
+
+def shapes_of(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    return {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+
+def output_of(graph: onnx.GraphProto, constant: str) -> str:
+    """The tensor that the only reader of a constant makes."""
+    return str(next(node.output[0] for node in graph.node if constant in node.input))
+
+
 def test_all_layers_of_the_shipped_model_are_found() -> None:
-    layers = find_layers(graph_of(_SHIPPED).graph)
-    assert [layer.query.weights.shape for layer in layers] == [(384, 384)] * 6
-    assert {layer.bias for layer in layers} == {layers[0].bias}
+    graph = graph_of(_SHIPPED).graph
+    layers, shapes = find_layers(graph), shapes_of(graph)
+    assert [shapes[layer.query.weights] for layer in layers] == [(384, 384)] * 6
+    assert {layer.attention_bias for layer in layers} == {layers[0].attention_bias}
     assert [layer.source for layer in layers[1:]] == [layer.output for layer in layers[:-1]]
-    assert {(layer.heads, round(layer.score_scale**-2), layer.first_row) for layer in layers} == {(12, 32, False)}
+    assert {(layer.head_size, round(layer.score_scale**-2), layer.first_row) for layer in layers} == {(32, 32, False)}
 
 
-def test_all_layers_of_an_exported_model_are_found_the_last_one_of_one_row(wide_folder: Path) -> None:
-    layers = find_layers(graph_of(wide_folder).graph)
-    assert [layer.first_row for layer in layers] == [False] * (WIDE["num_hidden_layers"] - 1) + [True]
-
-
-def embeddings_of(graph: onnx.GraphProto) -> EmbeddingsPart | None:
-    return find_embeddings(graph, find_layers(graph)[0].source)
+def test_all_layers_of_an_exported_model_are_named_the_last_one_of_one_row(wide_folder: Path) -> None:
+    names = read_names(graph_of(wide_folder))
+    assert names is not None
+    assert [layer.first_row for layer in names.layers] == [False] * (WIDE["num_hidden_layers"] - 1) + [True]
 
 
 def test_embeddings_of_the_shipped_model_are_found() -> None:
-    embeddings = embeddings_of(graph_of(_SHIPPED).graph)
+    graph = graph_of(_SHIPPED).graph
+    embeddings, shapes = find(graph).embeddings, shapes_of(graph)
     assert embeddings is not None
-    assert [table.vectors.shape for table in embeddings.tables] == [(30522, 384), (512, 384), (2, 384)]
-
-
-def test_embeddings_of_an_exported_model_are_found(wide_folder: Path) -> None:
-    embeddings = embeddings_of(graph_of(wide_folder).graph)
-    assert embeddings is not None
-    assert len(embeddings.tables) == 3
+    assert [shapes[table.vectors] for table in embeddings.tables] == [(30522, 384), (512, 384), (2, 384)]
 
 
 def test_masks_and_positions_of_an_exported_model_need_no_runtime(
     wide_folder: Path, request: pytest.FixtureRequest
 ) -> None:
     """But for RoBERTa's positions, which count what is no padding."""
-    graph = graph_of(wide_folder).graph
-    layers, embeddings = find_layers(graph), embeddings_of(graph)
-    assert embeddings is not None
-    assert {layer.bias for layer in layers} == {layers[0].bias}
-    assert find_simple(graph, layers[0].bias) == PaddingBias(float(np.finfo(np.float32).min))
-    tables = [table for table in embeddings.tables if table.indices not in {"input_ids", "token_type_ids"}]
-    made = [find_simple(graph, table.indices) for table in tables]
-    places = [found.places for found in made if isinstance(found, FirstPlaces)]
+    names = read_names(graph_of(wide_folder))
+    assert names is not None
+    assert names.embeddings is not None
+    assert len(names.embeddings.tables) == 3
+    assert {layer.attention_bias for layer in names.layers} == {names.layers[0].attention_bias}
+    assert names.simple[names.layers[0].attention_bias] == PaddingBias(float(np.finfo(np.float32).min))
+    positions = [made.constant for made in names.simple.values() if isinstance(made, Positions)]
     if "xlmr" in request.node.name:
-        assert not places
+        assert not positions
     else:
-        np.testing.assert_array_equal(places, [np.arange(max(len(table.vectors) for table in tables))[None]])
+        assert [shapes_of(graph_of(wide_folder).graph)[name] for name in positions] == [(1, MAX_LENGTH)]
+
+
+def test_a_graph_without_names_gives_the_same_scores_to_the_bit(wide_folder: Path, tmp_path: Path) -> None:
+    """As rerankd 0.1 exported it."""
+    folder = copytree(wide_folder, tmp_path / "unnamed")
+    model = graph_of(folder)
+    del model.metadata_props[:]
+    onnx.save(model, folder / _INT8)
+    assert read_names(graph_of(folder)) is None
+    encodings = pairs(folder)
+    np.testing.assert_array_equal(fused(folder).run(encodings), fused(wide_folder).run(encodings))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda names: names.replace('"layers"', '"other"'), "cannot read the graph's metadata 'rerankd_encoder'"),
+        (lambda names: names[:-1], "cannot read the graph's metadata 'rerankd_encoder'"),
+        (lambda names: names.replace("_int8", "_int7"), "has no constant '.*_int7'"),
+    ],
+)
+def test_names_that_do_not_fit_leave_the_graph_to_the_runtime(
+    wide_folder: Path, tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
+    folder = copytree(wide_folder, tmp_path / "misnamed")
+    fused(folder)
+    model = graph_of(folder)
+    entry = next(entry for entry in model.metadata_props if entry.key == NAMES)
+    entry.value = change(entry.value)
+    onnx.save(model, folder / _INT8)
+    assert load(folder).name == f"onnx/cpu/{_INT8}"
+    with pytest.raises(ConfigError, match=message):
+        load(folder, fused=True)
 
 
 def _other_mask(graph: onnx.GraphProto) -> None:
@@ -134,7 +179,7 @@ def _other_mask(graph: onnx.GraphProto) -> None:
 
 
 def _added_to_what_is_seen(graph: onnx.GraphProto) -> None:
-    bias = find_layers(graph)[0].bias
+    bias = find_layers(graph)[0].attention_bias
     graph.initializer.append(numpy_helper.from_array(np.array(1, dtype=np.float32), "one_more"))
     next(node for node in graph.node if bias in node.output).input[1] = "one_more"
 
@@ -180,7 +225,8 @@ def test_embeddings_of_another_kind_stay_in_the_graph(tmp_path: Path, change: Ch
     model = graph_of(folder)
     change(model.graph)
     onnx.save(model, folder / _INT8)
-    assert embeddings_of(model.graph) is None
+    assert read_names(model) is None
+    assert find(model.graph).embeddings is None
     encodings = pairs(folder)[:4]
     expected = load(folder, fused=False).run(encodings)
     np.testing.assert_allclose(fused(folder).run(encodings), expected, atol=0.15)
@@ -231,12 +277,13 @@ def _other_node(kind: str, other: str) -> Change:
 
 def _without_residual(graph: onnx.GraphProto) -> None:
     third = find_layers(graph)[2]
-    node = next(node for node in graph.node if third.down.output in node.input and node.op_type == "Add")
-    node.input[list(node.input).index(third.up.source)] = third.source
+    down = output_of(graph, third.down.bias)
+    node = next(node for node in graph.node if down in node.input and node.op_type == "Add")
+    node.input[1 - list(node.input).index(down)] = third.source
 
 
 def _another_bias(graph: onnx.GraphProto) -> None:
-    bias = find_layers(graph)[2].bias
+    bias = find_layers(graph)[2].attention_bias
     softmax = [node for node in graph.node if node.op_type == "Softmax"][2]
     added = next(node for node in graph.node if softmax.input[0] in node.output)
     place = list(graph.node).index(added)
@@ -291,7 +338,7 @@ def test_batches_are_counted_without_padding(folder: Path | str, wide_folder: Pa
 def test_padding_that_a_graph_reads_counts(tmp_path: Path) -> None:
     folder = copytree(_wide_bert(tmp_path), tmp_path / "changed")
     model = graph_of(folder)
-    bias = find_layers(model.graph)[0].bias
+    bias = find_layers(model.graph)[0].attention_bias
     model.graph.initializer.append(numpy_helper.from_array(np.array(-2, dtype=np.float32), "hardly_less"))
     next(node for node in model.graph.node if bias in node.output).input[2] = "hardly_less"
     onnx.save(model, folder / _INT8)
@@ -320,7 +367,7 @@ def test_scores_of_both_ways_are_told_apart_in_the_cache() -> None:
     [
         ({"threads": 2}, "threads = 1"),
         ({"io_binding": True}, "no io_binding"),
-        ({"file": "model.onnx"}, "no layer of the graph is an int8 one"),
+        ({"file": "model.onnx"}, "the graph has no int8 encoder layer"),
     ],
 )
 def test_who_insists_on_fused_layers_learns_why_there_are_none(

@@ -17,7 +17,7 @@ from rerankd.concurrency.worker import available_cores
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec, PaddedBatch, check_inputs, check_output, find_graph, pad
-from rerankd.engines.onnx.kernel_support import mentions_int8_products, why_not_compiled, why_not_usable
+from rerankd.engines.onnx.kernel_support import NO_INT8_LAYERS, mentions_int8_matmuls, why_not_compiled, why_not_usable
 from rerankd.engines.processor import int8_sums_overflow
 from rerankd.errors import ConfigError, OutOfMemory
 from rerankd.tasks.encoding import Encoding
@@ -253,8 +253,8 @@ def _open_fused(graph: Path, options: OnnxOptions) -> "tuple[FusedSession | None
 def _fused(graph: Path, options: OnnxOptions) -> "FusedSession":
     if options.kind != "cpu" or options.threads != 1 or options.io_binding:
         raise ConfigError('it needs device = "cpu", threads = 1 and no io_binding')
-    if not mentions_int8_products(graph):
-        raise ConfigError("no layer of the graph is an int8 one of BERT's kind, as `rerankd export` writes them")
+    if not mentions_int8_matmuls(graph):
+        raise ConfigError(NO_INT8_LAYERS)
     reason = why_not_usable()
     if reason is not None:
         if why_not_compiled() is not None:

@@ -11,21 +11,21 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import pad
-from rerankd.engines.onnx.encoder_layers import (
-    EmbeddingsPart,
-    FirstPlaces,
-    LayerPart,
-    LinearPart,
-    NormalisationPart,
+from rerankd.engines.onnx.encoder_names import (
+    EmbeddingsNames,
+    LayerNames,
+    LinearNames,
+    NormNames,
     PaddingBias,
-    find_embeddings,
-    find_layers,
-    find_simple,
+    Positions,
+    read_names,
 )
+from rerankd.engines.onnx.encoder_patterns import find_encoder
+from rerankd.engines.onnx.kernel_support import NO_INT8_LAYERS
 from rerankd.engines.onnx.kernels import UNSEEN, Embeddings, Layer, Layers, Linear, Normalisation
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
@@ -111,27 +111,25 @@ def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession
         ConfigError: the graph has no layers that the kernels can compute.
     """
     model = onnx.load(graph)
-    layers = find_layers(model.graph)
-    if not layers:
-        raise ConfigError("no layer of the graph is an int8 one of BERT's kind, as `rerankd export` writes them")
-    first, last, bias = layers[0].source, layers[-1].output, layers[0].bias
-    embeddings = find_embeddings(model.graph, first)
-    rows = [table.indices for table in embeddings.tables] if embeddings else []
+    names = read_names(model) or find_encoder(model.graph)
+    if names is None:
+        raise ConfigError(NO_INT8_LAYERS)
+    constants = _Constants(model.graph)
+    first, last, bias = names.layers[0].source, names.layers[-1].output, names.layers[0].attention_bias
+    indices = [table.indices for table in names.embeddings.tables] if names.embeddings else []
     inputs = {tensor.name for tensor in model.graph.input}
-    wanted = [name for name in [*(rows or [first]), bias] if name not in inputs]
-    simple = {name: make for name in wanted if (make := _simple(find_simple(model.graph, name)))}
-    others = [name for name in wanted if name not in simple]
+    others = [name for name in [*(indices or [first]), bias] if name not in inputs and name not in names.simple]
     after = _part(model, given={last: 3, bias: 4}, wanted=[])
-    inside = {layer.up.output for layer in layers}
-    if any(output in inside for node in after.graph.node for output in node.output):
+    weights = {layer.up.weights for layer in names.layers}
+    if any(tensor.name in weights for tensor in after.graph.initializer):
         raise ConfigError(
             "the graph reads values from inside its encoder layers; export the model with `rerankd export`"
         )
     return FusedSession(
-        simple,
+        {name: constants.simple(made) for name, made in names.simple.items()},
         open_session(_part(model, given={}, wanted=others).SerializeToString()) if others else None,
-        (_embeddings(embeddings), rows) if embeddings else None,
-        Layers([_layer(layer) for layer in layers]),
+        (constants.embeddings(names.embeddings), indices) if names.embeddings else None,
+        Layers([constants.layer(layer) for layer in names.layers]),
         open_session(after.SerializeToString()),
         states=(first, last),
         bias=bias,
@@ -171,46 +169,49 @@ def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Sequence[
     return made
 
 
-def _simple(found: PaddingBias | FirstPlaces | None) -> Callable[[Inputs], NDArray[Any]] | None:
-    if isinstance(found, PaddingBias):
-        seen, hidden = np.float32(0), np.float32(found.hidden)
-        return lambda inputs: np.where(inputs["attention_mask"][:, None, None, :], seen, hidden)
-    if isinstance(found, FirstPlaces):
-        places = found.places
-        return lambda inputs: places[:, : inputs["input_ids"].shape[1]]
-    return None
+class _Constants:
+    """A graph's constants by name, and what the kernels make of them."""
 
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
 
-def _embeddings(found: EmbeddingsPart) -> Embeddings:
-    tables = [(table.vectors, table.scales) for table in found.tables]
-    return Embeddings(tables, normalisation=_normalisation(found.normalisation))
+    def layer(self, names: LayerNames) -> Layer:
+        return Layer(
+            query_key_value=self._linear(names.query, names.key, names.value),
+            output=self._linear(names.attention_output),
+            up=self._linear(names.up),
+            down=self._linear(names.down),
+            after_attention=self._norm(names.attention_norm),
+            after_feed_forward=self._norm(names.output_norm),
+            heads=len(self._array(names.query.bias)) // names.head_size,
+            score_scale=names.score_scale,
+            first_row=names.first_row,
+        )
 
+    def embeddings(self, names: EmbeddingsNames) -> Embeddings:
+        tables = [(self._array(table.vectors), self._array(table.scales).reshape(-1)) for table in names.tables]
+        return Embeddings(tables, normalisation=self._norm(names.norm))
 
-def _layer(found: LayerPart) -> Layer:
-    return Layer(
-        query_key_value=_side_by_side(found.query, found.key, found.value),
-        output=_linear(found.attention_output),
-        up=_linear(found.up),
-        down=_linear(found.down),
-        after_attention=_normalisation(found.after_attention),
-        after_feed_forward=_normalisation(found.after_feed_forward),
-        heads=found.heads,
-        score_scale=found.score_scale,
-        first_row=found.first_row,
-    )
+    def simple(self, names: PaddingBias | Positions) -> Callable[[Inputs], NDArray[Any]]:
+        if isinstance(names, PaddingBias):
+            visible, masked = np.float32(0), np.float32(names.masked)
+            return lambda inputs: np.where(inputs["attention_mask"][:, None, None, :], visible, masked)
+        positions = self._array(names.constant)
+        return lambda inputs: positions[:, : inputs["input_ids"].shape[1]]
 
+    def _linear(self, *parts: LinearNames) -> Linear:
+        """One matmul, or several of the same input side by side."""
+        weights, scales, biases = (
+            np.concatenate([self._array(getattr(part, name)) for part in parts], axis=-1)
+            for name in ("weights", "scales", "bias")
+        )
+        return Linear(weights, scales=scales, bias=biases)
 
-def _linear(part: LinearPart) -> Linear:
-    return Linear(part.weights, scales=part.scales, bias=part.bias)
+    def _norm(self, names: NormNames) -> Normalisation:
+        return Normalisation(weight=self._array(names.weight), bias=self._array(names.bias), epsilon=names.epsilon)
 
-
-def _side_by_side(*parts: LinearPart) -> Linear:
-    return Linear(
-        np.concatenate([part.weights for part in parts], axis=1),
-        scales=np.concatenate([part.scales for part in parts]),
-        bias=np.concatenate([part.bias for part in parts]),
-    )
-
-
-def _normalisation(part: NormalisationPart) -> Normalisation:
-    return Normalisation(weight=part.weight, bias=part.bias, epsilon=part.epsilon)
+    def _array(self, name: str) -> NDArray[Any]:
+        if name not in self._tensors:
+            raise ConfigError(f"the graph has no constant {name!r}, which its metadata names")
+        array: NDArray[Any] = numpy_helper.to_array(self._tensors[name])
+        return array

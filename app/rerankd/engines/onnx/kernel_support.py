@@ -18,18 +18,19 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Final
 
-# The operator of graphs that the kernels compute, as ONNX Runtime calls it.
-INT8_PRODUCT: Final = "MatMulIntegerToFloat"
+# ONNX Runtime's operator for the matmuls that the kernels compute.
+INT8_MATMUL: Final = "MatMulIntegerToFloat"
+NO_INT8_LAYERS: Final = "the graph has no int8 encoder layer like BERT's, as `rerankd export` writes them"
 # `make install` alone does nothing where nothing has changed.
 _AGAIN: Final = "install rerankd again (make clean install)"
 KERNELS: Final = Path(__file__).parent / "kernels"
 _COMPILERS: Final = ("c++", "g++", "clang++", "cl")
 
 
-def mentions_int8_products(graph: Path) -> bool:
+def mentions_int8_matmuls(graph: Path) -> bool:
     """Whether a graph's file may hold what the kernels compute. Cheap: a float32 graph may have gigabytes."""
     with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        return content.find(INT8_PRODUCT.encode()) >= 0
+        return content.find(INT8_MATMUL.encode()) >= 0
 
 
 def why_not_compiled(folder: Path = KERNELS, *, find_program: Callable[[str], str | None] = shutil.which) -> str | None:

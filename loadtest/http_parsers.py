@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 
 from loadtest.claims import Claim, conclude, parser, run
 from rerankd.api.transport.connection import Connection
-from rerankd.api.transport.door import ConnectionBounds, Door
+from rerankd.api.transport.connection_limiter import ConnectionLimiter, ConnectionLimits
 from rerankd.telemetry.observer import Silent
 
 _BODY: Final = b"x" * 20_000
@@ -79,7 +79,7 @@ async def _cost_us(protocol: Callable[[], asyncio.BaseProtocol], *, seconds: flo
 async def _measure(seconds: float) -> list[Claim]:
     config = uvicorn.Config(_answer, log_config=None, lifespan="off", ws="none", access_log=False)
     config.load()
-    bounds = ConnectionBounds(
+    bounds = ConnectionLimits(
         max_connections=10,
         max_per_address=None,
         head_timeout_s=60,
@@ -87,10 +87,10 @@ async def _measure(seconds: float) -> list[Claim]:
         idle_timeout_s=60,
         write_timeout_s=60,
     )
-    door = Door(bounds, Silent())
+    limiter = ConnectionLimiter(bounds, Silent())
     protocols: dict[str, Callable[[], asyncio.BaseProtocol]] = {
         "nothing": _Counting,
-        "ours over httptools": lambda: Connection(config, ServerState(), {}, door=door),
+        "ours over httptools": lambda: Connection(config, ServerState(), {}, limiter=limiter),
         "uvicorn's over httptools": lambda: HttpToolsProtocol(config, ServerState(), {}),
         "uvicorn's over h11": lambda: H11Protocol(config, ServerState(), {}),
     }

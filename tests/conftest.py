@@ -198,10 +198,10 @@ def tiny_deberta_onnx(onnx_folder: Folder) -> Path:
 @pytest.fixture
 def service_collector() -> Iterator[None]:
     """Python's garbage collector as the service has it. Else it walks all that the tests imported, again and again."""
-    from rerankd.api.server import calm_the_collector  # noqa: PLC0415 - few tests need the application
+    from rerankd.api.server import tune_garbage_collector  # noqa: PLC0415 - few tests need the application
 
     thresholds = gc.get_threshold()
-    calm_the_collector()
+    tune_garbage_collector()
     yield
     gc.unfreeze()
     gc.set_threshold(*thresholds)

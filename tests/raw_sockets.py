@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from rerankd.api.transport.connection import Connection
-from rerankd.api.transport.door import ConnectionBounds, Door
+from rerankd.api.transport.connection_limiter import ConnectionLimiter, ConnectionLimits
 from tests.fakes import RecordingObserver
 
-BOUNDS: Final = ConnectionBounds(
+BOUNDS: Final = ConnectionLimits(
     max_connections=100,
     max_per_address=None,
     head_timeout_s=20.0,
@@ -90,7 +90,7 @@ class RawServer:
 
     address: tuple[str, int]
     state: ServerState
-    door: Door
+    limiter: ConnectionLimiter
     observer: RecordingObserver
 
     def refused(self) -> list[str]:
@@ -147,13 +147,13 @@ async def raw_server(app: ASGIApp, protocol: type[Connection] = Connection, **bo
     config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none")
     config.load()
     observer = RecordingObserver()
-    door = Door(replace(BOUNDS, **bounds), observer)
+    limiter = ConnectionLimiter(replace(BOUNDS, **bounds), observer)
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(
-        lambda: protocol(config, state, {}, door=door), "127.0.0.1", 0
+        lambda: protocol(config, state, {}, limiter=limiter), "127.0.0.1", 0
     )
     async with server:
-        yield RawServer(server.sockets[0].getsockname(), state, door, observer)
+        yield RawServer(server.sockets[0].getsockname(), state, limiter, observer)
         for connection in list(state.connections):
             connection.shutdown()
         await asyncio.wait_for(asyncio.gather(*state.tasks, return_exceptions=True), _PATIENCE_S)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rerankd.api.transport.door import ConnectionBounds, Door, Place
+from rerankd.api.transport.connection_limiter import Allowed, ConnectionLimiter, ConnectionLimits
 from tests.fakes import RecordingObserver
 from tests.raw_sockets import BOUNDS, Echo, RawServer, raw_server, statuses, until
 
@@ -243,10 +243,10 @@ async def test_connections_beyond_the_limit_are_told_so_and_probes_are_answered(
         assert (await first.answer())[0] == 200
 
 
-async def test_when_the_places_for_probes_are_taken_too_connections_are_closed_at_once() -> None:
+async def test_when_probes_too_use_all_connections_others_are_closed_at_once() -> None:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(raw_server(Echo(), max_connections=2))
-        first, *_ = await _open(server, stack, 2 + server.door.bounds.probe_places)
+        first, *_ = await _open(server, stack, 2 + server.limiter.limits.probe_connections)
         start = _now()
         assert await server.ask(_HEALTH) == b""
         assert _now() - start < 1
@@ -254,7 +254,7 @@ async def test_when_the_places_for_probes_are_taken_too_connections_are_closed_a
         assert (await first.answer())[0] == 200
 
 
-async def test_a_connection_that_closes_gives_its_place_back() -> None:
+async def test_a_connection_that_closes_releases_its_slot() -> None:
     async with raw_server(Echo(), max_connections=1) as server:
         for _ in range(3):
             async with server.connected() as client:
@@ -298,18 +298,19 @@ async def test_a_connection_of_any_kind_takes_little_memory(kind: str) -> None:
         echo.go.set()
 
 
-def _door(**bounds: Any) -> Door:
-    return Door(ConnectionBounds(**{**vars_of(BOUNDS), **bounds}), RecordingObserver())
+def _limiter(**bounds: Any) -> ConnectionLimiter:
+    return ConnectionLimiter(ConnectionLimits(**{**vars_of(BOUNDS), **bounds}), RecordingObserver())
 
 
-def vars_of(bounds: ConnectionBounds) -> dict[str, Any]:
-    return {name: getattr(bounds, name) for name in ConnectionBounds.__slots__}
+def vars_of(bounds: ConnectionLimits) -> dict[str, Any]:
+    return {name: getattr(bounds, name) for name in ConnectionLimits.__slots__}
 
 
 def test_an_address_has_its_own_limit() -> None:
-    door = _door(max_connections=100, max_per_address=2)
-    assert [door.enter("192.0.2.1").place for _ in range(3)] == [Place.ANYTHING, Place.ANYTHING, Place.PROBES]
-    assert door.enter("192.0.2.2").place is Place.ANYTHING
+    limiter = _limiter(max_connections=100, max_per_address=2)
+    allowed = [limiter.acquire("192.0.2.1").allowed for _ in range(3)]
+    assert allowed == [Allowed.ANYTHING, Allowed.ANYTHING, Allowed.PROBES]
+    assert limiter.acquire("192.0.2.2").allowed is Allowed.ANYTHING
 
 
 @pytest.mark.parametrize(
@@ -323,29 +324,29 @@ def test_an_address_has_its_own_limit() -> None:
     ],
 )
 def test_what_is_one_address(one: str | None, other: str | None, same: bool) -> None:
-    door = _door(max_per_address=1)
-    door.enter(one)
-    assert (door.enter(other).place is Place.PROBES) is same
+    limiter = _limiter(max_per_address=1)
+    limiter.acquire(one)
+    assert (limiter.acquire(other).allowed is Allowed.PROBES) is same
 
 
-def test_places_are_given_back_and_nothing_is_remembered_of_who_left() -> None:
-    door = _door(max_connections=2, max_per_address=1)
+def test_slots_are_released_and_nothing_is_kept_of_closed_connections() -> None:
+    limiter = _limiter(max_connections=2, max_per_address=1)
     for _ in range(3):
-        entries = [door.enter(f"192.0.2.{number}") for number in range(2)]
-        assert [entry.place for entry in entries] == [Place.ANYTHING] * 2
-        for entry in entries:
-            door.leave(entry)
-    assert not door._of_origin
+        slots = [limiter.acquire(f"192.0.2.{number}") for number in range(2)]
+        assert [slot.allowed for slot in slots] == [Allowed.ANYTHING] * 2
+        for slot in slots:
+            limiter.release(slot)
+    assert not limiter._open_by_origin
 
 
 def test_refusals_are_counted_each_and_logged_together(caplog: pytest.LogCaptureFixture) -> None:
     times = iter([0.0, 1.0, 2.0, 11.0, 11.5])
     observer = RecordingObserver()
-    door = Door(BOUNDS, observer, clock=lambda: next(times))
-    entry = door.enter("192.0.2.1")
-    with caplog.at_level(logging.WARNING, logger="rerankd.api.transport.door"):
+    limiter = ConnectionLimiter(BOUNDS, observer, clock=lambda: next(times))
+    slot = limiter.acquire("192.0.2.1")
+    with caplog.at_level(logging.WARNING, logger="rerankd.api.transport.connection_limiter"):
         for reason in ("slow_head", "slow_head", "slow_head", "slow_head", "malformed"):
-            door.refused(entry, reason)
+            limiter.count_refusal(slot, reason)
     assert len(observer.named("connection_refused")) == 5
     assert {vars(record)["latest_from"] for record in caplog.records} == {"192.0.2.1"}
     logged = [(vars(record)["reason"], vars(record)["connections"]) for record in caplog.records]

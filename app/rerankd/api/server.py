@@ -20,7 +20,7 @@ from rerankd.api.app import create_app
 from rerankd.api.lifecycle import Lifecycle
 from rerankd.api.signals import ignore_harmless_signals, reloading_on_hangup
 from rerankd.api.transport.connection import Connection
-from rerankd.api.transport.door import ConnectionBounds, Door
+from rerankd.api.transport.connection_limiter import ConnectionLimiter, ConnectionLimits
 from rerankd.config.settings import Settings
 from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.running import reload_api_keys, running_gateway
@@ -29,9 +29,9 @@ from rerankd.telemetry.metrics import PrometheusObserver
 
 logger = logging.getLogger(__name__)
 
-# How long a thread that tokenises keeps the event loop from running; Python's own 5 ms are felt in a cached answer.
+# How long a tokenising thread may keep the event loop waiting. With Python's default of 5 ms cached answers are slower.
 _SWITCH_INTERVAL_S: Final = 0.001
-# What is open beside connections: models, Redis, the log.
+# Open files other than connections: models, Redis, the log.
 _OTHER_FILES: Final = 256
 
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -52,11 +52,11 @@ async def serve(settings: Settings) -> None:
     ):
         app = create_app(settings, gateway, observer, lifecycle)
         app.openapi()  # takes a tenth of a second, which no request should
-        door = Door(_connection_bounds(settings), observer)
-        _allow_open_files(door.bounds.max_connections + door.bounds.probe_places + _OTHER_FILES)
-        server = DrainingServer(_uvicorn(app, settings, door), lifecycle, delay_s=settings.shutdown_delay_s)
+        limiter = ConnectionLimiter(_connection_limits(settings), observer)
+        _allow_open_files(limiter.limits.max_connections + limiter.limits.probe_connections + _OTHER_FILES)
+        server = DrainingServer(_uvicorn(app, settings, limiter), lifecycle, delay_s=settings.shutdown_delay_s)
         announcing = asyncio.create_task(_announce(server, gateway, settings), name="announce")
-        calm_the_collector()
+        tune_garbage_collector()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
             with faults_on_signal() if settings.debug_faults else nullcontext():
@@ -75,10 +75,11 @@ async def _announce(server: "DrainingServer", gateway: Gateway, settings: Settin
     await announce(gateway.service.models, settings.host, port, keyed=keyed, private=settings.private)
 
 
-def calm_the_collector() -> None:
-    """Keep the garbage collector from walking the modules and models again and again: with its default thresholds a
-    request of thousands of documents held the event loop up for a tenth of a second (docs/benchmarks.md). Young objects
-    are walked a few at a time: 50,000 of them took 7 ms.
+def tune_garbage_collector() -> None:
+    """Exclude modules and models from garbage collection, and collect young objects a few at a time.
+
+    With the default thresholds a request of thousands of documents blocked the event loop for 0.1 s; collecting 50,000
+    young objects at once took 7 ms.
     """
     gc.collect()
     gc.freeze()
@@ -100,8 +101,8 @@ def _allow_open_files(needed: int) -> None:
         )
 
 
-def _connection_bounds(settings: Settings) -> ConnectionBounds:
-    return ConnectionBounds(
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
         max_connections=settings.max_connections,
         max_per_address=settings.max_connections_per_address,
         head_timeout_s=settings.head_timeout_s,
@@ -111,12 +112,12 @@ def _connection_bounds(settings: Settings) -> ConnectionBounds:
     )
 
 
-def _uvicorn(app: FastAPI, settings: Settings, door: Door) -> uvicorn.Config:
+def _uvicorn(app: FastAPI, settings: Settings, limiter: ConnectionLimiter) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(Connection, door=door),  # type: ignore[arg-type] # is called only
+        http=partial(Connection, limiter=limiter),  # type: ignore[arg-type] # uvicorn only calls it
         ws="none",
         lifespan="off",
         access_log=False,
@@ -128,8 +129,8 @@ def _uvicorn(app: FastAPI, settings: Settings, door: Door) -> uvicorn.Config:
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first signal turns `/ready` false, and after `delay_s` stops listening and finishes what runs. On the
-    second signal it stops at once.
+    """On the first signal turns `/ready` false, and after `delay_s` stops listening and finishes running requests. On
+    the second signal it stops at once.
     """
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, *, delay_s: float) -> None:
@@ -139,14 +140,14 @@ class DrainingServer(uvicorn.Server):
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Open the port, and tell who waits for `listening`."""
+        """Open the port, and set `listening`."""
         await super().startup(sockets)
         if self.started:
             self.listening.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Unlike uvicorn's own, do not raise the signal again afterwards: models and caches are closed first."""
+        """Unlike uvicorn's own, do not raise the signal again afterwards: models and caches must be closed first."""
         loop = asyncio.get_running_loop()
         for number in _STOPPING:
             loop.add_signal_handler(number, self._drain)

@@ -1,4 +1,4 @@
-"""Who asks, where a trusted proxy stands between: the client's address by X-Forwarded-For, for the log."""
+"""The client's address behind a trusted proxy, from X-Forwarded-For, for the log."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,8 +14,8 @@ Address = IPv4Address | IPv6Address
 
 
 class ForwardedClient:
-    """Names as the client of a request the first address, from the last proxy backwards, that is no trusted proxy.
-    What is no address is not believed, nor is anything before it.
+    """Takes as the client the first address, from the last proxy backwards, that is not a trusted proxy. Something
+    that is not an address ends the search: what a client claims before it cannot be trusted.
     """
 
     def __init__(self, app: ASGIApp, *, trusted: Sequence[str]) -> None:

@@ -7,10 +7,10 @@ from rerankd.errors import ConfigError
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuse an address that is taken or may not be used. Another process may still take it afterwards.
+    """Check that an address is free and may be used. Another process may still take it afterwards.
 
     Raises:
-        ConfigError: as above; the message names the way out.
+        ConfigError: it is not; the message names the way out.
     """
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -1,8 +1,8 @@
-"""Reads the requests of one connection from its bytes, in their order, and no further than it is asked to.
+"""Reads the requests of one connection from its bytes, in order, and no further than the caller asks for.
 
-Knows no socket and no clock. httptools (llhttp, strict) parses and frames; what it lacks is added here without a second
-parser: it can be stopped after each request, because bytes are handed to it in slices that end where a head or a body
-can end; an offer to upgrade is ignored; heads and what surrounds the chunks of a body are bounded.
+Knows no socket and no clock. httptools (llhttp, strict) parses and frames. This module adds what it lacks, without a
+second parser. Reading can stop after each request, because the parser gets its bytes in slices that end where a head or
+a body can end. An offer to upgrade is ignored. Heads, and what surrounds the chunks of a body, are bounded.
 """
 
 import re
@@ -18,9 +18,9 @@ MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_TARGET_BYTES: Final = 8 * 1024
 MAX_HEADERS: Final = 100
 _SLICE_BYTES: Final = 16 * 1024
-# Chunks may hold one blank line after the other; a few requests parsed too early are cheaper than a slice for each.
+# Chunks may hold one blank line after another. Parsing a few requests too early is cheaper than a slice for each line.
 _CHUNKED_SLICE_BYTES: Final = 512
-# Sizes, extensions and trailers of a chunked body: so many bytes, and so many more for each byte of content.
+# Sizes, extensions and trailers of a chunked body: at most this many bytes, and as many more for each byte of content.
 _FRAMING_BYTES: Final = 64 * 1024
 _FRAMING_PER_BYTE: Final = 16
 _BLANK_LINE: Final = b"\r\n\r\n"
@@ -49,7 +49,7 @@ class EndOfRequest:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What cannot be read on: it is answered so, and the connection closed."""
+    """The request cannot be read: the connection answers this and closes."""
 
     status: int
     message: str
@@ -60,7 +60,7 @@ _END: Final = EndOfRequest()
 
 
 class RequestReader:
-    """`feed` takes bytes; `next_event` parses as few of them as it can. After a `Refusal` nothing is read any more."""
+    """`feed` takes bytes; `next_event` parses as few of them as it can. Nothing is read after a `Refusal`."""
 
     def __init__(self) -> None:
         self._bytes = b""
@@ -75,12 +75,12 @@ class RequestReader:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes that came and were not parsed yet."""
+        """Bytes that have arrived and are not parsed yet."""
         return len(self._bytes) - self._at
 
     @property
     def idle(self) -> bool:
-        """Whether nothing of a next request has come."""
+        """Whether nothing of the next request has arrived."""
         return self._in_head and not self._head_bytes and not self.waiting_bytes and not self._events
 
     def feed(self, data: bytes) -> None:
@@ -89,7 +89,7 @@ class RequestReader:
             self._at = 0
 
     def next_event(self) -> Event | None:
-        """The next event, parsing one slice at most; None where that completed nothing."""
+        """The next event, after parsing at most one slice; None if that completed nothing."""
         if not self._events and self.waiting_bytes:
             self._parse_slice()
         return self._events.popleft() if self._events else None
@@ -119,7 +119,7 @@ class RequestReader:
             self._check_framing()
 
     def _end_of_slice(self) -> int:
-        """Where the next head or body may end. What a slice has beyond that is only parsed earlier than it need be."""
+        """Where the next head or body may end. Bytes of a slice beyond that are only parsed earlier than necessary."""
         if self._body_left:
             return min(self._at + self._body_left, len(self._bytes))
         last = min(self._at + _SLICE_BYTES, len(self._bytes))
@@ -142,13 +142,13 @@ class RequestReader:
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
-        # What comes after a request that says `Connection: close` is thrown away, and no error.
+        # Bytes after a request with `Connection: close` are discarded; they are not an error.
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
     def _ignore_upgrade(self) -> None:
-        """The parser takes what follows such a head for another protocol. A new one, which has seen the same head
-        without its offer, frames the body as the request says.
+        """The parser takes what follows such a head for another protocol. A new parser, which gets the same head
+        without the offer, frames the body as the request says.
         """
         head = [b"%b / HTTP/%b\r\n" % (self._parser.get_method(), self._parser.get_http_version().encode())]
         head += [b"%b: %b\r\n" % header for header in self._headers if header[0] in _FRAMING_HEADERS]
@@ -157,7 +157,7 @@ class RequestReader:
         self._parser.feed_data(b"".join([*head, b"\r\n"]))
         self._replaying = False
 
-    # What the parser calls.
+    # Called by the parser.
 
     def _start_message(self) -> None:
         self._target = b""
@@ -179,13 +179,13 @@ class RequestReader:
             self._target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """White space around a value is no part of it (RFC 9110, 5.5); the parser leaves what stands behind."""
-        # Trailers are nobody's.
+        """Strip white space around a value (RFC 9110, 5.5); the parser leaves what follows the value."""
+        # Trailers are ignored.
         if self._in_head and not self._replaying:
             self._headers_seen += 1
             if self._headers_seen <= MAX_HEADERS:
                 name = name.lower()
-                # For the parser a tabulator behind a coding is a part of it, and framing must be what both say.
+                # The parser takes a tab after a coding as a part of it, and both must frame the body alike.
                 around = b" " if name == b"transfer-encoding" else b" \t"
                 self._headers.append((name, value.strip(around)))
 
@@ -241,7 +241,7 @@ class RequestReader:
             self._content = []
 
     def _objections(self, method: str, version: str, head: bytes) -> Iterator[Refusal]:
-        """What the parser takes, and nobody should act on: two readers could frame or route it in two ways."""
+        """What the parser accepts and is rejected here: two readers could frame or route it differently."""
         if version not in {"1.0", "1.1"}:
             yield Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
         elif not self._is_http(method, head):
@@ -268,11 +268,11 @@ class RequestReader:
                 yield Refusal(400, "HTTP/1.0 has no Transfer-Encoding")
 
     def _is_http(self, method: str, head: bytes) -> bool:
-        """The parser speaks RTSP and ICE too, and does not say which of them it has read."""
+        """The parser also accepts RTSP and ICE, and does not say which protocol it has read."""
         return (method.encode(), self._target) in _HTTP_LINE.findall(head)
 
 
 def _cause(error: httptools.HttpParserError) -> str:
     text = str(error)
-    # That is how the parser puts it when it meets the preface of HTTP/2.
+    # The parser's words for the preface of HTTP/2.
     return "HTTP/2 is not spoken here" if "PRI" in text else text

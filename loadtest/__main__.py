@@ -21,7 +21,7 @@ def main() -> int:
         ) as server,
     ):
         wait_until_ready(server)
-        return subprocess.call([sys.executable, "-m", "rerankd.cli", "bench", server.url, *sys.argv[1:]])
+        return subprocess.call([sys.executable, "-m", "rerankd", "bench", server.url, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ OUR_ENGINES: Final = (
 def _ours(engine: OurEngine) -> Contestant:
     def command(python: str, weights: Weights, port: int) -> Sequence[str]:
         registry = weights.onnx / engine.registry
-        return [python, "-m", "rerankd.cli", "serve", "--port", str(port), "--registry", str(registry)]
+        return [python, "-m", "rerankd", "serve", "--port", str(port), "--registry", str(registry)]
 
     return Contestant(
         name=f"rerankd {engine.name}",

@@ -59,7 +59,7 @@ def rerankd_server(folder: Path, registry: Path, **environment: str) -> Iterator
 @contextmanager
 def rerankd_at(port: int, folder: Path, registry: Path, environment: Mapping[str, str]) -> Iterator[Server]:
     """The same on a port of the caller's."""
-    command = [sys.executable, "-m", "rerankd.cli", "serve", "--port", str(port), "--registry", str(registry)]
+    command = [sys.executable, "-m", "rerankd", "serve", "--port", str(port), "--registry", str(registry)]
     with running(command, port, folder / f"rerankd-{port}.log", environment) as server:
         wait(server, lambda: httpx.get(f"{server.url}/health", timeout=5).status_code == 200)
         yield server

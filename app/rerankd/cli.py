@@ -582,7 +582,3 @@ def main() -> None:
             raise
         _complain(explain_os_error(error))
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

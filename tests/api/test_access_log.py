@@ -181,7 +181,7 @@ def test_a_proxy_that_is_not_trusted_names_nobody(tmp_path: Path, tiny_model: Pa
 def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(tmp_path: Path, tiny_model: Path) -> None:
     registry = write_registry(tmp_path, [{"name": "tiny", "path": tiny_model}])
     port = free_port()
-    command = [sys.executable, "-m", "rerankd.cli", "serve", "--port", str(port), "--registry", str(registry)]
+    command = [sys.executable, "-m", "rerankd", "serve", "--port", str(port), "--registry", str(registry)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "RERANKD_LOG_LEVEL": "DEBUG"}) as process:
         try:
             server = Server(port, process, tmp_path / "nothing")

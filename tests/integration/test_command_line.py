@@ -32,7 +32,7 @@ def _environment(**more: str) -> dict[str, str]:
 
 def rerankd(*words: object, cwd: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "rerankd.cli", *map(str, words)],
+        [sys.executable, "-m", "rerankd", *map(str, words)],
         env=_environment(**environment),
         cwd=cwd,
         capture_output=True,
@@ -133,7 +133,7 @@ def test_a_runtime_that_is_not_installed_is_a_fault(tmp_path: Path, tiny_model: 
     registry = _registry(tmp_path, {"name": "tiny", "path": tiny_model, "engine": "openvino"})
     done = rerankd("serve", "--check", "--registry", registry, PYTHONPATH=f"{tmp_path}{os.pathsep}{_PATH}")
     assert done.returncode == 2
-    assert "make install EXTRAS=openvino" in done.stderr
+    assert "run: pip install 'rerankd[openvino]' (in a checkout: make install EXTRAS=openvino)" in done.stderr
 
 
 def test_only_loading_finds_what_is_wrong_in_a_file(tmp_path: Path, tiny_model: Path) -> None:
@@ -226,7 +226,7 @@ def test_an_output_that_cannot_be_written_is_refused_in_one_line(
 
 def test_an_interrupted_rank_says_how_to_go_on_and_does(tmp_path: Path, registry: Path) -> None:
     source, output = _requests(tmp_path, 2000), tmp_path / "answers.jsonl"
-    command = [sys.executable, "-m", "rerankd.cli", "rank", str(source), str(output), "--registry", str(registry)]
+    command = [sys.executable, "-m", "rerankd", "rank", str(source), str(output), "--registry", str(registry)]
     with subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         while not (output.exists() and output.stat().st_size):
@@ -248,7 +248,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(registry: Path) -> Non
     reading, writing = os.pipe()
     os.close(reading)
     for words in (["models"], ["models", "--json"], ["rank", "--help"]):
-        command = [sys.executable, "-m", "rerankd.cli", *words]
+        command = [sys.executable, "-m", "rerankd", *words]
         environment = _environment(RERANKD_REGISTRY=str(registry))
         done = subprocess.run(
             command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60
@@ -263,7 +263,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, registry: Path) -> None:
         [
             "bash",
             "-c",
-            f'ulimit -f 1; trap "" XFSZ; exec {sys.executable} -m rerankd.cli rank requests.jsonl answers.jsonl',
+            f'ulimit -f 1; trap "" XFSZ; exec {sys.executable} -m rerankd rank requests.jsonl answers.jsonl',
         ],
         cwd=_requests(tmp_path, 200).parent,
         env=_environment(RERANKD_REGISTRY=str(registry), PYTHONDONTWRITEBYTECODE="1"),

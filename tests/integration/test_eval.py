@@ -143,9 +143,7 @@ def test_a_killed_run_goes_on_at_the_query(tmp_path: Path, data: Path, registry:
     expected = _report(evaluate(*options, "--output", whole), whole)
     state = output.with_suffix(".state.jsonl")
     arguments = [*options, "--output", output, "--registry", registry]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rerankd.cli", "eval", *map(str, arguments)], stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-m", "rerankd", "eval", *map(str, arguments)], stderr=subprocess.PIPE)
     try:
         end = time.monotonic() + 60
         while time.monotonic() < end and process.poll() is None and not (state.exists() and state.stat().st_size):
@@ -297,13 +295,13 @@ def test_a_missing_extra_is_named(
 ) -> None:
     """In a process that cannot import the module: a folder before all others holds one that is not there."""
     (tmp_path / f"{module}.py").write_text(f"raise ModuleNotFoundError('no', name={module!r})")
-    command = [sys.executable, "-m", "rerankd.cli", "eval", str(data), "--registry", str(registry), *arguments]
+    command = [sys.executable, "-m", "rerankd", "eval", str(data), "--registry", str(registry), *arguments]
     path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd() / 'app'}"}
     done = subprocess.run(
         command, env={**os.environ, **path}, capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 2
-    assert f"needs {module}, which is not installed; run: make install EXTRAS=eval" in done.stderr
+    assert f"needs {module}, which is not installed; run: pip install 'rerankd[eval]'" in done.stderr
 
 
 @pytest.mark.slow

@@ -273,7 +273,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_its_report_and_nothing_else(tiny_xlmr: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rerankd.cli", "export", str(tiny_xlmr), str(tmp_path), "--precision", "int8"]
+    command = [sys.executable, "-m", "rerankd", "export", str(tiny_xlmr), str(tmp_path), "--precision", "int8"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "model.int8.onnx" in done.stdout
     assert "float32" not in done.stdout
@@ -282,7 +282,7 @@ def test_the_command_prints_its_report_and_nothing_else(tiny_xlmr: Path, tmp_pat
 
 
 def test_the_command_names_an_unknown_precision(tiny_bert: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rerankd.cli", "export", str(tiny_bert), str(tmp_path), "--precision", "int4"]
+    command = [sys.executable, "-m", "rerankd", "export", str(tiny_bert), str(tmp_path), "--precision", "int4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "unknown precision int4; known: float32, float16, int8, int8-weights" in done.stderr

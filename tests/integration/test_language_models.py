@@ -229,7 +229,7 @@ def test_the_command_exports_for_a_method(causal_folder: Folder, tmp_path: Path)
     command = [
         sys.executable,
         "-m",
-        "rerankd.cli",
+        "rerankd",
         "export",
         source,
         str(tmp_path),

@@ -1,10 +1,11 @@
 """Settings from the environment (prefix RERANKD_) and the registry of served models.
 
-The only file that reads the environment; only the composition root and the command line read this one.
+The only file that touches the environment; only the composition root and the command line read this one.
 """
 
 import os
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -301,6 +302,16 @@ class Settings(BaseSettings):
         if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
             raise ValueError(f"must be DEBUG, INFO, WARNING or ERROR, not {value!r:.60}")
         return value.upper()
+
+
+def disable_telemetry() -> None:
+    """Keep libraries from reporting to their makers, unless the operator's environment says otherwise: requests hold
+    private texts. Libraries read these variables when they are imported, so call this before.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # OpenVINO reports through a package of its own, and works without it. None: importing it raises ImportError.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def read_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - each override has its own field's type

@@ -203,7 +203,7 @@ except ConfigError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert f"needs {module}, which is not installed; run: make install EXTRAS={extra}" in done.stdout
+    assert f"needs {module}, which is not installed; run: pip install 'rerankd[{extra}]'" in done.stdout
 
 
 def test_int8_products_are_exact_on_every_processor(tmp_path: Path) -> None:

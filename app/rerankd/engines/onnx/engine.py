@@ -223,7 +223,8 @@ def check(spec: EngineSpec) -> tuple[OnnxOptions, str]:
     if missing:
         raise ConfigError(
             f"device {options.device!r} needs {', '.join(missing)}, which this onnxruntime does not have; "
-            'run: make clean install EXTRAS=gpu, or set device = "cpu"'
+            "uninstall it, then run: pip install 'rerankd[gpu]' (in a checkout: make clean install EXTRAS=gpu); "
+            'or set device = "cpu"'
         )
     return options, find_graph(spec.folder, file=options.file, usual=_USUAL_FILES[options.kind])
 

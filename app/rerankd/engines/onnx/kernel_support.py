@@ -22,7 +22,7 @@ from typing import Final
 INT8_MATMUL: Final = "MatMulIntegerToFloat"
 NO_INT8_LAYERS: Final = "the graph has no int8 encoder layer like BERT's, as `rerankd export` writes them"
 # `make install` alone does nothing where nothing has changed.
-_AGAIN: Final = "install rerankd again (make clean install)"
+_AGAIN: Final = "install rerankd again from its source (in a checkout: make clean install)"
 KERNELS: Final = Path(__file__).parent / "kernels"
 _COMPILERS: Final = ("c++", "g++", "clang++", "cl")
 
@@ -47,7 +47,7 @@ def why_not_compiled(folder: Path = KERNELS, *, find_program: Callable[[str], st
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         return f"Python's headers are not installed ({header}; Debian: python3-dev); then {_AGAIN}"
-    return "they were not compiled; .venv/bin/pip install --verbose --no-deps -e . shows the compiler's reason"
+    return "the compiler failed; pip install --verbose with rerankd's source shows why (in a checkout: --no-deps -e .)"
 
 
 def why_not_usable() -> str | None:

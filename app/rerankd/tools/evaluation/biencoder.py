@@ -89,7 +89,6 @@ def _library() -> Any:  # noqa: ANN401 - a module that is not always there
         import sentence_transformers  # noqa: PLC0415 - imports torch, which nothing else here needs
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"--biencoder needs {error.name}, which is not installed; "
-            "run: .venv/bin/pip install -c constraints.txt sentence-transformers"
+            f"--biencoder needs {error.name}, which is not installed; run: pip install sentence-transformers"
         ) from None
     return sentence_transformers

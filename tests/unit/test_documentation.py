@@ -33,6 +33,16 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(_ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """Files of the code; CHANGELOG names those of its day."""
+    named = re.findall(
+        r"`((?:app|tests|docs|loadtest|models|deploy|scripts)/[\w/.-]+)`", page.read_text(encoding="utf-8")
+    )
+    named = [] if page.name == "CHANGELOG.md" else named
+    assert [path for path in named if not (_ROOT / path).exists()] == []
+
+
 def test_the_tests_that_hold_the_threat_models_promises_exist() -> None:
     page = (_ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/.]+)`", page)

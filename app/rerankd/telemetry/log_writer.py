@@ -1,4 +1,4 @@
-"""Writes lines to a file descriptor from a thread of its own: whoever has something to say never waits for a reader.
+"""Writes lines to a file descriptor from a thread of its own, so that a log call never waits for a reader.
 
 What is held for a slow reader is bounded in bytes. Beyond that lines are dropped and counted; when the reader is back,
 a line tells how many.

@@ -1,9 +1,13 @@
-"""Sentences of pages are counted as a reader reads them."""
+"""Pages are for readers in a hurry: sentences are short, and a page opens with what its reader can do."""
+
+from pathlib import Path
 
 import pytest
 
-from docs.readability import MOST_WORDS, opening, read, words
+from docs.readability import MOST_WORDS, OPENING, ROOT, opening, pages, read, words
 
+# README says what the service is, a decision opens with its context.
+_OPENS_OTHERWISE = [ROOT / "README.md", *sorted((ROOT / "docs" / "adr").glob("0*.md"))]
 _MARKDOWN = """---
 license: x
 ---
@@ -47,3 +51,17 @@ def test_a_sentence_of_more_words_is_too_long(count: int, is_long: bool) -> None
     assert words(sentence) == count
     assert bool(read(sentence).too_long) == is_long
     assert bool(read(f"| {sentence} |").too_long) == is_long
+
+
+def _id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", pages(), ids=_id)
+def test_no_sentence_of_a_page_is_too_long(page: Path) -> None:
+    assert read(page.read_text(encoding="utf-8")).too_long == []
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page not in _OPENS_OTHERWISE], ids=_id)
+def test_a_page_opens_with_what_its_reader_can_do(page: Path) -> None:
+    assert OPENING.match(opening(page.read_text(encoding="utf-8")))

@@ -1,12 +1,14 @@
 """Writes what docs/ says about the code from the code itself: `python -m docs.generate`.
 
 The settings and the registry give configuration.md and limits.md, the import contracts of pyproject.toml the picture of
-layers in architecture.md. A test says when a page is stale.
+layers in architecture.md, the families of recognition models-supported.md. A test says when a page is stale.
 """
 
 import ast
+import json
 import re
 import tomllib
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,14 @@ from rerankd.api.transport.request_reader import MAX_HEAD_BYTES
 from rerankd.config.model_names import MOST_PREFIXES
 from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Settings
 from rerankd.domain import LAST_PRIORITY
+from rerankd.recognition.families import FAMILIES
 
 _ROOT = Path(__file__).resolve().parent.parent
 CONFIGURATION = _ROOT / "docs" / "configuration.md"
 LIMITS = _ROOT / "docs" / "limits.md"
+SUPPORTED = _ROOT / "docs" / "models-supported.md"
+# Written by the tests of families, with RERANKD_TEST_RECORD=1.
+DIFFERENCES = _ROOT / "docs" / "differences.json"
 ARCHITECTURE = _ROOT / "docs" / "architecture.md"
 
 _HEAD = """# Configuration
@@ -99,8 +105,9 @@ def _row(name: str, field: FieldInfo) -> str:
 _MEANINGS = {
     "name": "What requests call the model.",
     "aliases": "Other names for it, such as the one that a client library insists on.",
-    "scorer": "What its numbers mean: `cross-encoder`, `yes-no`, `first` or `generative`.",
-    "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-causal`, `torch-generate`, `endpoint`.",
+    "scorer": "What its numbers mean: `cross-encoder`, `yes-no`, `first`, `generative`; `auto`: by the model's files.",
+    "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-causal`, `torch-generate`, `endpoint`; "
+    "`auto`: by the model's files and this machine.",
 }
 
 
@@ -220,7 +227,57 @@ def _purpose(name: str) -> str:
     return re.split(r"(?<=\w)\.(?=\s|$)", " ".join(docstring.split()), maxsplit=1)[0].replace("`", "")
 
 
-PAGES = {CONFIGURATION: configuration_page, LIMITS: limits_page, ARCHITECTURE: architecture_page}
+_SUPPORTED_HEAD = """# Supported models
+
+After reading this page you know whether a model is served, and what to use instead if it is not. Written by
+`python -m docs.generate` from `app/rerankd/recognition/families/`; a test fails when this page is stale.
+
+`rerankd inspect MODEL` says of which family a folder or repository is. Tests build a tiny model of a served family with
+random weights, serve it, and compare its scores with the oracle's: alone, and in batches with longer texts. The
+largest difference in float32 was:
+
+| family | repositories | oracle | largest difference |
+|---|---|---|---|
+"""
+_REFUSED_HEAD = """
+Not served yet. Loading one of these fails with the reason:
+
+| family | repositories | why not | instead |
+|---|---|---|---|
+"""
+
+
+def supported_page() -> str:
+    """The whole page of families."""
+    measured = json.loads(DIFFERENCES.read_text(encoding="utf-8"))
+    served = [
+        f"| {family.name} | {', '.join(family.repositories)} | {family.oracle} | {_at_most(measured.get(family.name))} "
+        "|"
+        for family in FAMILIES
+        if family.refused is None
+    ]
+    refused = [
+        f"| {family.name} | {', '.join(family.repositories)} | {' | '.join(family.refused)} |"
+        for family in FAMILIES
+        if family.refused is not None
+    ]
+    return _SUPPORTED_HEAD + "\n".join(served) + "\n" + _REFUSED_HEAD + "\n".join(refused) + "\n"
+
+
+def _at_most(difference: float | None) -> str:
+    """One digit, rounded up: other CPUs differ in the last bits."""
+    if difference is None:
+        return "not measured"
+    power = floor(log10(max(difference, 1e-7)))
+    return f"{ceil(max(difference, 1e-7) / 10**power)}e{power}"
+
+
+PAGES = {
+    CONFIGURATION: configuration_page,
+    LIMITS: limits_page,
+    ARCHITECTURE: architecture_page,
+    SUPPORTED: supported_page,
+}
 
 if __name__ == "__main__":
     for target, page in PAGES.items():

@@ -23,15 +23,18 @@ from rerankd import __version__
 from rerankd.api.transport.listening import check_address
 from rerankd.concurrency.worker import exit_beside_hung_calls
 from rerankd.config.extras import missing
-from rerankd.config.settings import ModelSpec, Settings, read_registry, read_settings, try_settings
+from rerankd.config.named_models import named_model, served_registry
+from rerankd.config.settings import ModelSpec, Settings, read_settings, try_settings
 from rerankd.errors import ConfigError, RerankError
 from rerankd.scorers import EXPORTED_SCORERS
 from rerankd.scorers.base import ScorerSpec
-from rerankd.serving.assembly import model_folder, template_folders
+from rerankd.serving.choosing import choose, inspect
+from rerankd.serving.model_files import model_folder, template_folders
 from rerankd.telemetry import logs
 from rerankd.tools.benchmark import arguments as bench_arguments
 from rerankd.tools.checking import Checked, check_settings
 from rerankd.tools.evaluation import arguments
+from rerankd.tools.inspecting import describe_model, inspection_table
 from rerankd.tools.outputs import check_files, check_folder, explain_os_error
 from rerankd.tools.rank import Outcome, Plan, plan_requests, plan_run, rerank_file
 
@@ -76,27 +79,62 @@ def common(
 @cli.command(
     epilog=_examples(
         "rerankd serve --port 8123",
+        "rerankd serve BAAI/bge-reranker-v2-m3",
+        "rerankd serve ./my-model --name ours --dtype int8",
         "RERANKD_REGISTRY=models.toml RERANKD_API_KEYS_FILE=keys.toml rerankd serve --check --load",
     )
 )
 def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Folders, or names on the hub (org/name), to serve instead of the registry's models.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default=False)] = None,
     registry: _Registry = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="What requests call the MODEL; one for each.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU where there is one.", show_default=False)
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or int8.", show_default=False)] = None,
+    template: Annotated[
+        str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
+    ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Only check the configuration: exit with 2 and list all problems, or with 0."),
     ] = False,
     load: Annotated[bool, typer.Option("--load", help="With --check: also download and load every model.")] = False,
 ) -> None:
-    """Serve every model of the registry over HTTP. Settings come from the environment (docs/configuration.md)."""
+    """Serve models over HTTP: those named, or all of the registry. Settings come from the environment
+    (docs/configuration.md).
+    """
     if load and not check:
         raise ConfigError("--load is for --check; serving loads every model anyway")
+    if models and registry:
+        raise ConfigError("give MODEL or --registry, not both; a registry can name further models itself")
+    given = {
+        "host": host,
+        "port": port,
+        "registry": registry,
+        "model": tuple(models or ()) or (() if registry else None),
+        "model_name": tuple(name or ()) or None,
+        "model_device": device,
+        "model_dtype": dtype,
+        "model_template": template,
+    }
     if check:
         _log_little()
-        settings, known = try_settings(host=host, port=port, registry=registry)
+        settings, known = try_settings(**given)
         raise typer.Exit(_report(check_settings(settings, known=known, load=load), settings, loaded=load))
-    settings = read_settings(host=host, port=port, registry=registry)
+    settings = read_settings(**given)
     from rerankd.api.server import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
     check_address(settings.host, settings.port)
@@ -383,7 +421,7 @@ def tune(
 
     settings = read_settings(registry=registry)
     _log_little()
-    spec = read_registry(settings.registry).only([model]).model[0]
+    spec = choose(served_registry(settings).only([model]).model[0], settings)
     check_folder("RERANKD_PROFILES", settings.profiles)
     with _interruptible("no profile was written"):
         outcome = asyncio.run(_show_tuning(spec, settings, budget_s=budget_s))
@@ -436,13 +474,38 @@ def models(
 ) -> None:
     """List what the registry serves, and what is wrong with it; `rerankd serve --check` also fails if there is any."""
     settings = read_settings(registry=registry)
-    read_registry(settings.registry)  # raises where there is nothing to list
+    served_registry(settings)  # raises where there is nothing to list
     _log_little()
     checked = check_settings(settings)
     if as_json:
         typer.echo(json.dumps(_listed(checked), indent=2, ensure_ascii=False))
         return
     _list_problems(checked)
+
+
+@cli.command(
+    "inspect", epilog=_examples("rerankd inspect BAAI/bge-reranker-v2-m3", "rerankd inspect ./my-model --json")
+)
+def inspect_model(
+    model: Annotated[str, typer.Argument(help="A folder, or a name on the hub (org/name).")],
+    *,
+    template: Annotated[
+        str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="As of `rerankd serve`.", show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help="As of `rerankd serve`.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
+) -> None:
+    """Say what a model is, how it would be served here, and what was read from which file; weights are not fetched."""
+    settings = read_settings(model_device=device, model_dtype=dtype, model_template=template)
+    _log_little()
+    report = describe_model(inspect(named_model(model, settings), settings))
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        Console().print(inspection_table(report))
+    if not report["served"]:
+        raise typer.Exit(1)
 
 
 def _listed(checked: Checked) -> list[dict[str, object]]:

@@ -21,7 +21,7 @@ from rerankd.tools.checking import check_settings
 from tests.registry_files import write_registry
 from tests.servers import rerankd_server, wait_until_ready
 
-_COMMANDS = ("serve", "rank", "eval", "bench", "tune", "models", "export")
+_COMMANDS = ("serve", "rank", "eval", "bench", "tune", "models", "inspect", "export")
 _ROOT = Path(__file__).resolve().parents[2]
 _PATH = os.pathsep.join([str(_ROOT / "app"), str(_ROOT)])
 

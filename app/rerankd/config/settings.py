@@ -52,6 +52,8 @@ _PROTECTING: Final = (
 _NEEDING_KEYS: Final = frozenset({"private", "cache_scope"})
 _LEAST_SECRET_CHARS: Final = 16
 
+# A scorer or engine that is chosen when the model is loaded.
+AUTO: Final = "auto"
 SHIPPED_REGISTRY = Path(str(files("rerankd") / "models" / "registry.toml"))
 
 
@@ -87,6 +89,23 @@ class Settings(BaseSettings):
         "playground at `/`. Needs API keys. Only then do metrics name them.",
     )
     registry: Path = Field(default=SHIPPED_REGISTRY, description="The TOML file that names every served model.")
+    model: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated models to serve instead of the registry's: folders, or names on the hub "
+        "(`org/name@revision`). Scorer, engine and precision are chosen for each.",
+    )
+    model_name: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="What requests call the models of `RERANKD_MODEL`, comma-separated; default: their own."
+    )
+    model_device: str | None = Field(
+        default=None, description="For `RERANKD_MODEL`: `cpu`, `cuda` or `cuda:N`. None: a GPU where there is one."
+    )
+    model_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = Field(
+        default=None, description="For `RERANKD_MODEL`: what to compute in. None: the engine's usual one."
+    )
+    model_template: str | None = Field(
+        default=None, description="For `RERANKD_MODEL`: the prompt template, where no file names the model's own."
+    )
     model_fallback: str | None = Field(
         default=None,
         description="A served model that answers requests for models that are not served, such as a hosted service's "
@@ -238,6 +257,11 @@ class Settings(BaseSettings):
         if value and not keys:
             raise ValueError("is set, but has no key in it; unset it, if everybody may use the service")
         return keys
+
+    @field_validator("model", "model_name", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
 
     @field_validator("root_path")
     @classmethod

@@ -5,7 +5,7 @@ missing. So what a model is gets decided here, before anything is loaded, and wh
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -62,9 +62,14 @@ _DECODERS: Final = re.compile(
 )
 
 
+_SNAPSHOT: Final = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[^/]+$")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What the small files of a model folder say. `modules` is None where sentence-transformers did not write them."""
+    """What the small files of a model folder say. `modules` is None where sentence-transformers did not write them.
+    `names` are all files there, `repository` is the hub's name of the model, empty where nothing says it.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -72,17 +77,22 @@ class ModelFiles:
     sentence_transformers: Mapping[str, Any]
     modules: Sequence[Mapping[str, Any]] | None
     transformer: Mapping[str, Any]
+    names: frozenset[str] = frozenset()
+    repository: str = ""
 
     @classmethod
-    def read(cls, folder: Path) -> "ModelFiles":
-        """Read them.
+    def read(cls, folder: Path, *, names: Collection[str] = (), repository: str = "") -> "ModelFiles":
+        """Read them. `names` are the files of the repository that the folder is a part of; by default the folder's own.
 
         Raises:
             ConfigError: config.json is missing, or one of them is no JSON.
         """
         modules = read_json_list(folder / "modules.json") if (folder / "modules.json").is_file() else None
+        there = (path.relative_to(folder).as_posix() for glob in ("*", "*/*") for path in folder.glob(glob))
         return cls(
             folder=folder,
+            names=frozenset(names or there),
+            repository=repository or _repository_of(folder),
             config=_config(folder),
             tokenizer_config=read_optional_json(folder / "tokenizer_config.json"),
             sentence_transformers=read_optional_json(folder / "config_sentence_transformers.json"),
@@ -102,6 +112,20 @@ class ModelFiles:
     @property
     def is_decoder(self) -> bool:
         return _DECODERS.fullmatch(self.model_type) is not None
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The classes of modules.json; empty without it."""
+        return tuple(_class_of(module) for module in self.modules or ())
+
+    @property
+    def graphs(self) -> list[str]:
+        """The ONNX graphs that are there."""
+        return sorted(name for name in self.names if name.endswith(".onnx"))
+
+    @property
+    def has_safetensors(self) -> bool:
+        return any("/" not in name and name.endswith(".safetensors") for name in self.names)
 
     @property
     def chat_template(self) -> str | None:
@@ -284,6 +308,12 @@ def _refuse_other_chains(files: ModelFiles) -> None:
     path = files.modules[0].get("path", "")
     if path not in ("", "."):
         raise ConfigError(f"{files.folder}: modules.json says that the model lies in {path!r}; make that folder `path`")
+
+
+def _repository_of(folder: Path) -> str:
+    """What the hub's client names a downloaded folder for: `models--org--name/snapshots/<commit>`."""
+    match = _SNAPSHOT.search(folder.as_posix())
+    return f"{match[1]}/{match[2]}" if match else ""
 
 
 def _class_of(module: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ Only headers are read, so that this takes milliseconds whatever the model's size
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ def check_safetensors(folder: Path) -> None:
                 raise ConfigError(f"{folder / _INDEX} names {name}, which is not there; download the model again")
             check_header(folder / name)
     else:
-        raise ConfigError(_absence(folder))
+        raise ConfigError(absence(folder))
 
 
 def check_header(path: Path) -> None:
@@ -143,16 +143,17 @@ def _header(path: Path, content: bytes) -> Mapping[str, Any]:
     return dict(header)
 
 
-def _absence(folder: Path) -> str:
-    """Why there is nothing to load, by what there is instead."""
+def absence(folder: Path, names: Collection[str] = ()) -> str:
+    """Why there is nothing to load, by what there is instead: the folder's files, or those of these names."""
     if (folder / _ADAPTER).is_file():
         base = read_optional_json(folder / _ADAPTER).get("base_model_name_or_path")
         return (
             f"{folder} holds an adapter (LoRA) of {base!r} and not the model; merge both "
             "(peft's merge_and_unload, then save_pretrained) and serve the result"
         )
-    there = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in _NO_WEIGHTS)
-    there += sorted(f"onnx/{path.name}" for path in (folder / "onnx").glob("*.onnx"))
+    paths = [*folder.glob("*"), *folder.glob("onnx/*.onnx")]
+    found = names or [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    there = sorted((name for name in found if name not in _NO_WEIGHTS), key=lambda name: ("/" in name, name))
     tensors = [name for name in there if name.endswith(".safetensors")]
     if tensors:
         return (

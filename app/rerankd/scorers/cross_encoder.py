@@ -7,9 +7,9 @@ not each by itself, or values.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Literal, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,10 +17,9 @@ from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
-from rerankd.errors import ConfigError, InvalidRequest, TooLong, few
-from rerankd.recognition.files import number_of, table_of
+from rerankd.errors import ConfigError, InvalidRequest, TooLong
+from rerankd.recognition.heads import Head, read_activation, read_head
 from rerankd.recognition.kinds import (
-    ModelFiles,
     refuse_other_than_cross_encoder,
     refuse_unknown_settings,
     refuse_unsaid_pairs,
@@ -35,10 +34,6 @@ from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
 from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 
-# The classes that sentence-transformers writes into a model's config, by their last name.
-_TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
-Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
-_PROBLEMS: Final = ("single_label_classification", "multi_label_classification", "regression")
 _MIN_DOCUMENT_TOKENS = 16
 # About 34,000 passages of 100 tokens.
 _REMEMBERED_BYTES = 32 * 2**20
@@ -60,15 +55,6 @@ class CrossEncoderOptions(BaseModel):
         description="`plain`: the tokenizer joins query and document, for language models with a classifier's head "
         "that were trained so.",
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a classifier's outputs mean; `label` None: it has one, which is the score."""
-
-    outputs: int
-    label: int | None
-    problem: Problem
 
 
 class CrossEncoder:
@@ -105,13 +91,13 @@ class CrossEncoder:
         options = read_options(spec.options, CrossEncoderOptions, of="scorer 'cross-encoder'")
         read = TokenizerFolder.read(spec.folder)
         template = _template(read, pairs=options.pairs)
-        head = _head(read.files, options)
+        head = read_head(read.files, label=options.label)
         return cls(
             read.tokenizer,
             template,
             max_length=_with_room(read.length(spec.max_length), template),
             pad_id=read.pad_id,
-            activation=options.activation or _activation(read.files, head),
+            activation=options.activation or read_activation(read.files, head),
             head=head,
         )
 
@@ -241,61 +227,3 @@ def _with_room(max_length: int, template: PairTemplate) -> int:
     if max_length < template.special_tokens + 2 * _MIN_DOCUMENT_TOKENS:
         raise ConfigError(f"max_length = {max_length} leaves no room for a query and a document; make it larger")
     return max_length
-
-
-def _head(files: ModelFiles, options: CrossEncoderOptions) -> Head:
-    """How many outputs the head has, which of several means "relevant", and what they are."""
-    source = files.folder / "config.json"
-    names = table_of(files.config, "id2label", of=source)
-    outputs = number_of(files.config, "num_labels", of=source) or len(names) or 2
-    if outputs == 1:
-        if options.label not in (None, 0):
-            raise ConfigError(f"label = {options.label}, but this model's head has one output")
-        return Head(1, None, _problem(files))
-    if options.label is None or options.label >= outputs:
-        raise ConfigError(
-            f"this model's head has {outputs} outputs ({few([str(name) for name in names.values()]) or 'unnamed'}); "
-            f"say which one means relevant: options = {{ label = N }}, with N from 0 to {outputs - 1}"
-        )
-    return Head(outputs, options.label, _problem(files))
-
-
-def _problem(files: ModelFiles) -> Problem:
-    """What the head's outputs mean. transformers reads no `problem_type` as classes of which one holds."""
-    stated = files.config.get("problem_type") or "single_label_classification"
-    if stated not in _PROBLEMS:
-        raise ConfigError(
-            f"{files.folder / 'config.json'}: problem_type is {stated!r:.60}; known: {', '.join(_PROBLEMS)}"
-        )
-    return cast("Problem", stated)
-
-
-def _activation(files: ModelFiles, head: Head) -> str:
-    if head.label is not None:
-        # What a config says of a head of several outputs is meant for each output, not for the log-odds of one.
-        return "identity" if head.problem == "regression" else "sigmoid"
-    name = _named_activation(files)
-    if name is None:
-        return "sigmoid"
-    short = name.rsplit(".", 1)[-1]
-    if short not in _TORCH_ACTIVATIONS:
-        raise ConfigError(
-            f"the model's config names the activation {name!r}, which is not known; "
-            f"set options = {{ activation = ... }}, one of: {', '.join(ACTIVATIONS)}"
-        )
-    return _TORCH_ACTIVATIONS[short]
-
-
-def _named_activation(files: ModelFiles) -> str | None:
-    """The activation that sentence-transformers wrote down, in each of the places that it used over the years, in the
-    order in which it reads them.
-    """
-    section = table_of(files.config, "sentence_transformers", of="config.json")
-    for name in (
-        files.sentence_transformers.get("activation_fn"),
-        section.get("activation_fn"),
-        files.config.get("sbert_ce_default_activation_function"),
-    ):
-        if name:
-            return str(name)
-    return None

@@ -6,15 +6,15 @@ template recognises the repository that the model comes from, or the model is re
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from tokenizers import Tokenizer
 
 from rerankd.config.options import explain, read_toml
 from rerankd.errors import ConfigError
+from rerankd.recognition.recognised import PromptTemplate
 from rerankd.scorers.base import ScorerSpec
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -46,6 +46,26 @@ def read_prompt_template(spec: ScorerSpec, *, method: str, name: str | None, sha
         return shape.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{usable[name]}: {explain(error, shape)}") from None
+
+
+def known_templates(folders: Sequence[Path]) -> list[PromptTemplate]:
+    """All templates, for recognition.
+
+    Raises:
+        ConfigError: a file is unusable.
+    """
+    return [_described(name, _read(path)) for name, path in dict(_files(folders)).items()]
+
+
+def _described(name: str, content: Mapping[str, Any]) -> PromptTemplate:
+    patterns, longest = content.get("recognises", []), content.get("max_length")
+    return PromptTemplate(
+        name=name,
+        method=str(content.get("method")),
+        recognises=[str(pattern) for pattern in patterns] if isinstance(patterns, list) else [],
+        max_length=longest if isinstance(longest, int) else None,
+        instruction="{instruction}" in "".join(map(str, content.get("prompt", ()))),
+    )
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
@@ -108,10 +128,5 @@ def _read(path: Path) -> dict[str, object]:
 
 def _recognised(files: Mapping[str, Path], source: str) -> str | None:
     match = _HUB_NAME.fullmatch(source)
-    if match is None:
-        return None
-    for name, path in files.items():
-        patterns = _read(path).get("recognises", [])
-        if isinstance(patterns, list) and any(fnmatch(match[1], str(pattern)) for pattern in patterns):
-            return name
-    return None
+    known = (_described(name, _read(path)) for name, path in files.items())
+    return next((one.name for one in known if match and one.fits(match[1])), None)

@@ -12,6 +12,7 @@ from rerankd.domain import IntArray
 from rerankd.errors import ConfigError
 from rerankd.recognition.files import number_of, read_optional_json, refuse_hollow
 from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.lengths import declared_length
 from rerankd.recognition.tokenizer_settings import (
     apply_settings,
     content_of,
@@ -19,24 +20,8 @@ from rerankd.recognition.tokenizer_settings import (
     refuse_other_vocabulary,
 )
 
-# Tokenizer configs say "no limit" with numbers like 10**30.
-_NO_LIMIT = 10**9
 # What is read of a model whose files say no length, if nobody else says one.
 _UNDECLARED = 512
-# These count positions from behind the padding id, so two of them are never used.
-_OFFSET_POSITIONS = {
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-}
-_ROBERTA_PAD_ID = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +30,6 @@ class TokenizerFolder:
 
     folder: Path
     tokenizer: Tokenizer
-    config: Mapping[str, Any]
-    tokenizer_config: Mapping[str, Any]
     files: ModelFiles
     pad: int | None
     truncation_side: str
@@ -65,19 +48,12 @@ class TokenizerFolder:
         _let_be(tokenizer)
         refuse_other_vocabulary(tokenizer, files)
         apply_settings(tokenizer, files)
-        tokenizer_config = dict(files.tokenizer_config)
-        stated = number_of(files.transformer, "max_seq_length", of="sentence_bert_config.json")
-        if stated is not None:
-            # sentence-transformers puts it in the place of the tokenizer's own.
-            tokenizer_config["model_max_length"] = stated
         return cls(
             folder=folder,
             tokenizer=tokenizer,
-            config=files.config,
-            tokenizer_config=tokenizer_config,
             files=files,
             pad=_pad_id(tokenizer, files, padding=padding),
-            truncation_side=str(tokenizer_config.get("truncation_side") or truncation.get("direction", "right")),
+            truncation_side=str(files.tokenizer_config.get("truncation_side") or truncation.get("direction", "right")),
         )
 
     @property
@@ -92,7 +68,7 @@ class TokenizerFolder:
     @property
     def longest(self) -> int:
         """Tokens that the model can read, as far as its files say."""
-        return declared_length(self.config, self.tokenizer_config) or _UNDECLARED
+        return declared_length(self.files) or _UNDECLARED
 
     def length(self, stated: int | None, *, usual: int | None = None) -> int:
         """How many tokens to read: what the operator states, or else what is usual for the model.
@@ -100,7 +76,7 @@ class TokenizerFolder:
         Raises:
             ConfigError: the operator states more than the model can read.
         """
-        if declared_length(self.config, self.tokenizer_config) is None:
+        if declared_length(self.files) is None:
             return stated or usual or _UNDECLARED
         if stated is not None and stated > self.longest:
             raise ConfigError(f"max_length = {stated}, but the model in {self.folder} reads {self.longest} tokens")
@@ -163,34 +139,3 @@ def _pad_id(tokenizer: Tokenizer, files: ModelFiles, *, padding: Mapping[str, An
         if known is not None:
             return int(known)
     return None
-
-
-def declared_length(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int | None:
-    """Tokens that the model can read: the smaller of what its tokenizer and its position table allow; None: no file
-    says anything, as those of Gemma 3 from 4B on do not.
-    """
-    limits = []
-    # Models that see pictures too keep what is said of their language model in a part of its own.
-    positions = config.get("max_position_embeddings") or _text_config(config).get("max_position_embeddings")
-    if isinstance(positions, int) and positions > 0:
-        limits.append(positions - _unused_positions(config))
-    declared = tokenizer_config.get("model_max_length")
-    if isinstance(declared, int | float) and 0 < declared < _NO_LIMIT:
-        limits.append(int(declared))
-    return min(limits, default=None)
-
-
-def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else {}
-
-
-def _unused_positions(config: Mapping[str, Any]) -> int:
-    architectures = config.get("architectures")
-    named = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    # A config without a type, as those of models with code of their own, names the class all the same.
-    offset = str(config["model_type"]) in _OFFSET_POSITIONS if config.get("model_type") else "Roberta" in named
-    if not offset:
-        return 0
-    pad_id = config.get("pad_token_id")
-    return (pad_id if isinstance(pad_id, int) else _ROBERTA_PAD_ID) + 1

@@ -17,7 +17,8 @@ from rerankd.cache.base import Cache
 from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
-from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Registry, Settings, read_registry
+from rerankd.config.named_models import served_registry
+from rerankd.config.settings import ModelSpec, PassageSpec, Registry, Settings
 from rerankd.domain import ScoreOptions, Scores, Truncation
 from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
@@ -35,11 +36,12 @@ from rerankd.pipeline.windowed import WindowedStage
 from rerankd.scorers import LIST_SCORERS, load_list_scorer, load_scorer
 from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
 from rerankd.scorers.ranking import Activation, identity
+from rerankd.serving.choosing import choose
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
+from rerankd.serving.model_files import model_content, model_folder, template_folders
 from rerankd.serving.probe import Probe, probe
 from rerankd.serving.profiles import with_profile
 from rerankd.serving.service import Limits, RerankService
-from rerankd.serving.sources import Hub, allowed_files, content_hash, find_folder
 from rerankd.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ async def running_service(
     Raises:
         ConfigError: the registry or the cache URL is unusable, or what it names can never be a cache.
     """
-    registry = read_registry(settings.registry)
+    registry = served_registry(settings)
     if only is not None:
         registry = registry.only(only)
     models = [
@@ -224,7 +226,7 @@ class _Keeper:
             activation=activation,
             canary=parts.canary,
             details={
-                "scorer": self.spec.scorer,
+                "scorer": parts.spec.scorer,
                 "engine": parts.engine.name,
                 "revision": self.spec.revision or "",
                 "max_length": scorer.max_length,
@@ -338,6 +340,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     Raises:
         ConfigError: the model cannot be used; the message says why.
     """
+    spec = choose(spec, settings)
     folder = model_folder(spec, settings)
     spec = with_profile(spec, profiles=settings.profiles, content=partial(model_content, spec, folder))
     pairs, lists = _load_scorer(spec, folder, settings)
@@ -426,40 +429,6 @@ def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer, *, 
             extra={"model": spec.name, "largest_difference": found.largest_difference, "tolerance": found.tolerance},
         )
     return found
-
-
-def model_content(spec: ModelSpec, folder: Path) -> str:
-    """A hash over the files that a registry entry is loaded from."""
-    return content_hash(folder, patterns=_patterns(spec))
-
-
-def template_folders(settings: Settings) -> tuple[Path, ...]:
-    """Where prompt templates lie: beside the registry, then the shipped ones."""
-    return tuple(path.parent / "templates" for path in (settings.registry, SHIPPED_REGISTRY))
-
-
-def model_folder(spec: ModelSpec, settings: Settings, *, beside: Path | None = None) -> Path:
-    """The local folder of a registry entry, downloaded if it names a repository.
-
-    Raises:
-        ConfigError: see `rerankd.serving.sources.find_folder`.
-    """
-    token = settings.hub_token
-    return find_folder(
-        spec.path,
-        beside=beside or settings.registry.parent,
-        hub=Hub(
-            token=token.get_secret_value() if token else None,
-            offline=settings.hub_offline,
-            cache=settings.hub_cache,
-        ),
-        patterns=_patterns(spec),
-    )
-
-
-def _patterns(spec: ModelSpec) -> list[str]:
-    file = spec.engine_options.get("file")
-    return allowed_files(spec.engine, file=file if isinstance(file, str) else None, remote_code=spec.trust_remote_code)
 
 
 def golden_pairs(folder: Path) -> Canary:

@@ -6,14 +6,15 @@ the patterns below name what is allowed, everything else stays there.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -55,6 +56,11 @@ class Hub:
     endpoint: str | None = None
 
 
+def configuration_files() -> list[str]:
+    """The patterns of the files that say what a model is."""
+    return list(_CONFIGURATION)
+
+
 def allowed_files(engine: str, *, file: str | None, remote_code: bool) -> list[str]:
     """The patterns of the files that a model needs; `file` narrows the weights down to one graph and its data."""
     weights: Sequence[str] = _WEIGHTS.get(engine, ("*.safetensors", "*.onnx*"))
@@ -84,6 +90,15 @@ def is_on_hub(path: str) -> bool:
     return path.startswith(_HUB)
 
 
+def repository_name(path: str) -> str:
+    """`org/name` of `hub:org/name@revision`.
+
+    Raises:
+        ConfigError: the name is not that of a repository.
+    """
+    return _read_name(path.removeprefix(_HUB))["repository"]
+
+
 def check_hub_name(path: str) -> None:
     """Check how a repository is named; nothing is asked.
 
@@ -111,13 +126,31 @@ def _read_name(name: str) -> re.Match[str]:
     return match
 
 
+def repository_files(path: str, *, hub: Hub) -> frozenset[str]:
+    """The names of all files of a repository, whether they were downloaded or not; empty where only downloaded ones may
+    be used.
+
+    Raises:
+        ConfigError: no such repository, or no access to it.
+        SourceUnreachable: the hub cannot be reached now.
+    """
+    name = path.removeprefix(_HUB)
+    match = _read_name(name)
+    if hub.offline:
+        return frozenset()
+    check_proxies()
+    with _explained(name, match, hub):
+        client = HfApi(endpoint=hub.endpoint, token=hub.token)
+        return frozenset(client.list_repo_files(match["repository"], revision=match["revision"]))
+
+
 def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
     match = _read_name(name)
     logger.info("looking for model %s %s", name, "among the downloaded ones" if hub.offline else "on the hub")
     if not hub.offline:
         check_proxies()
     progress = DownloadProgress(name)
-    try:
+    with _explained(name, match, hub):
         folder = Path(
             snapshot_download(
                 match["repository"],
@@ -130,6 +163,15 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
                 tqdm_class=progress.bar_class(),
             )
         )
+    progress.finish()
+    return folder
+
+
+@contextmanager
+def _explained(name: str, match: re.Match[str], hub: Hub) -> Iterator[None]:
+    """What the hub's client raises, in our words."""
+    try:
+        yield
     except HFValidationError as error:
         raise ConfigError(f"{_HUB}{name} is not a repository: {error}") from None
     except GatedRepoError:
@@ -153,5 +195,3 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
     except Exception as error:
         # the client has changed its HTTP library, and with it these errors, more than once
         raise SourceUnreachable(f"cannot fetch {name} from the hub: {redacted(str(error))}") from error
-    progress.finish()
-    return folder

@@ -9,11 +9,14 @@ from typing import TypeVar
 
 from rerankd.cache import connect_cache
 from rerankd.config.api_keys import read_api_keys
-from rerankd.config.settings import ModelSpec, Registry, Settings, read_registry
+from rerankd.config.named_models import served_registry
+from rerankd.config.settings import ModelSpec, Registry, Settings
 from rerankd.engines import check_engine
 from rerankd.errors import ConfigError
 from rerankd.scorers import check_scorer
-from rerankd.serving.assembly import check_cutting, check_parts, load_parts, model_folder
+from rerankd.serving.assembly import check_cutting, check_parts, load_parts
+from rerankd.serving.choosing import choose, is_open
+from rerankd.serving.model_files import model_folder
 from rerankd.serving.sources import check_hub_name, is_on_hub
 
 T = TypeVar("T")
@@ -58,7 +61,7 @@ def check_settings(settings: Settings, *, known: Sequence[str] = (), load: bool 
     With `load` each model is also fetched and loaded, one after the other: seconds or minutes each.
     """
     problems = list(known)
-    registry = _tried(problems, lambda: read_registry(settings.registry))
+    registry = _tried(problems, lambda: served_registry(settings))
     if registry is not None:
         _tried(problems, lambda: registry.check_fallback(settings.model_fallback))
     keys = _tried(problems, lambda: read_api_keys(settings.api_keys, settings.api_keys_file))
@@ -74,6 +77,10 @@ def check_model(spec: ModelSpec, settings: Settings, *, load: bool = False) -> C
     extent = Extent.LOADED if load else Extent.NOT_LOADED
     problems: list[str] = []
     if spec.path:
+        chosen = _tried(problems, lambda: _chosen(spec, settings, fetch=load))
+        if chosen is None:
+            return CheckedModel(spec, problems, Extent.NOT_FETCHED)
+        spec = chosen
         _tried(problems, lambda: check_scorer(spec.scorer, spec.options))
         _tried(problems, lambda: _check_engine(spec))
         _tried(problems, lambda: check_cutting(spec))
@@ -87,16 +94,32 @@ def check_model(spec: ModelSpec, settings: Settings, *, load: bool = False) -> C
     return CheckedModel(spec, problems, extent)
 
 
+def _chosen(spec: ModelSpec, settings: Settings, *, fetch: bool) -> ModelSpec | None:
+    """The entry with what it leaves open; None: that is in a repository which is not asked for here."""
+    if is_open(spec) and _is_away(spec, settings, fetch=fetch):
+        return None
+    return choose(spec, settings)
+
+
 def _check_engine(spec: ModelSpec) -> None:
     check_engine(spec.engine, spec.engine_options, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
 
 
 def _find_folder(spec: ModelSpec, settings: Settings, *, fetch: bool) -> Path | None:
     """The model's folder; None: it is in a repository that is only asked for where that costs no download."""
-    if is_on_hub(spec.path) and not settings.hub_offline and not fetch:
-        check_hub_name(spec.path)
-        return None
-    return model_folder(spec, settings)
+    return None if _is_away(spec, settings, fetch=fetch) else model_folder(spec, settings)
+
+
+def _is_away(spec: ModelSpec, settings: Settings, *, fetch: bool) -> bool:
+    """Whether a model is in a repository that is not asked.
+
+    Raises:
+        ConfigError: the name is not that of a repository.
+    """
+    if not is_on_hub(spec.path) or settings.hub_offline or fetch:
+        return False
+    check_hub_name(spec.path)
+    return True
 
 
 def _with_its_members(model: CheckedModel, models: Sequence[CheckedModel], registry: Registry) -> CheckedModel:

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from rerankd.config.settings import Settings, read_registry
+from rerankd.config.named_models import served_registry
+from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import ConfigError, ModelNotFound, RerankError, few
 from rerankd.serving.assembly import running_service
@@ -62,7 +63,7 @@ async def rerank_file(settings: Settings, plan: Plan, output: Path) -> AsyncIter
         ConfigError: the registry cannot be used, or has not the plan's model.
         ModelNotReady: a model cannot be loaded.
     """
-    registry = read_registry(settings.registry)
+    registry = served_registry(settings)
     registry.only([plan.model])  # raises
     if plan.done == plan.total:
         return

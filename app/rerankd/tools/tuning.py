@@ -26,8 +26,9 @@ from rerankd.engines.base import BatchLimits, Engine, EngineSpec, cut_by_length
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import PairScorer, ScorerSpec
-from rerankd.serving.assembly import golden_pairs, model_content, model_folder
+from rerankd.serving.assembly import golden_pairs
 from rerankd.serving.model import Canary
+from rerankd.serving.model_files import model_content, model_folder
 from rerankd.serving.profiles import Choice, Machine, Profile, leaves_layout_open, tuned
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.quietness import CpuTimes, Interference, disturbances, spread

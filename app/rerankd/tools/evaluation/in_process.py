@@ -9,11 +9,13 @@ from typing import Any
 from pydantic import SecretStr
 
 from rerankd import __version__
-from rerankd.config.settings import Settings, read_registry
+from rerankd.config.named_models import served_registry
+from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest
 from rerankd.errors import ConfigError, InvalidRequest, ModelNotReady
-from rerankd.serving.assembly import model_folder, running_service
-from rerankd.serving.sources import allowed_files, content_hash
+from rerankd.serving.assembly import running_service
+from rerankd.serving.choosing import choose
+from rerankd.serving.model_files import model_content, model_folder
 from rerankd.telemetry.observer import Silent
 from rerankd.tools.evaluation.targets import REFUSED, Answer, Ask
 
@@ -28,7 +30,7 @@ class InProcess:
             ConfigError: the registry has no such model.
         """
         self._settings = settings
-        self._spec = read_registry(settings.registry).only([model]).model[0]
+        self._spec = served_registry(settings).only([model]).model[0]
         self.name = self._spec.name
 
     async def identity(self) -> Mapping[str, Any]:
@@ -37,12 +39,8 @@ class InProcess:
         return {"version": __version__, "content": content, "settings": settings}
 
     def _content(self) -> str:
-        spec = self._spec
-        file = spec.engine_options.get("file")
-        patterns = allowed_files(
-            spec.engine, file=file if isinstance(file, str) else None, remote_code=spec.trust_remote_code
-        )
-        return content_hash(model_folder(spec, self._settings), patterns=patterns)
+        spec = choose(self._spec, self._settings)
+        return model_content(spec, model_folder(spec, self._settings))
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Ask]:

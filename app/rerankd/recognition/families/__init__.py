@@ -1,0 +1,33 @@
+"""Every family of rerankers that is known, in the order in which they are tried: docs/models-supported.md is this."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from rerankd.recognition.families import classifiers, language_models, others
+from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.recognised import Asked, Family, Outcome, Refused
+
+FAMILIES: Final[Sequence[Family]] = (
+    *classifiers.FAMILIES,
+    *language_models.FAMILIES,
+    *others.VECTORS,
+    *others.ENCODER_DECODERS,
+    *others.SERVICES,
+)
+
+
+def recognise(files: ModelFiles, asked: Asked | None = None) -> Outcome:
+    """What a model folder is and how it is scored, or why it is not served and what to use instead."""
+    asked = asked or Asked()
+    for family in FAMILIES:
+        outcome = family.recognise(files, asked)
+        if outcome is not None:
+            return outcome
+    named = files.architecture or "no architectures"
+    return Refused(
+        family="",
+        reason=f"config.json says {named} (model_type {files.model_type!r}), and no family of rerankers is known by "
+        "that",
+        way_out="name scorer, engine and options in a registry if it is one (docs/models.md), or serve one of "
+        "docs/models-supported.md",
+    )

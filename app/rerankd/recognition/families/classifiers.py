@@ -1,0 +1,256 @@
+"""Classifiers of pairs: encoders with a head of their own (cross-encoders), and language models with one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from rerankd.errors import ConfigError
+from rerankd.recognition.heads import Head, activation_source, read_activation, read_head
+from rerankd.recognition.kinds import (
+    ModelFiles,
+    refuse_other_than_cross_encoder,
+    refuse_unknown_settings,
+    refuse_unsaid_pairs,
+)
+from rerankd.recognition.lengths import declared_length
+from rerankd.recognition.recognised import (
+    GRAPH_ENGINES,
+    TASK_ENGINES,
+    Asked,
+    Evidence,
+    Family,
+    Outcome,
+    Recognised,
+    Refused,
+    architecture,
+    model_type,
+    modules,
+    refused_family,
+    repository,
+)
+from rerankd.recognition.weights import check_code
+
+_CLASSIFIER: Final = "*ForSequenceClassification"
+_ORACLE: Final = "sentence-transformers: `CrossEncoder.predict`"
+
+
+def _cross_encoder(name: str, repositories: Sequence[str], signs: Callable[[ModelFiles], Evidence | None]) -> Family:
+    """Encoders that read a plain pair."""
+
+    def recognise(files: ModelFiles, asked: Asked) -> Outcome | None:
+        sign = None if files.is_decoder else signs(files)
+        return None if sign is None else classifier(name, files, asked, sign)
+
+    return Family(name=name, repositories=repositories, recognise=recognise, oracle=_ORACLE)
+
+
+def classifier(name: str, files: ModelFiles, asked: Asked, sign: Evidence) -> Outcome:
+    """A folder whose head scores a pair that its tokenizer joins."""
+    evidence = [sign, *modules(files)]
+    try:
+        refuse_other_than_cross_encoder(files)
+        refuse_unknown_settings(files)
+        if asked.options.get("pairs") is None:
+            # Whether an encoder's tokenizer separates the two is found by trying it, which the scorer does.
+            refuse_unsaid_pairs(files, separated=True)
+        head = read_head(files, label=asked.options.get("label"))
+        activation = asked.options.get("activation") or read_activation(files, head)
+        engines = _engines(files, asked)
+    except ConfigError as error:
+        return Refused(family=name, reason=str(error), evidence=evidence)
+    what = "one logit" if head.label is None else f"output {head.label} of {head.outputs} ({head.problem})"
+    evidence += _evidence_of(files, head)
+    return Recognised(
+        family=name,
+        scorer="cross-encoder",
+        head=what,
+        activation=activation,
+        input="query and document, joined by the tokenizer",
+        max_length=declared_length(files),
+        engines=engines,
+        options=dict(asked.options),
+        evidence=evidence,
+    )
+
+
+def _evidence_of(files: ModelFiles, head: Head) -> list[Evidence]:
+    """What says the number of outputs, the activation and the length."""
+    sources = (
+        ("config.json", "id2label", len(files.config.get("id2label") or ()) or None),
+        ("config.json", "problem_type", files.config.get("problem_type")),
+        ("config.json", "max_position_embeddings", files.config.get("max_position_embeddings")),
+        ("tokenizer_config.json", "model_max_length", files.tokenizer_config.get("model_max_length")),
+        ("sentence_bert_config.json", "max_seq_length", files.transformer.get("max_seq_length")),
+    )
+    said = [Evidence(file, f"{key} = {value}") for file, key, value in sources if value is not None]
+    named = activation_source(files) if head.label is None else None
+    return said if named is None else [*said, Evidence(*named)]
+
+
+def _engines(files: ModelFiles, asked: Asked) -> Sequence[str]:
+    """A graph holds its authors' own code; torch would compute another class."""
+    engines = TASK_ENGINES["classify"]
+    try:
+        check_code(
+            files.folder,
+            trust_remote_code=asked.trust_remote_code,
+            loader="AutoModelForSequenceClassification",
+        )
+    except ConfigError:
+        if not files.graphs:
+            raise
+        return GRAPH_ENGINES
+    return GRAPH_ENGINES if files.config.get("position_embedding_type") == "alibi" else engines
+
+
+def _graph_only(name: str, repositories: Sequence[str], signs: Callable[[ModelFiles], Evidence | None]) -> Family:
+    """Encoders of their authors' own code, which their ONNX graph holds."""
+
+    def recognise(files: ModelFiles, asked: Asked) -> Outcome | None:
+        sign = signs(files)
+        if sign is None:
+            return None
+        if not files.graphs:
+            return Refused(
+                family=name,
+                reason=f"{sign} (family: {name}): transformers computes it otherwise than its authors' code does",
+                way_out="serve a repository or folder that holds the authors' ONNX graph",
+                evidence=[sign],
+            )
+        found = classifier(name, files, asked, sign)
+        return replace(found, engines=GRAPH_ENGINES) if isinstance(found, Recognised) else found
+
+    return Family(name=name, repositories=repositories, recognise=recognise, oracle="the ONNX graph itself")
+
+
+def _several_labels(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """For monoBERT and classifiers like it: which of their labels means "relevant" is known by name only."""
+    sign = repository(files, "castorini/monobert-*")
+    if sign is None or "label" in asked.options:
+        return None
+    return classifier(_MONOBERT, files, replace(asked, options={"label": 1, **asked.options}), sign)
+
+
+def _decoder(files: ModelFiles, asked: Asked) -> Outcome | None:
+    sign = architecture(files, _CLASSIFIER) if files.is_decoder else None
+    return None if sign is None else classifier(_PLAIN_DECODER, files, asked, sign)
+
+
+def _with_golden_pairs(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """A graph of any class, whose scores its makers wrote down."""
+    if "golden.json" not in files.names or not files.graphs or files.architecture.endswith("ForCausalLM"):
+        return None
+    found = classifier(_GOLDEN, files, asked, Evidence("golden.json", "what the graph must score"))
+    return replace(found, engines=GRAPH_ENGINES) if isinstance(found, Recognised) else found
+
+
+_GOLDEN: Final = "graphs with golden pairs, as `rerankd export` writes them"
+_MONOBERT: Final = "monoBERT"
+_PLAIN_DECODER: Final = "language models with a classifier's head, trained on plain pairs"
+
+FAMILIES: Final[Sequence[Family]] = (
+    _graph_only(
+        "jina-reranker-v1",
+        ["jinaai/jina-reranker-v1-turbo-en", "jinaai/jina-reranker-v1-tiny-en"],
+        lambda files: (
+            Evidence("config.json", 'position_embedding_type = "alibi"')
+            if files.config.get("position_embedding_type") == "alibi" and architecture(files, _CLASSIFIER)
+            else None
+        ),
+    ),
+    _graph_only(
+        "jina-reranker-v2",
+        ["jinaai/jina-reranker-v2-base-multilingual"],
+        lambda files: (
+            Evidence("config.json", "XLMRobertaForSequenceClassification and no model_type")
+            if not files.model_type and architecture(files, "XLMRobertaForSequenceClassification")
+            else None
+        ),
+    ),
+    refused_family(
+        "gte-multilingual-reranker",
+        ["Alibaba-NLP/gte-multilingual-reranker-base"],
+        lambda files: model_type(files, "new"),
+        because="its code lies in another repository, which is not run",
+        instead="use Alibaba-NLP/gte-reranker-modernbert-base (English) or BAAI/bge-reranker-v2-m3 (multilingual)",
+    ),
+    refused_family(
+        "Provence",
+        ["naver/provence-reranker-debertav3-v1", "naver/xprovence-reranker-bgem3-v1"],
+        lambda files: model_type(files, "Provence", "XProvence") or architecture(files, "*Provence*"),
+        because="its second head, which prunes documents, is not computed here",
+        instead="use mixedbread-ai/mxbai-rerank-large-v1 (English) or BAAI/bge-reranker-v2-m3 (multilingual)",
+    ),
+    refused_family(
+        "nemotron rerankers",
+        ["nvidia/llama-nemotron-rerank-1b-v2", "nvidia/nv-rerankqa-mistral-4b-v3"],
+        lambda files: (
+            model_type(files, "llama_bidirec")
+            or architecture(files, "*BidirectionalForSequenceClassification")
+            or repository(files, "nvidia/*rerank*")
+        ),
+        because="its attention in both directions is its authors' own code",
+        instead="use Qwen/Qwen3-Reranker-0.6B, or run the model's NIM and call that",
+    ),
+    refused_family(
+        "reward models",
+        ["Skywork/Skywork-Reward-V2-*"],
+        lambda files: repository(files, "Skywork/Skywork-Reward-*"),
+        because="it judges how helpful an answer is, not whether a document is relevant",
+        instead="use Qwen/Qwen3-Reranker-0.6B",
+    ),
+    refused_family(
+        "modular cross-encoders (ettin)",
+        ["cross-encoder/ettin-reranker-*-v1"],
+        lambda files: (
+            modules(files)[0]
+            if "Pooling" in files.chain and files.sentence_transformers.get("model_type") == "CrossEncoder"
+            else None
+        ),
+        because="its head lies in modules of its own, which are not computed here",
+        instead="use Alibaba-NLP/gte-reranker-modernbert-base",
+    ),
+    Family(
+        name=_MONOBERT,
+        repositories=["castorini/monobert-large-msmarco"],
+        recognise=_several_labels,
+        oracle="transformers: log-odds of the label",
+    ),
+    _cross_encoder(
+        "BERT and ELECTRA cross-encoders",
+        ["cross-encoder/ms-marco-MiniLM-*-v2", "cross-encoder/ms-marco-electra-base"],
+        lambda files: architecture(files, f"Bert{_CLASSIFIER[1:]}", f"Electra{_CLASSIFIER[1:]}"),
+    ),
+    _cross_encoder(
+        "RoBERTa and XLM-RoBERTa cross-encoders",
+        ["BAAI/bge-reranker-base", "BAAI/bge-reranker-large", "BAAI/bge-reranker-v2-m3"],
+        lambda files: architecture(files, f"Roberta{_CLASSIFIER[1:]}", f"XLMRoberta{_CLASSIFIER[1:]}"),
+    ),
+    _cross_encoder(
+        "DeBERTa cross-encoders",
+        ["mixedbread-ai/mxbai-rerank-xsmall-v1", "mixedbread-ai/mxbai-rerank-large-v1"],
+        lambda files: architecture(files, f"Deberta*{_CLASSIFIER[1:]}"),
+    ),
+    _cross_encoder(
+        "ModernBERT cross-encoders",
+        ["Alibaba-NLP/gte-reranker-modernbert-base", "ibm-granite/granite-embedding-reranker-english-r2"],
+        lambda files: architecture(files, f"ModernBert{_CLASSIFIER[1:]}"),
+    ),
+    _cross_encoder(
+        "other encoders of transformers with a classifier's head",
+        ["CamemBERT, ALBERT, MPNet, DistilBERT and others"],
+        lambda files: architecture(files, _CLASSIFIER),
+    ),
+    Family(
+        name=_GOLDEN,
+        repositories=["minilm-qa, which is shipped"],
+        recognise=_with_golden_pairs,
+        oracle="the golden pairs beside the graph",
+    ),
+    Family(
+        name=_PLAIN_DECODER,
+        repositories=["cross-encoders of sentence-transformers before 5.4"],
+        recognise=_decoder,
+        oracle=_ORACLE,
+    ),
+)

@@ -1,0 +1,205 @@
+"""Language models that judge documents, one by one or in lists: they need the prompt that they were trained with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from rerankd.errors import ConfigError, few
+from rerankd.recognition.heads import named_activation
+from rerankd.recognition.kinds import ModelFiles, refuse_other_than_language_model
+from rerankd.recognition.lengths import declared_length
+from rerankd.recognition.recognised import (
+    TASK_ENGINES,
+    TASKS,
+    Asked,
+    Evidence,
+    Family,
+    Outcome,
+    PromptTemplate,
+    Recognised,
+    Refused,
+    architecture,
+    model_type,
+    modules,
+    refused_family,
+    repository,
+)
+
+_HEADS: Final[Mapping[str, str]] = {
+    "yes-no": "the logits of the template's answer tokens at the last place",
+    "first": "the logits of the identifiers at the last place",
+    "generative": "the order that the model writes",
+}
+
+
+def _prompted(name: str, repositories: Sequence[str], templates: Sequence[str], *, oracle: str) -> Family:
+    """Models that one of the shipped templates is for."""
+
+    def recognise(files: ModelFiles, asked: Asked) -> Outcome | None:
+        template = _template(files, asked)
+        return _judge(name, files, asked, template) if template and template.name in templates else None
+
+    return Family(name=name, repositories=repositories, recognise=recognise, oracle=oracle)
+
+
+def _template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
+    """The template that the operator names, or else the one that knows the repository."""
+    if architecture(files, "*ForCausalLM", "*LMHeadModel") is None:
+        return None
+    named = asked.options.get("template")
+    fits = (one for one in asked.templates if (one.name == named if named else one.fits(files.repository)))
+    return next(fits, None)
+
+
+def _judge(name: str, files: ModelFiles, asked: Asked, template: PromptTemplate) -> Outcome:
+    evidence = [
+        Evidence("config.json", f"architectures = {files.architecture!r}"),
+        *modules(files),
+        Evidence("the operator", f"template = {template.name!r}")
+        if asked.options.get("template")
+        else Evidence("the hub", f"the name {files.repository!r}, which is template {template.name!r}'s"),
+    ]
+    try:
+        refuse_other_than_language_model(files, scorer=template.method)
+    except ConfigError as error:
+        return Refused(family=name, reason=str(error), evidence=evidence)
+    lengths = [length for length in (declared_length(files), template.max_length) if length is not None]
+    options: dict[str, Any] = {**asked.options, "template": template.name}
+    return Recognised(
+        family=name,
+        scorer=template.method,
+        head=_HEADS[template.method],
+        activation=_activation(template, files, options),
+        input=f"a prompt{', which takes an instruction' if template.instruction else ''}",
+        max_length=min(lengths, default=None),
+        template=template.name,
+        engines=TASK_ENGINES[TASKS[template.method]],
+        options=options,
+        evidence=evidence,
+    )
+
+
+def _activation(template: PromptTemplate, files: ModelFiles, options: dict[str, Any]) -> str:
+    """A list's scores say the order; a judge's are made probabilities, unless its files say that they stay logits."""
+    if template.method != "yes-no":
+        return "rank"
+    if "activation" not in options and (named_activation(files) or "").rsplit(".", 1)[-1] == "Identity":
+        options["activation"] = "identity"
+    return str(options.get("activation", "sigmoid"))
+
+
+def _own_template(files: ModelFiles, asked: Asked) -> Outcome | None:
+    template = _template(files, asked)
+    return None if template is None else _judge(_OWN, files, asked, template)
+
+
+def _unknown_prompt(files: ModelFiles, asked: Asked) -> Outcome | None:
+    sign = architecture(files, "*ForCausalLM", "*LMHeadModel")
+    if sign is None:
+        return None
+    names = [one.name for one in asked.templates]
+    return Refused(
+        family=_UNKNOWN,
+        reason=f"{sign}: this is a language model, and no file says what prompt it was trained with as a reranker",
+        way_out="if it is a copy of a known one, name its template (options = { template = ... }, "
+        f"`--template`): {few(sorted(names))}; or serve it by its name on the hub",
+        evidence=[sign, *modules(files)],
+    )
+
+
+_OWN: Final = "language models with a template of your own"
+_UNKNOWN: Final = "other language models"
+_TRANSCRIPTION: Final = "transformers: the card's procedure, whole logits at the last place"
+_READS_LONG: Final = "use Qwen/Qwen3-Reranker-0.6B, or castorini/rank_zephyr_7b_v1_full for lists"
+
+FAMILIES: Final[Sequence[Family]] = (
+    refused_family(
+        "jina-reranker-v3",
+        ["jinaai/jina-reranker-v3", "jinaai/jina-reranker-v3.5"],
+        lambda files: architecture(files, "JinaForRanking"),
+        because="it compares vectors inside of one prompt, which no engine computes yet",
+        instead="use Qwen/Qwen3-Reranker-0.6B",
+    ),
+    refused_family(
+        "jina-reranker-m0",
+        ["jinaai/jina-reranker-m0"],
+        lambda files: architecture(files, "JinaVLForRanking") or repository(files, "jinaai/jina-reranker-m0"),
+        because="it reads images, and its head is its authors' own code",
+        instead="use Qwen/Qwen3-Reranker-0.6B for texts",
+    ),
+    refused_family(
+        "Qwen3-VL-Reranker and other models of several media",
+        ["Qwen/Qwen3-VL-Reranker-2B", "nvidia/llama-nemotron-rerank-vl-1b-v2"],
+        lambda files: (
+            architecture(files, "*VLForConditionalGeneration", "*VisionForConditionalGeneration")
+            or repository(files, "*/*-VL-Reranker-*", "*/*rerank-vl-*")
+        ),
+        because="documents are texts here, and no engine loads its class",
+        instead="use Qwen/Qwen3-Reranker-0.6B for texts",
+    ),
+    refused_family(
+        "layer-wise rerankers",
+        ["BAAI/bge-reranker-v2-minicpm-layerwise", "BAAI/bge-reranker-v2.5-gemma2-lightweight"],
+        lambda files: (
+            model_type(files, "cost_wise_gemma")
+            or architecture(files, "LayerWise*", "CostWise*")
+            or repository(files, "BAAI/bge-reranker-*-layerwise", "BAAI/bge-reranker-*-lightweight")
+        ),
+        because="it reads its score from an inner layer, which no engine gives yet",
+        instead="use BAAI/bge-reranker-v2-gemma",
+    ),
+    refused_family(
+        "ContextualAI's ctxl-rerank-v2",
+        ["ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b"],
+        lambda files: repository(files, "ContextualAI/ctxl-rerank-*"),
+        because="its prompt puts the document before the query, which templates cannot say yet",
+        instead="use Qwen/Qwen3-Reranker-0.6B, which takes instructions too",
+    ),
+    refused_family(
+        "zerank",
+        ["zeroentropy/zerank-1-small", "zeroentropy/zerank-1", "zeroentropy/zerank-2"],
+        lambda files: repository(files, "zeroentropy/zerank-*"),
+        because="no template is shipped for it",
+        instead="use Qwen/Qwen3-Reranker-4B, or write a template of your own (docs/models.md)",
+    ),
+    refused_family(
+        "rerankers that think before they answer",
+        ["liuwenhan/reasonrank-7B", "hltcoe/Rank-K-32B", "jhu-clsp/rank1-7b"],
+        lambda files: repository(files, "liuwenhan/reasonrank-*", "hltcoe/Rank-K-*", "jhu-clsp/rank1-*"),
+        because="no template is shipped for it, and its answers are thousands of tokens long",
+        instead=_READS_LONG,
+    ),
+    refused_family(
+        "setwise rerankers",
+        ["ielabgroup/Rank-R1-7B-v0.1"],
+        lambda files: repository(files, "ielabgroup/Rank-R1-*"),
+        because="it names the best of a set, and no scorer sorts by that",
+        instead=_READS_LONG,
+    ),
+    refused_family(
+        "RankVicuna",
+        ["castorini/rank_vicuna_7b_v1"],
+        lambda files: repository(files, "castorini/rank_vicuna_*"),
+        because="no template is shipped for it",
+        instead="use its successor castorini/rank_zephyr_7b_v1_full",
+    ),
+    _prompted("Qwen3-Reranker", ["Qwen/Qwen3-Reranker-0.6B", "Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-Reranker-8B"],
+              ["qwen3-reranker"], oracle=_TRANSCRIPTION),
+    _prompted("mxbai-rerank-v2", ["mixedbread-ai/mxbai-rerank-base-v2", "mixedbread-ai/mxbai-rerank-large-v2"],
+              ["mxbai-rerank-v2"], oracle=_TRANSCRIPTION),
+    _prompted("bge-reranker-v2-gemma", ["BAAI/bge-reranker-v2-gemma"], ["bge-reranker-gemma"], oracle=_TRANSCRIPTION),
+    _prompted("FIRST", ["rryisthebest/First_Model", "castorini/first_mistral"],
+              ["first-zephyr", "first-mistral", "first-llama-3", "first-qwen", "first-qwen3", "minilm-first"],
+              oracle="transformers: rank_llm's prompt, whole logits at the identifier's place"),
+    _prompted("RankZephyr", ["castorini/rank_zephyr_7b_v1_full"], ["rank-zephyr", "rankgpt"],
+              oracle="transformers: greedy generation, the order that it writes"),
+    Family(name=_OWN, repositories=["any causal language model"], recognise=_own_template, oracle="none: yours"),
+    Family(
+        name=_UNKNOWN,
+        repositories=["chat models and base models"],
+        recognise=_unknown_prompt,
+        refused=(
+            "no file says what prompt it was trained with as a reranker",
+            "name its template, or serve it by its name on the hub",
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,96 @@
+"""What a classifier's outputs mean, by config.json and the files of sentence-transformers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from rerankd.errors import ConfigError, few
+from rerankd.recognition.files import number_of, table_of
+from rerankd.recognition.kinds import ModelFiles
+
+# The classes that sentence-transformers writes into a model's config, by their last name.
+_TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+_PROBLEMS: Final = ("single_label_classification", "multi_label_classification", "regression")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a classifier's outputs mean; `label` None: it has one, which is the score."""
+
+    outputs: int
+    label: int | None
+    problem: Problem
+
+
+def read_head(files: ModelFiles, *, label: int | None) -> Head:
+    """How many outputs the head has, which of several means "relevant" (`label`), and what they are.
+
+    Raises:
+        ConfigError: there are several and none was named, or `problem_type` is unknown.
+    """
+    source = files.folder / "config.json"
+    names = table_of(files.config, "id2label", of=source)
+    outputs = number_of(files.config, "num_labels", of=source) or len(names) or 2
+    if outputs == 1:
+        if label not in (None, 0):
+            raise ConfigError(f"label = {label}, but this model's head has one output")
+        return Head(1, None, _problem(files))
+    if label is None or label >= outputs:
+        raise ConfigError(
+            f"this model's head has {outputs} outputs ({few([str(name) for name in names.values()]) or 'unnamed'}); "
+            f"say which one means relevant: options = {{ label = N }}, with N from 0 to {outputs - 1}"
+        )
+    return Head(outputs, label, _problem(files))
+
+
+def _problem(files: ModelFiles) -> Problem:
+    """What the head's outputs mean. transformers reads no `problem_type` as classes of which one holds."""
+    stated = files.config.get("problem_type") or "single_label_classification"
+    if stated not in _PROBLEMS:
+        raise ConfigError(
+            f"{files.folder / 'config.json'}: problem_type is {stated!r:.60}; known: {', '.join(_PROBLEMS)}"
+        )
+    return cast("Problem", stated)
+
+
+def read_activation(files: ModelFiles, head: Head) -> str:
+    """What turns the score into relevance, by the model's own word: `sigmoid` or `identity`.
+
+    Raises:
+        ConfigError: the files name another one.
+    """
+    if head.label is not None:
+        # What a config says of a head of several outputs is meant for each output, not for the log-odds of one.
+        return "identity" if head.problem == "regression" else "sigmoid"
+    name = named_activation(files)
+    if name is None:
+        return "sigmoid"
+    short = name.rsplit(".", 1)[-1]
+    if short not in _TORCH_ACTIVATIONS:
+        raise ConfigError(
+            f"the model's config names the activation {name!r}, which is not known; "
+            f"set options = {{ activation = ... }}, one of: {', '.join(_TORCH_ACTIVATIONS.values())}"
+        )
+    return _TORCH_ACTIVATIONS[short]
+
+
+def named_activation(files: ModelFiles) -> str | None:
+    """The activation that sentence-transformers wrote down."""
+    source = activation_source(files)
+    return None if source is None else source[1]
+
+
+def activation_source(files: ModelFiles) -> tuple[str, str] | None:
+    """The file, and the activation in it: of each of the places that sentence-transformers used over the years, in the
+    order in which it reads them.
+    """
+    section = table_of(files.config, "sentence_transformers", of="config.json")
+    for file, name in (
+        ("config_sentence_transformers.json", files.sentence_transformers.get("activation_fn")),
+        ("config.json", section.get("activation_fn")),
+        ("config.json", files.config.get("sbert_ce_default_activation_function")),
+    ):
+        if name:
+            return file, str(name)
+    return None

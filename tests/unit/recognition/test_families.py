@@ -1,0 +1,213 @@
+"""What a folder is, by its small files alone: each family is recognised, or refused with what to use instead."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerankd.recognition.families import FAMILIES, recognise
+from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.recognised import Asked, Recognised, Refused
+from rerankd.scorers import LIST_SCORERS, SCORERS
+from rerankd.scorers.templates import known_templates
+from tests.tokenizer_folders import SHIPPED_TEMPLATES
+
+TEMPLATES = known_templates([SHIPPED_TEMPLATES])
+OWN_CODE = {"AutoModelForSequenceClassification": "modeling.Own"}
+CHAIN = "sentence_transformers.models."
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder by its config.json, the hub's name and further JSON files, and the family that it is of."""
+
+    family: str
+    config: Mapping[str, Any]
+    repository: str = ""
+    files: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def classifier(kind: str, model_type: str, **config: Any) -> dict[str, Any]:
+    return {
+        "architectures": [f"{kind}ForSequenceClassification"],
+        "model_type": model_type,
+        "id2label": {"0": "LABEL_0"},
+        "max_position_embeddings": 512,
+        **config,
+    }
+
+
+def language_model(kind: str = "Qwen3") -> dict[str, Any]:
+    return {"architectures": [f"{kind}ForCausalLM"], "model_type": kind.lower(), "max_position_embeddings": 40_960}
+
+
+def saved_as(kind: str, *modules: str) -> dict[str, Any]:
+    chain = [
+        {"idx": place, "name": str(place), "path": f"{place}_{name}" if place else "", "type": f"{CHAIN}{name}"}
+        for place, name in enumerate(modules)
+    ]
+    return {"modules.json": chain, "config_sentence_transformers.json": {"model_type": kind}}
+
+
+SERVED = [
+    Case("BERT and ELECTRA cross-encoders", classifier("Bert", "bert")),
+    Case("BERT and ELECTRA cross-encoders", classifier("Electra", "electra")),
+    Case("RoBERTa and XLM-RoBERTa cross-encoders", classifier("XLMRoberta", "xlm-roberta")),
+    Case("DeBERTa cross-encoders", classifier("DebertaV2", "deberta-v2")),
+    Case("ModernBERT cross-encoders", classifier("ModernBert", "modernbert")),
+    Case("other encoders of transformers with a classifier's head", classifier("Camembert", "camembert")),
+    Case("monoBERT", classifier("Bert", "bert", id2label={"0": "a", "1": "b"}), "castorini/monobert-large-msmarco"),
+    Case(
+        "jina-reranker-v1",
+        classifier("JinaBert", "bert", position_embedding_type="alibi", auto_map=OWN_CODE),
+        files={"onnx/model.onnx": {}},
+    ),
+    Case("jina-reranker-v2", {**classifier("XLMRoberta", ""), "model_type": None}, files={"onnx/model.onnx": {}}),
+    Case(
+        "graphs with golden pairs, as `rerankd export` writes them",
+        {"architectures": ["OwnCrossEncoder"], "model_type": "bert", "id2label": {"0": "a"}},
+        files={"golden.json": {}, "model.int8.onnx": {}},
+    ),
+    Case(
+        "language models with a classifier's head, trained on plain pairs",
+        classifier("Qwen3", "qwen3"),
+        options={"pairs": "plain"},
+    ),
+    Case("Qwen3-Reranker", language_model(), "Qwen/Qwen3-Reranker-0.6B"),
+    Case("Qwen3-Reranker", language_model(), options={"template": "qwen3-reranker"}),
+    Case("mxbai-rerank-v2", language_model("Qwen2"), "mixedbread-ai/mxbai-rerank-base-v2"),
+    Case("bge-reranker-v2-gemma", language_model("Gemma"), "BAAI/bge-reranker-v2-gemma"),
+    Case("FIRST", language_model("Mistral"), "castorini/first_mistral"),
+    Case("RankZephyr", language_model("Mistral"), "castorini/rank_zephyr_7b_v1_full"),
+]
+REFUSED = [
+    Case("gte-multilingual-reranker", classifier("New", "new")),
+    Case("jina-reranker-v2", {**classifier("XLMRoberta", ""), "model_type": None}),
+    Case("Provence", classifier("Provence", "Provence")),
+    Case("nemotron rerankers", classifier("LlamaBidirectional", "llama_bidirec")),
+    Case("reward models", classifier("Qwen3", "qwen3"), "Skywork/Skywork-Reward-V2-Qwen3-0.6B"),
+    Case(
+        "modular cross-encoders (ettin)",
+        {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
+        files=saved_as("CrossEncoder", "Transformer", "Pooling", "Dense", "LayerNorm", "Dense"),
+    ),
+    Case("language models with a classifier's head, trained on plain pairs", classifier("Qwen3", "qwen3")),
+    Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen3"}),
+    Case("jina-reranker-m0", language_model("Qwen2"), "jinaai/jina-reranker-m0"),
+    Case(
+        "Qwen3-VL-Reranker and other models of several media",
+        {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"},
+    ),
+    Case("layer-wise rerankers", language_model("MiniCPM"), "BAAI/bge-reranker-v2-minicpm-layerwise"),
+    Case("layer-wise rerankers", {"architectures": ["CostWiseGemmaForCausalLM"], "model_type": "cost_wise_gemma"}),
+    Case("zerank", language_model(), "zeroentropy/zerank-2"),
+    Case("ContextualAI's ctxl-rerank-v2", language_model(), "ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b"),
+    Case("rerankers that think before they answer", language_model(), "jhu-clsp/rank1-7b"),
+    Case("setwise rerankers", language_model(), "ielabgroup/Rank-R1-7B-v0.1"),
+    Case("RankVicuna", language_model("Llama"), "castorini/rank_vicuna_7b_v1"),
+    Case("other language models", language_model()),
+    Case("ColBERT (Stanford's layout)", {"architectures": ["HF_ColBERT"], "model_type": "bert"}),
+    Case(
+        "ColBERT (PyLate's layout, MultiVectorEncoder)",
+        {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
+        files=saved_as("ColBERT", "Transformer", "Dense"),
+    ),
+    Case(
+        "SPLADE",
+        {"architectures": ["BertForMaskedLM"], "model_type": "bert"},
+        files=saved_as("SparseEncoder", "MLMTransformer", "SpladePooling"),
+    ),
+    Case(
+        "embedding models (bi-encoders)",
+        {"architectures": ["BertModel"], "model_type": "bert"},
+        files=saved_as("SentenceTransformer", "Transformer", "Pooling", "Normalize"),
+    ),
+    Case("embedding models (bi-encoders)", {"architectures": ["BertModel"], "model_type": "bert"}),
+    Case("masked and pretrained models", {"architectures": ["BertForMaskedLM"], "model_type": "bert"}),
+    Case(
+        "monoT5, mT5 and RankT5",
+        {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
+        "castorini/monot5-base-msmarco",
+    ),
+    Case(
+        "duoT5", {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}, "castorini/duot5-base-msmarco"
+    ),
+    Case("", {"architectures": ["SomethingNew"], "model_type": "novel"}),
+]
+# They are no folders.
+SERVICES = {name for name in (family.name for family in FAMILIES) if "services" in name or "GGUF" in name}
+
+
+def recognised(case: Case, folder: Path) -> Recognised | Refused:
+    for name, content in {"config.json": case.config, **case.files}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    files = ModelFiles.read(folder, repository=case.repository)
+    return recognise(files, Asked(options=case.options, templates=TEMPLATES))
+
+
+@pytest.mark.parametrize("case", SERVED, ids=lambda case: case.family)
+def test_a_family_that_is_served_is_recognised(case: Case, tmp_path: Path) -> None:
+    found = recognised(case, tmp_path)
+    assert isinstance(found, Recognised), str(found)
+    assert found.family == case.family
+    assert found.scorer in {**SCORERS, **LIST_SCORERS}
+    assert found.engines
+    assert found.evidence
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.family or "unknown")
+def test_a_family_that_is_not_served_is_refused_with_a_way_out(case: Case, tmp_path: Path) -> None:
+    found = recognised(case, tmp_path)
+    assert isinstance(found, Refused), str(found)
+    assert found.family == case.family
+    assert [word for word in ("use ", "serve", "name", "options") if word in str(found)]
+
+
+def test_every_family_is_recognised_by_a_test() -> None:
+    tested = {case.family for case in (*SERVED, *REFUSED)}
+    own = "language models with a template of your own"
+    assert {family.name for family in FAMILIES} - tested - SERVICES == {own}
+
+
+def test_a_refused_family_says_what_to_use_instead() -> None:
+    for family in FAMILIES:
+        assert bool(family.oracle) != bool(family.refused), family.name
+        assert all(family.refused or ["no refusal"]), family.name
+
+
+def test_the_length_is_the_smallest_that_a_file_names(tmp_path: Path) -> None:
+    config = classifier("XLMRoberta", "xlm-roberta", max_position_embeddings=514, pad_token_id=1)
+    case = Case("", config, files={"tokenizer_config.json": {"model_max_length": 8192}})
+    found = recognised(case, tmp_path)
+    assert isinstance(found, Recognised)
+    assert found.max_length == 512
+
+
+def test_an_authors_own_class_is_served_by_its_graph_alone(tmp_path: Path) -> None:
+    config = classifier("Bert", "bert", auto_map={"AutoModelForSequenceClassification": "modeling.Own"})
+    assert "modeling.Own" in str(recognised(Case("", config), tmp_path))
+    found = recognised(Case("", config, files={"model.onnx": {}}), tmp_path)
+    assert isinstance(found, Recognised)
+    assert "torch-encoder" not in found.engines
+
+
+@pytest.mark.parametrize(("named", "activation"), [("Identity", "identity"), ("Sigmoid", "sigmoid"), (None, "sigmoid")])
+def test_a_judges_activation_is_its_files(tmp_path: Path, named: str | None, activation: str) -> None:
+    said = {"activation_fn": f"torch.nn.modules.linear.{named}"} if named else {}
+    files = {"config_sentence_transformers.json": said}
+    found = recognised(Case("", language_model(), "Qwen/Qwen3-Reranker-4B", files), tmp_path)
+    assert isinstance(found, Recognised)
+    assert found.activation == activation
+
+
+def test_a_downloaded_folder_is_known_by_its_repository(tmp_path: Path) -> None:
+    folder = tmp_path / "models--Qwen--Qwen3-Reranker-0.6B" / "snapshots" / ("a" * 40)
+    folder.mkdir(parents=True)
+    found = recognised(Case("", language_model()), folder)
+    assert isinstance(found, Recognised)
+    assert found.template == "qwen3-reranker"

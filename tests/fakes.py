@@ -8,12 +8,13 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.planner import BatchPlanner
+from rerankd.batching.work import Results
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import Worker
@@ -31,6 +32,11 @@ from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
 from rerankd.serving.service import Limits, RerankService
 from rerankd.tasks.encoding import Encoding
 from rerankd.telemetry.observer import Observer
+
+T = TypeVar("T")
+R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 POISON: Final = 666
 NOT_A_NUMBER: Final = 667
@@ -143,9 +149,9 @@ def logit_of(ids: Sequence[int]) -> float:
     return float(np.float32(total / _LOGITS * 20 - 10))
 
 
-class ArithmeticEngine:
-    """Its logits are `logit_of` the ids, so that a row given to the wrong pair is seen. Raises on the id `POISON`,
-    gives NaN for `NOT_A_NUMBER`; while `gate` is cleared, every pass waits.
+class GatedEngine:
+    """Computes `logit_of` rows of numbers, so that a result given to the wrong item is seen. Raises on the number
+    `POISON`, gives NaN for `NOT_A_NUMBER`; while `gate` is cleared, every pass waits.
     """
 
     name = "arithmetic"
@@ -169,8 +175,7 @@ class ArithmeticEngine:
         self._seconds_per_pass = seconds_per_pass
         self._seconds_per_token = seconds_per_token
 
-    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
-        batch = [encoding.ids.tolist() for encoding in encodings]
+    def compute(self, batch: list[list[int]]) -> list[float]:
         self.batches.append(batch)
         self.gate.wait(timeout=30)
         seconds = self._seconds_per_pass + self._seconds_per_token * sum(map(len, batch))
@@ -178,7 +183,14 @@ class ArithmeticEngine:
             time.sleep(seconds)
         if self.broken or any(POISON in ids for ids in batch):
             raise RuntimeError("an operator of the graph failed")
-        values = [float("nan") if NOT_A_NUMBER in ids else logit_of(ids) + self.offset for ids in batch]
+        return [float("nan") if NOT_A_NUMBER in ids else logit_of(ids) + self.offset for ids in batch]
+
+
+class ArithmeticEngine(GatedEngine):
+    """A classifier whose logits are `logit_of` the ids."""
+
+    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
+        values = self.compute([encoding.ids.tolist() for encoding in encodings])
         return np.array(values, dtype=np.float32)[:, None]
 
 
@@ -302,10 +314,20 @@ class RecordingStage:
         )
 
 
+class Runnable(Protocol[T_contra, R_co]):
+    """A `GatedEngine` that runs payloads of some kind."""
+
+    workers: int
+    preferred_batch: BatchLimits
+    gate: threading.Event
+
+    def run(self, batch: Sequence[T_contra], /) -> Results[R_co]: ...
+
+
 @asynccontextmanager
 async def running_batcher(
-    engine: ArithmeticEngine, observer: Observer, *, max_waiting_tokens: int = 1_000_000, stuck_after_s: float = 60.0
-) -> AsyncIterator[Batcher]:
+    engine: Runnable[T, R], observer: Observer, *, max_waiting_tokens: int = 1_000_000, stuck_after_s: float = 60.0
+) -> AsyncIterator[Batcher[T, R]]:
     """A batcher that serves until the context is left."""
     with Worker(name="infer", threads=engine.workers) as worker:
         batcher = _batcher(engine, worker, observer, max_waiting_tokens=max_waiting_tokens, stuck_after_s=stuck_after_s)
@@ -318,29 +340,30 @@ async def running_batcher(
             await asyncio.gather(serving, return_exceptions=True)
 
 
-def idle_batcher(*, max_waiting_tokens: int = 1_000_000) -> Batcher:
-    """A batcher that lets requests in, and serves none."""
+def idle_batcher(*, max_waiting_tokens: int = 1_000_000) -> Batcher[Encoding, FloatArray]:
+    """A batcher that admits requests, and serves none."""
     worker = Worker(name="infer", threads=1)
     return _batcher(ArithmeticEngine(), worker, RecordingObserver(), max_waiting_tokens=max_waiting_tokens)
 
 
 def _batcher(
-    engine: ArithmeticEngine,
+    engine: Runnable[T, R],
     worker: Worker,
     observer: Observer,
     *,
     max_waiting_tokens: int,
     stuck_after_s: float = 60.0,
-) -> Batcher:
+) -> Batcher[T, R]:
     planner = BatchPlanner(
         max_batch_tokens=engine.preferred_batch.tokens,
         max_batch_pairs=engine.preferred_batch.pairs,
         workers=engine.workers,
         padded=engine.preferred_batch.padded,
+        rounded_length=engine.preferred_batch.rounded_length,
     )
     return Batcher(
         planner,
-        engine,
+        engine.run,
         worker,
         max_waiting_tokens=max_waiting_tokens,
         model="fake",
@@ -406,7 +429,7 @@ class FakeService:
                     watching.cancel()
                     await asyncio.gather(watching, return_exceptions=True)
 
-    def _loaded(self, batcher: Batcher, tokenizing: SharedWorker) -> LoadedModel:
+    def _loaded(self, batcher: Batcher[Encoding, FloatArray], tokenizing: SharedWorker) -> LoadedModel:
         direct = PointwiseStage(self.scorer, batcher, tokenizing)
         cached = (
             CachedStage(direct, self.cache, fingerprint=self.scorer.fingerprint, observer=self.observer)

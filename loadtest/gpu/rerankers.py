@@ -80,12 +80,13 @@ async def open_ours(folder: Path, name: str, *, device: str, precision: str) -> 
         max_batch_pairs=engine.preferred_batch.pairs,
         workers=engine.workers,
         padded=engine.preferred_batch.padded,
+        rounded_length=engine.preferred_batch.rounded_length,
     )
     with (
         Worker(name="infer", threads=engine.workers) as inference,
         SharedWorker.open(name="tokenize", threads=available_cores()) as tokenizing,
     ):
-        batcher = Batcher(planner, engine, inference, max_waiting_tokens=_UNLIMITED, model="gpu", observer=Silent())
+        batcher = Batcher(planner, engine.run, inference, max_waiting_tokens=_UNLIMITED, model="gpu", observer=Silent())
         serving = asyncio.create_task(batcher.run())
         try:
             yield Ours(PointwiseStage(scorer, batcher, tokenizing), name=f"rerankd, {name}")

@@ -150,7 +150,7 @@ class World:
     app: ASGIApp
     loop: VirtualLoop
     engine: _Engine
-    batcher: Batcher
+    batcher: Batcher[Encoding, FloatArray]
     rng: Random
     _numbers: Iterator[int] = field(default_factory=count)
     replies: dict[str, list[Reply]] = field(default_factory=lambda: {"a": [], "b": []})
@@ -224,7 +224,7 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, workers=engine.workers)
     inference = VirtualWorker(clock, threads=engine.workers)
     batcher = Batcher(
-        planner, engine, inference, max_waiting_tokens=4_000_000, model="fake", observer=observer, clock=clock
+        planner, engine.run, inference, max_waiting_tokens=4_000_000, model="fake", observer=observer, clock=clock
     )
     # One of the threads that tokenise is left to others, as where there are keys.
     tokenizing = SharedWorker(VirtualWorker(clock, threads=threads), per_caller=max(1, threads - 1))

@@ -1,13 +1,13 @@
 """Decides which work is taken and which is refused at once. Pure.
 
 Refusing at the door is kind: the caller can ask another replica now, and what was admitted is answered in time.
-A request whose texts are still being tokenised counts already, by an estimate, which each portion of them corrects: one
-that turns out to be much more than it was let in for is asked about again.
+A request whose texts are still being tokenised counts already, by an estimate, which each chunk of them corrects. One
+that turns out to be much more than it was admitted for is checked again.
 
-Who is let in with a deadline is promised it, whoever comes later: near their deadlines the planner does not ask whose
-requests they are. So callers get their parts here. Nobody is promised time that others may still claim, and who has
-nothing waiting needs less room than who has. A light caller, one with much less than its part of what waits, is not
-refused for the work of heavy ones, before which the planner serves it.
+An admitted request keeps its deadline, whatever comes later: near deadlines the planner does not look at callers. So
+callers get their shares here. No request is promised time that other callers may still claim, and a caller with nothing
+waiting needs less room than one with work in the queue. A light caller, one with much less than its share of the queue,
+is not refused for the work of heavy ones: the planner serves it first.
 """
 
 from collections import Counter
@@ -16,6 +16,7 @@ from math import exp, inf
 
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner
+from rerankd.batching.work import Work
 from rerankd.domain import Terms
 from rerankd.errors import DeadlineExceeded, Overloaded
 
@@ -29,54 +30,69 @@ _QUEUE_MARGIN = 1.4
 _SHARED_QUEUE_MARGIN = 1.2
 # What an answer needs beside the passes, or a tenth of the time that is left where that is less.
 _ANSWER_S = 0.03
-# Only passes teach how fast the engine is. Who is refused because it was slow would else be refused for ever.
+# Only passes teach how fast the engine is: without a trial, requests would be refused for ever after a slow phase.
 _TRIAL_AFTER_S = 2.0
 _TOKENS_PER_CHARACTER = 0.25
 _MEMORY = 0.95
 # Texts of more callers than this are not remembered.
 _REMEMBERED_CALLERS = 1000
-# A request that turns out to be so many times what it was let in for is asked about again.
+# A request that turns out to be this many times what it was admitted for is checked again.
 _SURPRISING = 1.25
-# What a caller asks for counts for so long: who sends a request a minute is still expected a little.
+# How long a caller's requests count: one that sends a request a minute is still expected a little.
 _EXPECTED_S = 30.0
 # Less than this is told in milliseconds.
 _LITTLE_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Tokens of a request, and the sum of its encodings' squared lengths."""
-
-    tokens: int
-    squares: float
-
-
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a request's texts are believed to be, until all of them are tokenised and it is known. Each has at most
-    `longest` tokens once it is cut.
+    """What is known of a request before its texts are tokenised: they have so many characters and become so many items,
+    each cut to at most `longest` tokens.
     """
 
-    def __init__(self, *, characters: int, encodings: int, longest: int, density: float) -> None:
-        self._characters = characters
-        self._encodings = encodings
-        self._longest = longest
+    characters: int
+    items: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenised:
+    """What some of a request's texts turned out to be: `tokens`, and `work` as the engine computes them. Those that
+    were not cut are `whole_tokens` of `whole_characters`: only they tell how long texts are.
+    """
+
+    characters: int
+    items: int
+    tokens: int
+    work: Work
+    whole_characters: int
+    whole_tokens: int
+
+
+class Forecast:
+    """How much work a request is expected to be; each part of it that is tokenised makes this more exact."""
+
+    def __init__(self, estimate: Estimate, *, density: float) -> None:
+        self._characters = estimate.characters
+        self._items = estimate.items
+        self._longest = estimate.longest
         self._seen_characters = 0
         self._seen = Work(0, 0.0)
-        self.work = self._believed(density)
+        self.work = self._expected(density)
 
-    def correct(self, *, characters: int, encodings: int, work: Work) -> None:
-        """Take in what some of the texts turned out to be; the others are believed to be like all seen so far."""
-        self._characters -= characters
-        self._encodings -= encodings
-        self._seen_characters += characters
-        self._seen = Work(self._seen.tokens + work.tokens, self._seen.squares + work.squares)
-        self.work = self._believed(self._seen.tokens / max(1, self._seen_characters))
+    def correct(self, part: Tokenised) -> None:
+        """Take in what some of the texts turned out to be; the others are expected to be like all seen so far."""
+        self._characters -= part.characters
+        self._items -= part.items
+        self._seen_characters += part.characters
+        self._seen = Work(self._seen.tokens + part.work.tokens, self._seen.squares + part.work.squares)
+        self.work = self._expected(self._seen.tokens / max(1, self._seen_characters))
 
-    def _believed(self, density: float) -> Work:
-        if not self._encodings:
+    def _expected(self, density: float) -> Work:
+        if not self._items:
             return self._seen
-        tokens = min(max(1, round(self._characters * density)), self._encodings * self._longest)
-        return Work(self._seen.tokens + tokens, self._seen.squares + tokens * tokens / self._encodings)
+        tokens = min(max(1, round(self._characters * density)), self._items * self._longest)
+        return Work(self._seen.tokens + tokens, self._seen.squares + tokens * tokens / self._items)
 
 
 class Admission:
@@ -89,7 +105,7 @@ class Admission:
         self._workers = workers
         # Each caller's texts are of their own kind; the caller last heard of is last.
         self._tokens_per_character: dict[str, float] = {}
-        self._let_in_at = -inf
+        self._admitted_at = -inf
         self._reserved: Counter[str] = Counter()
         # Tokens that callers asked for lately, each counting less and less.
         self._asked: dict[str, float] = {}
@@ -102,19 +118,18 @@ class Admission:
 
     @property
     def reserved_tokens(self) -> int:
-        """Tokens of requests that are let in, but not in the planner yet."""
+        """Tokens of requests that are admitted, but not in the planner yet."""
         return self._reserved.total()
 
     def reserve(self, caller: str, tokens: int) -> None:
-        """Count so many tokens more, or less, for a caller."""
+        """Count this many tokens more, or less, for a caller."""
         self._reserved[caller] += tokens
         if not self._reserved[caller]:
             del self._reserved[caller]
 
-    def estimate(self, *, characters: int, encodings: int, longest: int, caller: str = "") -> Estimate:
-        """What texts of so many characters will be, before they are tokenised and cut to `longest` tokens each."""
-        density = self._tokens_per_character.get(caller, _TOKENS_PER_CHARACTER)
-        return Estimate(characters=characters, encodings=encodings, longest=longest, density=density)
+    def forecast(self, estimate: Estimate, *, caller: str = "") -> Forecast:
+        """How much work a caller's texts should be, by how many tokens its characters have been so far."""
+        return Forecast(estimate, density=self._tokens_per_character.get(caller, _TOKENS_PER_CHARACTER))
 
     def learn_length(self, *, characters: int, tokens: int, caller: str = "") -> None:
         """Take in how many tokens a caller's characters were."""
@@ -125,13 +140,13 @@ class Admission:
                 del self._tokens_per_character[next(iter(self._tokens_per_character))]
 
     @staticmethod
-    def is_surprising(work: Work, *, let_in: Work) -> bool:
-        """Whether a request is so much more than it was let in for that it must be asked about again."""
-        return work.tokens > _SURPRISING * let_in.tokens
+    def is_surprising(work: Work, *, admitted: Work) -> bool:
+        """Whether a request is so much more than it was admitted for that it must be checked again."""
+        return work.tokens > _SURPRISING * admitted.tokens
 
-    def check(self, work: Work, terms: Terms, *, now: float, busy_s: float, let_in: Work | None = None) -> None:
-        """Let a request in, or say why not. `busy_s` is what the passes that run will still take; `let_in` is what a
-        request that is asked about again was let in for.
+    def check(self, work: Work, terms: Terms, *, now: float, busy_s: float, admitted: Work | None = None) -> None:
+        """Admit a request, or say why not. `busy_s` is what the passes that run will still take; `admitted` is what a
+        request that is checked again was admitted for.
 
         Raises:
             Overloaded: too much waits, or the deadline cannot be met now; `retry_after_s` is when it could.
@@ -139,16 +154,16 @@ class Admission:
         """
         if terms.urgent:
             return
-        self._expect(work.tokens - (let_in.tokens if let_in else 0), terms.caller, now=now)
+        self._expect(work.tokens - (admitted.tokens if admitted else 0), terms.caller, now=now)
         self._check_room(work, terms)
         if terms.deadline < inf and self._cost.known:
             self._check_deadline(work, terms, now=now, busy_s=busy_s)
-        self._let_in_at = now
+        self._admitted_at = now
 
     def _check_room(self, work: Work, terms: Terms) -> None:
-        """A caller that has not its part of the queue yet is not refused because others have more than theirs. Until it
-        has less than its part, equal shares of the engine are taken for granted. What is larger than the limit is let
-        in when nothing waits.
+        """A caller below its share of the queue is not refused because others have more than theirs. Until it has less
+        than its share, equal shares of the engine are taken for granted. A request that is larger than the limit is
+        admitted when nothing waits.
         """
         waiting = self._planner.waiting_tokens + self.reserved_tokens
         own = self._tokens_of(terms.caller)
@@ -167,9 +182,9 @@ class Admission:
 
     def _check_deadline(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> None:
         """Work is done in the order of deadlines when need be: what must be done before this one's deadline, or may
-        still be claimed, must fit before it, and what has a later deadline must fit with it. Who takes a partial answer
-        is let in when half of the time is left for it, and now and then who could be answered if the engine were as
-        fast as it has been.
+        still be claimed, must fit before it, and what has a later deadline must fit with it. A request that takes a
+        partial answer is admitted when half of the time is left for it; now and then also one that could be answered
+        if the engine were as fast as it has been.
         """
         left_s = terms.deadline - now
         answer_s = min(_ANSWER_S, left_s / 10)
@@ -192,7 +207,7 @@ class Admission:
 
     def _is_idle_for_long(self, now: float, busy_s: float) -> bool:
         idle = not (self._planner.waiting_tokens or self.reserved_tokens or busy_s)
-        return idle and now - self._let_in_at >= _TRIAL_AFTER_S
+        return idle and now - self._admitted_at >= _TRIAL_AFTER_S
 
     def _lateness(
         self, needed_s: float, answer_s: float, terms: Terms, *, now: float, busy_s: float

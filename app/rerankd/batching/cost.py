@@ -57,7 +57,7 @@ class CostModel:
         """How many times as long as in the fastest pass a token takes now; 1 before the first."""
         return max(1.0, self.seconds_per_token / self._fastest) if self._passes else 1.0
 
-    def learn(self, *, tokens: int, squares: int, seconds: float) -> None:
+    def learn(self, *, tokens: int, squares: float, seconds: float) -> None:
         """Take in what one pass of so many tokens, and so many squares of lengths, took."""
         self._seconds = _MEMORY * self._seconds + seconds
         self._tokens = _MEMORY * self._tokens + tokens

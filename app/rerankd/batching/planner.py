@@ -1,23 +1,24 @@
-"""Decides which encodings share a forward pass. Every batching decision is made here; pure, no clock, thread or I/O.
+"""Decides which items share a pass. Every batching decision is made here; pure, no clock, thread or I/O.
 
 1. Urgent requests go first.
 2. Callers share the engine: next is the one that had least of it (start-time fair queueing, Goyal et al. 1996). A
-   token counts the more, the more its caller has waiting, by the square root: who asks for little at a time hardly
-   notices who floods the queue, equal callers have equal parts, and nobody gets nothing. Who was away may catch up by
-   `_CREDIT_TOKENS`.
+   token counts the more, the more its caller has waiting, by the square root: a caller that asks for little at a time
+   hardly notices one that floods the queue, equal callers have equal shares, and none starves. A caller that was away
+   may catch up by `_CREDIT_TOKENS`.
 3. Of a caller's requests, those with less work left go first, within their priority: a factor of four apart, so that
    requests of about one size are served in order of arrival and their latencies do not spread. One batch in `_TURNS`
    belongs to the oldest request, so that nothing starves and nothing large holds up small ones.
 4. When deadlines would be missed that way, the earliest deadline of all callers goes first until they are safe again;
    what cannot be done in time any more goes last, for else, once one request is late, all behind it would be (Moore
-   1968). Who is let in is promised its deadline, so callers get their parts at the door then: see `admission`. Light
-   callers, which have much less than their part of what waits, keep their turns even then: what they take is little,
-   and they must not pay for what somebody else was promised.
-5. A batch begins with the longest waiting encoding of the first request and is filled with the longest that remain,
-   of that request and then of the others, so that lengths within a batch are close. `padded` area, batch size times
-   longest length, stays within the token budget, and padding within `max_padding` of that area. Requests of
-   about the first one's size are asked for what pads hardly at all first: padding costs the time of as much text.
-   For an engine that computes no padding lengths may differ as they like, and their sum stays within the budget.
+   1968). Admitted requests keep their deadlines, so admission divides the engine among callers then. Light callers,
+   which have much less than their share of the queue, keep their turns even then: what they take is little, and they
+   must not pay for what others were promised.
+5. A batch begins with the longest waiting item of the first request and is filled with the longest that remain, of that
+   request and then of the others, so that lengths within a batch are close. `padded` area, batch size times longest
+   length, stays within the token budget, and padding within `max_padding` of that area. Requests of about the first
+   one's size are asked for what pads hardly at all first: padding costs the time of as much text. For an engine that
+   computes no padding, lengths may differ at will, and their sum stays within the budget. All items of a batch are of
+   its first one's group.
 6. A request that a few passes finish may have larger ones, by `stretch`, as long as they are its own: what comes
    meanwhile would hardly go before it. One that takes long is interrupted more often.
 7. When little waits, several workers share it: a batch takes no more than one worker's part of it (guided
@@ -25,7 +26,7 @@
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice, takewhile
@@ -35,37 +36,38 @@ from typing import NamedTuple
 from rerankd.domain import Terms
 
 _TURNS = 4
-# A light caller has at most one in so many of the tokens that would be its equal part of what waits.
+# A light caller has at most this fraction (1/8) of the tokens that would be its equal share of the queue.
 _LIGHT = 8
 _CREDIT_TOKENS = 50_000.0
-# A caller with so many tokens waiting is charged for each as one.
+# A caller with this many tokens waiting is charged one for each.
 _USUAL_TOKENS = 4_000
 # Work is predicted a little too small now and then, and passes that run are not interrupted.
 _DEADLINE_MARGIN = 1.1
 _PASSES_TO_SPARE = 2
-# How many requests are asked for encodings of the right length before a batch goes off as it is.
+# How many requests are asked for items of the right length before a batch goes off as it is.
 _MOST_ASKED = 64
-# Padding that a batch may have, as a share of its area, as long as requests of up to so many times the first one's size
-# have something of a better length.
+# Padding that a batch may have, as a share of its area, as long as requests of up to `_ALIKE` times the first one's
+# size have something of a better length.
 _LITTLE_PADDING = 0.04
 _ALIKE = 8
-# After so many passes without running out of memory batches may be a quarter larger again: what took the memory may be
-# gone, and if not, one pass in so many is tried in halves.
+# After this many passes without running out of memory, batches may be a quarter larger again: what took the memory may
+# be gone. If not, one pass in this many is tried in halves.
 _PASSES_TO_GROW = 500
 # A shared-out batch is at least this part of a full one: below it, the cost of a pass itself counts.
 _LEAST_PART = 4
-# A request that so many passes finish is not long.
+# A request that this many passes finish is not long.
 _FEW_PASSES = 8
 
 
 class Entry(NamedTuple):
-    """One encoding that waits: the request (`job`) it belongs to, its position there and its length in tokens, rounded
-    up as its engine does.
+    """One item that waits: the request (`job`) it belongs to, its position there, its length in tokens as its engine
+    computes it, and its group.
     """
 
     job: int
     position: int
     length: int
+    group: Hashable = None
 
 
 class Pending(NamedTuple):
@@ -77,12 +79,12 @@ class Pending(NamedTuple):
 
 @dataclass(slots=True)
 class _Job:
-    """Encodings that wait, as (length, position), shortest first: the longest is taken off the end."""
+    """The items of each group that wait, as (length, position), shortest first: the longest is taken off the end."""
 
     number: int
     terms: Terms
-    waiting: list[tuple[int, int]]
-    tokens: int
+    tokens: int = 0
+    groups: dict[Hashable, list[tuple[int, int]]] = field(default_factory=dict)
 
     @property
     def rank(self) -> tuple[int, int, int]:
@@ -92,6 +94,34 @@ class _Job:
     @property
     def dated(self) -> bool:
         return self.terms.deadline < inf and not self.terms.urgent
+
+    @property
+    def longest_group(self) -> Hashable:
+        """The group of the longest item that waits."""
+        if len(self.groups) == 1:
+            return next(iter(self.groups))
+        return max(self.groups, key=lambda group: self.groups[group][-1][0])
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        kinds = {entry.group for entry in entries}
+        for kind in kinds:
+            waiting = self.groups.setdefault(kind, [])
+            waiting += [(one.length, one.position) for one in entries if len(kinds) == 1 or one.group == kind]
+            waiting.sort()
+
+    def remove(self, entry: Entry) -> bool:
+        """Whether it waited."""
+        waiting = self.groups.get(entry.group, [])
+        place = bisect_left(waiting, (entry.length, entry.position))
+        if place == len(waiting) or waiting[place] != (entry.length, entry.position):
+            return False
+        del waiting[place]
+        self.forget_empty(entry.group)
+        return True
+
+    def forget_empty(self, group: Hashable) -> None:
+        if not self.groups[group]:
+            del self.groups[group]
 
 
 @dataclass(slots=True)
@@ -121,16 +151,16 @@ class _Caller:
         self._count(job, tokens=-job.tokens)
 
     def grow(self, job: _Job, *, tokens: int) -> None:
-        """Note that so many more of a request's tokens wait; it keeps its place among the others."""
+        """Note that this many more of a request's tokens wait; it keeps its rank among the others."""
         del self.ranks[bisect_left(self.ranks, job.rank)]
         job.tokens += tokens
         insort(self.ranks, job.rank)
         self._count(job, tokens=tokens)
 
     def shrink(self, job: _Job, *, tokens: int) -> None:
-        """Note that so many of a request's tokens wait no longer; a request without any is forgotten."""
+        """Note that this many of a request's tokens wait no longer; a request without any is forgotten."""
         self.grow(job, tokens=-tokens)
-        if not job.waiting:
+        if not job.groups:
             self.remove(job)
 
     def in_order(self) -> Iterator[_Job]:
@@ -176,8 +206,8 @@ class _Deadlines:
         return False
 
     def in_order(self, now: float, seconds_per_token: float) -> list[tuple[_Caller, _Job]]:
-        """The earliest first, and last what would be late even if the engine did nothing else from now on. Who takes a
-        partial answer is never too late, and is done when the deadline comes.
+        """The earliest first, and last what would be late even if the engine did nothing else from now on. A request
+        that takes a partial answer is never too late, and is done when the deadline comes.
         """
         in_time, too_late, ahead_s = [], [], 0.0
         for deadline, _, caller, job in self._dues:
@@ -202,7 +232,10 @@ class BatchPlanner:
         padded: bool = True,
         stretch: float = 1.0,
         max_padding: float = 0.25,
+        rounded_length: Callable[[int], int] = int,
     ) -> None:
+        # How many tokens the engine computes for a sequence: those that it computes as equally long may share a batch.
+        self.length = rounded_length
         self.max_batch_tokens = max_batch_tokens
         self._usual_batch_tokens = max_batch_tokens
         self._passes_that_fit = 0
@@ -231,8 +264,8 @@ class BatchPlanner:
         return self._callers[caller].tokens if caller in self._callers else 0
 
     def is_light(self, caller: str, *, tokens: int = 0, others: int = 0) -> bool:
-        """Whether a caller with so many `tokens` more has much less than its part of what waits. `others` are tokens of
-        other callers that do not wait here yet.
+        """Whether a caller with this many `tokens` more has much less than its share of the queue. `others` are tokens
+        of other callers that do not wait here yet.
         """
         own = self.tokens_of(caller)
         callers = self.active_callers + (not own)
@@ -260,8 +293,12 @@ class BatchPlanner:
         later = self._deadlines.since(deadline)
         return dated_tokens - sum(one.tokens for one in later), later
 
+    def area(self, lengths: Sequence[int]) -> int:
+        """The tokens that the engine computes for items of these lengths in one pass."""
+        return len(lengths) * max(lengths) if self._padded else sum(lengths)
+
     def batch_did_not_fit(self, *, area: int) -> None:
-        """The device had no memory for a batch of so many tokens: cut batches of half as many."""
+        """The device had no memory for a batch of this area: cut batches of half of it."""
         self.max_batch_tokens = min(self.max_batch_tokens, max(1, area // 2))
         self._passes_that_fit = 0
 
@@ -274,23 +311,22 @@ class BatchPlanner:
             self._passes_that_fit = 0
 
     def add(self, entries: Sequence[Entry], terms: Terms) -> None:
-        """Queue encodings of a request, at least one; more of them may follow."""
+        """Queue items of a request, at least one; more of them may follow."""
         number = entries[0].job
         tokens = sum(entry.length for entry in entries)
         caller = self._caller_of.get(number) or (self._urgent if terms.urgent else self._caller(terms.caller))
         job = caller.jobs.get(number)
         if job is None:
-            job = _Job(number, terms, [], 0)
+            job = _Job(number, terms)
             caller.add(job)
             self._deadlines.add(caller, job)
-        job.waiting += [(entry.length, entry.position) for entry in entries]
-        job.waiting.sort()
+        job.add(entries)
         caller.grow(job, tokens=tokens)
         self._caller_of[number] = caller
         self.waiting_tokens += tokens
 
     def withdraw(self, number: int) -> int:
-        """Forget a request's waiting encodings and return how many tokens that saved."""
+        """Forget a request's waiting items and return how many tokens that saved."""
         caller = self._caller_of.pop(number, None)
         if caller is None:
             return 0
@@ -301,18 +337,16 @@ class BatchPlanner:
         return job.tokens
 
     def remove(self, entry: Entry) -> None:
-        """Forget one waiting encoding; nothing happens if it waits no longer."""
+        """Forget one waiting item; nothing happens if it waits no longer."""
         caller = self._caller_of.get(entry.job)
         if caller is None:
             return
         job = caller.jobs[entry.job]
-        place = bisect_left(job.waiting, (entry.length, entry.position))
-        if place < len(job.waiting) and job.waiting[place] == (entry.length, entry.position):
-            del job.waiting[place]
+        if job.remove(entry):
             self._shrink(caller, job, tokens=entry.length)
 
     def next_batch(self, *, now: float = 0.0, seconds_per_token: float = 0.0) -> list[Entry]:
-        """Take the encodings of the next forward pass off the queue; empty when nothing waits.
+        """Take the items of the next pass off the queue; empty when nothing waits.
 
         `now` is on the clock of the deadlines; `seconds_per_token` is how fast waiting work goes, all workers together.
         """
@@ -347,7 +381,7 @@ class BatchPlanner:
         return caller.tokens * callers * _LIGHT <= self.waiting_tokens
 
     def _caller(self, name: str) -> _Caller:
-        """The caller, brought forward if it was away, so that it has not more than its credit to catch up."""
+        """The caller; if it was away, it may catch up by no more than its credit."""
         caller = self._callers.setdefault(name, _Caller(served=-inf))
         if not caller.jobs:
             caller.served = max(caller.served, self._floor - _CREDIT_TOKENS)
@@ -355,7 +389,7 @@ class BatchPlanner:
         return caller
 
     def _forget_callers(self) -> None:
-        """Who has nothing waiting and may catch up by all of its credit is as good as one that never came."""
+        """Drop idle callers that have regained their full credit."""
         least = self._floor - _CREDIT_TOKENS
         for name in [name for name, caller in self._callers.items() if not caller.jobs and caller.served <= least]:
             del self._callers[name]
@@ -371,29 +405,33 @@ class BatchPlanner:
         return min(most, max(part, self.max_batch_tokens // _LEAST_PART))
 
     def _take(self, batch: "_Batch", caller: _Caller, job: _Job) -> None:
-        """Move a request's longest encodings that the batch takes."""
+        """Move a request's longest items that the batch takes; the first of them decides the batch's group."""
+        if not batch.entries:
+            batch.group = job.longest_group
+        waiting = job.groups.get(batch.group, [])
         tokens = 0
-        while job.waiting:
-            end = bisect_right(job.waiting, batch.room, key=_length)
-            if end == 0 or not batch.takes(job.waiting[end - 1][0]):
+        while waiting:
+            end = bisect_right(waiting, batch.room, key=_length)
+            if end == 0 or not batch.takes(waiting[end - 1][0]):
                 break
-            length, position = job.waiting.pop(end - 1)
-            batch.add(Entry(job.number, position, length))
+            length, position = waiting.pop(end - 1)
+            batch.add(Entry(job.number, position, length, batch.group))
             tokens += length
         if tokens:
+            job.forget_empty(batch.group)
             caller.served += tokens * sqrt(caller.tokens / _USUAL_TOKENS)
             self._shrink(caller, job, tokens=tokens)
 
     def _shrink(self, caller: _Caller, job: _Job, *, tokens: int) -> None:
         caller.shrink(job, tokens=tokens)
         self.waiting_tokens -= tokens
-        if not job.waiting:
+        if not job.groups:
             self._deadlines.remove(job)
             del self._caller_of[job.number]
 
 
 def _alike(asked: Sequence[tuple[_Caller, _Job]]) -> list[tuple[_Caller, _Job]]:
-    """Requests that can share a batch with the first one without keeping it: its caller's, and not much larger."""
+    """Requests that can share a batch with the first one without delaying it: its caller's, and not much larger."""
     first_caller, first = asked[0]
     return [(caller, job) for caller, job in asked if caller is first_caller and job.tokens <= _ALIKE * first.tokens]
 
@@ -403,20 +441,21 @@ def _length(waiting: tuple[int, int]) -> int:
 
 
 class _Batch:
-    """A batch that is being filled, its longest encoding first."""
+    """A batch that is being filled, its longest item first."""
 
     def __init__(self, *, max_tokens: int, max_pairs: int, padded: bool) -> None:
         self._max_tokens = max_tokens
         self._max_pairs = max_pairs
         self._padded = padded
         self.max_padding = 0.0
+        self.group: Hashable = None
         self._tokens = 0
         self._longest = 0
         self.entries: list[Entry] = []
 
     @property
     def room(self) -> float:
-        """The longest encoding that fits. The first always does, so that an oversize one is not stuck for ever."""
+        """The longest item that fits. The first always does, so that an oversize one is not stuck for ever."""
         if not self.entries:
             return inf
         size = len(self.entries) + 1
@@ -431,7 +470,7 @@ class _Batch:
         return self.room <= 0
 
     def takes(self, length: int) -> bool:
-        """Whether an encoding that fits does not bring too much padding."""
+        """Whether an item that fits does not bring too much padding."""
         if not self._padded or not self.entries:
             return True
         area = (len(self.entries) + 1) * self._longest

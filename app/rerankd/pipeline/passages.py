@@ -6,16 +6,17 @@ Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
-from rerankd.batching.batcher import Batcher, Place
+from rerankd.batching.admission import Estimate
+from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import (
     Aggregation,
+    FloatArray,
     IntArray,
     PassageOptions,
     PassageScores,
@@ -31,6 +32,7 @@ from rerankd.pipeline.stage import Stage
 from rerankd.scorers.base import Edges, PairScorer
 from rerankd.scorers.beginnings import Part, Reach, read_parts
 from rerankd.scorers.visible import is_visible
+from rerankd.tasks.encoding import Encoding
 
 _DOCUMENTS_PER_CALL = 64
 _CHARACTERS_PER_CALL = 100_000
@@ -81,7 +83,13 @@ class PassageStage:
     """Wraps a stage whose scores depend on the pair alone."""
 
     def __init__(
-        self, inner: Stage, reader: PairScorer, batcher: Batcher, tokenizing: SharedWorker, *, policy: PassagePolicy
+        self,
+        inner: Stage,
+        reader: PairScorer,
+        batcher: Batcher[Encoding, FloatArray],
+        tokenizing: SharedWorker,
+        *,
+        policy: PassagePolicy,
     ) -> None:
         self._inner = inner
         self._reader = reader
@@ -100,27 +108,25 @@ class PassageStage:
         if truncation is not Truncation.CHUNK and not from_the_end:
             return await self._inner.score(query, documents, options)
         started = perf_counter()
-        with self._admitted(documents, options, chunked=truncation is Truncation.CHUNK) as place:
+        estimate = self._estimate(documents, options, chunked=truncation is Truncation.CHUNK)
+        async with self._batcher.admit(estimate, options.terms) as ticket:
             cuts = await self._cut(query, documents, replace(options, truncation=truncation))
             # Passages that are in the cache cost nothing more, and the others ask for themselves.
-            place.leave_to_ask_again()
+            ticket.release_to_ask_again()
         cutting = Timings(tokenize_s=perf_counter() - started)
         texts = [document[start:end] for document, cut in zip(documents, cuts, strict=True) for start, end in cut.spans]
         whole = replace(options, truncation=Truncation.TRUNCATE, truncation_side=Side.RIGHT, max_tokens_per_doc=None)
         return self._gathered(await self._inner.score(query, texts, whole), cuts, options.passages, cutting)
 
-    def _admitted(
-        self, documents: Sequence[str], options: ScoreOptions, *, chunked: bool
-    ) -> AbstractContextManager[Place]:
+    def _estimate(self, documents: Sequence[str], options: ScoreOptions, *, chunked: bool) -> Estimate:
         """Before anything is tokenised, by what is known of documents then: how many characters they have."""
         length = self._policy.length(options.passages, room=self._reader.max_length)
         limit = self._policy.limit(options.passages) if chunked else 1
         per_passage = length * _USUAL_CHARS_PER_TOKEN
-        return self._batcher.place(
+        return Estimate(
             characters=sum(min(len(document), limit * per_passage) for document in documents),
-            encodings=sum(min(limit, 1 + len(document) // per_passage) for document in documents),
+            items=sum(min(limit, 1 + len(document) // per_passage) for document in documents),
             longest=length,
-            terms=options.terms,
         )
 
     async def _cut(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[_Cut]:

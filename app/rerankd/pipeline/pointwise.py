@@ -6,12 +6,15 @@ from time import perf_counter
 
 import numpy as np
 
-from rerankd.batching.batcher import Batcher, Forwarded, Place, Tokenised, identities_of, work_of
+from rerankd.batching.admission import Estimate, Tokenised
+from rerankd.batching.batcher import Batcher, Outcome, Ticket
+from rerankd.batching.work import WorkItem
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
+from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
+from rerankd.pipeline.items import items_of, tokenised
 from rerankd.pipeline.portions import portions
 from rerankd.scorers.base import PairScorer
-from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.encoding import Encoding, stacked
 
 # A larger request is tokenised in portions: others get their turn between two of them, and a client that goes away
 # stops the rest. With 500, ten documents beside 1,000-document requests waited up to 0.1 s for it.
@@ -21,16 +24,15 @@ _CHARACTERS_PER_CALL = 100_000
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """A request's encodings and what tells them apart, their lengths in tokens and what was cut off: one a document."""
+    """A request's items, their lengths in tokens and what was cut off: one a document."""
 
-    encodings: list[Encoding]
-    identities: list[bytes]
+    items: list[WorkItem[Encoding]]
     tokens: IntArray
     dropped: IntArray
 
 
 class PointwiseStage:
-    def __init__(self, scorer: PairScorer, batcher: Batcher, tokenizing: SharedWorker) -> None:
+    def __init__(self, scorer: PairScorer, batcher: Batcher[Encoding, FloatArray], tokenizing: SharedWorker) -> None:
         self._scorer = scorer
         self._batcher = batcher
         self._tokenizing = tokenizing
@@ -41,28 +43,27 @@ class PointwiseStage:
 
         Raises:
             InvalidRequest: the query leaves no room for a document.
-            Overloaded, ScoringFailed, Unavailable: see `Batcher.forward`.
+            Overloaded, DeadlineExceeded, ScoringFailed, Unavailable: see `Batcher.admit` and `Ticket.run`.
         """
         started = perf_counter()
-        characters = sum(map(len, documents)) + len(query) * len(documents)
-        with self._batcher.place(
-            characters=characters, encodings=len(documents), longest=self._longest(query, options), terms=options.terms
-        ) as place:
-            pairs = await self._encode(query, documents, options, place)
+        estimate = Estimate(
+            characters=sum(map(len, documents)) + len(query) * len(documents),
+            items=len(documents),
+            longest=self._longest(query, options),
+        )
+        async with self._batcher.admit(estimate, options.terms) as ticket:
+            pairs = await self._encode(query, documents, options, ticket)
             tokenized = perf_counter()
             if options.truncation is Truncation.ERROR and pairs.dropped.any():
                 return _unscored(pairs, tokenize_s=tokenized - started)
-            forwarded = await place.forward(pairs.encodings, pairs.identities)
+            outcome = await ticket.run(pairs.items)
+        scored = _scored(outcome, len(documents))
         return Scores(
-            values=self._values(forwarded),
-            scored=None if forwarded.scored.all() else forwarded.scored,
-            tokens=np.where(forwarded.scored, pairs.tokens, 0),
+            values=self._values(outcome, scored),
+            scored=scored,
+            tokens=pairs.tokens if scored is None else np.where(scored, pairs.tokens, 0),
             dropped=pairs.dropped,
-            timings=Timings(
-                tokenize_s=tokenized - started,
-                queue_s=forwarded.queue_s,
-                inference_s=forwarded.inference_s,
-            ),
+            timings=Timings(tokenize_s=tokenized - started, queue_s=outcome.queue_s, inference_s=outcome.inference_s),
         )
 
     def _longest(self, query: str, options: ScoreOptions) -> int:
@@ -70,36 +71,33 @@ class PointwiseStage:
         allowed = options.max_tokens_per_doc
         return self._scorer.max_length if allowed is None else min(self._scorer.max_length, allowed + len(query))
 
-    def _values(self, forwarded: Forwarded) -> FloatArray:
-        if forwarded.scored.all():
-            return self._scorer.interpret(forwarded.logits)
-        values = np.zeros(len(forwarded.scored), dtype=np.float32)
-        if forwarded.scored.any():
-            values[forwarded.scored] = self._scorer.interpret(forwarded.logits[forwarded.scored])
+    def _values(self, outcome: Outcome[FloatArray], scored: BoolArray | None) -> FloatArray:
+        if scored is None:
+            return self._scorer.interpret(stacked(outcome.results))
+        values = np.zeros(len(scored), dtype=np.float32)
+        if outcome.results:
+            values[scored] = self._scorer.interpret(stacked(outcome.results))
         return values
 
-    async def _encode(self, query: str, documents: Sequence[str], options: ScoreOptions, place: Place) -> _Pairs:
-        encodings: list[Encoding] = []
-        identities: list[bytes] = []
+    async def _encode(
+        self, query: str, documents: Sequence[str], options: ScoreOptions, ticket: Ticket[Encoding, FloatArray]
+    ) -> _Pairs:
+        items: list[WorkItem[Encoding]] = []
         encoded = []
         for some, share in portions(
             documents, options.terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL
         ):
-            portion, tokenised = await self._tokenizing.run(
-                share, self._encode_portion, query, documents[some], options
-            )
-            place.correct(tokenised)
-            encoded.append(portion)
-            encodings += portion.encodings
-            identities += portion.identities
+            chunk, part = await self._tokenizing.run(share, self._encode_chunk, query, documents[some], options)
+            ticket.correct(part)
+            encoded.append(chunk)
+            items += chunk.items
         return _Pairs(
-            encodings,
-            identities,
-            tokens=np.concatenate([portion.tokens for portion in encoded]),
-            dropped=np.concatenate([portion.dropped for portion in encoded]),
+            items,
+            tokens=np.concatenate([chunk.tokens for chunk in encoded]),
+            dropped=np.concatenate([chunk.dropped for chunk in encoded]),
         )
 
-    def _encode_portion(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs, Tokenised]:
+    def _encode_chunk(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs, Tokenised]:
         """Blocking."""
         pairs = self._scorer.encode(
             query,
@@ -108,28 +106,29 @@ class PointwiseStage:
             instruction=options.instruction,
             owner=options.terms.caller,
         )
-        encodings = list(pairs.encodings)
-        tokens = np.array([len(encoding.ids) for encoding in encodings], dtype=np.int64)
-        lengths = self._batcher.lengths_of(encodings)
-        characters = [len(query) + len(document) for document in documents]
-        whole = np.flatnonzero(pairs.dropped == 0).tolist()
-        tokenised = Tokenised(
-            characters=sum(characters),
-            encodings=len(encodings),
-            tokens=int(tokens.sum()),
-            work=work_of(lengths),
-            whole_characters=sum(characters[index] for index in whole),
-            whole_tokens=sum(lengths[index] for index in whole),
+        items = items_of(pairs.encodings, scope=options.scope)
+        part = tokenised(
+            items,
+            self._batcher.lengths_of(items),
+            characters=[len(query) + len(document) for document in documents],
+            whole=np.flatnonzero(pairs.dropped == 0).tolist(),
         )
-        return _Pairs(
-            encodings, identities_of(encodings, scope=options.scope), tokens=tokens, dropped=pairs.dropped
-        ), tokenised
+        return _Pairs(items, np.array([item.cost for item in items], dtype=np.int64), pairs.dropped), part
+
+
+def _scored(outcome: Outcome[FloatArray], documents: int) -> BoolArray | None:
+    """Which documents have a result; None: all."""
+    if outcome.finished is None:
+        return None
+    scored = np.zeros(documents, dtype=np.bool_)
+    scored[outcome.finished] = True
+    return scored
 
 
 def _unscored(pairs: _Pairs, *, tokenize_s: float) -> Scores:
     return Scores(
-        values=np.full(len(pairs.encodings), np.nan, dtype=np.float32),
-        tokens=np.zeros(len(pairs.encodings), dtype=np.int64),
+        values=np.full(len(pairs.items), np.nan, dtype=np.float32),
+        tokens=np.zeros(len(pairs.items), dtype=np.int64),
         dropped=pairs.dropped,
         timings=Timings(tokenize_s=tokenize_s),
     )

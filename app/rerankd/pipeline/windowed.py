@@ -2,26 +2,29 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from math import ceil
 from time import perf_counter
 
 import numpy as np
 
-from rerankd.batching.batcher import Batcher, Place, Tokenised, identities_of, work_of
+from rerankd.batching.admission import Estimate, Tokenised
+from rerankd.batching.batcher import Batcher, Ticket
+from rerankd.batching.work import WorkItem
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, InvalidRequest, ScoringFailed
+from rerankd.pipeline.items import items_of, tokenised
 from rerankd.pipeline.portions import share_of
 from rerankd.pipeline.windows import SCHEDULES, Schedule, Window, full
 from rerankd.scorers.base import EncodedWindow, ListScorer
+from rerankd.tasks.encoding import Encoding
 
 
 class WindowedStage:
     """Its scores say the order and nothing else: n for the best of n documents down to 1, divided by n."""
 
-    def __init__(self, scorer: ListScorer, batcher: Batcher, tokenizing: SharedWorker) -> None:
+    def __init__(self, scorer: ListScorer, batcher: Batcher[Encoding, FloatArray], tokenizing: SharedWorker) -> None:
         if scorer.plan.schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {scorer.plan.schedule!r}; known: {', '.join(SCHEDULES)}")
         self._scorer = scorer
@@ -34,7 +37,7 @@ class WindowedStage:
         Raises:
             InvalidRequest: a wish is out of the operator's bounds, or a prompt does not fit into the model.
             ScoringFailed: the model's score of a candidate is not a finite number.
-            Overloaded, Unavailable: see `Batcher.forward`.
+            Overloaded, DeadlineExceeded, Unavailable: see `Batcher.admit` and `Ticket.run`.
             RateLimited: the caller's quota does not last for another round.
         """
         wishes = options.windows or WindowWishes()
@@ -51,7 +54,7 @@ class _Ranking:
     def __init__(
         self,
         scorer: ListScorer,
-        batcher: Batcher,
+        batcher: Batcher[Encoding, FloatArray],
         tokenizing: SharedWorker,
         query: str,
         documents: Sequence[str],
@@ -69,70 +72,54 @@ class _Ranking:
         self._dropped = np.zeros(len(documents), dtype=np.int64)
         self._timings = Timings()
         self._unordered = 0
-        self._begun = False
 
     async def run(self, schedule: Schedule) -> list[int]:
-        orders: list[list[int]] | None = None
-        while True:
-            try:
-                windows = next(schedule) if orders is None else schedule.send(orders)
-            except StopIteration as end:
-                ranked: list[int] = end.value
-                return ranked
-            orders = await self._rank(windows)
+        """Rank all rounds of windows with one ticket: only the first round is asked whether there is room for it, since
+        what was begun is finished.
+        """
+        windows = next(schedule)
+        async with self._batcher.admit(self._estimate(windows), self._terms) as ticket:
+            while True:
+                orders = await self._rank(windows, ticket)
+                try:
+                    windows = schedule.send(orders)
+                except StopIteration as end:
+                    ranked: list[int] = end.value
+                    return ranked
 
-    async def _rank(self, windows: Sequence[Window]) -> list[list[int]]:
+    async def _rank(self, windows: Sequence[Window], ticket: Ticket[Encoding, FloatArray]) -> list[list[int]]:
         """The candidates of each window in order of relevance: one trip through the batcher for all of them."""
         started = perf_counter()
-        if self._begun:
-            # Later passes are not asked whether they may come in: what was begun is finished.
-            encoded = await self._encode_all(windows)
-            tokenized = perf_counter()
-            encodings = [one.encoding for one in encoded]
-            self._terms.meter.read(sum(len(encoding.ids) for encoding in encodings))
-            identities = identities_of(encodings, scope=self._options.scope)
-            forwarded = await self._batcher.serve(encodings, identities, self._terms)
-        else:
-            self._begun = True
-            with self._admitted(windows) as place:
-                encoded = await self._encode_all(windows)
-                tokenized = perf_counter()
-                encodings = [one.encoding for one in encoded]
-                place.correct(self._tokenised(windows, encoded))
-                forwarded = await place.forward(encodings, identities_of(encodings, scope=self._options.scope))
+        encoded = await asyncio.gather(*map(self._encode, windows))
+        tokenized = perf_counter()
+        items = items_of([one.encoding for one in encoded], scope=self._options.scope)
+        ticket.correct(self._tokenised(windows, encoded, items))
+        costs = [item.cost for item in items]
+        outcome = await ticket.run(items)
         self._timings += Timings(
-            tokenize_s=tokenized - started, queue_s=forwarded.queue_s, inference_s=forwarded.inference_s
+            tokenize_s=tokenized - started, queue_s=outcome.queue_s, inference_s=outcome.inference_s
         )
-        for window, one in zip(windows, encoded, strict=True):
-            self._charge(window, one)
-        return [self._ordered(window, row) for window, row in zip(windows, forwarded.logits, strict=True)]
+        for window, one, cost in zip(windows, encoded, costs, strict=True):
+            self._charge(window, one, cost)
+        return [self._ordered(window, row) for window, row in zip(windows, outcome.results, strict=True)]
 
-    def _admitted(self, windows: Sequence[Window]) -> AbstractContextManager[Place]:
-        return self._batcher.place(
-            characters=sum(map(self._characters, windows)),
-            encodings=len(windows),
-            longest=self._scorer.max_length,
-            terms=self._terms,
+    def _estimate(self, windows: Sequence[Window]) -> Estimate:
+        return Estimate(
+            characters=sum(map(self._characters, windows)), items=len(windows), longest=self._scorer.max_length
         )
 
     def _characters(self, window: Window) -> int:
         return len(self._query) + sum(len(self._documents[candidate]) for candidate in window)
 
-    def _tokenised(self, windows: Sequence[Window], encoded: Sequence[EncodedWindow]) -> Tokenised:
-        lengths = self._batcher.lengths_of([one.encoding for one in encoded])
-        characters = list(map(self._characters, windows))
-        whole = [index for index, one in enumerate(encoded) if not one.dropped.any()]
-        return Tokenised(
-            characters=sum(characters),
-            encodings=len(encoded),
-            tokens=sum(len(one.encoding.ids) for one in encoded),
-            work=work_of(lengths),
-            whole_characters=sum(characters[index] for index in whole),
-            whole_tokens=sum(lengths[index] for index in whole),
+    def _tokenised(
+        self, windows: Sequence[Window], encoded: Sequence[EncodedWindow], items: Sequence[WorkItem[Encoding]]
+    ) -> Tokenised:
+        return tokenised(
+            items,
+            self._batcher.lengths_of(items),
+            characters=list(map(self._characters, windows)),
+            whole=[index for index, one in enumerate(encoded) if not one.dropped.any()],
         )
-
-    async def _encode_all(self, windows: Sequence[Window]) -> Sequence[EncodedWindow]:
-        return await asyncio.gather(*map(self._encode, windows))
 
     async def _encode(self, window: Window) -> EncodedWindow:
         candidates = [self._documents[candidate] for candidate in window]
@@ -153,9 +140,9 @@ class _Ranking:
             self._unordered += 1
         return [window[place] for place in np.argsort(-scores, kind="stable")]
 
-    def _charge(self, window: Window, encoded: EncodedWindow) -> None:
+    def _charge(self, window: Window, encoded: EncodedWindow, tokens: int) -> None:
         """A prompt's tokens are its candidates' in equal parts, so that a request's sum is what the model read."""
-        share, rest = divmod(len(encoded.encoding.ids), len(window))
+        share, rest = divmod(tokens, len(window))
         self._tokens[window] += share
         self._tokens[window[:rest]] += 1
         self._dropped[window] = np.maximum(self._dropped[window], encoded.dropped)

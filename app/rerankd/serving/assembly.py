@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rerankd.batching.admission import Admission
+from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.planner import BatchPlanner
 from rerankd.cache import connect_cache
@@ -19,7 +19,7 @@ from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
 from rerankd.config.named_models import served_registry
 from rerankd.config.settings import ModelSpec, PassageSpec, Registry, Settings
-from rerankd.domain import ScoreOptions, Scores, Truncation
+from rerankd.domain import FloatArray, ScoreOptions, Scores, Truncation
 from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
@@ -42,6 +42,7 @@ from rerankd.serving.model_files import model_content, model_folder, template_fo
 from rerankd.serving.probe import Probe, probe
 from rerankd.serving.profiles import with_profile
 from rerankd.serving.service import Limits, RerankService
+from rerankd.tasks.encoding import Encoding
 from rerankd.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class _Keeper:
                 await self.model.start(self._loaded(parts, batcher))
                 await self.model.watch()
 
-    def _batcher(self, parts: _Parts, inference: Worker) -> Batcher:
+    def _batcher(self, parts: _Parts, inference: Worker) -> Batcher[Encoding, FloatArray]:
         preferred = parts.engine.preferred_batch
         planner = BatchPlanner(
             max_batch_tokens=parts.spec.batch_tokens or preferred.tokens,
@@ -204,10 +205,11 @@ class _Keeper:
             workers=inference.threads,
             stretch=preferred.stretch,
             padded=preferred.padded,
+            rounded_length=preferred.rounded_length,
         )
         return Batcher(
             planner,
-            parts.engine,
+            parts.engine.run,
             inference,
             max_waiting_tokens=self.settings.max_waiting_tokens,
             model=self.spec.name,
@@ -216,7 +218,7 @@ class _Keeper:
             coalesce=parts.independent,
         )
 
-    def _loaded(self, parts: _Parts, batcher: Batcher) -> LoadedModel:
+    def _loaded(self, parts: _Parts, batcher: Batcher[Encoding, FloatArray]) -> LoadedModel:
         direct, stage, activation = self._stages(parts, batcher)
         scorer = parts.pairs or parts.lists
         assert scorer is not None  # noqa: S101 - a model has one of them
@@ -239,7 +241,7 @@ class _Keeper:
             estimate=partial(_tokens_in, batcher.admission, longest=scorer.max_length),
         )
 
-    def _stages(self, parts: _Parts, batcher: Batcher) -> tuple[Stage, Stage, Activation]:
+    def _stages(self, parts: _Parts, batcher: Batcher[Encoding, FloatArray]) -> tuple[Stage, Stage, Activation]:
         """The stage that only scores, the one with all that is around it, and what turns values into relevance."""
         cache = self.cache if parts.independent else None
         if parts.lists is not None:
@@ -263,11 +265,8 @@ def _tokens_in(
 ) -> int:
     """About how many tokens a request has, as admission believes."""
     characters = sum(map(len, documents)) + len(query) * len(documents)
-    encodings = len(documents)
-    estimate = admission.estimate(
-        characters=characters, encodings=encodings, longest=longest, caller=options.terms.caller
-    )
-    return estimate.work.tokens
+    estimate = Estimate(characters=characters, items=len(documents), longest=longest)
+    return admission.forecast(estimate, caller=options.terms.caller).work.tokens
 
 
 async def _keep_cascade(

@@ -1,8 +1,11 @@
-"""Token ids of one sequence: what goes into a pass that reads and does not write."""
+"""Token ids of one sequence: what goes into a pass that reads and does not write, and the rows that come out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rerankd.domain import IntArray
+import numpy as np
+
+from rerankd.domain import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,3 +16,18 @@ class Encoding:
 
     ids: IntArray
     boundary: int
+
+
+def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
+    """What tells each encoding from every other of the same model."""
+    return [encoding.boundary.to_bytes(8) + encoding.ids.tobytes() for encoding in encodings]
+
+
+def lengths_of(encodings: Sequence[Encoding]) -> list[int]:
+    """How many tokens each encoding has."""
+    return [len(encoding.ids) for encoding in encodings]
+
+
+def stacked(rows: Sequence[FloatArray]) -> FloatArray:
+    """Rows of logits, at least one, as one array of shape [rows, k]."""
+    return np.concatenate(rows).reshape(len(rows), -1)

@@ -10,9 +10,10 @@ from functools import partial
 from itertools import count
 from math import inf, pi, sin
 
-from rerankd.batching.admission import Admission, Work
+from rerankd.batching.admission import Admission
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
+from rerankd.batching.work import Work
 from rerankd.domain import Terms
 from rerankd.errors import RerankError
 

@@ -5,9 +5,10 @@ from time import perf_counter
 
 import pytest
 
-from rerankd.batching.admission import Admission, Estimate, Work
+from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenised
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
+from rerankd.batching.work import Work
 from rerankd.domain import Terms
 from rerankd.errors import DeadlineExceeded, Overloaded, RerankError
 
@@ -245,25 +246,38 @@ def test_a_decision_takes_no_longer_when_many_requests_wait() -> None:
     assert min(durations_s) < 0.002, "it was 0.02 s, of the event loop's time, for every request that came"
 
 
+def _estimate(characters: int, *, items: int) -> Estimate:
+    return Estimate(characters=characters, items=items, longest=512)
+
+
+def _part(characters: int, *, items: int, work: Work) -> Tokenised:
+    return Tokenised(
+        characters=characters,
+        items=items,
+        tokens=work.tokens,
+        work=work,
+        whole_characters=characters,
+        whole_tokens=work.tokens,
+    )
+
+
 def test_an_estimate_learns_from_what_texts_turned_out_to_be() -> None:
     admission = _admission()
-    assert admission.estimate(characters=400, encodings=1, longest=512).work.tokens == 100
+    assert admission.forecast(_estimate(400, items=1)).work.tokens == 100
     for _ in range(200):
         admission.learn_length(characters=400, tokens=200)
     admission.learn_length(characters=0, tokens=5)
-    estimate = admission.estimate(characters=400, encodings=4, longest=512).work
+    estimate = admission.forecast(_estimate(400, items=4)).work
     assert estimate.tokens == pytest.approx(200, rel=0.01)
     assert estimate.squares == pytest.approx(200 * 200 / 4, rel=0.02)
-    assert admission.estimate(characters=4_000_000, encodings=4, longest=512).work.tokens == 4 * 512
+    assert admission.forecast(_estimate(4_000_000, items=4)).work.tokens == 4 * 512
 
 
 def test_texts_of_one_caller_say_nothing_of_those_of_another() -> None:
     admission = _admission()
     for _ in range(200):
         admission.learn_length(characters=400, tokens=400, caller="dense")
-    dense, other = (
-        admission.estimate(characters=400, encodings=1, longest=512, caller=name).work for name in ("dense", "other")
-    )
+    dense, other = (admission.forecast(_estimate(400, items=1), caller=name).work for name in ("dense", "other"))
     assert dense.tokens == pytest.approx(400, rel=0.01)
     assert other.tokens == 100
 
@@ -272,38 +286,36 @@ def test_of_callers_without_number_only_the_latest_are_remembered() -> None:
     admission = _admission()
     for number in range(1001):
         admission.learn_length(characters=100, tokens=100, caller=str(number))
-    tokens = [
-        admission.estimate(characters=100, encodings=1, longest=512, caller=name).work.tokens for name in ("0", "1")
-    ]
+    tokens = [admission.forecast(_estimate(100, items=1), caller=name).work.tokens for name in ("0", "1")]
     assert tokens == [25, 29]
 
 
 def test_an_estimate_becomes_what_the_texts_turn_out_to_be() -> None:
-    estimate = Estimate(characters=1000, encodings=10, longest=512, density=0.25)
-    assert estimate.work == Work(250, 6250.0)
-    estimate.correct(characters=200, encodings=2, work=Work(200, 20_000.0))
-    assert estimate.work == Work(1000, 20_000.0 + 800 * 800 / 8), "the rest is like what was seen"
-    estimate.correct(characters=800, encodings=8, work=Work(80, 800.0))
-    assert estimate.work == Work(280, 20_800.0)
+    forecast = Forecast(_estimate(1000, items=10), density=0.25)
+    assert forecast.work == Work(250, 6250.0)
+    forecast.correct(_part(200, items=2, work=Work(200, 20_000.0)))
+    assert forecast.work == Work(1000, 20_000.0 + 800 * 800 / 8), "the rest is like what was seen"
+    forecast.correct(_part(800, items=8, work=Work(80, 800.0)))
+    assert forecast.work == Work(280, 20_800.0)
 
 
-def test_no_text_is_believed_to_be_longer_than_it_is_cut() -> None:
-    estimate = Estimate(characters=100_000, encodings=10, longest=512, density=0.25)
-    assert estimate.work.tokens == 5120
-    estimate.correct(characters=10_000, encodings=1, work=Work(512, 512 * 512))
-    assert estimate.work.tokens == 512 + round(90_000 * 512 / 10_000)
+def test_no_text_is_expected_to_be_longer_than_it_is_cut() -> None:
+    forecast = Forecast(_estimate(100_000, items=10), density=0.25)
+    assert forecast.work.tokens == 5120
+    forecast.correct(_part(10_000, items=1, work=Work(512, 512 * 512)))
+    assert forecast.work.tokens == 512 + round(90_000 * 512 / 10_000)
 
 
 @pytest.mark.parametrize(("tokens", "surprising"), [(100, False), (125, False), (126, True)])
-def test_a_request_much_larger_than_it_was_let_in_for_is_surprising(tokens: int, surprising: bool) -> None:
-    assert Admission.is_surprising(_work(tokens), let_in=_work(100)) == surprising
+def test_a_request_much_larger_than_it_was_admitted_for_is_surprising(tokens: int, surprising: bool) -> None:
+    assert Admission.is_surprising(_work(tokens), admitted=_work(100)) == surprising
 
 
 def test_a_request_that_is_asked_about_again_is_expected_but_once() -> None:
     once, twice = (_admission(waiting=[(300, Terms(caller="heavy", deadline=1.0))]) for _ in range(2))
     for admission in (once, twice):
         admission.check(_work(100), Terms(caller="other"), now=0.0, busy_s=0.0)
-    twice.check(_work(100), Terms(caller="other"), now=0.0, busy_s=0.0, let_in=_work(100))
+    twice.check(_work(100), Terms(caller="other"), now=0.0, busy_s=0.0, admitted=_work(100))
     assert _verdict(once, 430, Terms(caller="heavy", deadline=1.0)) is None
     assert _verdict(twice, 430, Terms(caller="heavy", deadline=1.0)) is None
 

@@ -85,6 +85,40 @@ def test_batches_that_are_not_padded(lengths: list[int], expected: list[list[int
 
 
 @pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        pytest.param([["aa"]], ["aa"], id="one group"),
+        pytest.param([["ab"]], ["a", "b"], id="two groups of one request"),
+        pytest.param([["ab", "ba"]], ["aa", "bb"], id="of two lengths"),
+        pytest.param([["a"], ["b"], ["a"]], ["aa", "b"], id="of several requests"),
+        pytest.param([["aab"], ["b"], ["aaaaaaab"]], ["aaaaaaaa", "a", "bbb"], id="a full batch of one group"),
+    ],
+)
+def test_only_items_of_one_group_share_a_batch(jobs: list[list[str]], expected: list[str]) -> None:
+    planner = _planner(tokens=1000)
+    for number, lengths in enumerate(jobs):
+        groups = [(length, group) for length, some in enumerate(lengths, start=8) for group in some]
+        entries = [Entry(number, position, length, group) for position, (length, group) in enumerate(groups)]
+        planner.add(entries, Terms())
+    batches = ["".join(str(entry.group) for entry in batch) for batch in _drain(planner)]
+    assert sorted(batches, key=lambda batch: batch[0]) == sorted(expected, key=lambda batch: batch[0])
+    assert planner.waiting_tokens == 0
+
+
+def test_an_item_of_a_group_that_is_removed_or_withdrawn_waits_no_longer() -> None:
+    planner = _planner()
+    entries = [Entry(0, 0, 8, "a"), Entry(0, 1, 8, "b"), Entry(0, 2, 8, "b")]
+    planner.add(entries, Terms())
+    planner.remove(entries[0])
+    planner.remove(entries[0])
+    assert planner.waiting_tokens == 16
+    assert _drain(planner) == [[entries[2], entries[1]]]
+    planner.add(entries, Terms())
+    assert planner.withdraw(0) == 24
+    assert not planner
+
+
+@pytest.mark.parametrize(
     ("lengths", "expected"),
     [
         pytest.param([[8] * 12], [[8] * 12], id="one pass finishes it"),

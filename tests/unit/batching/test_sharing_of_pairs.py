@@ -1,13 +1,10 @@
 """Equal pairs of different callers are scored once, whoever of them goes away or stands back."""
 
 import asyncio
-from collections.abc import Sequence
-
-import numpy as np
 
 from rerankd.domain import LAST_PRIORITY, Terms
-from rerankd.tasks.encoding import Encoding
-from tests.fakes import ArithmeticEngine, RecordingObserver, logit_of, running_batcher
+from tests.fakes import RecordingObserver, running_batcher
+from tests.unit.batching.texts import TextEngine, answers_to, served, text_items, until_a_pass_runs
 
 
 class _Counting:
@@ -28,64 +25,55 @@ class _Counting:
         self.computed += tokens
 
 
-def _encodings(*rows: Sequence[int]) -> list[Encoding]:
-    return [Encoding(np.array(row, dtype=np.int64), 1) for row in rows]
-
-
-async def _until_a_pass_runs(engine: ArithmeticEngine, passes: int = 1) -> None:
-    while len(engine.batches) < passes:  # noqa: ASYNC110 - the engine runs in a thread and knows no asyncio
-        await asyncio.sleep(0.001)
-
-
 _SHARED = [[7] * 4, [8] * 4]
 _BLOCKER = [[1] * 4]
 
 
 async def test_a_pair_that_waits_for_two_callers_is_scored_when_one_of_them_goes_away() -> None:
-    engine = ArithmeticEngine(pairs=1)
+    engine = TextEngine(pairs=1)
     async with running_batcher(engine, RecordingObserver()) as batcher:
         engine.gate.clear()
-        blocker = asyncio.ensure_future(batcher.forward(_encodings(*_BLOCKER)))
-        await _until_a_pass_runs(engine)
-        gone = asyncio.ensure_future(batcher.forward(_encodings(*_SHARED), Terms(caller="a")))
-        stays = asyncio.ensure_future(batcher.forward(_encodings(*_SHARED), Terms(caller="b")))
+        blocker = asyncio.ensure_future(served(batcher, text_items(*_BLOCKER)))
+        await until_a_pass_runs(engine)
+        gone = asyncio.ensure_future(served(batcher, text_items(*_SHARED), Terms(caller="a")))
+        stays = asyncio.ensure_future(served(batcher, text_items(*_SHARED), Terms(caller="b")))
         await asyncio.sleep(0.01)
         gone.cancel()
         await asyncio.sleep(0.01)
         engine.gate.set()
-        forwarded = await asyncio.wait_for(stays, timeout=10)
+        outcome = await asyncio.wait_for(stays, timeout=10)
         await blocker
-    assert forwarded.logits[:, 0].tolist() == [logit_of(row) for row in _SHARED]
+    assert outcome.results == answers_to(_SHARED)
 
 
 async def test_a_pair_whose_pass_runs_is_given_to_the_other_caller_when_the_first_goes_away() -> None:
-    engine = ArithmeticEngine(pairs=2)
+    engine = TextEngine(pairs=2)
     async with running_batcher(engine, RecordingObserver()) as batcher:
         engine.gate.clear()
-        gone = asyncio.ensure_future(batcher.forward(_encodings(*_SHARED), Terms(caller="a")))
-        await _until_a_pass_runs(engine)
-        stays = asyncio.ensure_future(batcher.forward(_encodings(*_SHARED), Terms(caller="b")))
+        gone = asyncio.ensure_future(served(batcher, text_items(*_SHARED), Terms(caller="a")))
+        await until_a_pass_runs(engine)
+        stays = asyncio.ensure_future(served(batcher, text_items(*_SHARED), Terms(caller="b")))
         await asyncio.sleep(0.01)
         gone.cancel()
         await asyncio.sleep(0.01)
         engine.gate.set()
-        forwarded = await asyncio.wait_for(stays, timeout=10)
-    assert forwarded.logits[:, 0].tolist() == [logit_of(row) for row in _SHARED]
+        outcome = await asyncio.wait_for(stays, timeout=10)
+    assert outcome.results == answers_to(_SHARED)
     assert len(engine.batches) == 1
 
 
 async def test_a_caller_does_not_wait_for_anothers_low_priority() -> None:
     """The pairs are the last of a hundred that wait for the first caller, and the first of the second one."""
-    engine = ArithmeticEngine(pairs=1)
+    engine = TextEngine(pairs=1)
     many = [[1000 + number] * 4 for number in range(100)]
     async with running_batcher(engine, RecordingObserver()) as batcher:
         engine.gate.clear()
-        blocker = asyncio.ensure_future(batcher.forward(_encodings(*_BLOCKER)))
-        await _until_a_pass_runs(engine)
+        blocker = asyncio.ensure_future(served(batcher, text_items(*_BLOCKER)))
+        await until_a_pass_runs(engine)
         late = Terms(caller="a", priority=LAST_PRIORITY)
-        slow = asyncio.ensure_future(batcher.forward(_encodings(*many, *_SHARED), late))
+        slow = asyncio.ensure_future(served(batcher, text_items(*many, *_SHARED), late))
         await asyncio.sleep(0.01)
-        quick = asyncio.ensure_future(batcher.forward(_encodings(*_SHARED), Terms(caller="b")))
+        quick = asyncio.ensure_future(served(batcher, text_items(*_SHARED), Terms(caller="b")))
         await asyncio.sleep(0.01)
         engine.gate.set()
         await asyncio.wait_for(quick, timeout=10)
@@ -96,17 +84,17 @@ async def test_a_caller_does_not_wait_for_anothers_low_priority() -> None:
 
 
 async def test_each_caller_pays_for_a_pair_that_both_get_and_nobody_for_one_that_was_dropped() -> None:
-    engine = ArithmeticEngine(pairs=1)
+    engine = TextEngine(pairs=1)
     first, second, gone = _Counting(), _Counting(), _Counting()
     async with running_batcher(engine, RecordingObserver()) as batcher:
         engine.gate.clear()
-        blocker = asyncio.ensure_future(batcher.forward(_encodings(*_BLOCKER)))
-        await _until_a_pass_runs(engine)
+        blocker = asyncio.ensure_future(served(batcher, text_items(*_BLOCKER)))
+        await until_a_pass_runs(engine)
         asking = [
-            asyncio.ensure_future(batcher.forward(_encodings(*_SHARED), Terms(caller=name, meter=meter)))
+            asyncio.ensure_future(served(batcher, text_items(*_SHARED), Terms(caller=name, meter=meter)))
             for name, meter in (("a", first), ("b", second))
         ]
-        dropped = asyncio.ensure_future(batcher.forward(_encodings([9] * 50), Terms(caller="c", meter=gone)))
+        dropped = asyncio.ensure_future(served(batcher, text_items([9] * 50), Terms(caller="c", meter=gone)))
         await asyncio.sleep(0.01)
         dropped.cancel()
         await asyncio.sleep(0.01)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rerankd.batching.admission import Estimate
 from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import Aggregation, PassageOptions, ScoreOptions, Scores, Side, Truncation
@@ -220,13 +221,11 @@ async def test_nothing_is_tokenised_that_was_not_admitted(options: ScoreOptions)
             raise AssertionError("tokenised")
 
     batcher = idle_batcher(max_waiting_tokens=100)
-    with (
-        SharedWorker.open(name="tokenize", threads=1) as worker,
-        batcher.place(characters=4000, encodings=100, longest=42, terms=ScoreOptions().terms),
-    ):
-        stage = PassageStage(RecordingStage(), Refused(), batcher, worker, policy=PassagePolicy())
-        with pytest.raises(Overloaded):
-            await stage.score("query", ["word " * 1000] * 10, options)
+    with SharedWorker.open(name="tokenize", threads=1) as worker:
+        async with batcher.admit(Estimate(characters=4000, items=100, longest=42), ScoreOptions().terms):
+            stage = PassageStage(RecordingStage(), Refused(), batcher, worker, policy=PassagePolicy())
+            with pytest.raises(Overloaded):
+                await stage.score("query", ["word " * 1000] * 10, options)
 
 
 async def test_documents_that_are_cut_up_are_expected_once() -> None:

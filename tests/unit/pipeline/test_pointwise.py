@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rerankd.batching.batcher import identities_of
+from rerankd.batching.admission import Estimate
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import ScoreOptions, Terms
 from rerankd.errors import ScoringFailed
+from rerankd.pipeline.items import items_of
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.scorers.base import EncodedPairs
 from rerankd.tasks.encoding import Encoding
@@ -44,10 +45,10 @@ async def test_documents_that_the_caller_has_cut_short_do_not_make_others_look_s
     with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
             stage = PointwiseStage(WordScorer(), batcher, tokenizing)
-            before = batcher.admission.estimate(characters=1000, encodings=1, longest=512).work
+            before = batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512)).work
             for _ in range(20):
                 await stage.score("query", ["a long document " * 50], ScoreOptions(max_tokens_per_doc=2))
-            assert batcher.admission.estimate(characters=1000, encodings=1, longest=512).work == before
+            assert batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512)).work == before
 
 
 async def test_documents_that_the_caller_will_have_cut_short_take_little_room() -> None:
@@ -55,7 +56,7 @@ async def test_documents_that_the_caller_will_have_cut_short_take_little_room() 
         async with running_batcher(ArithmeticEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher:
             stage = PointwiseStage(WordScorer(), batcher, tokenizing)
             documents = ["a long document " * 50] * 4
-            with batcher.place(characters=200, encodings=1, longest=512, terms=Terms()):
+            async with batcher.admit(Estimate(characters=200, items=1, longest=512), Terms()):
                 scores = await stage.score("query", documents, ScoreOptions(max_tokens_per_doc=2))
     assert scores.dropped.tolist() == [148] * 4
 
@@ -127,7 +128,8 @@ async def test_a_request_that_goes_away_is_not_tokenised_to_its_end() -> None:
 
 
 def test_equal_encodings_of_different_scopes_share_no_pass() -> None:
-    encoding = Encoding(np.array([1, 2, 3], dtype=np.int64), 1)
-    identities = {identities_of([encoding], scope=scope)[0] for scope in ("", "one key", "another key")}
-    assert len(identities) == 3
-    assert identities_of([encoding], scope="one key") == identities_of([encoding], scope="one key")
+    def identity(scope: str) -> bytes:
+        return items_of([Encoding(np.array([1, 2, 3], dtype=np.int64), 1)], scope=scope)[0].identity
+
+    assert len({identity(scope) for scope in ("", "one key", "another key")}) == 3
+    assert identity("one key") == identity("one key")

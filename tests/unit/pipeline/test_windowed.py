@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rerankd.batching.admission import Estimate
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FloatArray, ScoreOptions, Scores, Terms, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, DeadlineExceeded, InvalidRequest, Overloaded, ScoringFailed
@@ -368,10 +369,8 @@ async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:
 async def test_no_prompt_is_written_for_a_request_that_is_not_admitted() -> None:
     scorer = NumberScorer()
     batcher = idle_batcher(max_waiting_tokens=100)
-    with (
-        SharedWorker.open(name="tokenize", threads=1) as tokenizing,
-        batcher.place(characters=4000, encodings=100, longest=42, terms=ScoreOptions().terms),
-        pytest.raises(Overloaded),
-    ):
-        await WindowedStage(scorer, batcher, tokenizing).score("query", texts(18), ScoreOptions())
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
+        async with batcher.admit(Estimate(characters=4000, items=100, longest=42), ScoreOptions().terms):
+            with pytest.raises(Overloaded):
+                await WindowedStage(scorer, batcher, tokenizing).score("query", texts(18), ScoreOptions())
     assert scorer.windows == []

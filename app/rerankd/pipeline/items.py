@@ -1,0 +1,33 @@
+"""Makes work items of what a scorer has written, and states what they cost."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from rerankd.batching.admission import Tokenised
+from rerankd.batching.work import WorkItem, work_of
+from rerankd.tasks.encoding import Encoding, identities_of, lengths_of
+
+
+def items_of(encodings: Sequence[Encoding], *, scope: str) -> list[WorkItem[Encoding]]:
+    """One item each. Those of different scopes are never taken for equal."""
+    prefix = blake2b(scope.encode(), digest_size=8).digest() if scope else b""
+    return [
+        WorkItem(prefix + identity, length, None, encoding)
+        for identity, length, encoding in zip(identities_of(encodings), lengths_of(encodings), encodings, strict=True)
+    ]
+
+
+def tokenised(
+    items: Sequence[WorkItem[Encoding]], lengths: Sequence[int], characters: Sequence[int], *, whole: Sequence[int]
+) -> Tokenised:
+    """What texts turned out to be that have so many characters each: items, of these lengths for the engine. Those at
+    the places `whole` were not cut.
+    """
+    return Tokenised(
+        characters=sum(characters),
+        items=len(items),
+        tokens=sum(item.cost for item in items),
+        work=work_of(lengths),
+        whole_characters=sum(characters[index] for index in whole),
+        whole_tokens=sum(lengths[index] for index in whole),
+    )

@@ -229,7 +229,7 @@ def _purpose(name: str) -> str:
 
 _SUPPORTED_HEAD = """# Supported models
 
-After reading this page you know whether a model is served, and what to use instead if it is not. Written by
+After reading this page you can tell whether a model is served, and what to use instead if it is not. Written by
 `python -m docs.generate` from `app/rerankd/recognition/families/`; a test fails when this page is stale.
 
 `rerankd inspect MODEL` says of which family a folder or repository is. Tests build a tiny model of a served family with

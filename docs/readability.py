@@ -14,7 +14,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 MOST_WORDS: Final = 40
 # The first sentence of a page says what its reader can do then.
-OPENING: Final = re.compile(r"After reading this page you can ")
+OPENING: Final = re.compile(r"After reading this page you (can|know) ")
 
 _FENCE: Final = re.compile(r"^( *)(```|~~~).*?^\1\2[ \t]*$", re.MULTILINE | re.DOTALL)
 _COMMENT: Final = re.compile(r"<!--.*?-->", re.DOTALL)

@@ -142,7 +142,7 @@ async def test_what_somebody_wrote_into_redis_is_not_believed_where_entries_are_
     tmp_path: Path, tiny_model: Path, redis: Server
 ) -> None:
     secret = SecretStr("a secret of the operator's")
-    forged = struct.pack("<fII", 99.0, 1, 0)
+    forged = b"pr01" + struct.pack("<fII", 99.0, 1, 0)
     async with _real_service(tmp_path, tiny_model, redis, secret=secret) as real:
         fresh = await real.rerank(*_DOCUMENTS)
         assert (await real.rerank(*_DOCUMENTS)).cached == 3

@@ -406,7 +406,7 @@ class FakeService:
         )
         with (
             SharedWorker.open(name="tokenize", threads=2) as tokenizing,
-            SharedWorker.open(name="aside", threads=1) as aside,
+            SharedWorker.open(name="background", threads=1) as background,
         ):
             async with running_batcher(
                 self.engine,
@@ -423,7 +423,7 @@ class FakeService:
                         fallback=self.fallback,
                         limits=limits,
                         observer=self.observer,
-                        aside=aside,
+                        background=background,
                     )
                 finally:
                     watching.cancel()

@@ -243,7 +243,7 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
         default="fake",
         limits=Limits(max_documents=10_000, max_query_chars=32_768, request_timeout_s=300.0, loading_timeout_s=10.0),
         observer=observer,
-        aside=SharedWorker(VirtualWorker(clock, threads=1, seconds_per_call=_WRITE_S)),
+        background=SharedWorker(VirtualWorker(clock, threads=1, seconds_per_call=_WRITE_S)),
         clock=clock,
     )
     app = FastAPI()

@@ -21,7 +21,7 @@ from rerankd.api.dialects.base import Call, CallLimits, Dialect, Json
 from rerankd.api.middleware import claim_of
 from rerankd.api.openapi import answers_of, description_of
 from rerankd.api.parsing.bodies import SMALL_BYTES, BodyReader
-from rerankd.concurrency.steps import Steps, advance
+from rerankd.concurrency.slices import Sliced, run_slice
 from rerankd.concurrency.turns import Share
 from rerankd.domain import RerankRequest, RerankResult, Timings
 from rerankd.errors import DeadlineExceeded, InvalidRequest, RerankError
@@ -141,8 +141,8 @@ class _Endpoint:
         call.facts.dialect = dialect.name
         claim = claim_of(request.scope)
         claim.take(DOCUMENT_BYTES * min(dialect.count(fields), self._limits.documents))
-        steps = _parse(dialect, fields, body.text, limits=self._limits, strict=self._strict)
-        parsed, requests = await self._by_turns(steps, call, request.receive, size=len(body.text))
+        parsing = _parse(dialect, fields, body.text, limits=self._limits, strict=self._strict)
+        parsed, requests = await self._run_sliced(parsing, call, request.receive, size=len(body.text))
         claim.take(QUERY_BYTES * len(requests))
         return _Parsed(dialect, parsed, requests, dialect.ignored(body.fields))
 
@@ -151,30 +151,30 @@ class _Endpoint:
         headers = _headers(results, total_s=call.elapsed_s, ignored=[*parsed.ignored, *results[0].ignored])
         render = partial(_rendered, content, headers=headers)
         size = sum(len(result.results) for result in results)
-        if size <= _AT_ONCE_RESULTS and parsed.body.sent.size <= _AT_ONCE_BYTES:
+        if size <= _AT_ONCE_RESULTS and parsed.body.raw_body.size <= _AT_ONCE_BYTES:
             return render()
-        return await self._gateway.service.aside.run(Share(caller=call.facts.key, cost=size, left=size), render)
+        return await self._gateway.service.background.run(Share(caller=call.facts.key, cost=size, left=size), render)
 
-    async def _by_turns(self, steps: Steps[T], call: GatewayCall, receive: Receive, *, size: int) -> T:
+    async def _run_sliced(self, work: Sliced[T], call: GatewayCall, receive: Receive, *, size: int) -> T:
         """Parse a small body at once, a large one slice by slice in the caller's turns, while the client waits."""
         try:
             if size <= SMALL_BYTES:
-                advance(steps)
+                run_slice(work)
         except StopIteration as end:
-            made: T = end.value
-            return made
-        work = self._bodies.loop.run(Share(caller=call.facts.key, left=size), steps)
+            result: T = end.value
+            return result
+        running = self._bodies.loop.run(Share(caller=call.facts.key, left=size), work)
         left_s = call.left_s
         try:
             async with asyncio.timeout(left_s):
-                return await _while_connected(receive, work)
+                return await _while_connected(receive, running)
         except TimeoutError:
             raise DeadlineExceeded(f"not read within {left_s:g} s; send fewer documents or fields") from None
 
 
 def _parse(
     dialect: Dialect, fields: Mapping[str, Any], text: bytes, *, limits: CallLimits, strict: bool
-) -> Steps[tuple[Call, Sequence[RerankRequest]]]:
+) -> Sliced[tuple[Call, Sequence[RerankRequest]]]:
     call = dialect.parse(fields, text, limits=limits, strict=strict)
     yield from call.prepare()
     return call, call.to_requests()

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from typing import ParamSpec, Self, TypeVar
 
-from rerankd.concurrency.steps import Steps, advance
+from rerankd.concurrency.slices import Sliced, run_slice
 from rerankd.concurrency.turns import Share, TurnQueue
 from rerankd.concurrency.worker import Worker
 
@@ -83,20 +83,20 @@ class SharedLoop:
     def __init__(self) -> None:
         self._turns = Turns(1)
 
-    async def run(self, share: Share, steps: Steps[R]) -> R:
-        """Do all steps; `share` says whose they are, and how large what is read or written is."""
+    async def run(self, share: Share, work: Sliced[R]) -> R:
+        """Run the work to its end; `share` names its caller, and says how much is to be read or written."""
         turn = await self._turns.enter(share)
         try:
             while True:
                 await asyncio.sleep(0)
-                advance(steps)
+                run_slice(work)
                 turn = await self._turns.again(turn, share)
         except StopIteration as end:
-            made: R = end.value
-            return made
+            result: R = end.value
+            return result
         finally:
             self._turns.leave(turn)
-            steps.close()
+            work.close()
 
 
 class SharedWorker:

@@ -105,7 +105,7 @@ async def running_service(
     with (
         Worker(name="load", threads=1) as loading,
         SharedWorker.open(name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings)) as tokenizing,
-        SharedWorker.open(name="aside", threads=1) as aside,
+        SharedWorker.open(name="background", threads=1) as background,
     ):
         keepers = [
             asyncio.create_task(
@@ -123,7 +123,7 @@ async def running_service(
                 fallback=fallback,
                 limits=_limits(settings),
                 observer=observer,
-                aside=aside,
+                background=background,
             )
         finally:
             for keeper in keepers:

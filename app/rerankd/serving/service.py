@@ -47,7 +47,7 @@ class RerankService:
         default: str,
         limits: Limits,
         observer: Observer,
-        aside: SharedWorker,
+        background: SharedWorker,
         fallback: str | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
@@ -59,7 +59,7 @@ class RerankService:
         self._names = ModelNames(by_name, fallback=None if fallback is None else by_name[fallback])
         self._default = by_name[default]
         self.limits = limits
-        self.aside = aside
+        self.background = background
         self.clock = clock
         self._observer = observer
 
@@ -104,7 +104,7 @@ class RerankService:
             _refuse_cut_documents(scores)
         if len(request.documents) > _MANY_DOCUMENTS:
             share = Share(caller=terms.caller, cost=len(request.documents), left=len(request.documents))
-            results = await self.aside.run(share, _ranked, loaded, request, scores)
+            results = await self.background.run(share, _ranked, loaded, request, scores)
         else:
             results = _ranked(loaded, request, scores)
         return RerankResult(

@@ -12,8 +12,8 @@ import orjson
 from pydantic import AliasChoices, BaseModel, PrivateAttr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 
-from rerankd.api.parsing.sent import SentBody
-from rerankd.concurrency.steps import Steps
+from rerankd.api.parsing.raw_body import RawBody
+from rerankd.concurrency.slices import Sliced
 from rerankd.config.options import JSON, field_of, find, phrase_of
 from rerankd.domain import RerankRequest, RerankResult, Truncation
 from rerankd.errors import InvalidRequest, RequestTooLarge, RerankError
@@ -27,7 +27,7 @@ _PROBLEMS_SHOWN = 3
 _IGNORED_SHOWN = 10
 _NAME_SHOWN = 100
 _VALUE_SHOWN = 60
-_NOTHING_SENT = SentBody()
+_NO_BODY = RawBody()
 # Kinds of problems of which the value says nothing more.
 _WITHOUT_VALUE: Final = frozenset(["missing", "too_short", "too_long"])
 _PRINTABLE = re.compile(r"[\w.-]{1,64}", re.ASCII)
@@ -64,18 +64,18 @@ class Call(BaseModel, ABC):
     operator wants them refused.
     """
 
-    _sent: SentBody | None = PrivateAttr(default=None)
+    _raw_body: RawBody | None = PrivateAttr(default=None)
 
     @property
-    def sent(self) -> SentBody:
-        """The body that this was read from; empty if no object is in a list of it."""
-        return self._sent or _NOTHING_SENT
+    def raw_body(self) -> RawBody:
+        """The bytes that this was parsed from; empty unless a list in it holds objects."""
+        return self._raw_body or _NO_BODY
 
-    def remember(self, sent: SentBody) -> None:
-        self._sent = sent
+    def keep(self, raw_body: RawBody) -> None:
+        self._raw_body = raw_body
 
-    def prepare(self) -> Steps[None]:
-        """What takes long before `to_requests`, step by step.
+    def prepare(self) -> Sliced[None]:
+        """Do what takes long before `to_requests`, in slices.
 
         Raises:
             InvalidRequest: a document is neither text nor an object with the fields to read.
@@ -162,7 +162,7 @@ class Dialect:
             # A field of a few words: Python writes out whatever is not one of them.
             raise InvalidRequest("a field is nested too deeply to be what its name says; flatten it") from None
         if any(dict in set(map(type, body[name])) for name in self.takes if isinstance(body.get(name), list)):
-            call.remember(SentBody(text))
+            call.keep(RawBody(text))
         return call
 
     def count(self, body: Mapping[str, Any]) -> int:

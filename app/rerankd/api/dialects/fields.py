@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PrivateAt
 
 from rerankd.api.dialects.base import QueryCall, limits_of, shown
 from rerankd.api.parsing.json_text import kind_of
-from rerankd.api.parsing.sent import SentBody
-from rerankd.concurrency.steps import Steps, drained
+from rerankd.api.parsing.raw_body import RawBody
+from rerankd.concurrency.slices import Sliced, run_to_end
 from rerankd.domain import LAST_PRIORITY, RankedDocument, RerankResult, Truncation
 from rerankd.errors import InvalidRequest, RequestTooLarge
 from rerankd.scorers.visible import is_visible
@@ -114,7 +114,7 @@ def truncation_of(*, cut: bool | None) -> Truncation | None:
 class _Place:
     """Where a document is in the body."""
 
-    sent: SentBody
+    raw_body: RawBody
     field: str
     index: int
 
@@ -128,32 +128,32 @@ class TextsCall(QueryCall, ABC):
     _texts: list[str] | None = PrivateAttr(default=None)
 
     @abstractmethod
-    def read_texts(self) -> Steps[list[str]]:
+    def read_texts(self) -> Sliced[list[str]]:
         """What `texts_of` makes of the documents."""
 
     @property
     def texts(self) -> list[str]:
         """What the model reads of each document."""
         if self._texts is None:
-            drained(self.prepare())
+            run_to_end(self.prepare())
         assert self._texts is not None  # noqa: S101 - it has been prepared
         return self._texts
 
-    def prepare(self) -> Steps[None]:
+    def prepare(self) -> Sliced[None]:
         self._texts = yield from self.read_texts()
 
 
 def texts_of(
     documents: Sequence[Any],
-    sent: SentBody,
+    raw_body: RawBody,
     *,
     rank_fields: Sequence[str] | None,
     name: str = "documents",
     bare: bool = False,
-) -> Steps[list[str]]:
+) -> Sliced[list[str]]:
     """What the model reads of each document: a string itself; of an object its `text`, or `rank_fields` as
     `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list,
-    which came in the body `sent`; `bare` reads a single rank field without its name.
+    which came in the body `raw_body`; `bare` reads a single rank field without its name.
 
     Raises:
         InvalidRequest: a document is neither, or lacks the fields.
@@ -165,7 +165,7 @@ def texts_of(
         text = document if isinstance(document, str) else _own_text(document) if own else None
         if text is None:
             yield
-            text = yield from _text_of(document, _Place(sent, name, index), rank_fields, bare=bare)
+            text = yield from _text_of(document, _Place(raw_body, name, index), rank_fields, bare=bare)
         texts.append(text)
         if index % _TEXTS_AT_A_TIME == 0:
             yield
@@ -193,7 +193,7 @@ def _own_text(document: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None, *, bare: bool) -> Steps[str]:
+def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None, *, bare: bool) -> Sliced[str]:
     if not isinstance(document, Mapping):
         kind = "null" if document is None else f"a {kind_of(document)}"
         raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
@@ -210,7 +210,7 @@ def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None,
     return text
 
 
-def _as_lines(document: Mapping[str, Any], where: _Place, names: Sequence[str], *, bare: bool) -> Steps[str]:
+def _as_lines(document: Mapping[str, Any], where: _Place, names: Sequence[str], *, bare: bool) -> Sliced[str]:
     present = [name for name in names if document.get(name) is not None]
     if not present:
         raise InvalidRequest(f"{where} has {_nothing_of(names)}")
@@ -236,13 +236,13 @@ def _nothing_of(names: Sequence[str]) -> str:
     return f'none of the fields to read: {listed}; add one, or a "text", or name others in rank_fields'
 
 
-def _as_text(value: object, name: str, where: _Place) -> Steps[str]:
+def _as_text(value: object, name: str, where: _Place) -> Sliced[str]:
     if isinstance(value, str):
         return value
     if isinstance(value, float):
         # with all of its digits: 0.10, and whole numbers beyond 64 bits
-        yield from where.sent.find_members(where.field, where.index)
-        return where.sent.member(where.field, where.index, name).decode()
+        yield from where.raw_body.find_members(where.field, where.index)
+        return where.raw_body.member(where.field, where.index, name).decode()
     try:
         return orjson.dumps(value).decode()
     except orjson.JSONEncodeError:

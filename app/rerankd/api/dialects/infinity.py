@@ -16,7 +16,7 @@ from rerankd.api.dialects.fields import (
     texts_of,
     usage_of,
 )
-from rerankd.concurrency.steps import Steps
+from rerankd.concurrency.slices import Sliced
 from rerankd.domain import RerankRequest, RerankResult
 
 # A body without raw_scores cannot be told from Jina's, whose documents come back as objects.
@@ -35,8 +35,8 @@ class InfinityCall(TextsCall):
     return_documents: ReturnDocuments = None
     raw_scores: RawScores = None
 
-    def read_texts(self) -> Steps[list[str]]:
-        return texts_of(self.documents, self.sent, rank_fields=None)
+    def read_texts(self) -> Sliced[list[str]]:
+        return texts_of(self.documents, self.raw_body, rank_fields=None)
 
     def to_request(self) -> RerankRequest:
         return RerankRequest(

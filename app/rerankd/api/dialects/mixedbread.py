@@ -15,7 +15,7 @@ from rerankd.api.dialects.fields import (
     texts_of,
     usage_of,
 )
-from rerankd.concurrency.steps import Steps
+from rerankd.concurrency.slices import Sliced
 from rerankd.domain import RerankRequest, RerankResult
 
 
@@ -27,8 +27,8 @@ class MixedbreadCall(TextsCall):
     top_k: TopN = None
     return_input: ReturnDocuments = None
 
-    def read_texts(self) -> Steps[list[str]]:
-        return texts_of(self.input, self.sent, rank_fields=self.rank_fields, name="input")
+    def read_texts(self) -> Sliced[list[str]]:
+        return texts_of(self.input, self.raw_body, rank_fields=self.rank_fields, name="input")
 
     def to_request(self) -> RerankRequest:
         return RerankRequest(
@@ -59,7 +59,7 @@ class MixedbreadCall(TextsCall):
 
     def _as_sent(self, index: int) -> Any:  # noqa: ANN401 - what was sent
         document = self.input[index]
-        return document if isinstance(document, str) else self.sent.entry("input", index)
+        return document if isinstance(document, str) else self.raw_body.entry("input", index)
 
 
 class MixedbreadResult(BaseModel):

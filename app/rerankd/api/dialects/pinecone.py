@@ -18,7 +18,7 @@ from rerankd.api.dialects.fields import (
     truncation_of,
     usage_of,
 )
-from rerankd.concurrency.steps import Steps
+from rerankd.concurrency.slices import Sliced
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
 
 _OWN_PATHS = tuple(f"/pinecone{path}" for path in SHARED_PATHS)
@@ -41,8 +41,8 @@ class PineconeCall(TextsCall):
     rank_fields: RankFields = None
     parameters: PineconeParameters | None = None
 
-    def read_texts(self) -> Steps[list[str]]:
-        return texts_of(self.documents, self.sent, rank_fields=self.rank_fields, bare=True)
+    def read_texts(self) -> Sliced[list[str]]:
+        return texts_of(self.documents, self.raw_body, rank_fields=self.rank_fields, bare=True)
 
     def to_request(self) -> RerankRequest:
         truncate = self.parameters and self.parameters.truncate
@@ -73,7 +73,7 @@ class PineconeCall(TextsCall):
 
     def _as_object(self, index: int) -> Any:  # noqa: ANN401 - what was sent
         document = self.documents[index]
-        return {"text": document} if isinstance(document, str) else self.sent.entry("documents", index)
+        return {"text": document} if isinstance(document, str) else self.raw_body.entry("documents", index)
 
 
 class PineconeResult(BaseModel):

@@ -20,7 +20,7 @@ from rerankd.api.dialects.fields import (
     search_units,
     texts_of,
 )
-from rerankd.concurrency.steps import Steps
+from rerankd.concurrency.slices import Sliced
 from rerankd.domain import PassageOptions, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Terms, Truncation
 
 
@@ -39,8 +39,8 @@ class SupersetCall(TextsCall):
     return_documents: ReturnDocuments = None
     priority: Priority = None
 
-    def read_texts(self) -> Steps[list[str]]:
-        return texts_of(self.documents, self.sent, rank_fields=self.rank_fields)
+    def read_texts(self) -> Sliced[list[str]]:
+        return texts_of(self.documents, self.raw_body, rank_fields=self.rank_fields)
 
     def to_request(self) -> RerankRequest:
         return RerankRequest(
@@ -68,14 +68,14 @@ class SupersetCall(TextsCall):
         entry: Json = {"index": ranked.index, "relevance_score": score_of(ranked, raw=raw)}
         if isinstance(document, Mapping):
             given = [name for name in PASSED_THROUGH if name in document]
-            entry |= {name: self.sent.value("documents", ranked.index, name, document[name]) for name in given}
+            entry |= {name: self.raw_body.value("documents", ranked.index, name, document[name]) for name in given}
         if ranked.placed_by:
             entry["placed_by"] = ranked.placed_by
         if not ranked.scored:
             entry["scored"] = False
         if self.return_documents:
             is_text = isinstance(document, str)
-            entry["document"] = {"text": document} if is_text else self.sent.entry("documents", ranked.index)
+            entry["document"] = {"text": document} if is_text else self.raw_body.entry("documents", ranked.index)
         passages = result.scores.passages
         if passages is not None and passages.counts[ranked.index]:
             entry["passage"] = {

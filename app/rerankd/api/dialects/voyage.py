@@ -16,7 +16,7 @@ from rerankd.api.dialects.fields import (
     truncation_of,
     usage_of,
 )
-from rerankd.concurrency.steps import Steps
+from rerankd.concurrency.slices import Sliced
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
 
 # A body without top_k and truncation cannot be told from Jina's.
@@ -31,8 +31,8 @@ class VoyageCall(TextsCall):
     return_documents: ReturnDocuments = None
     truncation: Truncate = None
 
-    def read_texts(self) -> Steps[list[str]]:
-        return texts_of(self.documents, self.sent, rank_fields=None)
+    def read_texts(self) -> Sliced[list[str]]:
+        return texts_of(self.documents, self.raw_body, rank_fields=None)
 
     def to_request(self) -> RerankRequest:
         return RerankRequest(

@@ -20,7 +20,7 @@ from rerankd.api.parsing.json_text import (
     without_mark,
 )
 from rerankd.concurrency.sharing import SharedLoop, Turns
-from rerankd.concurrency.steps import Steps
+from rerankd.concurrency.slices import Sliced
 from rerankd.concurrency.turns import Share
 from rerankd.errors import InvalidRequest
 
@@ -88,18 +88,18 @@ class BodyReader:
         limits, size = self._limits, len(text)
         bounds = Bounds(fields=limits.max_fields, text_bytes=limits.max_text_bytes)
         async with self._bodies.turn(Share(caller=caller, cost=size, left=size)):
-            steps = outline(text, most_values=limits.max_values, most_levels=MOST_LEVELS)
-            found = await self._in_turn(steps, caller, size=size)
+            scan = outline(text, most_values=limits.max_values, most_levels=MOST_LEVELS)
+            found = await self._in_turn(scan, caller, size=size)
             return await self._in_turn(read_in_pieces(text, found, bounds), caller, size=size)
 
-    async def _in_turn(self, steps: Steps[T], caller: str, *, size: int) -> T:
-        """What a generator returns; each of its steps is done when it is this caller's turn."""
+    async def _in_turn(self, work: Sliced[T], caller: str, *, size: int) -> T:
+        """The result of the work; each step of it waits for a turn of this caller."""
         turn = await self._parts.enter(Share(caller=caller, left=size))
         try:
             while True:
                 turn = await self._parts.again(turn, Share(caller=caller, cost=STEP_BYTES, left=size))
                 await asyncio.sleep(0)
-                next(steps)
+                next(work)
                 size = max(1, size - STEP_BYTES)
         except StopIteration as end:
             result: T = end.value
@@ -114,6 +114,6 @@ class BodyReader:
         return Body(value, text)
 
 
-def _at_once(text: bytes) -> Steps[Any]:
+def _at_once(text: bytes) -> Sliced[Any]:
     yield from ()
     return read(text)

@@ -9,7 +9,7 @@ import pytest
 from rerankd.api.dialects.base import CallLimits
 from rerankd.api.dialects.voyage import VOYAGE
 from rerankd.api.parsing.json_outline import Container
-from rerankd.api.parsing.sent import SentBody
+from rerankd.api.parsing.raw_body import RawBody
 from tests.api.conftest import Api
 
 _LIMITS = CallLimits(documents=10_000, queries=1000, rank_fields=64, fields=256)
@@ -88,14 +88,14 @@ async def test_a_number_is_read_with_the_digits_that_were_sent(api: Api, digits:
     ],
 )
 def test_a_member_is_found_as_a_parser_would_find_it(text: bytes) -> None:
-    assert SentBody(text).member("documents", 1, "id") == b"2.50"
+    assert RawBody(text).member("documents", 1, "id") == b"2.50"
 
 
 async def test_texts_and_whole_numbers_need_no_second_look(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: Any) -> None:
         raise AssertionError("looked for")
 
-    monkeypatch.setattr(SentBody, "_find_entries", fail)
+    monkeypatch.setattr(RawBody, "_find_entries", fail)
     documents: list[Any] = [{"text": "a", "id": "1"}, {"text": "b", "id": 2, "metadata": None}, "c"]
     answer = await api.post("/v2/rerank", content=json.dumps({"query": "q", "documents": documents}).encode())
     assert answer.status_code == 200

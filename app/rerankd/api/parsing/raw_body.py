@@ -1,5 +1,5 @@
-"""What a caller sent along, as the bytes that came: numbers keep their digits, objects their order and doubled keys,
-and nothing is too deep to be given back. The parts of a body are looked for only when one is wanted.
+"""Parts of a request body as the bytes that arrived, to send back: numbers keep their digits, objects keep their order
+and duplicate keys, and any depth is possible. The parts are located only when one is needed.
 """
 
 from typing import Any, Final
@@ -8,7 +8,7 @@ import orjson
 
 from rerankd.api.parsing.json_outline import BLANKS, Outline, Positions, outline
 from rerankd.api.parsing.json_text import KEY, MOST_LEVELS
-from rerankd.concurrency.steps import Steps, drained
+from rerankd.concurrency.slices import Sliced, run_to_end
 
 _MEMBERS_AT_A_TIME: Final = 500
 # A span is one integer, its start above its end: an object may have hundreds of thousands of members.
@@ -16,8 +16,8 @@ _END_BITS: Final = 40
 _END: Final = (1 << _END_BITS) - 1
 
 
-class SentBody:
-    """A body that was read without an error."""
+class RawBody:
+    """A body that was parsed without an error."""
 
     def __init__(self, text: bytes = b"") -> None:
         self._text = text
@@ -31,24 +31,24 @@ class SentBody:
         return len(self._text)
 
     def entry(self, field: str, index: int) -> orjson.Fragment:
-        """An entry of a list, to be written as it came."""
-        drained(self._find_entries(field))
+        """An entry of a list, to be written as it arrived."""
+        run_to_end(self._find_entries(field))
         starts, ends = self._spans[field]
         return orjson.Fragment(self._text[starts[index] : ends[index]].strip(BLANKS))
 
     def member(self, field: str, index: int, name: str) -> bytes:
-        """A member of an object in a list, as it came."""
-        drained(self.find_members(field, index))
+        """A member of an object in a list, as it arrived."""
+        run_to_end(self.find_members(field, index))
         return self._text[_slice(self._members[name])].strip(BLANKS)
 
     def value(self, field: str, index: int, name: str, value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
-        """The same, to be written as it came; texts and whole numbers of 64 bits lose nothing when they are read."""
+        """The same, to be written as it arrived. Parsing texts and 64-bit integers loses nothing, so those are used."""
         if value is None or isinstance(value, str | int):
             return value
         return orjson.Fragment(self.member(field, index, name))
 
-    def find_members(self, field: str, index: int) -> Steps[None]:
-        """Find all members of an object in a list, step by step; those of the latest one are kept."""
+    def find_members(self, field: str, index: int) -> Sliced[None]:
+        """Locate all members of an object in a list; those of the latest object are kept."""
         if self._latest == (field, index):
             return
         found = yield from self._find_entries(field)
@@ -58,7 +58,7 @@ class SentBody:
         self._members = yield from self._spans_in(*container.members())
         self._latest = (field, index)
 
-    def _find_entries(self, field: str) -> Steps[Outline]:
+    def _find_entries(self, field: str) -> Sliced[Outline]:
         if self._outline is None:
             most_values = 4 * len(self._text)
             self._outline = yield from outline(self._text, most_values=most_values, most_levels=MOST_LEVELS)
@@ -74,8 +74,8 @@ class SentBody:
             self._spans[field] = starts.tolist(), ends.tolist()
         return found
 
-    def _spans_in(self, starts: Positions, ends: Positions) -> Steps[dict[str, int]]:
-        """Where the value of each member is; the last one's, if there are several of a name."""
+    def _spans_in(self, starts: Positions, ends: Positions) -> Sliced[dict[str, int]]:
+        """Where the value of each member is. Of members with the same name, the last one counts."""
         spans: dict[str, int] = {}
         for first in range(0, len(starts), _MEMBERS_AT_A_TIME):
             some = slice(first, first + _MEMBERS_AT_A_TIME)

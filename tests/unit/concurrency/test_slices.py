@@ -7,11 +7,11 @@ from time import perf_counter
 import pytest
 
 from rerankd.concurrency.sharing import SharedLoop
-from rerankd.concurrency.steps import SLICE_S, Steps, advance, drained
+from rerankd.concurrency.slices import SLICE_S, Sliced, run_slice, run_to_end
 from rerankd.concurrency.turns import Share
 
 
-def _busy(seen: list[str], name: str, steps: int) -> Steps[str]:
+def _busy(seen: list[str], name: str, steps: int) -> Sliced[str]:
     for _ in range(steps):
         until = perf_counter() + 1.5 * SLICE_S
         while perf_counter() < until:
@@ -53,7 +53,7 @@ async def test_what_is_cancelled_stops_within_a_slice_and_makes_room() -> None:
 
 
 async def test_an_error_of_a_step_is_the_callers_and_makes_room() -> None:
-    def fails() -> Steps[None]:
+    def fails() -> Sliced[None]:
         yield
         raise ValueError("no")
 
@@ -67,13 +67,13 @@ def test_a_slice_is_over_when_its_time_is() -> None:
     now = iter(range(100))
     seen: list[str] = []
 
-    def steps() -> Steps[int]:
+    def steps() -> Sliced[int]:
         for _ in range(6):
             seen.append("step")
             yield
         return 6
 
     work = steps()
-    advance(work, clock=lambda: float(next(now)), slice_s=3)
+    run_slice(work, clock=lambda: float(next(now)), slice_s=3)
     assert len(seen) == 3
-    assert drained(work) == 6
+    assert run_to_end(work) == 6

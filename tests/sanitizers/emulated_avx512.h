@@ -1,7 +1,7 @@
-// The instructions of app/rerankd/engines/onnx/kernels in plain C++, for sanitizers: every load and store is one that
-// they see, a vector that has to be aligned is read as one, and any CPU with AVX2 runs it.
+// Emulates the kernels' instructions in plain C++, so that the sanitizers see every load, store and alignment. Runs on
+// any CPU with AVX2.
 //
-// GCC and clang know __m512 and __m512i as vectors of numbers without AVX-512 too; what they lack is the functions.
+// GCC and clang have the vector types __m512 and __m512i without AVX-512 too; only the functions are missing.
 
 #pragma once
 
@@ -10,8 +10,8 @@
 #include <cstring>
 #include <limits>
 
-// Not inlined, because a kernel has hundreds of them and would take minutes to compile. Only loads and stores touch
-// memory that is not their own, and only sums of products may overflow: the rest is not watched.
+// Not inlined, because a kernel has hundreds of calls and would take minutes to compile. Only loads and stores access
+// other memory, and only sums of products can overflow, so the rest is not instrumented.
 #define PURE [[gnu::noinline, gnu::no_sanitize("address", "undefined")]]
 #define WATCHED [[gnu::noinline]]
 
@@ -229,8 +229,8 @@ namespace rerankd {
 
 namespace {
 
-[[gnu::noinline, gnu::no_sanitize("address")]] inline void add_products(__m512i& sums, __m512i values,
-                                                                        __m512i weights) {
+[[gnu::noinline, gnu::no_sanitize("address")]] inline void dot_accumulate_u8s8(__m512i& sums, __m512i values,
+                                                                               __m512i weights) {
     const auto unsigned_bytes = (emulated::UnsignedBytes)values;
     const auto bytes = (emulated::Bytes)weights;
     emulated::Integers result = emulated::integers(sums);
@@ -238,15 +238,15 @@ namespace {
     sums = emulated::raw(result);
 }
 
-[[gnu::noinline, gnu::no_sanitize("address")]] inline void add_products_of_pairs(__m512i& sums, __m512i values,
-                                                                                 __m512i weights) {
+[[gnu::noinline, gnu::no_sanitize("address")]] inline void dot_accumulate_s16(__m512i& sums, __m512i values,
+                                                                              __m512i weights) {
     const auto one = (emulated::Shorts)values, other = (emulated::Shorts)weights;
     emulated::Integers result = emulated::integers(sums);
     for (int at = 0; at < 32; ++at) result[at / 2] += one[at] * other[at];
     sums = emulated::raw(result);
 }
 
-inline bool has_instructions() { return true; }
+inline bool cpu_has_instructions() { return true; }
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// Mistakes on purpose, one for each argument, to see that the sanitizers report them through the emulated instructions.
+// Deliberate bugs, one per argument, to check that the sanitizers report them through the emulated instructions.
 
 #include <cstdlib>
 #include <memory>
@@ -13,7 +13,7 @@ int main(int, char** arguments) {
         case 1: _mm512_storeu_ps(numbers, _mm512_loadu_ps(heap.get() + 1)); break;
         case 2: _mm512_storeu_ps(heap.get() + 1, _mm512_setzero_ps()); break;
         case 3: _mm512_storeu_ps(numbers, _mm512_load_ps(numbers + 4)); break;
-        case 4: rerankd::add_products(sums, _mm512_set1_epi32(1), _mm512_set1_epi32(1)); break;
+        case 4: rerankd::dot_accumulate_u8s8(sums, _mm512_set1_epi32(1), _mm512_set1_epi32(1)); break;
         case 5: _mm512_storeu_ps(numbers, _mm512_mask_loadu_ps(_mm512_setzero_ps(), 0x8000, heap.get() + 1)); break;
         default: _mm512_storeu_ps(numbers, _mm512_mask_loadu_ps(_mm512_setzero_ps(), 0x7FFF, heap.get() + 1)); break;
     }

@@ -1,4 +1,4 @@
-"""The kernels of encoder layers, beside the same layer written out in NumPy."""
+"""The kernels of encoder layers, compared with the same layer in NumPy."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,16 +18,16 @@ except ImportError:
     missing("the kernels were not compiled; is there a C++ compiler? run: make .venv/.development")
 
 if not kernels.supported():
-    pytest.skip("this processor has no AVX-512 with VNNI", allow_module_level=True)
+    pytest.skip("this CPU has no AVX-512 with VNNI", allow_module_level=True)
 
 Matrix = NDArray[np.float64]
 
 _EPSILON = 1e-12
-_HIDDEN = -3.4028235e38
+_MASKED = -3.4028235e38
 
 
-class Numbers:
-    """A layer's numbers at random, as large as those of a trained one."""
+class ReferenceLayer:
+    """A layer with random weights, as large as those of a trained one."""
 
     def __init__(self, *, width: int, inner: int, size: int, seed: int = 0) -> None:
         self.width, self.size, self.heads = width, size, width // size
@@ -57,26 +57,24 @@ class Numbers:
         return kernels.Layer(**linear, **norms, heads=self.heads, score_scale=self.size**-0.5, first_row=first_row)
 
     def forward(self, hidden: FloatArray, bias: FloatArray, *, exact: bool = False) -> Matrix:
-        """The layer on one sequence, [length, width], with a bias of [length, length]. Attention as the kernels round
-        it, to 16 bits, or `exact`.
+        """The layer on one sequence, [length, width], with a bias of [length, length]. Attention in 16 bits
+        as in the kernels, or `exact`.
         """
-        query, key, value = np.split(self._product("query_key_value", hidden), 3, axis=1)
+        query, key, value = np.split(self._linear("query_key_value", hidden), 3, axis=1)
         most = {32: 8191, 64: 5791}[self.size]
         contexts = []
         for start in range(0, self.width, self.size):
             at = slice(start, start + self.size)
             of_head = query[:, at], key[:, at], value[:, at]
-            queries, keys, values = of_head if exact else map(_rounded, of_head, (most, most, 8191))
+            queries, keys, values = of_head if exact else map(_quantized, of_head, (most, most, 8191))
             weights = _softmax(queries @ keys.T * self.size**-0.5 + bias)
-            contexts.append((weights if exact else _rounded_weights(weights)) @ values)
+            contexts.append((weights if exact else _quantized_weights(weights)) @ values)
         return self._feed_forward(hidden, np.concatenate(contexts, axis=1))
 
     def first_row(self, hidden: FloatArray, bias: FloatArray) -> Matrix:
-        """What only the first token goes on of, with a bias of [length]: keys and values are of states that are not
-        rounded, and nothing in attention is.
-        """
-        query = self._product("query_key_value", hidden[:1])[0, : self.width]
-        products = self._unrounded_product("query_key_value", hidden)
+        """The output of the first token only, with a bias of [length]. Attention is not quantized."""
+        query = self._linear("query_key_value", hidden[:1])[0, : self.width]
+        products = self._unquantized_linear("query_key_value", hidden)
         _, key, value = np.split(products, 3, axis=1)
         contexts = []
         for start in range(0, self.width, self.size):
@@ -85,43 +83,43 @@ class Numbers:
         return self._feed_forward(hidden[:1], np.concatenate(contexts, axis=1))
 
     def _feed_forward(self, hidden: FloatArray, context: Matrix) -> Matrix:
-        states = self._normalised("after_attention", hidden + self._product("output", context))
-        inner = self._product("up", states)
+        states = self._layer_norm("after_attention", hidden + self._linear("output", context))
+        inner = self._linear("up", states)
         inner *= 0.5 * (1 + np.vectorize(erf)(inner / np.sqrt(2)))
-        return self._normalised("after_feed_forward", states + self._product("down", inner))
+        return self._layer_norm("after_feed_forward", states + self._linear("down", inner))
 
-    def _product(self, name: str, vectors: NDArray[Any]) -> Matrix:
+    def _linear(self, name: str, vectors: NDArray[Any]) -> Matrix:
         scales = np.maximum(np.abs(vectors).max(axis=1, keepdims=True).astype(np.float64) / 127, 1e-12)
         integers = np.rint(vectors / scales)
         return np.asarray((integers @ self.weights[name]) * scales * self.scales[name] + self.biases[name])
 
-    def _unrounded_product(self, name: str, vectors: NDArray[Any]) -> Matrix:
+    def _unquantized_linear(self, name: str, vectors: NDArray[Any]) -> Matrix:
         products = vectors.astype(np.float64) @ self.weights[name]
         return np.asarray(products * self.scales[name] + self.biases[name])
 
-    def _normalised(self, name: str, vectors: Matrix) -> Matrix:
+    def _layer_norm(self, name: str, vectors: Matrix) -> Matrix:
         weight, bias = self.norms[name]
         apart = vectors - vectors.mean(axis=1, keepdims=True)
         return np.asarray(apart / np.sqrt((apart**2).mean(axis=1, keepdims=True) + _EPSILON) * weight + bias)
 
 
-class Unrounded(Numbers):
-    """The same layer, whose activations are not rounded to 8 bits."""
+class Unquantized(ReferenceLayer):
+    """The same layer without quantization of activations."""
 
-    def _product(self, name: str, vectors: NDArray[Any]) -> Matrix:
-        return self._unrounded_product(name, vectors)
+    def _linear(self, name: str, vectors: NDArray[Any]) -> Matrix:
+        return self._unquantized_linear(name, vectors)
 
 
 def _distance(result: NDArray[Any], expected: Matrix) -> float:
     return float(np.sqrt(np.mean((result - expected) ** 2)))
 
 
-def _rounded(vectors: Matrix, largest: int) -> Matrix:
+def _quantized(vectors: Matrix, largest: int) -> Matrix:
     scale = np.abs(vectors).max() / largest
     return np.asarray(np.rint(vectors / scale) * scale)
 
 
-def _rounded_weights(weights: Matrix) -> Matrix:
+def _quantized_weights(weights: Matrix) -> Matrix:
     factors = np.minimum(32767 / weights.max(axis=1), 253000 / weights.sum(axis=1))[:, None]
     return np.asarray(np.rint(weights * factors) / factors)
 
@@ -135,18 +133,18 @@ def states(*shape: int, seed: int = 1) -> FloatArray:
     return np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32)
 
 
-def run(layers: Sequence[Numbers], hidden: FloatArray, bias: FloatArray) -> FloatArray:
+def run(layers: Sequence[ReferenceLayer], hidden: FloatArray, bias: FloatArray) -> FloatArray:
     return kernels.Layers([layer.compiled() for layer in layers]).forward(hidden.copy(), bias)
 
 
-SMALL = Numbers(width=64, inner=128, size=32)
+SMALL = ReferenceLayer(width=64, inner=128, size=32)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 6, 7, 15, 16, 17, 64, 65, 100, 128, 250])
 @pytest.mark.parametrize(("width", "inner", "size"), [(64, 128, 32), (128, 192, 64), (384, 1536, 32)])
 def test_a_layer_is_the_one_that_numpy_computes(length: int, width: int, inner: int, size: int) -> None:
-    """To a digit, except where such a difference has decided which way something was rounded."""
-    layer = Numbers(width=width, inner=inner, size=size)
+    """But for the last digit, and where that digit decides how a number is quantized."""
+    layer = ReferenceLayer(width=width, inner=inner, size=size)
     hidden = states(2, length, width)
     bias = np.random.default_rng(2).normal(0, 1, (2, 1, length, length)).astype(np.float32)
     result = run([layer], hidden, bias)
@@ -158,10 +156,10 @@ def test_a_layer_is_the_one_that_numpy_computes(length: int, width: int, inner: 
 
 @pytest.mark.parametrize(("width", "inner", "size"), [(64, 128, 32), (384, 1536, 32), (384, 1536, 64)])
 def test_attention_in_16_bits_adds_little_to_what_8_bits_change(width: int, inner: int, size: int) -> None:
-    """The layer is as near to one that rounds nothing as one is whose attention rounds nothing."""
-    layer, unrounded = (kind(width=width, inner=inner, size=size) for kind in (Numbers, Unrounded))
+    """Its error, compared with a layer without quantization, is that of a layer with exact attention."""
+    layer, unquantized = (kind(width=width, inner=inner, size=size) for kind in (ReferenceLayer, Unquantized))
     hidden, bias = states(1, 300, width), np.zeros((1, 1, 300, 300), dtype=np.float32)
-    expected = unrounded.forward(hidden[0], bias[0, 0], exact=True)
+    expected = unquantized.forward(hidden[0], bias[0, 0], exact=True)
     with_8_bits = layer.forward(hidden[0], bias[0, 0], exact=True)
     assert _distance(run([layer], hidden, bias)[0], expected) < 1.05 * _distance(with_8_bits, expected)
 
@@ -169,8 +167,8 @@ def test_attention_in_16_bits_adds_little_to_what_8_bits_change(width: int, inne
 @pytest.mark.parametrize("length", [1, 33, 500, 512, 2000])
 @pytest.mark.parametrize("size", [32, 64])
 def test_no_sum_of_attention_overflows(length: int, size: int) -> None:
-    """All numbers of queries, keys and values are the largest ones, and all weights the same."""
-    layer = Numbers(width=64, inner=64, size=size)
+    """All queries, keys and values have the largest magnitude, and all attention weights are equal."""
+    layer = ReferenceLayer(width=64, inner=64, size=size)
     layer.weights["query_key_value"][:] = 127
     layer.biases["query_key_value"][:] = 0
     layer.scales["query_key_value"][:] = 1e-3
@@ -180,7 +178,7 @@ def test_no_sum_of_attention_overflows(length: int, size: int) -> None:
 
 
 def test_layers_are_computed_one_after_another() -> None:
-    first, second = SMALL, Numbers(width=64, inner=192, size=64, seed=3)
+    first, second = SMALL, ReferenceLayer(width=64, inner=192, size=64, seed=3)
     hidden, bias = states(3, 20, 64), np.zeros((1, 1, 1, 20), dtype=np.float32)
     expected = run([second], run([first], hidden, bias), bias)
     np.testing.assert_array_equal(run([first, second], hidden, bias), expected)
@@ -192,13 +190,13 @@ def test_layers_are_computed_one_after_another() -> None:
 def test_the_first_row_alone_is_the_one_that_numpy_computes(
     lengths: Sequence[int], of_query: bool, width: int, size: int
 ) -> None:
-    """Of more than sixteen heads, too. As above, a difference may decide which way one of the rows is rounded."""
+    """Also with more than 16 heads. As above, the last digit may decide how a number is quantized."""
     longest = max(lengths) + 2
     hidden = states(len(lengths), longest, width)
     bias = states(len(lengths), 1, longest if of_query else 1, longest, seed=2)
     for row, length in enumerate(lengths):
-        bias[row, ..., length:] = _HIDDEN
-    first, last = (Numbers(width=width, inner=128, size=size, seed=seed) for seed in range(2))
+        bias[row, ..., length:] = _MASKED
+    first, last = (ReferenceLayer(width=width, inner=128, size=size, seed=seed) for seed in range(2))
     result, before = _first_rows([first, last], hidden, bias), run([first], hidden, bias)
     assert result.shape == (len(lengths), 1, width)
     expected = [
@@ -210,14 +208,14 @@ def test_the_first_row_alone_is_the_one_that_numpy_computes(
     assert difference.max() < 0.1
 
 
-def _first_rows(layers: Sequence[Numbers], hidden: FloatArray, bias: FloatArray) -> FloatArray:
+def _first_rows(layers: Sequence[ReferenceLayer], hidden: FloatArray, bias: FloatArray) -> FloatArray:
     compiled = [layer.compiled(first_row=layer is layers[-1]) for layer in layers]
     return kernels.Layers(compiled).forward(hidden.copy(), bias)
 
 
 def test_what_the_first_row_never_goes_back_to_is_padding() -> None:
     """Also where it sees itself, and the others' bias is no more than -64."""
-    layers = [Numbers(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
+    layers = [ReferenceLayer(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
     hidden, bias = states(1, 30, 64), np.zeros((1, 1, 30, 30), dtype=np.float32)
     bias[..., :20, 20:] = -64
     alone = _first_rows(layers, hidden[:, :20], np.zeros((1, 1, 1, 20), dtype=np.float32))
@@ -226,10 +224,10 @@ def test_what_the_first_row_never_goes_back_to_is_padding() -> None:
 
 def test_what_the_first_row_goes_back_to_through_others_is_no_padding() -> None:
     """Each token sees itself and the next two."""
-    layers = [Numbers(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
+    layers = [ReferenceLayer(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
     places = np.arange(30)
     apart = places[None, :] - places[:, None]
-    bias = np.where((apart >= 0) & (apart <= 2), 0, _HIDDEN).astype(np.float32)[None, None]
+    bias = np.where((apart >= 0) & (apart <= 2), 0, _MASKED).astype(np.float32)[None, None]
     hidden = states(1, 30, 64)
     expected = layers[-1].first_row(run(layers[:-1], hidden, bias)[0], bias[0, 0, 0])
     assert np.median(np.abs(_first_rows(layers, hidden, bias)[0] - expected)) < 5e-6
@@ -243,7 +241,7 @@ def test_a_bias_holds_for_all_that_it_does_not_tell_apart(shape: tuple[int, ...]
 
 
 def test_a_sequence_is_the_same_to_the_bit_in_every_batch_and_behind_it_is_nothing() -> None:
-    layers = [Numbers(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
+    layers = [ReferenceLayer(width=64, inner=128, size=32, seed=seed) for seed in range(3)]
     lengths = [1, 2, 13, 31, 32, 33, 50, 64]
     sequences = [states(length, 64, seed=length) for length in lengths]
     alone = [run(layers, one[None], np.zeros((1, 1, 1, len(one)), dtype=np.float32))[0] for one in sequences]
@@ -251,7 +249,7 @@ def test_a_sequence_is_the_same_to_the_bit_in_every_batch_and_behind_it_is_nothi
     for size in (2, 5, 8):
         chosen = rng.permutation(len(lengths))[:size]
         longest = max(lengths[index] for index in chosen) + int(rng.integers(0, 9))
-        hidden, bias = states(size, longest, 64, seed=99), np.full((size, 1, longest, longest), _HIDDEN, np.float32)
+        hidden, bias = states(size, longest, 64, seed=99), np.full((size, 1, longest, longest), _MASKED, np.float32)
         for row, index in enumerate(chosen):
             hidden[row, : lengths[index]] = sequences[index]
             bias[row, :, :, : lengths[index]] = 0
@@ -263,14 +261,14 @@ def test_a_sequence_is_the_same_to_the_bit_in_every_batch_and_behind_it_is_nothi
 
 def test_what_no_other_token_sees_is_no_padding_as_long_as_it_sees_itself() -> None:
     """As the last token of a text that is read from left to right."""
-    bias = np.where(np.tri(24, dtype=bool), 0, _HIDDEN).astype(np.float32)
+    bias = np.where(np.tri(24, dtype=bool), 0, _MASKED).astype(np.float32)
     hidden = states(1, 24, 64)
     expected = SMALL.forward(hidden[0], bias)
     assert np.median(np.abs(run([SMALL], hidden, bias[None, None])[0] - expected)) < 5e-6
 
 
 def test_a_token_that_may_see_nothing_gets_numbers_all_the_same() -> None:
-    bias = np.full((1, 1, 9, 9), _HIDDEN, dtype=np.float32)
+    bias = np.full((1, 1, 9, 9), _MASKED, dtype=np.float32)
     assert np.isfinite(run([SMALL], states(1, 9, 64), bias)).all()
 
 
@@ -292,15 +290,15 @@ def test_threads_do_not_disturb_each_other() -> None:
 @pytest.mark.parametrize(
     ("hidden", "bias", "message"),
     [
-        ((2, 8), (1, 1, 1, 8), r"hidden: shape \[sequences, length, width\]"),
-        ((2, 8, 32), (1, 1, 1, 8), "hidden: shape"),
-        ((0, 8, 64), (1, 1, 1, 8), "hidden: shape"),
-        ((1, 16385, 64), (1, 1, 1, 16385), "sequences of 16384 tokens at most"),
-        ((2, 8, 64), (1, 1, 8), r"bias: shape \[sequences or 1, 1, length or 1, length\]"),
-        ((2, 8, 64), (3, 1, 1, 8), "bias: shape"),
-        ((2, 8, 64), (1, 2, 1, 8), "bias: shape"),
-        ((2, 8, 64), (1, 1, 7, 8), "bias: shape"),
-        ((2, 8, 64), (1, 1, 1, 1), "bias: shape"),
+        ((2, 8), (1, 1, 1, 8), r"hidden: expected shape \[sequences, length, width\]"),
+        ((2, 8, 32), (1, 1, 1, 8), "hidden: expected shape"),
+        ((0, 8, 64), (1, 1, 1, 8), "hidden: expected shape"),
+        ((1, 16385, 64), (1, 1, 1, 16385), "at most 16384 tokens per sequence"),
+        ((2, 8, 64), (1, 1, 8), r"bias: expected shape \[sequences or 1, 1, length or 1, length\]"),
+        ((2, 8, 64), (3, 1, 1, 8), "bias: expected shape"),
+        ((2, 8, 64), (1, 2, 1, 8), "bias: expected shape"),
+        ((2, 8, 64), (1, 1, 7, 8), "bias: expected shape"),
+        ((2, 8, 64), (1, 1, 1, 1), "bias: expected shape"),
     ],
 )
 def test_states_of_another_shape_are_refused(hidden: tuple[int, ...], bias: tuple[int, ...], message: str) -> None:
@@ -316,21 +314,21 @@ def tables(*rows: int, width: int = 64) -> list[tuple[NDArray[np.int8], FloatArr
     ]
 
 
-def normalisation(width: int = 64) -> kernels.Normalisation:
+def layer_norm(width: int = 64) -> kernels.Normalisation:
     weight, bias = states(width, seed=8), states(width, seed=9)
     return kernels.Normalisation(weight=weight, bias=bias, epsilon=_EPSILON)
 
 
 @pytest.mark.parametrize("width", [64, 384])
 @pytest.mark.parametrize(("sequences", "length"), [(1, 1), (1, 3), (3, 7), (4, 128)])
-def test_embeddings_are_the_normalised_sums_of_rows(width: int, sequences: int, length: int) -> None:
+def test_embeddings_are_the_layer_norm_sums_of_rows(width: int, sequences: int, length: int) -> None:
     rng, given = np.random.default_rng(length), tables(1000, 200, 2, width=width)
     rows = [
         rng.integers(0, 1000, (sequences, length)),
         np.arange(length)[None],
         rng.integers(0, 2, (sequences, length)),
     ]
-    result = kernels.Embeddings(given, normalisation=normalisation(width)).forward(rows)
+    result = kernels.Embeddings(given, normalisation=layer_norm(width)).forward(rows)
     sums = sum(
         vectors[at].astype(np.float64) * scales[at][..., None]
         for (vectors, scales), at in zip(given, rows, strict=True)
@@ -343,23 +341,23 @@ def test_embeddings_are_the_normalised_sums_of_rows(width: int, sequences: int, 
 
 @pytest.mark.parametrize("row", [-1, 10])
 def test_a_row_that_a_table_has_not_is_refused(row: int) -> None:
-    embeddings = kernels.Embeddings(tables(10), normalisation=normalisation())
+    embeddings = kernels.Embeddings(tables(10), normalisation=layer_norm())
     with pytest.raises(IndexError, match=f"row {row} of a table of 10"):
         embeddings.forward([np.array([[0, row, 1]])])
 
 
 def test_tables_and_rows_that_do_not_fit_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one table"):
-        kernels.Embeddings([], normalisation=normalisation())
-    with pytest.raises(ValueError, match=r"tables of shape \[rows, 128\]"):
-        kernels.Embeddings(tables(10), normalisation=normalisation(128))
-    embeddings = kernels.Embeddings(tables(10, 10), normalisation=normalisation())
+        kernels.Embeddings([], normalisation=layer_norm())
+    with pytest.raises(ValueError, match=r"expected tables of shape \[rows, 128\]"):
+        kernels.Embeddings(tables(10), normalisation=layer_norm(128))
+    embeddings = kernels.Embeddings(tables(10, 10), normalisation=layer_norm())
     one, two = np.zeros((1, 4), dtype=np.int64), np.zeros((2, 5), dtype=np.int64)
     with pytest.raises(ValueError, match="indices for each table"):
         embeddings.forward([one])
     with pytest.raises(ValueError, match="the same for all tables"):
         embeddings.forward([one, two])
-    with pytest.raises(ValueError, match=r"indices: shape \[sequences, length\]"):
+    with pytest.raises(ValueError, match=r"indices: expected shape \[sequences, length\]"):
         embeddings.forward([one, one[0]])
 
 
@@ -372,17 +370,17 @@ def test_weights_of_other_sizes_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_parts_that_do_not_fit_each_other_are_refused() -> None:
     ones = np.ones(64, dtype=np.float32)
-    with pytest.raises(ValueError, match="scales: a vector of 64"):
+    with pytest.raises(ValueError, match="scales: expected a vector of 64"):
         kernels.Linear(np.zeros((64, 64), dtype=np.int8), scales=ones[:-1], bias=ones)
-    odd = Numbers(width=64, inner=128, size=32)
+    odd = ReferenceLayer(width=64, inner=128, size=32)
     odd.weights["down"], odd.scales["down"], odd.biases["down"] = np.zeros((64, 64), dtype=np.int8), ones, ones
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         odd.compiled()
-    with pytest.raises(ValueError, match="heads of 32 or 64"):
-        Numbers(width=64, inner=128, size=16).compiled()
+    with pytest.raises(ValueError, match="head size must be 32 or 64"):
+        ReferenceLayer(width=64, inner=128, size=16).compiled()
     with pytest.raises(ValueError, match="at least one layer"):
         kernels.Layers([])
     with pytest.raises(ValueError, match="only the last layer"):
         kernels.Layers([SMALL.compiled(first_row=True), SMALL.compiled()])
     with pytest.raises(ValueError, match="different widths"):
-        kernels.Layers([SMALL.compiled(), Numbers(width=128, inner=128, size=32).compiled()])
+        kernels.Layers([SMALL.compiled(), ReferenceLayer(width=128, inner=128, size=32).compiled()])

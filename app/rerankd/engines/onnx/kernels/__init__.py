@@ -1,4 +1,4 @@
-"""Layers of an encoder in C++ (layers.h). Importing it fails where they could not be compiled."""
+"""Encoder layers in C++ (layers.h). The import fails where they could not be compiled."""
 
 from rerankd.engines.onnx.kernels._compiled import UNSEEN, Embeddings, Layer, Layers, Linear, Normalisation, supported
 

@@ -1,4 +1,4 @@
-"""What module.cpp offers, compiled when the package is installed."""
+"""The extension module that module.cpp defines."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from rerankd.domain import FloatArray
 
-# A bias up to this one hides a key.
+# A bias at or below this masks a key.
 UNSEEN: float
 
 def supported() -> bool:
-    """Whether this processor has the instructions that the kernels are made of: AVX-512 with VNNI."""
+    """Whether this CPU has the instructions that the kernels need: AVX-512 with VNNI."""
 
 class Linear:
-    """A product with int8 weights of shape [in, out], both multiples of 64, a scale and a bias for each column."""
+    """A linear layer: int8 weights of shape [in, out], both multiples of 64, and a scale and a bias per column."""
 
     def __init__(self, weights: NDArray[np.int8], *, scales: FloatArray, bias: FloatArray) -> None: ...
 
@@ -22,26 +22,26 @@ class Normalisation:
     def __init__(self, *, weight: FloatArray, bias: FloatArray, epsilon: float) -> None: ...
 
 class Embeddings:
-    """Sums of a vector of each table, normalised. Tables: int8 vectors of shape [rows, width], a scale for each.
+    """Layer norm of the sum of one vector from each table: int8 vectors of shape [rows, width], and a scale per row.
 
     Raises:
-        ValueError: sizes that do not fit, or a processor without the instructions.
+        ValueError: sizes that do not match, or a CPU without the instructions.
     """
 
     def __init__(
         self, tables: Sequence[tuple[NDArray[np.int8], FloatArray]], *, normalisation: Normalisation
     ) -> None: ...
     def forward(self, indices: Sequence[NDArray[np.int64]]) -> FloatArray:
-        """Hidden states, shape [sequences, length, width], from rows of the tables: for each table [sequences or 1,
-        length]. On the calling thread, without the interpreter's lock.
+        """Hidden states of shape [sequences, length, width]. `indices` are row numbers for each table, of shape
+        [sequences or 1, length]. Runs on the calling thread without the GIL.
 
         Raises:
             IndexError: a table has no such row.
         """
 
 class Layer:
-    """One layer; heads of 32 or 64. `score_scale` is what products of queries and keys are multiplied with; with
-    `first_row` only each sequence's first token goes on, which is for the last layer alone.
+    """An encoder layer with heads of 32 or 64. `score_scale` is the factor of QK^T. With `first_row` the output is the
+    first token of each sequence only, which is allowed for the last layer.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class Layer:
     ) -> None: ...
 
 class Layers:
-    """Layers one after another.
+    """Consecutive layers.
 
     Raises:
-        ValueError: sizes that do not fit, or a processor without the instructions.
+        ValueError: sizes that do not match, or a CPU without the instructions.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None: ...
     def forward(self, hidden: FloatArray, bias: FloatArray) -> FloatArray:
-        """What the layers make of hidden states, shape [sequences, length, width], which are overwritten: the same
-        shape, or [sequences, 1, width]. `bias`, which may have sizes of 1 for sequences and queries, is added to
-        attention's scores: [sequences, 1, queries, keys]. On the calling thread, without the interpreter's lock.
+        """Apply the layers to hidden states of shape [sequences, length, width], which are overwritten. The result has
+        the same shape, or [sequences, 1, width]. `bias` of shape [sequences or 1, 1, length or 1, length] is added to
+        the attention scores. Runs on the calling thread without the GIL.
         """

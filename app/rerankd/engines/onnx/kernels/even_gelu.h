@@ -1,7 +1,6 @@
-// A table for the activation of feed-forward networks.
+// A lookup table for GELU.
 //
-// layers.cpp alone includes this, before its pragma: the table is computed when the module is loaded, so without any
-// instruction that a processor may lack.
+// Included by layers.cpp only, before its target pragma: the table is computed when the module is loaded, on any CPU.
 
 #pragma once
 
@@ -11,10 +10,10 @@ namespace rerankd {
 
 namespace {
 
-// The even part of GELU, x times the normal distribution's function less a half, around 32 points from 0 on: the
-// parabola through three of its values, and from the last point on the line that it comes to.
+// The even part of GELU, x (Phi(x) - 1/2), as a piecewise parabola around 32 points, starting at 0. Each parabola goes
+// through three values of the function; the last piece is its asymptote.
 struct EvenGelu {
-    static constexpr float kEnd = 4.999f, kSteps = 6.3f;  // so many to 1: the last point is kEnd's nearest
+    static constexpr float kEnd = 4.999f, kSteps = 6.3f;  // points per unit; kEnd rounds to the last point
     alignas(64) float constant[32], linear[32], square[32];
 
     EvenGelu() {

@@ -1,5 +1,5 @@
-// The instructions of the kernels: AVX-512 with VNNI, for all that follows. A test of memory errors names a header
-// instead (RERANKD_INSTRUCTIONS) that computes the same in plain C++, so that it runs on any x86-64 CPU.
+// Enables AVX-512 with VNNI for all code after this include. The sanitizer tests define RERANKD_INSTRUCTIONS, a header
+// that emulates these instructions in plain C++ and runs on any x86-64 CPU.
 
 #pragma once
 
@@ -22,18 +22,18 @@ namespace rerankd {
 
 namespace {
 
-// Add the products of 64 unsigned and 64 signed bytes, four at a time. Not the intrinsic: compilers copy its sums
-// around.
-inline void add_products(__m512i& sums, __m512i values, __m512i weights) {
+// Multiply 64 uint8 with 64 int8 and add groups of four products to int32 sums. Assembler, because GCC 12 copies the
+// sums around when the intrinsic is used.
+inline void dot_accumulate_u8s8(__m512i& sums, __m512i values, __m512i weights) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
 }
 
-// Add the products of 32 and 32 numbers of 16 bits, two at a time.
-inline void add_products_of_pairs(__m512i& sums, __m512i values, __m512i weights) {
+// Multiply 32 int16 with 32 int16 and add pairs of products to int32 sums.
+inline void dot_accumulate_s16(__m512i& sums, __m512i values, __m512i weights) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
 }
 
-inline bool has_instructions() {
+inline bool cpu_has_instructions() {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

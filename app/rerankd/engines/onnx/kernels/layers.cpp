@@ -13,66 +13,66 @@
 #include "even_gelu.h"
 #include "instructions.h"
 
-// These, and all below, may use the instructions.
+// From here on, all code may use the instructions.
 #include "attention.h"
 #include "first_row.h"
-#include "products.h"
+#include "gemm.h"
 #include "vectors.h"
 
 namespace rerankd {
 
 namespace {
 
-constexpr std::size_t kBlock = 128;  // tokens whose vectors stay in the second-level cache through a layer
+constexpr std::size_t kBlockTokens = 128;  // tokens whose vectors stay in the L2 cache during a layer
 
-// What a pass needs, for as many tokens as the longest so far.
+// Memory that grows to the largest size so far and is reused.
 template <class T>
-class Room {
+class Buffer {
   public:
-    T* of(std::size_t count) {
+    T* reserve(std::size_t count) {
         if (count > size_) {
-            memory_ = aligned<T>(count);
+            memory_ = allocate_aligned<T>(count);
             size_ = count;
         }
         return memory_.get();
     }
 
   private:
-    std::unique_ptr<T[], Free> memory_;
+    std::unique_ptr<T[], AlignedDelete> memory_;
     std::size_t size_ = 0;
 };
 
-struct Rooms {
-    Room<std::uint8_t> rounded, rounded_inner, first_rows;
-    Room<float> scales, inner_scales, query_key_value, context, scores, weight_scales, inner;
-    Room<std::int16_t> rounded_queries, keys, values, weights;
-    Room<float> first_scales, queries, readers, shares, means;
+struct Workspace {
+    Buffer<std::uint8_t> quantized, quantized_inner, first_rows;
+    Buffer<float> scales, inner_scales, query_key_value, context, scores, weight_scales, inner;
+    Buffer<std::int16_t> quantized_queries, keys, values, weights;
+    Buffer<float> first_scales, queries, folded_query, probabilities, means;
 };
 
-// Sequences that lie one after another without padding; `first` has one entry more than there are sequences.
+// Sequences packed without padding. Sequence i has the tokens first[i] to first[i + 1] - 1.
 struct Packed {
     std::vector<std::size_t> first;
-    std::size_t length;  // with padding, which is the stride of the bias
+    std::size_t length;  // including padding: the row length of the bias
 
     std::size_t sequences() const { return first.size() - 1; }
     std::size_t tokens() const { return first.back(); }
     std::size_t tokens(std::size_t from, std::size_t end) const { return first[end] - first[from]; }
 
-    // The end of the sequences from one on that a block holds, or of that one.
+    // The end of the block of sequences that starts at `from`. A block has at least one sequence.
     std::size_t block_end(std::size_t from) const {
         std::size_t end = from + 1;
-        while (end < sequences() && tokens(from, end + 1) <= kBlock) ++end;
+        while (end < sequences() && tokens(from, end + 1) <= kBlockTokens) ++end;
         return end;
     }
 };
 
-// How many tokens of a sequence anything reads: as many as any token sees or, where only the first one goes on, it and
-// those that it sees and so on. The others are padding.
-std::size_t length_without_padding(const float* bias, std::size_t query_stride, std::size_t length, bool first_row) {
+// The length of a sequence without padding: up to the last token that any query sees. With `first_row`, only queries
+// count that the first token depends on, directly or through other tokens.
+std::size_t unpadded_length(const float* bias, std::size_t query_stride, std::size_t length, bool first_row) {
     std::size_t seen = 1;
     for (std::size_t query = 0; query < (first_row ? seen : length); ++query) {
         std::size_t key = length;
-        while (key > seen && bias[query * query_stride + key - 1] <= kUnseen) --key;
+        while (key > seen && bias[query * query_stride + key - 1] <= kMasked) --key;
         seen = key;
         if (query_stride == 0) break;
     }
@@ -85,7 +85,7 @@ Packed pack(float* hidden, std::size_t sequences, std::size_t length, std::size_
     for (std::size_t sequence = 0; sequence < sequences; ++sequence) {
         const float* of_sequence = bias.values + sequence * bias.sequence_stride;
         const std::size_t first = packed.tokens();
-        const std::size_t count = length_without_padding(of_sequence, bias.query_stride, length, first_row);
+        const std::size_t count = unpadded_length(of_sequence, bias.query_stride, length, first_row);
         std::memmove(hidden + first * width, hidden + sequence * length * width, count * width * sizeof *hidden);
         packed.first.push_back(first + count);
     }
@@ -101,184 +101,187 @@ void unpack(const float* hidden, const Packed& packed, std::size_t width, float*
     }
 }
 
-// Attention of all tokens of the sequences from `first` to before `end`: their queries, keys and values, head by head,
-// have the shape [3, heads, tokens, Size].
-template <std::size_t Size>
-void attend_all(const Layer& layer, const float* query_key_value, const Packed& packed, std::size_t first,
-                std::size_t end, const AttentionBias& bias, Rooms& rooms, float* context) {
-    const std::size_t width = layer.output->in, longest = rounded_up(packed.length, kLanes);
+// Attention of the sequences [first, end). Their queries, keys and values have the shape [3, heads, tokens, HeadSize].
+template <std::size_t HeadSize>
+void attend_block(const Layer& layer, const float* query_key_value, const Packed& packed, std::size_t first,
+                  std::size_t end, const AttentionBias& bias, Workspace& workspace, float* context) {
+    const std::size_t width = layer.output->in, longest = round_up(packed.length, kLanes);
     const std::size_t tokens = packed.tokens(first, end);
-    std::int16_t* queries = rooms.rounded_queries.of(Size * longest);
-    std::int16_t* keys = rooms.keys.of(Size * longest);
-    std::int16_t* values = rooms.values.of(Size * longest);
+    std::int16_t* queries = workspace.quantized_queries.reserve(HeadSize * longest);
+    std::int16_t* keys = workspace.keys.reserve(HeadSize * longest);
+    std::int16_t* values = workspace.values.reserve(HeadSize * longest);
     Head head;
     head.queries = queries;
     head.keys = keys;
     head.values = values;
-    head.scores = rooms.scores.of(kRows * longest);
-    head.weights = rooms.weights.of(kRows * longest);
-    head.weight_scales = rooms.weight_scales.of(kRows);
+    head.scores = workspace.scores.reserve(kTileRows * longest);
+    head.weights = workspace.weights.reserve(kTileRows * longest);
+    head.weight_scales = workspace.weight_scales.reserve(kTileRows);
     head.stride = width;
     for (std::size_t sequence = first; sequence < end; ++sequence) {
         const std::size_t before = packed.tokens(first, sequence), length = packed.tokens(sequence, sequence + 1);
         const float* of_sequence = bias.values + sequence * bias.sequence_stride;
         head.length = length;
-        head.padded = rounded_up(length, kLanes);
+        head.padded = round_up(length, kLanes);
         for (std::size_t number = 0; number < layer.heads; ++number) {
-            const float* query = query_key_value + (number * tokens + before) * Size;
+            const float* query = query_key_value + (number * tokens + before) * HeadSize;
             const float *key = query + tokens * width, *value = key + tokens * width;
-            const float query_scale = scale_of(query, length * Size, kLargestInScore<Size>);
-            const float key_scale = scale_of(key, length * Size, kLargestInScore<Size>);
-            head.value_scale = scale_of(value, length * Size, kLargestValue);
+            const float query_scale = symmetric_scale(query, length * HeadSize, kQueryKeyMax<HeadSize>);
+            const float key_scale = symmetric_scale(key, length * HeadSize, kQueryKeyMax<HeadSize>);
+            head.value_scale = symmetric_scale(value, length * HeadSize, kValueMax);
             head.score_scale = layer.score_scale * query_scale * key_scale;
-            round_queries<Size>(query, length, query_scale, queries);
-            round_keys<Size>(key, length, head.padded, key_scale, keys);
-            round_values<Size>(value, length, head.value_scale, values);
-            head.to = context + before * width + number * Size;
-            attend<Size>(head, of_sequence, bias.query_stride);
+            quantize_queries<HeadSize>(query, length, query_scale, queries);
+            quantize_keys<HeadSize>(key, length, head.padded, key_scale, keys);
+            quantize_values<HeadSize>(value, length, head.value_scale, values);
+            head.to = context + before * width + number * HeadSize;
+            attend<HeadSize>(head, of_sequence, bias.query_stride);
         }
     }
 }
 
-// Attention of one sequence's first token, whose query this is, from the states of all.
-template <std::size_t Size>
+// Attention of one sequence's first token, given its query and the states of all tokens.
+template <std::size_t HeadSize>
 void attend_first_row(const Layer& layer, const float* query, const float* states, std::size_t length,
-                      const float* bias, Rooms& rooms, float* context) {
-    const Linear& by = *layer.query_key_value;
-    float* readers = rooms.readers.of(by.in * kLanes);
+                      const float* bias, Workspace& workspace, float* context) {
+    const Linear& linear = *layer.query_key_value;
+    float* folded_query = workspace.folded_query.reserve(linear.in * kLanes);
     const FirstRow row{states,
                        length,
-                       by.in,
+                       linear.in,
                        layer.score_scale,
-                       readers,
-                       rooms.shares.of(rounded_up(length, kStates) * kLanes),
-                       rooms.means.of(kLanes * by.in)};
+                       folded_query,
+                       workspace.probabilities.reserve(round_up(length, kTokensAtOnce) * kLanes),
+                       workspace.means.reserve(kLanes * linear.in)};
     for (std::size_t first = 0; first < layer.heads; first += kLanes) {
         const std::size_t heads = std::min(kLanes, layer.heads - first);
-        std::fill_n(readers, by.in * kLanes, 0.0f);
+        std::fill_n(folded_query, linear.in * kLanes, 0.0f);
         for (std::size_t head = 0; head < heads; ++head) {
-            const std::size_t column = (first + head) * Size;
-            multiply_columns<Size>(by, by.in + column, query + column, readers + head);
+            const std::size_t column = (first + head) * HeadSize;
+            multiply_by_vector<HeadSize>(linear, linear.in + column, query + column, folded_query + head);
         }
         score_states(row, bias);
-        weigh_states(row);
-        mean_states(row, heads);
+        softmax_states(row);
+        weighted_sum_of_states(row, heads);
         for (std::size_t head = 0; head < heads; ++head) {
-            const std::size_t column = (first + head) * Size;
-            multiply_by_columns<Size>(row.means + head * by.in, by, 2 * by.in + column, context + column);
+            const std::size_t column = (first + head) * HeadSize;
+            multiply_vector_by<HeadSize>(row.means + head * linear.in, linear, 2 * linear.in + column,
+                                         context + column);
         }
     }
 }
 
-// The second half of a layer for a block of tokens, from what attention has read for them to their new states.
-void feed_forward(const Layer& layer, const float* context, float* states, const Rounded& rounded, std::size_t count,
-                  Rooms& rooms) {
+// The part of a layer after attention, for a block of tokens: output projection and feed-forward network.
+void feed_forward(const Layer& layer, const float* context, float* states, const QuantizedRows& quantized,
+                  std::size_t count, Workspace& workspace) {
     const std::size_t width = layer.output->out, inner_width = layer.up->out;
-    float* inner = rooms.inner.of(count * inner_width);
-    const Rounded inner_rounded{rooms.rounded_inner.of(count * inner_width), rooms.inner_scales.of(count)};
+    float* inner = workspace.inner.reserve(count * inner_width);
+    const QuantizedRows inner_quantized{workspace.quantized_inner.reserve(count * inner_width),
+                                        workspace.inner_scales.reserve(count)};
     const auto add = [&](std::size_t row, std::size_t column, __m512 value) {
         float* state = states + row * width + column;
         store(state, _mm512_add_ps(load(state), value));
     };
-    round_all(context, width, count, rounded);
-    multiply(*layer.output, rounded, count, add);
-    normalise_and_round_all(states, width, count, layer.after_attention, rounded);
-    multiply(*layer.up, rounded, count, [&](std::size_t row, std::size_t column, __m512 value) {
+    quantize_all(context, width, count, quantized);
+    gemm(*layer.output, quantized, count, add);
+    layer_norm_quantize_all(states, width, count, layer.attention_norm, quantized);
+    gemm(*layer.up, quantized, count, [&](std::size_t row, std::size_t column, __m512 value) {
         store(inner + row * inner_width + column, gelu(value));
     });
-    round_all(inner, inner_width, count, inner_rounded);
-    multiply(*layer.down, inner_rounded, count, add);
-    normalise_and_round_all(states, width, count, layer.after_feed_forward, rounded);
+    quantize_all(inner, inner_width, count, inner_quantized);
+    gemm(*layer.down, inner_quantized, count, add);
+    layer_norm_quantize_all(states, width, count, layer.output_norm, quantized);
 }
 
-// The same for any number of tokens, in blocks of about the same size.
-void feed_forward_all(const Layer& layer, const float* context, float* states, const Rounded& rounded,
-                      std::size_t count, Rooms& rooms) {
-    const std::size_t width = layer.output->out, blocks = (count + kBlock - 1) / kBlock;
-    const std::size_t size = rounded_up((count + blocks - 1) / blocks, kRows);
+// Any number of tokens, in blocks of about the same size.
+void feed_forward_blocks(const Layer& layer, const float* context, float* states, const QuantizedRows& quantized,
+                         std::size_t count, Workspace& workspace) {
+    const std::size_t width = layer.output->out, blocks = (count + kBlockTokens - 1) / kBlockTokens;
+    const std::size_t size = round_up((count + blocks - 1) / blocks, kTileRows);
     for (std::size_t first = 0; first < count; first += size)
-        feed_forward(layer, context + first * width, states + first * width, rounded.from(first, width),
-                     std::min(size, count - first), rooms);
+        feed_forward(layer, context + first * width, states + first * width, quantized.from(first, width),
+                     std::min(size, count - first), workspace);
 }
 
-// `rounded` are the states of before, and then those of after.
-template <std::size_t Size>
-void forward_all(const Layer& layer, float* hidden, const Rounded& rounded, const Packed& packed,
-                 const AttentionBias& bias, Rooms& rooms) {
+// A layer for all tokens. `quantized` holds the quantized input states and is replaced by the output's.
+template <std::size_t HeadSize>
+void forward_full(const Layer& layer, float* hidden, const QuantizedRows& quantized, const Packed& packed,
+                  const AttentionBias& bias, Workspace& workspace) {
     const std::size_t width = layer.output->out;
     for (std::size_t first = 0, end; first < packed.sequences(); first = end) {
         end = packed.block_end(first);
         const std::size_t tokens = packed.tokens(first, end);
-        const Rounded of_block = rounded.from(packed.first[first], width);
-        float* query_key_value = rooms.query_key_value.of(tokens * 3 * width);
-        multiply(*layer.query_key_value, of_block, tokens, [&](std::size_t row, std::size_t column, __m512 value) {
-            store(query_key_value + (column / Size * tokens + row) * Size + column % Size, value);
+        const QuantizedRows of_block = quantized.from(packed.first[first], width);
+        float* query_key_value = workspace.query_key_value.reserve(tokens * 3 * width);
+        gemm(*layer.query_key_value, of_block, tokens, [&](std::size_t row, std::size_t column, __m512 value) {
+            store(query_key_value + (column / HeadSize * tokens + row) * HeadSize + column % HeadSize, value);
         });
-        float* context = rooms.context.of(tokens * width);
-        attend_all<Size>(layer, query_key_value, packed, first, end, bias, rooms, context);
-        feed_forward_all(layer, context, hidden + packed.first[first] * width, of_block, tokens, rooms);
+        float* context = workspace.context.reserve(tokens * width);
+        attend_block<HeadSize>(layer, query_key_value, packed, first, end, bias, workspace, context);
+        feed_forward_blocks(layer, context, hidden + packed.first[first] * width, of_block, tokens, workspace);
     }
 }
 
-// The same for each sequence's first token alone.
-template <std::size_t Size>
-void forward_first_row(const Layer& layer, const float* hidden, const Rounded& rounded, const Packed& packed,
-                       const AttentionBias& bias, Rooms& rooms, float* result) {
+// A layer for each sequence's first token only.
+template <std::size_t HeadSize>
+void forward_first_row(const Layer& layer, const float* hidden, const QuantizedRows& quantized, const Packed& packed,
+                       const AttentionBias& bias, Workspace& workspace, float* result) {
     const std::size_t width = layer.output->out, sequences = packed.sequences();
-    const Rounded rows{rooms.first_rows.of(sequences * width), rooms.first_scales.of(sequences)};
+    const QuantizedRows rows{workspace.first_rows.reserve(sequences * width),
+                             workspace.first_scales.reserve(sequences)};
     for (std::size_t sequence = 0; sequence < sequences; ++sequence) {
         const std::size_t first = packed.first[sequence];
         std::copy_n(hidden + first * width, width, result + sequence * width);
-        std::copy_n(rounded.values + first * width, width, rows.values + sequence * width);
-        rows.scales[sequence] = rounded.scales[first];
+        std::copy_n(quantized.values + first * width, width, rows.values + sequence * width);
+        rows.scales[sequence] = quantized.scales[first];
     }
-    float* queries = rooms.queries.of(sequences * width);
-    multiply(*layer.query_key_value, rows, sequences, {0, width},
-             [&](std::size_t row, std::size_t column, __m512 value) { store(queries + row * width + column, value); });
-    float* context = rooms.context.of(sequences * width);
+    float* queries = workspace.queries.reserve(sequences * width);
+    gemm(*layer.query_key_value, rows, sequences, {0, width},
+         [&](std::size_t row, std::size_t column, __m512 value) { store(queries + row * width + column, value); });
+    float* context = workspace.context.reserve(sequences * width);
     for (std::size_t sequence = 0; sequence < sequences; ++sequence)
-        attend_first_row<Size>(layer, queries + sequence * width, hidden + packed.first[sequence] * width,
-                               packed.tokens(sequence, sequence + 1), bias.values + sequence * bias.sequence_stride,
-                               rooms, context + sequence * width);
-    feed_forward_all(layer, context, result, rows, sequences, rooms);
+        attend_first_row<HeadSize>(layer, queries + sequence * width, hidden + packed.first[sequence] * width,
+                                   packed.tokens(sequence, sequence + 1), bias.values + sequence * bias.sequence_stride,
+                                   workspace, context + sequence * width);
+    feed_forward_blocks(layer, context, result, rows, sequences, workspace);
 }
 
-template <std::size_t Size>
-void forward_layer(const Layer& layer, float* hidden, const Rounded& rounded, const Packed& packed,
-                   const AttentionBias& bias, Rooms& rooms, float* result) {
-    if (layer.first_row) forward_first_row<Size>(layer, hidden, rounded, packed, bias, rooms, result);
-    else forward_all<Size>(layer, hidden, rounded, packed, bias, rooms);
+template <std::size_t HeadSize>
+void forward_layer(const Layer& layer, float* hidden, const QuantizedRows& quantized, const Packed& packed,
+                   const AttentionBias& bias, Workspace& workspace, float* result) {
+    if (layer.first_row) forward_first_row<HeadSize>(layer, hidden, quantized, packed, bias, workspace, result);
+    else forward_full<HeadSize>(layer, hidden, quantized, packed, bias, workspace);
 }
 
 }  // namespace
 
-bool supported() { return has_instructions(); }
+bool supported() { return cpu_has_instructions(); }
 
-void Free::operator()(void* memory) const { std::free(memory); }
+void AlignedDelete::operator()(void* memory) const { std::free(memory); }
 
 Linear::Linear(const std::int8_t* weights, const float* scales, const float* bias, std::size_t in, std::size_t out)
-    : in(in), out(out), panels(aligned<std::int8_t>(in * out)), offsets(out), scales(scales, scales + out),
+    : in(in), out(out), panels(allocate_aligned<std::int8_t>(in * out)), offsets(out), scales(scales, scales + out),
       bias(bias, bias + out) {
     for (std::size_t row = 0; row < in; ++row) {
         for (std::size_t column = 0; column < out; ++column) {
             const std::int8_t weight = weights[row * out + column];
-            panels[column / kPanel * kPanel * in + row / 4 * 4 * kPanel + column % kPanel * 4 + row % 4] = weight;
-            offsets[column] -= kMiddle * weight;
+            panels[column / kPanelColumns * kPanelColumns * in + row / 4 * 4 * kPanelColumns +
+                   column % kPanelColumns * 4 + row % 4] = weight;
+            offsets[column] -= kZeroPoint * weight;
         }
     }
 }
 
-void embed(const std::vector<Table>& tables, const Normalisation& by, const std::vector<Indices>& indices,
+void embed(const std::vector<EmbeddingTable>& tables, const LayerNorm& norm, const std::vector<RowIndices>& indices,
            std::size_t sequences, std::size_t length, float* result) {
-    const std::size_t width = by.weight.size(), tokens = sequences * length;
+    const std::size_t width = norm.weight.size(), tokens = sequences * length;
     const auto row_of = [&](std::size_t number, std::size_t token) {
         return indices[number].values[token / length * indices[number].sequence_stride + token % length];
     };
     for (std::size_t token = 0; token < tokens; ++token) {
         float* to = result + token * width;
         for (std::size_t number = 0; number < tables.size(); ++number) {
-            const Table& table = tables[number];
-            // Vectors lie anywhere in memory: those of a later token are on their way meanwhile.
+            const EmbeddingTable& table = tables[number];
+            // Rows are scattered in memory: prefetch those of a later token.
             const std::int8_t* later = table.vectors + row_of(number, std::min(token + 4, tokens - 1)) * width;
             for (std::size_t at = 0; at < width; at += 64)
                 _mm_prefetch(reinterpret_cast<const char*>(later + at), _MM_HINT_T0);
@@ -291,23 +294,24 @@ void embed(const std::vector<Table>& tables, const Normalisation& by, const std:
                 store(to + column, number == 0 ? vector : _mm512_add_ps(vector, load(to + column)));
             }
         }
-        if (token % 4 == 3) normalise_rows<4>(to - 3 * width, width, by);
+        if (token % 4 == 3) layer_norm_rows<4>(to - 3 * width, width, norm);
         else if (token + 1 == tokens)
-            for (std::size_t left = 0; left <= token % 4; ++left) normalise_rows<1>(to - left * width, width, by);
+            for (std::size_t left = 0; left <= token % 4; ++left) layer_norm_rows<1>(to - left * width, width, norm);
     }
 }
 
 void forward(const std::vector<Layer>& layers, float* hidden, std::size_t sequences, std::size_t length,
              const AttentionBias& bias, float* result) {
-    static thread_local Rooms rooms;
+    static thread_local Workspace workspace;
     const std::size_t width = layers.front().output->in;
     const Packed packed = pack(hidden, sequences, length, width, bias, layers.back().first_row);
-    const Rounded rounded{rooms.rounded.of(packed.tokens() * width), rooms.scales.of(packed.tokens())};
-    round_all(hidden, width, packed.tokens(), rounded);
+    const QuantizedRows quantized{workspace.quantized.reserve(packed.tokens() * width),
+                                  workspace.scales.reserve(packed.tokens())};
+    quantize_all(hidden, width, packed.tokens(), quantized);
     for (const Layer& layer : layers) {
         if (layer.output->in / layer.heads == 32)
-            forward_layer<32>(layer, hidden, rounded, packed, bias, rooms, result);
-        else forward_layer<64>(layer, hidden, rounded, packed, bias, rooms, result);
+            forward_layer<32>(layer, hidden, quantized, packed, bias, workspace, result);
+        else forward_layer<64>(layer, hidden, quantized, packed, bias, workspace, result);
     }
     if (!layers.back().first_row) unpack(hidden, packed, width, result);
 }
@@ -324,17 +328,17 @@ namespace rerankd {
 
 bool supported() { return false; }
 
-void Free::operator()(void* memory) const { std::free(memory); }
+void AlignedDelete::operator()(void* memory) const { std::free(memory); }
 
 Linear::Linear(const std::int8_t*, const float*, const float*, std::size_t in, std::size_t out) : in(in), out(out) {}
 
-void embed(const std::vector<Table>&, const Normalisation&, const std::vector<Indices>&, std::size_t, std::size_t,
-           float*) {
-    throw std::logic_error("these kernels are for x86-64");
+void embed(const std::vector<EmbeddingTable>&, const LayerNorm&, const std::vector<RowIndices>&, std::size_t,
+           std::size_t, float*) {
+    throw std::logic_error("the kernels need an x86-64 CPU");
 }
 
 void forward(const std::vector<Layer>&, float*, std::size_t, std::size_t, const AttentionBias&, float*) {
-    throw std::logic_error("these kernels are for x86-64");
+    throw std::logic_error("the kernels need an x86-64 CPU");
 }
 
 }  // namespace rerankd

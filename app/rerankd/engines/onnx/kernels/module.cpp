@@ -1,4 +1,4 @@
-// The kernels for Python: shapes are checked here and nowhere below.
+// Python bindings. All shapes are checked here, and not again in the kernels.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -15,8 +15,8 @@
 
 namespace py = pybind11;
 using rerankd::Layer;
+using rerankd::LayerNorm;
 using rerankd::Linear;
-using rerankd::Normalisation;
 
 namespace {
 
@@ -31,67 +31,67 @@ void require(bool holds, const std::string& otherwise) {
 
 std::vector<float> vector_of(const Floats& values, std::size_t size, const char* name) {
     require(values.ndim() == 1 && static_cast<std::size_t>(values.size()) == size,
-            std::string(name) + ": a vector of " + std::to_string(size) + " is wanted");
+            std::string(name) + ": expected a vector of " + std::to_string(size));
     return {values.data(), values.data() + values.size()};
 }
 
 std::shared_ptr<Linear> make_linear(const Integers& weights, const Floats& scales, const Floats& bias) {
     require(weights.ndim() == 2 && weights.shape(0) % kMultiple == 0 && weights.shape(1) % kMultiple == 0 &&
                 weights.size() > 0,
-            "weights: a matrix is wanted whose sizes are multiples of 64");
+            "weights: expected a matrix whose sizes are multiples of 64");
     const auto in = static_cast<std::size_t>(weights.shape(0)), out = static_cast<std::size_t>(weights.shape(1));
     const auto checked_scales = vector_of(scales, out, "scales"), checked_bias = vector_of(bias, out, "bias");
     return std::make_shared<Linear>(weights.data(), checked_scales.data(), checked_bias.data(), in, out);
 }
 
-Normalisation make_normalisation(const Floats& weight, const Floats& bias, float epsilon) {
+LayerNorm make_layer_norm(const Floats& weight, const Floats& bias, float epsilon) {
     const auto size = static_cast<std::size_t>(weight.size());
     return {vector_of(weight, size, "weight"), vector_of(bias, size, "bias"), epsilon};
 }
 
 Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear> output, std::shared_ptr<Linear> up,
-                 std::shared_ptr<Linear> down, Normalisation after_attention, Normalisation after_feed_forward,
-                 std::size_t heads, float score_scale, bool first_row) {
+                 std::shared_ptr<Linear> down, LayerNorm attention_norm, LayerNorm output_norm, std::size_t heads,
+                 float score_scale, bool first_row) {
     const std::size_t width = output->out, size = heads ? width / heads : 0;
     require(query_key_value->in == width && query_key_value->out == 3 * width && output->in == width &&
-                up->in == width && down->in == up->out && down->out == width &&
-                after_attention.weight.size() == width && after_feed_forward.weight.size() == width,
-            "the sizes of a layer's parts do not fit each other");
-    require((size == 32 || size == 64) && size * heads == width, "heads of 32 or 64 are wanted");
-    return {query_key_value, output,      up,       down, std::move(after_attention), std::move(after_feed_forward),
-            heads,           score_scale, first_row};
+                up->in == width && down->in == up->out && down->out == width && attention_norm.weight.size() == width &&
+                output_norm.weight.size() == width,
+            "the sizes of a layer's parts do not match");
+    require((size == 32 || size == 64) && size * heads == width, "the head size must be 32 or 64");
+    return {query_key_value,        output, up,          down,     std::move(attention_norm),
+            std::move(output_norm), heads,  score_scale, first_row};
 }
 
 using Rows = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
 
-// Tables stay where they are in memory: of a large vocabulary they are most of a model.
+// Keeps references to the tables instead of copying them: with a large vocabulary they are most of the model.
 class Embeddings {
   public:
-    Embeddings(const std::vector<std::pair<Integers, Floats>>& tables, Normalisation normalisation)
-        : arrays_(tables), normalisation_(std::move(normalisation)) {
-        const auto width = static_cast<py::ssize_t>(normalisation_.weight.size());
+    Embeddings(const std::vector<std::pair<Integers, Floats>>& tables, LayerNorm norm)
+        : arrays_(tables), norm_(std::move(norm)) {
+        const auto width = static_cast<py::ssize_t>(norm_.weight.size());
         require(!tables.empty() && width > 0 && width % kMultiple == 0,
-                "at least one table is wanted, of vectors whose size is a multiple of 64");
-        require(rerankd::supported(), "the kernels need a processor with AVX-512 and VNNI");
+                "expected at least one table, with vectors of a multiple of 64");
+        require(rerankd::supported(), "the kernels need a CPU with AVX-512 and VNNI");
         for (const auto& [vectors, scales] : arrays_) {
             require(vectors.ndim() == 2 && vectors.shape(1) == width && scales.ndim() == 1 &&
                         scales.size() == vectors.shape(0),
-                    "tables of shape [rows, " + std::to_string(width) + "] and a scale for each row are wanted");
+                    "expected tables of shape [rows, " + std::to_string(width) + "] and a scale for each row");
             tables_.push_back({vectors.data(), scales.data()});
         }
     }
 
     py::array_t<float> forward(const std::vector<Rows>& indices) const {
-        require(indices.size() == tables_.size(), "indices for each table are wanted");
-        for (const Rows& rows : indices) require(rows.ndim() == 2, "indices: shape [sequences, length] is wanted");
+        require(indices.size() == tables_.size(), "expected indices for each table");
+        for (const Rows& rows : indices) require(rows.ndim() == 2, "indices: expected shape [sequences, length]");
         py::ssize_t sequences = 1;
         for (const Rows& rows : indices) sequences = std::max(sequences, rows.shape(0));
         const py::ssize_t length = indices.front().shape(1);
-        std::vector<rerankd::Indices> checked;
+        std::vector<rerankd::RowIndices> checked;
         for (std::size_t number = 0; number < indices.size(); ++number) {
             const Rows& rows = indices[number];
             require((rows.shape(0) == sequences || rows.shape(0) == 1) && rows.shape(1) == length,
-                    "indices: shape [sequences or 1, length] is wanted, the same for all tables");
+                    "indices: expected shape [sequences or 1, length], the same for all tables");
             const py::ssize_t count = arrays_[number].first.shape(0);
             for (py::ssize_t at = 0; at < rows.size(); ++at)
                 if (rows.data()[at] < 0 || rows.data()[at] >= count)
@@ -99,42 +99,43 @@ class Embeddings {
                                             std::to_string(count));
             checked.push_back({rows.data(), rows.shape(0) == 1 ? 0 : static_cast<std::size_t>(length)});
         }
-        py::array_t<float> result({sequences, length, static_cast<py::ssize_t>(normalisation_.weight.size())});
+        py::array_t<float> result({sequences, length, static_cast<py::ssize_t>(norm_.weight.size())});
         float* to = result.mutable_data();
         {
             const py::gil_scoped_release release;
-            rerankd::embed(tables_, normalisation_, checked, sequences, length, to);
+            rerankd::embed(tables_, norm_, checked, sequences, length, to);
         }
         return result;
     }
 
   private:
     std::vector<std::pair<Integers, Floats>> arrays_;
-    std::vector<rerankd::Table> tables_;
-    Normalisation normalisation_;
+    std::vector<rerankd::EmbeddingTable> tables_;
+    LayerNorm norm_;
 };
 
 class Layers {
   public:
     explicit Layers(std::vector<Layer> layers) : layers_(std::move(layers)) {
-        require(!layers_.empty(), "at least one layer is wanted");
-        require(rerankd::supported(), "the kernels need a processor with AVX-512 and VNNI");
+        require(!layers_.empty(), "expected at least one layer");
+        require(rerankd::supported(), "the kernels need a CPU with AVX-512 and VNNI");
         for (const Layer& layer : layers_) {
-            require(layer.output->out == layers_.front().output->out, "layers of different widths");
-            require(!layer.first_row || &layer == &layers_.back(), "only the last layer may go on with one row");
+            require(layer.output->out == layers_.front().output->out, "the layers have different widths");
+            require(!layer.first_row || &layer == &layers_.back(),
+                    "only the last layer may output the first row alone");
         }
     }
 
     py::array_t<float> forward(py::array_t<float, py::array::c_style>& hidden, const Floats& bias) const {
         require(hidden.ndim() == 3 && static_cast<std::size_t>(hidden.shape(2)) == layers_.front().output->out &&
                     hidden.size() > 0,
-                "hidden: shape [sequences, length, width] is wanted");
-        require(static_cast<std::size_t>(hidden.shape(1)) <= rerankd::kLongest,
-                "hidden: sequences of " + std::to_string(rerankd::kLongest) + " tokens at most are wanted");
+                "hidden: expected shape [sequences, length, width]");
+        require(static_cast<std::size_t>(hidden.shape(1)) <= rerankd::kMaxLength,
+                "hidden: expected at most " + std::to_string(rerankd::kMaxLength) + " tokens per sequence");
         const py::ssize_t sequences = hidden.shape(0), length = hidden.shape(1);
         require(bias.ndim() == 4 && (bias.shape(0) == sequences || bias.shape(0) == 1) && bias.shape(1) == 1 &&
                     (bias.shape(2) == length || bias.shape(2) == 1) && bias.shape(3) == length,
-                "bias: shape [sequences or 1, 1, length or 1, length] is wanted");
+                "bias: expected shape [sequences or 1, 1, length or 1, length]");
         const std::size_t query_stride = bias.shape(2) == 1 ? 0 : length;
         const std::size_t sequence_stride = bias.shape(0) == 1 ? 0 : bias.shape(2) * length;
         py::array_t<float> result({sequences, layers_.back().first_row ? 1 : length, hidden.shape(2)});
@@ -156,18 +157,18 @@ class Layers {
 
 PYBIND11_MODULE(_compiled, module) {
     module.def("supported", &rerankd::supported);
-    module.attr("UNSEEN") = rerankd::kUnseen;
+    module.attr("UNSEEN") = rerankd::kMasked;
     py::class_<Linear, std::shared_ptr<Linear>>(module, "Linear")
         .def(py::init(&make_linear), py::arg("weights"), py::kw_only(), py::arg("scales"), py::arg("bias"));
-    py::class_<Normalisation>(module, "Normalisation")
-        .def(py::init(&make_normalisation), py::kw_only(), py::arg("weight"), py::arg("bias"), py::arg("epsilon"));
+    py::class_<LayerNorm>(module, "Normalisation")
+        .def(py::init(&make_layer_norm), py::kw_only(), py::arg("weight"), py::arg("bias"), py::arg("epsilon"));
     py::class_<Layer>(module, "Layer")
         .def(py::init(&make_layer), py::kw_only(), py::arg("query_key_value"), py::arg("output"), py::arg("up"),
              py::arg("down"), py::arg("after_attention"), py::arg("after_feed_forward"), py::arg("heads"),
              py::arg("score_scale"), py::arg("first_row") = false);
     py::class_<Embeddings>(module, "Embeddings")
-        .def(py::init<const std::vector<std::pair<Integers, Floats>>&, Normalisation>(), py::arg("tables"),
-             py::kw_only(), py::arg("normalisation"))
+        .def(py::init<const std::vector<std::pair<Integers, Floats>>&, LayerNorm>(), py::arg("tables"), py::kw_only(),
+             py::arg("normalisation"))
         .def("forward", &Embeddings::forward, py::arg("indices"));
     py::class_<Layers>(module, "Layers")
         .def(py::init<std::vector<Layer>>(), py::arg("layers"))

@@ -18,13 +18,13 @@ from rerankd.batching.work import Results
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import Worker
-from rerankd.domain import FloatArray, ScoreOptions, Scores, Timings
+from rerankd.domain import FloatArray, PassagePlan, ScoreOptions, Scores, Timings, Truncation
 from rerankd.engines.base import BatchLimits
 from rerankd.errors import CacheUnavailable, InvalidRequest, TooLong
 from rerankd.pipeline.blanks import BlankStage
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.long_queries import LongQueryStage
-from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.scorers.base import Edges, EncodedPairs
 from rerankd.scorers.ranking import Activation, identity
@@ -382,7 +382,8 @@ class FakeService:
     cache: Cache | None = None
     activation: Activation = identity
     canary: Canary = _CANARY
-    passages: PassagePolicy = field(default_factory=PassagePolicy)
+    passages: PassagePlan = field(default_factory=PassagePlan)
+    truncation: Truncation = Truncation.TRUNCATE
     max_documents: int = 10_000
     max_query_chars: int = 32_768
     max_waiting_tokens: int = 1_000_000
@@ -436,7 +437,9 @@ class FakeService:
             if self.cache is not None
             else direct
         )
-        passages = PassageStage(cached, self.scorer, batcher, tokenizing, policy=self.passages)
+        passages = PassageStage(
+            cached, self.scorer, batcher, tokenizing, plan=self.passages, truncation=self.truncation
+        )
         return LoadedModel(
             stage=LongQueryStage(BlankStage(passages, tokenizing, drops=self.scorer.drops), self.scorer, tokenizing),
             direct=direct,

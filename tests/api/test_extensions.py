@@ -8,7 +8,6 @@ import pytest
 
 from rerankd.cache.memory import MemoryCache
 from rerankd.domain import Truncation
-from rerankd.pipeline.passages import PassagePolicy
 from rerankd.scorers.ranking import sigmoid
 from tests.api.conftest import Api, OpenApi, is_our_error
 from tests.fakes import FakeService, WordScorer, score_of
@@ -147,7 +146,7 @@ async def test_blank_documents_keep_their_index_beside_passages(api: Api) -> Non
 
 
 async def test_a_model_that_reads_passages_by_default_does_so_in_every_dialect(open_api: OpenApi) -> None:
-    async with open_api(FakeService(activation=sigmoid, passages=PassagePolicy(truncation=Truncation.CHUNK))) as api:
+    async with open_api(FakeService(activation=sigmoid, truncation=Truncation.CHUNK)) as api:
         (chunked,) = await _results(api, [_LONG], truncation="chunk")
         for path in ("/v2/rerank", "/v1/rerank"):
             answer = await api.post(path, {"query": "q", "documents": [_LONG]})

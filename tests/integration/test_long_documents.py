@@ -11,7 +11,7 @@ import pytest
 from rerankd.config.settings import Settings
 from rerankd.domain import (
     Aggregation,
-    PassageOptions,
+    PassageWishes,
     RerankRequest,
     RerankResult,
     ScoreOptions,
@@ -41,13 +41,13 @@ async def _rerank(service: RerankService, *documents: str, options: ScoreOptions
     return await service.rerank(RerankRequest(query=_QUERY, documents=documents, options=options))
 
 
-async def _passage_values(service: RerankService, document: str, passages: PassageOptions) -> list[float]:
+async def _passage_values(service: RerankService, document: str, passages: PassageWishes) -> list[float]:
     """The raw score of each passage, found by asking for one passage more at a time."""
     values: list[float] = []
     while True:
         options = ScoreOptions(
             truncation=Truncation.CHUNK,
-            passages=PassageOptions(tokens=passages.tokens, max_passages=len(values) + 1, aggregation=Aggregation.MEAN),
+            passages=PassageWishes(tokens=passages.tokens, max_passages=len(values) + 1, aggregation=Aggregation.MEAN),
         )
         result = await _rerank(service, document, options=options)
         total = result.results[0].value * (len(values) + 1)
@@ -74,7 +74,7 @@ async def test_the_best_passage_decides_and_can_be_asked_alone(tmp_path: Path) -
 
 
 async def test_every_aggregation_is_what_its_passages_say(tmp_path: Path) -> None:
-    passages = PassageOptions(tokens=60)
+    passages = PassageWishes(tokens=60)
     async with _service(tmp_path, passages={"max_passages": 100}) as service:
         values = await _passage_values(service, _LONG, passages)
         expected = {
@@ -85,7 +85,7 @@ async def test_every_aggregation_is_what_its_passages_say(tmp_path: Path) -> Non
         }
         assert len(set(expected.values())) == 4
         for aggregation, value in expected.items():
-            asked = PassageOptions(tokens=60, aggregation=aggregation)
+            asked = PassageWishes(tokens=60, aggregation=aggregation)
             options = ScoreOptions(truncation=Truncation.CHUNK, passages=asked)
             result = await _rerank(service, _LONG, options=options)
             assert result.results[0].value == pytest.approx(value, abs=1e-3)
@@ -100,7 +100,7 @@ async def test_a_registry_sets_the_policy_and_its_bounds(tmp_path: Path) -> None
         assert result.scores.passages.counts.tolist() == [5]
         assert result.scores.passages.starts.tolist() == [0]
         assert result.dropped_tokens > 0
-        more = ScoreOptions(passages=PassageOptions(max_passages=50, aggregation=Aggregation.MAX))
+        more = ScoreOptions(passages=PassageWishes(max_passages=50, aggregation=Aggregation.MAX))
         wider = await _rerank(service, _LONG, options=more)
         assert wider.scores.passages is not None
         assert wider.scores.passages.counts.tolist() == [5], "a request cannot exceed the bound"

@@ -29,14 +29,14 @@ from rerankd.batching.planner import BatchPlanner
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.config.api_keys import ApiKey, hash_key
-from rerankd.domain import FloatArray
+from rerankd.domain import FloatArray, PassagePlan
 from rerankd.engines.base import BatchLimits
 from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.held_bytes import HeldBytes
 from rerankd.gateway.keys import ApiKeys
 from rerankd.pipeline.blanks import BlankStage, drops_nothing
 from rerankd.pipeline.cached import CachedStage
-from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.base import EncodedPairs
@@ -230,7 +230,7 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     tokenizing = SharedWorker(VirtualWorker(clock, threads=threads), per_caller=max(1, threads - 1))
     pointwise = PointwiseStage(scorer, batcher, tokenizing)
     cached = pointwise if cache is None else CachedStage(pointwise, cache, fingerprint="", observer=observer)
-    passages = PassageStage(cached, scorer, batcher, tokenizing, policy=PassagePolicy())
+    passages = PassageStage(cached, scorer, batcher, tokenizing, plan=PassagePlan())
     stage: Stage = BlankStage(passages, tokenizing, drops=drops_nothing)
     model = ServedModel(name="fake", aliases=(), observer=observer)
     serving = asyncio.create_task(batcher.run())

@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rerankd.config.model_names import ModelNames
 from rerankd.config.options import closest, explain, read_toml
-from rerankd.domain import Aggregation, check_overlap
+from rerankd.domain import Aggregation, PassagePlan, check_overlap
 from rerankd.errors import ConfigError
 
 ENVIRONMENT_PREFIX: Final = "RERANKD_"
@@ -443,6 +443,10 @@ class PassageSpec(BaseModel):
     def _go_on(self) -> "PassageSpec":
         check_overlap(tokens=self.tokens, overlap=self.overlap)
         return self
+
+    @property
+    def plan(self) -> PassagePlan:
+        return PassagePlan(**dict(self))
 
 
 @dataclass(frozen=True, slots=True)

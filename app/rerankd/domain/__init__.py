@@ -3,7 +3,8 @@
 from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray
 from rerankd.domain.options import (
     Aggregation,
-    PassageOptions,
+    PassagePlan,
+    PassageWishes,
     ScoreOptions,
     Side,
     Truncation,
@@ -24,8 +25,9 @@ __all__ = [
     "IntArray",
     "Meter",
     "NameArray",
-    "PassageOptions",
+    "PassagePlan",
     "PassageScores",
+    "PassageWishes",
     "RankedDocument",
     "RerankRequest",
     "RerankResult",

@@ -15,10 +15,9 @@ from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import (
-    Aggregation,
     FloatArray,
     IntArray,
-    PassageOptions,
+    PassagePlan,
     PassageScores,
     ScoreOptions,
     Scores,
@@ -47,30 +46,6 @@ _USUAL_CHARS_PER_TOKEN = 4
 _EDGE_TOKENS = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassagePolicy:
-    """A model's defaults, and the bound `max_passages` of what a request may ask for. `tokens` None: as many as fit
-    beside the query; `overlap` None: a quarter of them.
-    """
-
-    truncation: Truncation = Truncation.TRUNCATE
-    tokens: int | None = None
-    overlap: int | None = None
-    max_passages: int = 32
-    aggregation: Aggregation = Aggregation.MAX
-    top_k: int = 3
-
-    def length(self, options: PassageOptions, *, room: int) -> int:
-        return min(options.tokens or self.tokens or room, room)
-
-    def overlap_of(self, options: PassageOptions, *, length: int) -> int:
-        asked = self.overlap if options.overlap is None else options.overlap
-        return length // 4 if asked is None else min(asked, length // 2)
-
-    def limit(self, options: PassageOptions) -> int:
-        return min(options.max_passages or self.max_passages, self.max_passages)
-
-
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """A document's passages as (start, end) in characters, and how many of its tokens are in none of them."""
@@ -89,13 +64,16 @@ class PassageStage:
         batcher: Batcher[Encoding, FloatArray],
         tokenizing: SharedWorker,
         *,
-        policy: PassagePolicy,
+        plan: PassagePlan,
+        truncation: Truncation = Truncation.TRUNCATE,
     ) -> None:
+        """`plan` and `truncation` are the operator's; a request may wish otherwise."""
         self._inner = inner
         self._reader = reader
         self._batcher = batcher
         self._tokenizing = tokenizing
-        self._policy = policy
+        self._plan = plan
+        self._truncation = truncation
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
         """Score every document, in the order given: whole, by its end, or by its passages.
@@ -103,25 +81,25 @@ class PassageStage:
         Raises:
             RerankError: what the inner stage raises.
         """
-        truncation = options.truncation or self._policy.truncation
+        truncation = options.truncation or self._truncation
         from_the_end = truncation is Truncation.TRUNCATE and options.truncation_side is Side.LEFT
         if truncation is not Truncation.CHUNK and not from_the_end:
             return await self._inner.score(query, documents, options)
         started = perf_counter()
-        estimate = self._estimate(documents, options, chunked=truncation is Truncation.CHUNK)
+        plan = options.passages.within(self._plan)
+        estimate = self._estimate(documents, plan, limit=1 if from_the_end else plan.max_passages)
         async with self._batcher.admit(estimate, options.terms) as ticket:
-            cuts = await self._cut(query, documents, replace(options, truncation=truncation))
+            cuts = await self._cut(query, documents, options, None if from_the_end else plan)
             # Passages that are in the cache cost nothing more, and the others ask for themselves.
             ticket.release_to_ask_again()
         cutting = Timings(tokenize_s=perf_counter() - started)
         texts = [document[start:end] for document, cut in zip(documents, cuts, strict=True) for start, end in cut.spans]
         whole = replace(options, truncation=Truncation.TRUNCATE, truncation_side=Side.RIGHT, max_tokens_per_doc=None)
-        return self._gathered(await self._inner.score(query, texts, whole), cuts, options.passages, cutting)
+        return _gathered(await self._inner.score(query, texts, whole), cuts, plan, cutting)
 
-    def _estimate(self, documents: Sequence[str], options: ScoreOptions, *, chunked: bool) -> Estimate:
+    def _estimate(self, documents: Sequence[str], plan: PassagePlan, *, limit: int) -> Estimate:
         """Before anything is tokenised, by what is known of documents then: how many characters they have."""
-        length = self._policy.length(options.passages, room=self._reader.max_length)
-        limit = self._policy.limit(options.passages) if chunked else 1
+        length = plan.length(room=self._reader.max_length)
         per_passage = length * _USUAL_CHARS_PER_TOKEN
         return Estimate(
             characters=sum(min(len(document), limit * per_passage) for document in documents),
@@ -129,54 +107,53 @@ class PassageStage:
             longest=length,
         )
 
-    async def _cut(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[_Cut]:
+    async def _cut(
+        self, query: str, documents: Sequence[str], options: ScoreOptions, plan: PassagePlan | None
+    ) -> list[_Cut]:
+        """Into passages, or, without a plan, into one at the end."""
         terms = options.terms
         room = await self._tokenizing.run(share_of(terms, [query]), self._reader.room, query, options.instruction)
         cuts: list[_Cut] = []
         for some, share in portions(documents, terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
             cuts += await self._tokenizing.run(
-                share, _cut_all, self._reader, documents[some], options, self._policy, room
+                share, _cut_all, self._reader, documents[some], plan, room, options.max_tokens_per_doc
             )
         return cuts
 
-    def _gathered(self, scores: Scores, cuts: Sequence[_Cut], options: PassageOptions, cutting: Timings) -> Scores:
-        """The documents' scores from those of all their passages."""
-        counts = np.array([len(cut.spans) for cut in cuts], dtype=np.int64)
-        aggregated = aggregate(
-            scores.values,
-            counts,
-            aggregation=options.aggregation or self._policy.aggregation,
-            top_k=options.top_k or self._policy.top_k,
-        )
-        spans: IntArray = np.array([span for cut in cuts for span in cut.spans], dtype=np.int64)[aggregated.best]
-        joined = scores.joined(counts, aggregated.values)
-        return replace(
-            joined,
-            dropped=joined.dropped + np.array([cut.dropped for cut in cuts], dtype=np.int64),
-            passages=PassageScores(starts=spans[:, 0], ends=spans[:, 1], counts=counts),
-            timings=cutting + joined.timings,
-        )
+
+def _gathered(scores: Scores, cuts: Sequence[_Cut], plan: PassagePlan, cutting: Timings) -> Scores:
+    """The documents' scores from those of all their passages."""
+    counts = np.array([len(cut.spans) for cut in cuts], dtype=np.int64)
+    aggregated = aggregate(scores.values, counts, aggregation=plan.aggregation, top_k=plan.top_k)
+    spans: IntArray = np.array([span for cut in cuts for span in cut.spans], dtype=np.int64)[aggregated.best]
+    joined = scores.joined(counts, aggregated.values)
+    return replace(
+        joined,
+        dropped=joined.dropped + np.array([cut.dropped for cut in cuts], dtype=np.int64),
+        passages=PassageScores(starts=spans[:, 0], ends=spans[:, 1], counts=counts),
+        timings=cutting + joined.timings,
+    )
 
 
 def _cut_all(
-    reader: PairScorer, documents: Sequence[str], options: ScoreOptions, policy: PassagePolicy, room: int
+    reader: PairScorer, documents: Sequence[str], plan: PassagePlan | None, room: int, max_tokens: int | None
 ) -> list[_Cut]:
     """Cut documents up by tokens. Blocking."""
-    length = policy.length(options.passages, room=room)
-    if options.truncation is Truncation.CHUNK:
-        plan = _Plan(
-            fits=length,
-            length=min(length, room - _EDGE_TOKENS),
-            overlap=policy.overlap_of(options.passages, length=length),
-            limit=policy.limit(options.passages),
-            max_tokens=options.max_tokens_per_doc,
-        )
-        return _read(reader, documents, plan)
-    return _read_ends(reader, documents, length=min(room, options.max_tokens_per_doc or room))
+    if plan is None:
+        return _read_ends(reader, documents, length=min(room, max_tokens or room))
+    length = plan.length(room=room)
+    wanted = _Windows(
+        fits=length,
+        length=min(length, room - _EDGE_TOKENS),
+        overlap=plan.overlap_of(length),
+        limit=plan.max_passages,
+        max_tokens=max_tokens,
+    )
+    return _read(reader, documents, wanted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class _Windows:
     """How documents with more than `fits` tokens are cut into windows of `length`."""
 
     fits: int
@@ -191,26 +168,26 @@ class _Plan:
         return most if self.max_tokens is None else min(most, self.max_tokens)
 
 
-def _read(reader: PairScorer, documents: Sequence[str], plan: _Plan) -> list[_Cut]:
+def _read(reader: PairScorer, documents: Sequence[str], wanted: _Windows) -> list[_Cut]:
     beginnings = read_parts(
         documents,
         reader.edges,
-        enough=lambda edges: edges.tokens >= plan.most_tokens + _SPARE_TOKENS,
-        reach=_reach(plan.most_tokens),
+        enough=lambda edges: edges.tokens >= wanted.most_tokens + _SPARE_TOKENS,
+        reach=_reach(wanted.most_tokens),
     )
-    return [_passages(*pair, plan) for pair in zip(documents, beginnings, strict=True)]
+    return [_passages(*pair, wanted) for pair in zip(documents, beginnings, strict=True)]
 
 
 def _reach(tokens: int) -> Reach:
     return Reach.of(tokens, first=_CHARS_PER_TOKEN, most=2 * _CHARS_PER_TOKEN, least=_LEAST_CHARS)
 
 
-def _passages(document: str, beginning: Part[Edges], plan: _Plan) -> _Cut:
+def _passages(document: str, beginning: Part[Edges], wanted: _Windows) -> _Cut:
     edges = beginning.content
-    tokens = edges.tokens if plan.max_tokens is None else min(edges.tokens, plan.max_tokens)
+    tokens = edges.tokens if wanted.max_tokens is None else min(edges.tokens, wanted.max_tokens)
     found = [(0, tokens)]
-    if tokens > plan.fits:
-        found = windows(edges, tokens=tokens, length=plan.length, overlap=plan.overlap, limit=plan.limit)
+    if tokens > wanted.fits:
+        found = windows(edges, tokens=tokens, length=wanted.length, overlap=wanted.overlap, limit=wanted.limit)
     spans = [(int(edges.characters[start]), int(edges.characters[end])) for start, end in found]
     # A passage that shows nothing says nothing of its document, whatever a model says of it.
     visible = [(start, end) for start, end in spans if is_visible(document[start:end])]

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
-from math import ceil
 from time import perf_counter
 
 import numpy as np
@@ -41,8 +39,8 @@ class WindowedStage:
             RateLimited: the caller's quota does not last for another round.
         """
         wishes = options.windows or WindowWishes()
-        plan = plan_within(self._scorer.plan, wishes)
-        order = _initial_order(wishes, len(documents))
+        plan = _known_schedule(wishes.within(self._scorer.plan))
+        order = wishes.order_of(len(documents))
         ranking = _Ranking(self._scorer, self._batcher, self._tokenizing, query, documents, options)
         ranked = await ranking.run(_schedule(plan, order[: plan.depth], top_n=options.top_n))
         return ranking.scores([*ranked, *order[plan.depth :]])
@@ -164,38 +162,10 @@ def values_of_order(ranked: Sequence[int]) -> FloatArray:
     return values
 
 
-def plan_within(plan: WindowPlan, wishes: WindowWishes) -> WindowPlan:
-    """The plan with a caller's wishes.
-
-    Raises:
-        InvalidRequest: a wish is not within it; the message says the bounds.
-    """
-    window = _bounded("window", wishes.window, 2, plan.window)
-    depth = _bounded("depth", wishes.depth, 1, plan.depth)
-    stride = min(plan.stride, window - 1)
-    if wishes.stride is not None:
-        # A shorter one would read every candidate more often than the operator allows.
-        least = min(ceil(window * plan.stride / plan.window), window - 1)
-        stride = _bounded("stride", wishes.stride, least, window - 1)
-    if wishes.schedule is not None and wishes.schedule not in SCHEDULES:
-        raise InvalidRequest(f"unknown schedule {wishes.schedule[:40]!r}; known: {', '.join(SCHEDULES)}")
-    return replace(plan, window=window, stride=stride, depth=depth, schedule=wishes.schedule or plan.schedule)
-
-
-def _bounded(name: str, wish: int | None, least: int, most: int) -> int:
-    if wish is None:
-        return most
-    if not least <= wish <= most:
-        raise InvalidRequest(f"{name} must be from {least} to {most} for this model; got {wish}")
-    return wish
-
-
-def _initial_order(wishes: WindowWishes, count: int) -> Sequence[int]:
-    if wishes.initial_order is None:
-        return range(count)
-    if sorted(wishes.initial_order) != list(range(count)):
-        raise InvalidRequest(f"initial_order must hold each of the document indices 0 to {count - 1} once")
-    return wishes.initial_order
+def _known_schedule(plan: WindowPlan) -> WindowPlan:
+    if plan.schedule not in SCHEDULES:
+        raise InvalidRequest(f"unknown schedule {plan.schedule[:40]!r}; known: {', '.join(SCHEDULES)}")
+    return plan
 
 
 def _schedule(plan: WindowPlan, candidates: Sequence[int], *, top_n: int | None) -> Schedule:

@@ -29,7 +29,7 @@ from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cascade import CascadeStage, Member
 from rerankd.pipeline.long_queries import LongQueryStage
-from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.windowed import WindowedStage
@@ -255,7 +255,14 @@ class _Keeper:
         stage: Stage = pointwise
         if cache is not None:
             stage = CachedStage(pointwise, cache, fingerprint=parts.fingerprint, observer=self.observer)
-        passages = PassageStage(stage, parts.pairs, batcher, self.tokenizing, policy=_passage_policy(self.spec))
+        passages = PassageStage(
+            stage,
+            parts.pairs,
+            batcher,
+            self.tokenizing,
+            plan=self.spec.passages.plan,
+            truncation=Truncation(self.spec.truncation),
+        )
         written = BlankStage(passages, self.tokenizing, drops=parts.pairs.drops)
         return pointwise, LongQueryStage(written, parts.pairs, self.tokenizing), parts.pairs.activation
 
@@ -327,10 +334,6 @@ def _patience_s(engine: Engine, settings: Settings) -> float:
     if isinstance(engine, RemoteEngine):
         return max(settings.stuck_after_s, engine.longest_pass_s)
     return settings.stuck_after_s
-
-
-def _passage_policy(spec: ModelSpec) -> PassagePolicy:
-    return PassagePolicy(truncation=Truncation(spec.truncation), **dict(spec.passages))
 
 
 def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:

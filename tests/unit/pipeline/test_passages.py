@@ -10,26 +10,28 @@ import pytest
 from rerankd.batching.admission import Estimate
 from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import Aggregation, PassageOptions, ScoreOptions, Scores, Side, Truncation
+from rerankd.domain import Aggregation, PassagePlan, PassageWishes, ScoreOptions, Scores, Side, Truncation
 from rerankd.errors import Overloaded
 from rerankd.pipeline.cached import CachedStage
-from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.passages import PassageStage
 from rerankd.scorers.base import Edges
 from rerankd.scorers.visible import LOOKED_AT
 from tests.fakes import RecordingObserver, RecordingStage, WordScorer, idle_batcher, score_of
 
-_DEFAULTS = PassagePolicy()
+_DEFAULTS = PassagePlan()
 _CHUNK = ScoreOptions(truncation=Truncation.CHUNK)
 _WORDS = " ".join(f"w{number}" for number in range(100))
 
 
 class _Setup:
-    def __init__(self, worker: SharedWorker, policy: PassagePolicy) -> None:
+    def __init__(self, worker: SharedWorker, plan: PassagePlan, truncation: Truncation) -> None:
         self.inner = RecordingStage()
         self.observer = RecordingObserver()
         self.cache = MemoryCache(max_entries=1000)
         cached = CachedStage(self.inner, self.cache, fingerprint="f", observer=self.observer)
-        self.stage = PassageStage(cached, WordScorer(max_length=42), idle_batcher(), worker, policy=policy)
+        self.stage = PassageStage(
+            cached, WordScorer(max_length=42), idle_batcher(), worker, plan=plan, truncation=truncation
+        )
 
     async def score(self, *documents: str, options: ScoreOptions = _CHUNK) -> Scores:
         return await self.stage.score("query", documents, options)
@@ -40,9 +42,11 @@ class _Setup:
 
 
 @asynccontextmanager
-async def _opened(policy: PassagePolicy = _DEFAULTS) -> AsyncIterator[_Setup]:
+async def _opened(
+    plan: PassagePlan = _DEFAULTS, *, truncation: Truncation = Truncation.TRUNCATE
+) -> AsyncIterator[_Setup]:
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        yield _Setup(worker, policy)
+        yield _Setup(worker, plan, truncation)
 
 
 def _words(text: str) -> list[str]:
@@ -83,13 +87,13 @@ async def test_tokens_and_drops_are_summed_over_passages() -> None:
     ],
 )
 async def test_every_aggregation(aggregation: Aggregation, expected: float) -> None:
-    options = replace(_CHUNK, passages=PassageOptions(aggregation=aggregation, top_k=2))
+    options = replace(_CHUNK, passages=PassageWishes(aggregation=aggregation, top_k=2))
     async with _opened() as setup:
         await setup.score(_WORDS)
         values: Mapping[str, float] = dict(zip(setup.texts, (1.0, 5.0, 0.0, 3.0), strict=True))
         setup.inner.values = values
         setup.cache = MemoryCache(max_entries=10)
-    async with _opened(PassagePolicy(top_k=2)) as setup:
+    async with _opened(PassagePlan(top_k=2)) as setup:
         setup.inner.values = values
         scores = await setup.score(_WORDS, options=options)
         assert scores.values.tolist() == [expected]
@@ -101,7 +105,7 @@ async def test_passages_are_cached_as_texts_so_that_policies_cannot_mix() -> Non
         whole = await setup.score(_WORDS, options=ScoreOptions())
         chunked = await setup.score(_WORDS)
         again = await setup.score(_WORDS)
-        mean = await setup.score(_WORDS, options=replace(_CHUNK, passages=PassageOptions(aggregation=Aggregation.MEAN)))
+        mean = await setup.score(_WORDS, options=replace(_CHUNK, passages=PassageWishes(aggregation=Aggregation.MEAN)))
         assert whole.values[0] != chunked.values[0]
         assert whole.cached is not None
         assert chunked.cached is not None
@@ -123,8 +127,8 @@ async def test_a_passage_scores_what_its_text_scores_alone() -> None:
 
 
 async def test_a_request_may_ask_for_other_passages_within_bounds() -> None:
-    async with _opened(PassagePolicy(max_passages=3)) as setup:
-        asked = PassageOptions(tokens=20, overlap=5, max_passages=99)
+    async with _opened(PassagePlan(max_passages=3)) as setup:
+        asked = PassageWishes(tokens=20, overlap=5, max_passages=99)
         scores = await setup.score(_WORDS, options=replace(_CHUNK, passages=asked))
         assert [len(_words(text)) for text in setup.texts] == [20] * 3
         assert scores.dropped.tolist() == [100 - 50 + 3 * 2]
@@ -149,7 +153,7 @@ async def test_a_document_that_fits_is_one_passage(tokens: int) -> None:
 
 
 async def test_a_model_may_read_passages_by_default_and_a_request_may_forbid_it() -> None:
-    async with _opened(PassagePolicy(truncation=Truncation.CHUNK)) as setup:
+    async with _opened(truncation=Truncation.CHUNK) as setup:
         await setup.score(_WORDS, options=ScoreOptions())
         assert len(setup.texts) == 4
         await setup.score(_WORDS, options=ScoreOptions(truncation=Truncation.TRUNCATE))
@@ -180,7 +184,7 @@ async def test_of_a_huge_document_only_what_can_be_read_is_tokenised(options: Sc
     scorer = Counting(max_length=42)
     document = "word " * 1_000_000
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        stage = PassageStage(RecordingStage(), scorer, idle_batcher(), worker, policy=PassagePolicy())
+        stage = PassageStage(RecordingStage(), scorer, idle_batcher(), worker, plan=PassagePlan())
         scores = await stage.score("query", [document], options)
     assert scorer.characters < 70_000
     assert abs(int(scores.dropped[0]) - 1_000_000) < 5_000
@@ -207,7 +211,7 @@ async def test_no_more_of_a_document_is_ever_looked_at_than_its_reach(options: S
 
     scorer, inner = Counting(max_length=42), RecordingStage()
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        stage = PassageStage(inner, scorer, idle_batcher(), worker, policy=PassagePolicy())
+        stage = PassageStage(inner, scorer, idle_batcher(), worker, plan=PassagePlan())
         scores = await stage.score("query", [unit * 5_000_000], options)
     assert scorer.characters <= LOOKED_AT + 65_536
     assert all(len(text) <= LOOKED_AT for _, texts, _ in inner.asked for text in texts)
@@ -223,7 +227,7 @@ async def test_nothing_is_tokenised_that_was_not_admitted(options: ScoreOptions)
     batcher = idle_batcher(max_waiting_tokens=100)
     with SharedWorker.open(name="tokenize", threads=1) as worker:
         async with batcher.admit(Estimate(characters=4000, items=100, longest=42), ScoreOptions().terms):
-            stage = PassageStage(RecordingStage(), Refused(), batcher, worker, policy=PassagePolicy())
+            stage = PassageStage(RecordingStage(), Refused(), batcher, worker, plan=PassagePlan())
             with pytest.raises(Overloaded):
                 await stage.score("query", ["word " * 1000] * 10, options)
 
@@ -231,7 +235,7 @@ async def test_nothing_is_tokenised_that_was_not_admitted(options: ScoreOptions)
 async def test_documents_that_are_cut_up_are_expected_once() -> None:
     batcher = idle_batcher()
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        stage = PassageStage(RecordingStage(), WordScorer(max_length=42), batcher, worker, policy=PassagePolicy())
+        stage = PassageStage(RecordingStage(), WordScorer(max_length=42), batcher, worker, plan=PassagePlan())
         await stage.score("query", ["word " * 1000] * 10, _CHUNK)
     assert batcher.admission.reserved_tokens == 0
     assert batcher.admission.expected_of("") == 0
@@ -258,7 +262,7 @@ async def test_a_document_is_scored_when_all_of_its_passages_are() -> None:
             return replace(scores, scored=np.array([index != 2 for index in range(len(documents))]))
 
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        stage = PassageStage(Late(), WordScorer(max_length=42), idle_batcher(), worker, policy=_DEFAULTS)
+        stage = PassageStage(Late(), WordScorer(max_length=42), idle_batcher(), worker, plan=_DEFAULTS)
         scores = await stage.score("query", ["short", _WORDS, "other"], _CHUNK)
     assert scores.scored is not None
     assert scores.scored.tolist() == [True, False, True]

@@ -18,7 +18,7 @@ from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cascade import CascadeStage, Member
 from rerankd.pipeline.pointwise import PointwiseStage
-from rerankd.pipeline.windowed import WindowedStage, plan_within, values_of_order
+from rerankd.pipeline.windowed import WindowedStage, values_of_order
 from rerankd.pipeline.windows import SCHEDULES
 from rerankd.scorers.base import EncodedWindow
 from rerankd.tasks.encoding import Encoding
@@ -207,23 +207,6 @@ async def test_those_beyond_the_depth_stay_below_in_the_initial_order() -> None:
 def test_an_unknown_schedule_is_refused_at_load() -> None:
     with pytest.raises(ConfigError, match="unknown schedule 'bubble'; known: sliding, full, top-down, tournament"):
         WindowedStage(NumberScorer(schedule="bubble"), None, None)  # type: ignore[arg-type]  # neither is reached
-
-
-def test_wishes_change_a_plan_within_its_bounds() -> None:
-    plan = WindowPlan(window=20, stride=10, schedule="sliding", depth=100)
-    assert plan_within(plan, WindowWishes()) == plan
-    wishes = WindowWishes(window=8, depth=50, schedule="tournament")
-    assert plan_within(plan, wishes) == WindowPlan(window=8, stride=7, schedule="tournament", depth=50)
-
-
-@pytest.mark.parametrize(
-    ("window", "stride", "least"), [(None, 9, 10), (10, 4, 5), (5, 2, 3), (2, 0, 1), (None, 1, 10)]
-)
-def test_no_stride_reads_a_candidate_more_often_than_the_operators(window: int | None, stride: int, least: int) -> None:
-    plan = WindowPlan(window=20, stride=10, schedule="sliding", depth=100)
-    with pytest.raises(InvalidRequest, match=f"stride must be from {least} to {(window or 20) - 1} for this model"):
-        plan_within(plan, WindowWishes(window=window, stride=stride))
-    assert plan_within(plan, WindowWishes(window=window, stride=least)).stride == least
 
 
 async def test_a_deadline_that_comes_between_windows_ends_the_schedule() -> None:

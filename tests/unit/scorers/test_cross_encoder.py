@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import FloatArray, PassageOptions, ScoreOptions, Truncation
+from rerankd.domain import FloatArray, PassagePlan, PassageWishes, ScoreOptions, Truncation
 from rerankd.errors import ConfigError, InvalidRequest
-from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.passages import PassageStage
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import PairScorer, ScorerSpec
 from rerankd.scorers.ranking import identity, sigmoid
@@ -431,12 +431,10 @@ async def test_passages_of_a_document_are_read_whole(
     scorer = load(make_folder(family))
     stage = RecordingStage()
     document = "\n".join(f"{number} {_STRANGE if number % 9 == 5 else CORPUS[number % 10]}" for number in range(40))
-    options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=tokens, overlap=overlap))
+    options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageWishes(tokens=tokens, overlap=overlap))
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        policy = PassagePolicy(max_passages=1000)
-        scores = await PassageStage(stage, scorer, idle_batcher(), worker, policy=policy).score(
-            QUERY, [document], options
-        )
+        plan = PassagePlan(max_passages=1000)
+        scores = await PassageStage(stage, scorer, idle_batcher(), worker, plan=plan).score(QUERY, [document], options)
     ((_, passages, _),) = stage.asked
     assert len(passages) > 2
     assert scorer.encode(QUERY, passages, max_document_tokens=None).dropped.sum() == 0

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import PassageOptions, ScoreOptions, Truncation
+from rerankd.domain import PassagePlan, PassageWishes, ScoreOptions, Truncation
 from rerankd.errors import ConfigError, InvalidRequest
-from rerankd.pipeline.passages import PassagePolicy, PassageStage
+from rerankd.pipeline.passages import PassageStage
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import PairScorer, ScorerSpec
 from tests.fakes import RecordingStage, idle_batcher
@@ -123,11 +123,11 @@ async def test_a_long_document_is_read_in_passages_that_fit(tmp_path: Path, temp
     scorer = load(tokenizer_folder(tmp_path / template, FAMILY_OF[template]), template)
     stage = RecordingStage()
     document = " ".join(f"Sentence {number} is about the capital of France." for number in range(400))
-    options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageOptions(tokens=64, overlap=8))
+    options = ScoreOptions(truncation=Truncation.CHUNK, passages=PassageWishes(tokens=64, overlap=8))
     with SharedWorker.open(name="tokenize", threads=1) as worker:
-        scores = await PassageStage(
-            stage, scorer, idle_batcher(), worker, policy=PassagePolicy(max_passages=1000)
-        ).score(QUERY, [document], options)
+        scores = await PassageStage(stage, scorer, idle_batcher(), worker, plan=PassagePlan(max_passages=1000)).score(
+            QUERY, [document], options
+        )
     ((_, passages, _),) = stage.asked
     assert len(passages) > 20
     assert passages[0] == document[: len(passages[0])]

@@ -10,7 +10,7 @@ from rerankd.api.dialects.base import Dialect, Json, limits_of
 from rerankd.api.dialects.superset import Result, SupersetCall, meta_of
 from rerankd.domain import (
     Aggregation,
-    PassageOptions,
+    PassageWishes,
     RankedDocument,
     RerankRequest,
     RerankResult,
@@ -88,7 +88,7 @@ class CohereV2Call(SupersetCall):
         return ScoreOptions(
             max_tokens_per_doc=self.max_tokens_per_doc,
             truncation=self.truncation or (Truncation.CHUNK if chunked else None),
-            passages=PassageOptions(
+            passages=PassageWishes(
                 tokens=fields.tokens,
                 overlap=fields.overlap,
                 max_passages=fields.max_per_doc or self.max_chunks_per_doc,

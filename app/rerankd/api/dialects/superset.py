@@ -21,7 +21,7 @@ from rerankd.api.dialects.fields import (
     texts_of,
 )
 from rerankd.concurrency.slices import Sliced
-from rerankd.domain import PassageOptions, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Terms, Truncation
+from rerankd.domain import PassageWishes, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Terms, Truncation
 
 
 class SupersetCall(TextsCall):
@@ -55,7 +55,7 @@ class SupersetCall(TextsCall):
         return ScoreOptions(
             max_tokens_per_doc=self.max_tokens_per_doc,
             truncation=Truncation.CHUNK if self.max_chunks_per_doc else None,
-            passages=PassageOptions(max_passages=self.max_chunks_per_doc),
+            passages=PassageWishes(max_passages=self.max_chunks_per_doc),
             terms=Terms(priority=self.priority or 0),
         )
 

@@ -134,6 +134,9 @@ class RecordingObserver:
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
         self._state("model_readiness_changed", model=model, ready=ready)
 
+    def model_certified(self, *, model: str, certified: bool) -> None:
+        self._state("model_certified", model=model, certified=certified)
+
     def connections_changed(self, *, open_connections: int) -> None:
         self._state("connections_changed", open_connections=open_connections)
 

@@ -107,6 +107,10 @@ def serve(
     template: Annotated[
         str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
     ] = None,
+    certify: Annotated[
+        str | None,
+        typer.Option(help="strict: refuse a MODEL that ranks obvious answers wrongly.", show_default=False),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Only check the configuration: exit with 2 and list all problems, or with 0."),
@@ -129,6 +133,7 @@ def serve(
         "model_device": device,
         "model_dtype": dtype,
         "model_template": template,
+        "model_certify": certify,
     }
     if check:
         _log_little()

@@ -167,6 +167,7 @@ _SYMPTOMS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {"process_start_time_seconds": "1000x380 2000x10 3000x10 4000x10 5000x10"},
         {"process_start_time_seconds": "1000x380 2000x10 3000x10 4000x20"},
     ),
+    "RerankModelUncertified": ({"rerank_model_certified": "1x400 0x20"}, {"rerank_model_certified": "1x417 0x3"}),
     "RerankModelNotReady": ({"rerank_model_ready": "1x400 0x20"}, {"rerank_model_ready": "1x417 0x3"}),
     # the last hour fails: 2 % of the requests are twenty times the budget, 1 % are ten times
     "RerankErrorBudgetBurnsFast": ({_FAILED: "0x360 0+2x60"}, {_FAILED: "0x360 0+1x60"}),

@@ -44,6 +44,7 @@ def _exported() -> dict[str, set[str]]:
     observer.cache_opened(entries=lambda: 1, size=lambda: 400)
     observer.watch_held_bytes(lambda: 0)
     observer.model_readiness_changed(model="m", ready=True)
+    observer.model_certified(model="m", certified=True)
     samples: dict[str, set[str]] = {}
     for family in observer.registry.collect():
         for sample in family.samples:

@@ -42,6 +42,7 @@ class Health(BaseModel):
 class ModelState(BaseModel):
     status: str
     reason: str | None = None
+    warning: str | None = None
 
 
 class Readiness(BaseModel):
@@ -62,7 +63,7 @@ class ModelDescription(BaseModel):
 
 
 # What of a model's details may be seen by whoever has a key. Options, which may hold paths and URLs, are none of it.
-_SHOWN: Final = ("scorer", "engine", "stages", "revision", "max_length", "scores", "batch_independent")
+_SHOWN: Final = ("scorer", "engine", "stages", "revision", "max_length", "scores", "batch_independent", "certified")
 
 
 class ModelList(BaseModel):
@@ -131,7 +132,11 @@ class OperationsEndpoints:
         body: Json = {
             "status": "draining" if self._lifecycle.draining else "ready" if ready else "not ready",
             "models": {
-                model.name: {"status": model.status, **({"reason": model.reason} if model.reason else {})}
+                model.name: {
+                    "status": model.status,
+                    **({"reason": model.reason} if model.reason else {}),
+                    **({"warning": model.warning} if model.warning else {}),
+                }
                 for model in self._service.models
             },
         }

@@ -51,6 +51,7 @@ def named_model(model: str, settings: Settings, *, name: str | None = None) -> M
         scorer=AUTO,
         engine=AUTO,
         options=options,
+        certify=settings.model_certify,
         engine_options={key: value for key, value in wanted.items() if value is not None},
     )
 

@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     model_dtype: Literal["float32", "float16", "bfloat16", "int8"] | None = Field(
         default=None, description="For `RERANKD_MODEL`: what to compute in. None: the engine's usual one."
     )
+    model_certify: Literal["warn", "strict"] = Field(
+        default="warn", description="For `RERANKD_MODEL`: `strict` refuses a model that ranks obvious answers wrongly."
+    )
     model_template: str | None = Field(
         default=None, description="For `RERANKD_MODEL`: the prompt template, where no file names the model's own."
     )
@@ -493,6 +496,10 @@ class ModelSpec(BaseModel):
     )
     passages: PassageSpec = Field(default=PassageSpec(), description="How long documents are read in passages.")
     batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
+    certify: Literal["warn", "strict"] = Field(
+        default="warn",
+        description="What comes of a model that ranks obvious answers wrongly: a warning, or (`strict`) it is refused.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that the model's repository brings. Only for code you have read."
     )

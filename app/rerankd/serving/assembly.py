@@ -36,6 +36,7 @@ from rerankd.pipeline.windowed import WindowedStage
 from rerankd.scorers import LIST_SCORERS, load_list_scorer, load_scorer
 from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
 from rerankd.scorers.ranking import Activation, identity
+from rerankd.serving.certifying import Certificate, certify
 from rerankd.serving.choosing import choose
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
 from rerankd.serving.model_files import model_content, model_folder, template_folders
@@ -67,6 +68,7 @@ class _Parts:
     canary: Canary
     fingerprint: str
     probe: Probe | None
+    certificate: Certificate | None
 
     @property
     def independent(self) -> bool:
@@ -234,7 +236,9 @@ class _Keeper:
                 "max_length": scorer.max_length,
                 "scores": "logit" if parts.pairs else "rank",
                 **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
+                **({} if parts.certificate is None else {"certified": parts.certificate.certified}),
             },
+            warning=parts.certificate.reason if parts.certificate else "",
             reads_windows=parts.lists is not None,
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
@@ -362,6 +366,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
         fingerprint=json.dumps(identity),
         # Golden pairs hold a long one already.
         probe=_tried(spec, engine, scorer, full_length=canary.tolerance is None),
+        certificate=_certified(spec, engine, scorer),
     )
 
 
@@ -421,8 +426,7 @@ def check_cutting(spec: ModelSpec) -> None:
 
 def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer, *, full_length: bool) -> Probe | None:
     """What trying the model found; None for one whose scores nobody compares."""
-    # Asking a remote model costs money, and one that writes has no scores to compare.
-    if isinstance(engine, RemoteEngine) or scorer.outputs is None:
+    if not _gives_scores(engine, scorer):
         return None
     found = probe(engine, scorer, full_length=full_length)
     if not found.independent:
@@ -431,6 +435,25 @@ def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer, *, 
             extra={"model": spec.name, "largest_difference": found.largest_difference, "tolerance": found.tolerance},
         )
     return found
+
+
+def _certified(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer) -> Certificate | None:
+    """Whether the model answers obvious questions; None for one that is not asked.
+
+    Raises:
+        ConfigError: it does not, and the entry is strict.
+    """
+    certificate = certify(engine, scorer) if _gives_scores(engine, scorer) else None
+    if certificate is not None and not certificate.certified:
+        if spec.certify == "strict":
+            raise ConfigError(f'{certificate.reason}, or set certify = "warn" to serve it all the same')
+        logger.warning("model is uncertified", extra={"model": spec.name, "reason": certificate.reason})
+    return certificate
+
+
+def _gives_scores(engine: Engine, scorer: PairScorer | ListScorer) -> bool:
+    """Asking a remote model costs money, and one that writes has no scores to compare."""
+    return not isinstance(engine, RemoteEngine) and scorer.outputs is not None
 
 
 def golden_pairs(folder: Path) -> Canary:

@@ -72,7 +72,8 @@ def _about(query: str, documents: Sequence[str], _options: ScoreOptions) -> int:
 class LoadedModel:
     """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
     `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
-    `remark` is for operators who wonder about its speed. `reads_windows`: it, or a
+    `remark` is for operators who wonder about its speed, `warning` says what may be wrong with its scores.
+    `reads_windows`: it, or a
     member of the cascade, is listwise. `estimate` says about how many tokens a request has.
     """
 
@@ -82,6 +83,7 @@ class LoadedModel:
     canary: Canary
     details: Mapping[str, str | int | bool | list[str]]
     remark: str = ""
+    warning: str = ""
     reads_windows: bool = False
     alive_at: Callable[[], float] = _never
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
@@ -140,6 +142,11 @@ class ServedModel:
         return self._loaded.remark if self._loaded else ""
 
     @property
+    def warning(self) -> str:
+        """What may be wrong with its scores; mostly empty."""
+        return self._loaded.warning if self._loaded else ""
+
+    @property
     def alive_at(self) -> float:
         """When its engine was last seen to work; see `Batcher.alive_at`."""
         return self._loaded.alive_at() if self._loaded else -inf
@@ -158,6 +165,8 @@ class ServedModel:
         if problem:
             raise ConfigError(problem)
         self._loaded = loaded
+        if "certified" in loaded.details:
+            self._observer.model_certified(model=self.name, certified=bool(loaded.details["certified"]))
         self._turn(Status.READY, "")
 
     def fail(self, reason: str) -> None:

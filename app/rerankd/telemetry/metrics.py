@@ -87,6 +87,12 @@ class PrometheusObserver:
         self._make_batch_metrics()
         self._make_cache_metrics()
         self._make_connection_metrics()
+        self._certified = Gauge(
+            "rerank_model_certified",
+            "1 if the model ranks obvious answers first, 0 if its scores may be noise.",
+            ["model"],
+            registry=registry,
+        )
         self._ready = Gauge("rerank_model_ready", "1 while the model can answer.", ["model"], registry=registry)
         memory = Gauge("rerank_process_memory_bytes", "Resident memory of the service.", registry=registry)
         memory.set_function(lambda: float(psutil.Process().memory_info().rss))
@@ -300,6 +306,9 @@ class PrometheusObserver:
         for reason in ("overloaded", "deadline_exceeded"):
             self._shed.labels(model, reason)
         self._ready.labels(model).set(ready)
+
+    def model_certified(self, *, model: str, certified: bool) -> None:
+        self._certified.labels(model).set(certified)
 
 
 def _outcome(status: int) -> str:

@@ -44,6 +44,8 @@ class Observer(Protocol):
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None: ...
 
+    def model_certified(self, *, model: str, certified: bool) -> None: ...
+
     def connections_changed(self, *, open_connections: int) -> None: ...
 
     def connection_refused(self, *, reason: str) -> None: ...
@@ -100,6 +102,9 @@ class Silent:
         pass
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
+        pass
+
+    def model_certified(self, *, model: str, certified: bool) -> None:
         pass
 
     def connections_changed(self, *, open_connections: int) -> None:

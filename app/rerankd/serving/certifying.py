@@ -1,0 +1,140 @@
+"""Asks a loaded model questions with an obvious answer: a model with a wrong prompt, head or label scores noise.
+
+Each question comes with a passage that answers it and one about something else. A reranker puts the first one first. A
+model that fails at one of them loads and computes without a fault, so that nothing else finds it out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from rerankd.engines.base import Engine
+from rerankd.errors import InvalidRequest
+from rerankd.scorers.base import ListScorer, PairScorer
+
+
+class Question(NamedTuple):
+    text: str
+    answer: str
+    other: str
+
+
+ENGLISH: Final = (
+    Question(
+        "What is the capital of France?",
+        "Paris is the capital and the largest city of France.",
+        "Knead the dough for ten minutes and let it rise in a warm place.",
+    ),
+    Question(
+        "how do bees make honey",
+        "Bees collect nectar from flowers, carry it to the hive and turn it into honey there.",
+        "The central bank raised its interest rate by half a percentage point on Thursday.",
+    ),
+    Question(
+        "symptoms of dehydration",
+        "Thirst, dark urine, dizziness and tiredness are symptoms of dehydration.",
+        "The train to Vienna leaves from platform four at half past nine.",
+    ),
+    Question(
+        "Who wrote Hamlet?",
+        "Hamlet is a tragedy that William Shakespeare wrote about the year 1600.",
+        "Solar panels turn light into electricity without moving parts.",
+    ),
+    Question(
+        "how to change a bicycle tyre",
+        "To change a bicycle tyre, take the wheel off, lift the tyre over the rim with levers and put the new one on.",
+        "Penguins live in the southern hemisphere and cannot fly.",
+    ),
+    Question(
+        "why is the sky blue",
+        "The sky is blue because air scatters blue light from the sun more than red light.",
+        "The company has two hundred employees and an office in Madrid.",
+    ),
+)
+# Asked only where the tokenizer reads the language: see `_reads`.
+OTHERS: Final = (
+    Question(
+        "Какой город является столицей Франции?",
+        "Париж является столицей и самым большим городом Франции.",
+        "Поезд в Вену уходит в половине десятого утра.",
+    ),
+    Question(
+        "Was sind die Symptome von Wassermangel?",
+        "Durst, dunkler Urin, Schwindel und Müdigkeit sind Symptome von Wassermangel.",
+        "Der Zug nach Wien fährt um halb zehn von Gleis vier ab.",
+    ),
+    Question(
+        "为什么天空是蓝色的?",
+        "天空是蓝色的,因为空气散射的蓝光比红光多。",
+        "这家公司有两百名员工,在马德里设有办事处。",
+    ),
+    Question(
+        "¿Quién escribió Don Quijote?",
+        "Don Quijote es una novela que Miguel de Cervantes escribió a comienzos del siglo XVII.",
+        "Los paneles solares convierten la luz en electricidad.",
+    ),
+)
+_MULTILINGUAL: Final = OTHERS[0]
+# A token of a language that a tokenizer was made for has about four characters; of another alphabet one, or less.
+_LEAST_CHARACTERS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """How many questions were asked, and which of them the model answered wrongly."""
+
+    asked: int
+    wrong: Sequence[str]
+
+    @property
+    def certified(self) -> bool:
+        return not self.wrong
+
+    @property
+    def reason(self) -> str:
+        """Why it is not certified; empty where it is."""
+        if self.certified:
+            return ""
+        return (
+            f"uncertified: of {self.asked} questions with an obvious answer it ranks {len(self.wrong)} wrongly, for "
+            f"example {self.wrong[0]!r}; check its prompt template, its head and the option `label` with `rerankd "
+            "inspect`"
+        )
+
+
+def certify(engine: Engine, scorer: PairScorer | ListScorer) -> Certificate | None:
+    """Ask a model its questions; None where they do not fit into what it reads."""
+    try:
+        if isinstance(scorer, ListScorer):
+            wrong = [question.text for question in ENGLISH if not _orders(engine, scorer, question)]
+            return Certificate(len(ENGLISH), wrong)
+        questions = (*ENGLISH, *OTHERS) if _reads(scorer, _MULTILINGUAL) else ENGLISH
+        wrong = [question.text for question in questions if not _separates(engine, scorer, question)]
+        return Certificate(len(questions), wrong)
+    except InvalidRequest:
+        return None
+
+
+def _separates(engine: Engine, scorer: PairScorer, question: Question) -> bool:
+    """Whether the answer scores higher than the other passage."""
+    pairs = scorer.encode(question.text, [question.answer, question.other], max_document_tokens=None)
+    answer, other = scorer.interpret(engine.run(pairs.encodings))
+    return bool(answer > other)
+
+
+def _orders(engine: Engine, scorer: ListScorer, question: Question) -> bool:
+    """Whether the answer comes first, be it the first candidate or the second."""
+    windows = [[question.answer, question.other], [question.other, question.answer]]
+    encodings = [scorer.encode_window(question.text, window, max_document_tokens=None).encoding for window in windows]
+    first, second = (scorer.interpret_window(row, candidates=2) for row in engine.run(encodings))
+    return bool(first[0] > first[1] and second[1] > second[0])
+
+
+def _reads(scorer: PairScorer, question: Question) -> bool:
+    """Whether a tokenizer knows a language: it cuts its words into a few tokens each, and those are not all unknown."""
+    (encoding,) = scorer.encode(question.text, [question.answer], max_document_tokens=None).encodings
+    tokens = sum(edges.tokens for edges in scorer.edges([question.text, question.answer]))
+    characters = len(question.text) + len(question.answer)
+    return tokens <= characters / _LEAST_CHARACTERS and len(np.unique(encoding.ids)) > tokens / 2

@@ -34,12 +34,12 @@ class HostileBody:
 def hostile_bodies() -> Iterator[HostileBody]:
     """All of them: dialects times fields times shapes, and what takes two fields together."""
     for dialect in DIALECTS:
-        for place in _places(dialect.call):
+        for place in _places(dialect.body):
             for shape, write in SHAPES.items():
                 yield _hostile(dialect, ".".join(place), shape, _in_place(dialect, place, write))
         for shape, write in _REPEATED.items():
             yield _hostile(dialect, "body", shape, write)
-        if "rank_fields" in dialect.call.model_fields:
+        if "rank_fields" in dialect.body.model_fields:
             for shape, write_both in _RANKED.items():
                 yield _hostile(dialect, "rank_fields", shape, _ranked(dialect, write_both))
 
@@ -73,7 +73,7 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 def _in_place(dialect: Dialect, place: tuple[str, ...], write: Callable[[int], bytes]) -> Callable[[int], bytes]:
     """The dialect's example with one of its fields replaced. Its other names for the same field are left out."""
-    others = {str(choice) for choice in _synonyms(dialect.call, place[0])}
+    others = {str(choice) for choice in _synonyms(dialect.body, place[0])}
 
     def content(size: int) -> bytes:
         fields = {name: orjson.dumps(value) for name, value in dialect.example.items() if name not in others}
@@ -196,7 +196,7 @@ _RANKED: Final[Mapping[str, Callable[[int], tuple[bytes, bytes]]]] = {
 
 
 def _ranked(dialect: Dialect, write: Callable[[int], tuple[bytes, bytes]]) -> Callable[[int], bytes]:
-    documents = next(iter(dialect.takes))
+    documents = next(iter(dialect.document_fields))
 
     def content(size: int) -> bytes:
         names, values = write(size)

@@ -52,9 +52,9 @@ class TooLong:
     problem: str
     index: int | None = None
 
-    def told(self, *, documents: str = "documents", cut_by: str = "") -> str:
+    def phrase(self, *, documents: str = "documents", truncation_hint: str = "") -> str:
         place = "" if self.index is None else f"{documents}[{self.index}]"
-        return f"{place}{self.problem}" + (f", or allow a cut ({cut_by})" if cut_by else "")
+        return f"{place}{self.problem}" + (f", or allow a cut ({truncation_hint})" if truncation_hint else "")
 
 
 class InvalidRequest(RerankError):
@@ -65,7 +65,7 @@ class InvalidRequest(RerankError):
 
     def __init__(self, message: str | TooLong) -> None:
         self.too_long = message if isinstance(message, TooLong) else None
-        super().__init__(message.told() if isinstance(message, TooLong) else message)
+        super().__init__(message.phrase() if isinstance(message, TooLong) else message)
 
 
 class Unauthorized(InvalidRequest):

@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from loadtest.hostile import SHAPES, HostileBody, hostile_bodies, spread
 from rerankd.api.dialects import DIALECTS
-from rerankd.api.dialects.base import CallLimits
+from rerankd.api.dialects.base import RequestLimits
 from rerankd.api.parsing.bodies import BodyLimits, BodyReader
 from rerankd.config.settings import Settings
 from rerankd.errors import RerankError
@@ -27,7 +27,7 @@ _BODIES = BodyLimits(
     max_fields=_SETTINGS.max_body_fields,
     max_text_bytes=_SETTINGS.max_text_bytes,
 )
-_CALLS = CallLimits(
+_CALLS = RequestLimits(
     documents=_SETTINGS.max_documents,
     queries=_SETTINGS.max_queries,
     rank_fields=_SETTINGS.max_rank_fields,
@@ -101,7 +101,7 @@ def test_every_field_of_every_dialect_is_tried_with_every_shape() -> None:
             known = {place.split(".")[0] for place in fields}
             expected = {
                 name
-                for field_name, field in dialect.call.model_fields.items()
+                for field_name, field in dialect.body.model_fields.items()
                 for name in getattr(field.validation_alias, "choices", [field_name])
             }
             assert expected <= known, "a field is not tried"

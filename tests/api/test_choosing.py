@@ -66,7 +66,7 @@ async def test_a_path_of_one_dialect_takes_the_bodies_of_the_others_too(
     api: Api, path: str, home: Dialect, fields: dict[str, Any], dialect: str
 ) -> None:
     """llama.cpp's `/reranking` takes `documents`, Mixedbread's `input`."""
-    expected = dialect if home.takes.isdisjoint(fields) else home.name
+    expected = dialect if home.document_fields.isdisjoint(fields) else home.name
     answer = await api.post(path, fields)
     assert answer.status_code == 200, answer.text
     assert api.requests_counted(dialect=expected, status=200) == 1
@@ -91,7 +91,7 @@ _WITH_TOP_N = [dialect for dialect in DIALECTS if dialect.name != "vllm-score"]
 )
 async def test_what_clients_send_for_all_results_gives_all_of_them(api: Api, dialect: Any, top_n: object) -> None:
     fields = {**dialect.example, "model": "fake"}
-    name = next(name for name in ("top_n", "top_k") if name in dialect.call.model_fields)
+    name = next(name for name in ("top_n", "top_k") if name in dialect.body.model_fields)
     answer = await api.post(
         dialect.paths[-1].replace("{model:path}", "fake"), {**fields, name: top_n}, headers=_headers(dialect)
     )
@@ -147,7 +147,7 @@ async def test_head_is_answered_as_get_is(api: Api, path: str) -> None:
 async def test_no_value_of_any_field_of_any_dialect_is_a_bug_of_ours(api: Api, dialect: Any, wrong: object) -> None:
     path = dialect.paths[-1].replace("{model:path}", "fake")
     headers = _PINECONE if dialect.name == "pinecone" else {}
-    for name in dialect.example.keys() | dialect.call.model_fields.keys():
+    for name in dialect.example.keys() | dialect.body.model_fields.keys():
         answer = await api.post(path, {**dialect.example, "model": None, name: wrong}, headers=headers)
         if answer.status_code != 200:
             code = {400: "invalid_request", 404: "model_not_found"}[answer.status_code]

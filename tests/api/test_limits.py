@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from rerankd.api.dialects import DIALECTS
-from rerankd.api.dialects.base import CallLimits, Dialect
+from rerankd.api.dialects.base import Dialect, RequestLimits
 from rerankd.errors import InvalidRequest, RequestTooLarge
 from tests.api.conftest import OpenApi, is_our_error
 from tests.fakes import FakeService
 
-_LIMITS = CallLimits(documents=10_000, queries=1000, rank_fields=64, fields=256)
+_LIMITS = RequestLimits(documents=10_000, queries=1000, rank_fields=64, fields=256)
 
 
 def _dialect(name: str) -> Dialect:

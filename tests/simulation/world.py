@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message
 
 from rerankd.api.dialects import DIALECTS
-from rerankd.api.dialects.base import CallLimits
+from rerankd.api.dialects.base import RequestLimits
 from rerankd.api.middleware import BodyBounds, BodyLimit
 from rerankd.api.parsing.bodies import STEP_BYTES, BodyLimits, BodyReader
 from rerankd.api.rerank import rerank_routes
@@ -53,7 +53,7 @@ T = TypeVar("T")
 _TOKENISE_S: Final = 1 / 5e6
 _READ_S: Final = 1 / 100e6
 _WRITE_S: Final = 0.05
-_LIMITS: Final = CallLimits(documents=10_000, queries=100, rank_fields=100, fields=1000)
+_LIMITS: Final = RequestLimits(documents=10_000, queries=100, rank_fields=100, fields=1000)
 # A step of reading holds the loop for so long: as many bytes as the reader takes in one turn.
 _STEP_S: Final = STEP_BYTES * _READ_S
 # A text of these has a token for each character, one of all others one for each four.

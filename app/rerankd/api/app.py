@@ -13,7 +13,7 @@ from rerankd import __version__
 from rerankd.api.answers import error_answer
 from rerankd.api.auth import SECURITY_SCHEMES
 from rerankd.api.dialects import DIALECTS
-from rerankd.api.dialects.base import CallLimits
+from rerankd.api.dialects.base import RequestLimits
 from rerankd.api.docs_page import docs_files
 from rerankd.api.fixed_answers import FixedAnswer, FixedAnswers
 from rerankd.api.lifecycle import Lifecycle
@@ -85,7 +85,7 @@ def _rerank_routes(settings: Settings, gateway: Gateway) -> APIRouter:
         max_fields=settings.max_body_fields,
         max_text_bytes=settings.max_text_bytes,
     )
-    calls = CallLimits(
+    calls = RequestLimits(
         documents=gateway.service.limits.max_documents,
         queries=settings.max_queries,
         rank_fields=settings.max_rank_fields,

@@ -21,7 +21,7 @@ def description_of(path: str, dialects: Sequence[Dialect]) -> Json:
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": _any_of([_inlined(dialect.call.model_json_schema()) for dialect in dialects]),
+                    "schema": _any_of([_inlined(dialect.body.model_json_schema()) for dialect in dialects]),
                     "examples": {dialect.name: {"value": dialect.example} for dialect in dialects},
                 }
             },

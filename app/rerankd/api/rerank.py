@@ -17,7 +17,7 @@ from starlette.types import Receive
 from rerankd.api.access import access_of
 from rerankd.api.answers import error_answer, json_answer, server_timing
 from rerankd.api.auth import key_in, security_of
-from rerankd.api.dialects.base import Call, CallLimits, Dialect, Json
+from rerankd.api.dialects.base import Dialect, Json, RequestBody, RequestLimits
 from rerankd.api.middleware import claim_of
 from rerankd.api.openapi import answers_of, description_of
 from rerankd.api.parsing.bodies import SMALL_BYTES, BodyReader
@@ -43,7 +43,7 @@ def rerank_routes(
     *,
     gateway: Gateway,
     bodies: BodyReader,
-    limits: CallLimits,
+    limits: RequestLimits,
     strict: bool = False,
 ) -> APIRouter:
     """A router with every path of every dialect; `strict` rejects unknown fields."""
@@ -82,8 +82,8 @@ class _Choice:
         return self._dialects[-1]
 
     def of(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
-        if len(self._dialects) == 1 and self.default.takes.isdisjoint(body):
-            others = (dialect for dialect in self._others if not dialect.takes.isdisjoint(body))
+        if len(self._dialects) == 1 and self.default.document_fields.isdisjoint(body):
+            others = (dialect for dialect in self._others if not dialect.document_fields.isdisjoint(body))
             return next((dialect for dialect in others if dialect.claims(body, headers)), self.default)
         return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self.default)
 
@@ -93,14 +93,14 @@ class _Parsed:
     """A body in its dialect's words and in ours, and which of its fields mean nothing."""
 
     dialect: Dialect
-    body: Call
+    body: RequestBody
     requests: Sequence[RerankRequest]
     ignored: Sequence[str]
 
 
 class _Endpoint:
     def __init__(
-        self, choice: _Choice, *, gateway: Gateway, bodies: BodyReader, limits: CallLimits, strict: bool
+        self, choice: _Choice, *, gateway: Gateway, bodies: BodyReader, limits: RequestLimits, strict: bool
     ) -> None:
         self._choice = choice
         self._gateway = gateway
@@ -126,7 +126,7 @@ class _Endpoint:
         try:
             results = await _while_connected(request.receive, call.rerank(parsed.requests))
         except InvalidRequest as error:
-            raise parsed.dialect.in_own_words(error, parsed.requests) from None
+            raise parsed.dialect.reworded(error, parsed.requests) from None
         answer = await self._write(call, parsed, results)
         claim_of(request.scope).change(len(answer.body))
         return answer
@@ -142,9 +142,9 @@ class _Endpoint:
         claim = claim_of(request.scope)
         claim.take(DOCUMENT_BYTES * min(dialect.count(fields), self._limits.documents))
         parsing = _parse(dialect, fields, body.text, limits=self._limits, strict=self._strict)
-        parsed, requests = await self._run_sliced(parsing, call, request.receive, size=len(body.text))
+        parsed_body, requests = await self._run_sliced(parsing, call, request.receive, size=len(body.text))
         claim.take(QUERY_BYTES * len(requests))
-        return _Parsed(dialect, parsed, requests, dialect.ignored(body.fields))
+        return _Parsed(dialect, parsed_body, requests, dialect.ignored(body.fields))
 
     async def _write(self, call: GatewayCall, parsed: _Parsed, results: Sequence[RerankResult]) -> Response:
         content = partial(parsed.body.render, results, request_id=request_id.get() or "")
@@ -173,11 +173,11 @@ class _Endpoint:
 
 
 def _parse(
-    dialect: Dialect, fields: Mapping[str, Any], text: bytes, *, limits: CallLimits, strict: bool
-) -> Sliced[tuple[Call, Sequence[RerankRequest]]]:
-    call = dialect.parse(fields, text, limits=limits, strict=strict)
-    yield from call.prepare()
-    return call, call.to_requests()
+    dialect: Dialect, fields: Mapping[str, Any], text: bytes, *, limits: RequestLimits, strict: bool
+) -> Sliced[tuple[RequestBody, Sequence[RerankRequest]]]:
+    body = dialect.parse(fields, text, limits=limits, strict=strict)
+    yield from body.prepare()
+    return body, body.to_requests()
 
 
 def _timeout_s(headers: Mapping[str, str]) -> float:

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from rerankd.api.dialects import DIALECTS
-from rerankd.api.dialects.base import CallLimits, Dialect
+from rerankd.api.dialects.base import Dialect, RequestLimits
 from rerankd.api.dialects.cohere import COHERE_V2
 from rerankd.api.dialects.nim import NIM
 from rerankd.api.dialects.vllm_score import VLLM_SCORE
 from rerankd.errors import InvalidRequest, RerankError
 
-_LIMITS = CallLimits(documents=50, queries=5, rank_fields=5, fields=20)
+_LIMITS = RequestLimits(documents=50, queries=5, rank_fields=5, fields=20)
 _ODD: list[object] = [
     "", "many", "1", 0, -1, 1e300, 1.5, True, None, [], [1], ["a"], [[]], {}, {"text": 1}, {"a": {}}, [{}],
     [{"text": None}], {"tokens": "many"}, {"window": 0}, {"truncate": 5},
@@ -30,7 +30,7 @@ def _refusal(dialect: Dialect, body: dict[str, Any], *, strict: bool = False) ->
 
 
 def _refusals(dialect: Dialect) -> Iterator[str]:
-    for field in [*dialect.example, *dialect.call.model_fields]:
+    for field in [*dialect.example, *dialect.body.model_fields]:
         for value in _ODD:
             told = _refusal(dialect, {**dialect.example, field: value}, strict=True)
             if told:

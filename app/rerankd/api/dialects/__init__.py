@@ -1,4 +1,4 @@
-"""The dialects, in the order in which they may claim a body on a shared path. A new one is a file and one line here."""
+"""The dialects, in the order in which they may claim a body on a shared path. A new one is a file and a line here."""
 
 from typing import Final
 

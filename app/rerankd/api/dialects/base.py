@@ -1,4 +1,4 @@
-"""What a dialect is: one family of clients' words for a rerank request and its answer."""
+"""What a dialect is: how one family of clients writes a rerank request and reads the answer."""
 
 import re
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ from rerankd.errors import InvalidRequest, RequestTooLarge, RerankError
 
 Json = dict[str, Any]
 
-# Where clients of several dialects meet; the body says which of them it is.
+# Paths that several dialects share; the body shows which dialect it is.
 SHARED_PATHS: Final = ("/v1/rerank", "/rerank")
 
 _PROBLEMS_SHOWN = 3
@@ -28,13 +28,13 @@ _IGNORED_SHOWN = 10
 _NAME_SHOWN = 100
 _VALUE_SHOWN = 60
 _NO_BODY = RawBody()
-# Kinds of problems of which the value says nothing more.
+# Kinds of problems that showing the value would not explain.
 _WITHOUT_VALUE: Final = frozenset(["missing", "too_short", "too_long"])
 _PRINTABLE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 def shown(value: object) -> str:
-    """A caller's value in a message: enough to recognise it, however long it is."""
+    """A client's value for a message, shortened so that it is still recognisable."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _VALUE_SHOWN else f"{value[:_VALUE_SHOWN]!r}... ({len(value)} characters)"
     if isinstance(value, dict | list):
@@ -43,9 +43,9 @@ def shown(value: object) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallLimits:
-    """How much of each thing a request may have; what exceeds it is refused before anything is built from it. `fields`
-    are those of an object beside the documents.
+class RequestLimits:
+    """The most of each thing that a request may have. More is rejected before anything is built from it. `fields` are
+    those of one object outside the documents.
     """
 
     documents: int
@@ -54,14 +54,14 @@ class CallLimits:
     fields: int
 
 
-def limits_of(info: ValidationInfo) -> CallLimits:
+def limits_of(info: ValidationInfo) -> RequestLimits:
     """The limits under which `Dialect.parse` reads a body."""
-    return cast(CallLimits, info.context)
+    return cast(RequestLimits, info.context)
 
 
-class Call(BaseModel, ABC):
-    """A request body in a dialect's words. Unknown fields are ignored, as clients expect of a drop-in, unless the
-    operator wants them refused.
+class RequestBody(BaseModel, ABC):
+    """A request body of a dialect. Unknown fields are ignored, as clients of a drop-in replacement expect, unless the
+    operator sets `strict`.
     """
 
     _raw_body: RawBody | None = PrivateAttr(default=None)
@@ -78,25 +78,25 @@ class Call(BaseModel, ABC):
         """Do what takes long before `to_requests`, in slices.
 
         Raises:
-            InvalidRequest: a document is neither text nor an object with the fields to read.
+            InvalidRequest: a document is not text, and not an object with the fields to read.
         """
         yield from ()
 
     @abstractmethod
     def to_requests(self) -> Sequence[RerankRequest]:
-        """Say it in our words: one request for each query.
+        """Our form of it: one request for each query.
 
         Raises:
-            InvalidRequest: a document is neither text nor an object with the fields to read.
+            InvalidRequest: a document is not text, and not an object with the fields to read.
         """
 
     @abstractmethod
     def render(self, results: Sequence[RerankResult], *, request_id: str) -> Json | list[Json]:
-        """The answer in the dialect's words, from the result of each request."""
+        """The answer in the dialect's form, from the result of each request."""
 
 
-class QueryCall(Call):
-    """A call with one query, as those of all rerank dialects are."""
+class QueryBody(RequestBody):
+    """A body with one query, as in all rerank dialects."""
 
     @abstractmethod
     def to_request(self) -> RerankRequest:
@@ -113,81 +113,88 @@ class QueryCall(Call):
         return self.render_result(results[0], request_id=request_id)
 
 
-def _every_call(_body: Mapping[str, Any], _headers: Mapping[str, str]) -> bool:
+def _any_body(_body: Mapping[str, Any], _headers: Mapping[str, str]) -> bool:
     return True
 
 
 def has_field(*names: str) -> Callable[[Mapping[str, Any], Mapping[str, str]], bool]:
-    """Claims bodies with one of these fields, be it null: some clients send all that they know."""
+    """Claims bodies with one of these fields. A null counts: some clients send every field that they know."""
     return lambda body, _headers: not body.keys().isdisjoint(names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """Paths may be shared: the first registered dialect that `claims` a body on its path gets it. On a path of its own
-    a dialect gets every body that has one of the fields it `takes` documents from; others get theirs there too. A
-    parameter of a path is a field that the body may leave out. `answer` describes the answer in the OpenAPI document;
-    `example` is a request body for the same purpose. `cut_by` is how a request allows that long
-    texts are cut; empty: it cannot.
+    """How one family of clients speaks.
+
+    Several dialects may share a path: the first one registered there that `claims` a body gets it. On a path that
+    belongs to one dialect, it gets every body with one of its `document_fields`; other bodies go to the dialect that
+    claims them. A parameter of a path is a field that the body may leave out. `answer` and `example` describe an answer
+    and a request in the OpenAPI document. `truncation_hint` says how a request allows that long texts are truncated;
+    empty: it cannot.
     """
 
     name: str
     paths: tuple[str, ...]
-    takes: frozenset[str]
-    call: type[Call]
+    document_fields: frozenset[str]
+    body: type[RequestBody]
     answer: type[BaseModel]
     example: Json
-    cut_by: str = ""
-    claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _every_call
+    truncation_hint: str = ""
+    claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _any_body
 
     @property
     def shares(self) -> bool:
-        """Whether it answers on the paths where the body says whose it is."""
+        """Whether it uses the paths on which the body shows the dialect."""
         return set(SHARED_PATHS) <= set(self.paths)
 
-    def parse(self, body: Mapping[str, Any], text: bytes, *, limits: CallLimits, strict: bool = False) -> Call:
-        """Read a body; `text` is what it came as.
+    def parse(
+        self, fields: Mapping[str, Any], text: bytes, *, limits: RequestLimits, strict: bool = False
+    ) -> RequestBody:
+        """Read a body's fields; `text` are the bytes that they came from.
 
         Raises:
             InvalidRequest: a field is missing or has the wrong type, or is unknown and `strict` forbids that; the
                 message names it.
             RequestTooLarge: there is more of something than the limits allow.
         """
-        self._refuse_long_lists(body, limits)
+        self._reject_long_lists(fields, limits)
         try:
-            call = self.call.model_validate(body, extra="forbid" if strict else "ignore", context=limits)
+            body = self.body.model_validate(fields, extra="forbid" if strict else "ignore", context=limits)
         except ValidationError as error:
-            raise InvalidRequest(_explain(error, self.call)) from None
+            raise InvalidRequest(_explain(error, self.body)) from None
         except RecursionError:
-            # A field of a few words: Python writes out whatever is not one of them.
+            # For an enum field Python writes out the whole value that is not a member.
             raise InvalidRequest("a field is nested too deeply to be what its name says; flatten it") from None
-        if any(dict in set(map(type, body[name])) for name in self.takes if isinstance(body.get(name), list)):
-            call.keep(RawBody(text))
-        return call
+        if any(
+            dict in set(map(type, fields[name])) for name in self.document_fields if isinstance(fields.get(name), list)
+        ):
+            body.keep(RawBody(text))
+        return body
 
-    def count(self, body: Mapping[str, Any]) -> int:
-        """How many documents a body has, before it is read."""
-        return sum(len(body[name]) for name in self.takes if isinstance(body.get(name), list))
+    def count(self, fields: Mapping[str, Any]) -> int:
+        """The number of documents, before `parse`."""
+        return sum(len(fields[name]) for name in self.document_fields if isinstance(fields.get(name), list))
 
-    def in_own_words(self, error: RerankError, requests: Sequence[RerankRequest]) -> RerankError:
-        """An error that names fields, with the dialect's own names of them."""
+    def reworded(self, error: RerankError, requests: Sequence[RerankRequest]) -> RerankError:
+        """An error with the dialect's own names of fields."""
         if not isinstance(error, InvalidRequest) or error.too_long is None:
             return error
         cut = any(request.options.truncation is Truncation.TRUNCATE for request in requests)
-        documents = next(name for name in self.example if name in self.takes)
-        return InvalidRequest(error.too_long.told(documents=documents, cut_by="" if cut else self.cut_by))
+        documents = next(name for name in self.example if name in self.document_fields)
+        hint = "" if cut else self.truncation_hint
+        return InvalidRequest(error.too_long.phrase(documents=documents, truncation_hint=hint))
 
-    def ignored(self, body: Mapping[str, Any]) -> list[str]:
-        """The fields of a body that mean nothing here, those of objects in it as `passages.token`, so that a misspelt
-        one can be noticed; at most ten.
+    def ignored(self, fields: Mapping[str, Any]) -> list[str]:
+        """At most ten of the unknown fields, so that a client can notice a misspelling; nested ones as
+        `passages.token`.
         """
-        return list(islice(_unknown_fields(body, self.call), _IGNORED_SHOWN))
+        return list(islice(_unknown_fields(fields, self.body), _IGNORED_SHOWN))
 
-    def _refuse_long_lists(self, body: Mapping[str, Any], limits: CallLimits) -> None:
-        """Check the length of every list, of unknown fields too, before anything reads its entries."""
-        for name, value in body.items():
+    def _reject_long_lists(self, fields: Mapping[str, Any], limits: RequestLimits) -> None:
+        """Check the length of every list, in unknown fields too, before anything reads its entries."""
+        for name, value in fields.items():
             if isinstance(value, list) and len(value) > limits.documents:
-                what = "documents per request" if name in self.takes else "entries in a list"
+                what = "documents per request" if name in self.document_fields else "entries in a list"
                 raise RequestTooLarge(f"at most {limits.documents} {what}; {name[:_NAME_SHOWN]} has {len(value)}")
             if isinstance(value, dict) and len(value) > limits.fields:
                 raise RequestTooLarge(
@@ -196,16 +203,16 @@ class Dialect:
 
 
 @cache
-def _known_fields(call: type[BaseModel]) -> frozenset[str]:
-    aliases = [field.validation_alias for field in call.model_fields.values()]
+def _known_fields(shape: type[BaseModel]) -> frozenset[str]:
+    aliases = [field.validation_alias for field in shape.model_fields.values()]
     choices = [choice for alias in aliases if isinstance(alias, AliasChoices) for choice in alias.choices]
-    return frozenset([*call.model_fields, *(choice for choice in choices if isinstance(choice, str))])
+    return frozenset([*shape.model_fields, *(choice for choice in choices if isinstance(choice, str))])
 
 
-def _unknown_fields(body: Mapping[str, Any], shape: type[BaseModel]) -> Iterator[str]:
-    """Objects in lists are the caller's texts, which may have fields of his own."""
+def _unknown_fields(fields: Mapping[str, Any], shape: type[BaseModel]) -> Iterator[str]:
+    """Objects in lists are documents, which may have any fields."""
     known = _known_fields(shape)
-    for name, value in body.items():
+    for name, value in fields.items():
         if name not in known:
             if _PRINTABLE.fullmatch(name):
                 yield name
@@ -215,28 +222,28 @@ def _unknown_fields(body: Mapping[str, Any], shape: type[BaseModel]) -> Iterator
             yield from (f"{name}.{unknown}" for unknown in (_unknown_fields(value, inner) if inner else ()))
 
 
-def _explain(error: ValidationError, call: type[Call]) -> str:
+def _explain(error: ValidationError, shape: type[RequestBody]) -> str:
     problems = error.errors(include_url=False)
-    # What is unknown is shown first: a field that is missing may be the same, misspelt.
+    # Unknown fields come first: one of them may be a missing field, misspelt.
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
-    # A value that fits none of several types has a problem with each.
+    # A value that fits none of several types has one problem for each type.
     phrases: dict[tuple[str, str], list[str]] = {}
     for problem in problems:
-        place = _place(problem, call)
-        before, phrase, after = _said(problem)
+        place = _place(problem, shape)
+        before, phrase, after = _phrases(problem)
         phrases.setdefault((f"{place}{before}", after), []).append(phrase)
-    said = [f"{before}{' or '.join(dict.fromkeys(several))}{after}" for (before, after), several in phrases.items()]
-    if len(said) > _PROBLEMS_SHOWN:
-        said[_PROBLEMS_SHOWN:] = [f"and {len(said) - _PROBLEMS_SHOWN} more"]
-    return "; ".join(said)
+    lines = [f"{before}{' or '.join(dict.fromkeys(several))}{after}" for (before, after), several in phrases.items()]
+    if len(lines) > _PROBLEMS_SHOWN:
+        lines[_PROBLEMS_SHOWN:] = [f"and {len(lines) - _PROBLEMS_SHOWN} more"]
+    return "; ".join(lines)
 
 
-def _place(problem: ErrorDetails, call: type[Call]) -> str:
-    """Where a problem is: `passages[0].text`. Names of fields are the caller's own, of any length; those that pydantic
-    gives the members of a union are left out.
+def _place(problem: ErrorDetails, shape: type[RequestBody]) -> str:
+    """Where a problem is: `passages[0].text`. A client may send names of any length, so they are cut. Names that
+    pydantic gives to the members of a union are left out.
     """
     place = ""
-    model: type[BaseModel] | None = call
+    model: type[BaseModel] | None = shape
     last = len(problem["loc"]) - 1
     for depth, part in enumerate(problem["loc"]):
         if isinstance(part, int):
@@ -250,8 +257,8 @@ def _place(problem: ErrorDetails, call: type[Call]) -> str:
     return place[:_NAME_SHOWN] or "body"
 
 
-def _said(problem: ErrorDetails) -> tuple[str, str, str]:
-    """What stands between place and phrase, the phrase, and the value where it helps."""
+def _phrases(problem: ErrorDetails) -> tuple[str, str, str]:
+    """What separates the place from the phrase, the phrase, and the value if it helps."""
     kind = problem["type"]
     if kind == "extra_forbidden":
         return ": ", "unknown field", ""

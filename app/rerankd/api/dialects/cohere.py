@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo, model_validator
 
 from rerankd.api.dialects.base import Dialect, Json, limits_of
-from rerankd.api.dialects.superset import Result, SupersetCall, meta_of
+from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import (
     Aggregation,
     PassageWishes,
@@ -24,11 +24,11 @@ from rerankd.errors import RequestTooLarge
 
 
 class PassageFields(BaseModel):
-    """How a long document is read in passages; what is absent is the model's default."""
+    """How a long document is read in passages; absent fields take the model's defaults."""
 
-    tokens: int | None = Field(default=None, ge=16, description="Tokens per passage, at most what the model reads.")
+    tokens: int | None = Field(default=None, ge=16, description="Tokens per passage, at most the model's length.")
     overlap: int | None = Field(
-        default=None, ge=0, description="Tokens that a passage shares with the one before, at most half of `tokens`."
+        default=None, ge=0, description="Tokens that a passage shares with the previous one, at most half of `tokens`."
     )
     max_per_doc: int | None = Field(default=None, ge=1, description="Read at most this many passages of a document.")
     aggregation: Aggregation | None = Field(
@@ -37,12 +37,12 @@ class PassageFields(BaseModel):
     top_k: int | None = Field(default=None, ge=1, description="How many passages `top_k_mean` averages.")
 
     @model_validator(mode="after")
-    def _go_on(self) -> "PassageFields":
+    def _overlap_fits(self) -> "PassageFields":
         check_overlap(tokens=self.tokens, overlap=self.overlap)
         return self
 
 
-def _as_many_as_documents(order: object, info: ValidationInfo) -> object:
+def _limit_length(order: object, info: ValidationInfo) -> object:
     if isinstance(order, list) and len(order) > limits_of(info).documents:
         raise RequestTooLarge(
             f"at most {limits_of(info).documents} documents per request; initial_order has {len(order)}"
@@ -51,25 +51,26 @@ def _as_many_as_documents(order: object, info: ValidationInfo) -> object:
 
 
 class WindowFields(BaseModel):
-    """How a listwise model works through the documents, within the operator's bounds; absent: as the operator said."""
+    """How a listwise model works through the documents, within the operator's limits; absent: as the operator set."""
 
     window: int | None = Field(default=None, description="Documents in one prompt.")
     stride: int | None = Field(default=None, description="By how many documents the sliding window moves.")
     schedule: str | None = Field(default=None, description="`sliding`, `full`, `top-down` or `tournament`.")
     depth: int | None = Field(default=None, description="Reorder only this many documents, from the first.")
-    initial_order: Annotated[list[int] | None, FailFast(), BeforeValidator(_as_many_as_documents)] = Field(
-        default=None, description="The indices of all documents, the best first, as your retriever has them."
+    initial_order: Annotated[list[int] | None, FailFast(), BeforeValidator(_limit_length)] = Field(
+        default=None, description="The indices of all documents, best first, as your retriever ranked them."
     )
 
 
-class CohereV2Call(SupersetCall):
+class CohereV2Body(SupersetBody):
     min_score: float | None = Field(
         default=None, allow_inf_nan=False, description="Leave out results with a lower relevance score."
     )
     truncation: Truncation | None = Field(
-        default=None, description="Documents that are too long: cut them, refuse the request, or read them in passages."
+        default=None,
+        description="Documents that are too long: truncate them, reject the request, or read them in passages.",
     )
-    passages: PassageFields | None = Field(default=None, description="How `chunk` reads; implies it.")
+    passages: PassageFields | None = Field(default=None, description="How `chunk` reads; implies `truncation: chunk`.")
     instruction: Annotated[str | None, AfterValidator(lambda text: text or None)] = Field(
         default=None, description="What counts as relevant, for models that follow instructions."
     )
@@ -77,7 +78,7 @@ class CohereV2Call(SupersetCall):
     on_deadline: Literal["error", "partial"] | None = Field(
         default=None, description="What to return when the deadline passes: an error (default), or the scores so far."
     )
-    explain: bool | None = Field(default=None, description="Say with each result where its score comes from.")
+    explain: bool | None = Field(default=None, description="Add to each result where its score comes from.")
 
     def to_request(self) -> RerankRequest:
         return replace(super().to_request(), min_score=self.min_score)
@@ -148,9 +149,9 @@ class CohereV2Answer(BaseModel):
 COHERE_V2: Final = Dialect(
     name="cohere-v2",
     paths=("/v2/rerank",),
-    takes=frozenset(["documents"]),
-    cut_by='truncation: "truncate"',
-    call=CohereV2Call,
+    document_fields=frozenset(["documents"]),
+    truncation_hint='truncation: "truncate"',
+    body=CohereV2Body,
     answer=CohereV2Answer,
     example={
         "model": "minilm-qa",

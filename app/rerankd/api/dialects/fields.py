@@ -1,4 +1,4 @@
-"""Fields that several dialects share, as leniently as their clients need them, and what answers say about documents."""
+"""Fields that several dialects share, as lenient as their clients need them, and parts of answers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PrivateAttr, ValidationInfo, WithJsonSchema
 
-from rerankd.api.dialects.base import QueryCall, limits_of, shown
+from rerankd.api.dialects.base import QueryBody, limits_of, shown
 from rerankd.api.parsing.json_text import kind_of
 from rerankd.api.parsing.raw_body import RawBody
 from rerankd.concurrency.slices import Sliced, run_to_end
@@ -21,11 +21,11 @@ _NAMES_SHOWN: Final = 5
 _LARGEST_COUNT: Final = 2.0**63
 RANK_FIELD_CHARS: Final = 1000
 _PAIRS_PER_SEARCH_UNIT: Final = 100
-# Number of texts and of fields between two yields to other callers.
-_TEXTS_AT_A_TIME: Final = 1000
-_FIELDS_AT_A_TIME: Final = 100
+# Texts and fields that are read before other work may run.
+_TEXTS_PER_STEP: Final = 1000
+_FIELDS_PER_STEP: Final = 100
 
-# Fields of a document that come back in its result and are not read.
+# Fields of a document that are returned with its result and are not read.
 PASSED_THROUGH: Final = ("id", "metadata")
 
 Documents = Annotated[
@@ -42,13 +42,13 @@ Documents = Annotated[
 ]
 
 
-def _all_of_them(top_n: object) -> object:
-    """Clients send 0, null, -1 and the largest number that they know for "all of them"."""
+def _all_results(top_n: object) -> object:
+    """For "all" clients send 0, null, -1 or the largest number that they know."""
     huge = isinstance(top_n, float) and top_n >= _LARGEST_COUNT
     return None if huge else top_n
 
 
-def _a_count(top_n: int | None) -> int | None:
+def _result_count(top_n: int | None) -> int | None:
     if top_n is not None and top_n < -1:
         raise ValueError(f"{top_n} is not a number of results; leave it out, or send 0 or -1, for all")
     return None if top_n in (0, -1) else top_n
@@ -57,8 +57,8 @@ def _a_count(top_n: int | None) -> int | None:
 TopN = Annotated[
     int | None,
     Field(description="How many results to return; 0, -1, null, absent or more than there are: all."),
-    BeforeValidator(_all_of_them),
-    AfterValidator(_a_count),
+    BeforeValidator(_all_results),
+    AfterValidator(_result_count),
 ]
 ModelName = Annotated[
     str | None,
@@ -67,7 +67,7 @@ ModelName = Annotated[
 ]
 
 
-def _few(names: object, info: ValidationInfo) -> object:
+def _limited(names: object, info: ValidationInfo) -> object:
     if isinstance(names, list) and len(names) > limits_of(info).rank_fields:
         raise RequestTooLarge(f"at most {limits_of(info).rank_fields} rank_fields; got {len(names)}")
     return names
@@ -91,7 +91,7 @@ RankFields = Annotated[
     list[str] | None,
     FailFast(),
     Field(description='The fields of documents sent as objects to read; default: "text".'),
-    BeforeValidator(_few),
+    BeforeValidator(_limited),
     AfterValidator(_distinct),
 ]
 ReturnDocuments = Annotated[bool | None, Field(description="Send the documents back with the results.")]
@@ -101,17 +101,17 @@ Priority = Annotated[
     int | None, Field(ge=0, le=LAST_PRIORITY, description=f"0 is served first, {LAST_PRIORITY} last; default: 0.")
 ]
 Truncate = Annotated[
-    bool | None, Field(description="Cut documents that are too long (default), or refuse the request.")
+    bool | None, Field(description="Truncate documents that are too long (default), or reject the request.")
 ]
 
 
 def truncation_of(*, cut: bool | None) -> Truncation | None:
-    """The policy that a client's flag means; the model's own where it says nothing."""
+    """The policy that a client's flag means; None: the model's own."""
     return {None: None, True: Truncation.TRUNCATE, False: Truncation.ERROR}[cut]
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Position:
     """Where a document is in the body."""
 
     raw_body: RawBody
@@ -122,18 +122,18 @@ class _Place:
         return f"{self.field}[{self.index}]"
 
 
-class TextsCall(QueryCall, ABC):
-    """A call whose documents are texts, or objects of which texts must be made."""
+class TextsBody(QueryBody, ABC):
+    """A body whose documents are texts, or objects that must be turned into texts."""
 
     _texts: list[str] | None = PrivateAttr(default=None)
 
     @abstractmethod
     def read_texts(self) -> Sliced[list[str]]:
-        """What `texts_of` makes of the documents."""
+        """The texts of the documents, by `texts_of`."""
 
     @property
     def texts(self) -> list[str]:
-        """What the model reads of each document."""
+        """The text that the model reads of each document."""
         if self._texts is None:
             run_to_end(self.prepare())
         assert self._texts is not None  # noqa: S101 - it has been prepared
@@ -151,12 +151,14 @@ def texts_of(
     name: str = "documents",
     bare: bool = False,
 ) -> Sliced[list[str]]:
-    """What the model reads of each document: a string itself; of an object its `text`, or `rank_fields` as
-    `name: value` lines, or where there is neither all of its fields so. `name` is what the dialect calls the list,
-    which came in the body `raw_body`; `bare` reads a single rank field without its name.
+    """The text that the model reads of each document. Of a string that is the string, of an object its `text` or its
+    `rank_fields`, the latter as lines of `name: value`. An object without either is read with all of its fields.
+
+    `name` is the dialect's name of the list, and `raw_body` the body that it came in. `bare` reads a single rank field
+    without its name.
 
     Raises:
-        InvalidRequest: a document is neither, or lacks the fields.
+        InvalidRequest: a document is not a string or an object, or lacks the fields.
     """
     bare = bare and rank_fields is not None and len(rank_fields) == 1
     own = not rank_fields or list(rank_fields) == ["text"]
@@ -165,9 +167,9 @@ def texts_of(
         text = document if isinstance(document, str) else _own_text(document) if own else None
         if text is None:
             yield
-            text = yield from _text_of(document, _Place(raw_body, name, index), rank_fields, bare=bare)
+            text = yield from _text_of(document, _Position(raw_body, name, index), rank_fields, bare=bare)
         texts.append(text)
-        if index % _TEXTS_AT_A_TIME == 0:
+        if index % _TEXTS_PER_STEP == 0:
             yield
     return texts
 
@@ -177,7 +179,7 @@ def score_of(ranked: RankedDocument, *, raw: bool | None) -> float:
 
 
 def usage_of(*results: RerankResult) -> dict[str, int]:
-    """Tokens that the model read. It reads only, so that prompt and total are the same."""
+    """Tokens that the model read. It writes none, so prompt and total are the same."""
     tokens = sum(result.tokens for result in results)
     return {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
 
@@ -188,12 +190,12 @@ def search_units(result: RerankResult) -> int:
 
 
 def _own_text(document: object) -> str | None:
-    """What most documents that are objects have; the rest needs a closer look."""
+    """The `text` of an object, which most objects have; None: the document needs a closer look."""
     text = document.get("text") if isinstance(document, dict) else None
     return text if isinstance(text, str) else None
 
 
-def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None, *, bare: bool) -> Sliced[str]:
+def _text_of(document: object, where: _Position, rank_fields: Sequence[str] | None, *, bare: bool) -> Sliced[str]:
     if not isinstance(document, Mapping):
         kind = "null" if document is None else f"a {kind_of(document)}"
         raise InvalidRequest(f'{where} is {kind}; send a string or an object with a "text"')
@@ -210,37 +212,37 @@ def _text_of(document: object, where: _Place, rank_fields: Sequence[str] | None,
     return text
 
 
-def _as_lines(document: Mapping[str, Any], where: _Place, names: Sequence[str], *, bare: bool) -> Sliced[str]:
+def _as_lines(document: Mapping[str, Any], where: _Position, names: Sequence[str], *, bare: bool) -> Sliced[str]:
     present = [name for name in names if document.get(name) is not None]
     if not present:
-        raise InvalidRequest(f"{where} has {_nothing_of(names)}")
+        raise InvalidRequest(f"{where} has {_nothing_to_read(names)}")
     if bare:
         return (yield from _as_text(document[present[0]], present[0], where))
     lines: list[str] = []
-    shows = False
+    visible = False
     for number, name in enumerate(present):
         text = yield from _as_text(document[name], name, where)
-        shows = shows or is_visible(text)
+        visible = visible or is_visible(text)
         lines.append(f"{name}: {text}")
-        if number % _FIELDS_AT_A_TIME == 0:
+        if number % _FIELDS_PER_STEP == 0:
             yield
-    # Names of fields that show nothing are no text of the document.
-    return "\n".join(lines) if shows else ""
+    # If no value has a visible character, the names of the fields are not a text either.
+    return "\n".join(lines) if visible else ""
 
 
-def _nothing_of(names: Sequence[str]) -> str:
+def _nothing_to_read(names: Sequence[str]) -> str:
     if not names:
         passed = " and ".join(PASSED_THROUGH)
-        return f'nothing to read beside {passed}; add a "text", or name the fields to read in rank_fields'
+        return f'nothing to read besides {passed}; add a "text", or name the fields to read in rank_fields'
     listed = ", ".join(map(shown, names[:_NAMES_SHOWN])) + (", ..." if len(names) > _NAMES_SHOWN else "")
     return f'none of the fields to read: {listed}; add one, or a "text", or name others in rank_fields'
 
 
-def _as_text(value: object, name: str, where: _Place) -> Sliced[str]:
+def _as_text(value: object, name: str, where: _Position) -> Sliced[str]:
     if isinstance(value, str):
         return value
     if isinstance(value, float):
-        # with all of its digits: 0.10, and whole numbers beyond 64 bits
+        # keeps all digits: 0.10, and integers beyond 64 bits
         yield from where.raw_body.find_members(where.field, where.index)
         return where.raw_body.member(where.field, where.index, name).decode()
     try:

@@ -1,4 +1,4 @@
-"""Infinity's rerank API: Jina's, but documents come back as plain strings, and raw scores can be had."""
+"""Infinity's rerank API: Jina's, but documents are returned as plain strings, and raw scores are available."""
 
 from typing import Final, Literal
 
@@ -10,7 +10,7 @@ from rerankd.api.dialects.fields import (
     ModelName,
     RawScores,
     ReturnDocuments,
-    TextsCall,
+    TextsBody,
     TopN,
     score_of,
     texts_of,
@@ -19,15 +19,15 @@ from rerankd.api.dialects.fields import (
 from rerankd.concurrency.slices import Sliced
 from rerankd.domain import RerankRequest, RerankResult
 
-# A body without raw_scores cannot be told from Jina's, whose documents come back as objects.
+# A body without raw_scores looks like Jina's, whose documents are returned as objects.
 _OWN_PATHS = tuple(f"/infinity{path}" for path in SHARED_PATHS)
 
 
-# What Infinity's client sends where its user names no model.
+# Infinity's client sends this when its user names no model.
 _NO_MODEL = "default/not-specified"
 
 
-class InfinityCall(TextsCall):
+class InfinityBody(TextsBody):
     model: ModelName = None
     query: str
     documents: Documents
@@ -80,8 +80,8 @@ class InfinityAnswer(BaseModel):
 INFINITY: Final = Dialect(
     name="infinity",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
-    takes=frozenset(["documents"]),
-    call=InfinityCall,
+    document_fields=frozenset(["documents"]),
+    body=InfinityBody,
     answer=InfinityAnswer,
     example={
         "model": "minilm-qa",

@@ -1,4 +1,4 @@
-"""Jina's rerank API and Cohere's version 1: one superset, which vLLM, Xinference, Together and LocalAI speak too."""
+"""Jina's rerank API and Cohere's version 1: one superset, which vLLM, Xinference, Together and LocalAI also use."""
 
 from typing import Any, Final
 
@@ -6,11 +6,11 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json
 from rerankd.api.dialects.fields import usage_of
-from rerankd.api.dialects.superset import Result, SupersetCall, meta_of
+from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import RerankResult
 
 
-class JinaCall(SupersetCall):
+class JinaBody(SupersetBody):
     use_activation: bool | None = Field(
         default=None,
         validation_alias=AliasChoices("use_activation", "activation"),
@@ -40,8 +40,8 @@ class JinaAnswer(BaseModel):
 JINA: Final = Dialect(
     name="jina",
     paths=SHARED_PATHS,
-    takes=frozenset(["documents"]),
-    call=JinaCall,
+    document_fields=frozenset(["documents"]),
+    body=JinaBody,
     answer=JinaAnswer,
     example={
         "model": "minilm-qa",

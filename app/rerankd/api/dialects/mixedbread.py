@@ -1,4 +1,4 @@
-"""Mixedbread's reranking API: documents are its `input`, and `top_k` is said back."""
+"""Mixedbread's reranking API: documents are its `input`, and the answer repeats `top_k`."""
 
 from typing import Any, Final, Literal
 
@@ -10,7 +10,7 @@ from rerankd.api.dialects.fields import (
     ModelName,
     RankFields,
     ReturnDocuments,
-    TextsCall,
+    TextsBody,
     TopN,
     texts_of,
     usage_of,
@@ -19,7 +19,7 @@ from rerankd.concurrency.slices import Sliced
 from rerankd.domain import RerankRequest, RerankResult
 
 
-class MixedbreadCall(TextsCall):
+class MixedbreadBody(TextsBody):
     model: ModelName = None
     query: str
     input: Documents
@@ -81,8 +81,8 @@ class MixedbreadAnswer(BaseModel):
 MIXEDBREAD: Final = Dialect(
     name="mixedbread",
     paths=("/v1/reranking", "/reranking", *SHARED_PATHS),
-    takes=frozenset(["input"]),
-    call=MixedbreadCall,
+    document_fields=frozenset(["input"]),
+    body=MixedbreadBody,
     answer=MixedbreadAnswer,
     example={
         "model": "minilm-qa",

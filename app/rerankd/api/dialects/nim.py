@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field, limits_of
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryBody, has_field, limits_of
 from rerankd.api.dialects.fields import ModelName, TopN, truncation_of, usage_of
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
 from rerankd.errors import RequestTooLarge
@@ -14,8 +14,8 @@ class NimText(BaseModel):
     text: str
 
 
-def _small(passages: object, info: ValidationInfo) -> object:
-    """Fields that mean nothing are not looked at, unless they are refused: then each would be an error of its own."""
+def _limit_fields(passages: object, info: ValidationInfo) -> object:
+    """With `strict` each unknown field would be an error of its own, so their number is checked first."""
     if isinstance(passages, list):
         largest = max((len(passage) for passage in passages if isinstance(passage, dict)), default=0)
         if largest > limits_of(info).fields:
@@ -23,12 +23,12 @@ def _small(passages: object, info: ValidationInfo) -> object:
     return passages
 
 
-class NimCall(QueryCall):
+class NimBody(QueryBody):
     model: ModelName = None
     query: NimText | str
-    passages: Annotated[list[NimText], FailFast(), BeforeValidator(_small)]
+    passages: Annotated[list[NimText], FailFast(), BeforeValidator(_limit_fields)]
     truncate: Literal["NONE", "END"] | None = Field(
-        default=None, description="NONE refuses a passage that is too long, END cuts it (default)."
+        default=None, description="NONE rejects a passage that is too long, END truncates it (default)."
     )
     top_n: TopN = Field(default=None, validation_alias=AliasChoices("top_n", "top_k"))
 
@@ -64,9 +64,9 @@ class NimAnswer(BaseModel):
 NIM: Final = Dialect(
     name="nim",
     paths=("/v1/ranking", "/ranking", "/v1/retrieval/{model:path}/reranking", *SHARED_PATHS),
-    takes=frozenset(["passages"]),
-    cut_by='truncate: "END"',
-    call=NimCall,
+    document_fields=frozenset(["passages"]),
+    truncation_hint='truncate: "END"',
+    body=NimBody,
     answer=NimAnswer,
     example={
         "model": "minilm-qa",

@@ -1,4 +1,4 @@
-"""Pinecone's rerank API: documents are objects, and the header X-Pinecone-Api-Version tells its clients from others."""
+"""Pinecone's rerank API: documents are objects, and the header X-Pinecone-Api-Version identifies its clients."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Literal
@@ -11,7 +11,7 @@ from rerankd.api.dialects.fields import (
     ModelName,
     RankFields,
     ReturnDocuments,
-    TextsCall,
+    TextsBody,
     TopN,
     search_units,
     texts_of,
@@ -25,14 +25,14 @@ _OWN_PATHS = tuple(f"/pinecone{path}" for path in SHARED_PATHS)
 
 
 class PineconeParameters(BaseModel):
-    """What Pinecone passes to a model."""
+    """Parameters that Pinecone passes to a model."""
 
     truncate: Literal["END", "NONE"] | None = Field(
-        default=None, description="NONE refuses a document that is too long."
+        default=None, description="NONE rejects a document that is too long; END truncates it."
     )
 
 
-class PineconeCall(TextsCall):
+class PineconeBody(TextsBody):
     model: ModelName = None
     query: str
     documents: Documents
@@ -55,7 +55,7 @@ class PineconeCall(TextsCall):
         )
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
-        # Unlike others', Pinecone's service sends documents back unless it is told not to.
+        # Unlike other services, Pinecone returns documents unless the request says not to.
         with_documents = self.return_documents is not False
         return {
             "id": request_id,
@@ -95,9 +95,9 @@ def _sent_by_pinecone(_body: Mapping[str, Any], headers: Mapping[str, str]) -> b
 PINECONE: Final = Dialect(
     name="pinecone",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
-    takes=frozenset(["documents"]),
-    cut_by='parameters: {"truncate": "END"}',
-    call=PineconeCall,
+    document_fields=frozenset(["documents"]),
+    truncation_hint='parameters: {"truncate": "END"}',
+    body=PineconeBody,
     answer=PineconeAnswer,
     example={
         "model": "minilm-qa",

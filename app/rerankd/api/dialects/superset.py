@@ -1,4 +1,4 @@
-"""What the dialects of Cohere and Jina share: the same request, and most of the answer."""
+"""What the dialects of Cohere and Jina have in common: the request, and most of the answer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from rerankd.api.dialects.fields import (
     Priority,
     RankFields,
     ReturnDocuments,
-    TextsCall,
+    TextsBody,
     TopN,
     score_of,
     search_units,
@@ -24,8 +24,8 @@ from rerankd.concurrency.slices import Sliced
 from rerankd.domain import PassageWishes, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Terms, Truncation
 
 
-class SupersetCall(TextsCall):
-    """The request fields of both; a dialect adds how it answers."""
+class SupersetBody(TextsBody):
+    """The request fields of both; each dialect adds its answer."""
 
     model: ModelName = None
     query: str
@@ -63,7 +63,7 @@ class SupersetCall(TextsCall):
         return [self.result(ranked, result, raw=raw) for ranked in result.results]
 
     def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
-        """One entry of `results`; what a document was sent with comes back, and nothing is null."""
+        """One entry of `results`, with the fields to return of its document. No field is null."""
         document = self.documents[ranked.index]
         entry: Json = {"index": ranked.index, "relevance_score": score_of(ranked, raw=raw)}
         if isinstance(document, Mapping):
@@ -102,11 +102,15 @@ def _warnings(result: RerankResult, options: ScoreOptions) -> list[str]:
     warnings = []
     if result.truncated_documents:
         what = f"longer than {_limit(result, options)} allows"
-        warnings.append(f"{_were(result.truncated_documents)} {what}: {_counted(result.dropped_tokens)} not read")
+        warnings.append(
+            f"{_documents_were(result.truncated_documents)} {what}: {_tokens(result.dropped_tokens)} not read"
+        )
     if result.scores.query_dropped:
-        warnings.append(f"the query was too long: {_counted(result.scores.query_dropped)} of it not read")
+        warnings.append(f"the query was too long: {_tokens(result.scores.query_dropped)} of it not read")
     if result.unscored_documents:
-        warnings.append(f"{_were(result.unscored_documents)} not scored before the deadline, and are in your order")
+        warnings.append(
+            f"{_documents_were(result.unscored_documents)} not scored before the deadline, and are in your order"
+        )
     if result.scores.unordered:
         what = "1 window" if result.scores.unordered == 1 else f"{result.scores.unordered} windows"
         warnings.append(f"the model named no document of {what}, which kept the order it was given; ask again")
@@ -114,7 +118,7 @@ def _warnings(result: RerankResult, options: ScoreOptions) -> list[str]:
 
 
 def _limit(result: RerankResult, options: ScoreOptions) -> str:
-    """What the request or the model set, for documents that are read at once or in passages."""
+    """The name of the limit that cut documents, whether they are read whole or in passages."""
     if result.scores.passages is None:
         limit = "the model"
     elif options.passages.max_passages is None:
@@ -124,16 +128,16 @@ def _limit(result: RerankResult, options: ScoreOptions) -> str:
     return f"{limit} or max_tokens_per_doc" if options.max_tokens_per_doc is not None else limit
 
 
-def _counted(tokens: int) -> str:
+def _tokens(tokens: int) -> str:
     return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
-def _were(documents: int) -> str:
+def _documents_were(documents: int) -> str:
     return "1 document was" if documents == 1 else f"{documents} documents were"
 
 
 class Passage(BaseModel):
-    """Which characters of the text that the model read decided the score, out of how many passages."""
+    """The characters of the best passage in the text that the model read, and the number of passages."""
 
     start: int
     end: int

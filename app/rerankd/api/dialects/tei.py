@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, RootModel
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryCall, has_field
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryBody, has_field
 from rerankd.api.dialects.fields import ModelName, RawScores, ReturnDocuments, TopN, score_of
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, Side, Truncation
 
@@ -13,8 +13,8 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-class TeiCall(QueryCall):
-    """`model` and `top_n` are not TEI's own: it serves one model and answers with all."""
+class TeiBody(QueryBody):
+    """`model` and `top_n` are our additions: TEI serves one model and returns all results."""
 
     query: str
     texts: Annotated[list[str], FailFast()]
@@ -22,11 +22,11 @@ class TeiCall(QueryCall):
     return_text: ReturnDocuments = None
     truncate: bool | None = Field(
         default=None,
-        # LiteLLM always sends false, and its users did not ask that a long text fail their call.
-        description="True cuts a query and texts that are too long; else the model's own policy decides.",
+        # LiteLLM always sends false; its users did not ask for an error when a text is too long.
+        description="True truncates a query and texts that are too long; otherwise the model's own policy applies.",
     )
     truncation_direction: Annotated[Side | None, BeforeValidator(_lower)] = Field(
-        default=None, description="Which end of a text is cut: `Left` or `Right` (default)."
+        default=None, description="Which end of a text is truncated: `Left` or `Right` (default)."
     )
     model: ModelName = None
     top_n: TopN = None
@@ -39,7 +39,7 @@ class TeiCall(QueryCall):
             model=self.model,
             top_n=self.top_n,
             options=ScoreOptions(
-                # Whoever says which end is cut wants a cut, also of a model that reads long documents in passages.
+                # A client that names the end wants truncation, even from a model that reads documents in passages.
                 truncation=Truncation.TRUNCATE if self.truncate or side is Side.LEFT else None,
                 truncation_side=side,
             ),
@@ -69,9 +69,9 @@ class TeiAnswer(RootModel[list[TeiRank]]):
 TEI: Final = Dialect(
     name="tei",
     paths=SHARED_PATHS,
-    takes=frozenset(["texts"]),
-    cut_by="truncate: true",
-    call=TeiCall,
+    document_fields=frozenset(["texts"]),
+    truncation_hint="truncate: true",
+    body=TeiBody,
     answer=TeiAnswer,
     example={
         "query": "What is the capital of France?",

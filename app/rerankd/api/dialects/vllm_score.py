@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rerankd.api.dialects.base import Call, Dialect, Json, limits_of
+from rerankd.api.dialects.base import Dialect, Json, RequestBody, limits_of
 from rerankd.api.dialects.fields import ModelName, Priority, score_of, usage_of
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, Terms
 from rerankd.errors import InvalidRequest, RequestTooLarge
@@ -35,7 +35,7 @@ _Texts = Annotated[
 ]
 
 
-class ScoreCall(Call):
+class ScoreBody(RequestBody):
     model: ModelName = None
     queries: _Texts = Field(
         validation_alias=AliasChoices(*_QUERIES),
@@ -50,8 +50,8 @@ class ScoreCall(Call):
     priority: Priority = None
 
     @model_validator(mode="after")
-    def _refuse_many_queries(self, info: ValidationInfo) -> Self:
-        """Each distinct query is a request of its own inside."""
+    def _reject_many_queries(self, info: ValidationInfo) -> Self:
+        """Each distinct query becomes a request of its own."""
         distinct = len(set(self.queries))
         if distinct > limits_of(info).queries:
             raise RequestTooLarge(f"at most {limits_of(info).queries} different queries per request; got {distinct}")
@@ -123,8 +123,8 @@ _EXAMPLE: dict[str, Any] = {
 VLLM_SCORE: Final = Dialect(
     name="vllm-score",
     paths=("/score", "/v1/score"),
-    takes=frozenset(_DOCUMENTS),
-    call=ScoreCall,
+    document_fields=frozenset(_DOCUMENTS),
+    body=ScoreBody,
     answer=ScoreAnswer,
     example=_EXAMPLE,
 )

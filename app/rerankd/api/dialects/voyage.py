@@ -9,7 +9,7 @@ from rerankd.api.dialects.fields import (
     Documents,
     ModelName,
     ReturnDocuments,
-    TextsCall,
+    TextsBody,
     TopN,
     Truncate,
     texts_of,
@@ -19,11 +19,11 @@ from rerankd.api.dialects.fields import (
 from rerankd.concurrency.slices import Sliced
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
 
-# A body without top_k and truncation cannot be told from Jina's.
+# A body without top_k and truncation looks like Jina's.
 _OWN_PATHS = tuple(f"/voyage{path}" for path in SHARED_PATHS)
 
 
-class VoyageCall(TextsCall):
+class VoyageBody(TextsBody):
     model: ModelName = None
     query: str
     documents: Documents
@@ -76,9 +76,9 @@ class VoyageAnswer(BaseModel):
 VOYAGE: Final = Dialect(
     name="voyage",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
-    takes=frozenset(["documents"]),
-    cut_by="truncation: true",
-    call=VoyageCall,
+    document_fields=frozenset(["documents"]),
+    truncation_hint="truncation: true",
+    body=VoyageBody,
     answer=VoyageAnswer,
     example={
         "model": "minilm-qa",

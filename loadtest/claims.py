@@ -19,7 +19,7 @@ from rich.table import Table
 from loadtest.servers import Server, rerankd_server, wait_until_ready
 from rerankd.concurrency.worker import available_cores
 from rerankd.config.settings import SHIPPED_REGISTRY
-from rerankd.tools.benchmark.benchmark import processor
+from rerankd.tools.benchmark.benchmark import cpu_name
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def conclude(claims: Sequence[Claim], arguments: argparse.Namespace, facts: Mapp
         console.print(f"{name}: {fact}", highlight=False, markup=False)
     if arguments.output is not None:
         report = {
-            "machine": f"{processor()}, {available_cores()} cores",
+            "machine": f"{cpu_name()}, {available_cores()} cores",
             "python": platform.python_version(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "options": {name: str(value) for name, value in vars(arguments).items()},

@@ -41,7 +41,7 @@ from loadtest.contest import Contest, Scores, agreement, lines
 from loadtest.contestants import CONTESTANTS, Weights
 from loadtest.standing import START_TIMEOUT_S, Standing
 from rerankd.concurrency.worker import available_cores
-from rerankd.tools.benchmark.benchmark import processor
+from rerankd.tools.benchmark.benchmark import cpu_name
 from rerankd.tools.benchmark.connection import Connection, ConnectionLost, Target
 from rerankd.tools.benchmark.load import Window, closed_loop
 from rerankd.tools.benchmark.measurement import Measurement, measure
@@ -222,7 +222,7 @@ def _details() -> dict[str, str]:
     return {
         "command": shlex.join(["python", "-m", "loadtest.cross_server", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{processor()}, {available_cores()} cores, {platform.system()}, Python {platform.python_version()}",
+        "machine": f"{cpu_name()}, {available_cores()} cores, {platform.system()}, Python {platform.python_version()}",
         "packages": "loadtest/peers/*.txt; torch 2.13.0",
     }
 

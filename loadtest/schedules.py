@@ -2,7 +2,7 @@
 
     python -m loadtest.schedules [--rounds 3] [--requests 4] [--output FILE]
 
-The service in process, without a cache, with two tiny random language models on the processor:
+The service in process, without a cache, with two tiny random language models on the CPU:
 
 - "thin": 24 narrow layers and passages of a word: what a forward pass costs is mostly the pass itself, as it is for a
   few windows on an accelerator. Schedules gain by needing fewer passes one after another.
@@ -90,7 +90,7 @@ class Block:
 
     latency_s: float
     requests_per_s: float
-    processor_s: float
+    cpu_s: float
     tokens: float
     passes: float
 
@@ -105,13 +105,13 @@ class Bench:
         """Each client sends its next request when the last is answered."""
         self._observer.facts.clear()
         count = clients * requests
-        started, processor_started = time.perf_counter(), time.process_time()
+        started, cpu_started = time.perf_counter(), time.process_time()
         answered = await asyncio.gather(*(self._client(name, schedule, requests) for _ in range(clients)))
-        seconds, processor_s = time.perf_counter() - started, time.process_time() - processor_started
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         return Block(
             latency_s=median(latency_s for client in answered for latency_s, _ in client),
             requests_per_s=count / seconds,
-            processor_s=processor_s / count,
+            cpu_s=cpu_s / count,
             tokens=sum(tokens for client in answered for _, tokens in client) / count,
             passes=len(self._observer.named("batch_scored")) / count,
         )
@@ -189,8 +189,8 @@ def _line(block: Block, sliding: Block) -> str:
     return (
         f"p50 {1000 * block.latency_s:.0f} ms, {block.requests_per_s:.2f} requests/s, {block.tokens:.0f} tokens and "
         f"{block.passes:.2f} passes a request; gains over sliding: p50 {sliding.latency_s / block.latency_s:.2f}, "
-        f"requests/s {block.requests_per_s / sliding.requests_per_s:.2f}, processor time "
-        f"{sliding.processor_s / block.processor_s:.2f}; bounds: tokens {sliding.tokens / block.tokens:.2f}, "
+        f"requests/s {block.requests_per_s / sliding.requests_per_s:.2f}, CPU time "
+        f"{sliding.cpu_s / block.cpu_s:.2f}; bounds: tokens {sliding.tokens / block.tokens:.2f}, "
         f"passes {sliding.passes / block.passes:.2f}"
     )
 

@@ -1,7 +1,7 @@
 """What single-token listwise reranking saves, on one machine in one run, with random weights of known shapes.
 
     python -m loadtest.gpu.first [--device cuda] [--json FILE] [--markdown FILE]      # under ten minutes
-    python -m loadtest.gpu.first --shapes tiny --device cpu                          # the same ratios on a processor
+    python -m loadtest.gpu.first --shapes tiny --device cpu                          # the same ratios on a CPU
 
 For each shape, with 1 and with several queries at once:
 

@@ -68,7 +68,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def kind(request: pytest.FixtureRequest) -> Kind:
     kind = KINDS[request.param]
     if kind.engine == "openvino" and kind.options["precision"] == "bfloat16" and not has_bfloat16():
-        pytest.skip("this processor does not compute in bfloat16")
+        pytest.skip("this CPU does not compute in bfloat16")
     return kind
 
 

@@ -1,4 +1,4 @@
-"""What a whole service takes for the shipped model under 32 clients, by every engine of a processor."""
+"""What a whole service takes for the shipped model under 32 clients, by every engine of a CPU."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor

@@ -62,7 +62,7 @@ async def test_what_cannot_be_found_is_named(tmp_path: Path, model: dict[str, An
         ({"engine_options": {"device": "cuda"}}, "CUDAExecutionProvider"),
         ({"engine_options": {"device": "gpu"}}, 'device must be "cpu", "cuda"'),
         ({"devices": ["cpu", "cuda:1"]}, "device 'cuda:1' needs CUDAExecutionProvider"),
-        ({"devices": ["cpu"], "engine_options": {"device": "cpu"}}, "both say where the model is"),
+        ({"devices": ["cpu"], "engine_options": {"device": "cpu"}}, "both choose the model's device"),
         ({"devices": ["cpu"], "engine": "openvino"}, "engine 'openvino' has no devices to choose from"),
         ({"options": {"activation": "relu"}}, "activation must be one of"),
         ({"max_length": 100_000}, "max_length = 100000"),

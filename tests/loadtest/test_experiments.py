@@ -115,7 +115,7 @@ def test_efficiency_compares_the_service_with_its_engine(registry: Path) -> None
 
 def test_products_bound_what_can_be_ranked() -> None:
     """The last layer's products for all tokens but the first are left out: 1.35 GMAC a pair with them (127 tokens)."""
-    command = [sys.executable, "-m", "loadtest.products", "--rounds", "1"]
+    command = [sys.executable, "-m", "loadtest.gemm", "--rounds", "1"]
     ran = subprocess.run(
         command, capture_output=True, text=True, timeout=100, check=False, env={**os.environ, "COLUMNS": "200"}
     )

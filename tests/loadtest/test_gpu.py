@@ -1,4 +1,4 @@
-"""The GPU comparison, on the processor and with tiny models; and its count of operations against torch's own."""
+"""The GPU comparison, on the CPU and with tiny models; and its count of operations against torch's own."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ def test_the_models_have_the_sizes_of_their_originals() -> None:
     assert millions["modernbert-base"] == pytest.approx(149.6, abs=1)
 
 
-def test_a_tiny_run_on_the_processor_measures_all_sides(tmp_path: Path) -> None:
+def test_a_tiny_run_on_the_cpu_measures_all_sides(tmp_path: Path) -> None:
     report_file = tmp_path / "r.json"
     tiny = ["--tiny", "--device", "cpu", "--minutes", "0.1", "--rounds", "1", "--models", "minilm-l6"]
     command = [sys.executable, "-m", "loadtest.gpu", *tiny, "--json", str(report_file)]

@@ -1,4 +1,4 @@
-"""The engines by name. A new one is a file of this folder and one line here."""
+"""The engines by name. A new engine is a file in this folder and one line here."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from typing import Any, Final
 from rerankd.config.extras import missing
 from rerankd.config.options import read_options
 from rerankd.engines.base import Engine, EngineSpec
-from rerankd.engines.copies import load_copies, on_each_device
+from rerankd.engines.replicas import load_replicas, on_each_device
 from rerankd.errors import ConfigError
 
 
@@ -58,7 +58,7 @@ ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
     "endpoint": _endpoint,
 }
 
-# Where each engine's options are declared, and its `check`. Importing the module needs the engine's runtime.
+# The module of each engine's options and `check`. Its import needs the engine's runtime.
 _OPTIONS: Final = {
     "onnx": ("rerankd.engines.onnx.engine", "OnnxOptions"),
     "openvino": ("rerankd.engines.openvino", "OpenVinoOptions"),
@@ -85,10 +85,10 @@ _EXTRAS = {
 def check_engine(
     name: str, options: Mapping[str, Any], *, devices: Sequence[str], trust_remote_code: bool = False
 ) -> None:
-    """Check what can be checked of an engine without a model.
+    """Check an engine's name and options without a model.
 
     Raises:
-        ConfigError: no such engine, its runtime is not installed, or an option that it does not take.
+        ConfigError: no such engine, its runtime is not installed, or it has no such option.
     """
     _check_entry(name, devices=devices, trust_remote_code=trust_remote_code)
     module, shape = _OPTIONS[name]
@@ -98,7 +98,7 @@ def check_engine(
 
 
 def check_files(name: str, spec: EngineSpec) -> None:
-    """Check what loading would refuse before it reads weights, which takes milliseconds.
+    """Run the checks that loading does before it reads weights. Takes milliseconds.
 
     Raises:
         ConfigError: as `load_engine`.
@@ -114,11 +114,11 @@ def load_engine(name: str, spec: EngineSpec) -> Engine:
     """Load an engine.
 
     Raises:
-        ConfigError: no such engine, its runtime is not installed, or the model's files do not suit it.
+        ConfigError: no such engine, its runtime is not installed, or the model's files do not fit it.
     """
     _check_entry(name, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
     with _runtime_of(name):
-        return load_copies(ENGINES[name], spec) if spec.devices else ENGINES[name](spec)
+        return load_replicas(ENGINES[name], spec) if spec.devices else ENGINES[name](spec)
 
 
 def _check_entry(name: str, *, devices: Sequence[str], trust_remote_code: bool) -> None:

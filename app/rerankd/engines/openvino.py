@@ -1,7 +1,7 @@
-"""OpenVINO, on CPU: the same ONNX graphs as the engine `onnx`, with products in int8 and the rest in bfloat16.
+"""OpenVINO, on CPU: the same ONNX graphs as the engine `onnx`, with int8 matmuls and the rest in bfloat16.
 
-A graph that carries its own quantisation per token is handed over in another form: int8 weights and float activations,
-which OpenVINO quantises inside its products, for each token by itself. docs/adr/0006 says why.
+A graph that quantizes each token by itself is rewritten: int8 weights and float activations, which OpenVINO quantizes
+per token inside its matmuls. docs/adr/0006 says why.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from rerankd.concurrency.worker import available_cores
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec, check_inputs, check_output, find_graph, pad
-from rerankd.engines.processor import int8_sums_overflow
+from rerankd.engines.cpu import int8_sums_overflow
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 
@@ -30,12 +30,11 @@ Precision = Literal["float32", "bfloat16"]
 _USUAL_FILES: Final = ("model.int8.onnx", "model.onnx", "onnx/model.onnx", "model.int8-weights.onnx")
 _HINT: Final[Mapping[Precision, Type]] = {"float32": Type.f32, "bfloat16": Type.bf16}
 _OUTPUT: Final = "logits"
-# Kernels are made for every shape, several of each kind, and the last ones of each kind are kept: 5,000 unless told
-# otherwise. With lengths rounded up, 128 are those of most usual shapes, and keep the memory within bounds
-# (tests/contract/test_memory.py).
+# OpenVINO compiles kernels for every shape and keeps the last 5,000 of each kind by default. Since lengths are rounded
+# up, 128 cover most shapes and bound the memory (tests/contract/test_memory.py).
 _KEPT_KERNELS: Final = 128
-# With several streams, OpenVINO 2026.4 multiplies narrower int8 weights wrongly in bfloat16 on processors with AMX.
-_NARROWEST_PRODUCT: Final = 64
+# With several streams, OpenVINO 2026.4 computes narrower int8 matmuls wrongly in bfloat16 on CPUs with AMX.
+_MIN_MATMUL_WIDTH: Final = 64
 _STEPS: Final = ((128, 8), (256, 16), (2**31, 32))
 
 
@@ -58,7 +57,7 @@ class OpenVinoOptions(BaseModel):
 
 
 class OpenVinoEngine:
-    """A compiled graph with one stream, and one request that is used again and again, for each worker."""
+    """A compiled graph with one stream and one reusable request per worker."""
 
     def __init__(self, compiled: ov.CompiledModel, *, name: str, pad_id: int, workers: int) -> None:
         self._pad_id = pad_id
@@ -77,12 +76,12 @@ class OpenVinoEngine:
 
         Raises:
             ConfigError: no graph in the folder, one that OpenVINO cannot compile, inputs or outputs that are not a
-                sequence classifier's, or a precision that the processor does not have.
+                sequence classifier's, or a precision that the CPU does not support.
         """
         options, file = check(spec)
         workers = spec.workers or max(1, available_cores() // options.threads)
-        # The first array that OpenVINO's Python layer sees starts its NumPy support, once, behind a lock that it takes
-        # with the interpreter's held and then gives that one up: two workers that come there first together hang.
+        # The first array initializes OpenVINO's NumPy support, under a lock that deadlocks with the GIL when two
+        # workers get there at the same time. So do it here, once.
         ov.Tensor(np.zeros(1, dtype=np.int64))
         core = ov.Core()
         precision = _precision(core, options.precision)
@@ -94,9 +93,9 @@ class OpenVinoEngine:
                 "INFERENCE_NUM_THREADS": workers * options.threads,
                 "INFERENCE_PRECISION_HINT": _HINT[precision],
                 "CPU_RUNTIME_CACHE_CAPACITY": options.kept_kernels,
-                # OpenVINO's int8 products of graphs that quantise themselves; those that it quantises are exact anyway.
+                # int8 matmuls of graphs with their own quantization; those that OpenVINO quantizes are always exact.
                 "LP_TRANSFORMS_MODE": not int8_sums_overflow(),
-                # Two services on one machine would pin their threads to the same cores.
+                # Two services on one machine would pin threads to the same cores.
                 "ENABLE_CPU_PINNING": False,
             },
         )
@@ -121,13 +120,13 @@ class OpenVinoEngine:
         request = self._idle_request()
         try:
             logits = request.infer(dict(inputs), share_inputs=True)[self._output]
-            # The request's own memory, which its next inference overwrites.
+            # A copy, because the request's next inference overwrites its memory.
             return np.array(logits, dtype=np.float32)
         finally:
             self._idle.put(request)
 
     def _idle_request(self) -> ov.InferRequest:
-        """A new one where none is idle: those of passes that hang never come back, and their workers are replaced."""
+        """An idle request, or a new one: requests of passes that hang are never returned."""
         try:
             return self._idle.get_nowait()
         except Empty:
@@ -146,7 +145,7 @@ def check(spec: EngineSpec) -> tuple[OpenVinoOptions, str]:
 
 
 def rounded_length(length: int) -> int:
-    """The length that sequences are padded to: one of few, and at most 7 tokens, or an eighth, too many."""
+    """Round a length up to one of a few, by at most 7 tokens or an eighth."""
     step = next(step for limit, step in _STEPS if length <= limit)
     return -(-length // step) * step
 
@@ -169,7 +168,7 @@ def _compile(core: ov.Core, graph: Path, properties: Mapping[str, Any]) -> ov.Co
         raise ConfigError(f"OpenVINO cannot open {graph}: {error}") from error
     check_inputs({port.get_any_name(): _shape(port) for port in model.inputs})
     try:
-        widths = _leave_quantising_to_products(model)
+        widths = _remove_quantization(model)
         return core.compile_model(model, "CPU", {**properties, "DYNAMIC_QUANTIZATION_GROUP_SIZE": _group(widths)})
     except Exception as error:
         raise ConfigError(f"OpenVINO cannot compile {graph}: {error}") from error
@@ -180,58 +179,58 @@ def _shape(port: ov.Output) -> list[int | None]:
 
 
 def _output(compiled: ov.CompiledModel) -> ov.ConstOutput:
-    """The output with one row a sequence; exporters call it logits."""
+    """The output with one row per sequence, usually called logits."""
     port = next((port for port in compiled.outputs if _OUTPUT in port.get_names()), compiled.outputs[0])
     check_output(port.get_any_name(), _shape(port) if port.get_partial_shape().rank.is_static else None)
     return port
 
 
 def _group(widths: Sequence[int]) -> int:
-    """How many neighbours in a token's vector share a scale: a group must not straddle the end of any vector.
+    """How many numbers of a token's vector share a scale: a divisor of all widths, so that no group crosses tokens.
 
-    0, which means that activations stay float, where no product has int8 weights.
+    0 means that activations stay float: no matmul has int8 weights.
     """
     return reduce(gcd, widths, 0)
 
 
-def _leave_quantising_to_products(model: ov.Model) -> list[int]:
-    """Undo a graph's own quantisation of every token around its products with int8 weights; the weights stay.
+def _remove_quantization(model: ov.Model) -> list[int]:
+    """Remove a graph's own quantization of tokens around its int8 matmuls; the weights stay int8.
 
-    The values are the same up to rounding: (x / s) . W * s is x . W. Returns the widths of these products' inputs.
+    The values are the same up to rounding, since (x / s) W s = x W. Returns the input widths of these matmuls.
 
     Raises:
-        ValueError: a token's scale is left, which OpenVINO would take for that of a column.
+        ValueError: a scale per token is left, which OpenVINO would apply per column.
     """
     widths = []
-    for product in [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]:
-        quantised = _quantised(product.input_value(0))
-        if quantised is None:
+    for matmul in [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]:
+        quantized = _quantized(matmul.input_value(0))
+        if quantized is None:
             continue
-        width = product.input_value(1).get_partial_shape()[-2].get_length()
-        rescaled = [port.get_node() for port in product.output(0).get_target_inputs()]
-        if not all(_multiplies(node, quantised.scales) for node in rescaled):
+        width = matmul.input_value(1).get_partial_shape()[-2].get_length()
+        rescaled = [port.get_node() for port in matmul.output(0).get_target_inputs()]
+        if not all(_multiplies(node, quantized.scales) for node in rescaled):
             continue
-        if width < _NARROWEST_PRODUCT:
-            _multiply_integers(product, quantised)
+        if width < _MIN_MATMUL_WIDTH:
+            _multiply_integers(matmul, quantized)
             continue
-        product.input(0).replace_source_output(quantised.vectors)
+        matmul.input(0).replace_source_output(quantized.vectors)
         for node in rescaled:
-            node.output(0).replace(product.output(0))
+            node.output(0).replace(matmul.output(0))
         widths.append(width)
     if any(node.get_type_name() == "FakeQuantize" and _has_scales_of_tokens(node) for node in model.get_ordered_ops()):
         raise ValueError('it quantizes tokens in a way that OpenVINO computes wrongly; set engine = "onnx"')
     return widths
 
 
-class _Quantised(NamedTuple):
-    """Vectors that a graph quantises, shape [..., width], and the scale of each, shape [..., 1]."""
+class _Quantized(NamedTuple):
+    """Vectors that a graph quantizes, shape [..., width], and their scales, shape [..., 1]."""
 
     vectors: ov.Output
     scales: ov.Output
 
 
-def _quantised(value: ov.Output) -> _Quantised | None:
-    """What these dequantised integers were rounded from, as `rerankd export` writes it (tools/quantizing.py)."""
+def _quantized(value: ov.Output) -> _Quantized | None:
+    """The vectors that these dequantized integers come from, as `rerankd export` writes it (tools/quantizing.py)."""
     node = value.get_node()
     for kind in ("Multiply", "Subtract", "Convert", "Reshape", "Convert"):
         if node.get_type_name() != kind:
@@ -240,7 +239,7 @@ def _quantised(value: ov.Output) -> _Quantised | None:
     if node.get_type_name() != "FakeQuantize" or not _has_scales_of_tokens(node):
         return None
     rows, scales = node.input_value(0).get_node(), node.input_value(1).get_node().input_value(0).get_node()
-    return _Quantised(rows.input_value(0), scales.input_value(0))
+    return _Quantized(rows.input_value(0), scales.input_value(0))
 
 
 def _has_scales_of_tokens(node: ov.Node) -> bool:
@@ -251,11 +250,11 @@ def _multiplies(node: ov.Node, factor: ov.Output) -> bool:
     return node.get_type_name() == "Multiply" and factor in (node.input_value(0), node.input_value(1))
 
 
-def _multiply_integers(product: ov.Node, quantised: _Quantised) -> None:
-    """Compute a product from the same integers, in float; these sums are exact."""
-    columns = product.input_value(1).get_node()
+def _multiply_integers(matmul: ov.Node, quantized: _Quantized) -> None:
+    """Compute a matmul of the same integers in float, where the sums are exact."""
+    columns = matmul.input_value(1).get_node()
     integers = columns.input_value(0).get_node().input_value(0).get_node().input_value(0).get_node()
     weights = ops.constant(integers.data.astype(np.float32))
-    rounded = ops.round(ops.divide(quantised.vectors, quantised.scales), "half_to_even")
+    rounded = ops.round(ops.divide(quantized.vectors, quantized.scales), "half_to_even")
     unscaled = ops.matmul(rounded, weights, transpose_a=False, transpose_b=False)
-    product.output(0).replace(ops.multiply(unscaled, columns.input_value(1)).output(0))
+    matmul.output(0).replace(ops.multiply(unscaled, columns.input_value(1)).output(0))

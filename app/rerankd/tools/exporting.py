@@ -48,7 +48,7 @@ GRAPHS: Final[dict[Precision, str]] = {
     "int8-weights": "model.int8-weights.onnx",
 }
 # How far a healthy graph's logits may be from the reference at load time: this many times the measured distance,
-# because the golden pairs are a sample and another processor rounds otherwise.
+# because the golden pairs are a sample and another CPU rounds otherwise.
 _TOLERANCE_FACTOR = 3.0
 _LEAST_TOLERANCE = 1e-3
 # A float32 graph that is further from torch computes something else. Relative to the largest logit.

@@ -58,7 +58,7 @@ _WORDS: Final = (
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How the cores are divided; `threads` None: the engine has no such option. `fused` False: without our own kernels,
-    which are not the fastest on every processor; None: as the engine does it.
+    which are not the fastest on every CPU; None: as the engine does it.
     """
 
     workers: int

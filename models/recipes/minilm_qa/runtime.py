@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.encoding import PairEncoder, length_batches, token_ids
-from rerankd.engines.onnx.engine import exact_products
+from rerankd.engines.onnx.engine import exact_int8
 
 TOKENS_PER_BATCH = 512
 THREADS = 2
@@ -36,7 +36,7 @@ class OnnxScorer:
     def __init__(self, path: Path, *, threads: int = THREADS) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        for key, value in exact_products().items():
+        for key, value in exact_int8().items():
             options.add_session_config_entry(key, value)
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._threads = threads

@@ -224,7 +224,7 @@ def test_a_long_text_and_many_fields_are_refused_before_they_are_built(text: byt
 
 @pytest.mark.parametrize("around", [(b'{"query": "', b'"}'), (b'{"documents": ["', b'"]}')])
 def test_a_long_text_is_copied_no_more_often_than_it_must_be(around: tuple[bytes, bytes]) -> None:
-    """Copies take as long as the parsing, in the same step."""
+    """Replicas take as long as the parsing, in the same step."""
     text = around[0] + b"a" * (4 << 20) + around[1]
     found = _outlined(text, window_bytes=1 << 16)
     steps = read_in_pieces(text, found, Bounds(fields=10, text_bytes=len(text)))

@@ -144,7 +144,7 @@ def test_there_is_at_least_one_core() -> None:
     ("content", "cores"),
     [("200000 100000\n", 2.0), ("50000 100000\n", 0.5), ("max 100000\n", None), ("", None), ("nonsense\n", None)],
 )
-def test_a_containers_processor_quota_is_read(tmp_path: Path, content: str, cores: float | None) -> None:
+def test_a_containers_cpu_quota_is_read(tmp_path: Path, content: str, cores: float | None) -> None:
     file = tmp_path / "cpu.max"
     file.write_text(content)
     assert read_quota(file) == cores

@@ -1,6 +1,6 @@
 """Recorded passes: which are recorded, and that replaying them gives what computing them gives.
 
-What records here computes anew at every replay, on the processor: only `CudaRecorder` needs a GPU.
+What records here computes anew at every replay, on the CPU: only `CudaRecorder` needs a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -112,7 +112,7 @@ def test_a_model_that_cannot_be_recorded_is_computed(tiny_bert: Path, caplog: py
         np.testing.assert_array_equal(engine.run(batch), plain.run(batch))
     assert refusing.asked == 1
     assert [record.message for record in caplog.records] == [
-        "the model's passes cannot be recorded as CUDA graphs and are computed without"
+        "the model's passes cannot be recorded as CUDA graphs; serving without"
     ]
 
 
@@ -140,7 +140,7 @@ def test_shapes_are_few_and_no_longer_than_the_model_reads(monkeypatch: pytest.M
         assert logits.tolist() == [seen[-1][1]] * rows
     assert seen == [(1, 32), (3, 64), (9, 64), (5, 97), (8, 100)]
     assert recorder.recorded == 5
-    monkeypatch.setattr(cuda_graphs, "_MOST_SHAPES", 5)
+    monkeypatch.setattr(cuda_graphs, "_MAX_SHAPES", 5)
     assert graphs.logits([Encoding(np.arange(40), 1)] * 30) is None
     assert graphs.logits([Encoding(np.arange(40), 1)] * 4) is not None
 

@@ -49,7 +49,7 @@ def fused(folder: Path) -> Engine:
     except ImportError:
         missing("the kernels were not compiled; is there a C++ compiler? run: make .venv/.development")
     if not kernels.supported():
-        pytest.skip("this processor has no AVX-512 with VNNI")
+        pytest.skip("this CPU has no AVX-512 with VNNI")
     return load(folder, fused=True)
 
 

@@ -16,7 +16,7 @@ from onnxruntime import InferenceSession, SessionOptions
 
 from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec
-from rerankd.engines.processor import int8_sums_overflow
+from rerankd.engines.cpu import int8_sums_overflow
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.quantizing import quantize_per_token
@@ -80,7 +80,7 @@ def sum_of_ids(
         (["model.float16.onnx", "onnx/model.onnx"], "onnx/model.onnx"),
     ],
 )
-def test_the_best_graph_for_a_processor_is_found(tmp_path: Path, there: list[str], chosen: str) -> None:
+def test_the_best_graph_for_a_cpu_is_found(tmp_path: Path, there: list[str], chosen: str) -> None:
     for number, name in enumerate(there, start=1):
         sum_of_ids(tmp_path / name, factor=float(number))
     engine = load(tmp_path)
@@ -206,15 +206,15 @@ except ConfigError as error:
     assert f"needs {module}, which is not installed; run: pip install 'rerankd[{extra}]'" in done.stdout
 
 
-def test_int8_products_are_exact_on_every_processor(tmp_path: Path) -> None:
+def test_int8_matmuls_are_exact_on_every_cpu(tmp_path: Path) -> None:
     expected = save_large_products(tmp_path / "model.int8.onnx", width=64)
     np.testing.assert_array_equal(load(tmp_path).run([EIGHT]), expected)
 
 
 @pytest.mark.timed
-def test_exact_products_cost_nothing_where_the_processor_multiplies_exactly_by_itself(tmp_path: Path) -> None:
+def test_exact_int8_costs_nothing_on_a_cpu_that_is_exact_anyway(tmp_path: Path) -> None:
     if int8_sums_overflow():
-        pytest.skip("this processor needs the slower, exact products")
+        pytest.skip("this CPU needs the slower, exact int8")
     file = tmp_path / "model.int8.onnx"
     save_large_products(file, width=1024, outputs=1024)
     plain, ours = InferenceSession(file, _one_thread()), load(tmp_path)
@@ -227,7 +227,7 @@ def test_exact_products_cost_nothing_where_the_processor_multiplies_exactly_by_i
 def test_weights_that_several_products_share_are_served_with_a_warning_at_most(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """ONNX Runtime fails over such graphs on processors without VNNI."""
+    """ONNX Runtime fails over such graphs on CPUs without VNNI."""
     file = tmp_path / "model.int8.onnx"
     expected = save_large_products(file, width=64)
     model = onnx.load(file)
@@ -238,7 +238,7 @@ def test_weights_that_several_products_share_are_served_with_a_warning_at_most(
     logits = engine.run([EIGHT])
     assert engine.name.endswith("/inexact") == bool(caplog.records)
     if caplog.records:
-        assert [record.message[:40] for record in caplog.records] == ["scores may be far off on this processor,"]
+        assert [record.message[:40] for record in caplog.records] == ["scores may be far off on this CPU,"]
     else:
         np.testing.assert_array_equal(logits, expected)
 

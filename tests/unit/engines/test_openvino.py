@@ -25,7 +25,7 @@ ov = pytest.importorskip("openvino")
 from rerankd.engines.openvino import (  # noqa: E402
     OpenVinoEngine,
     _group,
-    _leave_quantising_to_products,
+    _remove_quantization,
     rounded_length,
 )
 
@@ -51,7 +51,7 @@ def test_lengths_are_rounded_up_to_few(length: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize("width", [32, 64])
-def test_int8_products_are_exact_on_every_processor(tmp_path: Path, width: int) -> None:
+def test_int8_matmuls_are_exact_on_every_cpu(tmp_path: Path, width: int) -> None:
     """OpenVINO quantises the vectors of wider products itself; narrow ones come as the graph has them."""
     expected = save_large_products(tmp_path / "model.int8.onnx", width=width)
     np.testing.assert_allclose(load(tmp_path, precision="float32").run([EIGHT]), expected, rtol=1e-6)
@@ -149,7 +149,7 @@ def test_workers_whose_first_passes_come_together_do_not_wait_for_each_other_for
 def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay() -> None:
     model = ov.Core().read_model(_SHIPPED / "model.int8.onnx")
     before = kinds(model)
-    widths = _leave_quantising_to_products(model)
+    widths = _remove_quantization(model)
     after = kinds(model)
     assert before["FakeQuantize"] > 0
     assert len(widths) >= 36, "six in each of six layers"
@@ -166,7 +166,7 @@ def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay() -> N
 def test_narrow_products_are_computed_from_the_integers_of_the_graph(int8_folder: Path) -> None:
     model = ov.Core().read_model(int8_folder / "model.int8.onnx")
     products = kinds(model)["MatMul"]
-    assert _leave_quantising_to_products(model) == [64, 64]
+    assert _remove_quantization(model) == [64, 64]
     after = kinds(model)
     assert after["Round"] > 0
     assert after["FakeQuantize"] == 0
@@ -192,7 +192,7 @@ def kinds(model: Any) -> Counter[str]:
 def test_a_graph_that_quantises_nothing_is_left_as_it_is(tiny_model: Path) -> None:
     model = ov.Core().read_model(tiny_model / "model.onnx")
     before = kinds(model)
-    assert _leave_quantising_to_products(model) == []
+    assert _remove_quantization(model) == []
     assert kinds(model) == before
 
 
@@ -201,7 +201,7 @@ def test_the_engine_is_told_by_its_precision_and_file(tiny_model: Path, int8_fol
     assert load(int8_folder, precision="float32").name == "openvino/cpu/float32/model.int8.onnx"
 
 
-def test_the_default_precision_is_the_processors(tiny_model: Path) -> None:
+def test_the_default_precision_is_the_cpus(tiny_model: Path) -> None:
     native = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert load(tiny_model).name.split("/")[2] == ("bfloat16" if native else "float32")
 

@@ -99,8 +99,8 @@ def _layer() -> _Operator:
         shaped = _op("Reshape", _linear(name, _Tensor(source)), _Tensor(f"{name}.shape"))
         return _op("Transpose", shaped, perm=[order])
 
-    products = _op("MatMul", head("query", "residual", [0, 2, 1, 3]), head("key", "source", [0, 2, 3, 1]))
-    scores = _op("Add", _op("Mul", products, _Constant("score_scale")), _Tensor("attention_bias"))
+    query_key = _op("MatMul", head("query", "residual", [0, 2, 1, 3]), head("key", "source", [0, 2, 3, 1]))
+    scores = _op("Add", _op("Mul", query_key, _Constant("score_scale")), _Tensor("attention_bias"))
     weights = _op("Softmax", scores, axis=(None, -1, 3))
     context = _op("Transpose", _op("MatMul", weights, head("value", "source", [0, 2, 1, 3])), perm=[[0, 2, 1, 3]])
     attention_output = _linear("attention_output", _Tensor("context", _op("Reshape", context, _ANY)))

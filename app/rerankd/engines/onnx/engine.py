@@ -17,8 +17,8 @@ from rerankd.concurrency.worker import available_cores
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec, PaddedBatch, check_inputs, check_output, find_graph, pad
+from rerankd.engines.cpu import int8_sums_overflow
 from rerankd.engines.onnx.kernel_support import NO_INT8_LAYERS, mentions_int8_matmuls, why_not_compiled, why_not_usable
-from rerankd.engines.processor import int8_sums_overflow
 from rerankd.errors import ConfigError, OutOfMemory
 from rerankd.tasks.encoding import Encoding
 
@@ -41,7 +41,7 @@ _OPTIMIZATION: Final = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-# Where exporters put the graph, best first. int8 products are fast on processors only, float16 on GPUs only.
+# Where exporters put the graph, best first. int8 is fast on CPUs only, float16 on GPUs only.
 _PLAIN: Final = ("model.onnx", "onnx/model.onnx")
 _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
     "cpu": ["model.int8.onnx", *_PLAIN, "model.int8-weights.onnx"],
@@ -49,21 +49,21 @@ _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
     "tensorrt": ["model.float16.onnx", *_PLAIN],
 }
 _OUTPUT: Final = "logits"
-# Small batches stay in a processor's cache, and no request waits for them long; a GPU wants them large.
+# On a CPU small batches stay in the cache and finish soon; a GPU needs large ones.
 _SMALL: Final = BatchLimits(tokens=512, pairs=64)
 _LARGE: Final = BatchLimits(tokens=32_768, pairs=256)
-# On the CPU, adding the bias and then GELU by itself take less time than both in one (docs/adr/0017).
+# On the CPU, bias and GELU are faster as two steps than fused (docs/adr/0017).
 _SLOW_FUSIONS: Final[Mapping[Device, Sequence[str]]] = {"cpu": ["BiasGeluFusion"], "cuda": [], "tensorrt": []}
-# What ONNX Runtime says when it cannot do that, because several nodes read the same weights.
+# ONNX Runtime's error when it cannot use exact int8, because several nodes share weights.
 _SHARED_WEIGHTS: Final = "Attempt to replace the existing tensor"
 _OUT_OF_MEMORY: Final = ("out of memory", "failed to allocate memory", "bad_alloc", "cudaerrormemoryallocation")
-# The graph's note of whose logits it gives: a JSON list of token ids.
+# The metadata key of a language model's graph: the token ids of its outputs, as JSON.
 OUTPUT_TOKENS: Final = "rerankd_output_tokens"
 
 
-def exact_products() -> dict[str, str]:
-    """Session settings with which ONNX Runtime's int8 products are exact on this processor (docs/adr/0011). Where they
-    are anyway, the setting would make them several times slower.
+def exact_int8() -> dict[str, str]:
+    """Session settings that make ONNX Runtime's int8 matmuls exact on this CPU (docs/adr/0011). None where they are
+    exact without: the setting would make them several times slower.
     """
     return {"session.x64quantprecision": "1"} if int8_sums_overflow() else {}
 
@@ -109,18 +109,18 @@ class OnnxOptions(BaseModel):
 
     @property
     def kind(self) -> Device:
-        """What the device is, without its number."""
+        """The device without its number."""
         return cast("Device", self.device.partition(":")[0])
 
     @property
     def number(self) -> int:
-        """Which of the GPUs."""
+        """The number of the GPU."""
         return int(self.device.partition(":")[2] or 0)
 
 
 class OnnxEngine:
-    """One session that several threads call: ONNX Runtime sessions are thread-safe and share their weights, and so are
-    what stands in for one (`FusedSession`).
+    """One session that several threads share, since ONNX Runtime sessions are thread-safe. So is `FusedSession`, which
+    can replace it.
     """
 
     def __init__(
@@ -175,13 +175,13 @@ class OnnxEngine:
         """Score sequences; the result has shape [sequences, outputs of the head], float32.
 
         Raises:
-            OutOfMemory: the device has no room for so large a batch.
+            OutOfMemory: the batch does not fit the device's memory.
         """
         inputs = self._arrays(pad(encodings, pad_id=self._pad_id))
         try:
             logits = self._run_bound(inputs) if self._io_binding else self._run(inputs)
         except Exception as error:
-            # ONNX Runtime has no class of errors for it.
+            # ONNX Runtime has no exception type for this.
             if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
                 raise OutOfMemory(str(error)) from error
             raise
@@ -213,10 +213,10 @@ class OnnxEngine:
 
 
 def check(spec: EngineSpec) -> tuple[OnnxOptions, str]:
-    """The options, and which graph of the folder is served.
+    """The options, and the name of the graph to serve.
 
     Raises:
-        ConfigError: an option or the graph cannot be used, as far as that can be known before it is read.
+        ConfigError: an option or the graph's file cannot be used. The graph itself is not read.
     """
     options = read_options(spec.options, OnnxOptions, of="engine 'onnx'")
     missing = set(_PROVIDERS[options.kind][:1]) - set(ort.get_available_providers())
@@ -230,22 +230,22 @@ def check(spec: EngineSpec) -> tuple[OnnxOptions, str]:
 
 
 def _preferred_batch(fused: "FusedSession | None") -> BatchLimits:
-    """On the CPU. What our kernels compute stays in the cache anyway: large batches save what each costs by itself."""
+    """On the CPU. Our kernels work in blocks that stay in the cache, so larger batches only save overhead."""
     return replace(_SMALL, stretch=1.5, padded=fused.padded) if fused else _SMALL
 
 
 def _open_fused(graph: Path, options: OnnxOptions) -> "tuple[FusedSession | None, str]":
-    """A session whose encoder layers are our own, or why that is impossible; neither where it is not wanted.
+    """A session that uses our kernels, or the reason why that is impossible; neither with `fused = false`.
 
     Raises:
-        ConfigError: it is insisted upon, and impossible.
+        ConfigError: `fused = true`, and it is impossible.
     """
     if options.fused is False:
         return None, ""
     try:
         return _fused(graph, options), ""
     except Exception as error:
-        # Whatever it is: ONNX Runtime alone can do without, or says better what is wrong with the graph.
+        # Whatever it is, ONNX Runtime can do without, or reports better what is wrong with the graph.
         if options.fused:
             raise ConfigError(f"fused = true, but {graph} cannot use the compiled kernels: {error}") from error
         return None, str(error)
@@ -261,10 +261,10 @@ def _fused(graph: Path, options: OnnxOptions) -> "FusedSession":
         if why_not_compiled() is not None:
             _warn_once(f"int8 models run at about half the speed: {reason}")
         raise ConfigError(reason)
-    # It needs `onnx` and the compiled kernels, which an installation may lack.
+    # Needs `onnx` and the compiled kernels, which may be missing.
     from rerankd.engines.onnx.fused import open_fused  # noqa: PLC0415
 
-    return open_fused(graph, lambda part: _session(part, options, config=exact_products()))
+    return open_fused(graph, lambda part: _session(part, options, config=exact_int8()))
 
 
 @cache
@@ -273,7 +273,7 @@ def _warn_once(message: str) -> None:
 
 
 def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
-    """The session, and whether its int8 products are exact: those of others must not be taken for the same scores."""
+    """The session, and whether its int8 matmuls are exact. Inexact scores get a cache key of their own."""
     wanted = _PROVIDERS[options.kind]
     try:
         session, exact = _exact_if_possible(graph, options)
@@ -289,7 +289,7 @@ def _open(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool
 
 def _exact_if_possible(graph: Path, options: OnnxOptions) -> tuple[ort.InferenceSession, bool]:
     try:
-        return _session(graph, options, config=exact_products()), True
+        return _session(graph, options, config=exact_int8()), True
     except Exception as error:
         if _SHARED_WEIGHTS not in str(error):
             raise
@@ -318,7 +318,7 @@ def _session(graph: Path | bytes, options: OnnxOptions, *, config: Mapping[str, 
 
 
 def _provider_options(provider: str, options: OnnxOptions) -> dict[str, Any]:
-    """The operator's options are for the device's own provider; those that it falls back to would refuse them."""
+    """The configured options are for the device's own provider; fallback providers would reject them."""
     if provider == "CPUExecutionProvider":
         return {}
     own = options.provider_options if provider == _PROVIDERS[options.kind][0] else {}
@@ -326,7 +326,7 @@ def _provider_options(provider: str, options: OnnxOptions) -> dict[str, Any]:
 
 
 def _check_output_tokens(session: ort.InferenceSession, wanted: Sequence[int]) -> None:
-    """An exported language model gives the logits of the tokens that it was exported for."""
+    """Refuse a language model that was exported for other tokens than the scorer reads."""
     stored = json.loads(session.get_modelmeta().custom_metadata_map.get(OUTPUT_TOKENS, "[]"))
     if stored and not wanted:
         raise ConfigError("this graph is a language model's; name the scorer that it was exported for")
@@ -338,7 +338,7 @@ def _check_output_tokens(session: ort.InferenceSession, wanted: Sequence[int]) -
 
 
 def _output(session: ort.InferenceSession) -> ort.NodeArg:
-    """The output with one row a sequence; exporters call it logits."""
+    """The output with one row per sequence, usually called logits."""
     outputs = session.get_outputs()
     output = next((node for node in outputs if node.name == _OUTPUT), outputs[0])
     check_output(output.name, output.shape)

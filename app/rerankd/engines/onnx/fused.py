@@ -1,6 +1,4 @@
-"""Runs an int8 graph whose embeddings and encoder layers our own kernels compute, and the rest ONNX Runtime
-(docs/adr/0012).
-"""
+"""Runs an int8 graph: our kernels compute its embeddings and encoder layers, ONNX Runtime the rest (docs/adr/0012)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -34,10 +32,10 @@ Inputs = Mapping[str, IntArray]
 
 
 class FusedSession:
-    """Stands in for the session of the whole graph: what its layers need of the inputs, these, and what comes after.
+    """Replaces a session of the whole graph. Runs the part before the layers, the layers, and the part after them.
 
-    The states that the layers start from are those of `embeddings`, rows whose names come with them, or what `before`
-    makes; that is None where everything is `simple`. Unless it is `padded`, padding takes no time in the layers.
+    The layers' input comes from `embeddings`, with the names of the tensors that select rows, or from `before`, which
+    is None if NumPy makes every tensor (`simple`). `padded` says whether the layers compute padding.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class FusedSession:
         self._bias = bias
         self._made = [node.name for node in before.get_outputs()] if before else []
         self._taken = {node.name for node in after.get_inputs()}
-        self.padded = not self._leaves_padding_out()
+        self.padded = not self._skips_padding()
 
     def get_inputs(self) -> Sequence[ort.NodeArg]:
         return [node for node in self._after.get_inputs() if node.name not in (self._last, self._bias)]
@@ -72,8 +70,8 @@ class FusedSession:
     def get_modelmeta(self) -> ort.ModelMetadata:
         return self._after.get_modelmeta()
 
-    def _leaves_padding_out(self) -> bool:
-        """Whether the graph hides padding from every query, so that the layers do not compute it. This is tried."""
+    def _skips_padding(self) -> bool:
+        """Whether the graph masks padding for every query, so that the layers skip it. Found out by running it."""
         short, long = Encoding(np.ones(4, dtype=np.int64), 2), Encoding(np.ones(9, dtype=np.int64), 3)
         alone, both = (self._given(self._inputs_of(batch))[self._bias] for batch in ([short], [short, long]))
         padding = both[0, ..., alone.shape[-1] :]
@@ -85,7 +83,7 @@ class FusedSession:
         return {node.name: padded[node.name].astype(types.get(node.type, np.int64)) for node in self.get_inputs()}
 
     def _given(self, inputs: Inputs) -> dict[str, Any]:
-        """The inputs, and what the layers need of them."""
+        """The inputs, and the tensors that the layers need."""
         given: dict[str, Any] = {**inputs, **{name: make(inputs) for name, make in self._simple.items()}}
         if self._before is not None:
             given.update(zip(self._made, self._before.run(self._made, inputs), strict=True))
@@ -105,7 +103,7 @@ class FusedSession:
 
 
 def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession]) -> FusedSession:
-    """Open a graph in parts.
+    """Split a graph and open its parts.
 
     Raises:
         ConfigError: the graph has no layers that the kernels can compute.
@@ -137,8 +135,8 @@ def open_fused(graph: Path, open_session: Callable[[bytes], ort.InferenceSession
 
 
 def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Sequence[str]) -> onnx.ModelProto:
-    """What of a graph leads from its inputs, and from tensors of numbers that are `given` with their ranks, to those
-    that are `wanted`, or else to its outputs.
+    """The part of a graph that computes the `wanted` tensors, or else its outputs, from its inputs and the float
+    tensors that are `given` with their ranks.
     """
     graph = model.graph
     outputs = [helper.make_empty_tensor_value_info(name) for name in wanted] or graph.output
@@ -170,7 +168,7 @@ def _part(model: onnx.ModelProto, *, given: Mapping[str, int], wanted: Sequence[
 
 
 class _Constants:
-    """A graph's constants by name, and what the kernels make of them."""
+    """A graph's constants by name, as the kernels take them."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}

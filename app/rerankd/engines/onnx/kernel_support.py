@@ -1,9 +1,9 @@
-"""Decides whether the compiled kernels (engines/onnx/kernels) can be used here, and says why not and what to install.
+"""Tells whether the compiled kernels (engines/onnx/kernels) can be used here, or why not and what to install.
 
     python -m rerankd.engines.onnx.kernel_support
 
-says so on a terminal. It exits with 1 where the kernels were not compiled, so that the build of an image can insist on
-them; a CPU that cannot run them is not a fault of the installation.
+prints the answer. It exits with 1 if the kernels were not compiled, so that the build of an image can require them. A
+CPU that cannot run them is not an error.
 """
 
 import platform
@@ -21,20 +21,20 @@ from typing import Final
 # ONNX Runtime's operator for the matmuls that the kernels compute.
 INT8_MATMUL: Final = "MatMulIntegerToFloat"
 NO_INT8_LAYERS: Final = "the graph has no int8 encoder layer like BERT's, as `rerankd export` writes them"
-# `make install` alone does nothing where nothing has changed.
+# `make install` alone does nothing if no file has changed.
 _AGAIN: Final = "install rerankd again from its source (in a checkout: make clean install)"
 KERNELS: Final = Path(__file__).parent / "kernels"
 _COMPILERS: Final = ("c++", "g++", "clang++", "cl")
 
 
 def mentions_int8_matmuls(graph: Path) -> bool:
-    """Whether a graph's file may hold what the kernels compute. Cheap: a float32 graph may have gigabytes."""
+    """Whether a graph's file may hold int8 matmuls. Fast, even if it has gigabytes."""
     with graph.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         return content.find(INT8_MATMUL.encode()) >= 0
 
 
 def why_not_compiled(folder: Path = KERNELS, *, find_program: Callable[[str], str | None] = shutil.which) -> str | None:
-    """Why the kernels cannot be imported, and the way out; None if they can."""
+    """Why the kernels cannot be imported, and what to do; None if they can."""
     if find_spec("onnx") is None:
         return "the package onnx is not installed; install the extra `cpu`"
     built = sorted(path.name for path in folder.glob("_compiled*") if path.suffix in {".so", ".pyd", ".dll"})
@@ -74,7 +74,7 @@ def _why_not_importable() -> str | None:
 
 
 def main() -> int:
-    """Print what holds here."""
+    """Print whether the kernels can be used here."""
     reason = why_not_usable()
     if reason is None:
         print("kernels: compiled, and this CPU can run them")  # noqa: T201 - a command of its own

@@ -1,7 +1,7 @@
 """PyTorch causal language models as rerankers: one prefill, the last position, a few rows of the head.
 
-Nothing is generated and the full vocabulary is never computed: the scorer names the tokens whose logits it reads. What
-encodings have in common is computed once (`prefixes.py`).
+Nothing is generated, and the full vocabulary is never computed: the scorer names the tokens whose logits it reads.
+Common prefixes are computed once (`prefixes.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 
 _PROBE: Final = tuple(range(3, 11))
-# How far our rows of the head may be from the model's own logits, relative to the largest of them.
+# Tolerance between our rows of the head and the model's own logits, relative to the largest logit.
 _HEAD_TOLERANCE: Final[Mapping[Precision, float]] = {"float32": 1e-4, "bfloat16": 0.03, "float16": 0.01}
 
 
@@ -60,7 +60,7 @@ class TorchCausalEngine:
         self._prefill = Prefill(model, pad_id=pad_id)
         self._stretched_beyond = stretched_beyond(model)
         self._prefixes = None if prefixes is None else SharedPrefixes(prefixes, self._prefill)
-        # Such models keep the angles of the pass that runs.
+        # Such models store the angles of the current pass.
         self.workers = workers if self._stretched_beyond is None else 1
         self.name = name
 
@@ -69,8 +69,8 @@ class TorchCausalEngine:
         """Load safetensors weights; pickled ones are refused.
 
         Raises:
-            ConfigError: the folder holds no such model, the device is not there, or the head does something else than
-                multiply rows.
+            ConfigError: the folder holds no such model, the device is not there, or the head does more than
+                multiply.
         """
         options = check(spec)
         model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
@@ -97,7 +97,7 @@ class TorchCausalEngine:
         """Score sequences; the result has shape [sequences, output tokens], float32.
 
         Raises:
-            OutOfMemory: the device has no room for so large a batch.
+            OutOfMemory: the batch does not fit the device's memory.
         """
         return within_memory(lambda: self._logits(encodings))
 
@@ -126,7 +126,7 @@ class TorchCausalEngine:
         """Compare the rows with the model's own full logits.
 
         Raises:
-            ConfigError: the model's head does more than these rows say.
+            ConfigError: the model's head does more than multiply.
         """
         ids = np.array(_PROBE, dtype=np.int64)
         ours = self.run([Encoding(ids, 0)])[0]
@@ -151,7 +151,7 @@ def check(spec: EngineSpec) -> TorchCausalOptions:
     """The options.
 
     Raises:
-        ConfigError: an option, the scorer or the folder does not suit, as far as that can be known without the weights.
+        ConfigError: an option, the scorer or the folder does not fit. The weights are not read.
     """
     options = read_options(spec.options, TorchCausalOptions, of="engine 'torch-causal'")
     if not spec.output_tokens:

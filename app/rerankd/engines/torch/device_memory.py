@@ -1,6 +1,4 @@
-"""Arrays onto a device; and what torch says when a device is full, in the words of the seam, and with the memory free
-for smaller batches.
-"""
+"""Replicas arrays to a device, and turns torch's out-of-memory errors into ours, with the memory released."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,19 +15,19 @@ def within_memory(compute: Callable[[], Result]) -> Result:
     """Run a pass.
 
     Raises:
-        OutOfMemory: the device has no room for so large a batch.
+        OutOfMemory: the batch does not fit the device's memory.
     """
     try:
         return compute()
     except torch.OutOfMemoryError as error:
         reason = str(error)
-    # Out here, because the frames of torch's error hold all that the pass had allocated: as the cause of ours they
-    # would keep it while halves of the batch are tried.
+    # Raised outside the handler: the frames of torch's error hold the memory of the pass, and as the cause of ours they
+    # would keep it while the batch is retried in halves.
     torch.cuda.empty_cache()
     raise OutOfMemory(reason)
 
 
 def to_device(array: IntArray, device: torch.device) -> torch.Tensor:
-    """Copies from pinned memory do not hold this thread up."""
+    """Copy an array. Replicas from pinned memory do not block this thread."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

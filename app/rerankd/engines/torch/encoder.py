@@ -21,7 +21,7 @@ from rerankd.engines.torch.weights import Precision, WeightsOptions, check_weigh
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 
-# Positions of a model that names no limit.
+# The maximum length of a model that names none.
 _UNLIMITED: Final = 2**31
 
 
@@ -59,7 +59,7 @@ class TorchEncoderEngine:
         self._packed = model.config._attn_implementation == ATTENTION  # noqa: SLF001 - it has no other name
         self._streams = local()
         self._graphs = self._recorded_by(CudaRecorder(device)) if cuda_graphs else None
-        # Such models keep the angles of the pass that runs.
+        # Such models store the angles of the current pass.
         self.workers = workers if self._stretched_beyond is None else 1
         self.name = f"torch/{device.type}/{precision}" + ("/packed" if self._packed else "")
 
@@ -98,12 +98,12 @@ class TorchEncoderEngine:
         """Score sequences; the result has shape [sequences, outputs of the head], float32.
 
         Raises:
-            OutOfMemory: the device has no room for so large a batch.
+            OutOfMemory: the batch does not fit the device's memory.
         """
         return within_memory(lambda: self._grouped(encodings))
 
     def _grouped(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """In one pass, or in two where a long sequence would turn the positions of short ones."""
+        """One pass, or two where a long sequence would change the positions of short ones."""
         longer = np.array([len(encoding.ids) > (self._stretched_beyond or _UNLIMITED) for encoding in encodings])
         if not longer.any() or longer.all():
             return self._logits(encodings)
@@ -127,7 +127,7 @@ class TorchEncoderEngine:
         )
 
     def _stream(self) -> AbstractContextManager[None]:
-        """Every thread's work goes to a stream of its own, so that it waits for nobody else's."""
+        """Each thread uses a stream of its own, so that it waits only for its own work."""
         if self._device.type != "cuda":
             return nullcontext()
         if not hasattr(self._streams, "own"):
@@ -166,12 +166,12 @@ def check(spec: EngineSpec) -> TorchEncoderOptions:
     """The options.
 
     Raises:
-        ConfigError: an option, the scorer or the folder does not suit, as far as that can be known without the weights.
+        ConfigError: an option, the scorer or the folder does not fit. The weights are not read.
     """
     options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
     if spec.output_tokens:
         raise ConfigError(
-            "engine 'torch-encoder' gives what a classifier's head gives, and this scorer reads the logits of tokens; "
+            "engine 'torch-encoder' computes a classifier's outputs, but this scorer reads the logits of tokens; "
             'set engine = "torch-causal"'
         )
     check_weights("sequence classifier", spec.folder, options, trust_remote_code=spec.trust_remote_code)
@@ -181,14 +181,14 @@ def check(spec: EngineSpec) -> TorchEncoderOptions:
             "out, and name no other device"
         )
     if options.packed and options.attention:
-        raise ConfigError("engine 'torch-encoder': packed = true has an attention of its own; leave `attention` out")
+        raise ConfigError("engine 'torch-encoder': packed = true uses its own attention; leave `attention` out")
     return options
 
 
 def _load(
     spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device, precision: Precision
 ) -> PreTrainedModel:
-    """The model on its device, with packed sequences where these are wanted or do well."""
+    """The model on its device, with packed sequences if these are configured or faster."""
     model = read_weights(
         "sequence classifier",
         spec.folder,
@@ -204,8 +204,8 @@ def _load(
 
 
 def name_padding(model: PreTrainedModel, pad_id: int) -> None:
-    """Tell a model what rows are filled with, where its config does not: language models with a classifier's head look
-    for the last token that is something else.
+    """Set a model's padding id if its config has none: language models with a classifier's head look for the last token
+    that is not padding.
     """
     config = model.config.get_text_config()
     if config.pad_token_id is None or config.pad_token_id < 0:
@@ -214,7 +214,7 @@ def name_padding(model: PreTrainedModel, pad_id: int) -> None:
 
 
 def _refuse_changing_attention(model: PreTrainedModel) -> None:
-    """BigBird computes a batch of short sequences otherwise than long ones, and from then on all of them."""
+    """Refuse BigBird's sparse attention: a batch of short sequences changes how all later ones are computed."""
     if getattr(model.config, "attention_type", None) == "block_sparse":
         raise ConfigError(
             'config.json says attention_type = "block_sparse", with which a text\'s score depends on those that were '

@@ -1,6 +1,6 @@
 """The rows of a language model's head that a scorer reads: the full vocabulary is never computed.
 
-They are multiplied in float32: in bfloat16 twenty logits near 15 share about 14 values, which are ties.
+They are multiplied in float32: in bfloat16 twenty logits near 15 share about 14 values, so that some are tied.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class HeadRows:
     def __init__(self, model: PreTrainedModel, tokens: Sequence[int]) -> None:
         head = model.get_output_embeddings()
         if not head.weight.is_floating_point():
-            raise ConfigError("this model's head is stored in integers; rows of it cannot be taken")
+            raise ConfigError("this model's head is stored as integers; single rows cannot be read")
         if max(tokens) >= head.weight.shape[0]:
             raise ConfigError(f"the scorer reads token {max(tokens)}, the model's head has {head.weight.shape[0]} rows")
         config = model.config.get_text_config()
@@ -28,7 +28,7 @@ class HeadRows:
         self._rows = head.weight.detach()[index].float()
         bias = getattr(head, "bias", None)
         self._bias = None if bias is None else bias.detach()[index].float()
-        # Gemma 2 squeezes its logits; Cohere multiplies, Granite divides them.
+        # Gemma 2 soft-caps its logits; Cohere multiplies and Granite divides them.
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._factor = float(getattr(config, "logit_scale", None) or 1.0)
         self._factor /= float(getattr(config, "logits_scaling", None) or 1.0)

@@ -1,8 +1,8 @@
-"""Transformers without padding: sequences laid end to end in one row, and an attention that keeps them apart.
+"""Runs encoders without padding: sequences are concatenated in one row, and attention keeps them apart.
 
-The layers of transformers' encoders run as they are, on one row of all tokens. Only three things know of the sequences:
-the positions, which start anew with each; the attention, which transformers lets others register; and the head, which
-reads the first token (or the mean) of each. On a GPU attention is torch's kernel for sequences of any length
+The layers of the transformers library run unchanged on one row of all tokens. Only three parts know the sequences: the
+positions, which restart with each; the attention, which is registered with transformers; and the head, which reads the
+first token (or the mean) of each. On a GPU attention is torch's kernel for sequences of any length
 (FlashAttention: Dao et al. 2022, arXiv 2205.14135); elsewhere it is computed a sequence at a time.
 """
 
@@ -35,7 +35,7 @@ class PackedBatch:
 
 
 def pack(encodings: Sequence[Encoding]) -> PackedBatch:
-    """Lay sequences end to end."""
+    """Concatenate sequences."""
     lengths = [len(encoding.ids) for encoding in encodings]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     tokens = np.zeros((3, bounds[-1]), dtype=np.int64)
@@ -71,7 +71,7 @@ def logits_of(
 
 
 def first_position(model: PreTrainedModel) -> int:
-    """The position of a sequence's first token: RoBERTa and its relatives count from behind the padding id."""
+    """The position of a sequence's first token: RoBERTa and its relatives start after the padding id."""
     return model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
 
 
@@ -121,7 +121,7 @@ def _attention(
     **_others: Any,  # noqa: ANN401 - what other attentions want to know
 ) -> tuple[torch.Tensor, None]:
     """Attention within each sequence. Tensors have shape [1, heads, all tokens, width]; the result has
-    [1, all tokens, heads, width]. `sliding_window` is one more than the furthest token that is seen on each side.
+    [1, all tokens, heads, width]. `sliding_window` is one more than the distance to the furthest visible token.
     """
     furthest = -1 if sliding_window is None else sliding_window - 1
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -145,8 +145,8 @@ def attend_one_by_one(
     scale: float,
     furthest: int,
 ) -> torch.Tensor:
-    """Attention within each sequence; all tensors have shape [all tokens, heads, width]. `furthest` is how many tokens
-    each one sees on either side; -1: all of its sequence.
+    """Attention within each sequence; all tensors have shape [all tokens, heads, width]. `furthest` is the
+    distance to the furthest visible token on either side; -1 means the whole sequence.
     """
     sizes = bounds.diff().tolist()
     mixed = []

@@ -1,5 +1,5 @@
-"""Which models turn the positions of a whole batch by its longest sequence: those with the rotary embeddings "longrope"
-(one set of angles up to the original length, another beyond it) and "dynamic" (other angles for every length).
+"""Finds models whose position angles depend on the longest sequence of a batch: those with the rotary embeddings
+"longrope" (other angles beyond the original length) and "dynamic" (other angles for every length).
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from rerankd.errors import ConfigError
 
 
 def stretched_beyond(model: PreTrainedModel) -> int | None:
-    """The length up to which sequences must not be computed with longer ones, or None where that makes no difference.
+    """The length above which sequences need a batch of their own, or None if lengths may be mixed.
 
     Raises:
         ConfigError: a sequence's logits depend on what was read before it.

@@ -1,7 +1,7 @@
-"""One pass of a decoder over the rests of prompts, each behind keys and values that are there already.
+"""One pass of a decoder over the remaining tokens of prompts, after cached keys and values of their prefixes.
 
-Pasts are aligned at their ends and rests at their beginnings, so that every row is one run of real tokens: distances
-inside of sliding windows stay what they are.
+Pasts are aligned at their ends and the remaining tokens at their beginnings, so that the real tokens of a row are
+contiguous and sliding windows stay correct.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,9 @@ from transformers import DynamicCache, PreTrainedModel
 from rerankd.domain import IntArray
 from rerankd.errors import ConfigError
 
-# One layer's keys and values, each of shape [1, heads, tokens, size of a head].
+# One layer's keys and values, each of shape [1, heads, tokens, head size].
 LayerStates = tuple[torch.Tensor, torch.Tensor]
-# All layers'; empty: nothing was computed before.
+# Those of all layers; empty without a prefix.
 States = Sequence[LayerStates]
 
 
@@ -28,10 +28,10 @@ class Prefill:
 
     def __init__(self, model: PreTrainedModel, *, pad_id: int) -> None:
         self._decoder = model.base_model
-        # transformers gives the model itself where it knows of no part below the head, as for Llama 4.
+        # transformers returns the model itself if it has no part below the head, as for Llama 4.
         if self._decoder is model:
             raise ConfigError(
-                f"model_type {model.config.model_type!r} is not supported by engine 'torch-causal': transformers gives "
+                f"model_type {model.config.model_type!r} is not supported by engine 'torch-causal': transformers has "
                 f'no {type(model).__name__} without its head; let it write orders (scorer = "generative" with engine = '
                 '"torch-generate" or "endpoint"), or use a plain causal language model'
             )
@@ -41,11 +41,11 @@ class Prefill:
     def run(
         self, past: Sequence[States], rests: Sequence[IntArray], *, keep: bool = False
     ) -> tuple[torch.Tensor, States]:
-        """Compute what follows each past.
+        """Compute the tokens that follow each past.
 
         Returns:
             The hidden states of the last positions, shape [rows, hidden size], and with `keep` all layers' keys and
-            values, each of shape [rows, heads, longest past + longest rest, size of a head].
+            values, each of shape [rows, heads, longest past + longest rest, head size].
         """
         before = [_tokens(states) for states in past]
         longest = max(before)
@@ -76,7 +76,7 @@ def _tokens(states: States) -> int:
 
 
 def _filled_cache(past: Sequence[States], longest: int) -> DynamicCache:
-    """A cache whose rows are these pasts, aligned at their ends; what lies before a shorter one is masked."""
+    """A cache of these pasts, aligned at their ends. Positions before a shorter past are masked."""
     some = next(states for states in past if states)
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(some):

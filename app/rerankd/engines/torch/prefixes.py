@@ -1,7 +1,6 @@
-"""What prompts have in common is computed once: keys and values of their beginnings, kept for those that come later.
+"""Caches keys and values of common prefixes, so that these are computed once.
 
-The ids before an encoding's `boundary` are shared by the other documents or windows of its request, and what all
-prompts of a model begin with by all of them.
+All documents or windows of a request share the ids before `boundary`, and all prompts of a model share a beginning.
 """
 
 from collections.abc import Sequence
@@ -17,10 +16,10 @@ from rerankd.domain import IntArray
 from rerankd.engines.torch.prefill import Prefill, States
 from rerankd.tasks.encoding import Encoding
 
-# A shorter beginning is cheaper to compute again than to copy.
+# A shorter prefix is cheaper to compute than to copy.
 _LEAST_SHARED_TOKENS: Final = 16
 _ID_BYTES: Final = 8
-# Layers of these kinds keep keys and values, which can be cut and shared; recurrent ones keep one running state.
+# Layers of these kinds have keys and values that can be cut and shared; recurrent layers have one running state.
 _SHAREABLE_LAYERS: Final = {"full_attention", "sliding_attention"}
 
 
@@ -30,7 +29,7 @@ def has_shareable_layers(model: PreTrainedModel) -> bool:
 
 
 def beginnings_stand_alone(prefill: Prefill) -> bool:
-    """Whether keys and values of a beginning are the same whatever follows it: not where all tokens see one another."""
+    """Whether a prefix's keys and values do not depend on what follows. They do if all tokens see each other."""
     texts = [np.array([3, 4, last], dtype=np.int64) for last in (5, 6)]
     with torch.inference_mode():
         _, layers = prefill.run([()] * len(texts), texts, keep=True)
@@ -38,14 +37,14 @@ def beginnings_stand_alone(prefill: Prefill) -> bool:
 
 
 def shared_tokens(encoding: Encoding) -> int:
-    """How many of an encoding's first ids are worth sharing; at least one id remains to be computed."""
+    """How many of an encoding's first ids to share. At least one id remains to be computed."""
     shared = min(encoding.boundary, len(encoding.ids) - 1)
     return shared if shared >= _LEAST_SHARED_TOKENS else 0
 
 
 class PrefixStore:
-    """Keys and values of what prompts begin with, for at most `max_tokens` tokens, least recently used out first. What
-    the map takes is nothing beside them: kilobytes a token.
+    """Keys and values of prefixes, up to `max_tokens` tokens; the least recently used are evicted first. They take
+    kilobytes per token, so the map's own memory does not count.
     """
 
     def __init__(self, *, max_tokens: int) -> None:
@@ -62,7 +61,7 @@ class PrefixStore:
             self._kept.put(ids.tobytes(), states)
 
     def beginning_of_all(self, prefixes: Sequence[IntArray]) -> IntArray:
-        """What these and all earlier prefixes begin with: soon the fixed words of the model's prompt."""
+        """The common beginning of these and all earlier prefixes: soon the fixed words of the model's prompt."""
         with self._lock:
             beginning = prefixes[0] if self._beginning is None else self._beginning
             for ids in prefixes:
@@ -72,14 +71,14 @@ class PrefixStore:
 
 
 class SharedPrefixes:
-    """Computes the prefixes that a store lacks."""
+    """Computes the prefixes that are not in a store."""
 
     def __init__(self, store: PrefixStore, prefill: Prefill) -> None:
         self._store = store
         self._prefill = prefill
 
     def states_of(self, prefixes: Sequence[IntArray]) -> list[States]:
-        """The keys and values of every prefix, computed once for equal ones; an empty one has none."""
+        """The keys and values of each prefix. Equal prefixes are computed once; an empty one has none."""
         known: dict[bytes, States] = {b"": ()}
         missing: dict[bytes, IntArray] = {}
         for ids in prefixes:
@@ -95,7 +94,7 @@ class SharedPrefixes:
         return [known[ids.tobytes()] for ids in prefixes]
 
     def _compute(self, prefixes: Sequence[IntArray]) -> list[States]:
-        """Compute prefixes and keep them, each from where the beginning that all of the model's prompts share ends."""
+        """Compute and store prefixes, each starting after the common beginning of all the model's prompts."""
         beginning = self._shared_beginning(prefixes)
         start = self._states_of_beginning(beginning)
         rests = [ids[len(beginning) :] for ids in prefixes]
@@ -107,7 +106,7 @@ class SharedPrefixes:
 
     def _shared_beginning(self, prefixes: Sequence[IntArray]) -> IntArray:
         beginning = self._store.beginning_of_all(prefixes)
-        # The last token is left to each: a prefix may be no longer than the shared beginning.
+        # One token remains for each, because a prefix may be equal to the common beginning.
         shared = min(len(beginning), *(len(ids) - 1 for ids in prefixes))
         return beginning[:shared] if shared >= _LEAST_SHARED_TOKENS else beginning[:0]
 
@@ -122,7 +121,7 @@ class SharedPrefixes:
 
 
 def _row(cache: States, row: int, *, tokens: int) -> States:
-    """One row's first tokens, copied so that the rest of the batch can go."""
+    """One row's first tokens, copied so that the batch's memory can be freed."""
     return [
         (keys[row : row + 1, :, :tokens].clone(), values[row : row + 1, :, :tokens].clone()) for keys, values in cache
     ]

@@ -1,6 +1,6 @@
-"""Weights of the transformers library: from a folder onto a device, whole, in the precision that is wanted.
+"""Loads all weights of a transformers model from a folder to a device, in the configured precision.
 
-Only safetensors are read, pickled weights never; nothing is downloaded here (`serving/sources.py` does that before).
+Reads safetensors only, never pickled weights. Downloads nothing (`serving/sources.py` does that before).
 """
 
 import json
@@ -36,7 +36,7 @@ _TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
     "float16": torch.float16,
 }
 _LONGEST_REASON: Final = 400
-# What is left of a training that a model's head is not of, and what transformers computes anew.
+# Remains of training that are not part of the model, and buffers that transformers recomputes.
 _HARMLESS: Final = re.compile(
     r"(.*\.)?(lm_head|cls\.predictions|cls\.seq_relationship|generator_lm_head|generator_predictions"
     r"|discriminator_predictions|lm_predictions|mask_predictions|pooler|predictions)\..*"
@@ -70,7 +70,7 @@ class LargeWeightsOptions(WeightsOptions):
     )
 
     def placement_on(self, device: torch.device) -> dict[str, Any]:
-        """What transformers must know while it reads weights; it leaves them on the processor if told nothing."""
+        """The arguments with which transformers places the weights; without them they stay on the CPU."""
         if self.quantization is None:
             return {"device_map": self.device_map} if self.device_map else {}
         four = self.quantization == "int4"
@@ -83,7 +83,7 @@ class LargeWeightsOptions(WeightsOptions):
 def load_language_model(
     folder: Path, options: LargeWeightsOptions, *, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, str, Precision]:
-    """Load a causal language model; the text names device and precision, as cache keys need it.
+    """Load a causal language model. The text names device and precision, for cache keys.
 
     Raises:
         ConfigError: the folder holds no such model, not all of its weights, or a library or device is missing.
@@ -134,9 +134,9 @@ def read_weights(
             **placement,
         )
     except Exception as error:
-        # transformers raises whatever its parts do; code of a model's authors written for another version, anything
+        # transformers raises anything, and so does a model's own code that was written for another version
         raise ConfigError(_refusal(kind, folder, error)) from error
-    # transformers fills what is missing with random numbers, for example the head of a model that has none
+    # transformers fills missing weights with random numbers, for example the head of a model without one
     if loading["missing_keys"]:
         missing = few(sorted(loading["missing_keys"]))
         raise ConfigError(f"the weights in {folder} lack {missing}: this is not a complete {kind}")
@@ -151,7 +151,7 @@ def read_weights(
 
 
 def _refusal(kind: Kind, folder: Path, error: Exception) -> str:
-    """What transformers says goes on for pages, with every model that it could have loaded instead."""
+    """Shorten a message of transformers, which can list every model that it supports."""
     try:
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -168,10 +168,10 @@ def _beginning(text: str) -> str:
 
 
 def check_weights(kind: Kind, folder: Path, options: WeightsOptions, *, trust_remote_code: bool) -> None:
-    """Check what can be known of a model before its weights are read.
+    """Check a model before its weights are read.
 
     Raises:
-        ConfigError: no such device, no whole weights in the folder, or code that is not trusted.
+        ConfigError: no such device, incomplete weights in the folder, or code that is not trusted.
     """
     torch_device(options.device)
     check_safetensors(folder)
@@ -179,7 +179,7 @@ def check_weights(kind: Kind, folder: Path, options: WeightsOptions, *, trust_re
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
+    """The device of that name; "auto" is a GPU if there is one.
 
     Raises:
         ConfigError: this machine has no such device.

@@ -25,7 +25,7 @@ from rerankd.tools.benchmark.tables import markdown
 from rerankd.tools.benchmark.workload import Format, Shape, Workload
 from rerankd.tools.outputs import check_files
 
-__all__ = ["Benchmark", "Format", "Load", "Outputs", "Plan", "Shape", "Target", "Window", "processor", "save_report"]
+__all__ = ["Benchmark", "Format", "Load", "Outputs", "Plan", "Shape", "Target", "Window", "cpu_name", "save_report"]
 
 _PICTURES = "rerankd.tools.benchmark.pictures"  # needs matplotlib, which a benchmark without a picture does not
 
@@ -190,7 +190,7 @@ class Benchmark:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "rerankd": __version__,
             "python": platform.python_version(),
-            "machine": f"{processor()}, {available_cores()} cores, {platform.system()}",
+            "machine": f"{cpu_name()}, {available_cores()} cores, {platform.system()}",
             "server": dict(self._server),
             "seconds": plan.window.seconds,
             "warmup_s": plan.window.warmup_s,
@@ -208,8 +208,8 @@ def save_report(report: Report, outputs: Outputs) -> None:
         import_module(_PICTURES).draw(report, outputs.plot)
 
 
-def processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+def cpu_name() -> str:
+    """The CPU's name where the system tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

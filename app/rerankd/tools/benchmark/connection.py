@@ -1,4 +1,4 @@
-"""A keep-alive HTTP/1.1 connection over a bare asyncio protocol: a tenth of a general client's processor time.
+"""A keep-alive HTTP/1.1 connection over a bare asyncio protocol: a tenth of a general client's CPU time.
 
 Knows only what a load generator needs: POST or GET a body, read the whole answer, note when its last byte came.
 """

@@ -46,7 +46,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The samples of one repetition, warm-up included. The measured window is [opened, closed); `cpu_s` is processor
+    """The samples of one repetition, warm-up included. The measured window is [opened, closed); `cpu_s` is CPU
     time of this process within it.
     """
 
@@ -135,7 +135,7 @@ async def open_loop(
 
 
 class _Clock:
-    """When the measured window opens and closes, and the processor time between."""
+    """When the measured window opens and closes, and the CPU time between."""
 
     def __init__(self, window: Window, *, clients: int) -> None:
         self.started = perf_counter()

@@ -21,7 +21,7 @@ class Measurement:
 
     Rates count what was answered within the window. `errors` counts what was not, by status or kind. `server_ms` are
     medians of the parts of Server-Timing; `lateness_ms` is how far behind its schedule the generator sent, 99th
-    percentile; `generator_cores` how many processor cores it used.
+    percentile; `generator_cores` how many CPU cores it used.
     """
 
     requests: int

@@ -1,7 +1,7 @@
 """Made-up requests of the reference workload: documents of 40-220 tokens, queries of 6-15, no two alike.
 
 Texts are slices of one long tape of common words, so that a request costs some microseconds: the generator shares its
-processor with the server that it measures.
+CPU with the server that it measures.
 """
 
 import json

@@ -92,7 +92,7 @@ def test_server_timing_headers_of_others_are_read_as_well(header: bytes, parts: 
     assert read_server_timing(header) == parts
 
 
-def test_generator_cores_are_processor_time_over_the_window() -> None:
+def test_generator_cores_are_cpu_time_over_the_window() -> None:
     assert measure(_run("closed", _WITHIN)).generator_cores == pytest.approx(0.05)
 
 

@@ -22,13 +22,13 @@ namespace rerankd {
 
 namespace {
 
-// Multiply 64 uint8 with 64 int8 and add groups of four products to int32 sums. Assembler, because GCC 12 copies the
+// Multiply 64 uint8 with 64 int8 and accumulate groups of four in int32. Assembler, because GCC 12 copies the
 // sums around when the intrinsic is used.
 inline void dot_accumulate_u8s8(__m512i& sums, __m512i values, __m512i weights) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
 }
 
-// Multiply 32 int16 with 32 int16 and add pairs of products to int32 sums.
+// Multiply 32 int16 with 32 int16 and accumulate pairs in int32.
 inline void dot_accumulate_s16(__m512i& sums, __m512i values, __m512i weights) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(values), "v"(weights));
 }

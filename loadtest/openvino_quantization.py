@@ -1,6 +1,6 @@
 """How OpenVINO is best given an int8 graph: the table of docs/adr/0006, measured again.
 
-python -m loadtest.openvino_quantisation [--model models/minilm-qa] [--rounds 5]
+python -m loadtest.openvino_quantization [--model models/minilm-qa] [--rounds 5]
 
 One thread, in turns, by CPU time, so that a busy machine disturbs it little. "From alone" is over the measured pairs.
 """
@@ -19,7 +19,7 @@ import openvino as ov
 from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
 from rerankd.engines.base import BatchLimits, EngineSpec, pad
-from rerankd.engines.openvino import _leave_quantising_to_products, rounded_length
+from rerankd.engines.openvino import _remove_quantization, rounded_length
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import PairScorer, ScorerSpec
 from rerankd.tasks.encoding import Encoding
@@ -29,10 +29,10 @@ Forward = Callable[[Sequence[Encoding]], FloatArray]
 
 
 def openvino(graph: Path, *, precision: ov.Type, group: int, pad_id: int) -> Forward:
-    """The graph on one thread, its own quantisation taken out."""
+    """The graph on one thread, without its own quantization."""
     core = ov.Core()
     model = core.read_model(graph)
-    _leave_quantising_to_products(model)
+    _remove_quantization(model)
     properties: dict[str, Any] = {
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": 1,

@@ -1,4 +1,4 @@
-"""A model on several devices: a whole copy on each. A pass goes to the copy with the fewest passes under way."""
+"""A model on several devices, with one replica on each. A pass goes to the replica with the fewest running passes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,18 +10,19 @@ from rerankd.engines.base import BatchLimits, Engine, EngineSpec
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 
-# Options that say where a model is, too.
-_OTHER_PLACES = ("device", "device_map")
+# Options that also choose a device.
+_DEVICE_OPTIONS = ("device", "device_map")
 
 
-class Copies:
-    """Engines that are the same but for their device, behind the interface of one."""
+class Replicas:
+    """Engines that differ only in their device, behind the interface of one."""
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         names = sorted({engine.name for engine in engines})
         if len(names) > 1:
             raise ConfigError(
-                f"the copies on these devices would not score alike ({' and '.join(names)}); name devices of one kind"
+                f"the replicas on these devices would not give the same scores ({' and '.join(names)}); name devices "
+                "of one kind"
             )
         self._engines = engines
         self._lock = Lock()
@@ -37,10 +38,10 @@ class Copies:
     def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         """Score sequences; the result has shape [sequences, outputs of the head].
 
-        A pass that hangs stays under way, so that its copy gets others last. Raises what the copy raises.
+        A pass that hangs counts as running, so its replica is chosen last. Raises what the replica raises.
         """
         with self._lock:
-            chosen = min(range(len(self._engines)), key=lambda copy: (self._running[copy], self._passes[copy]))
+            chosen = min(range(len(self._engines)), key=lambda replica: (self._running[replica], self._passes[replica]))
             self._running[chosen] += 1
             self._passes[chosen] += 1
         try:
@@ -50,24 +51,24 @@ class Copies:
                 self._running[chosen] -= 1
 
 
-def load_copies(load: Callable[[EngineSpec], Engine], spec: EngineSpec) -> Copies:
-    """Load an engine once for each of `spec.devices`, one after another.
+def load_replicas(load: Callable[[EngineSpec], Engine], spec: EngineSpec) -> Replicas:
+    """Load an engine once per device in `spec.devices`, one after another.
 
     Raises:
-        ConfigError: as `on_each_device`; the devices compute differently; what the engine raises.
+        ConfigError: as `on_each_device`, as the engine, or the devices compute differently.
     """
-    return Copies(
+    return Replicas(
         [load(replace(spec, devices=(), options=options)) for options in on_each_device(spec.options, spec.devices)]
     )
 
 
 def on_each_device(options: Mapping[str, Any], devices: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The options of each copy; without devices, those of the only one.
+    """The options of each replica; one if no devices are named.
 
     Raises:
-        ConfigError: an option says another place.
+        ConfigError: an option names a device too.
     """
-    for option in _OTHER_PLACES if devices else ():
+    for option in _DEVICE_OPTIONS if devices else ():
         if option in options:
-            raise ConfigError(f"`devices` and the option {option!r} both say where the model is; leave one out")
+            raise ConfigError(f"`devices` and the option {option!r} both choose the model's device; leave one out")
     return [{**options, "device": device} for device in devices] or [options]

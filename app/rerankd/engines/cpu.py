@@ -1,4 +1,4 @@
-"""What this processor does with products of int8, which the CPU engines have to know."""
+"""What the CPU engines must know about int8 matmuls on this CPU."""
 
 import platform
 from pathlib import Path
@@ -8,8 +8,8 @@ _CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 def int8_sums_overflow(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether this processor adds two products of int8 in 16 bits, which do not hold them: x86 without VNNI
-    (docs/adr/0011). One that does not say is taken for such a one.
+    """Whether this CPU accumulates int8 matmuls in pairs of 16 bits, which can overflow: x86 without VNNI
+    (docs/adr/0011). True where that is unknown.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False

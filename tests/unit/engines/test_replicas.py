@@ -1,4 +1,4 @@
-"""Copies of a model: which one a pass goes to, and which copies do not belong together."""
+"""Replicas of a model: which one a pass goes to, and which copies do not belong together."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ import pytest
 
 from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, Engine, EngineSpec
-from rerankd.engines.copies import load_copies
+from rerankd.engines.replicas import load_replicas
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 
@@ -59,7 +59,7 @@ def spec_for(*devices: str, workers: int | None = None, options: Mapping[str, An
 
 def test_every_device_has_a_copy_with_its_own_workers() -> None:
     machine = Machine()
-    engine = load_copies(machine.load, spec_for("cuda:0", "cuda:1", "cuda:2", workers=2))
+    engine = load_replicas(machine.load, spec_for("cuda:0", "cuda:1", "cuda:2", workers=2))
     assert len(machine.copies) == 3
     assert engine.workers == 6
     assert engine.name == "test/cuda"
@@ -68,13 +68,13 @@ def test_every_device_has_a_copy_with_its_own_workers() -> None:
 
 def test_copies_that_idle_take_turns() -> None:
     machine = Machine()
-    engine = load_copies(machine.load, spec_for("cuda:0", "cuda:1", "cuda:2"))
+    engine = load_replicas(machine.load, spec_for("cuda:0", "cuda:1", "cuda:2"))
     assert [int(engine.run(ONE)[0, 0]) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
 def test_a_pass_goes_to_the_copy_with_the_fewest_under_way() -> None:
     machine = Machine()
-    engine = load_copies(machine.load, spec_for("cuda:0", "cuda:1", workers=2))
+    engine = load_replicas(machine.load, spec_for("cuda:0", "cuda:1", workers=2))
     busy, idle = machine.copies
     busy.may_end.clear()
     with ThreadPoolExecutor(1) as pool:
@@ -97,7 +97,7 @@ def test_a_pass_that_failed_is_no_longer_under_way() -> None:
     broken = Broken(spec_for(), number=0, kind="cuda")
     whole = Copy(spec_for(), number=1, kind="cuda")
     engines: list[Engine] = [broken, whole]
-    engine = load_copies(lambda _spec: engines.pop(0), spec_for("cuda:0", "cuda:1"))
+    engine = load_replicas(lambda _spec: engines.pop(0), spec_for("cuda:0", "cuda:1"))
     for _ in range(3):
         with pytest.raises(RuntimeError, match="broken"):
             engine.run(ONE)
@@ -106,13 +106,15 @@ def test_a_pass_that_failed_is_no_longer_under_way() -> None:
 
 
 def test_copies_that_would_score_differently_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"would not score alike \(test/cpu and test/cuda\); name devices of one"):
-        load_copies(Machine().load, spec_for("cuda:0", "cpu"))
+    with pytest.raises(
+        ConfigError, match=r"would not give the same scores \(test/cpu and test/cuda\); name devices of one"
+    ):
+        load_replicas(Machine().load, spec_for("cuda:0", "cpu"))
 
 
 @pytest.mark.parametrize("option", ["device", "device_map"])
 def test_another_option_that_says_where_the_model_is_is_refused(option: str) -> None:
     machine = Machine()
     with pytest.raises(ConfigError, match=f"`devices` and the option '{option}' both say"):
-        load_copies(machine.load, spec_for("cuda:0", options={option: "auto"}))
+        load_replicas(machine.load, spec_for("cuda:0", options={option: "auto"}))
     assert not machine.copies

@@ -1,6 +1,6 @@
-"""How fast this processor's int8 products are, and what that bounds: no server can rank faster over int8 weights.
+"""How fast this CPU's int8 products are, and what that bounds: no server can rank faster over int8 weights.
 
-    python -m loadtest.products [--rounds 15]
+    python -m loadtest.gemm [--rounds 15]
 
 The products of MiniLM-L6's layers alone (512 tokens, widths 384 and 1,536), on one thread, by each runtime: in billions
 of multiplications (GMAC) per second of CPU time. The bound is what all cores together could rank if a pair of the
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from rerankd.concurrency.worker import available_cores
 from rerankd.config.settings import SHIPPED_REGISTRY
-from rerankd.engines.onnx.engine import exact_products
+from rerankd.engines.onnx.engine import exact_int8
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
 from rerankd.tools.benchmark.workload import Shape, Workload
@@ -59,7 +59,7 @@ def onnx_runtime() -> Callable[[], object]:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    for key, value in exact_products().items():
+    for key, value in exact_int8().items():
         options.add_session_config_entry(key, value)
     session = ort.InferenceSession(model.SerializeToString(), options)
     rng = np.random.default_rng(1)

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rerankd.api.dialects.fields import RANK_FIELD_CHARS
-from rerankd.api.parsing.json_text import MOST_LEVELS
+from rerankd.api.parsing.json_text import MAX_LEVELS
 from rerankd.api.transport.request_reader import MAX_HEAD_BYTES
 from rerankd.config.model_names import MOST_PREFIXES
 from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Settings
@@ -166,7 +166,7 @@ LIMIT_SETTINGS = {
 }
 _FIXED_LIMITS = (
     ("bytes of a request's head", MAX_HEAD_BYTES, "431"),
-    ("levels of lists and objects in each other", MOST_LEVELS, "400: nested more than ... levels deep"),
+    ("levels of lists and objects in each other", MAX_LEVELS, "400: nested more than ... levels deep"),
     ("characters of a name in `rank_fields`", RANK_FIELD_CHARS, "400: too long a name"),
     ("vendors before a model's name", MOST_PREFIXES, "404: unknown model"),
     ("`priority`", LAST_PRIORITY, "400"),

@@ -34,13 +34,13 @@ class _Watch:
     """The worst that was seen."""
 
     slowest_health_ms: float = 0.0
-    most_bytes: int = 0
+    max_bytes: int = 0
     dump: str = ""
 
 
 @asynccontextmanager
 async def _watching(server: Server) -> AsyncIterator[_Watch]:
-    watch = _Watch(most_bytes=server.resident_bytes())
+    watch = _Watch(max_bytes=server.resident_bytes())
     tasks = [asyncio.create_task(task) for task in (_watch_health(server, watch), _watch_memory(server, watch))]
     try:
         yield watch
@@ -77,7 +77,7 @@ async def _dump(pid: int) -> str:
 
 async def _watch_memory(server: Server, watch: _Watch) -> None:
     while True:
-        watch.most_bytes = max(watch.most_bytes, server.resident_bytes())
+        watch.max_bytes = max(watch.max_bytes, server.resident_bytes())
         await asyncio.sleep(_MEMORY_PAUSE_S)
 
 
@@ -104,8 +104,8 @@ async def measure(server: Server, *, window: Window, documents: int) -> tuple[li
         Claim("slowest /health beside them, ms", watch.slowest_health_ms, "<=", _STALL_MS),
         Claim("slowest /health beside small requests only, ms", quiet.slowest_health_ms),
         Claim("10 documents: p99 beside / without", beside_ms["p99"] / alone_ms["p99"]),
-        Claim("peak memory beside / without", watch.most_bytes / quiet.most_bytes, "<=", 2.0),
-        Claim("peak memory, MB", watch.most_bytes / 1e6),
+        Claim("peak memory beside / without", watch.max_bytes / quiet.max_bytes, "<=", 2.0),
+        Claim("peak memory, MB", watch.max_bytes / 1e6),
     ], watch
 
 

@@ -172,7 +172,7 @@ class BodyLimit:
 
     def _too_large(self, size: int) -> RequestTooLarge:
         return RequestTooLarge(
-            f"the body has {size} bytes or more; at most {self._bounds.max_bytes} are taken: send fewer documents"
+            f"the body has {size} bytes or more; at most {self._bounds.max_bytes} are allowed: send fewer documents"
         )
 
 

@@ -30,8 +30,8 @@ _bounds = st.builds(
 _blanks = st.sampled_from(["", " ", "\n \t\r"])
 
 
-def _outlined(text: bytes, *, window_bytes: int = 7, most_values: int = 10_000, most_levels: int = 100) -> Outline:
-    steps = outline(text, most_values=most_values, most_levels=most_levels, window_bytes=window_bytes)
+def _outlined(text: bytes, *, window_bytes: int = 7, max_values: int = 10_000, max_levels: int = 100) -> Outline:
+    steps = outline(text, max_values=max_values, max_levels=max_levels, window_bytes=window_bytes)
     try:
         while True:
             next(steps)
@@ -80,7 +80,7 @@ def test_what_is_no_json_is_none_in_pieces(tokens: list[bytes], outer: tuple[byt
     try:
         expected = orjson.loads(text)
     except orjson.JSONDecodeError:
-        with pytest.raises(InvalidRequest, match="not valid JSON"):
+        with pytest.raises(InvalidRequest, match=r"not valid JSON|larger than a double"):
             _in_pieces(text, bounds)
     else:
         assert json.dumps(_in_pieces(text, bounds)) == json.dumps(expected)
@@ -124,7 +124,7 @@ def test_damaged_json_gets_the_verdict_that_it_would_get_at_once(
     try:
         expected = orjson.loads(text)
     except orjson.JSONDecodeError:
-        with pytest.raises(InvalidRequest, match="not valid JSON"):
+        with pytest.raises(InvalidRequest, match=r"not valid JSON|larger than a double"):
             _in_pieces(text, bounds)
     else:
         assert json.dumps(_in_pieces(text, bounds)) == json.dumps(expected)
@@ -195,25 +195,25 @@ def test_a_place_in_a_piece_is_told_as_that_in_the_body() -> None:
 
 @pytest.mark.parametrize(("text", "values"), [(b"[1,2,3]", 3), (b"[[],[]]", 4), (b'{"a":{},"b":[]}', 10), (b'","', 0)])
 def test_values_are_counted_outside_of_strings_and_objects_count_four(text: bytes, values: int) -> None:
-    _outlined(text, most_values=values)
+    _outlined(text, max_values=values)
     if values:
         with pytest.raises(RequestTooLarge, match=f"more than {values - 1} JSON values"):
-            _outlined(text, most_values=values - 1)
+            _outlined(text, max_values=values - 1)
 
 
 def test_levels_are_bounded() -> None:
-    _outlined(b"[" * 9 + b"]" * 9, most_levels=9)
+    _outlined(b"[" * 9 + b"]" * 9, max_levels=9)
     with pytest.raises(InvalidRequest, match="more than 8 levels deep; flatten it"):
-        _outlined(b"[" * 9 + b"]" * 9, most_levels=8)
+        _outlined(b"[" * 9 + b"]" * 9, max_levels=8)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b'{"a": "' + b"x" * 50 + b'"}', "the text at byte 1 of the body has 57 bytes; at most 50 are taken"),
+        (b'{"a": "' + b"x" * 50 + b'"}', "the text at byte 1 of the body has 57 bytes; at most 50 are allowed"),
         (b'{"a": [1, 2' + b" " * 50 + b"]}", "at most 50"),
         (b" " * 60 + b"{}", "at most 50"),
-        (b"{" + b",".join(b'"%d":1' % number for number in range(11)) + b"}", "has 11 fields; at most 10 are taken"),
+        (b"{" + b",".join(b'"%d":1' % number for number in range(11)) + b"}", "has 11 fields; at most 10 are allowed"),
     ],
 )
 def test_a_long_text_and_many_fields_are_refused_before_they_are_built(text: bytes, said: str) -> None:

@@ -79,7 +79,7 @@ def _distinct(names: list[str] | None) -> list[str] | None:
     longest = max(names, key=len, default="")
     if len(longest) > RANK_FIELD_CHARS:
         raise ValueError(
-            f"{shown(longest)} is too long for the name of a field; at most {RANK_FIELD_CHARS} characters are taken"
+            f"{shown(longest)} is too long for the name of a field; at most {RANK_FIELD_CHARS} characters are allowed"
         )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

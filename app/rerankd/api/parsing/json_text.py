@@ -1,6 +1,4 @@
-"""Reads JSON. A long text is read in pieces, each of which takes some milliseconds, and means what it would mean if it
-were read at once.
-"""
+"""Parses JSON. A long text is parsed in pieces of a few milliseconds each, with the same result as in one call."""
 
 import re
 from collections.abc import Generator
@@ -14,17 +12,17 @@ from rerankd.errors import InvalidRequest, RequestTooLarge
 
 Value = Any  # whatever JSON holds
 
-# What orjson takes.
-MOST_LEVELS: Final = 1024
-# The key of a member, and the colon behind it.
+# The deepest nesting that orjson accepts.
+MAX_LEVELS: Final = 1024
+# The key of a member, and the colon after it.
 KEY: Final = re.compile(rb'[ \t\n\r]*("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*:', re.DOTALL)
-# A longer key is read together with its value.
+# A longer key is parsed together with its value.
 _KEY_BYTES: Final = 1 << 12
 _WINDOW_BYTES: Final = 1 << 16
 _SHOWN: Final = 40
 _BOM: Final = b"\xef\xbb\xbf"
 _KINDS: Final = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-# How texts begin that are not UTF-8, and what their sender did.
+# First bytes of texts that are not UTF-8, and what the sender did.
 _SIGNATURES: Final = (
     (b"\x1f\x8b", "is compressed (gzip); send it as it is"),
     (b"\x28\xb5\x2f\xfd", "is compressed (zstd); send it as it is"),
@@ -32,31 +30,31 @@ _SIGNATURES: Final = (
     (b"\xfe\xff", "is UTF-16 or UTF-32; send UTF-8"),
     (b"{\0", "is UTF-16 or UTF-32; send UTF-8"),
     (b"\0{", "is UTF-16 or UTF-32; send UTF-8"),
-    (b"\0\0", "is UTF-32, or no text; send JSON in UTF-8"),
+    (b"\0\0", "is UTF-32, or not text; send JSON in UTF-8"),
 )
 
 
 def kind_of(value: Value) -> str:
-    """What JSON calls a value."""
+    """The JSON name of a value's type."""
     return _KINDS.get(type(value), "number")
 
 
-def without_mark(text: bytes) -> bytes:
-    """Without UTF-8's byte order mark, which some clients write."""
+def without_bom(text: bytes) -> bytes:
+    """The text without UTF-8's byte order mark, which some clients send."""
     return text.removeprefix(_BOM)
 
 
 def read(text: bytes | memoryview, *, start: int = 0) -> Value:
-    """Read a text at once: a millisecond and a half for each megabyte. `start` is where it lies in the body.
+    """Parse a text in one call: 1.5 ms a megabyte. `start` is its position in the body, for messages.
 
     Raises:
-        InvalidRequest: it is no JSON; the message says where and what must change.
+        InvalidRequest: it is not JSON; the message says where and what must change.
     """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         if error.msg.startswith("depth limit"):
-            raise too_deep(MOST_LEVELS) from None
+            raise too_deep(MAX_LEVELS) from None
         if error.msg.startswith("number is infinity"):
             at = start + len(bytes(text).decode()[: error.pos].encode())
             raise InvalidRequest(
@@ -67,8 +65,8 @@ def read(text: bytes | memoryview, *, start: int = 0) -> Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """The most fields of the outermost object, the most bytes of a string, and how large a piece may be that is read at
-    once.
+    """The most fields of the outermost object, the most bytes of a string, and how large a piece is that is parsed in
+    one call.
     """
 
     fields: int
@@ -78,51 +76,53 @@ class Bounds:
 
 
 def read_in_pieces(text: bytes, outline: Outline, bounds: Bounds) -> Generator[None, None, Value]:
-    """Read a text that has an outline; a generator, so that others have their turn at every step.
+    """Parse a text by its outline; a generator, so that other work runs between its steps.
 
     Raises:
         InvalidRequest: as `read`.
-        RequestTooLarge: it exceeds the bounds; of that nothing is built.
+        RequestTooLarge: it exceeds the bounds; what exceeds them is not built.
     """
-    filling = _Filling(text, outline, bounds)
+    builder = _Builder(text, outline, bounds)
     root = outline.container(0, len(text), level=1)
     if root is None:
-        filling.refuse_long(0, len(text))
+        builder.check_length(0, len(text))
         return read(text)
-    refuse_many_fields(len(root.commas) + 1, bounds.fields)
+    check_field_count(len(root.commas) + 1, bounds.fields)
     for start, end in ((0, root.start), (root.end + 1, len(text))):
-        filling.refuse_content(start, end)
+        builder.check_blank(start, end)
     value = _empty(text, root)
     unread = [(value, root)]
     while unread:
         target, container = unread.pop()
-        yield from filling.fill(target, container, unread)
+        yield from builder.fill(target, container, unread)
     return value
 
 
-def refuse_many_fields(fields: int, most: int) -> None:
-    """Hold a body to its number of fields.
+def check_field_count(fields: int, max_fields: int) -> None:
+    """Check the number of fields of a body.
 
     Raises:
-        RequestTooLarge: it has more.
+        RequestTooLarge: it has more than `max_fields`.
     """
-    if fields > most:
-        raise RequestTooLarge(f"the body has {fields} fields; at most {most} are taken: leave out what is not needed")
+    if fields > max_fields:
+        raise RequestTooLarge(
+            f"the body has {fields} fields; at most {max_fields} are allowed: leave out what is not needed"
+        )
 
 
-def refuse_other_encodings(text: bytes) -> None:
-    """Say what a sender must change whose bytes cannot be JSON in UTF-8.
+def check_encoding(text: bytes) -> None:
+    """Check that bytes can be JSON in UTF-8.
 
     Raises:
-        InvalidRequest: they are UTF-16, UTF-32 or compressed.
+        InvalidRequest: they are UTF-16, UTF-32 or compressed; the message says what to send instead.
     """
     for signature, problem in _SIGNATURES:
         if text.startswith(signature):
             raise InvalidRequest(f"the body is not valid JSON: it {problem}")
 
 
-class _Filling:
-    """Fills lists and objects with the members that a text has for them."""
+class _Builder:
+    """Fills lists and objects with their members."""
 
     def __init__(self, text: bytes, outline: Outline, bounds: Bounds) -> None:
         self._text = text
@@ -132,7 +132,7 @@ class _Filling:
     def fill(
         self, target: Value, container: Container, unread: list[tuple[Value, Container]]
     ) -> Generator[None, None, None]:
-        """Read small members in groups. Large containers are put in their place empty, and into `unread`."""
+        """Parse small members in groups. Large containers are inserted empty, and appended to `unread`."""
         starts, ends = container.members()
         if self._is_empty(container):
             return
@@ -140,7 +140,7 @@ class _Filling:
         while first < len(starts):
             yield
             start = int(starts[first])
-            reach = self._outline.reach(start, most_bytes=bounds.piece_bytes, most_marks=bounds.piece_marks)
+            reach = self._outline.reach(start, max_bytes=bounds.piece_bytes, max_marks=bounds.piece_marks)
             behind = int(ends.searchsorted(reach, "right"))
             if behind > first:
                 self._read_group(target, start, int(ends[behind - 1]), members=behind - first)
@@ -149,8 +149,8 @@ class _Filling:
                 self._read_large(target, start, int(ends[first]), container.level, unread)
                 first += 1
 
-    def refuse_long(self, start: int, end: int) -> None:
-        """Hold a part of the text without a container in it to its length.
+    def check_length(self, start: int, end: int) -> None:
+        """Check the length of a part of the text that has no container in it.
 
         Raises:
             RequestTooLarge: it is too long.
@@ -158,14 +158,14 @@ class _Filling:
         if end - start > self._bounds.text_bytes:
             raise RequestTooLarge(
                 f"the text at byte {start} of the body has {end - start} bytes; at most {self._bounds.text_bytes} are "
-                "taken: send the part that matters"
+                "allowed: send the part that matters"
             )
 
-    def refuse_content(self, start: int, end: int) -> None:
-        """Hold a part to be blank.
+    def check_blank(self, start: int, end: int) -> None:
+        """Check that a part is blank.
 
         Raises:
-            InvalidRequest: it is not.
+            InvalidRequest: it has content.
         """
         if not self._is_blank(start, end):
             rest = self._text[start:end].lstrip(BLANKS)[:_SHOWN].decode(errors="replace")
@@ -178,7 +178,7 @@ class _Filling:
         return self._outline.container(start, end, level=container.level + 1) is None and self._is_blank(start, end)
 
     def _is_blank(self, start: int, end: int) -> bool:
-        self.refuse_long(start, end)
+        self.check_length(start, end)
         windows = range(start, end, _WINDOW_BYTES)
         return not any(self._text[at : min(at + _WINDOW_BYTES, end)].translate(None, BLANKS) for at in windows)
 
@@ -196,7 +196,7 @@ class _Filling:
             raise InvalidRequest(f"the body is not valid JSON: a comma without a value at byte {end}")
 
     def _read_alone(self, target: Value, start: int, end: int) -> None:
-        """Read one long text, which is copied no more often than it must be."""
+        """Parse one long text with as few copies as possible."""
         if isinstance(target, list):
             target.append(read(memoryview(self._text)[start:end], start=start))
         elif key := KEY.match(self._text, start, min(end, start + _KEY_BYTES)):
@@ -209,20 +209,20 @@ class _Filling:
     ) -> None:
         child = self._outline.container(start, end, level=level + 1)
         if child is None:
-            self.refuse_long(start, end)
+            self.check_length(start, end)
             self._read_alone(target, start, end)
             return
-        self.refuse_content(child.end + 1, end)
+        self.check_blank(child.end + 1, end)
         value = _empty(self._text, child)
         if isinstance(target, list):
-            self.refuse_content(start, child.start)
+            self.check_blank(start, child.start)
             target.append(value)
         else:
-            self.refuse_long(start, child.start)
+            self.check_length(start, child.start)
             before = self._text[start : child.start].rstrip(BLANKS)
             if not before.endswith(b":"):
                 raise InvalidRequest(f"the body is not valid JSON: unexpected content before byte {child.start}")
-            # read with a value of its own, so that what is no key is refused
+            # parsed with a value, so that something else than a key is rejected
             target |= dict.fromkeys(read(b"{%b0}" % before, start=start - 1), value)
         unread.append((value, child))
 
@@ -232,7 +232,7 @@ def _empty(text: bytes, container: Container) -> list[Value] | dict[str, Value]:
 
 
 def _reason(text: bytes, error: orjson.JSONDecodeError, start: int) -> str:
-    refuse_other_encodings(text)
+    check_encoding(text)
     try:
         decoded = text.decode()
     except UnicodeDecodeError as undecodable:

@@ -7,10 +7,10 @@ from typing import Any, Final
 import orjson
 
 from rerankd.api.parsing.json_outline import BLANKS, Outline, Positions, outline
-from rerankd.api.parsing.json_text import KEY, MOST_LEVELS
+from rerankd.api.parsing.json_text import KEY, MAX_LEVELS
 from rerankd.concurrency.slices import Sliced, run_to_end
 
-_MEMBERS_AT_A_TIME: Final = 500
+_MEMBERS_PER_STEP: Final = 500
 # A span is one integer, its start above its end: an object may have hundreds of thousands of members.
 _END_BITS: Final = 40
 _END: Final = (1 << _END_BITS) - 1
@@ -60,8 +60,8 @@ class RawBody:
 
     def _find_entries(self, field: str) -> Sliced[Outline]:
         if self._outline is None:
-            most_values = 4 * len(self._text)
-            self._outline = yield from outline(self._text, most_values=most_values, most_levels=MOST_LEVELS)
+            max_values = 4 * len(self._text)
+            self._outline = yield from outline(self._text, max_values=max_values, max_levels=MAX_LEVELS)
         found = self._outline
         if field not in self._spans:
             root = found.container(0, len(self._text), level=1)
@@ -77,8 +77,8 @@ class RawBody:
     def _spans_in(self, starts: Positions, ends: Positions) -> Sliced[dict[str, int]]:
         """Where the value of each member is. Of members with the same name, the last one counts."""
         spans: dict[str, int] = {}
-        for first in range(0, len(starts), _MEMBERS_AT_A_TIME):
-            some = slice(first, first + _MEMBERS_AT_A_TIME)
+        for first in range(0, len(starts), _MEMBERS_PER_STEP):
+            some = slice(first, first + _MEMBERS_PER_STEP)
             for start, end in zip(starts[some].tolist(), ends[some].tolist(), strict=True):
                 key = KEY.match(self._text, start, end)
                 if key is not None:

@@ -249,7 +249,7 @@ class RequestReader:
         if method == "CONNECT":
             yield Refusal(501, "CONNECT is not supported: this is no proxy")
         if self._headers_seen > MAX_HEADERS:
-            yield Refusal(431, f"the request has {self._headers_seen} headers; at most {MAX_HEADERS} are taken")
+            yield Refusal(431, f"the request has {self._headers_seen} headers; at most {MAX_HEADERS} are allowed")
         if len(self._target) > MAX_TARGET_BYTES:
             yield Refusal(414, f"the request's target has more than {MAX_TARGET_BYTES} bytes")
         if b"#" in self._target:

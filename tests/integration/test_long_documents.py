@@ -11,6 +11,7 @@ import pytest
 from rerankd.config.settings import Settings
 from rerankd.domain import (
     Aggregation,
+    Document,
     PassageWishes,
     RerankRequest,
     RerankResult,
@@ -18,6 +19,7 @@ from rerankd.domain import (
     Side,
     Truncation,
 )
+from rerankd.errors import InvalidRequest
 from rerankd.serving.assembly import running_service
 from rerankd.serving.service import RerankService
 from rerankd.telemetry.observer import Silent
@@ -106,6 +108,13 @@ async def test_a_registry_sets_the_policy_and_its_bounds(tmp_path: Path) -> None
         assert wider.scores.passages.counts.tolist() == [5], "a request cannot exceed the bound"
         whole = await _rerank(service, _LONG, options=ScoreOptions(truncation=Truncation.TRUNCATE))
         assert whole.scores.passages is None
+
+
+async def test_an_image_is_refused_by_the_name_of_the_model(tmp_path: Path) -> None:
+    async with _service(tmp_path) as service:
+        name = service.models[0].name
+        with pytest.raises(InvalidRequest, match=f"model '{name}' reads text only"):
+            await _rerank(service, "short", Document("short", image=b"\x89PNG"), options=ScoreOptions())
 
 
 async def test_the_end_of_a_document_is_read_when_its_left_is_cut(tmp_path: Path) -> None:

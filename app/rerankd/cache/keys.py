@@ -1,6 +1,7 @@
 """Cache keys. Pure.
 
-A key is a hash over length-prefixed parts, so that ("ab", "c") is not ("a", "bc"); the store never sees a text.
+A key is a hash over length-prefixed parts, so that ("ab", "c") is not ("a", "bc"); the store never sees a text. An
+image follows its text, behind a length that no text has.
 """
 
 import struct
@@ -8,8 +9,11 @@ from collections.abc import Generator, Iterator, Sequence
 from hashlib import blake2b
 from typing import Final, TypeVar
 
+from rerankd.domain import Document
+
 KEY_BYTES: Final = 16
 _LENGTH = struct.Struct("<Q")
+_IMAGE: Final = _LENGTH.pack(2**64 - 1)
 
 # Hashing so many characters takes about a millisecond.
 AT_A_TIME: Final = 2**19
@@ -25,7 +29,10 @@ def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[by
     keys = []
     for document in documents:
         key = common.copy()
-        _add(key, document)
+        encoded = document.encode("utf-8", "surrogatepass")
+        key.update(_LENGTH.pack(len(encoded)) + encoded)
+        if document.__class__ is Document:
+            key.update(_IMAGE + document.digest)
         keys.append(key.digest())
     return keys
 
@@ -35,6 +42,8 @@ def pair_key(fingerprint: str, query: str, document: str) -> Steps[bytes]:
     key = blake2b(digest_size=KEY_BYTES)
     for part in (fingerprint, query, document):
         yield from _added(key, part)
+    if document.__class__ is Document:
+        key.update(_IMAGE + document.digest)
     yield
     return key.digest()
 
@@ -47,6 +56,8 @@ def list_key(fingerprint: str, query: str, documents: Sequence[str]) -> Steps[by
     done = 0
     for part in (fingerprint, query, *documents):
         yield from _added(key, part)
+        if part.__class__ is Document:
+            key.update(_IMAGE + part.digest)
         done += len(part)
         if done > AT_A_TIME:
             yield

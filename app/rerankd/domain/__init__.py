@@ -1,6 +1,7 @@
 """The nouns of reranking. Frozen, and ignorant of HTTP, threads and storage."""
 
 from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray
+from rerankd.domain.documents import Document
 from rerankd.domain.options import (
     Aggregation,
     PassagePlan,
@@ -21,6 +22,7 @@ __all__ = [
     "UNMETERED",
     "Aggregation",
     "BoolArray",
+    "Document",
     "FloatArray",
     "IntArray",
     "Meter",

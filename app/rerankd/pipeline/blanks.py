@@ -13,7 +13,7 @@ import numpy as np
 
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import in_portions
-from rerankd.domain import BoolArray, ScoreOptions, Scores, Side, Terms, WindowWishes
+from rerankd.domain import BoolArray, Document, ScoreOptions, Scores, Side, Terms, WindowWishes
 from rerankd.errors import InvalidRequest
 from rerankd.pipeline.portions import portions
 from rerankd.pipeline.stage import Stage
@@ -67,7 +67,7 @@ class BlankStage:
             index
             async for some in in_portions(len(texts))
             for index in range(some.start, some.stop)
-            if not is_plain(texts[index])
+            if not is_plain(texts[index]) and not isinstance(texts[index], Document)
         ]
         if not doubtful:
             return []

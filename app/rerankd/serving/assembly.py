@@ -32,6 +32,7 @@ from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.stage import Stage
+from rerankd.pipeline.text_only import TextOnlyStage
 from rerankd.pipeline.windowed import WindowedStage
 from rerankd.scorers import LIST_SCORERS, load_list_scorer, load_scorer
 from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
@@ -249,13 +250,13 @@ class _Keeper:
         """The stage that only scores, the one with all that is around it, and what turns values into relevance."""
         cache = self.cache if parts.independent else None
         if parts.lists is not None:
-            windowed = WindowedStage(parts.lists, batcher, self.tokenizing)
+            windowed = TextOnlyStage(WindowedStage(parts.lists, batcher, self.tokenizing), model=self.spec.name)
             lists: Stage = windowed
             if cache is not None:
                 lists = CachedListStage(windowed, cache, fingerprint=parts.fingerprint, observer=self.observer)
             return windowed, BlankStage(lists, self.tokenizing, drops=parts.lists.drops), identity
         assert parts.pairs is not None  # noqa: S101 - it is a scorer of pairs then
-        pointwise = PointwiseStage(parts.pairs, batcher, self.tokenizing)
+        pointwise = TextOnlyStage(PointwiseStage(parts.pairs, batcher, self.tokenizing), model=self.spec.name)
         stage: Stage = pointwise
         if cache is not None:
             stage = CachedStage(pointwise, cache, fingerprint=parts.fingerprint, observer=self.observer)

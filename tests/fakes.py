@@ -329,10 +329,15 @@ class Runnable(Protocol[T_contra, R_co]):
 
 @asynccontextmanager
 async def running_batcher(
-    engine: Runnable[T, R], observer: Observer, *, max_waiting_tokens: int = 1_000_000, stuck_after_s: float = 60.0
+    engine: Runnable[T, R],
+    observer: Observer,
+    *,
+    max_waiting_tokens: int = 1_000_000,
+    stuck_after_s: float = 60.0,
+    worker_class: type[Worker] = Worker,
 ) -> AsyncIterator[Batcher[T, R]]:
     """A batcher that serves until the context is left."""
-    with Worker(name="infer", threads=engine.workers) as worker:
+    with worker_class(name="infer", threads=engine.workers) as worker:
         batcher = _batcher(engine, worker, observer, max_waiting_tokens=max_waiting_tokens, stuck_after_s=stuck_after_s)
         serving = asyncio.create_task(batcher.run())
         try:

@@ -4,15 +4,14 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
-from threading import Event, Thread, current_thread
+from threading import Thread, current_thread
 from threading import enumerate as enumerate_threads
 from time import monotonic
 from types import TracebackType
-from typing import Any, ClassVar, Final, ParamSpec, Self, TypeVar
-from weakref import WeakSet
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -95,17 +94,13 @@ class Worker:
     thread that has died is replaced before the next call; the call that it took along never comes back.
     """
 
-    existing: ClassVar["WeakSet[Worker]"] = WeakSet()
-
     def __init__(self, *, name: str, threads: int, last_calls_s: float = _LAST_CALLS_S) -> None:
         self.threads = threads
         self.name = name
         self._last_calls_s = last_calls_s
         self._started: list[Thread] = []
         self._executor = self._new_executor()
-        self._loses_threads = False
         self._closed = False
-        self.existing.add(self)
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         def guarded() -> R:
@@ -118,10 +113,6 @@ class Worker:
 
         if not all(thread.is_alive() for thread in self._started):
             self.give_up()
-        if self._loses_threads:
-            self._loses_threads = False
-            self._lose_threads()
-            await asyncio.get_running_loop().create_future()  # the call is taken along
         while True:
             future = self._executor.submit(guarded)
             try:
@@ -138,23 +129,6 @@ class Worker:
         """
         given_up, self._executor = self._executor, self._new_executor()
         given_up.shutdown(wait=False, cancel_futures=True)
-
-    def lose_threads(self) -> None:
-        """Have every thread die at the next call and take it along, to show what becomes of that call.
-
-        Exceptions sent to the threads would do so at any point, under any lock, and CPython can hang over that.
-        """
-        self._loses_threads = True
-
-    def _lose_threads(self) -> None:
-        def die(future: "Future[bool]") -> None:
-            if not future.cancelled():
-                raise SystemExit
-
-        may_end = Event()
-        for _ in range(self.threads):
-            self._executor.submit(may_end.wait).add_done_callback(die)
-        may_end.set()
 
     def _new_executor(self) -> ThreadPoolExecutor:
         self._started = started = []

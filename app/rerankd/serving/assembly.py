@@ -39,6 +39,7 @@ from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.serving.certifying import Certificate, certify
 from rerankd.serving.choosing import choose
+from rerankd.serving.faults import MortalWorker
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
 from rerankd.serving.model_files import model_content, model_folder, template_folders
 from rerankd.serving.probe import Probe, probe
@@ -193,7 +194,8 @@ class _Keeper:
                 pause_s = min(2 * pause_s, _LAST_RETRY_S)
 
     async def _serve(self, parts: _Parts) -> None:
-        with Worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=parts.engine.workers) as inference:
+        worker = MortalWorker if self.settings.debug_faults else Worker
+        with worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=parts.engine.workers) as inference:
             batcher = self._batcher(parts, inference)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(batcher.run())

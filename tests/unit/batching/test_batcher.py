@@ -21,7 +21,7 @@ from rerankd.concurrency.worker import Worker
 from rerankd.domain import Terms
 from rerankd.engines.base import BatchLimits
 from rerankd.errors import DeadlineExceeded, OutOfMemory, Overloaded, ScoringFailed, Unavailable
-from rerankd.serving.faults import kill_threads
+from rerankd.serving.faults import MortalWorker, kill_threads
 from tests.fakes import NOT_A_NUMBER, POISON, RecordingObserver, running_batcher
 from tests.unit.batching.texts import TextEngine, answers_to, length_of, served, text_items, until_a_pass_runs
 
@@ -616,10 +616,11 @@ async def test_an_item_that_was_alone_when_its_worker_failed_is_tried_once_more(
 
 
 async def test_a_worker_that_dies_with_its_call_is_replaced_and_the_call_is_made_again() -> None:
-    async with running_batcher(TextEngine(), RecordingObserver(), stuck_after_s=0.2) as batcher:
+    observer = RecordingObserver()
+    async with running_batcher(TextEngine(), observer, stuck_after_s=0.2, worker_class=MortalWorker) as batcher:
         for number in range(20):
             await served(batcher, text_items([number]))
-        kill_threads("infer")
+        kill_threads()
         assert _right(await served(batcher, text_items([1], [2])), [[1], [2]])
         assert _right(await served(batcher, text_items([3])), [[3]])
 

@@ -49,17 +49,6 @@ async def test_a_call_that_was_cancelled_while_it_waited_never_starts() -> None:
     assert started == []
 
 
-async def test_a_thread_that_died_while_it_waited_for_a_call_is_replaced_before_the_next() -> None:
-    with Worker(name="mortal", threads=1) as worker:
-        victim = await worker.run(threading.current_thread)
-        worker.lose_threads()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(worker.run(lambda: "taken along"), timeout=1)
-        victim.join(timeout=10)
-        assert not victim.is_alive()
-        assert await asyncio.wait_for(worker.run(lambda: "answered"), timeout=10) == "answered"
-
-
 async def test_a_call_that_waits_for_a_thread_that_was_given_up_is_done_by_a_new_one() -> None:
     gate = threading.Event()
     with Worker(name="test", threads=1) as worker:

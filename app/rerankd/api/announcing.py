@@ -1,5 +1,5 @@
-"""What the log says when the service starts: one line with addresses, models and engines, and a warning where strangers
-can reach a service without keys.
+"""The log lines at the start: one with addresses, models and engines, and a warning if other machines can reach a
+service without API keys.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from rerankd.serving.model import ServedModel, Status
 
 logger = logging.getLogger(__name__)
 
-# Models that are loaded by then are in the line with their engines; a download takes longer.
+# The line waits this long for models to load; a download takes longer.
 _PATIENCE_S: Final = 10.0
 _LONGEST_REASON: Final = 300
 
 
-def warn_of_open_door(host: str, port: int) -> None:
-    """For a service without keys. On the loopback interface only programs of this machine reach it."""
+def warn_if_exposed(host: str, port: int) -> None:
+    """Warn of a service without keys, unless it listens on the loopback interface."""
     if not _is_loopback(host):
         logger.warning(
             "no API keys are set, and other machines can reach %s port %d: anyone there can use this service; "
@@ -31,7 +31,7 @@ def warn_of_open_door(host: str, port: int) -> None:
 
 
 async def announce(models: Sequence[ServedModel], host: str, port: int, *, keyed: bool, private: bool) -> None:
-    """Write the one line, once the models are loaded or some time has passed."""
+    """Write the line once the models are loaded, or after ten seconds."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_PATIENCE_S):
             await asyncio.gather(*(model.settled() for model in models), return_exceptions=True)
@@ -39,11 +39,16 @@ async def announce(models: Sequence[ServedModel], host: str, port: int, *, keyed
     pages = "" if private else f"playground at {url}/, API reference at {url}/docs, "
     keys = "an API key is needed" if keyed else "no API key is needed"
     logger.info(
-        "rerankd %s listens on %s (%s%s) and serves %s", __version__, url, pages, keys, ", ".join(map(_told, models))
+        "rerankd %s listens on %s (%s%s) and serves %s",
+        __version__,
+        url,
+        pages,
+        keys,
+        ", ".join(map(_described, models)),
     )
 
 
-def _told(model: ServedModel) -> str:
+def _described(model: ServedModel) -> str:
     if model.status is Status.FAILED:
         return f"{model.name} (failed: {model.reason[:_LONGEST_REASON]})"
     if model.status is Status.LOADING:
@@ -54,7 +59,7 @@ def _told(model: ServedModel) -> str:
 
 
 def _url(host: str, port: int) -> str:
-    """An address that a browser on this machine can open."""
+    """A URL that a browser on this machine can open."""
     try:
         address = ip_address(host)
     except ValueError:

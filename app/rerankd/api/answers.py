@@ -45,7 +45,7 @@ def failure_answer(failure: Failure) -> Response:
 
 
 def plain_error(status: int, *, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
-    """All four are strings, because each family of clients reads a different one of them."""
+    """An error body of four strings, because each family of clients reads a different one."""
     body = {"message": message, "detail": message, "error": message, "error_type": code}
     return json_answer(body, status=status, headers=headers)
 

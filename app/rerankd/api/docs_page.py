@@ -1,6 +1,6 @@
-"""The OpenAPI document as a page at `/docs`: Swagger UI, from a package that brings its files instead of from a CDN.
+"""The OpenAPI document as a page at `/docs`: Swagger UI, with files from a package instead of a CDN.
 
-Its addresses are relative, so that it works behind a proxy that puts a prefix before them.
+Its URLs are relative, so that it works behind a proxy with a path prefix.
 """
 
 from importlib.resources import files

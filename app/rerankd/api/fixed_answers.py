@@ -1,6 +1,6 @@
-"""What is answered with the same bytes each time: pages and their files, the OpenAPI document, `/health`.
+"""Answers that never change: pages and their files, the OpenAPI document, `/health`.
 
-Such an answer is made once and sent before any routing, so that a flood of them costs little.
+They are rendered once and sent before any routing, so that a flood of such requests costs little.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ _METHODS: Final = frozenset({"GET", "HEAD"})
 
 @dataclass(frozen=True)
 class FixedAnswer:
-    """`make` is called when the answer is first wanted; with an `etag` a client that has it is told so."""
+    """`make` is called for the first request. With an `ETag` header, a client that has the content gets a 304."""
 
     make: Callable[[], bytes]
     media_type: str
@@ -42,7 +42,7 @@ def fixed_file(path: Traversable, media_type: str, *, policy: str) -> FixedAnswe
     """A file, read here; `policy` is its Content-Security-Policy."""
     content = path.read_bytes()
     etag = f'"{sha256(content).hexdigest()[:32]}"'
-    # no-cache: asked about each time, so that a page and a script of two releases never meet
+    # no-cache: browsers revalidate each time, so that a page never loads a script of another release
     headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache", "ETag": etag}
     return FixedAnswer(lambda: content, media_type, headers)
 

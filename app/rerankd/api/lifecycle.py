@@ -1,4 +1,4 @@
-"""Whether the service is on its way out. It goes on answering while it drains; `/ready` says so at once."""
+"""Whether the service is shutting down. It still answers while it drains, but `/ready` is false at once."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What happens to every HTTP request: an id, a log line, bounds for its body, and an answer even to our own bugs.
+"""Middleware for every HTTP request: an id, a log line, bounds for its body, and an answer even after a bug of ours.
 
 Plain ASGI: no body is copied and no task is started.
 """
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _SAFE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _SHOWN = 50
 _CLAIM = "rerankd.claim"
-# For whatever a browser may be made to open: it guesses no content types, frames nothing and tells no address.
+# For browsers: no guessing of content types, no frames, no referrer.
 _HARDENING = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -34,8 +34,8 @@ _HARDENING = (
 
 
 class RequestContext:
-    """Gives each request an id (the caller's own X-Request-ID where it is harmless) and logs its end. While the service
-    drains, every answer closes its connection: a request that a client or proxy sends on a kept one would meet its end.
+    """Gives each request an id (the client's X-Request-ID if it is harmless) and logs its end. While the service
+    drains, every answer closes its connection, so that no client or proxy sends another request on it.
     """
 
     def __init__(self, app: ASGIApp, *, lifecycle: Lifecycle) -> None:
@@ -50,7 +50,7 @@ class RequestContext:
         identity = _identity(Headers(scope=scope))
         token = request_id.set(identity)
 
-        async def counted() -> Message:
+        async def counting_receive() -> Message:
             message = await receive()
             if message["type"] == "http.request":
                 access.bytes_in += len(message.get("body", b""))
@@ -69,7 +69,7 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._answer(scope, counted, send_with_id, access)
+            await self._answer(scope, counting_receive, send_with_id, access)
         finally:
             access.log(scope)
             request_id.reset(token)
@@ -78,7 +78,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            # The server ran out of time to finish what runs; whoever waits is told so, and may ask another replica.
+            # The time to shut down is over. Tell the client, so that it can ask another replica.
             if access.status:
                 raise
             await error_answer(Unavailable("the service is shutting down"))(scope, receive, send)
@@ -96,7 +96,7 @@ def _identity(headers: Headers) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyBounds:
-    """What one body may have, and how long it may take to arrive."""
+    """The most bytes of one body, and how long it may take to arrive."""
 
     max_bytes: int
     timeout_s: float
@@ -121,7 +121,7 @@ class BodyLimit:
         complete = False
         end = asyncio.get_running_loop().time() + self._bounds.timeout_s
 
-        async def bounded() -> Message:
+        async def bounded_receive() -> Message:
             nonlocal claim, complete
             if complete:
                 return await receive()
@@ -137,14 +137,14 @@ class BodyLimit:
             complete = not message.get("more_body", False)
             return message
 
-        async def held(message: Message) -> None:
+        async def holding_send(message: Message) -> None:
             if claim is not None and message["type"] == "http.response.body":
                 # Nothing else is left of the request. There is always room for an error, which is small.
                 claim.hold(len(message.get("body", b"")) - claim.bytes)
             await send(message)
 
         try:
-            await self._app(scope, bounded, held)
+            await self._app(scope, bounded_receive, holding_send)
         finally:
             if claim is not None:
                 claim.release()

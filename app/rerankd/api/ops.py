@@ -1,4 +1,4 @@
-"""What operators and clients ask beside reranking: health, readiness, metrics, the served models."""
+"""Endpoints besides reranking: health, readiness, metrics, the served models."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from rerankd.serving.model import ServedModel, Status
 Json = dict[str, Any]
 
 _ERRORS: Final[Json] = {
-    "description": "Whatever is wrong; the message says what.",
+    "description": "An error; the message says what to change.",
     "content": {"application/json": {"schema": ERROR_SCHEMA}},
 }
 
@@ -51,7 +51,7 @@ class Readiness(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """What is known of a served model besides depends on its scorer and engine."""
+    """Further fields depend on the model's scorer and engine."""
 
     id: str
     object: Literal["model"]
@@ -62,7 +62,7 @@ class ModelDescription(BaseModel):
     status: str
 
 
-# What of a model's details may be seen by whoever has a key. Options, which may hold paths and URLs, are none of it.
+# The details of a model that every holder of a key may see. Options are not among them: they may hold paths and URLs.
 _SHOWN: Final = ("scorer", "engine", "stages", "revision", "max_length", "scores", "batch_independent", "certified")
 
 
@@ -86,7 +86,7 @@ class Authentication(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
-    """An endpoint and, for the OpenAPI document, what it answers, by status."""
+    """An endpoint and, for the OpenAPI document, its answers by status."""
 
     endpoint: Callable[..., Any]
     answers: dict[int | str, Json]
@@ -98,7 +98,7 @@ def _answers(model: type[BaseModel], *statuses: int) -> dict[int | str, Json]:
 
 _EXPOSITION: Final[dict[int | str, Json]] = {
     200: {
-        "description": "Prometheus's text format, or OpenMetrics where that is asked for.",
+        "description": "Prometheus's text format, or OpenMetrics if the Accept header asks for it.",
         "content": {media: {"schema": {"type": "string"}} for media in ("text/plain", "application/openmetrics-text")},
     }
 }
@@ -125,8 +125,8 @@ class OperationsEndpoints:
         return HEALTH.answer(request.headers)
 
     async def ready(self) -> Response:
-        """200 when every model passed its latest canary inference; else 503 with what is wrong with which. Answers at
-        once, however loaded the service is: canaries run in the background.
+        """200 when every model passed its latest canary inference; otherwise 503 with the reason for each model. It
+        answers at once under any load, because canaries run in the background.
         """
         ready = all(model.status is Status.READY for model in self._service.models) and not self._lifecycle.draining
         body: Json = {
@@ -144,7 +144,7 @@ class OperationsEndpoints:
         return json_answer(body, status=200 if ready else 503, headers=headers)
 
     async def metrics(self, request: Request) -> Response:
-        """Whoever asks in one turn of the event loop shares what is then written once."""
+        """Requests of the same turn of the event loop share one exposition."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         if content_type not in self._expositions:
             self._expositions[content_type] = asyncio.create_task(self._exposition(encode, content_type))
@@ -163,7 +163,7 @@ class OperationsEndpoints:
         return json_answer(_describe(self._service.model_named(name)))
 
     async def description(self, request: Request) -> Response:
-        """The OpenAPI document, for those who have a key."""
+        """The OpenAPI document, for holders of a key."""
         return self._document.answer(request.headers)
 
     async def authentication(self) -> Response:
@@ -186,9 +186,7 @@ class OperationsEndpoints:
 
 
 def operations_routes(endpoints: OperationsEndpoints, *, gateway: Gateway, private: bool) -> APIRouter:
-    """Health and readiness are open to whoever reaches the port, metrics too unless all is private; what names models
-    needs a key.
-    """
+    """Health and readiness need no key, nor do metrics unless `private`. Whatever names models needs one."""
     open_routes = {
         "/health": _Operation(endpoints.health, _answers(Health)),
         "/ready": _Operation(endpoints.ready, _answers(Readiness, 503)),
@@ -212,7 +210,7 @@ def operations_routes(endpoints: OperationsEndpoints, *, gateway: Gateway, priva
 
 
 def _add(router: APIRouter, routes: dict[str, _Operation], *, extra: Json) -> None:
-    """HEAD is answered as GET is; the server leaves the body out."""
+    """HEAD is answered like GET; the server leaves the body out."""
     for path, operation in routes.items():
         answers = {**operation.answers, "default": _ERRORS}
         router.add_api_route(path, operation.endpoint, methods=["GET"], responses=answers, openapi_extra=extra)

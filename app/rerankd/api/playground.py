@@ -1,6 +1,6 @@
-"""A page at `/` to try the service in a browser: three files, no build step, nothing from elsewhere.
+"""A page at `/` to try the service in a browser: three files, no build step, nothing from other hosts.
 
-Its addresses are relative, so that it works behind a proxy that puts a prefix before them.
+Its URLs are relative, so that it works behind a proxy with a path prefix.
 """
 
 from collections.abc import Mapping

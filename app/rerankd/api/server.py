@@ -15,7 +15,7 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
-from rerankd.api.announcing import announce, warn_of_open_door
+from rerankd.api.announcing import announce, warn_if_exposed
 from rerankd.api.app import create_app
 from rerankd.api.lifecycle import Lifecycle
 from rerankd.api.signals import ignore_harmless_signals, reloading_on_hangup
@@ -71,7 +71,7 @@ async def _announce(server: "DrainingServer", gateway: Gateway, settings: Settin
     keyed = not gateway.keys.open
     port: int = server.servers[0].sockets[0].getsockname()[1]
     if not keyed:
-        warn_of_open_door(settings.host, port)
+        warn_if_exposed(settings.host, port)
     await announce(gateway.service.models, settings.host, port, keyed=keyed, private=settings.private)
 
 

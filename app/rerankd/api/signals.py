@@ -1,4 +1,4 @@
-"""What signals do to a serving process beside stopping it (`app/rerankd/api/server.py`)."""
+"""Signals to a serving process other than those that stop it (`app/rerankd/api/server.py`)."""
 
 import asyncio
 import logging
@@ -9,19 +9,19 @@ from typing import Final
 
 logger = logging.getLogger(__name__)
 
-# The default of each of these is to end the process, and with it every request that is being answered.
+# By default each of these ends the process, and with it every running request.
 _HARMLESS: Final = (signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def ignore_harmless_signals() -> None:
-    """Let none of the signals that mean no stop end the process."""
+    """Ignore signals that do not ask the process to stop."""
     for number in _HARMLESS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @asynccontextmanager
 async def reloading_on_hangup(reload: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Call `reload` on SIGHUP, one call at a time; a signal that comes meanwhile leads to one more."""
+    """Call `reload` on SIGHUP, one call at a time; signals during a call lead to one more."""
     asked = asyncio.Event()
 
     async def reload_when_asked() -> None:

@@ -1,6 +1,4 @@
-"""Paths that are not there as they were sent: behind a proxy's prefix, or misspelt, where the caller is told what it
-probably meant.
-"""
+"""Paths that do not exist as sent: behind a proxy's prefix, or misspelt. An error suggests the nearest path."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,12 +16,12 @@ from rerankd.api.answers import plain_error
 
 _LONGEST: Final = 100
 _VERSION: Final = re.compile(r"v\d+")
-# What a browser asks for, and what is not served to it if all is private.
+# Paths that browsers ask for, and that a private service does not have.
 _PAGES: Final = frozenset(["/", "/docs", "/playground.css", "/playground.js"])
 
 
 class WithoutPrefix:
-    """Takes a proxy's prefix off the paths, where the proxy does not."""
+    """Removes a proxy's prefix from paths if the proxy does not."""
 
     def __init__(self, app: ASGIApp, *, prefix: str) -> None:
         self._app = app
@@ -37,7 +35,7 @@ class WithoutPrefix:
 
 
 class WrongPaths:
-    """Answers Starlette's own 404 and 405 in the body that every client can read."""
+    """Answers Starlette's 404 and 405 with the error body that every client can read."""
 
     def __init__(self, paths: Callable[[], Iterable[str]], *, documented: bool) -> None:
         self._paths_of_all = paths
@@ -50,13 +48,13 @@ class WrongPaths:
     async def __call__(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 - Starlette calls this for nothing else
         code = "not_found" if error.status_code == 404 else "invalid_request"
-        said = self._said(request.url.path, error.status_code, error.headers or {}) or error.detail
+        reason = self._reason(request.url.path, error.status_code, error.headers or {}) or error.detail
         hint = "GET /docs lists what there is" if self._documented else ""
-        between = "" if not hint else " " if said.endswith("?") else "; "
-        message = f"{request.method} {request.url.path[:_LONGEST]}: {said}{between}{hint}"
+        between = "" if not hint else " " if reason.endswith("?") else "; "
+        message = f"{request.method} {request.url.path[:_LONGEST]}: {reason}{between}{hint}"
         return plain_error(error.status_code, code=code, message=message, headers=dict(error.headers or {}))
 
-    def _said(self, path: str, status: int, headers: Mapping[str, str]) -> str | None:
+    def _reason(self, path: str, status: int, headers: Mapping[str, str]) -> str | None:
         if status == 405 and "Allow" in headers:
             return f"this path takes {headers['Allow']}"
         if status == 404 and not self._documented and path in _PAGES:
@@ -69,8 +67,8 @@ class WrongPaths:
 
 
 def nearest_path(path: str, known: Sequence[str]) -> str | None:
-    """The known path that one probably meant: without doubled parts, slashes and what a proxy should have taken off,
-    in the latest version where it names one that is not there, or else one that is spelt nearly so.
+    """The known path that was probably meant: without doubled parts and slashes, without a proxy's prefix, or with the
+    latest version instead of an unknown one; otherwise the path with the most similar spelling.
     """
     if len(path) > _LONGEST:
         return None

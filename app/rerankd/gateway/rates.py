@@ -91,7 +91,7 @@ class Allowance:
         wait_s = self._tokens.wait_s(1.0, now=now)
         if wait_s and (by is None or by is not self._overdrawn_by):
             limit = self._rates.tokens_per_min
-            raise RateLimited(f"this API key may have {limit} tokens read in a minute", retry_after_s=wait_s)
+            raise RateLimited(f"this API key is limited to {limit} tokens a minute", retry_after_s=wait_s)
         self._tokens.take(tokens)
         self._overdrawn_by = by if self._tokens.level < 1 else None
 

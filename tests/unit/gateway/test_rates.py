@@ -56,7 +56,7 @@ def test_a_quota_of_tokens_is_refused_when_nothing_is_left_and_says_when_there_i
     allowance = Allowance(Rates(tokens_per_min=600))
     allowance.check_tokens(now=0.0)
     allowance.take(1200, by="request", now=0.0)
-    with pytest.raises(RateLimited, match="600 tokens read in a minute") as refusal:
+    with pytest.raises(RateLimited, match="600 tokens a minute") as refusal:
         allowance.check_tokens(now=0.0)
     assert refusal.value.retry_after_s == pytest.approx(60.1)
     with pytest.raises(RateLimited):

@@ -96,7 +96,7 @@ def test_a_key_beside_another_one_takes_at_most_half_as_long_again(worst: Client
     assert _p95_s(world) <= 1.5 * _alone_s()
 
 
-def test_where_one_thread_tokenises_a_key_waits_for_one_portion() -> None:
+def test_where_one_thread_tokenises_a_key_waits_for_one_chunk() -> None:
     world = simulated([_usual, _TOKENISED], seconds=_SECONDS, threads=1)
     assert _statuses(world) == {200}
     assert _p95_s(world) <= 1.5 * _alone_s()

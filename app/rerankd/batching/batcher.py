@@ -20,7 +20,7 @@ from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenised
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
 from rerankd.batching.work import Results, Work, WorkItem, work_of
-from rerankd.concurrency.worker import Worker, in_portions, let_go
+from rerankd.concurrency.worker import Worker, in_chunks, let_go
 from rerankd.domain import Terms
 from rerankd.errors import (
     DeadlineExceeded,
@@ -314,7 +314,7 @@ class Batcher(Generic[T, R]):
 
     async def _enter(self, number: int, job: _Job[T, R], terms: Terms) -> None:
         """Queue a request's items; those of a large one in chunks, so that the event loop is not held up."""
-        async for some in in_portions(len(job.items)):
+        async for some in in_chunks(len(job.items)):
             waiting = self._joined(number, job, range(some.start, some.stop))
             if waiting:
                 self._planner.add(waiting, terms)
@@ -353,7 +353,7 @@ class Batcher(Generic[T, R]):
 
     async def _clear(self, number: int, job: _Job[T, R]) -> None:
         unfinished = job.unfinished
-        async for some in in_portions(len(unfinished)):
+        async for some in in_chunks(len(unfinished)):
             for position in unfinished[some]:
                 self._forget(job.items[position].identity, number)
         del self._jobs[number]

@@ -47,8 +47,8 @@ def read_quota(path: Path) -> float | None:
         return None
 
 
-async def in_portions(items: int) -> AsyncIterator[slice]:
-    """What takes some microseconds an item, of a large request so many at a time: between two portions the event loop
+async def in_chunks(items: int) -> AsyncIterator[slice]:
+    """What takes some microseconds an item, of a large request so many at a time: between two chunks the event loop
     has its turn.
     """
     for start in range(0, items, _ITEMS_AT_A_TIME):
@@ -69,8 +69,8 @@ async def in_steps(steps: Generator[None, None, R]) -> R:
 
 
 async def let_go(items: list[Any]) -> None:
-    """Empty a list in portions: what nobody else holds is freed, which for thousands of objects at once takes long."""
-    async for _ in in_portions(len(items)):
+    """Empty a list in chunks: what nobody else holds is freed, which for thousands of objects at once takes long."""
+    async for _ in in_chunks(len(items)):
         del items[-_ITEMS_AT_A_TIME:]
 
 

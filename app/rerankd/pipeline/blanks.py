@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.concurrency.worker import in_portions
+from rerankd.concurrency.worker import in_chunks
 from rerankd.domain import BoolArray, Document, ScoreOptions, Scores, Side, Terms, WindowWishes
 from rerankd.errors import InvalidRequest
-from rerankd.pipeline.portions import portions
+from rerankd.pipeline.chunks import chunks
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.visible import LOOKED_AT, is_plain, visible_characters
 
@@ -65,7 +65,7 @@ class BlankStage:
         """The positions of blank texts. A thread takes a closer look at those few that do not begin as others do."""
         doubtful = [
             index
-            async for some in in_portions(len(texts))
+            async for some in in_chunks(len(texts))
             for index in range(some.start, some.stop)
             if not is_plain(texts[index]) and not isinstance(texts[index], Document)
         ]
@@ -73,7 +73,7 @@ class BlankStage:
             return []
         parts = [texts[index][:LOOKED_AT] for index in doubtful]
         blank: list[int] = []
-        for some, share in portions(parts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+        for some, share in chunks(parts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
             blanks = await self._tokenizing.run(share, _are_blank, parts[some], self._drops)
             blank += [index for index, empty in zip(doubtful[some], blanks, strict=True) if empty]
         return blank

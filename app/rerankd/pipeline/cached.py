@@ -11,7 +11,7 @@ import numpy as np
 
 from rerankd.cache.base import Cache
 from rerankd.cache.keys import AT_A_TIME, pair_key, pair_keys
-from rerankd.concurrency.worker import in_portions, in_steps
+from rerankd.concurrency.worker import in_chunks, in_steps
 from rerankd.domain import IntArray, ScoreOptions, Scores, Timings
 from rerankd.errors import CacheUnavailable
 from rerankd.pipeline.score_codec import ScoreCodec
@@ -52,7 +52,7 @@ class CachedStage:
         if unknown:
             positions = list(unknown.values())
             cached[positions] = False
-            new = [documents[index] async for some in in_portions(len(unknown)) for index in positions[some]]
+            new = [documents[index] async for some in in_chunks(len(unknown)) for index in positions[some]]
             fresh = await self._inner.score(query, new, options)
             started = perf_counter()
             await self._keep(list(unknown), fresh, owner=options.terms.caller)
@@ -65,12 +65,12 @@ class CachedStage:
     async def _keys(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[bytes]:
         fingerprint = _with_options(self._fingerprint, options)
         keys: list[bytes] = []
-        async for some in in_portions(len(documents)):
-            portion = documents[some]
-            if sum(map(len, portion)) <= AT_A_TIME:
-                keys += pair_keys(fingerprint, query, portion)
+        async for some in in_chunks(len(documents)):
+            chunk = documents[some]
+            if sum(map(len, chunk)) <= AT_A_TIME:
+                keys += pair_keys(fingerprint, query, chunk)
             else:
-                keys += [await in_steps(pair_key(fingerprint, query, document)) for document in portion]
+                keys += [await in_steps(pair_key(fingerprint, query, document)) for document in chunk]
         return keys
 
     async def _look_up(self, keys: Sequence[bytes]) -> tuple[Scores, dict[bytes, int]]:
@@ -78,7 +78,7 @@ class CachedStage:
         row_of: dict[bytes, int] = {}
         parts: list[Scores] = []
         read = 0
-        async for some in in_portions(len(keys)):
+        async for some in in_chunks(len(keys)):
             asked = list(dict.fromkeys(keys[some]))
             try:
                 scores, found = _PAIRS.read(await self._cache.get_many(asked))
@@ -94,7 +94,7 @@ class CachedStage:
     async def _keep(self, keys: Sequence[bytes], fresh: Scores, *, owner: str) -> None:
         """Store what was scored now."""
         kept = np.flatnonzero(_PAIRS.keeps(fresh))
-        async for some in in_portions(len(kept)):
+        async for some in in_chunks(len(kept)):
             entries = _PAIRS.write(fresh.take(kept[some]))
             names = [keys[index] for index in kept[some].tolist()]
             if not await self._store(dict(zip(names, entries, strict=True)), owner=owner):
@@ -120,7 +120,7 @@ def _with_options(fingerprint: str, options: ScoreOptions) -> str:
 
 async def _rows(keys: Sequence[bytes], row_of: Mapping[bytes, int]) -> IntArray:
     rows = np.empty(len(keys), dtype=np.int64)
-    async for some in in_portions(len(keys)):
+    async for some in in_chunks(len(keys)):
         rows[some] = [row_of.get(key, _UNKNOWN) for key in keys[some]]
     return rows
 
@@ -128,7 +128,7 @@ async def _rows(keys: Sequence[bytes], row_of: Mapping[bytes, int]) -> IntArray:
 async def _first_positions(keys: Sequence[bytes], positions: IntArray) -> dict[bytes, int]:
     """Of the keys at these positions, where each is first."""
     firsts: dict[bytes, int] = {}
-    async for some in in_portions(len(positions)):
+    async for some in in_chunks(len(positions)):
         for index in positions[some].tolist():
             firsts.setdefault(keys[index], index)
     return firsts

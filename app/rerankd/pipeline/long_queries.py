@@ -6,7 +6,7 @@ from dataclasses import replace
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import ScoreOptions, Scores, Side, Truncation
 from rerankd.errors import InvalidRequest
-from rerankd.pipeline.portions import share_of
+from rerankd.pipeline.chunks import share_of
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.base import PairScorer
 

@@ -25,8 +25,8 @@ from rerankd.domain import (
     Timings,
     Truncation,
 )
+from rerankd.pipeline.chunks import chunks, share_of
 from rerankd.pipeline.passage_windows import aggregate, last_window, windows
-from rerankd.pipeline.portions import portions, share_of
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.base import Edges, PairScorer
 from rerankd.scorers.beginnings import Part, Reach, read_parts
@@ -114,7 +114,7 @@ class PassageStage:
         terms = options.terms
         room = await self._tokenizing.run(share_of(terms, [query]), self._reader.room, query, options.instruction)
         cuts: list[_Cut] = []
-        for some, share in portions(documents, terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+        for some, share in chunks(documents, terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
             cuts += await self._tokenizing.run(
                 share, _cut_all, self._reader, documents[some], plan, room, options.max_tokens_per_doc
             )

@@ -11,12 +11,12 @@ from rerankd.batching.batcher import Batcher, Outcome, Ticket
 from rerankd.batching.work import WorkItem
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
+from rerankd.pipeline.chunks import chunks
 from rerankd.pipeline.items import items_of, tokenised
-from rerankd.pipeline.portions import portions
 from rerankd.scorers.base import PairScorer
 from rerankd.tasks.encoding import Encoding, stacked
 
-# A larger request is tokenised in portions: others get their turn between two of them, and a client that goes away
+# A larger request is tokenised in chunks: others get their turn between two of them, and a client that goes away
 # stops the rest. With 500, ten documents beside 1,000-document requests waited up to 0.1 s for it.
 _DOCUMENTS_PER_CALL = 100
 _CHARACTERS_PER_CALL = 100_000
@@ -84,9 +84,7 @@ class PointwiseStage:
     ) -> _Pairs:
         items: list[WorkItem[Encoding]] = []
         encoded = []
-        for some, share in portions(
-            documents, options.terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL
-        ):
+        for some, share in chunks(documents, options.terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
             chunk, part = await self._tokenizing.run(share, self._encode_chunk, query, documents[some], options)
             ticket.correct(part)
             encoded.append(chunk)

@@ -12,8 +12,8 @@ from rerankd.batching.work import WorkItem
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, InvalidRequest, ScoringFailed
+from rerankd.pipeline.chunks import share_of
 from rerankd.pipeline.items import items_of, tokenised
-from rerankd.pipeline.portions import share_of
 from rerankd.pipeline.windows import SCHEDULES, Schedule, Window, full
 from rerankd.scorers.base import EncodedWindow, ListScorer
 from rerankd.tasks.encoding import Encoding

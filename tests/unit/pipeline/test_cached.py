@@ -81,7 +81,7 @@ async def test_equal_documents_are_scored_once(setup: _Setup) -> None:
 async def test_in_a_large_request_each_document_gets_its_own_score_and_equal_ones_are_scored_once(
     setup: _Setup,
 ) -> None:
-    """Large requests are handled in portions; equal documents are far apart here, and some are known."""
+    """Large requests are handled in chunks; equal documents are far apart here, and some are known."""
     await setup.score(*(f"text {number}" for number in range(0, 900, 7)))
     documents = [f"text {number % 900}" + " long" * (number % 30) for number in range(2000)]
     scores = await setup.score(*documents)

@@ -1,4 +1,4 @@
-"""Cuts a request's texts into portions, each one turn in a thread: between two of them others have theirs."""
+"""Cuts a request's texts into chunks, each one turn in a thread: between two of them others have theirs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ from rerankd.concurrency.turns import Share
 from rerankd.domain import Terms
 
 
-def portions(texts: Sequence[str], terms: Terms, *, most: int, characters: int) -> Iterator[tuple[slice, Share]]:
+def chunks(texts: Sequence[str], terms: Terms, *, most: int, characters: int) -> Iterator[tuple[slice, Share]]:
     """Parts of at most `most` texts and of about so many characters, but of one text at least."""
     left = sum(map(len, texts))
     start = cost = 0

@@ -94,8 +94,9 @@ def _sentences(text: str) -> list[str]:
 
 
 def pages() -> list[Path]:
-    """README and every page of docs/."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """README, every page of docs/, and the pages that docs/ sends its readers to."""
+    others = ["README.md", "CONTRIBUTING.md", "loadtest/README.md"]
+    return [*(ROOT / name for name in others), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def main() -> None:

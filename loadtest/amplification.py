@@ -92,7 +92,7 @@ async def _cost(server: Server, http: httpx.AsyncClient, body: HostileBody, *, s
 
 
 def _forget_peak(pid: int) -> None:
-    """Let the kernel measure a process's peak of resident memory anew (proc(5), clear_refs)."""
+    """Let the kernel measure a process's peak of resident memory again (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
 
 

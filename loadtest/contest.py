@@ -50,7 +50,7 @@ class Contest:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read what `write` wrote. Who was absent may be there now."""
+        """Read what `write` wrote. A contestant that was absent may be there now."""
         content = json.loads(file.read_text(encoding="utf-8"))
         return cls(
             options=content["options"],

@@ -11,7 +11,7 @@ ours in float32: the largest difference of a relevance score, and the rank corre
 or started is reported and left out.
 
 `--seconds` bounds each measurement: what is not answered when its window closes is given up. Then the server has
-until it is idle, at most a few seconds, to finish what nobody waits for; one that does not is started anew. How long
+until it is idle, at most a few seconds, to finish abandoned requests; one that does not is started again. How long
 all of it takes at most is printed before it begins. A rate of fewer answers than clients is marked SHORT WINDOW: give
 it more `--seconds`. `--json` is written after every measurement, and `--resume` goes on with a run that was stopped.
 """
@@ -197,7 +197,7 @@ def _measure_all(standing: Mapping[str, Standing], arguments: argparse.Namespace
     start_s = {name: server.start_s for name, server in standing.items()}
     bound = timedelta(seconds=round(longest_s(left, start_s, window)))
     load = timedelta(seconds=round(len(left) * (window.warmup_s + window.seconds)))
-    _say(f"{len(left)} measurements: {load} of load, {bound} at most with what servers finish or start anew between")
+    _say(f"{len(left)} measurements: {load} of load, {bound} at most with what servers finish or start again between")
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("measuring", total=len(left))
         for step in left:

@@ -2,7 +2,7 @@
 
     python -m loadtest.efficiency [--seconds 10] [--rounds 3]
 
-The engine alone gets the same kind of texts, tokenised beforehand, sorted by length and cut into batches of the
+The engine alone gets the same kind of texts, tokenized beforehand, sorted by length and cut into batches of the
 service's budget, from as many threads as it has workers: nothing over HTTP can be faster. One client's median latency
 is compared with the engine's own time for such a request, all threads together.
 """
@@ -47,7 +47,7 @@ class EngineAlone:
         self._pool = ThreadPoolExecutor(parts.engine.workers)
 
     def requests(self, *, seed: int) -> list[list[Encoding]]:
-        """Tokenised requests of the reference workload."""
+        """Tokenized requests of the reference workload."""
         bodies = [orjson.loads(body.content) for body in islice(Workload(Shape((DOCUMENTS,)), seed=seed), REQUESTS)]
         return [
             list(self._scorer.encode(body["query"], body["documents"], max_document_tokens=None).encodings)
@@ -55,7 +55,7 @@ class EngineAlone:
         ]
 
     def seconds(self, encodings: Sequence[Encoding]) -> float:
-        """How long all threads together take for so many pairs, in the best order."""
+        """How long all threads together take for this many pairs, in the best order."""
         started = time.perf_counter()
         list(self._pool.map(self._engine.run, cut_by_length(encodings, self._limits)))
         return time.perf_counter() - started

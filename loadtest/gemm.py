@@ -1,10 +1,10 @@
-"""How fast this CPU's int8 products are, and what that bounds: no server can rank faster over int8 weights.
+"""Measures this CPU's int8 matmuls, and the bound that they set: no server can rank faster over int8 weights.
 
     python -m loadtest.gemm [--rounds 15]
 
-The products of MiniLM-L6's layers alone (512 tokens, widths 384 and 1,536), on one thread, by each runtime: in billions
-of multiplications (GMAC) per second of CPU time. The bound is what all cores together could rank if a pair of the
-reference workload cost nothing but its products; the last layer's are needed for one token only (tools/narrowing.py).
+It runs the matmuls of MiniLM-L6's layers alone (512 tokens, widths 384 and 1,536), on one thread, by each runtime, in
+billions of multiplications (GMAC) per second of CPU time. The bound is what all cores together could rank if a pair of
+the reference workload cost only its matmuls. The last layer's are needed for one token only (tools/narrowing.py).
 """
 
 import argparse
@@ -32,28 +32,28 @@ from rerankd.tools.benchmark.workload import Shape, Workload
 
 _TOKENS = 512
 _WIDTH, _INNER, _LAYERS = 384, 1536, 6
-_PRODUCTS = 12
-_MACS = _PRODUCTS * _TOKENS * _WIDTH * _INNER
+_MATMULS = 12
+_MACS = _MATMULS * _TOKENS * _WIDTH * _INNER
 
 
 def onnx_runtime() -> Callable[[], object]:
     """`MatMulInteger` of unsigned tokens and signed weights; what it writes is kept small by a maximum."""
-    shapes = [(_WIDTH, _INNER) if number % 2 == 0 else (_INNER, _WIDTH) for number in range(_PRODUCTS)]
+    shapes = [(_WIDTH, _INNER) if number % 2 == 0 else (_INNER, _WIDTH) for number in range(_MATMULS)]
     nodes, weights = [], []
     for number, shape in enumerate(shapes):
         weights.append(numpy_helper.from_array(_weights(shape), f"weights_{number}"))
         nodes += [
-            helper.make_node("MatMulInteger", [f"tokens_{shape[0]}", f"weights_{number}"], [f"product_{number}"]),
-            helper.make_node("ReduceMax", [f"product_{number}"], [f"most_{number}"], keepdims=0),
+            helper.make_node("MatMulInteger", [f"tokens_{shape[0]}", f"weights_{number}"], [f"result_{number}"]),
+            helper.make_node("ReduceMax", [f"result_{number}"], [f"most_{number}"], keepdims=0),
         ]
     graph = helper.make_graph(
         nodes,
-        "products",
+        "matmuls",
         [
             helper.make_tensor_value_info(f"tokens_{width}", TensorProto.UINT8, [_TOKENS, width])
             for width in (_WIDTH, _INNER)
         ],
-        [helper.make_tensor_value_info(f"most_{number}", TensorProto.INT32, []) for number in range(_PRODUCTS)],
+        [helper.make_tensor_value_info(f"most_{number}", TensorProto.INT32, []) for number in range(_MATMULS)],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -68,12 +68,12 @@ def onnx_runtime() -> Callable[[], object]:
 
 
 def openvino(*, per_token: bool) -> Callable[[], object]:
-    """Float tokens, and int8 weights with a scale a column: quantised inside the product, for each token by itself, or
+    """Float tokens, and int8 weights with a scale a column: quantized inside the matmul, for each token by itself, or
     before it with one scale for all.
     """
     tokens = ops.parameter([-1, _WIDTH], ov.Type.f32, name="tokens")
     state = tokens
-    for number in range(_PRODUCTS):
+    for number in range(_MATMULS):
         shape = (_INNER, _WIDTH) if number % 2 == 0 else (_WIDTH, _INNER)
         scales = ops.constant(np.full((shape[0], 1), 1e-3, dtype=np.float32))
         weights = ops.multiply(ops.convert(ops.constant(_weights(shape)), ov.Type.f32), scales)
@@ -86,14 +86,14 @@ def openvino(*, per_token: bool) -> Callable[[], object]:
         "INFERENCE_NUM_THREADS": 1,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": _WIDTH if per_token else 0,
     }
-    compiled = ov.Core().compile_model(ov.Model([state], [tokens], "products"), "CPU", properties)
+    compiled = ov.Core().compile_model(ov.Model([state], [tokens], "matmuls"), "CPU", properties)
     request = compiled.create_infer_request()
     given = np.random.default_rng(1).standard_normal((_TOKENS, _WIDTH)).astype(np.float32)
     return lambda: request.infer({0: given})
 
 
 def macs_per_pair() -> float:
-    """Multiplications in the products with weights of one pair of the reference workload, on the mean."""
+    """Multiplications in the matmuls with weights of one pair of the reference workload, on average."""
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=SHIPPED_REGISTRY.parent / "minilm-qa"))
     bodies = [orjson.loads(body.content) for body in islice(Workload(Shape((30,)), seed=0), 20)]
     tokens = mean(
@@ -138,7 +138,7 @@ def main() -> int:
         table.add_row(name, f"{rate / 1e9:.0f}", f"{available_cores() * rate / cost:.0f}")
     Console().print(table)
     Console().print(
-        f"a pair's products: {cost / 1e9:.2f} GMAC; ONNX Runtime {ort.__version__}, OpenVINO {ov.__version__}"
+        f"a pair's matmuls: {cost / 1e9:.2f} GMAC; ONNX Runtime {ort.__version__}, OpenVINO {ov.__version__}"
     )
     return 0
 

@@ -206,5 +206,5 @@ def _ranked(dialect: Dialect, write: Callable[[int], tuple[bytes, bytes]]) -> Ca
 
 
 def spread(bodies: Iterator[HostileBody], *, one_in: int) -> list[HostileBody]:
-    """One in so many, spread over all dialects, fields and shapes."""
+    """One in this many, spread over all dialects, fields and shapes."""
     return [body for number, body in zip(count(), bodies, strict=False) if number % one_in == 0]

@@ -3,7 +3,7 @@
     python -m loadtest.isolation [--seconds 6] [--rounds 1] [--parts engine parsing ...]
 
 A client of a quiet key sends 30 documents at a time, alone and then beside a busy key that floods one part: unfinished
-bodies, bodies that are no JSON at their end, texts that are tokenised and refused, texts of four times the tokens that
+bodies, bodies that are no JSON at their end, texts that are tokenized and refused, texts of four times the tokens that
 are expected, large requests, clients that hang up, large answers. Blocks alternate, so that a drift of the machine's
 speed meets both sides. Prints the ratio of 95th percentiles for each part and whether it is within its limit. The
 clients share the machine with the server: use one that does nothing else.
@@ -90,7 +90,7 @@ def worst_of(url: str) -> dict[str, Worst]:
     return {
         "body bytes": Worst(url=url, body=b" " * (40 << 20), clients=6, missing_bytes=1 << 20),
         "parsing": Worst(url=url, body=_body([*long, *long])[:-1], clients=8),
-        "tokenising": Worst(url=url, body=_body([*long, "word " * 4000], truncation="error"), clients=8),
+        "tokenizing": Worst(url=url, body=_body([*long, "word " * 4000], truncation="error"), clients=8),
         "admission": Worst(url=url, body=_body(dense), clients=20),
         "engine": Worst(url=url, body=_body(usual), clients=10),
         "hanging up": Worst(url=url, body=_body(long), clients=8, patience_s=0.25),

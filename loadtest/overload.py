@@ -42,7 +42,7 @@ _CLIENTS = 16
 _PROBE_S = 0.05
 _SHORTEST_S = 0.1
 _LONGEST_PROBE_S = 120.0
-# Refusals take milliseconds, see `deadline_claims`: who hears nothing for so long was let in.
+# Refusals take milliseconds, see `deadline_claims`: a request without an answer for so long was admitted.
 _REFUSED_WITHIN_S = 0.5
 # The load lasts as long as a random number between these before a refusal counts, so that any refusal may.
 _LOADED_S = (0.2, 1.0)
@@ -85,7 +85,7 @@ def _percent(part: int, whole: int) -> float:
 
 
 async def retry_after_claims(overload: Overload) -> list[Claim]:
-    """Overload until a refusal, stop, see how long it takes until that client is let in, and overload again."""
+    """Overload until a refusal, stop, see how long it takes until that client is admitted, and overload again."""
     rng = Random(time.time_ns())
     factors: list[float] = []
     ends = perf_counter() + overload.window.seconds
@@ -134,7 +134,7 @@ async def _refusal(overload: Overload, requests: asyncio.TaskGroup, rng: Random)
 
 
 async def _first_admission(overload: Overload, requests: asyncio.TaskGroup, body: bytes) -> float:
-    """When the request was sent that was not refused any more. A smaller one would be let in earlier."""
+    """When the request was sent that was not refused any more. A smaller one would be admitted earlier."""
 
     async def status() -> str:
         with _connected(overload.target) as connection:

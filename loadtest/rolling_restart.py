@@ -154,7 +154,7 @@ async def _send(connection: Connection, body: bytes) -> Sent:
 
 
 def restart_all(deployment: Deployment) -> None:
-    """One after another, as whoever deploys a new version does."""
+    """One after another, as in the deployment of a new version."""
     for replica in deployment.replicas:
         replica.stop(signal.SIGTERM)
         replica.start()

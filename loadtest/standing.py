@@ -1,4 +1,4 @@
-"""A contestant's server that stands ready for the whole comparison, and is started anew where it will not settle."""
+"""A contestant's server that stands ready for the whole comparison, and is started again if it does not settle."""
 
 import time
 from contextlib import ExitStack, suppress
@@ -58,7 +58,7 @@ class Standing:
         return Target.from_url(self._server.url, path=self._contestant.path)
 
     def settle(self, *, within_s: float) -> None:
-        """Wait until the server does nothing any more; if it goes on for longer than that, start it anew."""
+        """Wait until the server does nothing any more; if it continues for longer than that, start it again."""
         ends = perf_counter() + within_s
         while perf_counter() < ends:
             if self._busy_cores() < _IDLE_CORES:

@@ -4,7 +4,7 @@
 #   environment.sh FOLDER PYTHON [explicit]
 #
 # Everything is checked before anything is written. An environment that does not work, that an interrupted run left
-# unfinished, or that was made in another folder is made anew. So is one of another Python, if PYTHON was asked for
+# unfinished, or that was made in another folder is made again. So is one of another Python, if PYTHON was asked for
 # explicitly: a plain `make serve` keeps what `make serve PYTHON=python3.12` made.
 set -eu
 
@@ -66,7 +66,7 @@ is_new_enough "$python" || refuse "$python is Python ${version%% *}, and rerankd
 
 if [ -e "$folder" ]; then
     [ -d "$folder" ] || refuse "$folder is not a folder." "Move it away, then run make again."
-    echo "making $folder anew: $fault"
+    echo "making $folder again: $fault"
     rm -rf "$folder"
 fi
 "$python" -m venv "$folder"

@@ -223,10 +223,10 @@ class WordScorer:
             raise InvalidRequest("this model does not take an instruction")
         start = [*map(_word_id, query.split()), _SEPARATOR]
         room = min(self.room(query), max_document_tokens or self.max_length)
-        tokenised = [list(map(_word_id, document.split())) for document in documents]
+        tokenized = [list(map(_word_id, document.split())) for document in documents]
         return EncodedPairs(
-            [Encoding(np.array(start + ids[:room], dtype=np.int64), len(start)) for ids in tokenised],
-            np.array([max(0, len(ids) - room) for ids in tokenised], dtype=np.int64),
+            [Encoding(np.array(start + ids[:room], dtype=np.int64), len(start)) for ids in tokenized],
+            np.array([max(0, len(ids) - room) for ids in tokenized], dtype=np.int64),
         )
 
     def room(self, query: str, instruction: str | None = None) -> int:

@@ -2,7 +2,7 @@
 
 Their vocabularies are built by hand, because the tokenizers library's training breaks ties differently every time.
 
-`python -m tests.tiny_models` writes tests/data/tiny-bert anew: the one that needs no torch to be served.
+`python -m tests.tiny_models` writes tests/data/tiny-bert again: the one that needs no torch to be served.
 """
 
 import json

@@ -285,7 +285,7 @@ class _Request:
 def in_passes(
     engine: TorchCausalEngine | TorchGenerateEngine, encodings: Sequence[Encoding], pass_tokens: int
 ) -> Iterator[np.ndarray]:
-    """The outputs of all encodings, in order: sorted by length into passes of at most so many padded tokens."""
+    """The outputs of all encodings, in order: sorted by length into passes of at most this many padded tokens."""
     order = sorted(range(len(encodings)), key=lambda place: -len(encodings[place].ids))
     outputs: dict[int, np.ndarray] = {}
     while order:
@@ -384,7 +384,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "a processor"
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "a CPU"
     comparisons = []
     for comparison in run(arguments.shapes, device=device, counts=arguments.queries, repeats=arguments.repeats):
         comparisons.append(comparison)

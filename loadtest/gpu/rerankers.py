@@ -55,7 +55,7 @@ class Reranker(Protocol):
 
 
 class Ours:
-    """Tokenising, batcher and torch engine as the service has them, without HTTP and cache."""
+    """Tokenizing, batcher and torch engine as the service has them, without HTTP and cache."""
 
     def __init__(self, stage: PointwiseStage, *, name: str) -> None:
         self._stage = stage
@@ -67,7 +67,7 @@ class Ours:
 
 @asynccontextmanager
 async def open_ours(folder: Path, name: str, *, device: str, precision: str) -> AsyncIterator[Ours]:
-    """Load a model anew, as the variant of that name."""
+    """Load a model again, as the variant of that name."""
     variant = VARIANTS[name]
     scorer = load_scorer("cross-encoder", ScorerSpec(folder=folder))
     options = {"device": device, "precision": precision, **variant.options}

@@ -1,4 +1,4 @@
-"""Whoever meets a wrong path or method is told the right one; and the service is found behind a proxy's prefix."""
+"""The answer to a wrong path or method names the right one; and the service is found behind a proxy's prefix."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 """What comes over a socket byte by byte: each request is one request, and nothing else is.
 
-Whoever forwards requests (a proxy) and whoever answers them must see the same ones; where the bytes leave room for two
+A proxy that forwards requests and a server that answers them must see the same ones; where the bytes leave room for two
 readings, the right answer is a refusal and the end of the connection. Every protocol class that we ship goes through.
 """
 

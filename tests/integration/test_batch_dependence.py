@@ -58,13 +58,13 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def shared_scale(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A graph that ONNX Runtime's own tool quantised: one scale for all activations of a batch."""
+    """A graph that ONNX Runtime's own tool quantized: one scale for all activations of a batch."""
     import onnx  # noqa: PLC0415 - only here
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
 
     folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("dynamic") / "model"))
     graph = onnx.load(folder / "model.onnx")
-    del graph.graph.value_info[:]  # the tool infers shapes anew, and minds old ones
+    del graph.graph.value_info[:]  # the tool infers shapes again, and minds old ones
     onnx.save(graph, folder / "plain.onnx")
     quantize_dynamic(folder / "plain.onnx", folder / "model.int8.onnx", weight_type=QuantType.QInt8)
     (folder / "golden.json").unlink()

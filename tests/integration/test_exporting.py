@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 Folder = Callable[[str], Path]
 Built = Callable[[str, Callable[[Path], object]], Path]
 
-# The tiny models have random weights over few dimensions, which makes quantisation look worse than it is.
+# The tiny models have random weights over few dimensions, which makes quantization look worse than it is.
 BOUNDS = {"float32": 1e-5, "float16": 0.02, "int8": 0.25, "int8-weights": 0.1}
 FILES = {
     "float32": "model.onnx",

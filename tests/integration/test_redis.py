@@ -154,7 +154,7 @@ async def test_what_somebody_wrote_into_redis_is_not_believed_where_entries_are_
         assert (again.cached, again.results) == (0, fresh.results)
         refused = real.observer.registry.get_sample_value("rerank_cache_errors_total", {"operation": "verify"})
         assert refused == 3
-        assert (await real.rerank(*_DOCUMENTS)).cached == 3, "they were written anew"
+        assert (await real.rerank(*_DOCUMENTS)).cached == 3, "they were written again"
     async with _real_service(tmp_path, tiny_model, redis) as unsigned:
         assert (await unsigned.rerank(*_DOCUMENTS)).cached == 0, "names need the secret too"
         with _client(redis) as client:

@@ -53,7 +53,7 @@ def test_a_hangup_reads_the_keys_again_and_touches_no_request(tmp_path: Path, ti
         server.process.send_signal(signal.SIGHUP)
         _until(lambda: _status(server, "second") == 200)
         assert _status(server, "first") == 401
-        assert under_way.result(timeout=60) == 200, "it was let in with its key"
+        assert under_way.result(timeout=60) == 200, "it was admitted with its key"
 
         keys.write_text("[[key]\n", encoding="utf-8")
         server.process.send_signal(signal.SIGHUP)

@@ -113,8 +113,8 @@ def test_efficiency_compares_the_service_with_its_engine(registry: Path) -> None
     assert claims["8 clients / the engine alone"]["value"] < 1.5, "nothing is much faster than the engine"
 
 
-def test_products_bound_what_can_be_ranked() -> None:
-    """The last layer's products for all tokens but the first are left out: 1.35 GMAC a pair with them (127 tokens)."""
+def test_matmuls_bound_what_can_be_ranked() -> None:
+    """The last layer's matmuls for all tokens but the first are left out: 1.35 GMAC a pair with them (127 tokens)."""
     command = [sys.executable, "-m", "loadtest.gemm", "--rounds", "1"]
     ran = subprocess.run(
         command, capture_output=True, text=True, timeout=100, check=False, env={**os.environ, "COLUMNS": "200"}
@@ -122,7 +122,7 @@ def test_products_bound_what_can_be_ranked() -> None:
     assert ran.returncode == 0, ran.stderr
     rows = [line.split("│") for line in ran.stdout.splitlines() if line.startswith("│")]
     assert len(rows) == 3
-    cost = float(ran.stdout.split("a pair's products:")[1].split()[0])
+    cost = float(ran.stdout.split("a pair's matmuls:")[1].split()[0])
     assert 1.0 < cost < 1.25
     for _, _, rate, bound, _ in rows:
         assert float(bound) == pytest.approx(available_cores() * float(rate) / cost, rel=0.02)

@@ -1,4 +1,4 @@
-"""A server that will not settle after a load is started anew; one that does is left alone."""
+"""A server that will not settle after a load is started again; one that does is left alone."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -117,7 +117,7 @@ def test_texts_that_pairs_share_are_encoded_once_and_give_the_same(model: CrossE
 
 # torch's exporter uses what torch deprecates, and warns of axes that have the same name
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_saved_exported_and_quantised_it_gives_the_same_scores(model: CrossEncoder, tmp_path: Path) -> None:
+def test_saved_exported_and_quantized_it_gives_the_same_scores(model: CrossEncoder, tmp_path: Path) -> None:
     trained, tokenizer = _trained(model), load_tokenizer()
     scores = score_pairs(trained, tokenizer, PAIRS)
     save_model(trained, tmp_path)

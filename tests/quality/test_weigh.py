@@ -1,4 +1,4 @@
-"""Weighing the shipped model's signals anew: nDCG@10 from the head's inputs is that of whole passes."""
+"""Weighing the shipped model's signals again: nDCG@10 from the head's inputs is that of whole passes."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """The whole path of requests, from their bytes to their answers, in virtual time: everything between the socket and the
 engine is the real thing, and knows no other clock. What takes time is what clients, threads and the loop spend here.
 
-The machine is one of round numbers: it tokenises 5 MB a second and thread, reads 100 MB of JSON a second, writes a
+The machine is one of round numbers: it tokenizes 5 MB a second and thread, reads 100 MB of JSON a second, writes a
 large answer in 50 ms and scores about 200 usual pairs a second and worker.
 """
 
@@ -50,7 +50,7 @@ from tests.unit.batching.simulation import pass_s
 
 T = TypeVar("T")
 
-_TOKENISE_S: Final = 1 / 5e6
+_TOKENIZE_S: Final = 1 / 5e6
 _READ_S: Final = 1 / 100e6
 _WRITE_S: Final = 0.05
 _LIMITS: Final = RequestLimits(documents=10_000, queries=100, rank_fields=100, fields=1000)
@@ -74,7 +74,7 @@ class Reply:
 
 
 class _Scorer(WordScorer):
-    """Takes time for what it tokenises, and gives ids that no other text has."""
+    """Takes time for what it tokenizes, and gives ids that no other text has."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _Scorer(WordScorer):
         instruction: str | None = None,
         owner: str = "",
     ) -> EncodedPairs:
-        self._clock.spend(_TOKENISE_S * sum(map(len, documents)))
+        self._clock.spend(_TOKENIZE_S * sum(map(len, documents)))
         room = min(self.max_length - 10, max_document_tokens or self.max_length)
         lengths = [len(text) // (1 if text.startswith(DENSE) else _DENSITY) + 1 for text in documents]
         return EncodedPairs(
@@ -226,7 +226,7 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     batcher = Batcher(
         planner, engine.run, inference, max_waiting_tokens=4_000_000, model="fake", observer=observer, clock=clock
     )
-    # One of the threads that tokenise is left to others, as where there are keys.
+    # One of the threads that tokenize is left to others, as where there are keys.
     tokenizing = SharedWorker(VirtualWorker(clock, threads=threads), per_caller=max(1, threads - 1))
     pointwise = PointwiseStage(scorer, batcher, tokenizing)
     cached = pointwise if cache is None else CachedStage(pointwise, cache, fingerprint="", observer=observer)

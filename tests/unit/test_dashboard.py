@@ -131,7 +131,7 @@ def test_everything_that_the_service_exports_is_drawn_or_watched() -> None:
 
 @pytest.mark.parametrize("path", _DASHBOARDS, ids=lambda path: path.name)
 def test_a_dashboard_can_be_imported_anywhere(path: Path) -> None:
-    """Whoever imports it chooses the data source; no uid of one Grafana is in it."""
+    """The user chooses the data source at the import; no uid of one Grafana is in it."""
     dashboard = _dashboard(path)
     choice, *variables = dashboard["templating"]["list"]
     assert (choice["name"], choice["type"], choice["query"]) == ("datasource", "datasource", "prometheus")

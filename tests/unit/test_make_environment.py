@@ -101,7 +101,7 @@ def test_an_environment_that_cannot_be_used_is_made_anew(tmp_path: Path, damage:
         tmp_path = tmp_path.with_name(f"{tmp_path.name}-copy")
     done = _make(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "making .venv anew: it" in done.stdout
+    assert "making .venv again: it" in done.stdout
     assert (
         subprocess.run([tmp_path / ".venv" / "bin" / "python", "-m", "pip", "--version"], check=False).returncode == 0
     )

@@ -29,7 +29,7 @@ from rerankd.telemetry.metrics import PrometheusObserver
 
 logger = logging.getLogger(__name__)
 
-# How long a tokenising thread may keep the event loop waiting. With Python's default of 5 ms cached answers are slower.
+# How long a tokenizing thread may keep the event loop waiting. With Python's default of 5 ms cached answers are slower.
 _SWITCH_INTERVAL_S: Final = 0.001
 # Open files other than connections: models, Redis, the log.
 _OTHER_FILES: Final = 256

@@ -1,7 +1,7 @@
 """Decides which work is taken and which is refused at once. Pure.
 
 Refusing at the door is kind: the caller can ask another replica now, and what was admitted is answered in time.
-A request whose texts are still being tokenised counts already, by an estimate, which each chunk of them corrects. One
+A request whose texts are still being tokenized counts already, by an estimate, which each chunk of them corrects. One
 that turns out to be much more than it was admitted for is checked again.
 
 An admitted request keeps its deadline, whatever comes later: near deadlines the planner does not look at callers. So
@@ -46,7 +46,7 @@ _LITTLE_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What is known of a request before its texts are tokenised: they have so many characters and become so many items,
+    """What is known of a request before its texts are tokenized: they have so many characters and become so many items,
     each cut to at most `longest` tokens.
     """
 
@@ -56,7 +56,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokenised:
+class Tokenized:
     """What some of a request's texts turned out to be: `tokens`, and `work` as the engine computes them. Those that
     were not cut are `whole_tokens` of `whole_characters`: only they tell how long texts are.
     """
@@ -70,7 +70,7 @@ class Tokenised:
 
 
 class Forecast:
-    """How much work a request is expected to be; each part of it that is tokenised makes this more exact."""
+    """How much work a request is expected to be; each part of it that is tokenized makes this more exact."""
 
     def __init__(self, estimate: Estimate, *, density: float) -> None:
         self._characters = estimate.characters
@@ -80,7 +80,7 @@ class Forecast:
         self._seen = Work(0, 0.0)
         self.work = self._expected(density)
 
-    def correct(self, part: Tokenised) -> None:
+    def correct(self, part: Tokenized) -> None:
         """Take in what some of the texts turned out to be; the others are expected to be like all seen so far."""
         self._characters -= part.characters
         self._items -= part.items

@@ -16,7 +16,7 @@ from math import inf
 from time import perf_counter
 from typing import Generic, TypeVar
 
-from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenised
+from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenized
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
 from rerankd.batching.work import Results, Work, WorkItem, work_of
@@ -133,7 +133,7 @@ class _Pass:
 
 class Ticket(Generic[T, R]):
     """An admitted request. What it should cost is reserved until its items are queued, and is corrected by each part of
-    it that is tokenised.
+    it that is tokenized.
     """
 
     def __init__(self, batcher: "Batcher[T, R]", terms: Terms, forecast: Forecast) -> None:
@@ -145,7 +145,7 @@ class Ticket(Generic[T, R]):
         self._reserved = 0
         self._reserve(forecast.work.tokens)
 
-    def correct(self, part: Tokenised) -> None:
+    def correct(self, part: Tokenized) -> None:
         """Count a part of the request as what it turned out to be. If the whole is much more than was admitted, check
         it again; not once the engine has begun with it.
 
@@ -240,7 +240,7 @@ class Batcher(Generic[T, R]):
 
     @asynccontextmanager
     async def admit(self, estimate: Estimate, terms: Terms) -> AsyncIterator[Ticket[T, R]]:
-        """Admit a request, or refuse it, before its texts are tokenised.
+        """Admit a request, or refuse it, before its texts are tokenized.
 
         Raises:
             Overloaded: too much waits, or the deadline cannot be met now; `retry_after_s` says when to come back.

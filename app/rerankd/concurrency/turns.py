@@ -1,4 +1,4 @@
-"""Decides whose turn it is where callers share something beside the engine: the threads that tokenise, the parsing of
+"""Decides whose turn it is where callers share something beside the engine: the threads that tokenize, the parsing of
 large bodies, the writing of large answers. Pure: no clock, no thread and no I/O.
 
 1. Urgent turns go first.

@@ -7,8 +7,8 @@ from math import inf
 from rerankd.errors import RateLimited
 
 _MINUTE_S = 60.0
-# Computing a token costs about this many times as much as tokenising it.
-_TOKENISED_PER_COMPUTED = 32
+# Computing a token costs about this many times as much as tokenizing it.
+_TOKENIZED_PER_COMPUTED = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ class Allowance:
 class RequestMeter:
     """Counts what one request costs a key. A request that succeeds costs what its answer's usage says. One that fails,
     is cancelled or is answered in part costs at least the tokens that went to the engine, and a fraction of those that
-    were only tokenised.
+    were only tokenized.
     """
 
     def __init__(self, allowance: Allowance, clock: Callable[[], float]) -> None:
@@ -153,7 +153,7 @@ class RequestMeter:
 
     def _spent(self) -> int:
         unread = max(0, self._read - self._computed)
-        return self._computed + unread // _TOKENISED_PER_COMPUTED
+        return self._computed + unread // _TOKENIZED_PER_COMPUTED
 
 
 def _bucket(per_s: float | None, *, seconds: float) -> Bucket | None:

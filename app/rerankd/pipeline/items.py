@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from rerankd.batching.admission import Tokenised
+from rerankd.batching.admission import Tokenized
 from rerankd.batching.work import WorkItem, work_of
 from rerankd.tasks.encoding import Encoding, identities_of, lengths_of
 
@@ -17,13 +17,13 @@ def items_of(encodings: Sequence[Encoding], *, scope: str) -> list[WorkItem[Enco
     ]
 
 
-def tokenised(
+def tokenized(
     items: Sequence[WorkItem[Encoding]], lengths: Sequence[int], characters: Sequence[int], *, whole: Sequence[int]
-) -> Tokenised:
+) -> Tokenized:
     """What texts turned out to be that have so many characters each: items, of these lengths for the engine. Those at
     the places `whole` were not cut.
     """
-    return Tokenised(
+    return Tokenized(
         characters=sum(characters),
         items=len(items),
         tokens=sum(item.cost for item in items),

@@ -82,7 +82,7 @@ class PairScorer(Protocol):
         instruction: str | None = None,
         owner: str = "",
     ) -> EncodedPairs:
-        """Tokenise the query once and all documents in one call; cut documents, never the query. What is kept of them
+        """Tokenize the query once and all documents in one call; cut documents, never the query. What is kept of them
         is the `owner`'s, for whom this is.
 
         Raises:

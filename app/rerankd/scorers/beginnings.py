@@ -1,4 +1,4 @@
-"""Bounds what is read of a text: tokenising costs memory and time for every character, whatever is read of the tokens.
+"""Bounds what is read of a text: tokenizing costs memory and time for every character, whatever is read of the tokens.
 
 A tokenizer is given a text's beginning, or its end. If that turns out to have too few tokens, as white space and words
 of thousands of letters have, it is given one longer part, and never more: what lies beyond counts as cut off, by an

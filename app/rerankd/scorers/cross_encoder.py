@@ -110,7 +110,7 @@ class CrossEncoder:
         instruction: str | None = None,
         owner: str = "",
     ) -> EncodedPairs:
-        """Tokenise the query once and all documents in one call; cut documents, never the query.
+        """Tokenize the query once and all documents in one call; cut documents, never the query.
 
         Raises:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
@@ -165,7 +165,7 @@ class CrossEncoder:
 
     def _document_tokens(self, documents: Sequence[str], *, room: int) -> list[DocumentTokens]:
         """Each document's first tokens, at least `room` if it has so many. How many it has in all is an estimate for a
-        document of which only the beginning was tokenised.
+        document of which only the beginning was tokenized.
         """
         beginnings = read_parts(
             documents, self._documents.tokenize, enough=lambda ids: len(ids) >= 2 * room, reach=Reach.of(room)

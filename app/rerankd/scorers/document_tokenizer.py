@@ -1,7 +1,7 @@
 """Tokens of documents, of plain ones faster.
 
 BERT's normalisation looks each character up in tables of Unicode, takes it apart and notes where it came from, which is
-two fifths of the time that tokenising takes. Of printable ASCII it changes the case alone, so such texts go to a
+two fifths of the time that tokenizing takes. Of printable ASCII it changes the case alone, so such texts go to a
 tokenizer without it.
 """
 

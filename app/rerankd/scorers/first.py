@@ -49,7 +49,7 @@ class FirstTemplate(ListTemplate):
     (`prompt`, for models that answer without brackets).
 
     `tokenizer_beginning` puts before the prompt what the tokenizer puts before every text: for checkpoints whose own
-    code tokenises the finished chat prompt as any text, so that a first token stands there twice where both add it.
+    code tokenizes the finished chat prompt as any text, so that a first token stands there twice where both add it.
     """
 
     read: Read = "bracket"

@@ -1,6 +1,6 @@
 """How a tokenizer joins a query and a document: read off once, then assembled by hand.
 
-The query is tokenised once per request instead of once per pair. The assembly is checked at load time against the
+The query is tokenized once per request instead of once per pair. The assembly is checked at load time against the
 tokenizer's own pair encoding, so that a tokenizer that joins pairs in some other way is refused and never misread.
 """
 

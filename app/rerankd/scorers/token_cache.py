@@ -1,4 +1,4 @@
-"""Remembers the token ids of documents: popular ones come back with other queries, and tokenising is then saved."""
+"""Remembers the token ids of documents: popular ones come back with other queries, and tokenizing is then saved."""
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -31,7 +31,7 @@ class TokenCache:
     """Keeps documents' tokens in at most `max_bytes`, least recently used out first. Safe to use from threads.
 
     Documents are known by a hash of their text, so that the texts themselves are not kept, and only to the owner for
-    whom they were tokenised: others cannot learn from the time it takes, nor push them out. One that is kept whole is
+    whom they were tokenized: others cannot learn from the time it takes, nor push them out. One that is kept whole is
     known for every room; one that was cut is known for the room that it was cut to.
     """
 
@@ -53,7 +53,7 @@ class TokenCache:
         most: int = LOOKED_AT,
         owner: str = "",
     ) -> list[DocumentTokens]:
-        """Return the tokens of every document; those that are not known are tokenised, in one call, by at most their
+        """Return the tokens of every document; those that are not known are tokenized, in one call, by at most their
         first `most` characters and their length.
         """
         person = blake2b(owner.encode(), digest_size=16).digest()

@@ -30,7 +30,7 @@ _MIN_DOCUMENT_TOKENS = 16
 
 
 class YesNoTemplate(BaseModel):
-    """A template file of the method "yes-no". Each part of the prompt is tokenised by itself and the ids are joined;
+    """A template file of the method "yes-no". Each part of the prompt is tokenized by itself and the ids are joined;
     the document ends the part that it stands in, and is the only thing that is ever cut.
     """
 
@@ -139,7 +139,7 @@ class YesNo:
         instruction: str | None = None,
         owner: str = "",  # noqa: ARG002 - nothing is kept
     ) -> EncodedPairs:
-        """Tokenise what surrounds the documents once and all documents in one call; cut documents, nothing else.
+        """Tokenize what surrounds the documents once and all documents in one call; cut documents, nothing else.
 
         Raises:
             InvalidRequest: the query leaves no room for a document, or there is an instruction that the model's prompt

@@ -138,7 +138,7 @@ async def running_service(
 
 
 def _tokenizing(settings: Settings) -> int:
-    """How many of the threads that tokenise one caller may have. Where there may be others it is a quarter: they find a
+    """How many of the threads that tokenize one caller may have. Where there may be others it is a quarter: they find a
     free thread, and their passes keep most of the cores.
     """
     keyed = settings.api_keys or settings.api_keys_file is not None

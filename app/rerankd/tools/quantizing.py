@@ -2,7 +2,7 @@
 
 There are two ways: integer products, which are fast, and weights alone, for models that rounded activations harm.
 
-ONNX Runtime's own dynamic quantisation takes one activation scale for a whole tensor, so that a document's score
+ONNX Runtime's own dynamic quantization takes one activation scale for a whole tensor, so that a document's score
 changes with its neighbours. Here every token's vector has a scale of its own, and so has every column of a weight
 matrix: integer products times two scales. Large embedding tables become int8 with a scale for each row. What has no
 constant matrix (attention itself, the small heads) stays float32.
@@ -49,7 +49,7 @@ def quantize_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Rewriter:
-    """Replaces nodes of a graph; an activation that several matrices read is quantised once."""
+    """Replaces nodes of a graph; an activation that several matrices read is quantized once."""
 
     def __init__(self, graph: onnx.GraphProto, *, integer_products: bool) -> None:
         self._graph = graph
@@ -75,7 +75,7 @@ class _Rewriter:
         return self._linear(node, weight) if self._integer_products else self._rounded(node, weight)
 
     def _matrix(self, node: onnx.NodeProto) -> FloatArray | None:
-        """The constant matrix that a product or an embedding reads, if it is worth quantising."""
+        """The constant matrix that a product or an embedding reads, if it is worth quantizing."""
         position = {"MatMul": 1, "Gather": 0}.get(node.op_type)
         if position is None or node.input[position] not in self._weights:
             return None

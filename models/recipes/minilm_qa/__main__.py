@@ -27,11 +27,11 @@ def main(
     out: Annotated[Path, typer.Option(help="Where checkpoints and results go; a stopped run goes on from there.")],
     minutes: Annotated[float, typer.Option(help="Wall-clock time for training.")] = 50.0,
     seed: Annotated[int, typer.Option(help="Seeds the choice of queries and the order.")] = 13,
-    most_pairs: Annotated[int, typer.Option(help="Evaluate on about so many pairs of a set.")] = 100_000,
-    float32_pairs: Annotated[int, typer.Option(help="Compare int8 with float32 on so many of them.")] = 5_000,
+    most_pairs: Annotated[int, typer.Option(help="Evaluate on about this many pairs of a set.")] = 100_000,
+    float32_pairs: Annotated[int, typer.Option(help="Compare int8 with float32 on this many of them.")] = 5_000,
     smoke: Annotated[bool, typer.Option(help="The whole chain on next to nothing, in two minutes.")] = False,
 ) -> None:
-    """Train, calibrate, export, quantise, evaluate and describe the model; OUT/minilm-qa is the folder to ship."""
+    """Train, calibrate, export, quantize, evaluate and describe the model; OUT/minilm-qa is the folder to ship."""
     depth = DEPTH
     if smoke:
         minutes, most_pairs, float32_pairs, depth = SMOKE_MINUTES, SMOKE_PAIRS, SMOKE_PAIRS, SMOKE_DEPTH

@@ -14,7 +14,7 @@ TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def write_card(folders: Folders, progress: Progress, *, seed: int, minutes: float) -> None:
-    """Write README.md into the folder to ship. The quantisation study's table is in it once that has run."""
+    """Write README.md into the folder to ship. The quantization study's table is in it once that has run."""
     calibration = json.loads(folders.calibration.read_text(encoding="utf-8"))
     quality = json.loads(folders.quality.read_text(encoding="utf-8"))
     study = folders.out / "study" / "study.json"

@@ -33,7 +33,7 @@ STATES_WEIGHT = 20.0
 
 
 def cut(teacher: CrossEncoder, *, layers: int) -> CrossEncoder:
-    """Return a model of so many of the teacher's layers, the first and the last among them."""
+    """Return a model of this many of the teacher's layers, the first and the last among them."""
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = layers
     student = CrossEncoder(config)
@@ -127,9 +127,9 @@ def main(
     layers: Annotated[int, typer.Option(help="How many layers it keeps.", min=2)] = 2,
     minutes: Annotated[float, typer.Option(help="Wall-clock time for training.")] = 20.0,
     seed: int = 13,
-    most_pairs: Annotated[int, typer.Option(help="Evaluate on about so many pairs of a set.")] = 5_000,
+    most_pairs: Annotated[int, typer.Option(help="Evaluate on about this many pairs of a set.")] = 5_000,
 ) -> None:
-    """Distil, calibrate, export, quantise and evaluate; OUT/minilm-qa is the student's folder."""
+    """Distil, calibrate, export, quantize and evaluate; OUT/minilm-qa is the student's folder."""
     out.mkdir(parents=True, exist_ok=True)
     folders, tokenizer = Folders(out), load_tokenizer()
     groups, held_out = read_groups(data, seed=seed)

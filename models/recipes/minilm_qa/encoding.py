@@ -1,4 +1,4 @@
-"""Tokenises texts once and lays them out for BERT: `[CLS] query [SEP] document [SEP]`, in batches of alike lengths."""
+"""Tokenizes texts once and lays them out for BERT: `[CLS] query [SEP] document [SEP]`, in batches of alike lengths."""
 
 from collections.abc import Iterator, Sequence
 

@@ -48,9 +48,7 @@ class Candidates:
     documents: dict[str, str]
 
     def first(self, *, pairs: int) -> "Candidates":
-        """Return the same set with only so many of its first queries, and so of its first pairs, that there are about
-        `pairs` pairs.
-        """
+        """Return the same set with only its first queries, as many as have about `pairs` pairs together."""
         kept, count = list[str](), 0
         for query in self.queries:
             if count >= pairs:

@@ -1,4 +1,4 @@
-"""`python -m models.recipes.minilm_qa.quantization_study`: compares ways of quantising a finished run's graph."""
+"""`python -m models.recipes.minilm_qa.quantization_study`: compares ways of quantizing a finished run's graph."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ REPEATS = 3
 
 
 def write_variants(folders: Folders) -> dict[str, Path]:
-    """Write a graph for every way of quantising; return their paths by name."""
+    """Write a graph for every way of quantizing; return their paths by name."""
     source, study = folders.float32_graph, folders.out / "study"
     study.mkdir(exist_ok=True)
     paths = {"float32": source, "int8, per token (shipped)": folders.int8_graph}
     bare = onnx.load(source)
-    del bare.graph.value_info[:]  # the exporter's shapes of constants would contradict the quantiser's
+    del bare.graph.value_info[:]  # the exporter's shapes of constants would contradict the quantizer's
     paths["int8, ONNX Runtime dynamic"] = study / "dynamic.onnx"
     quantize_dynamic(
         bare, paths["int8, ONNX Runtime dynamic"], per_channel=True, weight_type=QuantType.QInt8,

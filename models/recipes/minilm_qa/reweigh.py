@@ -1,4 +1,4 @@
-"""`python -m models.recipes.minilm_qa.reweigh`: other weights of the shipped model's signals, calibrated anew."""
+"""`python -m models.recipes.minilm_qa.reweigh`: other weights of the shipped model's signals, calibrated again."""
 
 import json
 from dataclasses import asdict
@@ -23,7 +23,7 @@ def main(
     ] = SHIPPED,
     seed: Annotated[int, typer.Option(help="That of its training, which chose what was held out.")] = 13,
 ) -> None:
-    """Give the signals the weights of `interpolation.py`, calibrate, export and quantise; nothing is trained.
+    """Give the signals the weights of `interpolation.py`, calibrate, export and quantize; nothing is trained.
     OUT/minilm-qa is the folder to ship.
     """
     out.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ Row = tuple[list[int], int]
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], *, max_tokens: int = 512
 ) -> list[Row]:
-    """Tokenise (query, document) pairs; a pair over `max_tokens` loses the end of its document."""
+    """Tokenize (query, document) pairs; a pair over `max_tokens` loses the end of its document."""
     encoder = PairEncoder(tokenizer)
     queries = token_ids(tokenizer, [query for query, _ in pairs], max_tokens=max_tokens - 3)
     documents = token_ids(tokenizer, [document for _, document in pairs], max_tokens=max_tokens)

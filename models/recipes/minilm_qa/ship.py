@@ -76,8 +76,8 @@ def _keep_only(path: Path, names: Collection[str]) -> None:
 def write_golden(model: CrossEncoder, tokenizer: PreTrainedTokenizerBase, graph: Path, path: Path) -> float:
     """Write pairs with the float32 logits and a tolerance that the int8 graph keeps; return its largest difference."""
     logits = score_pairs(model, tokenizer, GOLDEN_PAIRS)
-    quantised = torch.from_numpy(OnnxScorer(graph).score(encode_pairs(tokenizer, GOLDEN_PAIRS)))
-    largest = float((logits - quantised).abs().max())
+    quantized = torch.from_numpy(OnnxScorer(graph).score(encode_pairs(tokenizer, GOLDEN_PAIRS)))
+    largest = float((logits - quantized).abs().max())
     pairs = [
         {"query": query, "document": document, "logit": round(logit, 5)}
         for (query, document), logit in zip(GOLDEN_PAIRS, logits.tolist(), strict=True)

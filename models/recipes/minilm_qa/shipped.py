@@ -10,7 +10,7 @@ from models.recipes.minilm_qa.model import CrossEncoder, new_config
 
 SHIPPED = Path(__file__).parents[2] / "minilm-qa"
 
-_PRODUCTS = (
+_MATRICES = (
     "attention.self.query",
     "attention.self.key",
     "attention.self.value",
@@ -26,7 +26,7 @@ def read_shipped(folder: Path) -> CrossEncoder:
     """Return the model of a shipped folder: integers times their scales, so within rounding of what was trained.
 
     Raises:
-        ValueError: the graph has not the matrices of so many layers.
+        ValueError: the graph does not have the matrices of this many layers.
         RuntimeError: what it has is of other shapes.
     """
     tensors = {
@@ -51,13 +51,13 @@ def read_shipped(folder: Path) -> CrossEncoder:
 def _matrices(tensors: dict[str, torch.Tensor], *, layers: int) -> dict[str, torch.Tensor]:
     """The exporter numbers matrices in the order in which the model multiplies by them."""
     integers = [name for name in tensors if name.endswith(_COLUMNS) and not name.endswith(_ROWS)]
-    products = [f"bert.encoder.layer.{layer}.{product}" for layer in range(layers) for product in _PRODUCTS]
-    products.append("word_weight")
-    if len(integers) != len(products):
-        raise ValueError(f"the graph has {len(integers)} int8 matrices, and the model has {len(products)}")
+    matrices = [f"bert.encoder.layer.{layer}.{matrix}" for layer in range(layers) for matrix in _MATRICES]
+    matrices.append("word_weight")
+    if len(integers) != len(matrices):
+        raise ValueError(f"the graph has {len(integers)} int8 matrices, and the model has {len(matrices)}")
     return {
-        f"{product}.weight": (tensors[name].float() * tensors[name.removesuffix(_COLUMNS) + _COLUMN_SCALES]).T
-        for product, name in zip(products, integers, strict=True)
+        f"{matrix}.weight": (tensors[name].float() * tensors[name.removesuffix(_COLUMNS) + _COLUMN_SCALES]).T
+        for matrix, name in zip(matrices, integers, strict=True)
     }
 
 

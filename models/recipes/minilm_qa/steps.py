@@ -68,7 +68,7 @@ def finish(
     held_out: Sequence[Group],
     folders: Folders,
 ) -> Calibration:
-    """Calibrate, export and quantise; the model is changed by its calibration."""
+    """Calibrate, export and quantize; the model is changed by its calibration."""
     calibration = calibrate(score_held_out(model, tokenizer, held_out))
     fold(calibration, model)
     draw_reliability(calibration, folders.reliability)

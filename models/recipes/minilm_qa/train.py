@@ -172,7 +172,7 @@ class Trainer:
         return GroupLogits(student, teacher, present_here)
 
     def _rows(self, batch: Sequence[TrainingGroup]) -> list[tuple[list[int], int]]:
-        """Tokenise a step, each group cut to a length drawn for it."""
+        """Tokenize a step, each group cut to a length drawn for it."""
         rng = random.Random(f"{self._seed}-{self.progress.steps}")
         rows = []
         for group in batch:

@@ -44,7 +44,7 @@ def _request(body: bytes, *, chunk_bytes: int = 65_536) -> Request:
 
 
 def _large(content: bytes, *, filling: bytes = b"a, [b] {c} ") -> bytes:
-    """An object with `content` under a key of its own, and so much beside it that it is read in parts."""
+    """An object with `content` under a key of its own, and enough beside it that it is read in parts."""
     filled = filling * (_MEGABYTE // len(filling) + 1)
     return b'{"before": "' + filled + b'", "asked": ' + content + b', "after": "' + filled + b'"}'
 

@@ -49,7 +49,7 @@ def pass_s(lengths: Sequence[int]) -> float:
 
 
 def lengths_of(rng: random.Random, documents: int) -> list[int]:
-    """Tokens of so many usual pairs."""
+    """Tokens of this many usual pairs."""
     return [rng.randrange(50, 235) for _ in range(documents)]
 
 
@@ -118,7 +118,7 @@ class Simulation:
         self.now = moment
 
     def slow_down(self, factor: float) -> None:
-        """Passes that begin from now on take so many times as long."""
+        """Passes that begin from now on take this many times as long."""
         self._speed /= factor
 
     def submit(

@@ -1,11 +1,11 @@
-"""Who is let in: by tokens, by deadlines, and with a fair part of the queue for everybody."""
+"""What is admitted: by tokens, by deadlines, and with a fair part of the queue for every caller."""
 
 from collections.abc import Sequence
 from time import perf_counter
 
 import pytest
 
-from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenised
+from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenized
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
 from rerankd.batching.work import Work
@@ -18,7 +18,7 @@ SECONDS_PER_TOKEN = 0.001
 def _admission(
     *, limit: int = 10**9, workers: int = 1, waiting: Sequence[tuple[int, Terms]] = (), stalled: int = 0
 ) -> Admission:
-    """An engine of a thousand tokens a second and worker, with requests of so many tokens waiting. Its last `stalled`
+    """An engine of a thousand tokens a second and worker, with requests of this many tokens waiting. Its last `stalled`
     passes took a hundred times as long.
     """
     planner, cost = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64), CostModel()
@@ -215,7 +215,7 @@ def test_a_caller_that_is_gone_is_expected_no_more() -> None:
     assert _verdict(admission, 460, Terms(caller="heavy", deadline=1.0)) is None
 
 
-def test_a_request_that_is_being_tokenised_waits_already() -> None:
+def test_a_request_that_is_being_tokenized_waits_already() -> None:
     admission = _admission()
     admission.check(_work(10**6), Terms(caller="other"), now=0.0, busy_s=0.0)
     admission.reserve("heavy", 300)
@@ -250,8 +250,8 @@ def _estimate(characters: int, *, items: int) -> Estimate:
     return Estimate(characters=characters, items=items, longest=512)
 
 
-def _part(characters: int, *, items: int, work: Work) -> Tokenised:
-    return Tokenised(
+def _part(characters: int, *, items: int, work: Work) -> Tokenized:
+    return Tokenized(
         characters=characters,
         items=items,
         tokens=work.tokens,
@@ -350,13 +350,13 @@ def test_a_light_caller_waits_for_itself_and_for_other_light_ones() -> None:
     assert _verdict(admission, 400, Terms(caller="light", deadline=1.9), busy_s=0.1) is None
 
 
-def test_work_that_is_being_tokenised_makes_no_newcomer_wait_either() -> None:
+def test_work_that_is_being_tokenized_makes_no_newcomer_wait_either() -> None:
     admission = _admission()
     admission.reserve("heavy", 400_000)
     assert _verdict(admission, 1_000, Terms(caller="light", deadline=5.0)) is None
 
 
-def test_what_a_caller_has_being_tokenised_is_of_its_part_of_the_queue() -> None:
+def test_what_a_caller_has_being_tokenized_is_of_its_part_of_the_queue() -> None:
     admission = _admission(limit=100, waiting=[(100, Terms(caller="heavy"))])
     admission.reserve("light", 40)
     assert isinstance(_verdict(admission, 20, Terms(caller="light")), Overloaded)

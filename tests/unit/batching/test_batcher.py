@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.batching.admission import Estimate, Tokenised
+from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher, Outcome
 from rerankd.batching.planner import BatchPlanner
 from rerankd.batching.work import Work
@@ -476,7 +476,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_says_when_it
     assert [fact["reason"] for fact in observer.named("request_shed")] == ["overloaded", "deadline_exceeded"]
 
 
-async def test_a_request_whose_texts_are_being_tokenised_counts_already() -> None:
+async def test_a_request_whose_texts_are_being_tokenized_counts_already() -> None:
     estimate = Estimate(characters=320, items=2, longest=512)
     async with (
         running_batcher(TextEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher,
@@ -489,8 +489,8 @@ async def test_a_request_whose_texts_are_being_tokenised_counts_already() -> Non
             pass
 
 
-def _tokenised(*, characters: int, tokens: int, whole: bool = True) -> Tokenised:
-    return Tokenised(
+def _tokenized(*, characters: int, tokens: int, whole: bool = True) -> Tokenized:
+    return Tokenized(
         characters=characters,
         items=1,
         tokens=tokens,
@@ -504,7 +504,7 @@ async def test_texts_that_were_cut_teach_nothing_about_their_length() -> None:
     async with running_batcher(TextEngine(), RecordingObserver()) as batcher:
         before = batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512)).work
         async with batcher.admit(Estimate(characters=1_000_000, items=1, longest=8), Terms()) as ticket:
-            ticket.correct(_tokenised(characters=1_000_000, tokens=8, whole=False))
+            ticket.correct(_tokenized(characters=1_000_000, tokens=8, whole=False))
             await ticket.run(text_items([1] * 8))
         assert batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512)).work == before
 
@@ -513,7 +513,7 @@ async def test_nothing_is_left_reserved_so_that_a_large_request_finds_nothing_wa
     async with running_batcher(TextEngine(), RecordingObserver(), max_waiting_tokens=10) as batcher:
         for characters in (41, 73, 999, 1234):
             async with batcher.admit(Estimate(characters=characters, items=9, longest=512), Terms()) as ticket:
-                ticket.correct(_tokenised(characters=characters // 2, tokens=7))
+                ticket.correct(_tokenized(characters=characters // 2, tokens=7))
                 await ticket.run(text_items([1] * 7))
         assert batcher.admission.reserved_tokens == 0
         async with batcher.admit(Estimate(characters=10_000, items=9, longest=512), Terms()):
@@ -524,7 +524,7 @@ async def test_how_many_tokens_a_character_is_gets_learnt_for_each_caller() -> N
     async with running_batcher(TextEngine(), RecordingObserver(), max_waiting_tokens=1000) as batcher:
         for _ in range(100):
             async with batcher.admit(Estimate(characters=1000, items=1, longest=512), Terms(caller="a")) as ticket:
-                ticket.correct(_tokenised(characters=1000, tokens=50))
+                ticket.correct(_tokenized(characters=1000, tokens=50))
         tokens = [
             batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512), caller=name).work.tokens
             for name in ("a", "b")
@@ -533,7 +533,7 @@ async def test_how_many_tokens_a_character_is_gets_learnt_for_each_caller() -> N
         assert tokens[1] == 250
 
 
-async def test_a_request_that_turns_out_to_be_too_large_is_refused_when_a_part_of_it_is_tokenised() -> None:
+async def test_a_request_that_turns_out_to_be_too_large_is_refused_when_a_part_of_it_is_tokenized() -> None:
     observer = RecordingObserver()
     async with (
         running_batcher(TextEngine(), observer, max_waiting_tokens=100) as batcher,
@@ -541,7 +541,7 @@ async def test_a_request_that_turns_out_to_be_too_large_is_refused_when_a_part_o
     ):
         with pytest.raises(Overloaded, match="about 200 and the limit is 100"):
             async with batcher.admit(Estimate(characters=160, items=4, longest=512), Terms()) as ticket:
-                ticket.correct(_tokenised(characters=40, tokens=50))
+                ticket.correct(_tokenized(characters=40, tokens=50))
         assert batcher.admission.reserved_tokens == 50, "and takes no room then"
     assert [fact["reason"] for fact in observer.named("request_shed")] == ["overloaded"]
 
@@ -551,7 +551,7 @@ async def test_a_request_that_turns_out_to_be_smaller_makes_room_for_others() ->
         running_batcher(TextEngine(), RecordingObserver(), max_waiting_tokens=100) as batcher,
         batcher.admit(Estimate(characters=400, items=2, longest=512), Terms()) as ticket,
     ):
-        ticket.correct(_tokenised(characters=200, tokens=5))
+        ticket.correct(_tokenized(characters=200, tokens=5))
         assert batcher.admission.reserved_tokens == 10
         async with batcher.admit(Estimate(characters=360, items=1, longest=512), Terms()):
             pass
@@ -564,7 +564,7 @@ async def test_a_ticket_serves_one_round_after_another_and_is_not_checked_again(
         batcher.admit(Estimate(characters=4, items=1, longest=512), Terms()) as ticket,
     ):
         assert _right(await ticket.run(text_items([1])), [[1]])
-        ticket.correct(_tokenised(characters=4000, tokens=1000))
+        ticket.correct(_tokenized(characters=4000, tokens=1000))
         assert batcher.admission.reserved_tokens == 0
         assert _right(await ticket.run(text_items([2, 3], [4])), [[2, 3], [4]])
 

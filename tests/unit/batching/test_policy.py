@@ -113,7 +113,7 @@ def test_who_is_let_in_under_overload_is_answered_in_time(documents: list[int], 
 def _callers(
     loads: Sequence[float], *, seed: int, documents: int = 30, deadlines_s: Sequence[float] = (2.0,)
 ) -> tuple[Simulation, float]:
-    """Callers "0", "1", ... each with so many times the capacity, for 80 s, and what that is, in pairs a second."""
+    """Callers "0", "1", ... each with this many times the capacity, for 80 s, and what that is, in pairs a second."""
     simulation = Simulation(seed=seed, noise=0.35, speed=0.4)
     pairs_per_s = 2 * 4 / pass_s([142] * 4) * 0.4
     for caller, (load, deadline_s) in enumerate(zip(loads, cycle(deadlines_s))):
@@ -144,8 +144,8 @@ def test_however_many_callers_there_are_who_is_let_in_is_answered_in_time(loads:
 
 
 def test_a_light_caller_does_not_pay_for_what_was_promised_to_a_heavy_one() -> None:
-    """The engine turns out to be a quarter as fast as when the heavy caller's 300 s of work were let in: from the start
-    none of its deadlines is safe.
+    """The engine turns out to be a quarter as fast as when the heavy caller's 300 s of work were admitted. From the
+    start none of its deadlines is safe.
     """
 
     def light_one(heavy_requests: int) -> list[Request]:

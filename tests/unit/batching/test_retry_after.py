@@ -1,7 +1,7 @@
 """What a refusal says in Retry-After against the truth, in virtual time: see `simulation`.
 
 The truth is what `loadtest.overload` measures: when the load stops at a refusal, how long it takes until the same
-request, sent again and again, is let in. Whether who is let in is in time is for `test_policy`.
+request, sent again and again, is admitted. Whether admitted requests are in time is for `test_policy`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ class Overload:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What was told, and how long it took until the request was let in."""
+    """What was told, and how long it took until the request was admitted."""
 
     told_s: float
     true_s: float
@@ -59,7 +59,7 @@ class Refusal:
 
 
 def _refusals(overload: Overload, *, seed: int) -> Iterator[Refusal]:
-    """Load for some time until a refusal, wait until the request is let in, load again."""
+    """Load for some time until a refusal, wait until the request is admitted, load again."""
     rng = Random(seed)
     simulation = Simulation(
         seed=seed, noise=0.35, speed=_SPEED, stalls=overload.machine, max_waiting_tokens=overload.limit

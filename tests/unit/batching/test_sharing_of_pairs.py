@@ -1,4 +1,4 @@
-"""Equal pairs of different callers are scored once, whoever of them goes away or stands back."""
+"""Equal pairs of different callers are scored once, whichever of them goes away or stands back."""
 
 import asyncio
 

@@ -14,19 +14,20 @@ _GAP: Final = r"(?:[ \t]+|[ \t]*\n[ \t]*(?:#|//)?[ \t]*)"
 _OLD: Final = {
     rf"\bso{_GAP}(?:many|much|few)\b": "say how many: 'at most this many'",
     rf"\b(?:let|lets|letting){_GAP}in\b": "admit",
-    # transformers and tokenizers have processors of their own; `platform.processor` is Python's
-    r"(?<!post-)(?<!post_)(?<!pre-)(?<!platform\.)\bprocessors?\b(?!\.TemplateProcessing)": "CPU",
+    # tokenizers and transformers have processors of their own, and so have /proc/cpuinfo and `platform`
+    r"(?<!post-)(?<!post_)(?<!platform\.)(?<!tokenizers\.)(?<!decoders, )(?<!models, )(?<!pre_tokenizers, )(?<!import )"
+    r"\bprocessors?\b(?!\.\w+Processing|\\t|\\n| *\t?:)": "CPU",
     # a dot product is the field's word, a matrix product is a matmul
     r"(?<!dot )(?<!inner )(?<!tensor )(?<!itertools import )\bproducts\b": "matmuls",
     r"\bportions?\b": "chunk",
     r"\b_?aside\(": "run_in_thread()",
     rf"\blet_go\b|\blet{_GAP}go{_GAP}of\b": "release",
     r"\bPlace\b|\b_Keeper\b|\bweigh_rows\b|\bRoom\b": "Ticket, ModelLoader, softmax_rows, Workspace",
-    r"\bquantis(?:e|ed|es|ing|ation)\b": "quantize",
-    r"\btokenis(?:e|ed|es|ing|ation)\b": "tokenize",
+    r"(?i)quantis": "quantize",
+    r"(?i)tokenis": "tokenize",
     r"\banew\b": "again",
     rf"\bround(?:s|ed|ing)?{_GAP}(?:the{_GAP})?(?:weights|activations)\b": "quantize",
-    r"(?:^|[.;:(] )Who(?:ever)?\b(?! wrote| is the)|\b[Ww]hoever\b|, who\b": "name the client, the key or the request",
+    r"(?:^|[.;:(] )Who(?:ever)?\b(?! wrote| is the)|\b[Ww]hoever\b|, who\b(?! wrote)": "name the client or the request",
 }
 _SUFFIXES: Final = {".cfg", ".cpp", ".css", ".h", ".html", ".js", ".md", ".py", ".pyi", ".sh", ".toml", ".txt", ".yml"}
 # What says which words are old, and what others wrote: data, recorded answers, requirements of other servers.

@@ -256,7 +256,7 @@ def _cpu_time(work: Callable[[], object]) -> float:
 
 
 def save_large_products(file: Path, *, width: int, outputs: int = 8) -> np.ndarray:
-    """Save a quantised graph of large vectors and large weights; return the logits of `EIGHT`, shape [1, outputs].
+    """Save a quantized graph of large vectors and large weights; return the logits of `EIGHT`, shape [1, outputs].
     Without VNNI, two of its products are more than 16 bits hold. Two products share their weights.
     """
     rng = np.random.default_rng(5)

@@ -193,7 +193,7 @@ async def test_a_cancelled_call_costs_what_was_computed_for_it(hangs_up: bool) -
         with pytest.raises(RateLimited) as rejected:
             await gateway.rerank([_request(1)], api_key="secret-a")
         used = rejected.value.retry_after_s * _TOKENS_PER_MIN / 60 + _TOKENS_PER_MIN - 8000
-        assert 1000 - _NOISE <= used <= 1000 + 4000 / 32 + _NOISE, "one pass, and the tokenising of the rest"
+        assert 1000 - _NOISE <= used <= 1000 + 4000 / 32 + _NOISE, "one pass, and the tokenizing of the rest"
 
 
 async def _hang_up(gateway: Gateway, engine: _OnePass) -> Sequence[RerankResult]:

@@ -127,7 +127,7 @@ def test_a_request_that_succeeds_costs_what_its_usage_says() -> None:
     ("read", "computed", "cost"),
     [
         pytest.param(0, 0, 0, id="nothing was done"),
-        pytest.param(6400, 0, 200, id="it was tokenised"),
+        pytest.param(6400, 0, 200, id="it was tokenized"),
         pytest.param(6400, 3200, 3300, id="half of it went to the engine"),
         pytest.param(6400, 6400, 6400, id="all of it went to the engine"),
     ],

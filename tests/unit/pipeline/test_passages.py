@@ -173,7 +173,7 @@ async def test_the_end_of_a_document_may_be_read_instead_of_its_beginning() -> N
 
 
 @pytest.mark.parametrize("options", [_CHUNK, ScoreOptions(truncation_side=Side.LEFT)])
-async def test_of_a_huge_document_only_what_can_be_read_is_tokenised(options: ScoreOptions) -> None:
+async def test_of_a_huge_document_only_what_can_be_read_is_tokenized(options: ScoreOptions) -> None:
     class Counting(WordScorer):
         characters = 0
 
@@ -219,10 +219,10 @@ async def test_no_more_of_a_document_is_ever_looked_at_than_its_reach(options: S
 
 
 @pytest.mark.parametrize("options", [_CHUNK, ScoreOptions(truncation_side=Side.LEFT)])
-async def test_nothing_is_tokenised_that_was_not_admitted(options: ScoreOptions) -> None:
+async def test_nothing_is_tokenized_that_was_not_admitted(options: ScoreOptions) -> None:
     class Refused(WordScorer):
         def room(self, query: str, instruction: str | None = None) -> int:
-            raise AssertionError("tokenised")
+            raise AssertionError("tokenized")
 
     batcher = idle_batcher(max_waiting_tokens=100)
     with SharedWorker.open(name="tokenize", threads=1) as worker:

@@ -92,7 +92,7 @@ class _SlowScorer(WordScorer):
 
 
 @pytest.mark.parametrize(("documents", "calls"), [(1, [1]), (100, [100]), (101, [100, 1]), (340, [100, 100, 100, 40])])
-async def test_a_large_request_is_tokenised_in_portions_and_none_is_lost(documents: int, calls: list[int]) -> None:
+async def test_a_large_request_is_tokenized_in_portions_and_none_is_lost(documents: int, calls: list[int]) -> None:
     scorer = _SlowScorer()
     texts = [f"text {number}" for number in range(documents)]
     with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
@@ -103,7 +103,7 @@ async def test_a_large_request_is_tokenised_in_portions_and_none_is_lost(documen
     assert len(scores.dropped) == documents
 
 
-async def test_a_small_request_does_not_wait_until_a_large_one_is_tokenised() -> None:
+async def test_a_small_request_does_not_wait_until_a_large_one_is_tokenized() -> None:
     scorer = _SlowScorer()
     with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
@@ -116,7 +116,7 @@ async def test_a_small_request_does_not_wait_until_a_large_one_is_tokenised() ->
             await large
 
 
-async def test_a_request_that_goes_away_is_not_tokenised_to_its_end() -> None:
+async def test_a_request_that_goes_away_is_not_tokenized_to_its_end() -> None:
     scorer = _SlowScorer()
     with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:

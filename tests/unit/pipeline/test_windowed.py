@@ -157,7 +157,7 @@ async def test_windows_of_a_round_share_a_batch_and_tokens_are_charged_to_their_
     assert scores.timings.inference_s > 0
 
 
-async def test_windows_of_a_round_are_tokenised_at_the_same_time() -> None:
+async def test_windows_of_a_round_are_tokenized_at_the_same_time() -> None:
     scorer = MeetingScorer(threads=3)
     with SharedWorker.open(name="tokenize", threads=3) as tokenizing:
         async with running_batcher(NumberEngine(), RecordingObserver()) as batcher:

@@ -82,17 +82,17 @@ def test_the_shared_beginning_ends_where_the_passages_begin(qwen3: Path) -> None
     assert tokenizer.decode(shared[0], skip_special_tokens=False).endswith(f"search query: {QUERY}.")
 
 
-def test_a_prompt_that_fits_is_tokenised_once(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenised: list[str] = []
+def test_a_prompt_that_fits_is_tokenized_once(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenized: list[str] = []
 
     def remembering(tokenizer: Tokenizer, text: str) -> IntArray:
-        tokenised.append(text)
+        tokenized.append(text)
         return ids_of(tokenizer, text)
 
     scorer = load(qwen3)
     monkeypatch.setattr("rerankd.scorers.first.ids_of", remembering)
     scorer.encode_window(QUERY, ["a", "b"], max_document_tokens=None)
-    assert sum("[B] b" in text for text in tokenised) == 1
+    assert sum("[B] b" in text for text in tokenized) == 1
 
 
 def test_what_is_in_documents_cannot_speak_for_the_prompt(qwen3: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is known is not tokenised again; memory stays bounded; threads do not disturb one another."""
+"""What is known is not tokenized again; memory stays bounded; threads do not disturb one another."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def _get(cache: TokenCache, tokenize: _Tokenizer, *documents: str, room: int = 8
     return [tokens.ids.tolist() for tokens in found]
 
 
-def test_only_unknown_documents_are_tokenised_in_one_call() -> None:
+def test_only_unknown_documents_are_tokenized_in_one_call() -> None:
     cache, tokenize = TokenCache(max_bytes=10**6), _Tokenizer()
     assert _get(cache, tokenize, "1 2", "3") == [[1, 2], [3]]
     assert _get(cache, tokenize, "4", "1 2", "5", "3") == [[4], [1, 2], [5], [3]]

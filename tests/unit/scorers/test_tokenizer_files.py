@@ -30,7 +30,7 @@ def test_where_a_models_files_say_no_length_the_operator_and_the_template_do(
 
 
 @pytest.mark.timed
-def test_other_threads_go_on_while_a_long_text_is_tokenised(tmp_path: Path) -> None:
+def test_other_threads_go_on_while_a_long_text_is_tokenized(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_folder(tmp_path / "llama", "llama"))
     text = "".join(f"{number} windows " for number in range(15_000))
     with ThreadPoolExecutor(1) as pool:

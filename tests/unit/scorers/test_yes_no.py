@@ -90,7 +90,7 @@ def test_a_document_is_read_to_the_token_that_a_caller_allows(qwen3: Path) -> No
     assert lengths[1] - lengths[0] == 10
 
 
-def test_a_very_long_document_is_not_tokenised_to_its_end(qwen3: Path) -> None:
+def test_a_very_long_document_is_not_tokenized_to_its_end(qwen3: Path) -> None:
     pairs = load(qwen3).encode(QUERY, ["word " * 100_000], max_document_tokens=10)
     assert pairs.dropped[0] > 100_000
 

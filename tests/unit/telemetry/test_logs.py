@@ -1,4 +1,4 @@
-"""What a line of the log looks like: always one, bounded, and harmless to whoever shows it."""
+"""What a line of the log looks like: always one, bounded, and harmless to any program that shows it."""
 
 import json
 import logging

@@ -41,8 +41,8 @@ async def _usual(world: World) -> None:
 _LARGE = _clients(10, lambda world: world.body(world.texts(1000)))
 # Four times as many tokens as an estimate from characters says, all of them at once.
 _DENSE = _clients(20, _same(lambda world: world.body(world.texts(3000, characters=(250, 350), letter=DENSE))))
-# Megabytes are tokenised, and refused because one document does not fit.
-_TOKENISED = _clients(
+# Megabytes are tokenized, and refused because one document does not fit.
+_TOKENIZED = _clients(
     20,
     _same(lambda world: world.body([*world.texts(1000, characters=(1500, 2000)), "x" * 3000], truncation="error")),
 )
@@ -56,7 +56,7 @@ _WRITTEN = _clients(10, _same(lambda world: world.body([""] * 10_000)))
 
 
 async def _everything(world: World) -> None:
-    await asyncio.gather(*(part(world) for part in (_HELD, _LARGE, _TOKENISED, _READ, _WRITTEN)))
+    await asyncio.gather(*(part(world) for part in (_HELD, _LARGE, _TOKENIZED, _READ, _WRITTEN)))
 
 
 def _latencies_s(world: World) -> list[float]:
@@ -82,7 +82,7 @@ def _alone_s() -> float:
         pytest.param(_HELD, id="body bytes"),
         pytest.param(_LARGE, id="engine"),
         pytest.param(_DENSE, id="admission"),
-        pytest.param(_TOKENISED, id="tokenising"),
+        pytest.param(_TOKENIZED, id="tokenizing"),
         pytest.param(_HANGING_UP, id="hanging up"),
         pytest.param(_READ, id="parsing"),
         pytest.param(_WRITTEN, id="answers"),
@@ -96,8 +96,8 @@ def test_a_key_beside_another_one_takes_at_most_half_as_long_again(worst: Client
     assert _p95_s(world) <= 1.5 * _alone_s()
 
 
-def test_where_one_thread_tokenises_a_key_waits_for_one_chunk() -> None:
-    world = simulated([_usual, _TOKENISED], seconds=_SECONDS, threads=1)
+def test_where_one_thread_tokenizes_a_key_waits_for_one_chunk() -> None:
+    world = simulated([_usual, _TOKENIZED], seconds=_SECONDS, threads=1)
     assert _statuses(world) == {200}
     assert _p95_s(world) <= 1.5 * _alone_s()
 

@@ -35,12 +35,12 @@ from rerankd.tasks.encoding import Encoding
 
 _DOCUMENTS_PER_CALL = 64
 _CHARACTERS_PER_CALL = 100_000
-# Of a document only as much is tokenised as its passages can take, so many characters for each token, and twice that
+# Of a document only as much is tokenized as its passages can take, so many characters for each token, and twice that
 # where it has fewer tokens; how many the rest has is estimated.
 _CHARS_PER_TOKEN = 8
 _LEAST_CHARS = 65_536
 _SPARE_TOKENS = 64
-# As admission believes, before anything is tokenised.
+# As admission believes, before anything is tokenized.
 _USUAL_CHARS_PER_TOKEN = 4
 # A passage read by itself may have a few tokens more than inside of its document, at its two edges.
 _EDGE_TOKENS = 4
@@ -98,7 +98,7 @@ class PassageStage:
         return _gathered(await self._inner.score(query, texts, whole), cuts, plan, cutting)
 
     def _estimate(self, documents: Sequence[str], plan: PassagePlan, *, limit: int) -> Estimate:
-        """Before anything is tokenised, by what is known of documents then: how many characters they have."""
+        """Before anything is tokenized, by what is known of documents then: how many characters they have."""
         length = plan.length(room=self._reader.max_length)
         per_passage = length * _USUAL_CHARS_PER_TOKEN
         return Estimate(

@@ -6,17 +6,17 @@ from time import perf_counter
 
 import numpy as np
 
-from rerankd.batching.admission import Estimate, Tokenised
+from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher, Outcome, Ticket
 from rerankd.batching.work import WorkItem
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
 from rerankd.pipeline.chunks import chunks
-from rerankd.pipeline.items import items_of, tokenised
+from rerankd.pipeline.items import items_of, tokenized
 from rerankd.scorers.base import PairScorer
 from rerankd.tasks.encoding import Encoding, stacked
 
-# A larger request is tokenised in chunks: others get their turn between two of them, and a client that goes away
+# A larger request is tokenized in chunks: others get their turn between two of them, and a client that goes away
 # stops the rest. With 500, ten documents beside 1,000-document requests waited up to 0.1 s for it.
 _DOCUMENTS_PER_CALL = 100
 _CHARACTERS_PER_CALL = 100_000
@@ -95,7 +95,7 @@ class PointwiseStage:
             dropped=np.concatenate([chunk.dropped for chunk in encoded]),
         )
 
-    def _encode_chunk(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs, Tokenised]:
+    def _encode_chunk(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs, Tokenized]:
         """Blocking."""
         pairs = self._scorer.encode(
             query,
@@ -105,7 +105,7 @@ class PointwiseStage:
             owner=options.terms.caller,
         )
         items = items_of(pairs.encodings, scope=options.scope)
-        part = tokenised(
+        part = tokenized(
             items,
             self._batcher.lengths_of(items),
             characters=[len(query) + len(document) for document in documents],

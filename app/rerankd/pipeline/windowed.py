@@ -6,14 +6,14 @@ from time import perf_counter
 
 import numpy as np
 
-from rerankd.batching.admission import Estimate, Tokenised
+from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher, Ticket
 from rerankd.batching.work import WorkItem
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, InvalidRequest, ScoringFailed
 from rerankd.pipeline.chunks import share_of
-from rerankd.pipeline.items import items_of, tokenised
+from rerankd.pipeline.items import items_of, tokenized
 from rerankd.pipeline.windows import SCHEDULES, Schedule, Window, full
 from rerankd.scorers.base import EncodedWindow, ListScorer
 from rerankd.tasks.encoding import Encoding
@@ -91,7 +91,7 @@ class _Ranking:
         encoded = await asyncio.gather(*map(self._encode, windows))
         tokenized = perf_counter()
         items = items_of([one.encoding for one in encoded], scope=self._options.scope)
-        ticket.correct(self._tokenised(windows, encoded, items))
+        ticket.correct(self._tokenized(windows, encoded, items))
         costs = [item.cost for item in items]
         outcome = await ticket.run(items)
         self._timings += Timings(
@@ -109,10 +109,10 @@ class _Ranking:
     def _characters(self, window: Window) -> int:
         return len(self._query) + sum(len(self._documents[candidate]) for candidate in window)
 
-    def _tokenised(
+    def _tokenized(
         self, windows: Sequence[Window], encoded: Sequence[EncodedWindow], items: Sequence[WorkItem[Encoding]]
-    ) -> Tokenised:
-        return tokenised(
+    ) -> Tokenized:
+        return tokenized(
             items,
             self._batcher.lengths_of(items),
             characters=list(map(self._characters, windows)),

@@ -52,7 +52,7 @@ def test_lengths_are_rounded_up_to_few(length: int, expected: int) -> None:
 
 @pytest.mark.parametrize("width", [32, 64])
 def test_int8_matmuls_are_exact_on_every_cpu(tmp_path: Path, width: int) -> None:
-    """OpenVINO quantises the vectors of wider products itself; narrow ones come as the graph has them."""
+    """OpenVINO quantizes the vectors of wider products itself; narrow ones come as the graph has them."""
     expected = save_large_products(tmp_path / "model.int8.onnx", width=width)
     np.testing.assert_allclose(load(tmp_path, precision="float32").run([EIGHT]), expected, rtol=1e-6)
 
@@ -146,7 +146,7 @@ def test_workers_whose_first_passes_come_together_do_not_wait_for_each_other_for
         assert done.stdout.count("(1, 1)") == 8
 
 
-def test_a_graphs_own_quantisation_is_taken_out_and_its_int8_weights_stay() -> None:
+def test_a_graphs_own_quantization_is_taken_out_and_its_int8_weights_stay() -> None:
     model = ov.Core().read_model(_SHIPPED / "model.int8.onnx")
     before = kinds(model)
     widths = _remove_quantization(model)
@@ -189,7 +189,7 @@ def kinds(model: Any) -> Counter[str]:
     return Counter(node.get_type_name() for node in model.get_ordered_ops())
 
 
-def test_a_graph_that_quantises_nothing_is_left_as_it_is(tiny_model: Path) -> None:
+def test_a_graph_that_quantizes_nothing_is_left_as_it_is(tiny_model: Path) -> None:
     model = ov.Core().read_model(tiny_model / "model.onnx")
     before = kinds(model)
     assert _remove_quantization(model) == []

@@ -31,7 +31,7 @@ def open_cache(url: str, *, secret: str | None = None, observer: Observer = _SIL
     """Build the cache that a URL names, signed where there is a secret; None for `none://`. Nothing is connected yet.
 
     Raises:
-        ConfigError: an unknown scheme, an unusable parameter, or a secret for a cache that nobody else can reach.
+        ConfigError: an unknown scheme, an unusable parameter, or a secret for a cache inside this process.
     """
     parts = split_url(url)
     if parts.scheme not in CACHES:

@@ -1,4 +1,4 @@
-"""What a cache is: bytes by key, many at a time. What the bytes mean is for the stage to know that wrote them."""
+"""What a cache is: bytes by key, many at a time. Only the stage that wrote them knows what they mean."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -11,7 +11,7 @@ class Cache(Protocol):
         """Look keys up in one round trip; None where a key is unknown."""
 
     async def put_many(self, entries: Mapping[bytes, bytes], *, owner: str = "") -> None:
-        """Store entries for an owner (an API key's name), among whom a cache in this process divides its room."""
+        """Store entries for an owner (an API key's name), among which a cache in this process divides its memory."""
 
     async def check(self) -> None:
         """Ask whether the cache can ever be used.

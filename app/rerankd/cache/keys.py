@@ -15,7 +15,7 @@ KEY_BYTES: Final = 16
 _LENGTH = struct.Struct("<Q")
 _IMAGE: Final = _LENGTH.pack(2**64 - 1)
 
-# Hashing so many characters takes about a millisecond.
+# Hashing this many characters takes about a millisecond.
 AT_A_TIME: Final = 2**19
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]

@@ -22,8 +22,8 @@ class Lru(Generic[Key, Value]):
     """Holds at most `max_size`, as `size_of` tells the size of a key and its value; the same entry must always have the
     same size. Not safe to use from threads.
 
-    An entry belongs to the owner that put it in, and is found by all. Where there is no room, the owner that holds most
-    loses what was used longest ago: so nobody can push out the entries of others that hold less.
+    An entry belongs to the owner that put it in, and all can read it. A full map evicts from the owner that holds most,
+    the least recently used entry first. So an owner cannot evict the entries of others that hold less.
     """
 
     def __init__(self, *, max_size: int, size_of: Callable[[Key, Value], int]) -> None:

@@ -1,4 +1,4 @@
-"""The default cache: least recently used, in this process."""
+"""The default cache: in this process, evicts the least recently used entry first."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -17,7 +17,7 @@ _SMALL_BYTES: Final = ENTRY_BYTES + _OBJECTS_BYTES + KEY_BYTES + 16
 
 class MemoryCache:
     """Room for `max_entries` small entries, of 384 bytes in all; a larger one takes as much as some of them. An owner
-    that stores much does not push out what others stored while they hold less.
+    cannot evict the entries of others that hold less.
     """
 
     def __init__(self, *, max_entries: int) -> None:

@@ -1,4 +1,4 @@
-"""Signs entries of a cache that others can write to, and hides what was asked from those who can read it.
+"""Signs the entries of a cache that others can write to, and hides texts from those that can read it.
 
 Names and entries are hashed with a secret (keyed BLAKE2b, RFC 7693). An entry is signed together with its name, so that
 it holds nowhere else.

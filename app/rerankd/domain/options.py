@@ -10,7 +10,7 @@ from rerankd.errors import InvalidRequest
 
 
 class Truncation(StrEnum):
-    """What becomes of a document that is longer than the model reads beside the query."""
+    """What happens to a document that is longer than the model can read beside the query."""
 
     TRUNCATE = "truncate"
     ERROR = "error"
@@ -37,10 +37,10 @@ class Aggregation(StrEnum):
 
 
 def check_overlap(*, tokens: int | None, overlap: int | None) -> None:
-    """Check that passages of these lengths go on through a document by at least half of one each.
+    """Check that each passage begins at least half a passage after the one before.
 
     Raises:
-        ValueError: they do not.
+        ValueError: it does not.
     """
     if tokens is not None and overlap is not None and overlap > tokens // 2:
         raise ValueError(f"overlap must be at most half of tokens, here {tokens // 2}, not {overlap}")
@@ -60,7 +60,7 @@ class PassagePlan:
     top_k: int = 3
 
     def length(self, *, room: int) -> int:
-        """Tokens of a passage where so many fit beside the query."""
+        """Tokens of a passage if `room` of them fit beside the query."""
         return min(self.tokens or room, room)
 
     def overlap_of(self, length: int) -> int:
@@ -70,7 +70,7 @@ class PassagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassageWishes:
-    """What a caller asks of the same; None: what the operator's plan says."""
+    """A caller's wishes for passages; None: what the operator's plan says."""
 
     tokens: int | None = None
     overlap: int | None = None
@@ -91,8 +91,8 @@ class PassageWishes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowPlan:
-    """How a listwise model works through more candidates than it reads at once: the first `depth` are put into windows
-    of at most `window`, by a schedule of `rerankd.pipeline.windows`; those beyond keep their order below.
+    """How a listwise model ranks more candidates than it reads at once. A schedule of `rerankd.pipeline.windows` puts
+    the first `depth` candidates into windows of at most `window`. Later candidates keep their order, below the others.
     """
 
     window: int = 20
@@ -103,8 +103,8 @@ class WindowPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowWishes:
-    """What a caller asks of a listwise model, within the operator's plan; None: what the plan says. `initial_order`
-    are the indices of all documents, best first; None: the documents come in that order.
+    """A caller's wishes for windows; None: what the operator's plan says. `initial_order` holds the indices of all
+    documents, best first; None: the documents come in that order.
     """
 
     window: int | None = None
@@ -129,7 +129,7 @@ class WindowWishes:
         return WindowPlan(window=window, stride=stride, schedule=self.schedule or plan.schedule, depth=depth)
 
     def order_of(self, documents: int) -> Sequence[int]:
-        """The indices of so many documents, best first.
+        """The indices of all documents, best first.
 
         Raises:
             InvalidRequest: `initial_order` does not hold each of them once.
@@ -154,8 +154,7 @@ class ScoreOptions:
     """What a stage must know beside the texts.
 
     `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
-    means. `top_n` documents are all that the caller will see. What is remembered for requests of one `scope` is not
-    found by others.
+    means. The caller sees only the best `top_n` documents. Requests of one `scope` do not find what others cached.
     """
 
     max_tokens_per_doc: int | None = None

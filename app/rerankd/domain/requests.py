@@ -25,9 +25,9 @@ class RerankRequest:
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
-    """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation.
-    One that is not `scored` had none when the deadline came.
-    `placed_by` is the model of a cascade that gave the document its place.
+    """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation. A
+    document that is not `scored` had no score when the deadline came. `placed_by` is the model of a cascade that gave
+    the document its place.
     """
 
     index: int

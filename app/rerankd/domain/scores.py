@@ -70,20 +70,20 @@ class PassageScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """The raw scores of one query's documents, one array element a document, in request order.
+    """The raw scores of one query's documents, in request order: arrays with one element a document (docs/adr/0002).
 
-    Arrays and not objects: a request has up to thousands of documents (docs/adr/0002).
-    `values` are raw model scores (logits); `tokens` counts the tokens that the model read for a pair,
-    `dropped` the document tokens that truncation cut off. Documents that are `cached` did not reach the model this
-    time; None where there is no cache. Of `blank` documents the model would see nothing: they have no score, and a
-    value below all others; None: there are none. Documents that are not `scored` had no score when the deadline came,
-    and their value means nothing; None: all have one. `passages` is None where documents were read whole. A listwise
-    stage's values say the order and nothing else; `unordered` counts its windows of which the model said nothing, and
-    whose candidates kept the order that they came in. `placed_by` names, for a cascade, the model that gave each
-    document its place; None for one that kept the request's. `query_dropped` counts the query's tokens that were
-    not read.
+    Only stages that read a model's outputs build one from arrays. All others rearrange what they are given.
 
-    Only the stages that read model outputs build one from arrays. All others rearrange what they are given.
+    values: the raw scores (logits). Those of a listwise stage only say the order.
+    tokens: how many tokens the model read for the document.
+    dropped: how many of the document's tokens were cut off.
+    cached: which documents did not reach the model this time. None: all did.
+    blank: which documents show the model nothing. Their value is below all others. None: none are blank.
+    scored: which documents had a score before the deadline. The values of the others mean nothing. None: all had one.
+    passages: which passage decided. None: documents were read whole.
+    placed_by: the model of a cascade that gave the document its place, None for the request's own order.
+    unordered: how many windows the model said nothing about. Their candidates kept their order.
+    query_dropped: how many of the query's tokens were not read.
     """
 
     values: FloatArray
@@ -143,7 +143,7 @@ class Scores:
         return self._rearranged(taken, below=0.0)
 
     def scatter(self, positions: IntArray, *, documents: int) -> "Scores":
-        """The scores of so many documents, of which these are at `positions`, and the others are blank."""
+        """The scores of `documents` documents: these are at `positions`, and all others are blank."""
 
         def spread(array: NDArray[Kind], *, missing: object) -> NDArray[Kind]:
             wide = np.full(documents, missing, dtype=array.dtype)

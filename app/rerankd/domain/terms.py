@@ -1,4 +1,4 @@
-"""How a request's work stands among that of others, and what counts its cost."""
+"""How a request's work is scheduled among that of others, and what counts its cost."""
 
 from dataclasses import dataclass, replace
 from math import inf
@@ -9,32 +9,32 @@ LAST_PRIORITY: Final = 999
 
 
 class Meter(Protocol):
-    """Counts what one request costs its caller, and says when the caller may not have so much."""
+    """Counts what one request costs its caller, and enforces the caller's quota."""
 
     @property
     def limited(self) -> bool:
-        """Whether the caller has a quota: else nothing need be known before the work."""
+        """Whether the caller has a quota. Without one, nobody needs an estimate before the work."""
 
     def reserve(self, tokens: int) -> None:
-        """Set about so many tokens aside before any work is done.
+        """Reserve an estimated number of tokens before any work is done.
 
         Raises:
             RateLimited: the caller's quota is used up.
         """
 
     def read(self, tokens: int) -> None:
-        """So many tokens are known to be read, by the model or out of the cache; called before the model reads them.
+        """Count tokens that the model is about to read, or that the cache answered.
 
         Raises:
-            RateLimited: that is more than was set aside, and the caller's quota is used up.
+            RateLimited: they exceed what was reserved, and the caller's quota is used up.
         """
 
     def compute(self, tokens: int) -> None:
-        """So many tokens went to the engine."""
+        """Count tokens that went to the engine."""
 
 
 class Unmetered:
-    """Counts nothing: work of nobody's, or of a caller without a quota."""
+    """Counts nothing: for the service's own work, and for callers without a quota."""
 
     limited = False
 
@@ -53,12 +53,12 @@ UNMETERED: Final = Unmetered()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How a request's work stands among that of others.
+    """How a request's work is scheduled among that of others.
 
-    `caller` names whose work it is (an API key's name). Of one caller's requests those with the lower `priority` go
-    first, 0 to 999; `urgent` work goes before everything that waits and is never refused. `deadline` is a moment on the
-    clock of `time.perf_counter`; when it comes, a `partial` answer holds what is scored by then. Where the work is not
-    `divisible` nobody can ask for one: half of it says nothing. `meter` counts what the work costs.
+    `caller` owns the work (an API key's name). Among one caller's requests a lower `priority` goes first, 0 to 999.
+    `urgent` work goes before everything that waits, and is never rejected. `deadline` is a moment on the clock of
+    `time.perf_counter`. When it comes, a `partial` answer holds what is scored by then. Work that is not `divisible`
+    cannot be answered in part. `meter` counts what the work costs.
     """
 
     caller: str = ""
@@ -70,5 +70,5 @@ class Terms:
     meter: Meter = UNMETERED
 
     def undivided(self) -> "Terms":
-        """The same for work that is only of use as a whole, such as an order."""
+        """The same terms for work that is only of use as a whole, such as an order."""
         return replace(self, partial=False, divisible=False)

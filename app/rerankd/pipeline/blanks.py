@@ -1,8 +1,8 @@
-"""Keeps blank texts away from the model: documents of which it would see nothing have no score, and come last.
+"""Keeps blank texts away from the model. Documents of which it would see nothing have no score, and come last.
 
-What a model sees is what its tokenizer leaves. A text that shows nothing (`scorers.visible`) is blank for every model,
-be its characters tokens or not; one that shows something is blank where the tokenizer drops all of it, as BERT's drops
-accents that stand alone.
+A model sees what its tokenizer leaves. A text that shows nothing (`scorers.visible`) is blank for every model, even if
+its characters are tokens. A visible text is blank if the tokenizer drops all of it, as BERT's drops accents without a
+letter.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Drops = Callable[[str], bool]
 
 _TEXTS_PER_CALL: Final = 1000
 _CHARACTERS_PER_CALL: Final = 1_000_000
-# No tokenizer drops so many different characters.
+# No tokenizer drops this many different characters.
 _MOST_DIFFERENT: Final = 256
 
 
@@ -62,7 +62,7 @@ class BlankStage:
         return scores.scatter(written, documents=len(documents))
 
     async def _blank_among(self, texts: Sequence[str], terms: Terms) -> list[int]:
-        """The positions of blank texts. A thread takes a closer look at those few that do not begin as others do."""
+        """The positions of blank texts. A thread examines the few that do not begin with a letter or a digit."""
         doubtful = [
             index
             async for some in in_chunks(len(texts))

@@ -1,4 +1,4 @@
-"""Answers known pairs from the cache, so that only unknown ones go on. A broken cache is a cache that knows nothing."""
+"""Answers known pairs from the cache, and passes on only unknown ones. A broken cache is an empty cache."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -74,7 +74,7 @@ class CachedStage:
         return keys
 
     async def _look_up(self, keys: Sequence[bytes]) -> tuple[Scores, dict[bytes, int]]:
-        """The scores that the cache knows, and at which position in them that of a key is."""
+        """The scores that the cache knows, and each known key's position among them."""
         row_of: dict[bytes, int] = {}
         parts: list[Scores] = []
         read = 0
@@ -111,8 +111,8 @@ class CachedStage:
 
 
 def _with_options(fingerprint: str, options: ScoreOptions) -> str:
-    """What changes a pair's score beside the model and the two texts, and who may find it. Passages are texts of their
-    own.
+    """What changes a pair's score beside the model and the two texts, and the scope that may find it. A passage is a
+    text of its own.
     """
     scope = [options.scope] if options.scope else []
     return f"{fingerprint}|{json.dumps([options.max_tokens_per_doc, options.instruction, *scope])}"

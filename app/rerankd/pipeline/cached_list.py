@@ -48,7 +48,7 @@ class CachedListStage:
         self._observer.cache_looked_up(hits=0, misses=len(documents))
         fresh = await self._inner.score(query, documents, options)
         timings += fresh.timings
-        # Who asks again after a refusal is to get another answer, not the same silence.
+        # After a refusal the model is asked again: a cached refusal would never become an answer.
         if not fresh.unordered:
             timings += Timings(cache_s=await self._fill(key, _LISTS.write_whole(fresh), owner=options.terms.caller))
         return replace(fresh, cached=np.zeros(len(documents), dtype=np.bool_), timings=timings)

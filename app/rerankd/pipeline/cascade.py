@@ -1,4 +1,4 @@
-"""A cheap model first, a dear one at the top: each member reorders the best documents of the one before."""
+"""A cheap model first, then expensive ones: each member reorders the best documents of the member before."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,8 +42,8 @@ class CascadeStage:
         return replace(known, values=values_of_order(order.tolist()))
 
     def _wanted(self, top_n: int | None) -> Iterator[int | None]:
-        """How many of each member's best somebody looks at: the members after it, and of the last what the caller asked
-        for. Else a schedule that settles no more than a few would choose at random what the next member reads.
+        """How many of its best documents each member must order: as many as later members read, and the last as many
+        as the caller asked for. A schedule that settles fewer would choose at random what the next member reads.
         """
         for later in self._members[1:]:
             yield None if top_n is None or later.depth is None else max(top_n, later.depth)

@@ -1,4 +1,4 @@
-"""Cuts a request's texts into chunks, each one turn in a thread: between two of them others have theirs."""
+"""Cuts a request's texts into chunks. Each takes one turn in a thread, so that other requests can go in between."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ from rerankd.domain import Terms
 
 
 def chunks(texts: Sequence[str], terms: Terms, *, most: int, characters: int) -> Iterator[tuple[slice, Share]]:
-    """Parts of at most `most` texts and of about so many characters, but of one text at least."""
+    """Chunks of at most `most` texts and about `characters` characters; each has one text at least."""
     left = sum(map(len, texts))
     start = cost = 0
     for index, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""Cuts a query that leaves no room for documents, where the caller asked by name that what is too long be cut."""
+"""Cuts a query that leaves no room for documents, if the request says `truncation: truncate`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,10 +12,10 @@ from rerankd.scorers.base import PairScorer
 
 
 class LongQueryStage:
-    """Wraps a stage that refuses such queries, as is right where nobody asked for a cut.
+    """Wraps a stage that refuses such queries, which is right unless the caller asked for a cut.
 
-    The query keeps half of what the model reads. That is what cutting the longer of the two, one token after the other,
-    comes to beside a document that fills the other half, and does not depend on a request's other documents.
+    The query keeps half of what the model reads. Cutting the longer of query and document, token by token, gives the
+    same beside a long document. Half does not depend on a request's other documents.
     """
 
     def __init__(self, inner: Stage, reader: PairScorer, tokenizing: SharedWorker) -> None:
@@ -29,7 +29,7 @@ class LongQueryStage:
         Raises:
             RerankError: what the inner stage raises.
         """
-        # Hardly any text has two tokens a byte.
+        # Almost no text has two tokens a byte.
         if options.truncation is not Truncation.TRUNCATE or 2 * len(query.encode()) <= self._reader.max_length:
             return await self._inner.score(query, documents, options)
         share = share_of(options.terms, [query])

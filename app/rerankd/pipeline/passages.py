@@ -35,8 +35,8 @@ from rerankd.tasks.encoding import Encoding
 
 _DOCUMENTS_PER_CALL = 64
 _CHARACTERS_PER_CALL = 100_000
-# Of a document only as much is tokenized as its passages can take, so many characters for each token, and twice that
-# where it has fewer tokens; how many the rest has is estimated.
+# Only as much of a document is tokenized as its passages can take: this many characters for each token, and twice that
+# if it turns out to have fewer tokens. The tokens of the rest are estimated.
 _CHARS_PER_TOKEN = 8
 _LEAST_CHARS = 65_536
 _SPARE_TOKENS = 64
@@ -98,7 +98,7 @@ class PassageStage:
         return _gathered(await self._inner.score(query, texts, whole), cuts, plan, cutting)
 
     def _estimate(self, documents: Sequence[str], plan: PassagePlan, *, limit: int) -> Estimate:
-        """Before anything is tokenized, by what is known of documents then: how many characters they have."""
+        """By the number of characters, since nothing is tokenized yet."""
         length = plan.length(room=self._reader.max_length)
         per_passage = length * _USUAL_CHARS_PER_TOKEN
         return Estimate(
@@ -189,7 +189,7 @@ def _passages(document: str, beginning: Part[Edges], wanted: _Windows) -> _Cut:
     if tokens > wanted.fits:
         found = windows(edges, tokens=tokens, length=wanted.length, overlap=wanted.overlap, limit=wanted.limit)
     spans = [(int(edges.characters[start]), int(edges.characters[end])) for start, end in found]
-    # A passage that shows nothing says nothing of its document, whatever a model says of it.
+    # A blank passage says nothing about its document, whatever its score.
     visible = [(start, end) for start, end in spans if is_visible(document[start:end])]
     return _Cut(visible or spans[:1], edges.tokens + beginning.beyond(edges.tokens) - found[-1][1])
 

@@ -1,7 +1,8 @@
 """How scores become cache entries, and entries become scores again. Pure.
 
 An entry begins with a mark that names its codec. One with another mark was written by another stage or by another
-version, and is not read; nor is one whose score is no number. Whoever changes the layout changes the marks.
+version, and is not read. Neither is one whose score is not a finite number. If the layout changes, the marks must
+change too.
 """
 
 from collections.abc import Sequence
@@ -21,14 +22,14 @@ _NO_ENTRY: Final = bytes(_SIZE)
 
 
 class ScoreCodec:
-    """Packs what is known of a document into 12 bytes, behind a `mark` of four, which are not all zero."""
+    """Packs a document's score, tokens and dropped tokens into 12 bytes, behind a `mark` of four, not all zero."""
 
     def __init__(self, mark: bytes) -> None:
         self._mark = mark
         self._number = np.frombuffer(mark, dtype=_ENTRY["mark"])[0]
 
     def keeps(self, scores: Scores) -> BoolArray:
-        """Which scores are worth an entry: those that are there, and are numbers."""
+        """Which scores get an entry: those that exist and are finite."""
         finite = np.isfinite(scores.values)
         return finite if scores.scored is None else finite & scores.scored
 
@@ -40,7 +41,7 @@ class ScoreCodec:
         return written
 
     def read(self, stored: Sequence[bytes | None]) -> tuple[Scores, IntArray]:
-        """The scores that entries hold, and which of `stored` these are: a store may hold anything under our keys."""
+        """The scores in entries, and which of `stored` these entries are. A store may hold anything under our keys."""
         whole = [_NO_ENTRY if entry is None or len(entry) != _SIZE else entry for entry in stored]
         entries = np.frombuffer(b"".join(whole), dtype=_ENTRY)
         found = np.flatnonzero((entries["mark"] == self._number) & np.isfinite(entries["value"]))
@@ -51,7 +52,7 @@ class ScoreCodec:
         return self._mark + _packed(scores, _SCORE).tobytes()
 
     def read_whole(self, stored: bytes | None, *, documents: int) -> Scores | None:
-        """The scores that an entry for so many documents holds; None: it is no such entry."""
+        """The scores in an entry of `write_whole` for this many documents; None: it is not such an entry."""
         size = len(self._mark) + documents * _SCORE.itemsize
         if stored is None or len(stored) != size or not stored.startswith(self._mark):
             return None

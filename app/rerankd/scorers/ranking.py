@@ -26,7 +26,7 @@ ActivationName = Literal["sigmoid", "identity"]
 ACTIVATIONS: Final[Mapping[str, Activation]] = {"sigmoid": sigmoid, "identity": identity}
 
 
-# The sigmoid of this is 0 for everybody who reads it.
+# The sigmoid of this is 0 in any usual precision.
 _NO_RELEVANCE: Final = np.float32(-16)
 
 

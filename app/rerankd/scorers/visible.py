@@ -1,13 +1,13 @@
 """Decides whether a text shows anything. Pure.
 
-A model also reads what nobody sees: zero-width spaces, byte order marks, soft hyphens. Such a text would get a score.
+A model also reads what is invisible: zero-width spaces, byte order marks, soft hyphens. Such a text would get a score.
 """
 
 import re
 import string
 from typing import Final
 
-# Of a longer text only so many characters are looked at, here and by the models: what shows beyond them is not read.
+# Only this many characters of a text are examined, here and by the models: what comes later is not read.
 LOOKED_AT: Final = 2**18
 # Letters and marks by category that show nothing: fillers of Hangul, the blank of Braille, joiners, Khmer's inherent
 # vowels, selectors of a variant.

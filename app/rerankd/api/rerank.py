@@ -3,7 +3,8 @@ the gateway, and writes the answer in the same words.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf, nan
@@ -124,7 +125,8 @@ class _Endpoint:
         call.deadline = call.started + _timeout_s(request.headers)
         parsed = await self._read(call, request)
         try:
-            results = await _while_connected(request.receive, call.rerank(parsed.requests))
+            with _while_connected(request.receive):
+                results = await call.rerank(parsed.requests)
         except InvalidRequest as error:
             raise parsed.dialect.reworded(error, parsed.requests) from None
         answer = await self._write(call, parsed, results)
@@ -157,17 +159,16 @@ class _Endpoint:
 
     async def _run_sliced(self, work: Sliced[T], call: GatewayCall, receive: Receive, *, size: int) -> T:
         """Parse a small body at once, a large one slice by slice in the caller's turns, while the client waits."""
+        loop, left_s = self._bodies.loop, call.left_s
         try:
-            if size <= SMALL_BYTES:
-                run_slice(work)
+            (run_slice if size <= SMALL_BYTES else loop.try_now)(work)
         except StopIteration as end:
             result: T = end.value
             return result
-        running = self._bodies.loop.run(Share(caller=call.facts.key, left=size), work)
-        left_s = call.left_s
         try:
             async with asyncio.timeout(left_s):
-                return await _while_connected(receive, running)
+                with _while_connected(receive):
+                    return await loop.run(Share(caller=call.facts.key, left=size), work)
         except TimeoutError:
             raise DeadlineExceeded(f"not read within {left_s:g} s; send fewer documents or fields") from None
 
@@ -208,23 +209,38 @@ def _rendered(content: Callable[[], Json | list[Json]], *, headers: dict[str, st
     return json_answer(content(), headers=headers)
 
 
-async def _while_connected(receive: Receive, work: Awaitable[T]) -> T:
-    """Do the work, but cancel it when the client goes away.
+@contextmanager
+def _while_connected(receive: Receive) -> Iterator[None]:
+    """Cancel what is done inside when the client goes away.
 
     Raises:
-        CallerGone: the client closed the connection before the work was done.
+        CallerGone: the client closed the connection before that was done.
     """
-    working = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnect(receive))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return await working
-        raise CallerGone
-    finally:
-        for task in (working, gone):
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a server runs each request in a task
+    cancelled_before = task.cancelling()
+    has_gone = False
+
+    def give_up(watching: "asyncio.Task[None]") -> None:
+        nonlocal has_gone
+        if not watching.cancelled():
+            has_gone = True
             task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+
+    watching = asyncio.create_task(_disconnect(receive))
+    watching.add_done_callback(give_up)
+    try:
+        yield
+    except asyncio.CancelledError:
+        # Others may have cancelled the task as well, and want it to end.
+        if has_gone and task.cancelling() == cancelled_before + 1:
+            raise CallerGone from None
+        raise
+    finally:
+        watching.remove_done_callback(give_up)
+        watching.cancel()
+        if has_gone:
+            task.uncancel()
 
 
 async def _disconnect(receive: Receive) -> None:

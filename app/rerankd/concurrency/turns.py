@@ -77,6 +77,11 @@ class TurnQueue:
         """How many callers something is remembered of: none once nothing waits and no place is taken."""
         return len(self._callers)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no turn is taken or asked for."""
+        return not (self._waiting or self._holders)
+
     def add(self, number: int, share: Share) -> None:
         """Ask for a turn."""
         caller = self._urgent if share.urgent else self._caller(share.caller)
@@ -130,7 +135,7 @@ class TurnQueue:
 
     def _forget(self) -> None:
         """Drop idle callers that have regained their full credit, and all of them when nobody is left to share with."""
-        if not self._waiting and not self._holders:
+        if self.idle:
             self._callers.clear()
             self._floor = 0.0
             return

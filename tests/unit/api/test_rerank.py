@@ -1,13 +1,17 @@
 """The rerank endpoint's own decisions: what it does while a client waits, and what it cannot write."""
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
 
 import orjson
 import pytest
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from rerankd.api.rerank import _rendered, _while_connected
 from rerankd.gateway.failures import CallerGone
+
+T = TypeVar("T")
 
 
 async def _for_ever() -> Message:
@@ -31,11 +35,17 @@ class _Work:
             raise
 
 
+async def _at_work(receive: Receive, work: Awaitable[T]) -> T:
+    with _while_connected(receive):
+        return await work
+
+
 async def test_work_is_given_up_when_the_client_goes_away() -> None:
     work = _Work()
     with pytest.raises(CallerGone):
-        await _while_connected(_gone, work.go_on())
+        await _at_work(_gone, work.go_on())
     assert work.cancelled
+    await asyncio.sleep(0)  # the task itself is not cancelled any more
 
 
 async def test_work_that_is_done_is_returned() -> None:
@@ -43,7 +53,8 @@ async def test_work_that_is_done_is_returned() -> None:
         return 7
 
     for receive in (_for_ever, _gone):
-        assert await _while_connected(receive, work()) == 7
+        assert await _at_work(receive, work()) == 7
+        await asyncio.sleep(0)
 
 
 async def test_what_work_raises_is_raised() -> None:
@@ -52,17 +63,39 @@ async def test_what_work_raises_is_raised() -> None:
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        await _while_connected(_for_ever, work())
+        await _at_work(_for_ever, work())
 
 
-async def test_whoever_stops_the_request_stops_its_work() -> None:
+async def test_what_work_raises_when_it_is_given_up_is_raised() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        await _at_work(_gone, work())
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("receive", [_for_ever, _gone])
+async def test_a_request_that_is_stopped_ends_with_its_work(receive: Receive) -> None:
     work = _Work()
-    task = asyncio.ensure_future(_while_connected(_for_ever, work.go_on()))
-    await asyncio.sleep(0.01)
+    task = asyncio.ensure_future(_at_work(receive, work.go_on()))
+    await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert work.cancelled
+
+
+async def test_a_timeout_inside_is_told_as_one() -> None:
+    async def work() -> None:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await _at_work(_for_ever, work())
 
 
 def test_an_answer_that_cannot_be_written_is_our_bug() -> None:

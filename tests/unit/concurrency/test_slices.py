@@ -21,6 +21,11 @@ def _busy(seen: list[str], name: str, steps: int) -> Sliced[str]:
     return name
 
 
+def _short(seen: list[str]) -> Sliced[None]:
+    seen.append("step")
+    yield
+
+
 async def test_between_two_slices_the_loop_does_what_else_is_ready() -> None:
     seen: list[str] = []
 
@@ -38,7 +43,43 @@ async def test_between_two_slices_the_loop_does_what_else_is_ready() -> None:
     steps = [index for index, what in enumerate(seen) if what != "tick"]
     assert len(steps) == 15
     assert all(later - earlier > 1 for earlier, later in pairwise(steps))
-    assert {seen[index] for index in steps[:5]} == set(names), "by turns"
+    assert {seen[index] for index in steps[1:6]} == set(names), "by turns, after the first one, which met nobody"
+
+
+async def test_work_that_meets_no_other_is_done_at_once() -> None:
+    seen: list[str] = []
+    working = asyncio.create_task(SharedLoop().run(Share(), _short(seen)))
+    await asyncio.sleep(0)
+    assert working.done()
+    assert seen == ["step"]
+
+
+async def test_calls_of_one_round_of_the_loop_share_one_slice() -> None:
+    now = 0.0
+    seen: list[str] = []
+
+    def steps() -> Sliced[None]:
+        nonlocal now
+        now += SLICE_S
+        seen.append("step")
+        yield
+
+    loop = SharedLoop(clock=lambda: now)
+    working = [asyncio.create_task(loop.run(Share(caller=f"caller {number}"), steps())) for number in range(5)]
+    await asyncio.sleep(0)
+    assert seen == ["step"], "the others wait for their turns"
+    await asyncio.gather(*working)
+    assert len(seen) == 5
+
+
+async def test_while_somebody_waits_nothing_is_done_out_of_turn() -> None:
+    seen: list[str] = []
+    loop = SharedLoop()
+    large = asyncio.create_task(loop.run(Share(caller="a"), _busy(seen, "a", 5)))
+    await asyncio.sleep(0)
+    loop.try_now(_short(seen))
+    assert "step" not in seen
+    await large
 
 
 async def test_what_is_cancelled_stops_within_a_slice_and_makes_room() -> None:

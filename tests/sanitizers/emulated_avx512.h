@@ -11,7 +11,7 @@
 #include <limits>
 
 // Not inlined, because a kernel has hundreds of calls and would take minutes to compile. Only loads and stores access
-// other memory, and only sums of products can overflow, so the rest is not instrumented.
+// other memory, and only dot products can overflow, so the rest is not instrumented.
 #define PURE [[gnu::noinline, gnu::no_sanitize("address", "undefined")]]
 #define WATCHED [[gnu::noinline]]
 

@@ -1,7 +1,7 @@
 """Runs the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 
 The kernels are compiled with an emulation of their instructions (emulated_avx512.h), so this runs on any x86-64 CPU
-with AVX2. Each load, store and alignment is checked, and each sum of products for overflow. A report ends the tests. It
+with AVX2. Each load, store and alignment is checked, and each dot product for overflow. A report ends the tests. It
 takes about a minute to compile.
 """
 

@@ -46,7 +46,7 @@ _LITTLE_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What is known of a request before its texts are tokenized: they have so many characters and become so many items,
+    """What is known of a request before its texts are tokenized: their characters, and the items that they become,
     each cut to at most `longest` tokens.
     """
 
@@ -141,7 +141,7 @@ class Admission:
 
     @staticmethod
     def is_surprising(work: Work, *, admitted: Work) -> bool:
-        """Whether a request is so much more than it was admitted for that it must be checked again."""
+        """Whether a request exceeds what it was admitted for by a factor that calls for a new check."""
         return work.tokens > _SURPRISING * admitted.tokens
 
     def check(self, work: Work, terms: Terms, *, now: float, busy_s: float, admitted: Work | None = None) -> None:
@@ -215,7 +215,7 @@ class Admission:
         """By how much the first deadline to be missed would be missed, if this request were admitted, and in how many
         seconds none would be, if nobody else comes.
 
-        In every second `margin` seconds of predicted work are done: by so much is this request less late if it comes
+        In every second `margin` seconds of predicted work are done: by this much is the request less late if it comes
         a second later, with a deadline as far away. The deadlines of others come nearer meanwhile. For those it is too
         late until they have gained enough all the same, or have to be met before its own. What others may claim stays,
         so only what is done of the caller's own counts then.

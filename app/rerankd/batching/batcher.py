@@ -20,7 +20,7 @@ from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenized
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
 from rerankd.batching.work import Results, Work, WorkItem, work_of
-from rerankd.concurrency.worker import Worker, in_chunks, let_go
+from rerankd.concurrency.worker import Worker, in_chunks, release
 from rerankd.domain import Terms
 from rerankd.errors import (
     DeadlineExceeded,
@@ -357,7 +357,7 @@ class Batcher(Generic[T, R]):
             for position in unfinished[some]:
                 self._forget(job.items[position].identity, number)
         del self._jobs[number]
-        await let_go(job.items)
+        await release(job.items)
 
     def _forget(self, identity: bytes, number: int) -> None:
         """Take a request off those that want an item's result."""

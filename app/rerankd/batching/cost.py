@@ -1,6 +1,6 @@
 """How long work takes on an engine: t(B, L) of a forward pass, learnt while it serves. Pure.
 
-A pass of encodings with lengths l costs `overhead + per_token * sum(l) + per_square * sum(l^2)`: the products of the
+A pass of encodings with lengths l costs `overhead + per_token * sum(l) + per_square * sum(l^2)`: the matmuls of the
 layers grow with the tokens, attention with the squares of the lengths. The three are fitted by least squares that
 forget old passes, since clocks, neighbours and the mix of requests change, and that are held near the mean speed where
 recent passes say nothing (ridge regression, Hoerl and Kennard 1970): of passes of one kind the rest would be noise.
@@ -15,14 +15,14 @@ _FORGETTING = 0.97
 # The tokens and squares of a usual pass, so that all three factors are of one order of magnitude.
 _USUAL_TOKENS = 512.0
 _USUAL_SQUARES = 512.0 * 128.0
-# The mean speed counts as much as so many passes.
+# The mean speed counts as much as this many passes.
 _PRIOR = 1.0
-# Before so many passes nobody is refused for what the model thinks.
+# Before this many passes no request is rejected because of the model.
 _PASSES_TO_TRUST = 20
 # After many passes of one kind the fit may say anything of the others; the mean speed is the better guide then.
 _TRUSTED = (0.5, 2.0)
-# About twenty passes: of fewer the mean swings, and with it what is let in and what Retry-After says; more would not
-# follow a processor whose neighbours wake up.
+# About twenty passes: of fewer the mean swings, and with it admission and Retry-After; more would not follow a CPU
+# whose neighbours wake up.
 _MEMORY = 0.95
 # The fastest pass is forgotten in a few thousand others.
 _FADING = 1.001
@@ -58,15 +58,15 @@ class CostModel:
         return max(1.0, self.seconds_per_token / self._fastest) if self._passes else 1.0
 
     def learn(self, *, tokens: int, squares: float, seconds: float) -> None:
-        """Take in what one pass of so many tokens, and so many squares of lengths, took."""
+        """Learn from the time of one pass, by its tokens and the squares of its lengths."""
         self._seconds = _MEMORY * self._seconds + seconds
         self._tokens = _MEMORY * self._tokens + tokens
         self._weight = _MEMORY * self._weight + 1
         self._passes += 1
         self._fastest = min(self._fastest * _FADING, seconds / tokens)
         one, token, square = _scaled(1.0, tokens, squares)
-        products = (one, token, square, token * token, token * square, square * square)
-        self._seen = [_FORGETTING * old + new for old, new in zip(self._seen, products, strict=True)]
+        moments = (one, token, square, token * token, token * square, square * square)
+        self._seen = [_FORGETTING * old + new for old, new in zip(self._seen, moments, strict=True)]
         self._taken = [
             _FORGETTING * old + new * seconds for old, new in zip(self._taken, (one, token, square), strict=True)
         ]
@@ -76,7 +76,7 @@ class CostModel:
         self._factors = _solve((a + _PRIOR, b, c, d + _PRIOR, e, f + _PRIOR), (x, y + _PRIOR * usual, z))
 
     def seconds(self, *, tokens: float, squares: float) -> float:
-        """Time of one worker for so much work, cut into passes of the usual size; 0 before anything is known."""
+        """Time of one worker for this work, cut into passes of the usual size; 0 before anything is known."""
         mean = tokens * self.seconds_per_token
         if not self.known:
             return mean

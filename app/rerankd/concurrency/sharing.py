@@ -138,7 +138,8 @@ class SharedLoop:
 
 class SharedWorker:
     """A worker's threads, which callers share by turns. What was cancelled while it waited never starts. A call that
-    runs keeps its place to its end, whoever goes away: a client that asks and leaves holds no more threads than others.
+    runs keeps its place to its end, even if its client goes away: a client that asks and leaves holds no more threads
+    than others.
     """
 
     def __init__(self, worker: Worker, *, per_caller: int | None = None) -> None:

@@ -48,8 +48,8 @@ def read_quota(path: Path) -> float | None:
 
 
 async def in_chunks(items: int) -> AsyncIterator[slice]:
-    """What takes some microseconds an item, of a large request so many at a time: between two chunks the event loop
-    has its turn.
+    """Slices of a large request's items, each of which takes some microseconds: other work of the event loop runs
+    between two of them.
     """
     for start in range(0, items, _ITEMS_AT_A_TIME):
         if start:
@@ -68,8 +68,8 @@ async def in_steps(steps: Generator[None, None, R]) -> R:
         await asyncio.sleep(0)
 
 
-async def let_go(items: list[Any]) -> None:
-    """Empty a list in chunks: what nobody else holds is freed, which for thousands of objects at once takes long."""
+async def release(items: list[Any]) -> None:
+    """Empty a list in chunks: to free thousands of objects at once would hold up the event loop."""
     async for _ in in_chunks(len(items)):
         del items[-_ITEMS_AT_A_TIME:]
 
@@ -107,7 +107,7 @@ class Worker:
             try:
                 return call(*args, **kwargs)
             except (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-                # A future cannot carry the first: whoever awaits would wait for ever. The others would end more than
+                # A future cannot carry the first: its reader would wait for ever. The others would end more than
                 # this call, and a library in a thread has no say in that.
                 raise RuntimeError(f"{type(error).__name__} was raised in a worker") from error
 

@@ -19,7 +19,7 @@ _INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
 class EngineSpec:
     """What an engine is loaded from. `workers` is how many forward passes may run at a time; None: its choice.
     `output_tokens` are the tokens whose logits a language model is to give; empty: the model has a head of its own.
-    `devices`: a copy on each of them, each with so many workers; empty: one copy, where the options say.
+    `devices`: a copy on each of them, each with that many workers; empty: one copy, where the options say.
     """
 
     folder: Path

@@ -20,8 +20,8 @@ def items_of(encodings: Sequence[Encoding], *, scope: str) -> list[WorkItem[Enco
 def tokenized(
     items: Sequence[WorkItem[Encoding]], lengths: Sequence[int], characters: Sequence[int], *, whole: Sequence[int]
 ) -> Tokenized:
-    """What texts turned out to be that have so many characters each: items, of these lengths for the engine. Those at
-    the places `whole` were not cut.
+    """What texts with these numbers of characters turned out to be: items, of these lengths for the engine. Those at
+    the positions `whole` were not cut.
     """
     return Tokenized(
         characters=sum(characters),

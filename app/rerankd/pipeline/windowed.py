@@ -171,6 +171,6 @@ def _known_schedule(plan: WindowPlan) -> WindowPlan:
 def _schedule(plan: WindowPlan, candidates: Sequence[int], *, top_n: int | None) -> Schedule:
     """One pass over the overlap settles `window - stride` candidates; no schedule is asked for more."""
     settle = min(top_n or plan.window, plan.window - plan.stride)
-    # One candidate needs no model, but whoever asks about it, a canary too, wants to know that the model can answer.
+    # One candidate needs no model, but a client or a canary that asks about it must learn whether the model answers.
     schedule = full if len(candidates) == 1 else SCHEDULES[plan.schedule]
     return schedule(candidates, window=plan.window, stride=plan.stride, settle=settle)

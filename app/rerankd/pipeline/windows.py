@@ -126,8 +126,8 @@ class _Known:
         return sorted(found, key=self.better_than)
 
     def ranked(self, places: Iterable[int]) -> list[int]:
-        """The candidates at these places by their expected rank: all that is known of it is that so many are better and
-        so many worse (Brüggemann et al., "Estimation of Averaged Ranks by a Local Partial Order Model", 2004).
+        """The candidates at these places by their expected rank: all that is known of it is how many are better and how
+        many worse (Brüggemann et al., "Estimation of Averaged Ranks by a Local Partial Order Model", 2004).
         """
         return [self._candidates[place] for place in sorted(places, key=self._expected)]
 

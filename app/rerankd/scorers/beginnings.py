@@ -15,7 +15,7 @@ from rerankd.scorers.visible import LOOKED_AT
 Content = TypeVar("Content")
 
 _LEAST_FIRST: Final = 4096
-# A cut moves by so many characters at most to spare a word.
+# A cut moves by this many characters at most to spare a word.
 _LONGEST_WORD: Final = 64
 
 
@@ -28,20 +28,20 @@ class Reach:
 
     @classmethod
     def of(cls, units: int, *, first: int = 64, most: int = 128, least: int = _LEAST_FIRST) -> "Reach":
-        """The reach in which so many tokens, or words, are looked for: so many characters for each."""
+        """The reach in which this many tokens, or words, are looked for: `characters` for each."""
         return cls(max(least, units * first), max(LOOKED_AT, units * most))
 
 
 @dataclass(frozen=True, slots=True)
 class Part(Generic[Content]):
-    """What was made of a text's beginning or end, of so many characters, and how many others it has."""
+    """What was made of this many characters of a text's beginning or end, and how many others it has."""
 
     content: Content
     characters: int
     unread: int
 
     def beyond(self, units: int) -> int:
-        """About how many units, tokens or words, the unread characters are, if those that were read are so many."""
+        """About how many units, tokens or words, the unread characters are, given how many were read."""
         return max(1, round(units * self.unread / self.characters)) if self.unread else 0
 
 

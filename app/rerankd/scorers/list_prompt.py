@@ -14,7 +14,7 @@ from rerankd.scorers.templates import fill, placeholders
 
 Identifiers = Literal["alphabetical", "numeric"]
 
-# A passage keeps at least so many words, or the request is refused: cutting never goes on for ever.
+# A passage keeps at least this many words, or the request is refused: cutting never goes on for ever.
 LEAST_WORDS: Final = 4
 # What has no white space for so long is several words: an address, or a script that writes none.
 _LONGEST_WORD: Final = 24
@@ -86,7 +86,7 @@ def identifier_texts(kind: Identifiers, *, count: int) -> list[str]:
     """The identifiers of a window's candidates.
 
     Raises:
-        ConfigError: the alphabet has not so many.
+        ConfigError: the alphabet does not have that many.
     """
     if kind == "numeric":
         return [str(number) for number in range(1, count + 1)]
@@ -174,7 +174,7 @@ def refuse_instruction(instruction: str | None) -> None:
 
 def fit(ids_with: Callable[[int], IntArray], *, most: int, max_length: int, candidates: int) -> tuple[IntArray, int]:
     """The longest prompt that the model reads, and how many words of each passage it holds; `ids_with` writes the
-    prompt with so many.
+    prompt with that many.
 
     Raises:
         InvalidRequest: even a few words of each passage do not fit.

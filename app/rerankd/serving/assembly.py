@@ -115,7 +115,7 @@ async def running_service(
             asyncio.create_task(
                 _keep_cascade(spec, model, served, tokenizing)
                 if spec.stages
-                else _Keeper(spec, model, settings, cache, observer, loading, tokenizing).keep(),
+                else ModelLoader(spec, model, settings, cache, observer, loading, tokenizing).keep(),
                 name=spec.name,
             )
             for spec, model in zip(registry.model, models, strict=True)
@@ -160,7 +160,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Keeper:
+class ModelLoader:
     """Loads one model, then keeps its batcher running until it is cancelled."""
 
     spec: ModelSpec

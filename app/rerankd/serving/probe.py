@@ -28,8 +28,8 @@ _LONGEST_TRIED: Final = 1024
 
 # How far a score may move in company, relative to the largest score but at least to 1, by what it is computed in. A GPU
 # chooses other kernels, which add in another order, for other shapes: that moves a float32 score by its last bits, 1e-6
-# to 1e-4. bfloat16 keeps 8 bits and float16 11: a dozen roundings to the next number. Integer products are exact, but
-# a float before them that moves by its last bit may flip a step of a token's 127: 1e-3. On a processor nothing moved by
+# to 1e-4. bfloat16 keeps 8 bits and float16 11: a dozen roundings to the next number. Integer matmuls are exact, but
+# a float before them that moves by its last bit may flip a step of a token's 127: 1e-3. On a CPU nothing moved by
 # more than 1e-5, in any precision; a scale that a batch shares moves scores by 0.05 and more.
 _TOLERANCES: Final = (("bfloat16", 0.05), ("float16", 0.01), ("int8", 0.005), ("int4", 0.005))
 _FLOAT32: Final = 1e-3

@@ -36,20 +36,20 @@ class Machine(BaseModel):
 
     model_config = _STRICT
 
-    processor: str
+    cpu: str
     cores: int
     gpus: tuple[str, ...] = ()
     libraries: Mapping[str, str]
 
     @classmethod
     def this(cls) -> Self:
-        return cls(processor=_processor(_CPUINFO), cores=available_cores(), gpus=_gpus(_GPUS), libraries=_libraries())
+        return cls(cpu=_cpu(_CPUINFO), cores=available_cores(), gpus=_gpus(_GPUS), libraries=_libraries())
 
     def difference(self, other: "Machine") -> str:
         """What differs, in words; empty when nothing does."""
         differences = [
             f"{name} {getattr(self, name)!r} is {getattr(other, name)!r} here"
-            for name in ("processor", "cores", "gpus")
+            for name in ("cpu", "cores", "gpus")
             if getattr(self, name) != getattr(other, name)
         ]
         differences += [
@@ -176,8 +176,8 @@ def leaves_layout_open(spec: ModelSpec) -> bool:
     return spec.workers is None and "threads" not in spec.engine_options
 
 
-def _processor(cpuinfo: Path) -> str:
-    """The processor's name with family, model and stepping: a cloud's processors of several kinds share a name."""
+def _cpu(cpuinfo: Path) -> str:
+    """The CPU's name with family, model and stepping: CPUs of several kinds in a cloud share a name."""
     try:
         first = cpuinfo.read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:

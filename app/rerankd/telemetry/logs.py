@@ -151,7 +151,8 @@ def _log_uncaught(error: BaseException, message: str) -> None:
 @contextmanager
 def _foreign_output_logged(real: int) -> Iterator[None]:
     """What native libraries write to standard error is read from a pipe and logged. The last words of a process that
-    crashes come out on the real one as they are: Python's by itself, a library's from whoever outlives the process.
+    crashes come out on the real one as they are: Python's by itself, a library's from the process that outlives
+    this one.
     """
     reading, writing = os.pipe()
     os.dup2(writing, _STANDARD_ERROR)

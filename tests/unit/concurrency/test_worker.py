@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rerankd.concurrency.worker import Worker, available_cores, let_go, read_quota
+from rerankd.concurrency.worker import Worker, available_cores, read_quota, release
 
 
 async def test_a_call_runs_in_another_thread_and_its_result_comes_back() -> None:
@@ -146,10 +146,10 @@ def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
 async def test_a_large_list_is_emptied_in_portions_between_which_others_have_their_turn() -> None:
     items: list[object] = [object() for _ in range(1100)]
     left: list[int] = []
-    ending = asyncio.ensure_future(let_go(items))
+    ending = asyncio.ensure_future(release(items))
     while not ending.done():
         left.append(len(items))
         await asyncio.sleep(0)
     assert items == []
     assert left == [1100, 850, 600, 350, 100]
-    await let_go([])
+    await release([])

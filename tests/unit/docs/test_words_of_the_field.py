@@ -35,18 +35,18 @@ _ALLOWED: Final = (
     "tests/unit/docs/test_words_of_the_field.py",
     "tests/unit/test_words.py",
     "tests/data/",
+    "app/rerankd/tools/benchmark/workload.py",  # frequent words of English
     "requirements/",
     "LICENSE",
 )
 # Rooms that are being rewritten. The list only becomes shorter.
 _NOT_YET: Final[tuple[str, ...]] = (
-    "app/rerankd/",
-    "deploy/",
-    "loadtest/",
-    "models/",
-    "pyproject.toml",
-    "scripts/",
-    "tests/",
+    "app/rerankd/cache/",
+    "app/rerankd/domain/",
+    "app/rerankd/pipeline/",
+    "app/rerankd/scorers/",
+    "app/rerankd/tools/",
+    "tests/unit/engines/",
 )
 
 

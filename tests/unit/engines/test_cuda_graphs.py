@@ -1,6 +1,6 @@
 """Recorded passes: which are recorded, and that replaying them gives what computing them gives.
 
-What records here computes anew at every replay, on the CPU: only `CudaRecorder` needs a GPU.
+What records here computes again at every replay, on the CPU: only `CudaRecorder` needs a GPU.
 """
 
 from collections.abc import Callable, Sequence

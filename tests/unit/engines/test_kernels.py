@@ -74,8 +74,8 @@ class ReferenceLayer:
     def first_row(self, hidden: FloatArray, bias: FloatArray) -> Matrix:
         """The output of the first token only, with a bias of [length]. Attention is not quantized."""
         query = self._linear("query_key_value", hidden[:1])[0, : self.width]
-        products = self._unquantized_linear("query_key_value", hidden)
-        _, key, value = np.split(products, 3, axis=1)
+        query_key_value = self._unquantized_linear("query_key_value", hidden)
+        _, key, value = np.split(query_key_value, 3, axis=1)
         contexts = []
         for start in range(0, self.width, self.size):
             at = slice(start, start + self.size)
@@ -94,8 +94,8 @@ class ReferenceLayer:
         return np.asarray((integers @ self.weights[name]) * scales * self.scales[name] + self.biases[name])
 
     def _unquantized_linear(self, name: str, vectors: NDArray[Any]) -> Matrix:
-        products = vectors.astype(np.float64) @ self.weights[name]
-        return np.asarray(products * self.scales[name] + self.biases[name])
+        sums = vectors.astype(np.float64) @ self.weights[name]
+        return np.asarray(sums * self.scales[name] + self.biases[name])
 
     def _layer_norm(self, name: str, vectors: Matrix) -> Matrix:
         weight, bias = self.norms[name]

@@ -257,7 +257,7 @@ def _cpu_time(work: Callable[[], object]) -> float:
 
 def save_large_products(file: Path, *, width: int, outputs: int = 8) -> np.ndarray:
     """Save a quantized graph of large vectors and large weights; return the logits of `EIGHT`, shape [1, outputs].
-    Without VNNI, two of its products are more than 16 bits hold. Two products share their weights.
+    Without VNNI, sums of two of its products saturate 16 bits. Two matmuls share their weights.
     """
     rng = np.random.default_rng(5)
     table = rng.integers(90, 128, (16, width)).astype(np.float32)
@@ -275,15 +275,15 @@ def _products_of_vectors(table: np.ndarray, weights: np.ndarray) -> onnx.ModelPr
     """A graph whose logits are the sum of a sequence's vectors times a matrix, and of their halves times the same."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["vectors"], axis=0),
-        helper.make_node("MatMul", ["vectors", "weights"], ["products"]),
+        helper.make_node("MatMul", ["vectors", "weights"], ["matmuls"]),
         helper.make_node("Mul", ["vectors", "half"], ["halves"]),
-        helper.make_node("MatMul", ["halves", "weights"], ["products_of_halves"]),
-        helper.make_node("Add", ["products", "products_of_halves"], ["sums"]),
+        helper.make_node("MatMul", ["halves", "weights"], ["matmuls_of_halves"]),
+        helper.make_node("Add", ["matmuls", "matmuls_of_halves"], ["sums"]),
         helper.make_node("ReduceSum", ["sums", "tokens"], ["logits"], keepdims=0),
     ]
     graph = helper.make_graph(
         nodes,
-        "products",
+        "matmuls",
         [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", weights.shape[1]])],
         [

@@ -12,8 +12,8 @@ from rerankd.serving.profiles import (
     Choice,
     Machine,
     Profile,
+    _cpu,
     _gpus,
-    _processor,
     mismatch,
     profile_path,
     read_profile,
@@ -22,7 +22,7 @@ from rerankd.serving.profiles import (
     write_profile,
 )
 
-_MACHINE = Machine(processor="x86_64/Abacus 9", cores=4, libraries={"onnxruntime": "1.2", "rerankd": "0.1.0"})
+_MACHINE = Machine(cpu="x86_64/Abacus 9", cores=4, libraries={"onnxruntime": "1.2", "rerankd": "0.1.0"})
 _CHOICE = Choice(engine="openvino", workers=2, batch_tokens=2048, engine_options={"threads": 2})
 
 
@@ -44,7 +44,7 @@ def spec(**keys: Any) -> ModelSpec:
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
-    written = profile(machine=_MACHINE.model_copy(update={"processor": 'a "quoted" \\ name', "gpus": ("H200", "H200")}))
+    written = profile(machine=_MACHINE.model_copy(update={"cpu": 'a "quoted" \\ name', "gpus": ("H200", "H200")}))
     path = profile_path(tmp_path / "new" / "folder", "org/name with: odd*characters")
     write_profile(path, written)
     assert read_profile(path) == written
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_written_says_which_setting_names_it(tmp_path: P
     ("changes", "reason"),
     [
         ({}, ""),
-        ({"processor": "x86_64/Abacus 10"}, "processor 'x86_64/Abacus 9' is 'x86_64/Abacus 10' here"),
+        ({"cpu": "x86_64/Abacus 10"}, "cpu 'x86_64/Abacus 9' is 'x86_64/Abacus 10' here"),
         ({"cores": 2}, "cores 4 is 2 here"),
         ({"gpus": ("H200",)}, "gpus"),
         ({"libraries": {"onnxruntime": "1.3", "rerankd": "0.1.0"}}, "onnxruntime 1.2 is 1.3 here"),
@@ -131,7 +131,7 @@ def test_a_profile_that_does_not_hold_is_ignored_and_the_log_says_why(
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith("profile is ignored")
-    assert ("is not valid TOML" if broken else "processor") in record.__dict__["reason"]
+    assert ("is not valid TOML" if broken else "cpu") in record.__dict__["reason"]
 
 
 def test_without_a_profile_the_files_are_not_hashed(tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_profiles_lie_in_the_users_cache_unless_told_otherwise(monkeypatch: pyte
 def test_the_machine_is_told_by_its_processor_and_devices(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: Abacus 9\n\nprocessor\t: 1\n")
-    assert _processor(cpuinfo).endswith("/Abacus 9/25/17")
-    assert _processor(tmp_path / "nowhere")
+    assert _cpu(cpuinfo).endswith("/Abacus 9/25/17")
+    assert _cpu(tmp_path / "nowhere")
     for number in ("0", "1"):
         (tmp_path / number).mkdir()
         (tmp_path / number / "information").write_text("Model: \t\t NVIDIA H200\nIRQ: 7\n")

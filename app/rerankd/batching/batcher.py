@@ -9,7 +9,7 @@ result is, only the engine and the stage know.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -271,15 +271,19 @@ class Batcher(Generic[T, R]):
         self._jobs[number] = job
         try:
             await self._enter(number, job, terms)
-            async with asyncio.timeout(max(0.0, terms.deadline - now) if terms.deadline < inf else None):
-                await job.answer
-        except TimeoutError:
-            self._observer.deadline_missed(model=self._model)
-            if not terms.partial:
-                raise _too_late(job, terms) from None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, terms.deadline - now) if terms.deadline < inf else None):
+                    await job.answer
+            if job.open:
+                self._observer.deadline_missed(model=self._model)
+                if not terms.partial:
+                    raise _too_late(job, terms)
+            return job.outcome()
         finally:
             self._withdraw(number, job)
-        return job.outcome()
+            # An error holds this frame, and the job's future the error: the request would stay in memory until the
+            # garbage collector comes. (For the same reason no error is raised while a TimeoutError is handled.)
+            del job
 
     def lengths_of(self, items: Sequence[WorkItem[T]]) -> list[int]:
         """In tokens, as the engine computes them."""

@@ -122,6 +122,9 @@ class Worker:
                 if self._closed or not future.cancelled() or task is None or task.cancelling():
                     raise
                 # It waited for a thread that was given up; a new one takes it.
+            finally:
+                # An error holds this frame, and the future the error: what the call was given would stay in memory.
+                del future
 
     def give_up(self) -> None:
         """Leave a call that hangs to itself, and work with new threads. The other running calls are finished, and those

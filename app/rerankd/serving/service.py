@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -131,12 +132,12 @@ class RerankService:
             scope=terms.caller if self.limits.cache_per_key else "",
         )
         grace_s = _PARTIAL_GRACE_S if terms.partial else _GRACE_S
-        try:
-            async with asyncio.timeout(max(0.0, terms.deadline - now) + grace_s):
+        allowed_s = max(0.0, terms.deadline - now)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(allowed_s + grace_s):
                 return await loaded.stage.score(request.query, request.documents, options)
-        except TimeoutError:
-            allowed_s = max(0.0, terms.deadline - now)
-            raise DeadlineExceeded(f"not answered within {allowed_s:g} s; send fewer documents") from None
+        # Not while the TimeoutError is handled: it would be a part of this error, and holds the task that ends with it.
+        raise DeadlineExceeded(f"not answered within {allowed_s:g} s; send fewer documents")
 
     def _check(self, request: RerankRequest) -> None:
         if len(request.query) > self.limits.max_query_chars:

@@ -18,6 +18,7 @@ OPENING: Final = re.compile(r"After reading this page you (can|know) ")
 
 _FENCE: Final = re.compile(r"^( *)(```|~~~).*?^\1\2[ \t]*$", re.MULTILINE | re.DOTALL)
 _COMMENT: Final = re.compile(r"<!--.*?-->", re.DOTALL)
+_DIRECTIVE: Final = re.compile(r"^::: .*(?:\n +.*)*", re.MULTILINE)
 _FRONT_MATTER: Final = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _CODE: Final = re.compile(r"`+[^`]+`+")
 _LINK: Final = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|<https?:[^>]*>")
@@ -68,7 +69,7 @@ def opening(markdown: str) -> str:
 
 
 def _without_code(markdown: str) -> str:
-    for pattern in (_FRONT_MATTER, _FENCE, _COMMENT):
+    for pattern in (_FRONT_MATTER, _FENCE, _COMMENT, _DIRECTIVE):
         markdown = pattern.sub("", markdown)
     return _CODE.sub("Code", _LINK.sub(lambda link: link[1] or "link", markdown))
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     )
     named = [] if page.name == "CHANGELOG.md" else named
     assert [path for path in named if not (_ROOT / path).exists()] == []
+
+
+def test_modules_of_the_reference_exist() -> None:
+    page = (_ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    named = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
+    assert len(named) > 8
+    assert [name for name in named if find_spec(name) is None] == []
 
 
 def test_the_tests_that_hold_the_threat_models_promises_exist() -> None:

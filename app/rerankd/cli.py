@@ -519,7 +519,7 @@ def _listed(checked: Checked) -> list[dict[str, object]]:
         {
             "name": spec.name,
             "aliases": list(spec.aliases),
-            "default": spec.name == _default_name(checked),
+            "default": spec.name == checked.default,
             "scorer": None if spec.stages else spec.scorer,
             "engine": None if spec.stages else spec.engine,
             "path": spec.path or None,
@@ -539,7 +539,7 @@ def _models_table(checked: Checked) -> Table:
     for model in checked.models:
         spec = model.spec
         table.add_row(
-            spec.name + (" (default)" if spec.name == _default_name(checked) else ""),
+            spec.name + (" (default)" if spec.name == checked.default else ""),
             ", ".join(spec.aliases),
             "cascade" if spec.stages else spec.scorer,
             "" if spec.stages else spec.engine,
@@ -548,11 +548,6 @@ def _models_table(checked: Checked) -> Table:
             "no" if model.problems else model.extent.value,
         )
     return table
-
-
-def _default_name(checked: Checked) -> str:
-    assert checked.registry is not None  # noqa: S101 - there are no models without it
-    return checked.registry.only([None]).default or ""
 
 
 @cli.command(

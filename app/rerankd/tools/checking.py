@@ -49,6 +49,11 @@ class Checked:
     problems: Sequence[str]
 
     @property
+    def default(self) -> str:
+        """The name of the default model; empty if there is none."""
+        return "" if self.registry is None else self.registry.only([None]).default or ""
+
+    @property
     def all_problems(self) -> list[str]:
         of_models = [f"model {model.spec.name}: {problem}" for model in self.models for problem in model.problems]
         return [*self.problems, *of_models]

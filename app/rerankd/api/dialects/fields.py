@@ -135,8 +135,7 @@ class TextsBody(QueryBody, ABC):
     def texts(self) -> list[str]:
         """The text that the model reads of each document."""
         if self._texts is None:
-            run_to_end(self.prepare())
-        assert self._texts is not None  # noqa: S101 - it has been prepared
+            self._texts = run_to_end(self.read_texts())
         return self._texts
 
     def prepare(self) -> Sliced[None]:

@@ -1,7 +1,7 @@
 """One model's weights in the layouts that the contestants of `loadtest.cross_server` want. Needs torch.
 
 Peers get the graphs that the field's own tools make: torch's export as it stands, and ONNX Runtime's dynamic
-quantization of it, per channel. What `rerankd export` does to a graph beyond that is part of what is measured.
+quantization of it, per channel. What `rerankd export` does beyond that is part of what is measured.
 """
 
 import shutil
@@ -14,7 +14,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from loadtest.contestants import OUR_ENGINES, OurEngine, Precision, Weights
 from loadtest.random_models import build
 from rerankd.engines.torch.weights import read_weights
-from rerankd.tools.exporting import GRAPHS, classifier_graph, export_cross_encoder
+from rerankd.tools.exporting import export_cross_encoder
+from rerankd.tools.graph_files import GRAPHS
+from rerankd.tools.torch_graphs import classifier_graph
 
 _PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "int8")
 
@@ -30,7 +32,7 @@ def prepare_weights(model: Path | None, folder: Path) -> Weights:
         (ours / engine.registry).write_text(_registry(engine, ours), encoding="utf-8")
     float32, quantized = _without_graph(ours, folder / "float32"), _without_graph(ours, folder / "quantized")
     graph = classifier_graph(read_weights("sequence classifier", model, attention="eager", trust_remote_code=False))
-    # the exporter's notes of inner shapes, on which ONNX Runtime's quantization trips
+    # the exporter's shapes of inner tensors, on which ONNX Runtime's quantization fails
     del graph.graph.value_info[:]
     onnx.save(graph, float32 / "model.onnx")
     quantize_dynamic(

@@ -580,7 +580,8 @@ def export(
         raise ConfigError(f"unknown method {method!r}; known: {', '.join(EXPORTED_SCORERS)}")
     spec = ModelSpec(name="source", path=source, engine="torch-encoder", trust_remote_code=trust_remote_code)
     with _needing("export"):
-        from rerankd.tools.exporting import GRAPHS, export_cross_encoder, export_language_model  # noqa: PLC0415 - torch is not part of a service
+        from rerankd.tools.exporting import export_cross_encoder, export_language_model  # noqa: PLC0415 - torch is not part of a service
+        from rerankd.tools.graph_files import GRAPHS  # noqa: PLC0415 - as above
     wanted = precision or list(GRAPHS)
     unknown = set(wanted) - set(GRAPHS)
     if unknown:

@@ -273,7 +273,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, registry: Path) -> None:
         timeout=100,
     )
     assert done.returncode == 2
-    assert "cannot go on writing answers.jsonl (File too large)" in done.stderr
+    assert "cannot write to answers.jsonl (File too large)" in done.stderr
     assert "Traceback" not in done.stderr
 
 

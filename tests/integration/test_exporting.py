@@ -73,7 +73,7 @@ def test_the_report_says_that_scores_do_not_depend_on_the_batch(
 
 
 @FAMILY
-def test_rounded_weights_alone_are_nearer_to_torch_than_integer_products(onnx_folder: Folder, family: str) -> None:
+def test_int8_weights_alone_are_nearer_to_torch_than_int8_matmuls(onnx_folder: Folder, family: str) -> None:
     mean_of = {name: entry["mean_difference"] for name, entry in report(onnx_folder(family)).items()}
     assert mean_of["int8-weights"] < mean_of["int8"]
 
@@ -246,7 +246,7 @@ def test_pickled_weights_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
 def test_a_graph_that_computes_something_else_does_not_stay(
     tmp_path: Path, difference: float, *, refused: bool
 ) -> None:
-    from rerankd.tools.exporting import Parity, _refuse_wrong  # noqa: PLC0415 - imports torch
+    from rerankd.tools.parity import Parity, Reference, refuse_wrong_graph  # noqa: PLC0415 - imports onnxruntime
 
     graph = tmp_path / "model.onnx"
     graph.write_bytes(b"graph")
@@ -258,12 +258,12 @@ def test_a_graph_that_computes_something_else_does_not_stay(
         mean_difference=difference,
         largest_batch_effect=0.0,
     )
-    reference = np.array([[0.5], [-2.0]], dtype=np.float32)
+    reference = Reference(logits=np.array([[0.5], [-2.0]], dtype=np.float32), encodings=[], pad_id=0)
     if refused:
         with pytest.raises(ConfigError, match="does not compute what torch computes"):
-            _refuse_wrong(parity, reference, graph)
+            refuse_wrong_graph(parity, reference, graph)
     else:
-        _refuse_wrong(parity, reference, graph)
+        refuse_wrong_graph(parity, reference, graph)
     assert graph.exists() is not refused
 
 

@@ -1,4 +1,4 @@
-"""Finds all that is wrong with a configuration, without serving it: `rerankd serve --check` and `rerankd models`."""
+"""Finds all problems of a configuration without serving it, for `rerankd serve --check` and `rerankd models`."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Extent(StrEnum):
-    """How far a model without problems was looked at."""
+    """How far a model without problems was checked."""
 
     LOADED = "yes"
     NOT_LOADED = "not loaded"
@@ -32,7 +32,7 @@ class Extent(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model of the registry and what is wrong with it."""
+    """A model of the registry and its problems."""
 
     spec: ModelSpec
     problems: Sequence[str]
@@ -41,7 +41,7 @@ class CheckedModel:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`registry` None: it could not be read. `problems` are those of no single model."""
+    """`registry` is None if it could not be read. `problems` are those that belong to no single model."""
 
     registry: Registry | None
     models: Sequence[CheckedModel]
@@ -60,10 +60,10 @@ class Checked:
 
 
 def check_settings(settings: Settings, *, known: Sequence[str] = (), load: bool = False) -> Checked:
-    """Check the registry with every model's folder, options and runtime, the cache URL and the API keys. `known` is
-    what is already known to be wrong with the settings: all is told at once.
+    """Check the registry with every model's folder, options and runtime, the cache URL and the API keys. `known` are
+    problems of the settings, so that all are reported at once.
 
-    With `load` each model is also fetched and loaded, one after the other: seconds or minutes each.
+    With `load`, also fetch and load each model, one after the other. This takes seconds or minutes per model.
     """
     problems = list(known)
     registry = _tried(problems, lambda: served_registry(settings))
@@ -78,7 +78,7 @@ def check_settings(settings: Settings, *, known: Sequence[str] = (), load: bool 
 
 
 def check_model(spec: ModelSpec, settings: Settings, *, load: bool = False) -> CheckedModel:
-    """Check one entry of the registry. A cascade has no files of its own."""
+    """Check one entry of the registry. A cascade has no files."""
     extent = Extent.LOADED if load else Extent.NOT_LOADED
     problems: list[str] = []
     if spec.path:
@@ -100,7 +100,7 @@ def check_model(spec: ModelSpec, settings: Settings, *, load: bool = False) -> C
 
 
 def _chosen(spec: ModelSpec, settings: Settings, *, fetch: bool) -> ModelSpec | None:
-    """The entry with what it leaves open; None: that is in a repository which is not asked for here."""
+    """The entry with its open fields filled in; None if that would take a download."""
     if is_open(spec) and _is_away(spec, settings, fetch=fetch):
         return None
     return choose(spec, settings)
@@ -111,15 +111,15 @@ def _check_engine(spec: ModelSpec) -> None:
 
 
 def _find_folder(spec: ModelSpec, settings: Settings, *, fetch: bool) -> Path | None:
-    """The model's folder; None: it is in a repository that is only asked for where that costs no download."""
+    """The model's folder; None if it is in a repository and not downloaded yet."""
     return None if _is_away(spec, settings, fetch=fetch) else model_folder(spec, settings)
 
 
 def _is_away(spec: ModelSpec, settings: Settings, *, fetch: bool) -> bool:
-    """Whether a model is in a repository that is not asked.
+    """Whether a model is in a repository and not checked.
 
     Raises:
-        ConfigError: the name is not that of a repository.
+        ConfigError: this is not the name of a repository.
     """
     if not is_on_hub(spec.path) or settings.hub_offline or fetch:
         return False
@@ -128,7 +128,7 @@ def _is_away(spec: ModelSpec, settings: Settings, *, fetch: bool) -> bool:
 
 
 def _with_its_members(model: CheckedModel, models: Sequence[CheckedModel], registry: Registry) -> CheckedModel:
-    """A cascade is as good as the worst of its members."""
+    """Give a cascade the state of its worst member."""
     steps = {step.model for step in model.spec.cascade}
     members = [one for one in models if steps & {one.spec.name, *registry.aliases_of(one.spec)}]
     broken = [f"its member {one.spec.name} cannot be used" for one in members if one.problems]

@@ -1,9 +1,9 @@
-"""Computes of a graph's last layer only the row that its head reads: the first token's, where that is [CLS].
+"""Makes a graph compute only one row of its last layer: that of [CLS], if the head reads no other.
 
-A classifier reads one token's last vector, yet an exported graph computes those of all tokens: in the last layer the
-query, the output of attention and the feed-forward network, five sixths of its products. Runtimes do not see it. Here
-the selection of the row moves up through the graph, past everything that works on rows one by one, as far as the
-keys and values of the last attention, which need every row.
+An exported graph computes the last vector of every token. In the last layer the query, the output projection and the
+feed-forward network, five sixths of its matmuls, are needed for one row only. Runtimes do not notice. So we move the
+selection of the row up through the graph, past everything that works on single rows, to the keys and values of the last
+attention, which need all rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,21 +27,21 @@ _ALONG_AN_AXIS: Final = _REDUCTIONS | {
 }
 # fmt: on
 _PREFIX: Final = "rerankd_first"
-# what a size is noted as that the exporter does not know
+# the size of an axis that the exporter does not know
 _UNKNOWN: Final = 0
 
 
 def keep_first_row(model: onnx.ModelProto) -> int:
-    """Rewrite a graph in place, and return how many nodes now work on one row; 0 where its head reads more than that.
+    """Rewrite a graph in place, and return how many nodes now work on one row; 0 if its head reads more rows.
 
-    The graph must note the shapes of its inner tensors, as torch's exporter does.
+    The graph must contain the shapes of its inner tensors, as torch's exporter writes them.
     """
     return _Narrowing(model.graph).apply()
 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A node with the axis on which its outputs shrink to one row, and that of each input that shrinks with them."""
+    """A node, the axis along which its outputs shrink to one row, and that axis for each input that shrinks too."""
 
     node: onnx.NodeProto
     axis: int
@@ -88,7 +88,7 @@ class _Narrowing:
         return first and _attribute(node, "axis", 0) == 1
 
     def _narrow(self, readers: Sequence[onnx.NodeProto]) -> dict[str, _Node]:
-        """From the last node to the first: each whose every reader wants one row, if it can compute just that."""
+        """All nodes, from last to first, that can compute one row and whose readers all read one row."""
         wishes: dict[str, list[int | None]] = {output.name: [None] for output in self.graph.output}
         narrow: dict[str, _Node] = {}
         reading = {id(node): _Node(node, 0, {0: 1}) for node in readers}
@@ -116,13 +116,13 @@ class _Narrowing:
             return self._along_an_axis
         return {
             "Concat": self._concat,
-            "MatMul": self._product,
+            "MatMul": self._matmul,
             "Reshape": self._reshape,
             "Transpose": lambda node, axis: {0: _permutation(node)[axis]},
         }.get(node.op_type)
 
     def _elementwise(self, node: onnx.NodeProto, axis: int) -> Mapping[int, int] | None:
-        """Inputs that are broadcast along the rows stay as they are."""
+        """Inputs that are broadcast along the rows do not shrink."""
         rank, inputs = len(self.shapes[node.output[0]]), {}
         for position, name in enumerate(node.input):
             if name and name not in self.shapes:
@@ -136,14 +136,14 @@ class _Narrowing:
         return inputs
 
     def _along_an_axis(self, node: onnx.NodeProto, axis: int) -> Mapping[int, int] | None:
-        """What is computed from the elements of one row; scales and biases have no rows."""
+        """Operators along another axis than the rows'. Scales and biases do not shrink."""
         along = self._axes(node, rank=len(self.shapes[node.output[0]]))
         if along is None or axis in along:
             return None
         return {0: axis, 1: axis} if node.op_type == "GatherElements" else {0: axis}
 
     def _axes(self, node: onnx.NodeProto, *, rank: int) -> Sequence[int] | None:
-        """The axes that a node computes along; None where they are not known, or gone afterwards."""
+        """The axes that a node computes along; None if unknown or removed by it."""
         if node.op_type not in _REDUCTIONS:
             axis = _attribute(node, "axis", 0 if node.op_type == "Split" else -1) % rank
             return range(axis, rank) if node.op_type.endswith("Normalization") else [axis]
@@ -157,14 +157,14 @@ class _Narrowing:
             return None
         return dict.fromkeys(range(len(node.input)), axis)
 
-    def _product(self, node: onnx.NodeProto, axis: int) -> Mapping[int, int] | None:
-        """A row of a product is that row of its left side times all of its right side."""
+    def _matmul(self, node: onnx.NodeProto, axis: int) -> Mapping[int, int] | None:
+        """A row of a matmul is that row of the left side times the whole right side."""
         rank = len(self.shapes[node.output[0]])
         left = self.shapes.get(node.input[0], ())
         return {0: axis} if axis == rank - 2 and len(left) == rank else None
 
     def _reshape(self, node: onnx.NodeProto, axis: int) -> Mapping[int, int] | None:
-        """Axes up to the rows' must stay, and those behind it have sizes that are known."""
+        """The axes up to the rows' must not change, and later axes must have known sizes."""
         before, after = self.shapes.get(node.input[0], ()), self.shapes[node.output[0]]
         stays = before[: axis + 1] == after[: axis + 1] and _UNKNOWN not in after[: axis + 1]
         return {0: axis} if stays and all(isinstance(size, int) and size > 0 for size in after[axis + 1 :]) else None
@@ -172,12 +172,12 @@ class _Narrowing:
     def _reshape_to_one_row(self, found: _Node) -> None:
         sizes = [int(size) for size in self.shapes[found.node.output[0]][found.axis + 1 :]]
         shape = [0] * found.axis + [1, *sizes]
-        # a size of zero means the input's
+        # zero means the size of the input
         del found.node.attribute[:]
         found.node.input[1] = self._constant(f"{_PREFIX}_{found.node.output[0]}_shape", shape)
 
     def _first_row(self, name: str, axis: int) -> str:
-        """The name of a tensor's first row on an axis, which is kept as an axis of size 1."""
+        """Slice a tensor's first row along an axis, and keep the axis with size 1."""
         row = f"{_PREFIX}_{axis}_{name}"
         if row not in self.shapes:
             bounds = [self._constant(f"{_PREFIX}_{number}", [number]) for number in (0, 1, axis)]
@@ -205,7 +205,7 @@ class _Narrowing:
                 _set_to_one(info, shrunk[info.name])
 
     def _put_in_order(self) -> None:
-        """Each slice directly behind the node that makes what it cuts."""
+        """Put each slice directly after the node that computes its input."""
         slices: dict[str, list[onnx.NodeProto]] = {}
         for node in self.made:
             slices.setdefault(node.input[0], []).append(node)

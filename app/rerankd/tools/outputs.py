@@ -1,4 +1,4 @@
-"""Checks where a command is to write, before its work begins: hours of scoring must not end at a missing folder."""
+"""Checks a command's output files before its work begins, so that hours of work are not lost to a missing folder."""
 
 import errno
 import os
@@ -11,8 +11,8 @@ from rerankd.errors import ConfigError
 
 
 def check_files(outputs: Mapping[str, Path | None], *, inputs: Iterable[Path | None] = ()) -> None:
-    """Refuse files that cannot be written, and files that two options name; nothing of them is changed. `outputs` maps
-    what the command line calls them to their paths.
+    """Refuse files that cannot be written, and files that two options name. No file is changed. `outputs` maps the
+    names of options to paths.
 
     Raises:
         ConfigError: the first one that cannot be used.
@@ -29,7 +29,7 @@ def check_files(outputs: Mapping[str, Path | None], *, inputs: Iterable[Path | N
 
 
 def check_folder(name: str, folder: Path) -> None:
-    """Refuse a folder that does not exist and cannot be made, or in which nothing can be written; nothing is changed.
+    """Refuse a folder that cannot be created or written to. Nothing is changed.
 
     Raises:
         ConfigError: as above.
@@ -45,7 +45,7 @@ def check_folder(name: str, folder: Path) -> None:
 
 
 def explain_os_error(error: OSError) -> str:
-    """What stopped a command that was under way, in one line."""
+    """One line about what stopped a running command."""
     what = error.strerror or str(error)
     place = f"{error.filename}: " if error.filename else ""
     way_out = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
@@ -59,7 +59,7 @@ def _check_file(name: str, path: Path) -> None:
     if not folder.exists():
         raise ConfigError(f"{name} {path}: there is no folder {folder}; make it first: mkdir -p {folder}")
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{name} {path} is not an ordinary file; a command that continues has to read it again")
+        raise ConfigError(f"{name} {path} is not a regular file; a resumed command has to read it again")
     is_new = not path.exists()
     try:
         with path.open("ab"):

@@ -1,11 +1,11 @@
-"""Rewrites a float32 ONNX graph to int8 in such a way that a sequence's score does not depend on its batch.
+"""Quantizes a float32 ONNX graph to int8 so that a sequence's score does not depend on its batch.
 
-There are two ways: integer products, which are fast, and weights alone, for models that rounded activations harm.
+There are two ways: int8 matmuls, which are fast, and int8 weights only, for models that lose quality with quantized
+inputs.
 
-ONNX Runtime's own dynamic quantization takes one activation scale for a whole tensor, so that a document's score
-changes with its neighbours. Here every token's vector has a scale of its own, and so has every column of a weight
-matrix: integer products times two scales. Large embedding tables become int8 with a scale for each row. What has no
-constant matrix (attention itself, the small heads) stays float32.
+ONNX Runtime's dynamic quantization uses one activation scale per tensor, so that a document's score depends on its
+batch. Here each token's vector and each column of a weight matrix has its own scale. Embedding tables become int8 with
+a scale per row. Everything without a constant matrix (attention itself, small heads) stays float32.
 """
 
 from typing import Final
@@ -20,18 +20,18 @@ from rerankd.engines.onnx.encoder_names import write_names
 from rerankd.engines.onnx.encoder_patterns import find_encoder
 
 _CONTRIB: Final = "com.microsoft"
-_LARGEST: Final = 127
+_INT8_MAX: Final = 127
 _ZERO_POINT: Final = 128
-_LEAST_SCALE: Final = 1e-12
-# A matrix of fewer elements gains nothing from int8.
-_SMALLEST_MATRIX: Final = 256
+_MIN_SCALE: Final = 1e-12
+# A matrix with fewer elements gains nothing from int8.
+_MIN_MATRIX_SIZE: Final = 256
 
 
 def quantize_per_token(model: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrite a graph in place and return it: int8 matmuls. Its metadata names the encoder layers that our kernels can
     compute. Its weights must be loaded.
     """
-    _Rewriter(model.graph, integer_products=True).rewrite()
+    _Rewriter(model.graph, int8_matmuls=True).rewrite()
     if all(opset.domain != _CONTRIB for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
     names = find_encoder(model.graph)
@@ -41,19 +41,19 @@ def quantize_per_token(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def quantize_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Rewrite a graph in place and return it: a quarter of the size, and products in float32 as before. A runtime that
-    folds constants has the float32 weights back when it has loaded it.
+    """Rewrite a graph in place and return it: int8 weights, a quarter of the size, and matmuls in float32 as before. A
+    runtime that folds constants restores the float32 weights when it loads the graph.
     """
-    _Rewriter(model.graph, integer_products=False).rewrite()
+    _Rewriter(model.graph, int8_matmuls=False).rewrite()
     return model
 
 
 class _Rewriter:
-    """Replaces nodes of a graph; an activation that several matrices read is quantized once."""
+    """Replaces nodes of a graph. An activation that several matmuls read is quantized once."""
 
-    def __init__(self, graph: onnx.GraphProto, *, integer_products: bool) -> None:
+    def __init__(self, graph: onnx.GraphProto, *, int8_matmuls: bool) -> None:
         self._graph = graph
-        self._integer_products = integer_products
+        self._int8_matmuls = int8_matmuls
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._constants: dict[str, onnx.TensorProto] = {}
         self._quantized: dict[str, tuple[str, str]] = {}
@@ -63,7 +63,7 @@ class _Rewriter:
         for node in self._graph.node:
             nodes += self._replacement(node)
         self._put(nodes)
-        # shapes and types of inner tensors, which no longer hold
+        # shapes and types of inner tensors are no longer true
         del self._graph.value_info[:]
 
     def _replacement(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -72,17 +72,17 @@ class _Rewriter:
             return [node]
         if node.op_type == "Gather":
             return self._table(node, weight)
-        return self._linear(node, weight) if self._integer_products else self._rounded(node, weight)
+        return self._linear(node, weight) if self._int8_matmuls else self._weights_only(node, weight)
 
     def _matrix(self, node: onnx.NodeProto) -> FloatArray | None:
-        """The constant matrix that a product or an embedding reads, if it is worth quantizing."""
+        """The constant matrix of a matmul or an embedding, if it is worth quantizing."""
         position = {"MatMul": 1, "Gather": 0}.get(node.op_type)
         if position is None or node.input[position] not in self._weights:
             return None
         tensor = self._weights[node.input[position]]
         if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 2:
             return None
-        if np.prod(tensor.dims) < _SMALLEST_MATRIX or _attribute(node, "axis") != 0:
+        if np.prod(tensor.dims) < _MIN_MATRIX_SIZE or _attribute(node, "axis") != 0:
             return None
         return np.asarray(numpy_helper.to_array(tensor), dtype=np.float32)
 
@@ -107,7 +107,7 @@ class _Rewriter:
             helper.make_node("Mul", [f"{output}_unscaled", token_scales], [output]),
         ]
 
-    def _rounded(self, node: onnx.NodeProto, weight: FloatArray) -> list[onnx.NodeProto]:
+    def _weights_only(self, node: onnx.NodeProto, weight: FloatArray) -> list[onnx.NodeProto]:
         (activation, name), output = node.input, node.output[0]
         columns, scales = _to_int8(weight, axis=0)
         integers, factors = self._constant(f"{name}_int8", columns), self._constant(f"{name}_scales", scales)
@@ -118,14 +118,14 @@ class _Rewriter:
         ]
 
     def _quantize(self, name: str, *, width: int) -> list[onnx.NodeProto]:
-        """Bring every vector to [-127, 127] by its own largest magnitude, and round it. Neither magnitudes nor
-        quotients are ever whole tensors, which would have to go through memory (docs/adr/0017).
+        """Quantize every vector by its own largest magnitude. No tensor of magnitudes or quotients is written to memory
+        (docs/adr/0017).
         """
         self._quantized[name] = f"{name}_uint8", f"{name}_scale"
         last_axis = self._constant("rerankd_last_axis", np.array([-1], dtype=np.int64))
-        step = self._constant("rerankd_step", np.float32(1 / _LARGEST))
-        step_down = self._constant("rerankd_step_down", np.float32(-1 / _LARGEST))
-        least = self._constant("rerankd_least", np.float32(_LEAST_SCALE))
+        step = self._constant("rerankd_step", np.float32(1 / _INT8_MAX))
+        step_down = self._constant("rerankd_step_down", np.float32(-1 / _INT8_MAX))
+        least = self._constant("rerankd_least", np.float32(_MIN_SCALE))
         row = self._constant("rerankd_row", np.array([-1], dtype=np.int64))
         rows = self._constant(f"rerankd_rows_of_{width}", np.array([-1, width], dtype=np.int64))
         middle = helper.make_tensor("rerankd_middle", onnx.TensorProto.UINT8, [1], [_ZERO_POINT])
@@ -165,8 +165,8 @@ class _Rewriter:
         return name
 
     def _own_constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """One that no other node reads, even where products share weights: where ONNX Runtime rewrites them
-        (docs/adr/0011), it fails over those that several nodes read.
+        """A constant that no other node reads, even if matmuls share weights: ONNX Runtime's exact int8 (docs/adr/0011)
+        fails if several nodes read the same one.
         """
         taken = sum(other.partition("#")[0] == name for other in self._constants)
         return self._constant(f"{name}#{taken + 1}" if taken else name, value)
@@ -185,6 +185,6 @@ def _attribute(node: onnx.NodeProto, name: str) -> int:
 
 
 def _to_int8(matrix: FloatArray, *, axis: int) -> tuple[NDArray[np.int8], FloatArray]:
-    """Integers and their scales, one scale for each column (axis 0) or row (axis 1); scales keep two dimensions."""
-    scales = np.maximum(np.abs(matrix).max(axis=axis, keepdims=True) / _LARGEST, _LEAST_SCALE).astype(np.float32)
+    """Quantize with one scale per column (axis 0) or row (axis 1). The scales keep two dimensions."""
+    scales = np.maximum(np.abs(matrix).max(axis=axis, keepdims=True) / _INT8_MAX, _MIN_SCALE).astype(np.float32)
     return np.ascontiguousarray(np.rint(matrix / scales).astype(np.int8)), scales

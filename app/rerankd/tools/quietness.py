@@ -1,4 +1,4 @@
-"""Notices whether other programs, or other virtual machines, took CPU time while something was measured."""
+"""Detects whether other programs or virtual machines used the CPUs during a measurement."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import psutil
 
-# More than this, and what was measured is not what the machine can do.
+# With more than this, a measurement does not show what the machine can do.
 _MOST_OTHERS: Final = 0.10
 _MOST_STOLEN: Final = 0.02
 _MOST_SPREAD: Final = 1.15
@@ -15,7 +15,7 @@ _MOST_SPREAD: Final = 1.15
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Seconds since the machine started, summed over the CPUs that this process may use; `own` is this process's."""
+    """CPU seconds since boot, over the CPUs that this process may use. `own` are those of this process."""
 
     total: float
     idle: float
@@ -38,7 +38,7 @@ class CpuTimes:
 
 @dataclass(frozen=True, slots=True)
 class Interference:
-    """Shares of the CPUs' time: what other programs used, and what the hypervisor gave to others."""
+    """Shares of CPU time: used by other programs, and given to others by the hypervisor."""
 
     others: float
     stolen: float
@@ -52,23 +52,21 @@ class Interference:
 
 
 def spread(speeds: Sequence[float]) -> float:
-    """How many times the fastest of repeated measurements is as fast as the slowest; the outermost two do not count
-    where there are more than three.
-    """
+    """The ratio of the fastest and the slowest repetition, without the two extremes if there are more than three."""
     ordered = sorted(speeds)
     inner = ordered[1:-1] if len(ordered) > 3 else ordered
     return inner[-1] / inner[0] if inner and inner[0] > 0 else 1.0
 
 
 def disturbances(interference: Interference, noise: float) -> list[str]:
-    """What made a measurement doubtful, in words; empty on a quiet machine."""
+    """The reasons to doubt a measurement; empty on a quiet machine."""
     found = []
     if interference.others > _MOST_OTHERS:
         found.append(f"other programs used {interference.others:.0%} of the CPUs")
     if interference.stolen > _MOST_STOLEN:
         found.append(f"other virtual machines took {interference.stolen:.0%} of the CPUs")
     if noise > _MOST_SPREAD:
-        found.append(f"the same thing measured again was up to {noise:.2f} times as fast")
+        found.append(f"repeated measurements differed by up to a factor of {noise:.2f}")
     return found
 
 

@@ -1,7 +1,7 @@
 """Reranks files through the same pipeline as the service, without HTTP: `rerankd rank`.
 
-Resumable: answers are appended in the order of the input, a whole request at a time; what a killed run had finished is
-not done again, and what it had half written is cut off first.
+It can be resumed: answers are appended in the order of the input, one whole request at a time. A second run skips
+finished requests, and first removes a half-written one.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _RUN_TAG = "rerankd"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One request of a file; `write` turns its outcome into the lines to append."""
+    """One request of a file. `write` turns its outcome into lines of output."""
 
     request: RerankRequest
     write: Callable[[RerankResult | RerankError], bytes]
@@ -37,8 +37,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done: jobs in order, after the `done` of `total` that an earlier run finished; `models` are those
-    that they name, None for the default one. `model` is the one of those that name none, if the caller says which.
+    """The jobs in order, without the `done` of `total` that an earlier run finished. `models` are the models that they
+    name, None for the default one. `model` is used by jobs that name none.
     """
 
     jobs: Iterable[Job]
@@ -50,17 +50,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One finished request, for progress and the exit status."""
+    """A finished request, for progress and the exit status."""
 
     pairs: int
     error: RerankError | None
 
 
 async def rerank_file(settings: Settings, plan: Plan, output: Path) -> AsyncIterator[Outcome]:
-    """Do a plan's jobs, appending to `output`; yields as each is finished.
+    """Run a plan's jobs and append to `output`. Yields when each is finished.
 
     Raises:
-        ConfigError: the registry cannot be used, or has not the plan's model.
+        ConfigError: the registry cannot be used, or has no such model.
         ModelNotReady: a model cannot be loaded.
     """
     registry = served_registry(settings)
@@ -93,15 +93,15 @@ def _append(file: BinaryIO, lines: bytes, output: Path) -> None:
         with suppress(OSError):
             file.close()  # which would raise it again, at the end
         raise ConfigError(
-            f"cannot go on writing {output} ({error.strerror}); finished requests are kept: "
-            "make room, then give the same command again to continue"
+            f"cannot write to {output} ({error.strerror}); finished requests are kept: "
+            "free some space, then run the same command again to continue"
         ) from None
 
 
 async def _in_order(
     jobs: Iterable[Job], rerank: Callable[[RerankRequest], Awaitable[RerankResult | RerankError]]
 ) -> AsyncIterator[tuple[Job, RerankResult | RerankError]]:
-    """Keep several requests going, so that they share batches, and give their outcomes in the order of the jobs."""
+    """Run several requests at a time, so that they share batches, and yield outcomes in the order of the jobs."""
     running: deque[tuple[Job, asyncio.Future[RerankResult | RerankError]]] = deque()
     try:
         for job in jobs:
@@ -195,7 +195,7 @@ def _run_job(
 
 
 def _run_lines(query_id: str, document_ids: Sequence[str], outcome: RerankResult | RerankError) -> Iterator[bytes]:
-    """A query that could not be scored keeps no line, so that the next run tries it again."""
+    """No lines for a query that failed, so that the next run tries it again."""
     if isinstance(outcome, RerankError):
         return
     for rank, ranked in enumerate(outcome.results, start=1):
@@ -203,7 +203,7 @@ def _run_lines(query_id: str, document_ids: Sequence[str], outcome: RerankResult
 
 
 def _finished_queries(output: Path, sizes: Mapping[str, int]) -> set[str]:
-    """Queries that an earlier run wrote whole; a last one that it did not is cut off."""
+    """Count the queries that an earlier run completed, and cut off an incomplete last one."""
     _cut_to_whole_lines(output)
     lines = output.read_text(encoding="utf-8").splitlines(keepends=True) if output.exists() else []
     written: dict[str, int] = {}
@@ -222,7 +222,7 @@ def _finished_queries(output: Path, sizes: Mapping[str, int]) -> set[str]:
 
 
 def _cut_to_whole_lines(output: Path) -> int:
-    """Cut off a line that a killed run began, and count those before it."""
+    """Cut off an incomplete last line, and count the others."""
     if not output.exists():
         return 0
     content = output.read_bytes()

@@ -1,4 +1,4 @@
-"""Reads what a retrieval experiment is made of: a corpus, queries and a run, each plain or gzipped.
+"""Reads the files of a retrieval experiment: corpus, queries and run, plain or gzipped.
 
 A corpus and queries are JSONL ({"id", "text", "title"?}). A run is TREC's six columns (query Q0 document rank score
 tag) or four (query document rank score), in any order of lines.
@@ -23,10 +23,10 @@ class Candidates:
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Texts by id; a document's title, where it has one, goes before its text.
+    """Texts by id, each preceded by its title, if any.
 
     Raises:
-        ConfigError: the file is missing, or a line is no object with an id and a text.
+        ConfigError: the file is missing, or a line is not an object with an id and a text.
     """
     return {str(entry["id"]): _with_title(entry) for _, entry in read_objects(path, fields=("id", "text"))}
 
@@ -59,7 +59,7 @@ def read_objects(path: Path, *, fields: Sequence[str]) -> Iterator[tuple[int, Ma
     """The objects of a JSONL file with their line numbers.
 
     Raises:
-        ConfigError: a line is no JSON object with these fields.
+        ConfigError: a line is not a JSON object with these fields.
     """
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():

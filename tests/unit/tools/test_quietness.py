@@ -29,7 +29,7 @@ def test_the_outermost_of_several_do_not_count(speeds: list[float], expected: fl
         (0.1, 0.02, 1.15, []),
         (0.45, 0.0, 1.0, ["other programs used 45% of the CPUs"]),
         (0.0, 0.2, 1.0, ["other virtual machines took 20% of the CPUs"]),
-        (0.0, 0.0, 1.4, ["the same thing measured again was up to 1.40 times as fast"]),
+        (0.0, 0.0, 1.4, ["repeated measurements differed by up to a factor of 1.40"]),
     ],
 )
 def test_only_a_busy_machine_is_complained_about(others: float, stolen: float, noise: float, words: list[str]) -> None:

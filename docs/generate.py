@@ -105,7 +105,8 @@ def _row(name: str, field: FieldInfo) -> str:
 _MEANINGS = {
     "name": "What requests call the model.",
     "aliases": "Other names for it, such as the one that a client library insists on.",
-    "scorer": "What its numbers mean: `cross-encoder`, `yes-no`, `first`, `generative`; `auto`: by the model's files.",
+    "scorer": "What its numbers mean: `cross-encoder`, `prompted-classifier`, `yes-no`, `first`, `generative`; `auto`: "
+    "by the model's files.",
     "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-causal`, `torch-generate`, `endpoint`; "
     "`auto`: by the model's files and this machine.",
 }

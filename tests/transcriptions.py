@@ -129,6 +129,17 @@ def bge_gemma_logits(folder: Path, query: str, documents: Sequence[str]) -> Floa
     return np.array(rows, dtype=np.float32)
 
 
+def prompted_logits(folder: Path, prompt: str, query: str, documents: Sequence[str], *, token: str | int) -> FloatArray:
+    """One token's logit behind a prompt that is tokenized as one text, shape [documents]."""
+    tokenizer, _ = _loaded(folder)
+    number = token if isinstance(token, int) else tokenizer.convert_tokens_to_ids(token)
+    values = []
+    for document in documents:
+        text = prompt.replace("{query}", query).replace("{document}", document)
+        values.append(_logits_after(folder, tokenizer(text, add_special_tokens=False).input_ids)[number])
+    return np.array(values, dtype=np.float32)
+
+
 def _without_identifiers(text: str) -> str:
     return re.sub(r"\[([A-Z]|\d+)\]", r"(\1)", text)
 

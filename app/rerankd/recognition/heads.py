@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
+import numpy as np
+
+from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError, few
 from rerankd.recognition.files import number_of, table_of
 from rerankd.recognition.kinds import ModelFiles
@@ -52,6 +55,18 @@ def _problem(files: ModelFiles) -> Problem:
             f"{files.folder / 'config.json'}: problem_type is {stated!r:.60}; known: {', '.join(_PROBLEMS)}"
         )
     return cast("Problem", stated)
+
+
+def score_of(head: Head, logits: FloatArray) -> FloatArray:
+    """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
+    label = head.label
+    if label is None or head.problem != "single_label_classification":
+        return logits[:, label or 0]
+    others = np.delete(logits, label, axis=1).astype(np.float64)
+    highest = others.max(axis=1)
+    rest = highest + np.log(np.exp(others - highest[:, None]).sum(axis=1))
+    log_odds: FloatArray = (logits[:, label] - rest).astype(np.float32)
+    return log_odds
 
 
 def read_activation(files: ModelFiles, head: Head) -> str:

@@ -192,8 +192,8 @@ def refuse_unsaid_pairs(files: ModelFiles, *, separated: bool) -> None:
     way_out = (
         'if it was trained on plain pairs, as sentence-transformers before 5.4 did, set options = { pairs = "plain" } '
         "(`rerankd export --pairs plain`); "
-        'a reranker that was converted from a language model is served as that: scorer = "yes-no" with the original '
-        "folder and a template (docs/models.md)"
+        'if it reads a pair inside of a prompt, set scorer = "prompted-classifier" and options = { template = ... } '
+        "(docs/models.md)"
     )
     if source is not None:
         raise ConfigError(
@@ -214,8 +214,11 @@ def refuse_unsaid_pairs(files: ModelFiles, *, separated: bool) -> None:
         )
 
 
-def refuse_unknown_settings(files: ModelFiles) -> None:
-    """Refuse what sentence-transformers' files say about the input, beyond what is applied here.
+def refuse_unknown_settings(
+    files: ModelFiles, *, task: str = "sequence-classification", prompted: bool = False
+) -> None:
+    """Refuse what sentence-transformers' files say about the input, beyond what is applied here. `prompted`: a chat
+    template's options and a default prompt are applied.
 
     Raises:
         ConfigError: the message names file and key.
@@ -225,13 +228,17 @@ def refuse_unknown_settings(files: ModelFiles) -> None:
             continue
         if key in ("transformer_task", "modality_config", "max_seq_length", "do_lower_case"):
             continue
+        if prompted and key == "processing_kwargs" and isinstance(value, dict) and set(value) == {"chat_template"}:
+            continue
         raise ConfigError(
             f"{files.folder}: sentence_bert_config.json sets {key} = {value!r:.80}, which changes what the model reads "
             "and is not applied here; remove it if the model scores the same without"
         )
-    task = files.transformer.get("transformer_task", "feature-extraction")
-    if files.modules is not None and task != "sequence-classification":
-        raise ConfigError(f"{files.folder}: sentence_bert_config.json says transformer_task {task!r}; {_CHOOSE}")
+    said = files.transformer.get("transformer_task", "feature-extraction")
+    if files.modules is not None and said != task:
+        raise ConfigError(f"{files.folder}: sentence_bert_config.json says transformer_task {said!r}; {_CHOOSE}")
+    if prompted:
+        return
     name = files.sentence_transformers.get("default_prompt_name")
     prompts = table_of(files.sentence_transformers, "prompts", of="config_sentence_transformers.json")
     # sentence-transformers puts a default prompt before the texts; scores without it would be other scores.
@@ -266,7 +273,7 @@ def answer_tokens(files: ModelFiles) -> list[int] | None:
 
 # Of sentence_bert_config.json: what a key may say without changing a score. Others may be null, {} or [].
 _HARMLESS: Final[Mapping[str, Sequence[object]]] = {
-    "module_output_name": ("scores", None),
+    "module_output_name": ("scores", "causal_logits", None),
     "unpad_inputs": (True, False, None),
     "backend": ("torch", None),
     "query_expansion": (False, None),

@@ -12,6 +12,7 @@ Task = Literal["classify", "read_tokens", "generate"]
 # What each scorer asks of an engine, and the engines that do it.
 TASKS: Final[Mapping[str, Task]] = {
     "cross-encoder": "classify",
+    "prompted-classifier": "classify",
     "yes-no": "read_tokens",
     "first": "read_tokens",
     "generative": "generate",
@@ -44,6 +45,7 @@ class PromptTemplate:
     recognises: Sequence[str] = ()
     max_length: int | None = None
     instruction: bool = False
+    activation: str = "sigmoid"
 
     def fits(self, repository: str) -> bool:
         return any(fnmatchcase(repository, pattern) for pattern in self.recognises)

@@ -12,10 +12,12 @@ from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative
 from rerankd.scorers.list_prompt import WindowOptions
+from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
 
 SCORERS: Final[dict[str, Callable[[ScorerSpec], PairScorer]]] = {
     "cross-encoder": CrossEncoder.load,
+    "prompted-classifier": PromptedClassifier.load,
     "yes-no": YesNo.load,
 }
 LIST_SCORERS: Final[dict[str, Callable[[ScorerSpec], ListScorer]]] = {
@@ -27,6 +29,7 @@ EXPORTED_SCORERS: Final = ("cross-encoder", "yes-no", "first")
 
 _OPTIONS: Final[dict[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
+    "prompted-classifier": PromptedClassifierOptions,
     "yes-no": YesNoOptions,
     "first": FirstOptions,
     "generative": WindowOptions,

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
-from rerankd.recognition.heads import Head, read_activation, read_head
+from rerankd.recognition.heads import Head, read_activation, read_head, score_of
 from rerankd.recognition.kinds import (
     refuse_other_than_cross_encoder,
     refuse_unknown_settings,
@@ -154,14 +154,7 @@ class CrossEncoder:
 
     def interpret(self, logits: FloatArray) -> FloatArray:
         """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
-        label = self._head.label
-        if label is None or self._head.problem != "single_label_classification":
-            return logits[:, label or 0]
-        others = np.delete(logits, label, axis=1).astype(np.float64)
-        highest = others.max(axis=1)
-        rest = highest + np.log(np.exp(others - highest[:, None]).sum(axis=1))
-        log_odds: FloatArray = (logits[:, label] - rest).astype(np.float32)
-        return log_odds
+        return score_of(self._head, logits)
 
     def _document_tokens(self, documents: Sequence[str], *, room: int) -> list[DocumentTokens]:
         """Each document's first tokens, at least `room` if it has so many. How many it has in all is an estimate for a

@@ -64,8 +64,15 @@ def _described(name: str, content: Mapping[str, Any]) -> PromptTemplate:
         method=str(content.get("method")),
         recognises=[str(pattern) for pattern in patterns] if isinstance(patterns, list) else [],
         max_length=longest if isinstance(longest, int) else None,
+        activation=str(content.get("activation", "sigmoid")),
         instruction="{instruction}" in "".join(map(str, content.get("prompt", ()))),
     )
+
+
+def is_recognised(spec: ScorerSpec, *, method: str) -> bool:
+    """Whether a template is known for the repository that the model comes from."""
+    usable = {name: path for name, path in _files(spec.templates) if _read(path).get("method") == method}
+    return _recognised(usable, spec.source) is not None
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:

@@ -15,7 +15,8 @@ from rerankd.engines.remote.endpoint import EndpointOptions
 from rerankd.errors import ConfigError
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.list_prompt import ListTemplate, WindowOptions
-from rerankd.scorers.yes_no import YesNoOptions, YesNoTemplate
+from rerankd.scorers.yes_no import YesNoOptions
+from rerankd.scorers.yes_no_template import YesNoTemplate
 from rerankd.serving.profiles import Profile
 
 _SHAPES: list[type[BaseModel]] = [

@@ -17,6 +17,9 @@ from tests.tokenizer_folders import SHIPPED_TEMPLATES
 
 TEMPLATES = known_templates([SHIPPED_TEMPLATES])
 OWN_CODE = {"AutoModelForSequenceClassification": "modeling.Own"}
+ROLES = "".join(
+    "{% for m in messages if m.role == '" + role + "' %}{{ m.content }}\n{% endfor %}" for role in ("query", "document")
+)
 CHAIN = "sentence_transformers.models."
 
 
@@ -81,6 +84,18 @@ SERVED = [
     Case("Qwen3-Reranker", language_model(), options={"template": "qwen3-reranker"}),
     Case("mxbai-rerank-v2", language_model("Qwen2"), "mixedbread-ai/mxbai-rerank-base-v2"),
     Case("bge-reranker-v2-gemma", language_model("Gemma"), "BAAI/bge-reranker-v2-gemma"),
+    Case("zerank", language_model(), "zeroentropy/zerank-2"),
+    Case("ctxl-rerank-v2", language_model(), "ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b"),
+    Case(
+        "language models with a classifier's head and a prompt",
+        classifier("Qwen3", "qwen3"),
+        "tomaarsen/Qwen3-Reranker-0.6B-seq-cls",
+    ),
+    Case(
+        "judges with a chat template of their own",
+        language_model(),
+        files={"tokenizer_config.json": {"chat_template": ROLES}},
+    ),
     Case("FIRST", language_model("Mistral"), "castorini/first_mistral"),
     Case("RankZephyr", language_model("Mistral"), "castorini/rank_zephyr_7b_v1_full"),
 ]
@@ -104,8 +119,6 @@ REFUSED = [
     ),
     Case("layer-wise rerankers", language_model("MiniCPM"), "BAAI/bge-reranker-v2-minicpm-layerwise"),
     Case("layer-wise rerankers", {"architectures": ["CostWiseGemmaForCausalLM"], "model_type": "cost_wise_gemma"}),
-    Case("zerank", language_model(), "zeroentropy/zerank-2"),
-    Case("ContextualAI's ctxl-rerank-v2", language_model(), "ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b"),
     Case("rerankers that think before they answer", language_model(), "jhu-clsp/rank1-7b"),
     Case("setwise rerankers", language_model(), "ielabgroup/Rank-R1-7B-v0.1"),
     Case("RankVicuna", language_model("Llama"), "castorini/rank_vicuna_7b_v1"),

@@ -182,8 +182,8 @@ def test_unusable_options_are_named(qwen3: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('method = "yes-no"\nprompt = ["{query} {document}."]\npositive = "yes"', "exactly one part must hold"),
-        ('method = "yes-no"\nprompt = ["{document}", "{query}"]\npositive = "yes"', "must come before"),
+        ('method = "yes-no"\nprompt = ["{query} {document} {document}"]\npositive = "yes"', "exactly one part must"),
+        ('method = "yes-no"\nprompt = ["{document}"]\npositive = "yes"', "one part must hold {query}"),
         ('method = "yes-no"\nprompt = ["{qwery} {query} {document}"]\npositive = "yes"', "unknown placeholder qwery"),
         ('method = "yes-no"\nprompt = ["{query} {document}"]\npositive = "certainly"', "is . tokens in this model"),
         ('method = "yes-no"\nprompt = ["{query} {document}"]', "positive is missing"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from rerankd.errors import ConfigError
+from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.heads import Head, activation_source, read_activation, read_head
 from rerankd.recognition.kinds import (
     ModelFiles,
@@ -58,12 +59,11 @@ def classifier(name: str, files: ModelFiles, asked: Asked, sign: Evidence) -> Ou
         engines = _engines(files, asked)
     except ConfigError as error:
         return Refused(family=name, reason=str(error), evidence=evidence)
-    what = "one logit" if head.label is None else f"output {head.label} of {head.outputs} ({head.problem})"
     evidence += _evidence_of(files, head)
     return Recognised(
         family=name,
         scorer="cross-encoder",
-        head=what,
+        head=_head(head),
         activation=activation,
         input="query and document, joined by the tokenizer",
         max_length=declared_length(files),
@@ -131,6 +131,48 @@ def _several_labels(files: ModelFiles, asked: Asked) -> Outcome | None:
     return classifier(_MONOBERT, files, replace(asked, options={"label": 1, **asked.options}), sign)
 
 
+def _prompted(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """A language model with a classifier's head whose prompt a template or the folder itself knows."""
+    sign = architecture(files, _CLASSIFIER) if files.is_decoder else None
+    if sign is None or "pairs" in asked.options:
+        return None
+    named = asked.options.get("template")
+    judges = (one for one in asked.templates if one.method == "yes-no")
+    template = next((one for one in judges if (one.name == named if named else one.fits(files.repository))), None)
+    if template is None and (named or not reads_own_prompt(files)):
+        return None
+    evidence = [sign, *modules(files)]
+    try:
+        refuse_other_than_cross_encoder(files)
+        refuse_unknown_settings(files, prompted=True)
+        if template is None:
+            prompt = read_chat_prompt(files)
+            evidence.append(Evidence(str(files.chat_template), f"{prompt.text[:100]!r}..."))
+        head = read_head(files, label=asked.options.get("label"))
+        activation = asked.options.get("activation") or read_activation(files, head)
+    except ConfigError as error:
+        return Refused(family=_PROMPTED, reason=str(error), evidence=evidence)
+    evidence += _evidence_of(files, head)
+    usual = template.max_length if template else None
+    lengths = [length for length in (declared_length(files), usual) if length is not None]
+    return Recognised(
+        family=_PROMPTED,
+        scorer="prompted-classifier",
+        head=_head(head),
+        activation=activation,
+        input="a prompt" if template else "the folder's chat template",
+        max_length=min(lengths, default=None),
+        template=template.name if template else None,
+        engines=["torch-encoder"],
+        options={**asked.options, "template": template.name} if template else dict(asked.options),
+        evidence=evidence,
+    )
+
+
+def _head(head: Head) -> str:
+    return "one logit" if head.label is None else f"output {head.label} of {head.outputs} ({head.problem})"
+
+
 def _decoder(files: ModelFiles, asked: Asked) -> Outcome | None:
     sign = architecture(files, _CLASSIFIER) if files.is_decoder else None
     return None if sign is None else classifier(_PLAIN_DECODER, files, asked, sign)
@@ -146,6 +188,7 @@ def _with_golden_pairs(files: ModelFiles, asked: Asked) -> Outcome | None:
 
 _GOLDEN: Final = "graphs with golden pairs, as `rerankd export` writes them"
 _MONOBERT: Final = "monoBERT"
+_PROMPTED: Final = "language models with a classifier's head and a prompt"
 _PLAIN_DECODER: Final = "language models with a classifier's head, trained on plain pairs"
 
 FAMILIES: Final[Sequence[Family]] = (
@@ -246,6 +289,12 @@ FAMILIES: Final[Sequence[Family]] = (
         repositories=["minilm-qa, which is shipped"],
         recognise=_with_golden_pairs,
         oracle="the golden pairs beside the graph",
+    ),
+    Family(
+        name=_PROMPTED,
+        repositories=["tomaarsen/Qwen3-Reranker-*-seq-cls", "sigridjineth/ctxl-rerank-v2-1b-seq-cls"],
+        recognise=_prompted,
+        oracle=_ORACLE,
     ),
     Family(
         name=_PLAIN_DECODER,

@@ -4,8 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rerankd.errors import ConfigError, few
+from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.heads import named_activation
-from rerankd.recognition.kinds import ModelFiles, refuse_other_than_language_model
+from rerankd.recognition.kinds import (
+    ModelFiles,
+    answer_tokens,
+    refuse_other_than_language_model,
+    refuse_unknown_settings,
+)
 from rerankd.recognition.lengths import declared_length
 from rerankd.recognition.recognised import (
     TASK_ENGINES,
@@ -84,7 +90,7 @@ def _activation(template: PromptTemplate, files: ModelFiles, options: dict[str, 
         return "rank"
     if "activation" not in options and (named_activation(files) or "").rsplit(".", 1)[-1] == "Identity":
         options["activation"] = "identity"
-    return str(options.get("activation", "sigmoid"))
+    return str(options.get("activation", template.activation))
 
 
 def _own_template(files: ModelFiles, asked: Asked) -> Outcome | None:
@@ -106,6 +112,35 @@ def _unknown_prompt(files: ModelFiles, asked: Asked) -> Outcome | None:
     )
 
 
+def _own_prompt(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """A judge whose prompt is the folder's chat template, and whose answer tokens a module names."""
+    sign = architecture(files, "*ForCausalLM", "*LMHeadModel")
+    if sign is None or not reads_own_prompt(files):
+        return None
+    evidence = [sign, *modules(files)]
+    options: dict[str, Any] = dict(asked.options)
+    try:
+        refuse_unknown_settings(files, task="text-generation", prompted=True)
+        prompt = read_chat_prompt(files)
+        answers = answer_tokens(files)
+    except ConfigError as error:
+        return Refused(family=_JUDGE, reason=str(error), evidence=evidence)
+    evidence.append(Evidence(str(files.chat_template), f"{prompt.text[:100]!r}..."))
+    own = PromptTemplate("", "yes-no", instruction="{instruction}" in prompt.text)
+    return Recognised(
+        family=_JUDGE,
+        scorer="yes-no",
+        head=f"the logits of the tokens {answers or ['yes', 'no']} at the last place",
+        activation=_activation(own, files, options),
+        input=f"the folder's chat template{', which takes an instruction' if own.instruction else ''}",
+        max_length=declared_length(files),
+        engines=TASK_ENGINES["read_tokens"],
+        options=options,
+        evidence=evidence,
+    )
+
+
+_JUDGE: Final = "judges with a chat template of their own"
 _OWN: Final = "language models with a template of your own"
 _UNKNOWN: Final = "other language models"
 _TRANSCRIPTION: Final = "transformers: the card's procedure, whole logits at the last place"
@@ -148,20 +183,6 @@ FAMILIES: Final[Sequence[Family]] = (
         instead="use BAAI/bge-reranker-v2-gemma",
     ),
     refused_family(
-        "ContextualAI's ctxl-rerank-v2",
-        ["ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b"],
-        lambda files: repository(files, "ContextualAI/ctxl-rerank-*"),
-        because="its prompt puts the document before the query, which templates cannot say yet",
-        instead="use Qwen/Qwen3-Reranker-0.6B, which takes instructions too",
-    ),
-    refused_family(
-        "zerank",
-        ["zeroentropy/zerank-1-small", "zeroentropy/zerank-1", "zeroentropy/zerank-2"],
-        lambda files: repository(files, "zeroentropy/zerank-*"),
-        because="no template is shipped for it",
-        instead="use Qwen/Qwen3-Reranker-4B, or write a template of your own (docs/models.md)",
-    ),
-    refused_family(
         "rerankers that think before they answer",
         ["liuwenhan/reasonrank-7B", "hltcoe/Rank-K-32B", "jhu-clsp/rank1-7b"],
         lambda files: repository(files, "liuwenhan/reasonrank-*", "hltcoe/Rank-K-*", "jhu-clsp/rank1-*"),
@@ -187,11 +208,21 @@ FAMILIES: Final[Sequence[Family]] = (
     _prompted("mxbai-rerank-v2", ["mixedbread-ai/mxbai-rerank-base-v2", "mixedbread-ai/mxbai-rerank-large-v2"],
               ["mxbai-rerank-v2"], oracle=_TRANSCRIPTION),
     _prompted("bge-reranker-v2-gemma", ["BAAI/bge-reranker-v2-gemma"], ["bge-reranker-gemma"], oracle=_TRANSCRIPTION),
+    _prompted("zerank", ["zeroentropy/zerank-1-small", "zeroentropy/zerank-1", "zeroentropy/zerank-2"], ["zerank"],
+              oracle=_TRANSCRIPTION),
+    _prompted("ctxl-rerank-v2", ["ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b"], ["ctxl-rerank-v2"],
+              oracle=_TRANSCRIPTION),
     _prompted("FIRST", ["rryisthebest/First_Model", "castorini/first_mistral"],
               ["first-zephyr", "first-mistral", "first-llama-3", "first-qwen", "first-qwen3", "minilm-first"],
               oracle="transformers: rank_llm's prompt, whole logits at the identifier's place"),
     _prompted("RankZephyr", ["castorini/rank_zephyr_7b_v1_full"], ["rank-zephyr", "rankgpt"],
               oracle="transformers: greedy generation, the order that it writes"),
+    Family(
+        name=_JUDGE,
+        repositories=["what sentence-transformers 5.4 and later save as Transformer -> LogitScore"],
+        recognise=_own_prompt,
+        oracle="sentence-transformers: `CrossEncoder.predict`",
+    ),
     Family(name=_OWN, repositories=["any causal language model"], recognise=_own_template, oracle="none: yours"),
     Family(
         name=_UNKNOWN,

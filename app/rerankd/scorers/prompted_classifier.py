@@ -1,0 +1,126 @@
+"""Language models with a classifier's head that read a pair inside of a prompt.
+
+Such are Qwen3-Reranker as a sequence classifier, and rerankers that sentence-transformers saves with a chat template.
+
+The head reads the last token. Outputs and activation mean what they do for a cross-encoder.
+"""
+
+import json
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rerankd.config.options import read_options
+from rerankd.domain import FloatArray
+from rerankd.errors import ConfigError
+from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
+from rerankd.recognition.heads import Head, read_activation, read_head, score_of
+from rerankd.recognition.kinds import refuse_other_than_cross_encoder, refuse_unknown_settings
+from rerankd.recognition.tokenizer_settings import refuse_other_cuts
+from rerankd.scorers.base import Edges, EncodedPairs, ScorerSpec
+from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, check_instruction, parts_of
+from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
+from rerankd.scorers.templates import is_recognised, read_prompt_template
+from rerankd.scorers.tokenizer_files import TokenizerFolder
+from rerankd.scorers.yes_no_template import YesNoTemplate
+
+
+class PromptedClassifierOptions(BaseModel):
+    """`[model.options]` of the scorer `prompted-classifier`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    template: str | None = Field(default=None, description="A template of `yes-no`; default: the folder's own prompt.")
+    instruction: str | None = Field(default=None, description="Default: the template's.")
+    activation: ActivationName | None = Field(
+        default=None, description="`sigmoid` or `identity`; default: the model's own."
+    )
+    label: int | None = Field(
+        default=None, ge=0, description='Number of the output that means "relevant", for models with several.'
+    )
+
+
+class PromptedClassifier:
+    output_tokens: Sequence[int] = ()
+
+    def __init__(self, prompt: PairPrompt, *, pad_id: int, activation: str, head: Head, fingerprint: str) -> None:
+        self._prompt = prompt
+        self._head = head
+        self.max_length = prompt.max_length
+        self.pad_id = pad_id
+        self.outputs = head.outputs
+        self.activation: Activation = ACTIVATIONS[activation]
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def load(cls, spec: ScorerSpec) -> "PromptedClassifier":
+        """Read tokenizer, configuration and prompt.
+
+        Raises:
+            ConfigError: a file is missing, no prompt is known for the model, or the head's meaning is unknown.
+        """
+        options = read_options(spec.options, PromptedClassifierOptions, of="scorer 'prompted-classifier'")
+        read = TokenizerFolder.read(spec.folder)
+        refuse_other_than_cross_encoder(read.files)
+        refuse_unknown_settings(read.files, prompted=True)
+        refuse_other_cuts(read.files, side=read.truncation_side)
+        if not read.names_pad:
+            raise ConfigError(
+                f"{spec.folder}: no file names a padding token, by which this model finds the end of a text; name one "
+                "that ends no text in tokenizer_config.json (pad_token) or config.json (pad_token_id)"
+            )
+        head = read_head(read.files, label=options.label)
+        template = _template(spec, read, options)
+        instruction = options.instruction if options.instruction is not None else template.instruction
+        max_length = read.length(spec.max_length, usual=template.max_length)
+        written = template.model_dump(include=set(PairTemplateFile.model_fields))
+        return cls(
+            PairPrompt(read.tokenizer, template, instruction=instruction, max_length=max_length),
+            pad_id=read.pad_id,
+            activation=options.activation or read_activation(read.files, head),
+            head=head,
+            fingerprint=json.dumps(["prompted-classifier", max_length, head.label, head.problem, instruction, written]),
+        )
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+        owner: str = "",  # noqa: ARG002 - nothing is kept
+    ) -> EncodedPairs:
+        """As `PairPrompt.encode`."""
+        return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
+
+    def room(self, query: str, instruction: str | None = None) -> int:
+        """As `PairPrompt.room`."""
+        return self._prompt.room(query, instruction)
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """As `PairPrompt.edges`."""
+        return self._prompt.edges(texts)
+
+    def drops(self, text: str) -> bool:
+        """As `PairPrompt.drops`."""
+        return self._prompt.drops(text)
+
+    def interpret(self, logits: FloatArray) -> FloatArray:
+        """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
+        return score_of(self._head, logits)
+
+
+def _template(spec: ScorerSpec, read: TokenizerFolder, options: PromptedClassifierOptions) -> PairTemplateFile:
+    """The named template, or the one that recognises the model, or the folder's own."""
+    if options.template is None and reads_own_prompt(read.files) and not is_recognised(spec, method="yes-no"):
+        prompt = read_chat_prompt(read.files)
+        return PairTemplateFile(
+            prompt=parts_of(prompt, read.tokenizer),
+            instruction=prompt.instruction,
+            instruction_form=prompt.instruction_form,
+        )
+    template = read_prompt_template(spec, method="yes-no", name=options.template, shape=YesNoTemplate)
+    if "{instruction}" in "".join(template.prompt):
+        check_instruction(read.files, said=options.instruction, template=template.instruction)
+    return template

@@ -1,0 +1,255 @@
+"""Each family that is served scores as its authors' library does, alone and in batches with other lengths.
+
+`RERANKD_TEST_RECORD=1` writes the largest differences into docs/differences.json, which docs/models-supported.md shows.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from docs.generate import DIFFERENCES
+from rerankd.config.settings import Settings
+from rerankd.domain import FloatArray, RerankRequest
+from rerankd.recognition.families import recognise
+from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.recognised import Asked, Recognised
+from rerankd.scorers.templates import known_templates
+from rerankd.serving.assembly import running_service
+from rerankd.telemetry.observer import Silent
+from tests.integration.test_poisoned_folders import build_qwen3_classifier
+from tests.registry_files import write_registry
+from tests.tiny_causal import CAUSAL_FAMILIES
+from tests.tiny_models import CORPUS, FAMILIES, build_bert
+from tests.tokenizer_folders import SHIPPED_TEMPLATES
+from tests.transcriptions import bge_gemma_logits, mxbai_rerank_logits, prompted_logits, qwen3_reranker_logits
+
+pytestmark = pytest.mark.slow
+
+QUERY = "Where is the capital of Austria, and how large is it?"
+DOCUMENTS = ["y", *CORPUS[:3], " Vienna \n", CORPUS[7], " ".join(CORPUS[:4])]
+TOLERANCE = 1e-4
+WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+# With the roles that sentence-transformers gives a pair, an instruction before them, and text behind the document.
+ROLES = (
+    "{% for m in messages if m['role'] == 'system' %}<|im_start|>system\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>user\n<Query>: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}\n"
+    "<Document>: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
+    "{{ ending }}<|im_end|>\n{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+Scores = Callable[[Path], FloatArray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a tiny model of a family is made, and what its scores are by somebody else: relevance, or with `raw` what is
+    before the activation. `repository`: the name on the hub that it is known by.
+    """
+
+    family: str
+    build: Callable[[Path], object]
+    oracle: Scores
+    repository: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    raw: bool = False
+    name: str = ""
+
+
+def by_sentence_transformers(folder: Path) -> FloatArray:
+    from sentence_transformers import CrossEncoder  # noqa: PLC0415 - imports torch
+
+    encoder = CrossEncoder(str(folder), device="cpu")
+    # One by one: padding must not be what both agree in.
+    scores = [encoder.predict([(QUERY, text)], show_progress_bar=False)[0] for text in DOCUMENTS]
+    return np.asarray(scores, dtype=np.float32)
+
+
+def log_odds(folder: Path) -> FloatArray:
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.inference_mode():
+        logits = [model(**tokenizer(QUERY, text, return_tensors="pt", truncation=True)).logits[0] for text in DOCUMENTS]
+    return np.asarray([float(row[1] - row[0]) for row in logits], dtype=np.float32)
+
+
+def judge(*, ending: str = "", prompt: str | None = None, false: str | None = "no") -> Callable[[Path], object]:
+    """As sentence-transformers saves a language model with answer tokens."""
+
+    def build(folder: Path) -> None:
+        from sentence_transformers import CrossEncoder  # noqa: PLC0415 - imports torch
+        from sentence_transformers.base.modules import Transformer  # noqa: PLC0415
+        from sentence_transformers.cross_encoder.modules import LogitScore  # noqa: PLC0415
+
+        plain = CAUSAL_FAMILIES["qwen3"](folder / "plain")
+        (plain / "chat_template.jinja").write_text(ROLES)
+        chat = {"add_generation_prompt": True, "ending": ending}
+        transformer = Transformer(
+            str(plain), transformer_task="text-generation", processing_kwargs={"chat_template": chat}
+        )
+        ids = transformer.tokenizer.convert_tokens_to_ids
+        prompts = {"prompts": {"own": prompt}, "default_prompt_name": "own"} if prompt else {}
+        reads = LogitScore(ids("yes"), ids(false) if false else None)
+        CrossEncoder(modules=[transformer, reads], device="cpu", **prompts).save(str(folder))
+        shutil.rmtree(plain)
+
+    return build
+
+
+def prompted_classifier(folder: Path) -> None:
+    """As sentence-transformers saves a classifier with a chat template."""
+    from sentence_transformers import CrossEncoder  # noqa: PLC0415 - imports torch
+
+    build_qwen3_classifier(folder / "plain")
+    (folder / "plain" / "chat_template.jinja").write_text(ROLES)
+    CrossEncoder(str(folder / "plain"), device="cpu").save(str(folder))
+    shutil.rmtree(folder / "plain")
+
+
+def converted_qwen3(folder: Path) -> None:
+    """A Qwen3-Reranker whose answer tokens' rows were made a classifier's head of one output."""
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForSequenceClassification  # noqa: PLC0415
+
+    plain = CAUSAL_FAMILIES["qwen3"](folder / "plain")
+    tokenizer, judge = AutoTokenizer.from_pretrained(plain), AutoModelForCausalLM.from_pretrained(plain)
+    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    config = judge.config
+    config.num_labels = 1
+    classifier = Qwen3ForSequenceClassification(config)
+    classifier.model.load_state_dict(judge.model.state_dict())
+    with torch.no_grad():
+        rows = judge.lm_head.weight
+        classifier.score.weight.copy_((rows[yes] - rows[no])[None])
+    classifier.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(plain / name, folder / name)
+
+
+def of_the_original(folder: Path) -> FloatArray:
+    return qwen3_reranker_logits(folder / "plain", QUERY, DOCUMENTS, instruction=WEB_SEARCH)
+
+
+_ZERANK = "<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n{document}<|im_end|>\n<|im_start|>assistant\n"
+_CTXL = (
+    "Check whether a given document contains information helpful to answer the query.\n<Document> {document}\n"
+    "<Query> {query} ??"
+)
+
+CASES = [
+    Case("BERT and ELECTRA cross-encoders", FAMILIES["bert"], by_sentence_transformers),
+    Case("RoBERTa and XLM-RoBERTa cross-encoders", FAMILIES["xlmr"], by_sentence_transformers),
+    Case("ModernBERT cross-encoders", FAMILIES["modernbert"], by_sentence_transformers),
+    Case("DeBERTa cross-encoders", FAMILIES["deberta"], by_sentence_transformers),
+    Case(
+        "monoBERT",
+        lambda folder: build_bert(folder, num_labels=2),
+        log_odds,
+        repository="castorini/monobert-large-msmarco",
+        raw=True,
+    ),
+    Case(
+        "language models with a classifier's head, trained on plain pairs",
+        build_qwen3_classifier,
+        by_sentence_transformers,
+        options={"pairs": "plain"},
+    ),
+    Case("language models with a classifier's head and a prompt", prompted_classifier, by_sentence_transformers),
+    Case(
+        "language models with a classifier's head and a prompt",
+        converted_qwen3,
+        of_the_original,
+        repository="tomaarsen/Qwen3-Reranker-0.6B-seq-cls",
+        raw=True,
+        name="converted",
+    ),
+    Case("judges with a chat template of their own", judge(), by_sentence_transformers),
+    Case("judges with a chat template of their own", judge(ending="ing ??"), by_sentence_transformers, name="ending"),
+    Case("judges with a chat template of their own", judge(prompt="Judge it."), by_sentence_transformers, name="told"),
+    Case("judges with a chat template of their own", judge(false=None), by_sentence_transformers, name="one token"),
+    Case(
+        "Qwen3-Reranker",
+        CAUSAL_FAMILIES["qwen3"],
+        lambda folder: qwen3_reranker_logits(folder, QUERY, DOCUMENTS, instruction=WEB_SEARCH),
+        repository="Qwen/Qwen3-Reranker-0.6B",
+        raw=True,
+    ),
+    Case(
+        "mxbai-rerank-v2",
+        CAUSAL_FAMILIES["qwen3"],
+        lambda folder: mxbai_rerank_logits(folder, QUERY, DOCUMENTS, instruction=None),
+        repository="mixedbread-ai/mxbai-rerank-base-v2",
+        raw=True,
+    ),
+    Case(
+        "bge-reranker-v2-gemma",
+        CAUSAL_FAMILIES["gemma2"],
+        lambda folder: bge_gemma_logits(folder, QUERY, DOCUMENTS),
+        repository="BAAI/bge-reranker-v2-gemma",
+        raw=True,
+    ),
+    Case(
+        "zerank",
+        CAUSAL_FAMILIES["qwen3"],
+        lambda folder: prompted_logits(folder, _ZERANK, QUERY, DOCUMENTS, token="Yes"),
+        repository="zeroentropy/zerank-1-small",
+    ),
+    Case(
+        "ctxl-rerank-v2",
+        CAUSAL_FAMILIES["llama"],
+        lambda folder: prompted_logits(folder, _CTXL, QUERY, DOCUMENTS, token=0),
+        repository="ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family} {case.name}".strip())
+@pytest.mark.usefixtures("_torch_on_one_thread")
+async def test_a_family_scores_as_its_authors_library_does(case: Case, tmp_path: Path) -> None:
+    folder = _place(tmp_path, case.repository)
+    case.build(folder)
+    found = recognise(
+        ModelFiles.read(folder), Asked(options=case.options, templates=known_templates([SHIPPED_TEMPLATES]))
+    )
+    assert isinstance(found, Recognised), str(found)
+    assert found.family == case.family
+    together, alone = await _scores(folder, case, tmp_path)
+    expected = case.oracle(folder)
+    difference = float(np.abs(np.concatenate([together - expected, alone - expected])).max())
+    assert difference <= TOLERANCE, (together, alone, expected)
+    assert np.ptp(expected) > 100 * TOLERANCE, "all scores are alike: they would agree whatever is read"
+    if os.environ.get("RERANKD_TEST_RECORD"):
+        known = json.loads(DIFFERENCES.read_text())
+        known[case.family] = max(difference, 0.0 if not case.name else known.get(case.family, 0.0))
+        DIFFERENCES.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+
+
+def _place(root: Path, repository: str) -> Path:
+    """A folder that the hub's client would give a repository's files."""
+    name = f"models--{repository.replace('/', '--')}/snapshots/{'a' * 40}" if repository else "model"
+    (root / name).mkdir(parents=True)
+    return root / name
+
+
+async def _scores(folder: Path, case: Case, tmp_path: Path) -> Sequence[FloatArray]:
+    """Scores in the order of the documents: of one request with all of them, and of one for each."""
+    model = {"name": "m", "path": folder, "scorer": "auto", "engine": "auto", "options": case.options}
+    registry = write_registry(tmp_path, [model])
+    async with running_service(Settings(registry=registry, cache_url="none://"), Silent()) as service:
+        await service.model_named("m").settled()
+        requests = [DOCUMENTS, *([document] for document in DOCUMENTS)]
+        results = [
+            (await service.rerank(RerankRequest(query=QUERY, documents=documents))).results for documents in requests
+        ]
+    together, *alone = [
+        [one.value if case.raw else one.relevance_score for one in sorted(ranked, key=lambda one: one.index)]
+        for ranked in results
+    ]
+    return np.array(together), np.array([values[0] for values in alone])

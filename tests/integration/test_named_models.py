@@ -96,7 +96,7 @@ def test_a_repository_is_served_by_its_name_alone(tiny_model: Path, tmp_path: Pa
         refused = rerankd("serve", "--check", "--load", "org/vectors", cwd=None, **environment)
         assert refused.returncode == 2
         assert "it gives vectors" in refused.stderr
-        command = [sys.executable, "-m", "rerankd.cli", "serve", "org/model", "--port", str(port := free_port())]
+        command = [sys.executable, "-m", "rerankd", "serve", "org/model", "--port", str(port := free_port())]
         with running(command, port, tmp_path / "rerankd.log", environment) as server:
             wait_until_ready(server)
         assert hub.fetched() == {*names, "onnx/model.onnx"}

@@ -1,0 +1,64 @@
+"""The command `rerankd`: its commands, in the order of `--help`."""
+
+import sys
+
+from rerankd.cli import benchmarking, evaluating, exporting, listing, ranking, serving, tuning
+from rerankd.cli.app import cli, examples, print_problem
+from rerankd.errors import ConfigError, RerankError
+from rerankd.tools.outputs import explain_os_error
+
+__all__ = ["cli", "main"]
+
+cli.command(
+    epilog=examples(
+        "rerankd serve --port 8123",
+        "rerankd serve BAAI/bge-reranker-v2-m3",
+        "rerankd serve ./my-model --name ours --dtype int8",
+        "RERANKD_REGISTRY=models.toml RERANKD_API_KEYS_FILE=keys.toml rerankd serve --check --load",
+    )
+)(serving.serve)
+cli.command(
+    help=ranking.RANK_HELP,
+    epilog=examples(
+        "rerankd rank requests.jsonl answers.jsonl",
+        "rerankd rank bm25.trec reranked.trec --corpus corpus.jsonl --queries queries.jsonl --depth 100",
+    ),
+)(ranking.rank)
+cli.command(
+    "eval",
+    epilog=examples(
+        "rerankd eval data/my-questions --model minilm-qa --output report.json",
+        "rerankd eval data/my-questions --url http://127.0.0.1:8000 --markdown report.md",
+    ),
+)(evaluating.evaluate)
+cli.command(
+    epilog=examples(
+        "rerankd bench http://127.0.0.1:8000 --clients 1,8,32",
+        "rerankd bench http://127.0.0.1:8000 --documents 10,100 --utilization 0.5,0.8 --output report.json",
+    )
+)(benchmarking.bench)
+cli.command(epilog=examples("rerankd tune", "rerankd tune minilm-qa --budget-s 300"))(tuning.tune)
+cli.command(epilog=examples("rerankd models", "rerankd models --json | jq -r '.[].name'"))(listing.models)
+cli.command("inspect", epilog=examples("rerankd inspect BAAI/bge-reranker-v2-m3", "rerankd inspect ./my-model --json"))(
+    listing.inspect_model
+)
+cli.command(
+    epilog=examples(
+        "rerankd export hub:cross-encoder/ms-marco-MiniLM-L6-v2 models/minilm-l6",
+        "rerankd export ./my-model models/ours --precision float32 --precision int8",
+    )
+)(exporting.export)
+
+
+def main() -> None:
+    """Run the command line. Configuration and file errors print one line and exit with status 2."""
+    try:
+        cli()
+    except (ConfigError, RerankError) as error:
+        print_problem(str(error))
+        sys.exit(2)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print_problem(explain_os_error(error))
+        sys.exit(2)

@@ -1,0 +1,95 @@
+"""`rerankd export`: a Hugging Face reranker as ONNX."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rerankd.cli.app import RegistryOption, interruptible, needing_extra
+from rerankd.config.settings import ModelSpec, Settings, read_settings
+from rerankd.errors import ConfigError
+from rerankd.scorers import EXPORTED_SCORERS
+from rerankd.scorers.base import ScorerSpec
+from rerankd.serving.model_files import model_folder, template_folders
+from rerankd.tools.outputs import check_folder
+
+if TYPE_CHECKING:
+    from rerankd.tools.parity import Parity
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A Hugging Face folder, or hub:org/name@revision.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    *,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="float32, float16, int8 or int8-weights; may be repeated. Default: all.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The scorer to export for: cross-encoder, yes-no or first.")] = (
+        "cross-encoder"
+    ),
+    template: Annotated[str | None, typer.Option(help="The prompt template of a language model.")] = None,
+    window: Annotated[int | None, typer.Option(min=2, help="Candidates that a listwise model reads at once.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="`plain`, for classifiers that were trained on plain pairs.")
+    ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run Python code of the model's repository.")] = False,
+    registry: RegistryOption = None,
+) -> None:
+    """Turn a Hugging Face reranker into ONNX, and report how far the scores of each precision are from torch."""
+    settings = read_settings(registry=registry)
+    if method not in EXPORTED_SCORERS:
+        raise ConfigError(f"unknown method {method!r}; known: {', '.join(EXPORTED_SCORERS)}")
+    spec = ModelSpec(name="source", path=source, engine="torch-encoder", trust_remote_code=trust_remote_code)
+    with needing_extra("export"):
+        from rerankd.tools.exporting import export_cross_encoder, export_language_model  # noqa: PLC0415 - torch is not part of a service
+        from rerankd.tools.graph_files import GRAPHS  # noqa: PLC0415 - as above
+    wanted = precision or list(GRAPHS)
+    unknown = set(wanted) - set(GRAPHS)
+    if unknown:
+        raise ConfigError(f"unknown precision {', '.join(sorted(unknown))}; known: {', '.join(GRAPHS)}")
+    check_folder("TARGET", target)
+    console = Console()
+    unfinished = f"{target} is unfinished; the same command makes it again"
+    with interruptible(unfinished), console.status("starting") as status:
+        export_source = (
+            partial(export_cross_encoder, pairs=pairs)
+            if method == "cross-encoder"
+            else partial(
+                export_language_model, method=method, spec=_scorer_spec(source, settings, template, window, target)
+            )
+        )
+        parities = export_source(
+            model_folder(spec, settings, beside=Path.cwd()),
+            target,
+            precisions=[name for name in GRAPHS if name in wanted],
+            trust_remote_code=trust_remote_code,
+            on_step=status.update,
+        )
+    Console().print(_parity_table(parities))
+
+
+def _parity_table(parities: Sequence["Parity"]) -> Table:
+    table = Table("precision", "file", "MB", "largest |difference| from torch", "mean")
+    for parity in parities:
+        table.add_row(
+            parity.precision,
+            parity.file,
+            f"{parity.megabytes:.1f}",
+            f"{parity.largest_difference:.2g}",
+            f"{parity.mean_difference:.2g}",
+        )
+    return table
+
+
+def _scorer_spec(source: str, settings: Settings, template: str | None, window: int | None, folder: Path) -> ScorerSpec:
+    given = {"template": template, "window": window}
+    return ScorerSpec(
+        folder=folder,
+        source=source,
+        templates=template_folders(settings),
+        options={name: value for name, value in given.items() if value is not None},
+    )

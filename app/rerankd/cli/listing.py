@@ -1,0 +1,99 @@
+"""`rerankd models` and `rerankd inspect`: what would be served, and its problems."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from rerankd.cli.app import RegistryOption, log_warnings_only, print_problem
+from rerankd.config.named_models import named_model, served_registry
+from rerankd.config.settings import read_settings
+from rerankd.serving.choosing import inspect
+from rerankd.tools.checking import Checked, check_settings
+from rerankd.tools.inspecting import describe_model, inspection_table
+
+
+def models(
+    registry: RegistryOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list, with the problems of each model.")] = False,
+) -> None:
+    """List what the registry serves, and what is wrong with it; `rerankd serve --check` also fails if there is any."""
+    settings = read_settings(registry=registry)
+    served_registry(settings)  # raises where there is nothing to list
+    log_warnings_only()
+    checked = check_settings(settings)
+    if as_json:
+        typer.echo(json.dumps(_listed(checked), indent=2, ensure_ascii=False))
+        return
+    list_problems(checked)
+
+
+def inspect_model(
+    model: Annotated[str, typer.Argument(help="A folder, or a name on the hub (org/name).")],
+    *,
+    template: Annotated[
+        str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="As of `rerankd serve`.", show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help="As of `rerankd serve`.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
+) -> None:
+    """Say what a model is, how it would be served here, and what was read from which file; weights are not fetched."""
+    settings = read_settings(model_device=device, model_dtype=dtype, model_template=template)
+    log_warnings_only()
+    report = describe_model(inspect(named_model(model, settings), settings))
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        Console().print(inspection_table(report))
+    if not report["served"]:
+        raise typer.Exit(1)
+
+
+def list_problems(checked: Checked) -> int:
+    """Print the models and all problems, and return the exit status."""
+    if checked.registry is not None:
+        Console().print(_models_table(checked))
+    for problem in checked.all_problems:
+        print_problem(problem)
+    return 2 if checked.all_problems else 0
+
+
+def _listed(checked: Checked) -> list[dict[str, object]]:
+    """The fields are listed one by one, because options may be confidential."""
+    return [
+        {
+            "name": spec.name,
+            "aliases": list(spec.aliases),
+            "default": spec.name == checked.default,
+            "scorer": None if spec.stages else spec.scorer,
+            "engine": None if spec.stages else spec.engine,
+            "path": spec.path or None,
+            "stages": list(spec.stages),
+            "revision": spec.revision,
+            "problems": list(model.problems),
+        }
+        for model in checked.models
+        for spec in [model.spec]
+    ]
+
+
+def _models_table(checked: Checked) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("model", "aliases", "scorer", "engine", "path or stages", "revision", "usable"):
+        table.add_column(name, overflow="fold")
+    for model in checked.models:
+        spec = model.spec
+        table.add_row(
+            spec.name + (" (default)" if spec.name == checked.default else ""),
+            ", ".join(spec.aliases),
+            "cascade" if spec.stages else spec.scorer,
+            "" if spec.stages else spec.engine,
+            spec.path or " > ".join(spec.stages),
+            spec.revision or "",
+            "no" if model.problems else model.extent.value,
+        )
+    return table

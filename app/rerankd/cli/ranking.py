@@ -1,0 +1,82 @@
+"""`rerankd rank`: files of requests, or TREC runs, without a server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from rerankd.cli.app import PROGRESS_COLUMNS, RegistryOption, interruptible, log_warnings_only
+from rerankd.config.settings import read_settings
+from rerankd.errors import ConfigError
+from rerankd.tools.outputs import check_files
+from rerankd.tools.rank import Outcome, Plan, plan_requests, plan_run, rerank_file
+
+RANK_HELP = """Rerank a file of requests, or a TREC run, without a server.
+
+INPUT is JSONL, a request a line; "id", "model" and "top_n" are optional:
+
+{"id": 7, "query": "...", "documents": ["...", {"text": "..."}], "top_n": 10}
+
+OUTPUT gets a line for each, in the same order, with the best document first, or with an error:
+
+{"id": 7, "model": "minilm-qa", "results": [{"index": 1, "relevance_score": 0.98}]}
+
+{"id": 7, "error": "...", "error_type": "overloaded"}
+
+With --corpus and --queries, INPUT and OUTPUT are TREC runs: query, Q0, document, rank, score and tag in columns.
+Corpus and queries are JSONL: {"id": "d1", "text": "...", "title": "..."}, the title optional.
+
+Inputs may be gzipped (.gz). Give the same command again to continue an interrupted run.
+"""
+
+
+def rank(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Requests (JSONL), or a TREC run (with --corpus).")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Where answers are appended; an interrupted run continues there.")
+    ],
+    corpus: Annotated[Path | None, typer.Option(help="The run's documents (JSONL with id and text).")] = None,
+    queries: Annotated[Path | None, typer.Option(help="The run's queries (JSONL with id and text).")] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all.")] = None,
+    model: Annotated[str | None, typer.Option(help="A served model; default: the registry's.")] = None,
+    registry: RegistryOption = None,
+) -> None:
+    """Rerank a file of requests, or a TREC run, through the service's own pipeline."""
+    settings = read_settings(registry=registry)
+    log_warnings_only()
+    check_files({"OUTPUT": output}, inputs=[source, corpus, queries])
+    if (corpus is None) != (queries is None):
+        raise ConfigError("a TREC run needs both --corpus and --queries; a file of requests needs neither")
+    if corpus is not None and queries is not None:
+        plan = plan_run(source, output, corpus=corpus, queries=queries, depth=depth, model=model)
+    else:
+        plan = plan_requests(source, output, model=model)
+    if not plan.total:
+        output.touch()
+        Console(stderr=True).print(f"{source} has no requests", highlight=False, markup=False, soft_wrap=True)
+    with interruptible("finished requests are kept, and the same command continues from there"):
+        failed = asyncio.run(_show_progress(plan, rerank_file(settings, plan, output)))
+    if failed:
+        raise typer.Exit(1)
+
+
+async def _show_progress(plan: Plan, outcomes: AsyncIterator[Outcome]) -> int:
+    """Show a progress bar, and return how many requests failed."""
+    errors = Console(stderr=True)
+    failed = pairs = 0
+    started = perf_counter()
+    with Progress(*PROGRESS_COLUMNS, console=errors) as progress:
+        bar = progress.add_task("reranking", total=plan.total, completed=plan.done, speed="")
+        async for outcome in outcomes:
+            pairs += outcome.pairs
+            if outcome.error is not None:
+                failed += 1
+                errors.print(f"[red]{outcome.error.code}:[/] {escape(outcome.error.message)}", highlight=False)
+            progress.update(bar, advance=1, speed=f"{pairs / (perf_counter() - started):.0f} pairs/s")
+    return failed

@@ -1,0 +1,98 @@
+"""`rerankd serve`: models over HTTP, or a check of the configuration."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+import uvloop
+from rich.console import Console
+
+from rerankd.api.transport.listening import check_address
+from rerankd.cli.app import RegistryOption, log_warnings_only
+from rerankd.cli.listing import list_problems
+from rerankd.concurrency.worker import exit_beside_hung_calls
+from rerankd.config.settings import Settings, read_settings, try_settings
+from rerankd.errors import ConfigError
+from rerankd.telemetry import logs
+from rerankd.tools.checking import Checked, check_settings
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Folders, or names on the hub (org/name), to serve instead of the registry's models.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default=False)] = None,
+    registry: RegistryOption = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="What requests call the MODEL; one for each.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU where there is one.", show_default=False)
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or int8.", show_default=False)] = None,
+    template: Annotated[
+        str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
+    ] = None,
+    certify: Annotated[
+        str | None,
+        typer.Option(help="strict: refuse a MODEL that ranks obvious answers wrongly.", show_default=False),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only check the configuration: exit with 2 and list all problems, or with 0."),
+    ] = False,
+    load: Annotated[bool, typer.Option("--load", help="With --check: also download and load every model.")] = False,
+) -> None:
+    """Serve models over HTTP: those named, or all of the registry. Settings come from the environment
+    (docs/configuration.md).
+    """
+    if load and not check:
+        raise ConfigError("--load is for --check; serving loads every model anyway")
+    if models and registry:
+        raise ConfigError("give MODEL or --registry, not both; a registry can name further models itself")
+    given = {
+        "host": host,
+        "port": port,
+        "registry": registry,
+        "model": tuple(models or ()) or (() if registry else None),
+        "model_name": tuple(name or ()) or None,
+        "model_device": device,
+        "model_dtype": dtype,
+        "model_template": template,
+        "model_certify": certify,
+    }
+    if check:
+        log_warnings_only()
+        settings, known = try_settings(**given)
+        raise typer.Exit(_report(check_settings(settings, known=known, load=load), settings, loaded=load))
+    settings = read_settings(**given)
+    from rerankd.api.server import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
+
+    check_address(settings.host, settings.port)
+    with logs.serving(settings.log_level, logs.LogFormat(settings.log_format)):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve_http(settings))
+        exit_beside_hung_calls()
+
+
+def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:
+    """Print what a configuration serves and its problems, and return the exit status."""
+    if list_problems(checked):
+        return 2
+    console = Console()
+    keys = f"{checked.keys} API keys" if checked.keys else "no API keys: everyone who can reach the port can use it"
+    found = "The configuration is usable" if loaded else "Nothing wrong was found"
+    loading = "loaded" if loaded else "not loaded (--load does)"
+    console.print(
+        f"{found}. Models: {len(checked.models)}, {loading}. Address: {settings.host}:{settings.port}; {keys}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0

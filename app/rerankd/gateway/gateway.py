@@ -23,7 +23,7 @@ from math import inf
 from types import TracebackType
 from typing import Final, Self
 
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import Document, RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 from rerankd.gateway.failures import failure_of
 from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES, Claim, HeldBytes
@@ -188,5 +188,7 @@ class GatewayCall:
 
 
 def _bytes_of(request: RerankRequest) -> int:
-    """About what a request holds: its texts, and what the work on them takes."""
-    return QUERY_BYTES + DOCUMENT_BYTES * len(request.documents) + sum(map(len, request.documents))
+    """About what a request holds: its texts and images, and what the work on them takes."""
+    images = sum(len(document.image) for document in request.documents if isinstance(document, Document))
+    texts = len(request.query) + sum(map(len, request.documents))
+    return QUERY_BYTES + DOCUMENT_BYTES * len(request.documents) + texts + images

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from rerankd.config.api_keys import ApiKey, hash_key
 from rerankd.config.settings import Settings
-from rerankd.domain import RerankRequest, RerankResult
+from rerankd.domain import Document, RerankRequest, RerankResult
 from rerankd.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -160,6 +160,18 @@ async def test_requests_that_would_hold_too_much_are_rejected_while_others_are_w
         fake.engine.gate.set()
         await first
         assert gateway.held.total == 0
+
+
+async def test_an_image_counts_as_held_bytes() -> None:
+    fake = FakeService()
+    async with _open(fake, max_held_bytes=1 << 20) as gateway:
+        fake.engine.gate.clear()
+        first = asyncio.create_task(gateway.rerank([_request(1)]))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="other requests hold"):
+            await gateway.rerank([RerankRequest(query="q", documents=[Document("a", image=bytes(1 << 20))])])
+        fake.engine.gate.set()
+        await first
 
 
 class _OnePass(ArithmeticEngine):

@@ -10,7 +10,7 @@ is compared with the engine's own time for such a request, all threads together.
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -20,8 +20,8 @@ import orjson
 
 from loadtest.claims import Claim, conclude, parser, run, served
 from rerankd.config.settings import Settings, read_registry
-from rerankd.engines.base import Engine, cut_by_length
-from rerankd.scorers.base import PairScorer
+from rerankd.engines.base import LogitsEngine, cut_by_length
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, EncodedPairs
 from rerankd.serving.assembly import load_parts
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.benchmark.connection import Target
@@ -33,15 +33,24 @@ DOCUMENTS = 30
 REQUESTS = 40
 
 
+class _PairEncoding:
+    """How a scorer of pairs encodes; others are none of this tool's business."""
+
+    def pairs(self, scorer: AnyPairScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
+        return scorer.encode
+
+    def lists(self, scorer: AnyListScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
+        raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
+
+
 class EngineAlone:
     """The registry's default model without a service around it."""
 
     def __init__(self, settings: Settings) -> None:
         spec = read_registry(settings.registry).only([None]).model[0]
         parts = load_parts(spec, settings)
-        assert parts.pairs is not None, "the model is no scorer of pairs"
-        self._engine: Engine = parts.engine
-        self._scorer: PairScorer = parts.pairs
+        self._engine: LogitsEngine = parts.engine
+        self._encode = parts.scorer.by_kind(_PairEncoding())
         preferred = parts.engine.preferred_batch
         self._limits = replace(preferred, tokens=parts.spec.batch_tokens or preferred.tokens)
         self._pool = ThreadPoolExecutor(parts.engine.workers)
@@ -50,8 +59,7 @@ class EngineAlone:
         """Tokenized requests of the reference workload."""
         bodies = [orjson.loads(body.content) for body in islice(Workload(Shape((DOCUMENTS,)), seed=seed), REQUESTS)]
         return [
-            list(self._scorer.encode(body["query"], body["documents"], max_document_tokens=None).encodings)
-            for body in bodies
+            list(self._encode(body["query"], body["documents"], max_document_tokens=None).encodings) for body in bodies
         ]
 
     def seconds(self, encodings: Sequence[Encoding]) -> float:

@@ -21,7 +21,7 @@ from rerankd.engines import load_engine
 from rerankd.engines.base import BatchLimits, EngineSpec, pad
 from rerankd.engines.openvino import _remove_quantization, rounded_length
 from rerankd.scorers import load_scorer
-from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.scorers.base import AnyPairScorer, ScorerSpec
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.tuning import workload
 
@@ -63,7 +63,7 @@ def variants(folder: Path, *, pad_id: int) -> dict[str, tuple[Forward, int]]:
     return found
 
 
-def golden_distance(forward: Forward, scorer: PairScorer, folder: Path) -> float:
+def golden_distance(forward: Forward, scorer: AnyPairScorer, folder: Path) -> float:
     """The largest distance from the float32 logits."""
     pairs = json.loads((folder / "golden.json").read_text(encoding="utf-8"))["pairs"]
     encodings = [scorer.encode(p["query"], [p["document"]], max_document_tokens=None).encodings[0] for p in pairs]

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
@@ -26,11 +26,12 @@ from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
-from rerankd.scorers.base import Edges, EncodedPairs
+from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
 from rerankd.serving.service import Limits, RerankService
-from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.classify import Classify
+from rerankd.tasks.encoding import Encoding, stacked
 from rerankd.telemetry.observer import Observer
 
 T = TypeVar("T")
@@ -201,8 +202,7 @@ class WordScorer:
     """Every word is a token. The words "poison" and "nan" have the ids that an `ArithmeticEngine` fails on."""
 
     pad_id = 0
-    output_tokens: Sequence[int] = ()
-    outputs = 1
+    task = Classify(outputs=1)
     activation: Activation = staticmethod(identity)
 
     def __init__(self, *, max_length: int = 512, takes_instruction: bool = False) -> None:
@@ -218,7 +218,7 @@ class WordScorer:
         max_document_tokens: int | None,
         instruction: str | None = None,
         owner: str = "",
-    ) -> EncodedPairs:
+    ) -> EncodedPairs[Encoding]:
         if instruction is not None and not self._takes_instruction:
             raise InvalidRequest("this model does not take an instruction")
         start = [*map(_word_id, query.split()), _SEPARATOR]
@@ -241,8 +241,11 @@ class WordScorer:
     def drops(self, text: str) -> bool:
         return not text.split()
 
-    def interpret(self, logits: FloatArray) -> FloatArray:
-        return logits[:, 0]
+    def interpret(self, rows: Iterable[FloatArray], /) -> FloatArray:
+        return stacked(rows)[:, 0]
+
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.pairs(self)
 
 
 def _word_edges(text: str) -> Edges:

@@ -20,13 +20,13 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen3Config
 from transformers.utils import logging as transformers_logging
 
+from rerankd.engines.base import Engine
 from rerankd.engines.torch.causal import TorchCausalEngine
 from rerankd.engines.torch.generate import TorchGenerateEngine
 from rerankd.engines.torch.prefixes import PrefixStore
@@ -42,8 +43,12 @@ from rerankd.scorers.base import ScorerSpec
 from rerankd.scorers.first import First
 from rerankd.scorers.yes_no import YesNo
 from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.generate import Prompt
 from tests.tiny_causal import QWEN_MARKUP, byte_level_tokenizer
 from tests.tiny_models import CORPUS
+
+T = TypeVar("T", Encoding, Prompt)
+R = TypeVar("R")
 
 _WINDOW: Final = 20
 _CANDIDATES: Final = 100
@@ -143,7 +148,7 @@ class Bench:
     def reader(self, scorer: First | YesNo, *, share: bool) -> TorchCausalEngine:
         return TorchCausalEngine(
             self.model,
-            output_tokens=scorer.output_tokens,
+            output_tokens=scorer.task.tokens,
             name="bench",
             pad_id=0,
             workers=1,
@@ -151,7 +156,7 @@ class Bench:
         )
 
     def writer(self) -> TorchGenerateEngine:
-        return TorchGenerateEngine(self.model, max_new_tokens=self.list_tokens, name="bench", pad_id=0, workers=1)
+        return TorchGenerateEngine(self.model, str, max_new_tokens=self.list_tokens, name="bench", pad_id=0, workers=1)
 
     def query(self) -> str:
         return self._text(8)
@@ -175,7 +180,9 @@ def single_token(bench: Bench, *, queries: int, repeats: int) -> Comparison:
 
     slow_s, fast_s = _alternate(
         prompts,
-        lambda encodings: in_passes(writer, encodings, bench.shape.pass_tokens),
+        lambda encodings: in_passes(
+            writer, [Prompt(one.ids, bench.list_tokens) for one in encodings], bench.shape.pass_tokens
+        ),
         lambda encodings: in_passes(reader, encodings, bench.shape.pass_tokens),
         repeats=repeats,
     )
@@ -282,18 +289,16 @@ class _Request:
             self.order, self.windows = end.value, []
 
 
-def in_passes(
-    engine: TorchCausalEngine | TorchGenerateEngine, encodings: Sequence[Encoding], pass_tokens: int
-) -> Iterator[np.ndarray]:
-    """The outputs of all encodings, in order: sorted by length into passes of at most this many padded tokens."""
-    order = sorted(range(len(encodings)), key=lambda place: -len(encodings[place].ids))
-    outputs: dict[int, np.ndarray] = {}
+def in_passes(engine: Engine[T, Iterable[R]], payloads: Sequence[T], pass_tokens: int) -> Iterator[R]:
+    """The results of all payloads, in order: sorted by length into passes of at most this many padded tokens."""
+    lengths = [len(payload.ids) for payload in payloads]
+    order = sorted(range(len(payloads)), key=lambda place: -lengths[place])
+    results: dict[int, R] = {}
     while order:
-        size = max(1, pass_tokens // len(encodings[order[0]].ids))
+        size = max(1, pass_tokens // lengths[order[0]])
         batch, order = order[:size], order[size:]
-        rows = engine.run([encodings[place] for place in batch])
-        outputs.update(zip(batch, rows, strict=True))
-    return iter([outputs[place] for place in range(len(encodings))])
+        results.update(zip(batch, engine.run([payloads[place] for place in batch]), strict=True))
+    return iter([results[place] for place in range(len(payloads))])
 
 
 def _alternate(

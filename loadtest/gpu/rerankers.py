@@ -23,6 +23,7 @@ from rerankd.engines.base import EngineSpec
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
+from rerankd.tasks.encoding import Encoding
 from rerankd.telemetry.observer import Silent
 
 _UNLIMITED = 10**12
@@ -57,7 +58,7 @@ class Reranker(Protocol):
 class Ours:
     """Tokenizing, batcher and torch engine as the service has them, without HTTP and cache."""
 
-    def __init__(self, stage: PointwiseStage, *, name: str) -> None:
+    def __init__(self, stage: PointwiseStage[Encoding, FloatArray], *, name: str) -> None:
         self._stage = stage
         self.name = name
 

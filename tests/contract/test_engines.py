@@ -12,7 +12,7 @@ import pytest
 
 from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
-from rerankd.engines.base import Engine, EngineSpec
+from rerankd.engines.base import EngineSpec, LogitsEngine
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
@@ -103,12 +103,12 @@ def pairs(folder: Path) -> list[Encoding]:
     ]
 
 
-def load(kind: Kind, folder: Path) -> Engine:
+def load(kind: Kind, folder: Path) -> LogitsEngine:
     pad_id = load_scorer("cross-encoder", ScorerSpec(folder=folder)).pad_id
     return load_engine(kind.engine, EngineSpec(folder=folder, pad_id=pad_id, options=kind.options))
 
 
-def alone(engine: Engine, encodings: Sequence[Encoding]) -> FloatArray:
+def alone(engine: LogitsEngine, encodings: Sequence[Encoding]) -> FloatArray:
     return np.concatenate([engine.run([encoding]) for encoding in encodings])
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 
 from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
-from rerankd.engines.base import Engine, EngineSpec
+from rerankd.engines.base import Engine, EngineSpec, LogitsEngine
 from rerankd.errors import ConfigError, OutOfMemory
 from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.generate import Generate, Generated, Prompt
+from rerankd.tasks.read_tokens import ReadTokens
 from tests.tiny_causal import CAUSAL_FAMILIES, build_llama, build_llama4, build_phi3, build_t5
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -26,9 +27,20 @@ TOKENS = (40, 41, 42, 50)
 FAMILY = pytest.mark.parametrize("family", list(CAUSAL_FAMILIES))
 
 
-def load(folder: Path, engine: str = "torch-causal", tokens: Sequence[int] = TOKENS, **options: Any) -> Engine:
-    spec = EngineSpec(folder=folder, pad_id=0, output_tokens=tokens, options={"device": "cpu", **options})
+def load(folder: Path, engine: str = "torch-causal", tokens: Sequence[int] = TOKENS, **options: Any) -> LogitsEngine:
+    spec = EngineSpec(folder=folder, pad_id=0, task=ReadTokens(tuple(tokens)), options={"device": "cpu", **options})
     return load_engine(engine, spec)
+
+
+def load_writer(folder: Path, **options: Any) -> Engine[Prompt, list[Generated]]:
+    """Its texts are the ids that it writes, with blanks between them."""
+    task = Generate(decode=lambda ids: " ".join(map(str, ids)))
+    spec = EngineSpec(folder=folder, pad_id=0, task=task, options={"device": "cpu", **options})
+    return load_engine("torch-generate", spec)
+
+
+def prompts(count: int, *, max_tokens: int = 10_000) -> list[Prompt]:
+    return [Prompt(encoding.ids, max_tokens) for encoding in random_encodings(count)]
 
 
 def random_encodings(count: int, *, seed: int = 0) -> list[Encoding]:
@@ -223,13 +235,13 @@ def test_a_full_device_asks_for_smaller_batches_and_keeps_nothing(
 @pytest.mark.parametrize(
     ("engine", "tokens", "options", "message"),
     [
-        ("torch-causal", (), {}, "use a scorer that reads tokens: yes-no or first"),
         ("torch-causal", (10**6,), {}, "reads token 1000000, the model's head has"),
         ("torch-causal", TOKENS, {"precision": "int3"}, "engine 'torch-causal': precision"),
         ("torch-causal", TOKENS, {"device": "abacus"}, "unknown device 'abacus'"),
         ("torch-causal", TOKENS, {"device": "meta"}, "device 'meta' is not supported"),
         ("torch-causal", TOKENS, {"device": "cuda:63"}, "no such GPU"),
-        ("torch-generate", TOKENS, {}, 'writes texts; set scorer = "generative"'),
+        ("torch-generate", TOKENS, {}, "'read_tokens', and 'torch-generate' runs generate; set engine to one of: onnx"),
+        ("torch-encoder", TOKENS, {}, "'torch-encoder' runs classify; set engine to one of: onnx, openvino, torch-c"),
     ],
 )
 def test_what_cannot_be_loaded_says_what_to_change(
@@ -255,8 +267,10 @@ def test_a_folder_without_all_weights_is_refused(causal_folder: Folder, tmp_path
 
 @pytest.mark.parametrize("engine", ["torch-causal", "torch-generate"])
 def test_a_model_that_is_no_causal_language_model_is_refused_by_its_type(tmp_path: Path, engine: str) -> None:
+    folder = build_t5(tmp_path / "t5")
+    load_it = load if engine == "torch-causal" else load_writer
     with pytest.raises(ConfigError, match=r"\(model_type 't5'\): .*; engine 'torch-encoder' reads seq") as caught:
-        load(build_t5(tmp_path / "t5"), engine, TOKENS if engine == "torch-causal" else ())
+        load_it(folder)
     assert len(str(caught.value)) < 800, "transformers lists all models that it knows"
 
 
@@ -264,7 +278,7 @@ def test_a_model_without_a_decoder_of_its_own_is_refused_with_a_way_out(tmp_path
     folder = build_llama4(tmp_path / "llama4")
     with pytest.raises(ConfigError, match=r"model_type 'llama4_text' is not supported .*scorer = \"generative\""):
         load(folder)
-    assert load(folder, "torch-generate", ()).run(random_encodings(2)).shape == (2, 200), "the way out leads there"
+    assert all(result.text for result in load_writer(folder).run(prompts(2))), "the way out leads there"
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
@@ -274,16 +288,18 @@ def test_what_is_written_is_what_transformers_writes_greedily(causal_folder: Fol
 
     folder = causal_folder(family)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    encodings = random_encodings(5)
-    outputs = load(folder, "torch-generate", (), max_new_tokens=7).run(encodings)
-    assert outputs.shape == (5, 7)
-    for row, encoding in zip(outputs, encodings, strict=True):
-        ids = encoding.ids.tolist()
+    asked = [*prompts(4), *prompts(1, max_tokens=3)]
+    results = load_writer(folder, max_new_tokens=7).run(asked)
+    for result, prompt in zip(results, asked, strict=True):
+        ids, logprobs = prompt.ids.tolist(), []
         with torch.inference_mode():
-            for _ in range(7):
-                ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-        written = [token if token != 0 else -1 for token in ids[len(encoding.ids) :]]
-        assert row.tolist() == written
+            for _ in range(min(7, prompt.max_tokens)):
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+                ids.append(int(logits.argmax()))
+                logprobs.append(float(logits.log_softmax(-1).max()))
+        written = [(token, logprob) for token, logprob in zip(ids[len(prompt.ids) :], logprobs, strict=True) if token]
+        assert result.text == " ".join(str(token) for token, _ in written)
+        assert result.logprobs == pytest.approx([logprob for _, logprob in written], abs=1e-4)
 
 
 def test_a_generative_model_orders_a_window(causal_folder: Folder) -> None:
@@ -294,11 +310,10 @@ def test_a_generative_model_orders_a_window(causal_folder: Folder) -> None:
     folder = causal_folder("mistral")
     spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={"template": "rank-zephyr"})
     scorer = load_list_scorer("generative", spec)
-    encoding = scorer.encode_window("query", ["a", "b", "c"], max_document_tokens=None).encoding
-    outputs = load(folder, "torch-generate", (), max_new_tokens=10).run([encoding])
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    noise = tokenizer.decode([int(token) for token in outputs[0] if token >= 0])
-    assert not {"1", "2", "3"} & set(re.findall(r"\w+", noise))
-    assert scorer.interpret_window(outputs[0], candidates=3).tolist() == [0, 0, 0]
-    order = np.array(tokenizer.encode("[2] > [3] > [1]", add_special_tokens=False).ids, dtype=np.float32)
-    assert scorer.interpret_window(order, candidates=3).tolist() == [-2, 0, -1]
+    prompt = scorer.encode_window("query", ["a", "b", "c"], max_document_tokens=None).encoding
+    served = EngineSpec(folder=folder, pad_id=0, task=scorer.task, options={"device": "cpu", "max_new_tokens": 10})
+    (noise,) = load_engine("torch-generate", served).run([prompt])
+    assert noise.text
+    assert not {"1", "2", "3"} & set(re.findall(r"\w+", noise.text))
+    assert scorer.interpret_window(noise, candidates=3).tolist() == [0, 0, 0]
+    assert scorer.interpret_window(Generated("[2] > [3] > [1]"), candidates=3).tolist() == [-2, 0, -1]

@@ -1,6 +1,6 @@
 """Models are asked questions with obvious answers at load; one that ranks them wrongly is uncertified, or refused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ import pytest
 
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings, read_registry
 from rerankd.domain import FloatArray, WindowPlan
-from rerankd.engines.base import BatchLimits, Engine
+from rerankd.engines.base import BatchLimits, LogitsEngine
 from rerankd.errors import ModelNotReady
-from rerankd.scorers.base import Edges, EncodedPairs, EncodedWindow, PairScorer
+from rerankd.scorers.base import Edges, EncodedPairs, EncodedWindow, Kinds, Made, Scorer
 from rerankd.scorers.ranking import identity
 from rerankd.serving.assembly import load_parts, running_service
 from rerankd.serving.certifying import ENGLISH, OTHERS, certify
-from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.classify import Classify
+from rerankd.tasks.encoding import Encoding, stacked
 from tests.fakes import RecordingObserver
 from tests.registry_files import write_registry
 
@@ -27,7 +28,7 @@ class Other:
     workers = 1
     preferred_batch = BatchLimits(tokens=1000, pairs=10)
 
-    def __init__(self, inner: Engine, *, factor: float) -> None:
+    def __init__(self, inner: LogitsEngine, *, factor: float) -> None:
         self._inner = inner
         self._factor = factor
 
@@ -40,12 +41,11 @@ class CountsWords:
 
     fingerprint = ""
     pad_id = 0
-    output_tokens: Sequence[int] = ()
-    outputs = 2
+    task = Classify(outputs=2)
     max_length = 100
     plan = WindowPlan(window=2, stride=1, schedule="sliding", depth=10)
 
-    def encode_window(self, query: str, documents: Sequence[str], **_: Any) -> EncodedWindow:
+    def encode_window(self, query: str, documents: Sequence[str], **_: Any) -> EncodedWindow[Encoding]:
         words = set(query.lower().strip("?").split())
         shared = [len(words & set(document.lower().replace(",", "").split())) for document in documents]
         return EncodedWindow(Encoding(np.array(shared), 0), np.zeros(len(documents), dtype=np.int64))
@@ -53,7 +53,10 @@ class CountsWords:
     def drops(self, text: str) -> bool:
         return not text
 
-    def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.lists(self)
+
+    def interpret_window(self, outputs: FloatArray, /, *, candidates: int) -> FloatArray:
         return outputs[:candidates]
 
 
@@ -62,15 +65,14 @@ class Reads:
 
     fingerprint = ""
     pad_id = 0
-    output_tokens: Sequence[int] = ()
-    outputs = 1
+    task = Classify(outputs=1)
     max_length = 100
     activation = staticmethod(identity)
 
     def __init__(self, tokenize: Callable[[str], list[str]]) -> None:
         self._tokenize = tokenize
 
-    def encode(self, query: str, documents: Sequence[str], **_: Any) -> EncodedPairs:
+    def encode(self, query: str, documents: Sequence[str], **_: Any) -> EncodedPairs[Encoding]:
         ids = [[hash(token) % 10_000 for token in self._tokenize(f"{query} {document}")] for document in documents]
         widest = max(map(len, ids))
         rows = [Encoding(np.array(row + [row[0]] * (widest - len(row))), 0) for row in ids]
@@ -86,8 +88,11 @@ class Reads:
     def drops(self, text: str) -> bool:
         return not text
 
-    def interpret(self, logits: FloatArray) -> FloatArray:
-        return logits[:, 0]
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.pairs(self)
+
+    def interpret(self, rows: Iterable[FloatArray], /) -> FloatArray:
+        return stacked(rows)[:, 0]
 
 
 class GivesItsInput:
@@ -100,14 +105,13 @@ class GivesItsInput:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> tuple[Engine, PairScorer]:
+def shipped() -> tuple[LogitsEngine, Scorer]:
     registry = read_registry(SHIPPED_REGISTRY)
     parts = load_parts(registry.model[0], Settings())
-    assert parts.pairs is not None
-    return parts.engine, parts.pairs
+    return parts.engine, parts.scorer
 
 
-def test_the_shipped_model_is_certified_in_its_language(shipped: tuple[Engine, PairScorer]) -> None:
+def test_the_shipped_model_is_certified_in_its_language(shipped: tuple[LogitsEngine, Scorer]) -> None:
     certificate = certify(*shipped)
     assert certificate is not None
     assert (certificate.asked, list(certificate.wrong), certificate.reason) == (len(ENGLISH), [], "")
@@ -115,7 +119,7 @@ def test_the_shipped_model_is_certified_in_its_language(shipped: tuple[Engine, P
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0])
 def test_a_head_that_is_upside_down_or_says_nothing_is_found_out(
-    shipped: tuple[Engine, PairScorer], factor: float
+    shipped: tuple[LogitsEngine, Scorer], factor: float
 ) -> None:
     engine, scorer = shipped
     certificate = certify(Other(engine, factor=factor), scorer)

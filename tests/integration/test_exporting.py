@@ -18,6 +18,7 @@ from rerankd.engines.base import EngineSpec
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
+from rerankd.tasks.classify import Classify
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 from tests.tiny_models import FAMILIES, build_bert
@@ -258,7 +259,8 @@ def test_a_graph_that_computes_something_else_does_not_stay(
         mean_difference=difference,
         largest_batch_effect=0.0,
     )
-    reference = Reference(logits=np.array([[0.5], [-2.0]], dtype=np.float32), encodings=[], pad_id=0)
+    logits = np.array([[0.5], [-2.0]], dtype=np.float32)
+    reference = Reference(logits=logits, encodings=[], pad_id=0, task=Classify(outputs=1))
     if refused:
         with pytest.raises(ConfigError, match="does not compute what torch computes"):
             refuse_wrong_graph(parity, reference, graph)

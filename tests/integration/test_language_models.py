@@ -13,10 +13,10 @@ import pytest
 from rerankd.config.settings import SHIPPED_REGISTRY
 from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
-from rerankd.engines.base import Engine, EngineSpec
+from rerankd.engines.base import EngineSpec, LogitsEngine
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_list_scorer, load_scorer
-from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, ScorerSpec
 from rerankd.tasks.encoding import Encoding
 from tests.tiny_causal import FIRST_TEMPLATES
 from tests.tiny_models import CORPUS
@@ -35,23 +35,23 @@ SHARING = pytest.mark.parametrize("share_prefixes", [True, False], ids=["shared"
 FAMILY = pytest.mark.parametrize("family", list(FIRST_TEMPLATES))
 
 
-def first_scorer(folder: Path, family: str, **options: Any) -> ListScorer:
+def first_scorer(folder: Path, family: str, **options: Any) -> AnyListScorer:
     template = {"template": FIRST_TEMPLATES[family]}
     return load_list_scorer("first", ScorerSpec(folder=folder, templates=TEMPLATES, options={**template, **options}))
 
 
-def yes_no_scorer(folder: Path, template: str = "qwen3-reranker", **spec: Any) -> PairScorer:
+def yes_no_scorer(folder: Path, template: str = "qwen3-reranker", **spec: Any) -> AnyPairScorer:
     options = {"template": template}
     return load_scorer("yes-no", ScorerSpec(folder=folder, templates=TEMPLATES, options=options, **spec))
 
 
-def torch_engine(folder: Path, scorer: ListScorer | PairScorer, **options: Any) -> Engine:
+def torch_engine(folder: Path, scorer: AnyListScorer | AnyPairScorer, **options: Any) -> LogitsEngine:
     return load_engine(
         "torch-causal",
         EngineSpec(
             folder=folder,
             pad_id=scorer.pad_id,
-            output_tokens=scorer.output_tokens,
+            task=scorer.task,
             options={"device": "cpu", **options},
         ),
     )
@@ -79,14 +79,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory, causal_folder: Folder) ->
     return folder
 
 
-def onnx_engine(folder: Path, scorer: ListScorer | PairScorer, file: str = "model.onnx") -> Engine:
+def onnx_engine(folder: Path, scorer: AnyListScorer | AnyPairScorer, file: str = "model.onnx") -> LogitsEngine:
     return load_engine(
         "onnx",
-        EngineSpec(folder=folder, pad_id=scorer.pad_id, output_tokens=scorer.output_tokens, options={"file": file}),
+        EngineSpec(folder=folder, pad_id=scorer.pad_id, task=scorer.task, options={"file": file}),
     )
 
 
-def in_batches(engine: Engine, encodings: Sequence[Encoding]) -> list[FloatArray]:
+def in_batches(engine: LogitsEngine, encodings: Sequence[Encoding]) -> list[FloatArray]:
     """Logits by encoding, of every mix: alone, in pairs, in threes in another order, and all at once, twice."""
     rounds = []
     for size, seed in ((1, None), (2, 1), (3, 2), (len(encodings), None), (len(encodings), 3)):

@@ -89,7 +89,7 @@ class _Scorer(WordScorer):
         max_document_tokens: int | None,
         instruction: str | None = None,
         owner: str = "",
-    ) -> EncodedPairs:
+    ) -> EncodedPairs[Encoding]:
         self._clock.spend(_TOKENIZE_S * sum(map(len, documents)))
         room = min(self.max_length - 10, max_document_tokens or self.max_length)
         lengths = [len(text) // (1 if text.startswith(DENSE) else _DENSITY) + 1 for text in documents]

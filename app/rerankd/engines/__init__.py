@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Final
 
@@ -13,63 +13,63 @@ from rerankd.engines.replicas import load_replicas, on_each_device
 from rerankd.errors import ConfigError
 
 
-def _onnx(spec: EngineSpec) -> Engine:
-    from rerankd.engines.onnx.engine import OnnxEngine  # noqa: PLC0415 - a service needs the runtimes of its own engines only
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKind:
+    """Where an engine is and what it can do. Its module, which holds the class `engine`, its `options` and a function
+    `check`, is imported only when the engine is used: that needs the engine's runtime.
+    """
 
-    return OnnxEngine.load(spec)
-
-
-def _openvino(spec: EngineSpec) -> Engine:
-    from rerankd.engines.openvino import OpenVinoEngine  # noqa: PLC0415 - as above
-
-    return OpenVinoEngine.load(spec)
-
-
-def _torch_encoder(spec: EngineSpec) -> Engine:
-    from rerankd.engines.torch.encoder import TorchEncoderEngine  # noqa: PLC0415 - as above
-
-    return TorchEncoderEngine.load(spec)
+    module: str
+    engine: str
+    options: str
+    tasks: tuple[str, ...]
+    chooses_devices: bool = True
+    runs_code: bool = True
 
 
-def _torch_causal(spec: EngineSpec) -> Engine:
-    from rerankd.engines.torch.causal import TorchCausalEngine  # noqa: PLC0415 - as above
-
-    return TorchCausalEngine.load(spec)
-
-
-def _torch_generate(spec: EngineSpec) -> Engine:
-    from rerankd.engines.torch.generate import TorchGenerateEngine  # noqa: PLC0415 - as above
-
-    return TorchGenerateEngine.load(spec)
-
-
-def _endpoint(spec: EngineSpec) -> Engine:
-    from rerankd.engines.remote.endpoint import EndpointEngine  # noqa: PLC0415 - as above
-
-    return EndpointEngine.load(spec)
-
-
-ENGINES: Final[dict[str, Callable[[EngineSpec], Engine]]] = {
-    "onnx": _onnx,
-    "openvino": _openvino,
-    "torch-encoder": _torch_encoder,
-    "torch-causal": _torch_causal,
-    "torch-generate": _torch_generate,
-    "endpoint": _endpoint,
+ENGINES: Final[Mapping[str, EngineKind]] = {
+    "onnx": EngineKind(
+        module="rerankd.engines.onnx.engine",
+        engine="OnnxEngine",
+        options="OnnxOptions",
+        tasks=("classify", "read_tokens"),
+        runs_code=False,
+    ),
+    "openvino": EngineKind(
+        module="rerankd.engines.openvino",
+        engine="OpenVinoEngine",
+        options="OpenVinoOptions",
+        tasks=("classify", "read_tokens"),
+        chooses_devices=False,
+        runs_code=False,
+    ),
+    "torch-encoder": EngineKind(
+        module="rerankd.engines.torch.encoder",
+        engine="TorchEncoderEngine",
+        options="TorchEncoderOptions",
+        tasks=("classify",),
+    ),
+    "torch-causal": EngineKind(
+        module="rerankd.engines.torch.causal",
+        engine="TorchCausalEngine",
+        options="TorchCausalOptions",
+        tasks=("read_tokens",),
+    ),
+    "torch-generate": EngineKind(
+        module="rerankd.engines.torch.generate",
+        engine="TorchGenerateEngine",
+        options="TorchGenerateOptions",
+        tasks=("generate",),
+    ),
+    "endpoint": EngineKind(
+        module="rerankd.engines.remote.endpoint",
+        engine="EndpointEngine",
+        options="EndpointOptions",
+        tasks=("chat",),
+        chooses_devices=False,
+        runs_code=False,
+    ),
 }
-
-# The module of each engine's options and `check`. Its import needs the engine's runtime.
-_OPTIONS: Final = {
-    "onnx": ("rerankd.engines.onnx.engine", "OnnxOptions"),
-    "openvino": ("rerankd.engines.openvino", "OpenVinoOptions"),
-    "torch-encoder": ("rerankd.engines.torch.encoder", "TorchEncoderOptions"),
-    "torch-causal": ("rerankd.engines.torch.causal", "TorchCausalOptions"),
-    "torch-generate": ("rerankd.engines.torch.generate", "TorchGenerateOptions"),
-    "endpoint": ("rerankd.engines.remote.endpoint", "EndpointOptions"),
-}
-
-_WITHOUT_DEVICES: Final = ("openvino", "endpoint")
-_WITHOUT_CODE: Final = ("onnx", "openvino", "endpoint")
 
 _EXTRAS = {
     "onnxruntime": "cpu",
@@ -90,11 +90,11 @@ def check_engine(
     Raises:
         ConfigError: no such engine, its runtime is not installed, or it has no such option.
     """
-    _check_entry(name, devices=devices, trust_remote_code=trust_remote_code)
-    module, shape = _OPTIONS[name]
+    kind = _kind(name, devices=devices, trust_remote_code=trust_remote_code)
     with _runtime_of(name):
+        shape = getattr(import_module(kind.module), kind.options)
         for options_there in on_each_device(options, devices):
-            read_options(options_there, getattr(import_module(module), shape), of=f"engine {name!r}")
+            read_options(options_there, shape, of=f"engine {name!r}")
 
 
 def check_files(name: str, spec: EngineSpec) -> None:
@@ -104,30 +104,45 @@ def check_files(name: str, spec: EngineSpec) -> None:
         ConfigError: as `load_engine`.
     """
     check_engine(name, spec.options, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
+    _check_task(name, spec.task.name)
     with _runtime_of(name):
-        check = import_module(_OPTIONS[name][0]).check
+        check = import_module(ENGINES[name].module).check
         for options in on_each_device(spec.options, spec.devices):
             check(replace(spec, devices=(), options=options))
 
 
-def load_engine(name: str, spec: EngineSpec) -> Engine:
-    """Load an engine.
+def load_engine(name: str, spec: EngineSpec) -> Engine[Any, Any]:
+    """Load an engine, for the payloads and results of the spec's task.
 
     Raises:
-        ConfigError: no such engine, its runtime is not installed, or the model's files do not fit it.
+        ConfigError: no such engine, it does not run the task, its runtime is not installed, or the model's files do not
+            fit it.
     """
-    _check_entry(name, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
+    kind = _kind(name, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
+    _check_task(name, spec.task.name)
     with _runtime_of(name):
-        return load_replicas(ENGINES[name], spec) if spec.devices else ENGINES[name](spec)
+        load: Callable[[EngineSpec], Engine[Any, Any]] = getattr(import_module(kind.module), kind.engine).load
+        return load_replicas(load, spec) if spec.devices else load(spec)
 
 
-def _check_entry(name: str, *, devices: Sequence[str], trust_remote_code: bool) -> None:
-    if name not in ENGINES:
+def _kind(name: str, *, devices: Sequence[str], trust_remote_code: bool) -> EngineKind:
+    kind = ENGINES.get(name)
+    if kind is None:
         raise ConfigError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    if devices and name in _WITHOUT_DEVICES:
+    if devices and not kind.chooses_devices:
         raise ConfigError(f"engine {name!r} has no devices to choose from; leave `devices` out")
-    if trust_remote_code and name in _WITHOUT_CODE:
+    if trust_remote_code and not kind.runs_code:
         raise ConfigError(f"engine {name!r} runs no code of a model's repository; leave `trust_remote_code` out")
+    return kind
+
+
+def _check_task(name: str, task: str) -> None:
+    able = [other for other, kind in ENGINES.items() if task in kind.tasks]
+    if name not in able:
+        raise ConfigError(
+            f"this scorer needs an engine that runs the task {task!r}, and {name!r} runs "
+            f"{' and '.join(ENGINES[name].tasks)}; set engine to one of: {', '.join(able)}"
+        )
 
 
 @contextmanager

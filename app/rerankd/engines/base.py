@@ -1,34 +1,61 @@
-"""What an engine is: token ids in, logits out, on some device. It knows neither queries nor documents."""
+"""What an engine is: it runs tasks on some device, and knows neither queries nor documents."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from rerankd.domain import FloatArray, IntArray
 from rerankd.errors import ConfigError
 from rerankd.recognition.weights import check_graph
+from rerankd.tasks.base import Task
+from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.read_tokens import ReadTokens
+
+KindT = TypeVar("KindT")
+T_contra = TypeVar("T_contra", contravariant=True)
+Results_co = TypeVar("Results_co", covariant=True)
 
 _INPUTS: Final = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+# What a classifier with one output needs.
+ONE_LOGIT: Final = Classify(outputs=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
     """What an engine is loaded from. `workers` is how many forward passes may run at a time; None: its choice.
-    `output_tokens` are the tokens whose logits a language model is to give; empty: the model has a head of its own.
+    `task` is what the scorer needs of it.
     `devices`: a copy on each of them, each with that many workers; empty: one copy, where the options say.
     """
 
     folder: Path
     pad_id: int
-    output_tokens: Sequence[int] = ()
+    task: Task[Any] = ONE_LOGIT
     workers: int | None = None
     trust_remote_code: bool = False
     devices: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def output_tokens(self) -> Sequence[int]:
+        """The tokens whose logits a language model is to give; empty: the model has a head of its own."""
+        return self.task.tokens if isinstance(self.task, ReadTokens) else ()
+
+
+def task_of(spec: EngineSpec, kind: type[KindT]) -> KindT:
+    """The spec's task, for an engine that runs only this kind.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    if not isinstance(spec.task, kind):
+        raise ConfigError(f"the task {spec.task.name!r} is not run by this engine")
+    return spec.task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +78,7 @@ class BatchLimits:
         return len(rounded) * max(rounded) if self.padded else sum(rounded)
 
 
-class Engine(Protocol):
+class Engine(Protocol[T_contra, Results_co]):
     """`run` may be called from `workers` threads at a time. It raises `OutOfMemory`, or what the runtime raises."""
 
     @property
@@ -64,8 +91,14 @@ class Engine(Protocol):
     @property
     def preferred_batch(self) -> BatchLimits: ...
 
-    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Score sequences; the result has shape [sequences, outputs of the head]."""
+    def run(self, batch: Sequence[T_contra], /) -> Results_co:
+        """Compute payloads of one task in one pass. The results are in their order: a list, or an array with a row for
+        each.
+        """
+
+
+# Runs `classify` or `read_tokens`; the results have shape [sequences, outputs].
+LogitsEngine = Engine[Encoding, FloatArray]
 
 
 @runtime_checkable

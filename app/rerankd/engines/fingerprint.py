@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 from rerankd import __version__
 from rerankd.engines.base import Engine, EngineSpec
@@ -42,7 +42,7 @@ _LIBRARIES: Final[Mapping[str, Sequence[str]]] = {
 }
 
 
-def engine_fingerprint(name: str, engine: Engine, spec: EngineSpec) -> str:
+def engine_fingerprint(name: str, engine: Engine[Any, Any], spec: EngineSpec) -> str:
     """Everything about a loaded engine that changes a score, except the model's files. For cache keys, never shown."""
     scored = {key: value for key, value in spec.options.items() if key not in WITHOUT_EFFECT.get(name, {})}
     versions = [__version__, *(str(import_module(library).__version__) for library in _LIBRARIES.get(name, []))]

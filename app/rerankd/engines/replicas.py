@@ -3,21 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, Engine, EngineSpec
 from rerankd.errors import ConfigError
-from rerankd.tasks.encoding import Encoding
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Options that also choose a device.
 _DEVICE_OPTIONS = ("device", "device_map")
 
 
-class Replicas:
+class Replicas(Generic[T, R]):
     """Engines that differ only in their device, behind the interface of one."""
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[Engine[T, R]]) -> None:
         names = sorted({engine.name for engine in engines})
         if len(names) > 1:
             raise ConfigError(
@@ -35,8 +36,8 @@ class Replicas:
     def preferred_batch(self) -> BatchLimits:
         return self._engines[0].preferred_batch
 
-    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Score sequences; the result has shape [sequences, outputs of the head].
+    def run(self, batch: Sequence[T], /) -> R:
+        """Have a copy run the batch.
 
         A pass that hangs counts as running, so its replica is chosen last. Raises what the replica raises.
         """
@@ -45,13 +46,13 @@ class Replicas:
             self._running[chosen] += 1
             self._passes[chosen] += 1
         try:
-            return self._engines[chosen].run(encodings)
+            return self._engines[chosen].run(batch)
         finally:
             with self._lock:
                 self._running[chosen] -= 1
 
 
-def load_replicas(load: Callable[[EngineSpec], Engine], spec: EngineSpec) -> Replicas:
+def load_replicas(load: Callable[[EngineSpec], Engine[T, R]], spec: EngineSpec) -> Replicas[T, R]:
     """Load an engine once per device in `spec.devices`, one after another.
 
     Raises:

@@ -8,7 +8,7 @@ from rerankd.domain import ScoreOptions, Scores, Side, Truncation
 from rerankd.errors import InvalidRequest
 from rerankd.pipeline.chunks import share_of
 from rerankd.pipeline.stage import Stage
-from rerankd.scorers.base import PairScorer
+from rerankd.scorers.base import PairReader
 
 
 class LongQueryStage:
@@ -18,7 +18,7 @@ class LongQueryStage:
     same beside a long document. Half does not depend on a request's other documents.
     """
 
-    def __init__(self, inner: Stage, reader: PairScorer, tokenizing: SharedWorker) -> None:
+    def __init__(self, inner: Stage, reader: PairReader, tokenizing: SharedWorker) -> None:
         self._inner = inner
         self._reader = reader
         self._tokenizing = tokenizing
@@ -38,7 +38,7 @@ class LongQueryStage:
         return replace(scores, query_dropped=dropped) if dropped else scores
 
 
-def _cut(reader: PairScorer, query: str, options: ScoreOptions) -> tuple[str, int]:
+def _cut(reader: PairReader, query: str, options: ScoreOptions) -> tuple[str, int]:
     """What is read of a query, and how many tokens are not. Blocking."""
     try:
         reader.room(query, options.instruction)

@@ -8,6 +8,7 @@ Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import (
-    FloatArray,
     IntArray,
     PassagePlan,
     PassageScores,
@@ -28,10 +28,9 @@ from rerankd.domain import (
 from rerankd.pipeline.chunks import chunks, share_of
 from rerankd.pipeline.passage_windows import aggregate, last_window, windows
 from rerankd.pipeline.stage import Stage
-from rerankd.scorers.base import Edges, PairScorer
+from rerankd.scorers.base import Edges, PairReader
 from rerankd.scorers.beginnings import Part, Reach, read_parts
 from rerankd.scorers.visible import is_visible
-from rerankd.tasks.encoding import Encoding
 
 _DOCUMENTS_PER_CALL = 64
 _CHARACTERS_PER_CALL = 100_000
@@ -60,8 +59,8 @@ class PassageStage:
     def __init__(
         self,
         inner: Stage,
-        reader: PairScorer,
-        batcher: Batcher[Encoding, FloatArray],
+        reader: PairReader,
+        batcher: Batcher[Any, Any],
         tokenizing: SharedWorker,
         *,
         plan: PassagePlan,
@@ -136,7 +135,7 @@ def _gathered(scores: Scores, cuts: Sequence[_Cut], plan: PassagePlan, cutting: 
 
 
 def _cut_all(
-    reader: PairScorer, documents: Sequence[str], plan: PassagePlan | None, room: int, max_tokens: int | None
+    reader: PairReader, documents: Sequence[str], plan: PassagePlan | None, room: int, max_tokens: int | None
 ) -> list[_Cut]:
     """Cut documents up by tokens. Blocking."""
     if plan is None:
@@ -168,7 +167,7 @@ class _Windows:
         return most if self.max_tokens is None else min(most, self.max_tokens)
 
 
-def _read(reader: PairScorer, documents: Sequence[str], wanted: _Windows) -> list[_Cut]:
+def _read(reader: PairReader, documents: Sequence[str], wanted: _Windows) -> list[_Cut]:
     beginnings = read_parts(
         documents,
         reader.edges,
@@ -194,7 +193,7 @@ def _passages(document: str, beginning: Part[Edges], wanted: _Windows) -> _Cut:
     return _Cut(visible or spans[:1], edges.tokens + beginning.beyond(edges.tokens) - found[-1][1])
 
 
-def _read_ends(reader: PairScorer, documents: Sequence[str], *, length: int) -> list[_Cut]:
+def _read_ends(reader: PairReader, documents: Sequence[str], *, length: int) -> list[_Cut]:
     endings = read_parts(
         documents,
         reader.edges,

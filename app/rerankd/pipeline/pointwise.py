@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores
 from rerankd.pipeline.chunks import chunks
 from rerankd.pipeline.items import items_of, tokenized
 from rerankd.scorers.base import PairScorer
-from rerankd.tasks.encoding import Encoding, stacked
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # A larger request is tokenized in chunks: others get their turn between two of them, and a client that goes away
 # stops the rest. With 500, ten documents beside 1,000-document requests waited up to 0.1 s for it.
@@ -23,16 +26,16 @@ _CHARACTERS_PER_CALL = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Pairs:
+class _Pairs(Generic[T]):
     """A request's items, their lengths in tokens and what was cut off: one a document."""
 
-    items: list[WorkItem[Encoding]]
+    items: list[WorkItem[T]]
     tokens: IntArray
     dropped: IntArray
 
 
-class PointwiseStage:
-    def __init__(self, scorer: PairScorer, batcher: Batcher[Encoding, FloatArray], tokenizing: SharedWorker) -> None:
+class PointwiseStage(Generic[T, R]):
+    def __init__(self, scorer: PairScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
         self._scorer = scorer
         self._batcher = batcher
         self._tokenizing = tokenizing
@@ -71,18 +74,18 @@ class PointwiseStage:
         allowed = options.max_tokens_per_doc
         return self._scorer.max_length if allowed is None else min(self._scorer.max_length, allowed + len(query))
 
-    def _values(self, outcome: Outcome[FloatArray], scored: BoolArray | None) -> FloatArray:
+    def _values(self, outcome: Outcome[R], scored: BoolArray | None) -> FloatArray:
         if scored is None:
-            return self._scorer.interpret(stacked(outcome.results))
+            return self._scorer.interpret(outcome.results)
         values = np.zeros(len(scored), dtype=np.float32)
         if outcome.results:
-            values[scored] = self._scorer.interpret(stacked(outcome.results))
+            values[scored] = self._scorer.interpret(outcome.results)
         return values
 
     async def _encode(
-        self, query: str, documents: Sequence[str], options: ScoreOptions, ticket: Ticket[Encoding, FloatArray]
-    ) -> _Pairs:
-        items: list[WorkItem[Encoding]] = []
+        self, query: str, documents: Sequence[str], options: ScoreOptions, ticket: Ticket[T, R]
+    ) -> _Pairs[T]:
+        items: list[WorkItem[T]] = []
         encoded = []
         for some, share in chunks(documents, options.terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
             chunk, part = await self._tokenizing.run(share, self._encode_chunk, query, documents[some], options)
@@ -95,7 +98,7 @@ class PointwiseStage:
             dropped=np.concatenate([chunk.dropped for chunk in encoded]),
         )
 
-    def _encode_chunk(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs, Tokenized]:
+    def _encode_chunk(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs[T], Tokenized]:
         """Blocking."""
         pairs = self._scorer.encode(
             query,
@@ -104,7 +107,7 @@ class PointwiseStage:
             instruction=options.instruction,
             owner=options.terms.caller,
         )
-        items = items_of(pairs.encodings, scope=options.scope)
+        items = items_of(self._scorer.task, pairs.encodings, scope=options.scope)
         part = tokenized(
             items,
             self._batcher.lengths_of(items),
@@ -114,7 +117,7 @@ class PointwiseStage:
         return _Pairs(items, np.array([item.cost for item in items], dtype=np.int64), pairs.dropped), part
 
 
-def _scored(outcome: Outcome[FloatArray], documents: int) -> BoolArray | None:
+def _scored(outcome: Outcome[R], documents: int) -> BoolArray | None:
     """Which documents have a result; None: all."""
     if outcome.finished is None:
         return None
@@ -123,7 +126,7 @@ def _scored(outcome: Outcome[FloatArray], documents: int) -> BoolArray | None:
     return scored
 
 
-def _unscored(pairs: _Pairs, *, tokenize_s: float) -> Scores:
+def _unscored(pairs: _Pairs[T], *, tokenize_s: float) -> Scores:
     return Scores(
         values=np.full(len(pairs.items), np.nan, dtype=np.float32),
         tokens=np.zeros(len(pairs.items), dtype=np.int64),

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -16,13 +17,15 @@ from rerankd.pipeline.chunks import share_of
 from rerankd.pipeline.items import items_of, tokenized
 from rerankd.pipeline.windows import SCHEDULES, Schedule, Window, full
 from rerankd.scorers.base import EncodedWindow, ListScorer
-from rerankd.tasks.encoding import Encoding
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-class WindowedStage:
+class WindowedStage(Generic[T, R]):
     """Its scores say the order and nothing else: n for the best of n documents down to 1, divided by n."""
 
-    def __init__(self, scorer: ListScorer, batcher: Batcher[Encoding, FloatArray], tokenizing: SharedWorker) -> None:
+    def __init__(self, scorer: ListScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
         if scorer.plan.schedule not in SCHEDULES:
             raise ConfigError(f"unknown schedule {scorer.plan.schedule!r}; known: {', '.join(SCHEDULES)}")
         self._scorer = scorer
@@ -46,13 +49,13 @@ class WindowedStage:
         return ranking.scores([*ranked, *order[plan.depth :]])
 
 
-class _Ranking:
+class _Ranking(Generic[T, R]):
     """One request on its way through its schedule, and what that has cost so far."""
 
     def __init__(
         self,
-        scorer: ListScorer,
-        batcher: Batcher[Encoding, FloatArray],
+        scorer: ListScorer[T, R],
+        batcher: Batcher[T, R],
         tokenizing: SharedWorker,
         query: str,
         documents: Sequence[str],
@@ -85,12 +88,12 @@ class _Ranking:
                     ranked: list[int] = end.value
                     return ranked
 
-    async def _rank(self, windows: Sequence[Window], ticket: Ticket[Encoding, FloatArray]) -> list[list[int]]:
+    async def _rank(self, windows: Sequence[Window], ticket: Ticket[T, R]) -> list[list[int]]:
         """The candidates of each window in order of relevance: one trip through the batcher for all of them."""
         started = perf_counter()
         encoded = await asyncio.gather(*map(self._encode, windows))
         tokenized = perf_counter()
-        items = items_of([one.encoding for one in encoded], scope=self._options.scope)
+        items = items_of(self._scorer.task, [one.encoding for one in encoded], scope=self._options.scope)
         ticket.correct(self._tokenized(windows, encoded, items))
         costs = [item.cost for item in items]
         outcome = await ticket.run(items)
@@ -110,7 +113,7 @@ class _Ranking:
         return len(self._query) + sum(len(self._documents[candidate]) for candidate in window)
 
     def _tokenized(
-        self, windows: Sequence[Window], encoded: Sequence[EncodedWindow], items: Sequence[WorkItem[Encoding]]
+        self, windows: Sequence[Window], encoded: Sequence[EncodedWindow[T]], items: Sequence[WorkItem[T]]
     ) -> Tokenized:
         return tokenized(
             items,
@@ -119,7 +122,7 @@ class _Ranking:
             whole=[index for index, one in enumerate(encoded) if not one.dropped.any()],
         )
 
-    async def _encode(self, window: Window) -> EncodedWindow:
+    async def _encode(self, window: Window) -> EncodedWindow[T]:
         candidates = [self._documents[candidate] for candidate in window]
         return await self._tokenizing.run(
             share_of(self._options.terms, candidates),
@@ -130,15 +133,15 @@ class _Ranking:
             instruction=self._options.instruction,
         )
 
-    def _ordered(self, window: Window, outputs: FloatArray) -> list[int]:
-        scores = self._scorer.interpret_window(outputs, candidates=len(window))
+    def _ordered(self, window: Window, result: R) -> list[int]:
+        scores = self._scorer.interpret_window(result, candidates=len(window))
         if not np.isfinite(scores).all():
             raise ScoringFailed("the model's score of a candidate is not a finite number")
         if len(window) > 1 and bool((scores == scores[0]).all()):
             self._unordered += 1
         return [window[place] for place in np.argsort(-scores, kind="stable")]
 
-    def _charge(self, window: Window, encoded: EncodedWindow, tokens: int) -> None:
+    def _charge(self, window: Window, encoded: EncodedWindow[T], tokens: int) -> None:
         """A prompt's tokens are its candidates' in equal parts, so that a request's sum is what the model read."""
         share, rest = divmod(tokens, len(window))
         self._tokens[window] += share

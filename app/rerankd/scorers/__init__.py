@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from rerankd.config.options import read_options
 from rerankd.errors import ConfigError
-from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, Scorer, ScorerSpec
 from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative
@@ -15,12 +15,12 @@ from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
 
-SCORERS: Final[dict[str, Callable[[ScorerSpec], PairScorer]]] = {
+SCORERS: Final[dict[str, Callable[[ScorerSpec], AnyPairScorer]]] = {
     "cross-encoder": CrossEncoder.load,
     "prompted-classifier": PromptedClassifier.load,
     "yes-no": YesNo.load,
 }
-LIST_SCORERS: Final[dict[str, Callable[[ScorerSpec], ListScorer]]] = {
+LIST_SCORERS: Final[dict[str, Callable[[ScorerSpec], AnyListScorer]]] = {
     "first": First.load,
     "generative": Generative.load,
 }
@@ -47,7 +47,7 @@ def check_scorer(name: str, options: Mapping[str, Any]) -> None:
     read_options(options, _OPTIONS[name], of=f"scorer {name!r}")
 
 
-def load_scorer(name: str, spec: ScorerSpec) -> PairScorer:
+def load_scorer(name: str, spec: ScorerSpec) -> AnyPairScorer:
     """Load a scorer of pairs.
 
     Raises:
@@ -58,11 +58,23 @@ def load_scorer(name: str, spec: ScorerSpec) -> PairScorer:
     return SCORERS[name](spec)
 
 
+def load_any_scorer(name: str, spec: ScorerSpec) -> Scorer:
+    """Load a scorer of either kind.
+
+    Raises:
+        ConfigError: no such scorer, or the model's files do not suit it.
+    """
+    loaders: Mapping[str, Callable[[ScorerSpec], Scorer]] = {**SCORERS, **LIST_SCORERS}
+    if name not in loaders:
+        raise _unknown(name)
+    return loaders[name](spec)
+
+
 def _unknown(name: str) -> ConfigError:
     return ConfigError(f"unknown scorer {name!r}; known: {', '.join([*SCORERS, *LIST_SCORERS])}")
 
 
-def load_list_scorer(name: str, spec: ScorerSpec) -> ListScorer:
+def load_list_scorer(name: str, spec: ScorerSpec) -> AnyListScorer:
     """Load a scorer of lists; `name` is one of `LIST_SCORERS`.
 
     Raises:

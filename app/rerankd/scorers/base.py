@@ -3,21 +3,29 @@
 A scorer of pairs gives each document its own score; a scorer of lists orders the candidates of one window.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar
 
 from rerankd.domain import BoolArray, FloatArray, IntArray, WindowPlan
 from rerankd.scorers.ranking import Activation
-from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.base import Task
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+R_contra = TypeVar("R_contra", contravariant=True)
+Made = TypeVar("Made")
+Made_co = TypeVar("Made_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPairs:
-    """One encoding per document; `dropped` counts the document tokens that did not fit, shape [documents]."""
+class EncodedPairs(Generic[T_co]):
+    """One payload of the scorer's task for each document; `dropped` counts the document tokens that did not fit, shape
+    [documents].
+    """
 
-    encodings: Sequence[Encoding]
+    encodings: Sequence[T_co]
     dropped: IntArray
 
 
@@ -48,46 +56,34 @@ class ScorerSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class PairScorer(Protocol):
-    """Scores are absolute: a pair's score does not depend on the request's other documents."""
+class Scorer(Protocol):
+    """What scorers of every kind have in common."""
 
     @property
     def fingerprint(self) -> str:
-        """Everything about this scorer that changes a score: length, template, options. Part of cache keys."""
+        """Everything about this scorer that changes a score or an order: lengths, prompt, options. For cache keys."""
 
     @property
     def pad_id(self) -> int: ...
 
     @property
-    def output_tokens(self) -> Sequence[int]:
-        """The tokens whose logits the engine is to give; empty: the model has a head of its own."""
+    def task(self) -> Task[Any]:
+        """What it needs of an engine."""
 
     @property
-    def outputs(self) -> int:
-        """How many outputs an engine must give for a pair."""
+    def max_length(self) -> int:
+        """Tokens of the longest pair, or prompt of a window, that the model reads."""
+
+    def by_kind(self, kinds: "Kinds[Made]", /) -> Made:
+        """Have something made by the method for this scorer's kind."""
+
+
+class PairReader(Protocol):
+    """What a scorer of pairs knows of the tokens of texts."""
 
     @property
     def max_length(self) -> int:
         """Tokens of the longest pair that the model reads."""
-
-    @property
-    def activation(self) -> Activation: ...
-
-    def encode(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        max_document_tokens: int | None,
-        instruction: str | None = None,
-        owner: str = "",
-    ) -> EncodedPairs:
-        """Tokenize the query once and all documents in one call; cut documents, never the query. What is kept of them
-        is the `owner`'s, for whom this is.
-
-        Raises:
-            InvalidRequest: the query leaves no room for a document, or the model reads no instruction.
-        """
 
     def room(self, query: str, instruction: str | None = None) -> int:
         """How many tokens of a document fit beside a query and an instruction.
@@ -102,40 +98,53 @@ class PairScorer(Protocol):
     def drops(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a short text."""
 
-    def interpret(self, logits: FloatArray) -> FloatArray:
-        """Turn the head's outputs, shape [pairs, outputs], into raw scores, shape [pairs]."""
+
+class PairScorer(Scorer, PairReader, Protocol[T, R_contra]):
+    """Scores are absolute: a pair's score does not depend on the request's other documents."""
+
+    @property
+    def task(self) -> Task[T]:
+        """What it needs of an engine."""
+
+    @property
+    def activation(self) -> Activation: ...
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+        owner: str = "",
+    ) -> EncodedPairs[T]:
+        """Tokenise the query once and all documents in one call; cut documents, never the query. What is kept of them
+        is the `owner`'s, for whom this is.
+
+        Raises:
+            InvalidRequest: the query leaves no room for a document, or the model reads no instruction.
+        """
+
+    def interpret(self, results: Iterable[R_contra], /) -> FloatArray:
+        """Turn what the engine gave for pairs, at least one, into raw scores of shape [pairs]."""
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedWindow:
-    """One prompt with all candidates of a window; `dropped` estimates the tokens cut off each, shape [candidates]."""
+class EncodedWindow(Generic[T_co]):
+    """One payload of the scorer's task with all candidates of a window; `dropped` estimates the tokens cut off each,
+    shape [candidates].
+    """
 
-    encoding: Encoding
+    encoding: T_co
     dropped: IntArray
 
 
-@runtime_checkable
-class ListScorer(Protocol):
+class ListScorer(Scorer, Protocol[T, R_contra]):
     """Scores are comparable inside of one window only."""
 
     @property
-    def fingerprint(self) -> str:
-        """Everything about this scorer that changes an order: prompt, identifiers, lengths. Part of cache keys."""
-
-    @property
-    def pad_id(self) -> int: ...
-
-    @property
-    def output_tokens(self) -> Sequence[int]:
-        """As a `PairScorer`'s; for a model that generates, empty."""
-
-    @property
-    def outputs(self) -> int | None:
-        """How many outputs an engine must give for a prompt; None for a model that generates: as many as it writes."""
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest prompt that the model reads."""
+    def task(self) -> Task[T]:
+        """What it needs of an engine."""
 
     @property
     def plan(self) -> WindowPlan:
@@ -148,7 +157,7 @@ class ListScorer(Protocol):
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
-    ) -> EncodedWindow:
+    ) -> EncodedWindow[T]:
         """Write the prompt of one window of at most `plan.window` candidates; too long passages are cut evenly.
 
         Raises:
@@ -158,7 +167,19 @@ class ListScorer(Protocol):
     def drops(self, text: str) -> bool:
         """As a `PairScorer`'s."""
 
-    def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
-        """Turn one prompt's outputs, shape [outputs], into scores, shape [candidates]: higher is better. All are equal
+    def interpret_window(self, result: R_contra, /, *, candidates: int) -> FloatArray:
+        """Turn what the engine gave for one window into scores, shape [candidates]: higher is better. All are equal
         where the model said nothing of the candidates.
         """
+
+
+AnyPairScorer = PairScorer[Any, Any]
+AnyListScorer = ListScorer[Any, Any]
+
+
+class Kinds(Protocol[Made_co]):
+    """Makes something of a scorer, each kind in its own way: its stages, say."""
+
+    def pairs(self, scorer: AnyPairScorer, /) -> Made_co: ...
+
+    def lists(self, scorer: AnyListScorer, /) -> Made_co: ...

@@ -7,7 +7,7 @@ not each by itself, or values.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -25,7 +25,7 @@ from rerankd.recognition.kinds import (
     refuse_unsaid_pairs,
 )
 from rerankd.recognition.tokenizer_settings import check_pair, gives_segments, refuse_other_cuts
-from rerankd.scorers.base import Edges, EncodedPairs, ScorerSpec
+from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.document_tokenizer import DocumentTokenizer
 from rerankd.scorers.edges import token_edges
@@ -33,6 +33,8 @@ from rerankd.scorers.pair_template import PairTemplate, read_template
 from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
 from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
+from rerankd.tasks.classify import Classify
+from rerankd.tasks.encoding import Encoding, stacked
 
 _MIN_DOCUMENT_TOKENS = 16
 # About 34,000 passages of 100 tokens.
@@ -58,8 +60,6 @@ class CrossEncoderOptions(BaseModel):
 
 
 class CrossEncoder:
-    output_tokens: Sequence[int] = ()
-
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -74,7 +74,7 @@ class CrossEncoder:
         self._documents = DocumentTokenizer(tokenizer)
         self._template = template
         self._head = head
-        self.outputs = head.outputs
+        self.task = Classify(outputs=head.outputs)
         self._tokens = TokenCache(max_bytes=_REMEMBERED_BYTES)
         self.max_length = max_length
         self.pad_id = pad_id
@@ -109,7 +109,7 @@ class CrossEncoder:
         max_document_tokens: int | None,
         instruction: str | None = None,
         owner: str = "",
-    ) -> EncodedPairs:
+    ) -> EncodedPairs[Encoding]:
         """Tokenize the query once and all documents in one call; cut documents, never the query.
 
         Raises:
@@ -152,8 +152,12 @@ class CrossEncoder:
         """Whether the tokenizer leaves nothing of a short text."""
         return drops(self._tokenizer, text)
 
-    def interpret(self, logits: FloatArray) -> FloatArray:
-        """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.pairs(self)
+
+    def interpret(self, rows: Iterable[FloatArray], /) -> FloatArray:
+        """Raw scores of shape [pairs] from the logits of each."""
+        logits = stacked(rows)
         return score_of(self._head, logits)
 
     def _document_tokens(self, documents: Sequence[str], *, room: int) -> list[DocumentTokens]:

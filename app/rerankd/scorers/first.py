@@ -19,7 +19,7 @@ from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray, WindowPlan
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import refuse_other_than_language_model
-from rerankd.scorers.base import EncodedWindow, ScorerSpec
+from rerankd.scorers.base import EncodedWindow, Kinds, Made, ScorerSpec
 from rerankd.scorers.beginnings import Part, Reach, read_parts
 from rerankd.scorers.list_prompt import (
     ListPrompt,
@@ -35,6 +35,7 @@ from rerankd.scorers.list_prompt import (
 from rerankd.scorers.templates import Neutraliser, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.read_tokens import ReadTokens
 
 Read = Literal["bracket", "generated-bracket", "prompt"]
 
@@ -82,10 +83,9 @@ class First:
         self.pad_id = pad_id
         self._leading = self._leading_ids()
         self._ending = self._bracket_ids()
-        self.output_tokens = tuple(self._identifier_id(identifier) for identifier in identifiers)
-        if len(set(self.output_tokens)) < len(identifiers):
+        self.task = ReadTokens(tuple(self._identifier_id(identifier) for identifier in identifiers))
+        if len(set(self.task.tokens)) < len(identifiers):
             raise ConfigError(f"this tokenizer does not tell the identifiers {', '.join(identifiers)} apart")
-        self.outputs = len(self.output_tokens)
         self.fingerprint = json.dumps(["first", max_length, asdict(plan), template.model_dump()])
 
     @classmethod
@@ -116,7 +116,7 @@ class First:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
-    ) -> EncodedWindow:
+    ) -> EncodedWindow[Encoding]:
         """Write the prompt of one window; where it is too long, every passage keeps the same number of first words.
 
         Raises:
@@ -134,7 +134,7 @@ class First:
             kept = [cut_words(passage, words) for passage in passages]
             return self._ids(self._prompt.write(question, kept))
 
-        ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
+        ids, words = fit(ids_with, len, most=most, longest=self.max_length, unit="tokens", candidates=len(documents))
         boundary = self._shared_tokens(ids, self._prompt.opening(question, count=len(documents)))
         return EncodedWindow(Encoding(ids, boundary), _dropped(parts, passages, words))
 
@@ -142,7 +142,10 @@ class First:
         """Whether the tokenizer leaves nothing of a short text."""
         return drops(self._tokenizer, text)
 
-    def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.lists(self)
+
+    def interpret_window(self, outputs: FloatArray, /, *, candidates: int) -> FloatArray:
         """The identifiers' logits, comparable inside of this window only; shape [candidates]."""
         return outputs[:candidates]
 

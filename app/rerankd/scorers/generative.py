@@ -1,8 +1,7 @@
 """Generated permutations: a language model writes "[3] > [1] > ..." and the text is read as an order.
 
 Sun et al., "Is ChatGPT Good at Search? Investigating Large Language Models as Re-Ranking Agents", 2023 (RankGPT);
-Pradeep et al., "RankZephyr", 2023. The engine's outputs are not logits but what was written: ids of tokens, or bytes of
-UTF-8 from an endpoint, padded with -1. Whatever is written, what comes of it is a permutation.
+Pradeep et al., "RankZephyr", 2023. Whatever is written, what comes of it is a permutation.
 """
 
 import json
@@ -10,16 +9,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
-from typing import Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
-from rerankd.domain import FloatArray, IntArray, WindowPlan
+from rerankd.domain import FloatArray, WindowPlan
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import refuse_other_than_language_model
-from rerankd.scorers.base import EncodedWindow, ScorerSpec
+from rerankd.scorers.base import EncodedWindow, Kinds, Made, ScorerSpec
 from rerankd.scorers.list_prompt import (
     ListPrompt,
     ListTemplate,
@@ -33,15 +32,19 @@ from rerankd.scorers.list_prompt import (
 )
 from rerankd.scorers.templates import Neutraliser, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
-from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.base import Task
+from rerankd.tasks.generate import Chat, Conversation, Generate, Generated, Message, Prompt
 
 _ANSWER: Final = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 _BRACKETED: Final = re.compile(r"\[\s*(\w+)\s*\]")
 _BARE: Final = re.compile(r"\b(\d+|[A-Z])\b")
 _AROUND_A_NAME: Final = " \n\t.,:;>()\"'*"
-# An endpoint tells nobody how much it reads; words are limited by the template.
-_BYTES: Final = 2_000_000
+# An endpoint does not say how much its model reads. The template limits the words, this is for very long queries.
+_MOST_CHARACTERS: Final = 2_000_000
+_CHARACTERS_PER_TOKEN: Final = 4
+
+T = TypeVar("T")
 
 
 class GenerativeTemplate(ListTemplate):
@@ -54,31 +57,95 @@ class GenerativeTemplate(ListTemplate):
     answer_tokens: int = 200
 
 
-class Generative:
-    output_tokens: Sequence[int] = ()
-    outputs: int | None = None
+class Writer(Protocol[T]):
+    """Makes a payload of a list prompt, for one task. A payload's length is in `unit`s, of which the model reads at
+    most `longest`; `max_length` says the same in tokens.
+    """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer | None,
-        template: GenerativeTemplate,
-        *,
-        plan: WindowPlan,
-        max_length: int,
-        pad_id: int,
-    ) -> None:
+    @property
+    def task(self) -> Task[T]: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def longest(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    def clean(self, text: str) -> str:
+        """Make a caller's text harmless: it must not read as a control token."""
+
+    def write(self, prompt: ListPrompt, query: str, passages: Sequence[str]) -> T: ...
+
+    def length(self, payload: T) -> int: ...
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+
+
+class TokenWriter:
+    """Writes token ids, for an engine that has the model's weights."""
+
+    unit = "tokens"
+
+    def __init__(self, tokenizer: Tokenizer, template: GenerativeTemplate, *, max_length: int) -> None:
         self._tokenizer = tokenizer
+        self._answer_tokens = template.answer_tokens
+        self.clean = Neutraliser(tokenizer, template.chat)
+        self.max_length = self.longest = max_length
+        self.task = Generate(decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)))
+
+    def write(self, prompt: ListPrompt, query: str, passages: Sequence[str]) -> Prompt:
+        return Prompt(ids_of(self._tokenizer, prompt.write(query, passages)), max_tokens=self._answer_tokens)
+
+    def length(self, payload: Prompt) -> int:
+        return len(payload.ids)
+
+    def drops(self, text: str) -> bool:
+        return drops(self._tokenizer, text)
+
+
+class MessageWriter:
+    """Writes messages, for a server that tokenises them itself and puts them into its model's chat template."""
+
+    unit = "characters"
+    longest = _MOST_CHARACTERS
+    max_length = _MOST_CHARACTERS // _CHARACTERS_PER_TOKEN
+    task = Chat()
+
+    def __init__(self, template: GenerativeTemplate) -> None:
+        self._beginning = (Message("system", template.system),) if template.system else ()
+
+    def clean(self, text: str) -> str:
+        """Only what is no Unicode is replaced."""
+        return text.encode("utf-8", "replace").decode()
+
+    def write(self, prompt: ListPrompt, query: str, passages: Sequence[str]) -> Conversation:
+        return Conversation((*self._beginning, Message("user", prompt.user(query, passages))))
+
+    def length(self, payload: Conversation) -> int:
+        return sum(len(message.content) for message in payload.messages)
+
+    def drops(self, text: str) -> bool:  # noqa: ARG002 - the server's tokenizer is not known
+        return False
+
+
+class Generative(Generic[T]):
+    def __init__(self, writer: Writer[T], template: GenerativeTemplate, *, plan: WindowPlan, pad_id: int) -> None:
+        self._writer = writer
         self._template = template
         self._identifiers = identifier_texts(template.identifiers, count=plan.window)
-        neutralise = _unchanged if tokenizer is None else Neutraliser(tokenizer, template.chat)
-        self._prompt = ListPrompt(template, self._identifiers, neutralise)
+        self._prompt = ListPrompt(template, self._identifiers, writer.clean)
+        self.task = writer.task
         self.plan = plan
-        self.max_length = max_length
+        self.max_length = writer.max_length
         self.pad_id = pad_id
-        self.fingerprint = json.dumps(["generative", max_length, asdict(plan), template.model_dump()])
+        self.fingerprint = json.dumps(["generative", self.max_length, asdict(plan), template.model_dump()])
 
     @classmethod
-    def load(cls, spec: ScorerSpec) -> "Generative":
+    def load(cls, spec: ScorerSpec) -> "Generative[Any]":
         """Read the prompt template, and for a local model tokenizer and configuration.
 
         Raises:
@@ -93,7 +160,7 @@ class Generative:
                 raise ConfigError(
                     f"max_length = {spec.max_length}: an endpoint counts its own tokens; leave max_length out"
                 )
-            return cls(None, template, plan=options.plan, max_length=_BYTES, pad_id=0)
+            return Generative(MessageWriter(template), template, plan=options.plan, pad_id=0)
         files = TokenizerFolder.read(spec.folder)
         refuse_other_than_language_model(files.files, scorer="generative")
         max_length = files.length(spec.max_length, usual=template.max_length)
@@ -102,13 +169,8 @@ class Generative:
                 f"max_length = {max_length}: the model in {spec.folder} reads {files.longest} tokens, of which "
                 f"{template.answer_tokens} are left to the answer"
             )
-        return cls(
-            files.tokenizer,
-            template,
-            plan=options.plan,
-            max_length=max_length - template.answer_tokens,
-            pad_id=files.pad_id,
-        )
+        writer = TokenWriter(files.tokenizer, template, max_length=max_length - template.answer_tokens)
+        return Generative(writer, template, plan=options.plan, pad_id=files.pad_id)
 
     def encode_window(
         self,
@@ -117,7 +179,7 @@ class Generative:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
-    ) -> EncodedWindow:
+    ) -> EncodedWindow[T]:
         """Write the prompt of one window; where it is too long, every passage keeps the same number of first words.
 
         Raises:
@@ -135,44 +197,37 @@ class Generative:
         ]
 
         @cache
-        def ids_with(words: int) -> IntArray:
-            return self._ids(question, [cut_words(passage, words) for passage in passages])
+        def written(words: int) -> T:
+            return self._writer.write(self._prompt, question, [cut_words(passage, words) for passage in passages])
 
-        ids, words = fit(ids_with, most=most, max_length=self.max_length, candidates=len(documents))
+        payload, words = fit(
+            written,
+            self._writer.length,
+            most=most,
+            longest=self._writer.longest,
+            unit=self._writer.unit,
+            candidates=len(documents),
+        )
         dropped = [
             max(0, count_words(passage) - words) + part.beyond(part.content)
             for passage, part in zip(passages, parts, strict=True)
         ]
-        return EncodedWindow(Encoding(ids, len(ids)), np.array(dropped, dtype=np.int64))
+        return EncodedWindow(payload, np.array(dropped, dtype=np.int64))
 
     def drops(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a short text. An endpoint's is not known."""
-        return self._tokenizer is not None and drops(self._tokenizer, text)
+        return self._writer.drops(text)
 
-    def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
-        """What was written, as scores that say its order; shape [candidates]. All are equal where it names nobody."""
-        written = outputs[outputs >= 0].astype(np.int64).tolist()
-        text = (
-            bytes(written).decode("utf-8", "replace")
-            if self._tokenizer is None
-            else self._tokenizer.decode(written, skip_special_tokens=True)
-        )
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.lists(self)
+
+    def interpret_window(self, result: Generated, /, *, candidates: int) -> FloatArray:
+        """What was written, as scores that say its order; shape [candidates]. All are equal where it names none."""
         scores = np.zeros(candidates, dtype=np.float32)
-        if named_places(text, self._identifiers[:candidates]):
-            order = read_permutation(text, self._identifiers[:candidates])
+        if named_places(result.text, self._identifiers[:candidates]):
+            order = read_permutation(result.text, self._identifiers[:candidates])
             scores[order] = -np.arange(candidates, dtype=np.float32)
         return scores
-
-    def _ids(self, query: str, passages: Sequence[str]) -> IntArray:
-        if self._tokenizer is None:
-            return np.frombuffer(self._messages(query, passages), dtype=np.uint8).astype(np.int64)
-        return ids_of(self._tokenizer, self._prompt.write(query, passages))
-
-    def _messages(self, query: str, passages: Sequence[str]) -> bytes:
-        messages = [{"role": "user", "content": self._prompt.user(query, passages)}]
-        if self._template.system:
-            messages.insert(0, {"role": "system", "content": self._template.system})
-        return json.dumps(messages, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def read_permutation(text: str, identifiers: Sequence[str]) -> list[int]:
@@ -204,8 +259,3 @@ def _answer(text: str) -> str:
         return ""
     answers = _ANSWER.findall(text)
     return str(answers[-1]) if answers else text
-
-
-def _unchanged(text: str) -> str:
-    """An endpoint puts messages into its template by itself."""
-    return text

@@ -3,14 +3,16 @@
 import re
 import string
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rerankd.domain import IntArray, WindowPlan
+from rerankd.domain import WindowPlan
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.scorers.beginnings import Part, Reach, read_parts
 from rerankd.scorers.templates import fill, placeholders
+
+T = TypeVar("T")
 
 Identifiers = Literal["alphabetical", "numeric"]
 
@@ -172,20 +174,22 @@ def refuse_instruction(instruction: str | None) -> None:
         raise InvalidRequest("this model does not take an instruction; leave it out")
 
 
-def fit(ids_with: Callable[[int], IntArray], *, most: int, max_length: int, candidates: int) -> tuple[IntArray, int]:
-    """The longest prompt that the model reads, and how many words of each passage it holds; `ids_with` writes the
-    prompt with that many.
+def fit(
+    write: Callable[[int], T], length: Callable[[T], int], *, most: int, longest: int, unit: str, candidates: int
+) -> tuple[T, int]:
+    """The longest prompt that the model reads, and how many words of each passage it holds; `write` writes the prompt
+    with a number of words. A prompt's `length` is in `unit`s, and `longest` is the most that the model reads.
 
     Raises:
         InvalidRequest: even a few words of each passage do not fit.
     """
-    words = most_words(lambda words: len(ids_with(words)) <= max_length, most=most)
+    words = most_words(lambda words: length(write(words)) <= longest, most=most)
     if words is None:
         raise InvalidRequest(
-            f"the query and a few words of each of {candidates} passages are longer than the {max_length} tokens that "
+            f"the query and a few words of each of {candidates} passages are longer than the {longest} {unit} that "
             "this model reads: shorten the query or ask for a smaller window"
         )
-    return ids_with(words), words
+    return write(words), words
 
 
 def most_words(fits: Callable[[int], bool], *, most: int) -> int | None:

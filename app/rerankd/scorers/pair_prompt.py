@@ -125,7 +125,7 @@ class PairPrompt:
 
     def encode(
         self, query: str, documents: Sequence[str], *, max_document_tokens: int | None, instruction: str | None
-    ) -> EncodedPairs:
+    ) -> EncodedPairs[Encoding]:
         """Tokenize what surrounds the documents once and all documents in one call; cut documents, nothing else.
 
         Raises:

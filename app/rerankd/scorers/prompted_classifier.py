@@ -6,7 +6,7 @@ The head reads the last token. Outputs and activation mean what they do for a cr
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,12 +17,14 @@ from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.heads import Head, read_activation, read_head, score_of
 from rerankd.recognition.kinds import refuse_other_than_cross_encoder, refuse_unknown_settings
 from rerankd.recognition.tokenizer_settings import refuse_other_cuts
-from rerankd.scorers.base import Edges, EncodedPairs, ScorerSpec
+from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec
 from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, check_instruction, parts_of
 from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
 from rerankd.scorers.templates import is_recognised, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import YesNoTemplate
+from rerankd.tasks.classify import Classify
+from rerankd.tasks.encoding import Encoding, stacked
 
 
 class PromptedClassifierOptions(BaseModel):
@@ -41,14 +43,12 @@ class PromptedClassifierOptions(BaseModel):
 
 
 class PromptedClassifier:
-    output_tokens: Sequence[int] = ()
-
     def __init__(self, prompt: PairPrompt, *, pad_id: int, activation: str, head: Head, fingerprint: str) -> None:
         self._prompt = prompt
         self._head = head
         self.max_length = prompt.max_length
         self.pad_id = pad_id
-        self.outputs = head.outputs
+        self.task = Classify(outputs=head.outputs)
         self.activation: Activation = ACTIVATIONS[activation]
         self.fingerprint = fingerprint
 
@@ -90,7 +90,7 @@ class PromptedClassifier:
         max_document_tokens: int | None,
         instruction: str | None = None,
         owner: str = "",  # noqa: ARG002 - nothing is kept
-    ) -> EncodedPairs:
+    ) -> EncodedPairs[Encoding]:
         """As `PairPrompt.encode`."""
         return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
 
@@ -106,8 +106,12 @@ class PromptedClassifier:
         """As `PairPrompt.drops`."""
         return self._prompt.drops(text)
 
-    def interpret(self, logits: FloatArray) -> FloatArray:
-        """Raw scores of shape [pairs] from logits of shape [pairs, outputs]."""
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.pairs(self)
+
+    def interpret(self, rows: Iterable[FloatArray], /) -> FloatArray:
+        """Raw scores of shape [pairs] from the logits of each."""
+        logits = stacked(rows)
         return score_of(self._head, logits)
 
 

@@ -7,7 +7,7 @@ without a negative token gives the positive logit itself.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
@@ -17,12 +17,14 @@ from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.kinds import answer_tokens, refuse_other_than_language_model, refuse_unknown_settings
-from rerankd.scorers.base import Edges, EncodedPairs, ScorerSpec
+from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec
 from rerankd.scorers.pair_prompt import PairPrompt, check_instruction, parts_of
 from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
 from rerankd.scorers.templates import is_recognised, read_prompt_template, single_token
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import YesNoTemplate
+from rerankd.tasks.encoding import Encoding, stacked
+from rerankd.tasks.read_tokens import ReadTokens
 
 
 class YesNoOptions(BaseModel):
@@ -53,12 +55,12 @@ class YesNo:
         self.pad_id = pad_id
         self.activation: Activation = ACTIVATIONS[activation]
         answers = {"positive": template.positive, "negative": template.negative}
-        self.output_tokens = tuple(
+        tokens = tuple(
             answer if isinstance(answer, int) else single_token(tokenizer, answer, option=name)
             for name, answer in answers.items()
             if answer is not None
         )
-        self.outputs = len(self.output_tokens)
+        self.task = ReadTokens(tokens)
         self.fingerprint = json.dumps(["yes-no", max_length, instruction, template.model_dump()])
 
     @classmethod
@@ -91,7 +93,7 @@ class YesNo:
         max_document_tokens: int | None,
         instruction: str | None = None,
         owner: str = "",  # noqa: ARG002 - nothing is kept
-    ) -> EncodedPairs:
+    ) -> EncodedPairs[Encoding]:
         """As `PairPrompt.encode`."""
         return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
 
@@ -107,8 +109,12 @@ class YesNo:
         """As `PairPrompt.drops`."""
         return self._prompt.drops(text)
 
-    def interpret(self, logits: FloatArray) -> FloatArray:
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.pairs(self)
+
+    def interpret(self, rows: Iterable[FloatArray], /) -> FloatArray:
         """Raw scores of shape [pairs] from logits of shape [pairs, 1 or 2]."""
+        logits = stacked(rows)
         return logits[:, 0] - logits[:, 1] if logits.shape[1] > 1 else logits[:, 0]
 
 
@@ -136,8 +142,8 @@ def _template(spec: ScorerSpec, read: TokenizerFolder, options: YesNoOptions) ->
 def _check_answers(read: TokenizerFolder, scorer: YesNo) -> None:
     """Refuse a template that reads other tokens than the folder says."""
     said = answer_tokens(read.files)
-    if said is not None and tuple(said) != scorer.output_tokens:
-        names, ours = ([read.tokenizer.id_to_token(number) for number in ids] for ids in (said, scorer.output_tokens))
+    if said is not None and tuple(said) != scorer.task.tokens:
+        names, ours = ([read.tokenizer.id_to_token(number) for number in ids] for ids in (said, scorer.task.tokens))
         raise ConfigError(
             f"{read.folder}: modules.json says that the score is read at the tokens {names}, the template reads "
             f"{ours}; write a template with the first as `positive` and `negative` (docs/models.md)"

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.batcher import Batcher
@@ -19,24 +20,16 @@ from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
 from rerankd.config.named_models import served_registry
 from rerankd.config.settings import ModelSpec, PassageSpec, Registry, Settings
-from rerankd.domain import FloatArray, ScoreOptions, Scores, Truncation
+from rerankd.domain import ScoreOptions, Scores, Truncation
 from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError, RerankError, SourceUnreachable
 from rerankd.pipeline.blanks import BlankStage, drops_nothing
-from rerankd.pipeline.cached import CachedStage
-from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cascade import CascadeStage, Member
-from rerankd.pipeline.long_queries import LongQueryStage
-from rerankd.pipeline.passages import PassageStage
-from rerankd.pipeline.pointwise import PointwiseStage
-from rerankd.pipeline.stage import Stage
-from rerankd.pipeline.text_only import TextOnlyStage
-from rerankd.pipeline.windowed import WindowedStage
-from rerankd.scorers import LIST_SCORERS, load_list_scorer, load_scorer
-from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
-from rerankd.scorers.ranking import Activation, identity
+from rerankd.scorers import LIST_SCORERS, SCORERS, load_any_scorer
+from rerankd.scorers.base import Scorer, ScorerSpec
+from rerankd.scorers.ranking import identity
 from rerankd.serving.certifying import Certificate, certify
 from rerankd.serving.choosing import choose
 from rerankd.serving.faults import MortalWorker
@@ -45,7 +38,7 @@ from rerankd.serving.model_files import model_content, model_folder, template_fo
 from rerankd.serving.probe import Probe, probe
 from rerankd.serving.profiles import with_profile
 from rerankd.serving.service import Limits, RerankService
-from rerankd.tasks.encoding import Encoding
+from rerankd.serving.stages import StageBuilder
 from rerankd.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -59,14 +52,11 @@ _NOT_ASKED = Canary(pairs=(), tolerance=None)
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What loading a model gives, before anything runs: a scorer of pairs or one of lists. `spec` is the registry's
-    with its profile's choice.
-    """
+    """What loading a model gives, before anything runs. `spec` is the registry's with its profile's choice."""
 
     spec: ModelSpec
-    pairs: PairScorer | None
-    lists: ListScorer | None
-    engine: Engine
+    scorer: Scorer
+    engine: Engine[Any, Any]
     canary: Canary
     fingerprint: str
     probe: Probe | None
@@ -111,7 +101,7 @@ async def running_service(
         SharedWorker.open(name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings)) as tokenizing,
         SharedWorker.open(name="background", threads=1) as background,
     ):
-        keepers = [
+        loaders = [
             asyncio.create_task(
                 _keep_cascade(spec, model, served, tokenizing)
                 if spec.stages
@@ -130,9 +120,9 @@ async def running_service(
                 background=background,
             )
         finally:
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            for loader in loaders:
+                loader.cancel()
+            await asyncio.gather(*loaders, return_exceptions=True)
             if cache is not None:
                 await cache.close()
 
@@ -202,7 +192,7 @@ class ModelLoader:
                 await self.model.start(self._loaded(parts, batcher))
                 await self.model.watch()
 
-    def _batcher(self, parts: _Parts, inference: Worker) -> Batcher[Encoding, FloatArray]:
+    def _batcher(self, parts: _Parts, inference: Worker) -> Batcher[Any, Any]:
         preferred = parts.engine.preferred_batch
         planner = BatchPlanner(
             max_batch_tokens=parts.spec.batch_tokens or preferred.tokens,
@@ -223,55 +213,38 @@ class ModelLoader:
             coalesce=parts.independent,
         )
 
-    def _loaded(self, parts: _Parts, batcher: Batcher[Encoding, FloatArray]) -> LoadedModel:
-        direct, stage, activation = self._stages(parts, batcher)
-        scorer = parts.pairs or parts.lists
-        assert scorer is not None  # noqa: S101 - a model has one of them
+    def _loaded(self, parts: _Parts, batcher: Batcher[Any, Any]) -> LoadedModel:
+        builder = StageBuilder(
+            batcher=batcher,
+            tokenizing=self.tokenizing,
+            cache=self.cache if parts.independent else None,
+            fingerprint=parts.fingerprint,
+            observer=self.observer,
+            model=self.spec.name,
+            passages=self.spec.passages.plan,
+            truncation=Truncation(self.spec.truncation),
+        )
+        stages = parts.scorer.by_kind(builder)
         return LoadedModel(
-            stage=stage,
-            direct=direct,
-            activation=activation,
+            stage=stages.whole,
+            direct=stages.direct,
+            activation=stages.activation,
             canary=parts.canary,
             details={
                 "scorer": parts.spec.scorer,
                 "engine": parts.engine.name,
                 "revision": self.spec.revision or "",
-                "max_length": scorer.max_length,
-                "scores": "logit" if parts.pairs else "rank",
+                "max_length": parts.scorer.max_length,
+                "scores": stages.scores,
                 **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
                 **({} if parts.certificate is None else {"certified": parts.certificate.certified}),
             },
             warning=parts.certificate.reason if parts.certificate else "",
-            reads_windows=parts.lists is not None,
+            reads_windows=stages.reads_windows,
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
-            estimate=partial(_tokens_in, batcher.admission, longest=scorer.max_length),
+            estimate=partial(_tokens_in, batcher.admission, longest=parts.scorer.max_length),
         )
-
-    def _stages(self, parts: _Parts, batcher: Batcher[Encoding, FloatArray]) -> tuple[Stage, Stage, Activation]:
-        """The stage that only scores, the one with all that is around it, and what turns values into relevance."""
-        cache = self.cache if parts.independent else None
-        if parts.lists is not None:
-            windowed = TextOnlyStage(WindowedStage(parts.lists, batcher, self.tokenizing), model=self.spec.name)
-            lists: Stage = windowed
-            if cache is not None:
-                lists = CachedListStage(windowed, cache, fingerprint=parts.fingerprint, observer=self.observer)
-            return windowed, BlankStage(lists, self.tokenizing, drops=parts.lists.drops), identity
-        assert parts.pairs is not None  # noqa: S101 - it is a scorer of pairs then
-        pointwise = TextOnlyStage(PointwiseStage(parts.pairs, batcher, self.tokenizing), model=self.spec.name)
-        stage: Stage = pointwise
-        if cache is not None:
-            stage = CachedStage(pointwise, cache, fingerprint=parts.fingerprint, observer=self.observer)
-        passages = PassageStage(
-            stage,
-            parts.pairs,
-            batcher,
-            self.tokenizing,
-            plan=self.spec.passages.plan,
-            truncation=Truncation(self.spec.truncation),
-        )
-        written = BlankStage(passages, self.tokenizing, drops=parts.pairs.drops)
-        return pointwise, LongQueryStage(written, parts.pairs, self.tokenizing), parts.pairs.activation
 
 
 def _tokens_in(
@@ -336,7 +309,7 @@ class _Served:
         return await (loaded.direct if self.direct else loaded.stage).score(query, documents, options)
 
 
-def _patience_s(engine: Engine, settings: Settings) -> float:
+def _patience_s(engine: Engine[Any, Any], settings: Settings) -> float:
     """How long a pass may take: one that is given up while its engine still tries again would be asked for twice."""
     if isinstance(engine, RemoteEngine):
         return max(settings.stuck_after_s, engine.longest_pass_s)
@@ -352,18 +325,17 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     spec = choose(spec, settings)
     folder = model_folder(spec, settings)
     spec = with_profile(spec, profiles=settings.profiles, content=partial(model_content, spec, folder))
-    pairs, lists = _load_scorer(spec, folder, settings)
-    scorer = pairs or lists
-    assert scorer is not None  # noqa: S101 - it is one of them
+    scorer = _load_scorer(spec, folder, settings)
     engine_spec = _engine_spec(spec, folder, scorer)
     engine = load_engine(spec.engine, engine_spec)
-    canary = _NOT_ASKED if isinstance(engine, RemoteEngine) else golden_pairs(folder) if pairs else _NO_REFERENCE
+    canary = golden_pairs(folder) if spec.scorer in SCORERS else _NO_REFERENCE
+    if isinstance(engine, RemoteEngine):
+        canary = _NOT_ASKED
     computed = engine_fingerprint(spec.engine, engine, engine_spec)
     identity = [spec.name, spec.revision, model_content(spec, folder), computed, scorer.fingerprint]
     return _Parts(
         spec=spec,
-        pairs=pairs,
-        lists=lists,
+        scorer=scorer,
         engine=engine,
         canary=canary,
         fingerprint=json.dumps(identity),
@@ -380,18 +352,16 @@ def check_parts(spec: ModelSpec, folder: Path, settings: Settings) -> None:
     Raises:
         ConfigError: loading it would fail; the message says why.
     """
-    pairs, lists = _load_scorer(spec, folder, settings)
-    scorer = pairs or lists
-    assert scorer is not None  # noqa: S101 - it is one of them
+    scorer = _load_scorer(spec, folder, settings)
     check_files(spec.engine, _engine_spec(spec, folder, scorer))
     golden_pairs(folder)
 
 
-def _engine_spec(spec: ModelSpec, folder: Path, scorer: PairScorer | ListScorer) -> EngineSpec:
+def _engine_spec(spec: ModelSpec, folder: Path, scorer: Scorer) -> EngineSpec:
     return EngineSpec(
         folder=folder,
         pad_id=scorer.pad_id,
-        output_tokens=scorer.output_tokens,
+        task=scorer.task,
         workers=spec.workers,
         trust_remote_code=spec.trust_remote_code,
         devices=spec.devices,
@@ -399,8 +369,8 @@ def _engine_spec(spec: ModelSpec, folder: Path, scorer: PairScorer | ListScorer)
     )
 
 
-def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[PairScorer | None, ListScorer | None]:
-    """A scorer of pairs, or else one of lists."""
+def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> Scorer:
+    check_cutting(spec)
     scorer_spec = ScorerSpec(
         folder=folder,
         max_length=spec.max_length,
@@ -408,10 +378,7 @@ def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> tuple[Pai
         templates=template_folders(settings),
         options=spec.options,
     )
-    check_cutting(spec)
-    if spec.scorer not in LIST_SCORERS:
-        return load_scorer(spec.scorer, scorer_spec), None
-    return None, load_list_scorer(spec.scorer, scorer_spec)
+    return load_any_scorer(spec.scorer, scorer_spec)
 
 
 def check_cutting(spec: ModelSpec) -> None:
@@ -427,7 +394,7 @@ def check_cutting(spec: ModelSpec) -> None:
         )
 
 
-def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer, *, full_length: bool) -> Probe | None:
+def _tried(spec: ModelSpec, engine: Engine[Any, Any], scorer: Scorer, *, full_length: bool) -> Probe | None:
     """What trying the model found; None for one whose scores nobody compares."""
     if not _gives_scores(engine, scorer):
         return None
@@ -440,7 +407,7 @@ def _tried(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer, *, 
     return found
 
 
-def _certified(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer) -> Certificate | None:
+def _certified(spec: ModelSpec, engine: Engine[Any, Any], scorer: Scorer) -> Certificate | None:
     """Whether the model answers obvious questions; None for one that is not asked.
 
     Raises:
@@ -454,9 +421,9 @@ def _certified(spec: ModelSpec, engine: Engine, scorer: PairScorer | ListScorer)
     return certificate
 
 
-def _gives_scores(engine: Engine, scorer: PairScorer | ListScorer) -> bool:
-    """Asking a remote model costs money, and one that writes has no scores to compare."""
-    return not isinstance(engine, RemoteEngine) and scorer.outputs is not None
+def _gives_scores(engine: Engine[Any, Any], scorer: Scorer) -> bool:
+    """Asking a remote model costs money, and where no logits come out there is nothing to compare."""
+    return not isinstance(engine, RemoteEngine) and scorer.task.outputs is not None
 
 
 def golden_pairs(folder: Path) -> Canary:

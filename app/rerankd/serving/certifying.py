@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from rerankd.engines.base import Engine
+from rerankd.engines.base import LogitsEngine
 from rerankd.errors import InvalidRequest
-from rerankd.scorers.base import ListScorer, PairScorer
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, Scorer
 
 
 class Question(NamedTuple):
@@ -104,35 +104,43 @@ class Certificate:
         )
 
 
-def certify(engine: Engine, scorer: PairScorer | ListScorer) -> Certificate | None:
+def certify(engine: LogitsEngine, scorer: Scorer) -> Certificate | None:
     """Ask a model its questions; None where they do not fit into what it reads."""
     try:
-        if isinstance(scorer, ListScorer):
-            wrong = [question.text for question in ENGLISH if not _orders(engine, scorer, question)]
-            return Certificate(len(ENGLISH), wrong)
-        questions = (*ENGLISH, *OTHERS) if _reads(scorer, _MULTILINGUAL) else ENGLISH
-        wrong = [question.text for question in questions if not _separates(engine, scorer, question)]
-        return Certificate(len(questions), wrong)
+        return scorer.by_kind(_Asking(engine))
     except InvalidRequest:
         return None
 
 
-def _separates(engine: Engine, scorer: PairScorer, question: Question) -> bool:
-    """Whether the answer scores higher than the other passage."""
-    pairs = scorer.encode(question.text, [question.answer, question.other], max_document_tokens=None)
-    answer, other = scorer.interpret(engine.run(pairs.encodings))
-    return bool(answer > other)
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Asks a scorer of each kind."""
+
+    engine: LogitsEngine
+
+    def pairs(self, scorer: AnyPairScorer, /) -> Certificate:
+        questions = (*ENGLISH, *OTHERS) if _reads(scorer, _MULTILINGUAL) else ENGLISH
+        wrong = [question.text for question in questions if not self._separates(scorer, question)]
+        return Certificate(len(questions), wrong)
+
+    def lists(self, scorer: AnyListScorer, /) -> Certificate:
+        return Certificate(len(ENGLISH), [question.text for question in ENGLISH if not self._orders(scorer, question)])
+
+    def _separates(self, scorer: AnyPairScorer, question: Question) -> bool:
+        """Whether the answer scores higher than the other passage."""
+        pairs = scorer.encode(question.text, [question.answer, question.other], max_document_tokens=None)
+        answer, other = scorer.interpret(self.engine.run(pairs.encodings))
+        return bool(answer > other)
+
+    def _orders(self, scorer: AnyListScorer, question: Question) -> bool:
+        """Whether the answer comes first, be it the first candidate or the second."""
+        windows = [[question.answer, question.other], [question.other, question.answer]]
+        encoded = [scorer.encode_window(question.text, window, max_document_tokens=None).encoding for window in windows]
+        first, second = (scorer.interpret_window(row, candidates=2) for row in self.engine.run(encoded))
+        return bool(first[0] > first[1] and second[1] > second[0])
 
 
-def _orders(engine: Engine, scorer: ListScorer, question: Question) -> bool:
-    """Whether the answer comes first, be it the first candidate or the second."""
-    windows = [[question.answer, question.other], [question.other, question.answer]]
-    encodings = [scorer.encode_window(question.text, window, max_document_tokens=None).encoding for window in windows]
-    first, second = (scorer.interpret_window(row, candidates=2) for row in engine.run(encodings))
-    return bool(first[0] > first[1] and second[1] > second[0])
-
-
-def _reads(scorer: PairScorer, question: Question) -> bool:
+def _reads(scorer: AnyPairScorer, question: Question) -> bool:
     """Whether a tokenizer knows a language: it cuts its words into a few tokens each, and those are not all unknown."""
     (encoding,) = scorer.encode(question.text, [question.answer], max_document_tokens=None).encodings
     tokens = sum(edges.tokens for edges in scorer.edges([question.text, question.answer]))

@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 
 from rerankd.domain import FloatArray
-from rerankd.engines.base import Engine
+from rerankd.engines.base import LogitsEngine
 from rerankd.errors import ConfigError, InvalidRequest
-from rerankd.scorers.base import ListScorer, PairScorer
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, Scorer
 from rerankd.tasks.encoding import Encoding
 
 _PAIRS: Final = (
@@ -48,17 +48,18 @@ class Probe:
         return self.largest_difference <= self.tolerance
 
 
-def probe(engine: Engine, scorer: PairScorer | ListScorer, *, full_length: bool = True) -> Probe:
+def probe(engine: LogitsEngine, scorer: Scorer, *, full_length: bool = True) -> Probe:
     """Score a few texts alone and in company; with `full_length` one that is as long as the model reads, too.
 
     Raises:
         ConfigError: a pass failed, or gave another number of outputs than the scorer reads, or no finite score.
     """
-    encodings, interpret = _windows(scorer) if isinstance(scorer, ListScorer) else _pairs(scorer)
-    if full_length and not isinstance(scorer, ListScorer) and scorer.max_length <= _LONGEST_TRIED:
-        _outputs(engine, [_longest(scorer)], scorer.outputs)
-    alone = interpret(np.concatenate([_outputs(engine, [encoding], scorer.outputs) for encoding in encodings]))
-    together = interpret(_outputs(engine, encodings, scorer.outputs))
+    samples = scorer.by_kind(_Sampling(full_length=full_length))
+    outputs = scorer.task.outputs
+    for encoding in samples.longest:
+        _outputs(engine, [encoding], outputs)
+    alone = samples.interpret(np.concatenate([_outputs(engine, [encoding], outputs) for encoding in samples.encodings]))
+    together = samples.interpret(_outputs(engine, samples.encodings, outputs))
     if not np.isfinite(alone).all() or not np.isfinite(together).all():
         raise ConfigError(
             f"engine {engine.name} gave a score that is not a finite number for a plain text: the weights are broken, "
@@ -73,31 +74,44 @@ def tolerance_of(engine: str) -> float:
     return next((tolerance for precision, tolerance in _TOLERANCES if precision in engine), _FLOAT32)
 
 
-def _pairs(scorer: PairScorer) -> tuple[list[Encoding], Callable[[FloatArray], FloatArray]]:
-    pairs = [(*pair, None) for pair in _PAIRS] + [(*_LONG, _LONG_TOKENS)]
-    encodings = [
-        scorer.encode(query, [document], max_document_tokens=most).encodings[0] for query, document, most in pairs
-    ]
-    return encodings, scorer.interpret
+@dataclass(frozen=True, slots=True)
+class _Samples:
+    """Texts to score, and what makes numbers of their outputs that are to be the same in company. `longest` need only
+    give outputs.
+    """
+
+    encodings: Sequence[Encoding]
+    longest: Sequence[Encoding]
+    interpret: Callable[[FloatArray], FloatArray]
 
 
-def _longest(scorer: PairScorer) -> Encoding:
-    words = "tides and the sea " * scorer.max_length
-    return scorer.encode("x", [words], max_document_tokens=None).encodings[0]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sampling:
+    """With `full_length` one text is as long as the model reads."""
+
+    full_length: bool
+
+    def pairs(self, scorer: AnyPairScorer, /) -> _Samples:
+        pairs = [(*pair, None) for pair in _PAIRS] + [(*_LONG, _LONG_TOKENS)]
+        encoded = [scorer.encode(query, [text], max_document_tokens=most).encodings[0] for query, text, most in pairs]
+        longest: Sequence[Encoding] = ()
+        if self.full_length and scorer.max_length <= _LONGEST_TRIED:
+            words = "tides and the sea " * scorer.max_length
+            longest = scorer.encode("x", [words], max_document_tokens=None).encodings
+        return _Samples(encoded, longest, scorer.interpret)
+
+    def lists(self, scorer: AnyListScorer, /) -> _Samples:
+        """Windows of two candidates, and a longer one."""
+        texts = [document for _, document in _PAIRS]
+        windows = [(query, texts[:2]) for query, _ in _PAIRS] + [(_LONG[0], [*texts, _LONG[1]][: scorer.plan.window])]
+        try:
+            encodings = [scorer.encode_window(*window, max_document_tokens=None).encoding for window in windows]
+        except InvalidRequest as error:
+            raise ConfigError(f"max_length = {scorer.max_length} leaves no room for a window: {error}") from None
+        return _Samples(encodings, (), lambda outputs: outputs[:, :2])
 
 
-def _windows(scorer: ListScorer) -> tuple[list[Encoding], Callable[[FloatArray], FloatArray]]:
-    """Windows of two candidates, and a longer one."""
-    texts = [document for _, document in _PAIRS]
-    windows = [(query, texts[:2]) for query, _ in _PAIRS] + [(_LONG[0], [*texts, _LONG[1]][: scorer.plan.window])]
-    try:
-        encodings = [scorer.encode_window(*window, max_document_tokens=None).encoding for window in windows]
-    except InvalidRequest as error:
-        raise ConfigError(f"max_length = {scorer.max_length} leaves no room for a window: {error}") from None
-    return encodings, lambda outputs: outputs[:, :2]
-
-
-def _outputs(engine: Engine, encodings: Sequence[Encoding], expected: int | None) -> FloatArray:
+def _outputs(engine: LogitsEngine, encodings: Sequence[Encoding], expected: int | None) -> FloatArray:
     try:
         outputs = engine.run(encodings)
     except Exception as error:

@@ -1,6 +1,6 @@
 """Token ids of one sequence: what goes into a pass that reads and does not write, and the rows that come out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,9 @@ def lengths_of(encodings: Sequence[Encoding]) -> list[int]:
     return [len(encoding.ids) for encoding in encodings]
 
 
-def stacked(rows: Sequence[FloatArray]) -> FloatArray:
+def stacked(rows: Iterable[FloatArray]) -> FloatArray:
     """Rows of logits, at least one, as one array of shape [rows, k]."""
-    return np.concatenate(rows).reshape(len(rows), -1)
+    if isinstance(rows, np.ndarray):
+        return rows
+    listed = list(rows)
+    return np.concatenate(listed).reshape(len(listed), -1)

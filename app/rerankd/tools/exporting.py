@@ -9,7 +9,7 @@ language model's graph returns the logits of the few tokens that its scorer read
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +18,16 @@ import onnx
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from rerankd.domain import FloatArray
+from rerankd.engines.base import EngineSpec
 from rerankd.engines.torch.causal import TorchCausalEngine
 from rerankd.engines.torch.encoder import TorchEncoderEngine, name_padding
 from rerankd.engines.torch.weights import read_weights
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles, refuse_other_than_cross_encoder
-from rerankd.scorers import LIST_SCORERS, load_list_scorer, load_scorer
-from rerankd.scorers.base import ListScorer, PairScorer, ScorerSpec
+from rerankd.scorers import load_any_scorer, load_scorer
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, Scorer, ScorerSpec
+from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.graph_files import GRAPHS, LARGEST_FILE, Precision, convert_graph, delete_graph, save_graph
 from rerankd.tools.narrowing import keep_first_row
@@ -106,20 +109,20 @@ def export_language_model(
     target.mkdir(parents=True, exist_ok=True)
     _write_tokenizer_and_config(source, target)
     spec = replace(spec, folder=target)
-    pairs = load_scorer(method, spec) if method not in LIST_SCORERS else None
-    scorer = pairs or load_list_scorer(method, spec)
-    encodings = _probe_prompts(scorer)
-    reference = _causal_reference(model, encodings, scorer)
+    scorer = load_any_scorer(method, spec)
+    prompts = scorer.by_kind(_ProbePrompts())
+    tokens = EngineSpec(folder=target, pad_id=scorer.pad_id, task=scorer.task).output_tokens
+    reference = _causal_reference(model, prompts.encodings, tokens, scorer)
     parities = _write_graphs(
-        lambda: language_model_graph(model, scorer.output_tokens),
+        lambda: language_model_graph(model, tokens),
         target,
         reference,
         precisions=precisions,
         largest_file=LARGEST_FILE,
         on_step=on_step,
     )
-    if pairs is not None:
-        write_golden(target, pairs.interpret(reference.logits)[:, None], parities)
+    if prompts.interpret is not None:
+        write_golden(target, prompts.interpret(reference.logits)[:, None], parities)
     return parities
 
 
@@ -147,25 +150,38 @@ def _write_graphs(
     return parities
 
 
-def _probe_prompts(scorer: PairScorer | ListScorer) -> list[Encoding]:
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """What a scorer writes of the probe pairs, and what makes scores of their logits: for scorers of pairs."""
+
+    encodings: Sequence[Encoding]
+    interpret: Callable[[FloatArray], FloatArray] | None
+
+
+class _ProbePrompts:
     """Prompts with one document each, or windows of all sizes over the documents of the probe pairs."""
-    if not isinstance(scorer, ListScorer):
-        return [scorer.encode(query, [text], max_document_tokens=None).encodings[0] for query, text in PROBE_PAIRS]
-    texts = [text for _, text in PROBE_PAIRS] * 3
-    return [
-        scorer.encode_window(query, texts[: min(count, scorer.plan.window)], max_document_tokens=None).encoding
-        for count, (query, _) in enumerate(PROBE_PAIRS, start=1)
-    ]
+
+    def pairs(self, scorer: AnyPairScorer, /) -> _Prompts:
+        encoded = [scorer.encode(query, [text], max_document_tokens=None).encodings[0] for query, text in PROBE_PAIRS]
+        return _Prompts(encoded, scorer.interpret)
+
+    def lists(self, scorer: AnyListScorer, /) -> _Prompts:
+        texts = [text for _, text in PROBE_PAIRS] * 3
+        windows = [
+            scorer.encode_window(query, texts[: min(count, scorer.plan.window)], max_document_tokens=None).encoding
+            for count, (query, _) in enumerate(PROBE_PAIRS, start=1)
+        ]
+        return _Prompts(windows, None)
 
 
 def _causal_reference(
-    model: PreTrainedModel, encodings: Sequence[Encoding], scorer: PairScorer | ListScorer
+    model: PreTrainedModel, encodings: Sequence[Encoding], tokens: Sequence[int], scorer: Scorer
 ) -> Reference:
     engine = TorchCausalEngine(
-        model, output_tokens=scorer.output_tokens, name="reference", pad_id=scorer.pad_id, workers=1, prefixes=None
+        model, output_tokens=tokens, name="reference", pad_id=scorer.pad_id, workers=1, prefixes=None
     )
     logits = np.concatenate([engine.run([encoding]) for encoding in encodings])
-    return Reference(logits=logits, encodings=encodings, pad_id=scorer.pad_id, output_tokens=scorer.output_tokens)
+    return Reference(logits=logits, encodings=encodings, pad_id=scorer.pad_id, task=scorer.task)
 
 
 def _write_tokenizer_and_config(source: Path, target: Path) -> None:
@@ -190,7 +206,7 @@ def _classifier_reference(model: PreTrainedModel, encodings: Sequence[Encoding],
     """Logits of one pair at a time, without padding."""
     engine = TorchEncoderEngine(model, device=torch.device("cpu"), precision="float32", pad_id=pad_id, workers=1)
     logits = np.concatenate([engine.run([encoding]) for encoding in encodings])
-    return Reference(logits=logits, encodings=encodings, pad_id=pad_id)
+    return Reference(logits=logits, encodings=encodings, pad_id=pad_id, task=Classify(outputs=logits.shape[1]))
 
 
 def _narrowed(graph: onnx.ModelProto) -> onnx.ModelProto:

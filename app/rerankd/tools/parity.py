@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.errors import ConfigError
+from rerankd.tasks.base import Task
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.graph_files import Precision, delete_graph, graph_files
 
@@ -57,7 +58,7 @@ class Reference:
     logits: FloatArray
     encodings: Sequence[Encoding]
     pad_id: int
-    output_tokens: Sequence[int] = ()
+    task: Task[Any]
 
 
 def measure_parity(graph: Path, precision: Precision, reference: Reference) -> Parity:
@@ -65,7 +66,7 @@ def measure_parity(graph: Path, precision: Precision, reference: Reference) -> P
     spec = EngineSpec(
         folder=graph.parent,
         pad_id=reference.pad_id,
-        output_tokens=reference.output_tokens,
+        task=reference.task,
         # the same on every machine
         options={"file": graph.name, "fused": False},
     )

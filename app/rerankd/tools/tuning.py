@@ -22,10 +22,10 @@ import numpy as np
 from rerankd.concurrency.worker import Worker, available_cores
 from rerankd.config.settings import ModelSpec, Settings
 from rerankd.engines import load_engine
-from rerankd.engines.base import BatchLimits, Engine, EngineSpec, cut_by_length
+from rerankd.engines.base import BatchLimits, EngineSpec, LogitsEngine, cut_by_length
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
-from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.scorers.base import AnyPairScorer, ScorerSpec
 from rerankd.serving.assembly import golden_pairs
 from rerankd.serving.model import Canary
 from rerankd.serving.model_files import model_content, model_folder
@@ -159,7 +159,7 @@ def engines(spec: ModelSpec) -> list[str]:
     return [spec.engine, *(name for name in installed if name != spec.engine)]
 
 
-def workload(scorer: PairScorer) -> Workload:
+def workload(scorer: AnyPairScorer) -> Workload:
     """Passages of random words: the meaning does not change the time that a model takes."""
     generator = random.Random(0)  # noqa: S311 - no secret
     documents = [
@@ -254,14 +254,14 @@ class _Tuning:
     def _budgets_per_layout(self) -> int:
         return 1 if self._spec.batch_tokens else len(_BUDGETS)
 
-    def _budgets(self, engine: Engine) -> list[int]:
+    def _budgets(self, engine: LogitsEngine) -> list[int]:
         """Budgets to try, the engine's default first."""
         if self._spec.batch_tokens:
             return [self._spec.batch_tokens]
         preferred = engine.preferred_batch.tokens
         return [preferred, *(round(preferred * factor) for factor in _BUDGETS if factor != 1.0)]
 
-    def _load(self, choice: Choice) -> Engine:
+    def _load(self, choice: Choice) -> LogitsEngine:
         spec = tuned(self._spec, choice)
         return load_engine(
             spec.engine,
@@ -275,7 +275,7 @@ class _Tuning:
             ),
         )
 
-    async def _measure(self, candidate: Candidate, engine: Engine, *, seconds: float) -> None:
+    async def _measure(self, candidate: Candidate, engine: LogitsEngine, *, seconds: float) -> None:
         preferred = engine.preferred_batch
         limits = replace(
             preferred, tokens=candidate.choice.batch_tokens, pairs=self._spec.batch_pairs or preferred.pairs
@@ -301,7 +301,7 @@ class _Tuning:
         )
 
 
-async def measure(engine: Engine, batches: Sequence[Sequence[Encoding]], *, seconds: float) -> float:
+async def measure(engine: LogitsEngine, batches: Sequence[Sequence[Encoding]], *, seconds: float) -> float:
     """Tokens per second without padding, with all workers of the engine busy, measured for about `seconds`.
 
     Up to a third of the time is for warm-up: every shape once, because engines compile kernels at first use.
@@ -314,7 +314,7 @@ async def measure(engine: Engine, batches: Sequence[Sequence[Encoding]], *, seco
         return tokens / (perf_counter() - started)
 
 
-async def _score(engine: Engine, worker: Worker, batches: Iterator[Sequence[Encoding]], *, until: float) -> int:
+async def _score(engine: LogitsEngine, worker: Worker, batches: Iterator[Sequence[Encoding]], *, until: float) -> int:
     """Keep all workers busy until the time is over or the batches are used up. Each scores at least one."""
 
     async def one_worker() -> int:
@@ -353,7 +353,7 @@ def _choice(engine: str, layout: Layout, *, tokens: int) -> Choice:
     return Choice(engine=engine, workers=layout.workers, batch_tokens=tokens, engine_options=options)
 
 
-def _check_scores(engine: Engine, scorer: PairScorer, canary: Canary) -> None:
+def _check_scores(engine: LogitsEngine, scorer: AnyPairScorer, canary: Canary) -> None:
     """Refuse an engine whose scores of the golden pairs differ from the float32 reference.
 
     Raises:

@@ -38,6 +38,6 @@ def test_the_site_builds_and_holds_the_seams(tmp_path: Path) -> None:
     start = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert 'href="api/"' in start, "README's links lead to the site's pages"
     reference = (tmp_path / "site" / "reference" / "index.html").read_text(encoding="utf-8")
-    assert "PairScorer" in reference
+    assert "AnyPairScorer" in reference
     loaded = [line for line in start.splitlines() if 'src="http' in line or 'rel="stylesheet" href="http' in line]
     assert loaded == [], "a page loads nothing from other hosts"

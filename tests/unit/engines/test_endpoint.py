@@ -1,10 +1,9 @@
 """The engine `endpoint`, against a real HTTP server that says what it is told to."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import rerankd.engines.remote.endpoint
@@ -12,24 +11,27 @@ from rerankd.engines import load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemoteEngine
 from rerankd.engines.remote.endpoint import EndpointFailed
 from rerankd.errors import ConfigError
-from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.generate import Chat, Conversation, Generated, Message
+from rerankd.tasks.read_tokens import ReadTokens
 from tests.endpoint_server import Script, completion, serving_endpoint
 
 MESSAGES = [{"role": "user", "content": "größer?"}]
 
 
-def engine(url: str, **changes: Any) -> Engine:
-    spec = EngineSpec(folder=Path(), pad_id=0, options={"url": url, "model": "chat", "max_tokens": 4, **changes})
-    return load_engine("endpoint", spec)
+def engine(url: str, **changes: Any) -> Engine[Conversation, list[Generated]]:
+    return load_engine("endpoint", spec_for({"url": url, "model": "chat", "max_tokens": 4, **changes}))
 
 
-def encoding(messages: Any = MESSAGES) -> Encoding:
-    ids = np.frombuffer(json.dumps(messages).encode(), dtype=np.uint8).astype(np.int64)
-    return Encoding(ids, len(ids))
+def spec_for(options: Mapping[str, Any]) -> EngineSpec:
+    return EngineSpec(folder=Path(), pad_id=0, task=Chat(), options=options)
 
 
-def written(outputs: Any) -> list[str]:
-    return [bytes(row[row >= 0].astype(np.uint8)).decode() for row in outputs]
+def conversation() -> Conversation:
+    return Conversation(tuple(Message(**message) for message in MESSAGES))
+
+
+def written(results: list[Generated]) -> list[str]:
+    return [result.text for result in results]
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +39,14 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rerankd.engines.remote.endpoint, "_FIRST_PAUSE_S", 0.01)
 
 
-def test_an_answer_comes_back_as_its_bytes(tmp_path: Path) -> None:
+def test_an_answer_comes_back_as_text(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("secret\n")
     script = Script([(200, completion("[2] > [1] é")), (200, completion("a thought first, then [1] > [2]"))])
     with serving_endpoint(script) as url:
         asking = engine(url, api_key_file=str(key), parameters={"seed": 7})
-        outputs = asking.run([encoding(), encoding()])
-    assert outputs.shape == (2, 32)
-    assert outputs.dtype == np.float32
-    assert written(outputs) == ["[2] > [1] é", "a thought first, then [1] > [2]"]
+        results = asking.run([conversation(), conversation()])
+    assert written(results) == ["[2] > [1] é", "a thought first, then [1] > [2]"]
     path, body, headers = script.asked[0]
     assert path == "/v1/chat/completions"
     assert body == {"model": "chat", "messages": MESSAGES, "max_tokens": 4, "temperature": 0, "seed": 7}
@@ -54,35 +54,45 @@ def test_an_answer_comes_back_as_its_bytes(tmp_path: Path) -> None:
     assert "secret" not in asking.name
 
 
-def test_of_a_long_answer_the_end_is_kept() -> None:
-    with serving_endpoint(Script([(200, completion("x" * 50 + "[2] > [1]"))])) as url:
-        assert written(engine(url).run([encoding()])) == ["x" * 23 + "[2] > [1]"]
+def test_a_long_answer_comes_back_whole() -> None:
+    answer = "x" * 5000 + "[2] > [1]"
+    with serving_endpoint(Script([(200, completion(answer))])) as url:
+        assert written(engine(url).run([conversation()])) == [answer]
+
+
+def test_log_probabilities_are_passed_on_where_the_endpoint_gives_them() -> None:
+    answer = completion("[1]")
+    answer["choices"][0]["logprobs"] = {"content": [{"token": "[1", "logprob": -0.5}, {"token": "]", "logprob": 0}]}
+    with serving_endpoint(Script([(200, answer), (200, completion("[1]"))])) as url:
+        asking = engine(url, parameters={"logprobs": True})
+        results = asking.run([conversation(), conversation()])
+    assert [result.logprobs for result in results] == [[-0.5, 0.0], None]
 
 
 def test_no_content_is_an_empty_answer() -> None:
     with serving_endpoint(Script([(200, completion(None))])) as url:
-        assert written(engine(url).run([encoding()])) == [""]
+        assert written(engine(url).run([conversation()])) == [""]
 
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "0.01"}, {"retry-after": "soon"}])
 def test_what_may_pass_is_tried_again(headers: dict[str, str]) -> None:
     script = Script([(429, {}), (503, {}), (200, completion("[1]"))], headers)
     with serving_endpoint(script) as url:
-        assert written(engine(url).run([encoding()])) == ["[1]"]
+        assert written(engine(url).run([conversation()])) == ["[1]"]
     assert len(script.asked) == 3
 
 
 def test_tries_end() -> None:
     script = Script([(500, {})])
     with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="did not answer: status 500"):
-        engine(url, retries=1).run([encoding()])
+        engine(url, retries=1).run([conversation()])
     assert len(script.asked) == 2
 
 
 def test_a_refusal_is_not_tried_again() -> None:
     script = Script([(401, {})])
     with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="status 401"):
-        engine(url).run([encoding()])
+        engine(url).run([conversation()])
     assert len(script.asked) == 1
 
 
@@ -92,14 +102,14 @@ def test_what_is_no_completion_fails(content: Any) -> None:
         serving_endpoint(Script([(200, content)])) as url,
         pytest.raises(EndpointFailed, match="not a chat completion"),
     ):
-        engine(url).run([encoding()])
+        engine(url).run([conversation()])
 
 
 def test_an_endpoint_that_is_away_fails() -> None:
     with serving_endpoint(Script([])) as url:
         pass
     with pytest.raises(EndpointFailed, match="ConnectError"):
-        engine(url, retries=1).run([encoding()])
+        engine(url, retries=1).run([conversation()])
 
 
 def test_an_endpoint_that_hangs_is_given_up() -> None:
@@ -109,19 +119,19 @@ def test_an_endpoint_that_hangs_is_given_up() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         with pytest.raises(EndpointFailed, match="ReadTimeout"):
-            engine(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=0, timeout_s=0.2).run([encoding()])
+            engine(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=0, timeout_s=0.2).run([conversation()])
 
 
 def test_an_answer_that_never_ends_is_given_up() -> None:
     script = Script([(200, completion("[1] > [2]"))], seconds_per_byte=0.05)
     with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match=r"ReadTimeout.*within 0\.2 s"):
-        engine(url, retries=0, timeout_s=0.2).run([encoding()])
+        engine(url, retries=0, timeout_s=0.2).run([conversation()])
 
 
 def test_an_answer_that_cannot_be_unpacked_is_tried_again() -> None:
     script = Script([(200, b"no gzip")], {"content-encoding": "gzip"})
     with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="DecodingError"):
-        engine(url, retries=1).run([encoding()])
+        engine(url, retries=1).run([conversation()])
     assert len(script.asked) == 2
 
 
@@ -146,14 +156,12 @@ def test_all_tries_together_end_in_time() -> None:
 )
 def test_unusable_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_engine(
-            "endpoint", EngineSpec(folder=Path(), pad_id=0, options={"url": "http://x", "model": "m", **options})
-        )
+        load_engine("endpoint", spec_for({"url": "http://x", "model": "m", **options}))
 
 
 def test_a_scorer_that_reads_logits_cannot_use_it() -> None:
-    spec = EngineSpec(folder=Path(), pad_id=0, output_tokens=(1,), options={"url": "http://x", "model": "m"})
-    with pytest.raises(ConfigError, match='set scorer = "generative"'):
+    spec = EngineSpec(folder=Path(), pad_id=0, task=ReadTokens((1,)), options={"url": "http://x", "model": "m"})
+    with pytest.raises(ConfigError, match="'read_tokens', and 'endpoint' runs chat; set engine to one of: onnx, op"):
         load_engine("endpoint", spec)
 
 
@@ -184,7 +192,7 @@ def test_an_endpoint_in_a_network_of_no_proxy_is_asked_directly(monkeypatch: pyt
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "fe80::/10, 127.0.0.0/8")
     with serving_endpoint(Script([(200, completion("[1]"))])) as url:
-        assert written(engine(url).run([encoding()])) == ["[1]"]
+        assert written(engine(url).run([conversation()])) == ["[1]"]
 
 
 def test_requests_go_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,5 +201,5 @@ def test_requests_go_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        assert written(engine("http://elsewhere.invalid/v1").run([encoding()])) == ["[1]"]
+        assert written(engine("http://elsewhere.invalid/v1").run([conversation()])) == ["[1]"]
     assert script.asked[0][0] == "http://elsewhere.invalid/v1/chat/completions"

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from rerankd.domain import FloatArray
 from rerankd.engines import load_engine
-from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine
+from rerankd.engines.base import EngineSpec, LogitsEngine, RemarkingEngine
 from rerankd.engines.onnx.encoder_names import (
     NAMES,
     EncoderNames,
@@ -37,12 +37,12 @@ _INT8 = "model.int8.onnx"
 Change = Callable[[onnx.GraphProto], None]
 
 
-def load(folder: Path, *, file: str = _INT8, **options: object) -> Engine:
+def load(folder: Path, *, file: str = _INT8, **options: object) -> LogitsEngine:
     pad_id = load_scorer("cross-encoder", ScorerSpec(folder=folder)).pad_id
     return load_engine("onnx", EngineSpec(folder=folder, pad_id=pad_id, options={"file": file, **options}))
 
 
-def fused(folder: Path) -> Engine:
+def fused(folder: Path) -> LogitsEngine:
     """The engine with our kernels; the test is skipped where there can be none."""
     try:
         from rerankd.engines.onnx import kernels  # noqa: PLC0415 - what is asked is whether it can be imported
@@ -416,7 +416,7 @@ def test_without_compiled_kernels_the_model_is_served_without_them(
 def test_the_shipped_model_is_faster_with_our_kernels() -> None:
     ours, theirs = fused(_SHIPPED), load(_SHIPPED, fused=False)
     batch = [Encoding(np.arange(1000, 1128), 12)] * 4
-    times: dict[Engine, list[float]] = {ours: [], theirs: []}
+    times: dict[LogitsEngine, list[float]] = {ours: [], theirs: []}
     for _ in range(8):
         for engine, taken in times.items():
             started = process_time()

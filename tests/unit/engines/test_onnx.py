@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 
 from rerankd.engines import load_engine
-from rerankd.engines.base import Engine, EngineSpec
+from rerankd.engines.base import EngineSpec, LogitsEngine
 from rerankd.engines.cpu import int8_sums_overflow
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
@@ -27,7 +27,7 @@ TWO = [Encoding(np.array([2, 5, 3, 7, 3]), 3), Encoding(np.array([2, 3, 3]), 2)]
 Shape = Sequence[int | str | None]
 
 
-def load(folder: Path, **options: object) -> Engine:
+def load(folder: Path, **options: object) -> LogitsEngine:
     return load_engine("onnx", EngineSpec(folder=folder, pad_id=0, options=options))
 
 

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from rerankd.engines import load_engine
-from rerankd.engines.base import Engine, EngineSpec
+from rerankd.engines.base import EngineSpec, LogitsEngine
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.quantizing import quantize_per_token
@@ -32,7 +32,7 @@ from rerankd.engines.openvino import (  # noqa: E402
 _SHIPPED = Path(__file__).parents[3] / "models" / "minilm-qa"
 
 
-def load(folder: Path, **options: object) -> Engine:
+def load(folder: Path, **options: object) -> LogitsEngine:
     return load_engine("openvino", EngineSpec(folder=folder, pad_id=0, options=options))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rerankd.domain import FloatArray
-from rerankd.engines.base import BatchLimits, Engine, EngineSpec
+from rerankd.engines.base import BatchLimits, EngineSpec, LogitsEngine
 from rerankd.engines.replicas import load_replicas
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
@@ -46,7 +46,7 @@ class Machine:
     def __init__(self) -> None:
         self.copies: list[Copy] = []
 
-    def load(self, spec: EngineSpec) -> Engine:
+    def load(self, spec: EngineSpec) -> LogitsEngine:
         assert not spec.devices
         copy = Copy(spec, number=len(self.copies), kind=str(spec.options["device"]).partition(":")[0])
         self.copies.append(copy)
@@ -96,7 +96,7 @@ def test_a_pass_that_failed_is_no_longer_under_way() -> None:
 
     broken = Broken(spec_for(), number=0, kind="cuda")
     whole = Copy(spec_for(), number=1, kind="cuda")
-    engines: list[Engine] = [broken, whole]
+    engines: list[LogitsEngine] = [broken, whole]
     engine = load_replicas(lambda _spec: engines.pop(0), spec_for("cuda:0", "cuda:1"))
     for _ in range(3):
         with pytest.raises(RuntimeError, match="broken"):

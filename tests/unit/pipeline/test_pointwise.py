@@ -14,6 +14,7 @@ from rerankd.errors import ScoringFailed
 from rerankd.pipeline.items import items_of
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.scorers.base import EncodedPairs
+from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding
 from tests.fakes import ArithmeticEngine, RecordingObserver, WordScorer, running_batcher, score_of
 
@@ -85,7 +86,7 @@ class _SlowScorer(WordScorer):
         max_document_tokens: int | None,
         instruction: str | None = None,
         owner: str = "",
-    ) -> EncodedPairs:
+    ) -> EncodedPairs[Encoding]:
         self.calls.append(len(documents))
         time.sleep(0.01)
         return super().encode(query, documents, max_document_tokens=max_document_tokens)
@@ -128,8 +129,11 @@ async def test_a_request_that_goes_away_is_not_tokenized_to_its_end() -> None:
 
 
 def test_equal_encodings_of_different_scopes_share_no_pass() -> None:
+    encoding = Encoding(np.array([1, 2, 3], dtype=np.int64), 1)
+
     def identity(scope: str) -> bytes:
-        return items_of([Encoding(np.array([1, 2, 3], dtype=np.int64), 1)], scope=scope)[0].identity
+        (item,) = items_of(Classify(outputs=1), [encoding], scope=scope)
+        return item.identity
 
     assert len({identity(scope) for scope in ("", "one key", "another key")}) == 3
     assert identity("one key") == identity("one key")

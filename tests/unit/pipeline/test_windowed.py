@@ -20,8 +20,9 @@ from rerankd.pipeline.cascade import CascadeStage, Member
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.windowed import WindowedStage, values_of_order
 from rerankd.pipeline.windows import SCHEDULES
-from rerankd.scorers.base import EncodedWindow
+from rerankd.scorers.base import EncodedWindow, Kinds, Made
 from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.read_tokens import ReadTokens
 from tests.fakes import (
     ArithmeticEngine,
     RecordingObserver,
@@ -40,8 +41,7 @@ class NumberScorer:
 
     fingerprint = "numbers"
     pad_id = 0
-    output_tokens: Sequence[int] = range(_WINDOW)
-    outputs: int | None = _WINDOW
+    task = ReadTokens(tuple(range(_WINDOW)))
     max_length = 512
 
     def __init__(self, *, schedule: str = "tournament", depth: int = 40) -> None:
@@ -55,7 +55,7 @@ class NumberScorer:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
-    ) -> EncodedWindow:
+    ) -> EncodedWindow[Encoding]:
         if query == "too long":
             raise InvalidRequest("the query is too long")
         self.windows.append(list(documents))
@@ -65,7 +65,10 @@ class NumberScorer:
     def drops(self, text: str) -> bool:
         return not text
 
-    def interpret_window(self, outputs: FloatArray, *, candidates: int) -> FloatArray:
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.lists(self)
+
+    def interpret_window(self, outputs: FloatArray, /, *, candidates: int) -> FloatArray:
         return outputs[:candidates]
 
 
@@ -77,7 +80,7 @@ class MeetingScorer(NumberScorer):
         self._meeting = Barrier(threads, timeout=30)
         self._met = False
 
-    def encode_window(self, query: str, documents: Sequence[str], **options: Any) -> EncodedWindow:
+    def encode_window(self, query: str, documents: Sequence[str], **options: Any) -> EncodedWindow[Encoding]:
         if not self._met:
             self._meeting.wait()
             self._met = True
@@ -107,7 +110,7 @@ class SlowNumberEngine(NumberEngine):
 
 
 @asynccontextmanager
-async def staged(scorer: NumberScorer, engine: NumberEngine) -> AsyncIterator[WindowedStage]:
+async def staged(scorer: NumberScorer, engine: NumberEngine) -> AsyncIterator[WindowedStage[Encoding, FloatArray]]:
     with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(engine, RecordingObserver()) as batcher:
             yield WindowedStage(scorer, batcher, tokenizing)

@@ -9,7 +9,8 @@ import pytest
 
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_list_scorer, load_scorer
-from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.scorers.base import ScorerSpec
+from rerankd.scorers.yes_no import YesNo
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 Change = Callable[[Path], object]
@@ -25,9 +26,9 @@ def folder(tmp_path: Path) -> Path:
     return tokenizer_folder(tmp_path, "qwen3")
 
 
-def yes_no(folder: Path, **options: Any) -> PairScorer:
+def yes_no(folder: Path, **options: Any) -> YesNo:
     options = {"template": "qwen3-reranker", **options}
-    return load_scorer("yes-no", ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options=options))
+    return YesNo.load(ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options=options))
 
 
 def said(folder: Path, name: str, content: object) -> None:
@@ -41,14 +42,14 @@ def reads_answers(folder: Path, ids: Mapping[str, int | None]) -> None:
 
 
 def test_answer_tokens_that_are_the_templates_are_well(folder: Path) -> None:
-    yes, no = yes_no(folder).output_tokens
+    yes, no = yes_no(folder).task.tokens
     reads_answers(folder, {"true_token_id": yes, "false_token_id": no})
-    assert yes_no(folder).outputs == 2
+    assert yes_no(folder).task.outputs == 2
 
 
 @pytest.mark.parametrize("ids", [(1, 0), (0, None), (0, 5)])
 def test_other_answer_tokens_than_the_templates_are_refused(folder: Path, ids: tuple[int, int | None]) -> None:
-    tokens = [*yes_no(folder).output_tokens, None, None, None, 77]
+    tokens = [*yes_no(folder).task.tokens, None, None, None, 77]
     true, false = ids
     reads_answers(folder, {"true_token_id": tokens[true], "false_token_id": None if false is None else tokens[false]})
     with pytest.raises(ConfigError, match=r"modules\.json .*the template reads .*write a template"):

@@ -18,7 +18,7 @@ from rerankd.domain import FloatArray, PassagePlan, PassageWishes, ScoreOptions,
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.pipeline.passages import PassageStage
 from rerankd.scorers import load_scorer
-from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.scorers.base import AnyPairScorer, ScorerSpec
 from rerankd.scorers.ranking import identity, sigmoid
 from rerankd.scorers.visible import LOOKED_AT
 from tests.fakes import RecordingStage, idle_batcher
@@ -52,16 +52,16 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
-def load(folder: Path, *, max_length: int | None = None, **options: object) -> PairScorer:
+def load(folder: Path, *, max_length: int | None = None, **options: object) -> AnyPairScorer:
     return load_scorer("cross-encoder", ScorerSpec(folder=folder, max_length=max_length, options=options))
 
 
 @cache
-def loaded(folder: Path, max_length: int) -> PairScorer:
+def loaded(folder: Path, max_length: int) -> AnyPairScorer:
     return load(folder, max_length=max_length)
 
 
-def read(scorer: PairScorer, query: str, document: str, *, tokens: int | None = None) -> tuple[list[int], int]:
+def read(scorer: AnyPairScorer, query: str, document: str, *, tokens: int | None = None) -> tuple[list[int], int]:
     """The ids of a pair, and how many tokens were dropped."""
     pairs = scorer.encode(query, [document], max_document_tokens=tokens)
     return pairs.encodings[0].ids.tolist(), int(pairs.dropped[0])

@@ -13,7 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from rerankd.domain import IntArray
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.scorers import load_list_scorer
-from rerankd.scorers.base import ListScorer, ScorerSpec
+from rerankd.scorers.base import AnyListScorer, ScorerSpec
+from rerankd.scorers.first import First
 from rerankd.scorers.tokenizer_files import ids_of
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
@@ -21,12 +22,12 @@ QUERY = "what is a window?"
 TEMPLATE_OF = {"llama": "first-llama-3", "mistral": "first-mistral", "qwen3": "first-qwen3"}
 
 
-def load(folder: Path, family: str = "qwen3", *, templates: Path = SHIPPED_TEMPLATES, **options: Any) -> ListScorer:
+def load(folder: Path, family: str = "qwen3", *, templates: Path = SHIPPED_TEMPLATES, **options: Any) -> First:
     options = {"template": TEMPLATE_OF[family], **options}
-    return load_list_scorer("first", ScorerSpec(folder=folder, templates=[templates], options=options))
+    return First.load(ScorerSpec(folder=folder, templates=[templates], options=options))
 
 
-def read(folder: Path, scorer: ListScorer, documents: list[str], **options: Any) -> str:
+def read(folder: Path, scorer: AnyListScorer, documents: list[str], **options: Any) -> str:
     """The prompt of a window, as text."""
     encoded = scorer.encode_window(QUERY, documents, **{"max_document_tokens": None, **options})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -45,7 +46,7 @@ def test_each_letter_is_read_behind_the_prompt(tmp_path: Path, family: str, how:
     scorer = load(folder, family, read=how)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = scorer.encode_window(QUERY, ["a", "b"], max_document_tokens=None).encoding.ids.tolist()
-    assert [tokenizer.decode([token]) for token in scorer.output_tokens] == list("ABCDEFGHIJKLMNOPQRST")
+    assert [tokenizer.decode([token]) for token in scorer.task.tokens] == list("ABCDEFGHIJKLMNOPQRST")
     assert (tokenizer.id_to_token(prompt[-1]) in {"[", "▁["}) is (how != "prompt")
 
 
@@ -180,7 +181,7 @@ def test_more_candidates_than_letters_are_refused_at_load(qwen3: Path) -> None:
 
 
 def test_numbers_that_are_several_tokens_are_refused_at_load(qwen3: Path) -> None:
-    assert len(load(qwen3, identifiers="numeric", window=9, stride=4).output_tokens) == 9
+    assert len(load(qwen3, identifiers="numeric", window=9, stride=4).task.tokens) == 9
     with pytest.raises(ConfigError, match="identifier '10' is not one token of its own"):
         load(qwen3, identifiers="numeric", window=10, stride=4)
 

@@ -12,7 +12,8 @@ from rerankd.domain import PassagePlan, PassageWishes, ScoreOptions, Truncation
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.pipeline.passages import PassageStage
 from rerankd.scorers import load_scorer
-from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.scorers.base import AnyPairScorer, ScorerSpec
+from rerankd.scorers.yes_no import YesNo
 from tests.fakes import RecordingStage, idle_batcher
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
@@ -20,13 +21,13 @@ QUERY = "what is the capital of France?"
 FAMILY_OF = {"qwen3-reranker": "qwen3", "mxbai-rerank-v2": "qwen3", "bge-reranker-gemma": "gemma"}
 
 
-def load(folder: Path, template: str | None = "qwen3-reranker", *, source: str = "", **options: Any) -> PairScorer:
+def load(folder: Path, template: str | None = "qwen3-reranker", *, source: str = "", **options: Any) -> YesNo:
     given = {**options, **({"template": template} if template else {})}
     spec = ScorerSpec(folder=folder, source=source, templates=[SHIPPED_TEMPLATES], options=given)
-    return load_scorer("yes-no", spec)
+    return YesNo.load(spec)
 
 
-def read(folder: Path, scorer: PairScorer, document: str, **options: Any) -> str:
+def read(folder: Path, scorer: AnyPairScorer, document: str, **options: Any) -> str:
     pairs = scorer.encode(QUERY, [document], **{"max_document_tokens": None, **options})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     return str(tokenizer.decode(pairs.encodings[0].ids.tolist(), skip_special_tokens=False))
@@ -47,7 +48,7 @@ def test_every_preset_shows_query_and_document_and_reads_its_answers(tmp_path: P
     assert "Paris it is" in text
     assert "{" not in text
     expected = {"qwen3-reranker": ["yes", "no"], "mxbai-rerank-v2": ["1", "0"], "bge-reranker-gemma": ["Yes"]}
-    assert [tokenizer.id_to_token(token) for token in scorer.output_tokens] == expected[template]
+    assert [tokenizer.id_to_token(token) for token in scorer.task.tokens] == expected[template]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_list_scorer, load_scorer
-from rerankd.scorers.base import PairScorer, ScorerSpec
+from rerankd.scorers.base import AnyPairScorer, ScorerSpec
 from rerankd.serving.probe import probe, tolerance_of
 from rerankd.tasks.encoding import Encoding
 from tests.fakes import logit_of
@@ -42,11 +42,11 @@ def moved(by: float) -> Compute:
 
 
 @pytest.fixture
-def scorer(tiny_model: Path) -> PairScorer:
+def scorer(tiny_model: Path) -> AnyPairScorer:
     return load_scorer("cross-encoder", ScorerSpec(folder=tiny_model))
 
 
-def test_scores_of_their_own_are_found_to_be_so(scorer: PairScorer) -> None:
+def test_scores_of_their_own_are_found_to_be_so(scorer: AnyPairScorer) -> None:
     found = probe(Computed(own), scorer)
     assert found.independent
     assert found.largest_difference == 0
@@ -65,7 +65,7 @@ def test_scores_of_their_own_are_found_to_be_so(scorer: PairScorer) -> None:
     ],
 )
 def test_company_may_move_a_score_by_rounding_and_no_more(
-    scorer: PairScorer, name: str, by: float, independent: bool
+    scorer: AnyPairScorer, name: str, by: float, independent: bool
 ) -> None:
     found = probe(Computed(moved(by), name=name), scorer)
     assert found.independent is independent
@@ -76,22 +76,22 @@ def test_a_text_of_many_roundings_may_move_more_in_coarse_numbers() -> None:
     assert tolerance_of("torch/cpu/float32") < tolerance_of("torch/cpu/float16") < tolerance_of("torch/cpu/bfloat16")
 
 
-def test_more_outputs_than_the_scorer_reads_are_refused(scorer: PairScorer) -> None:
+def test_more_outputs_than_the_scorer_reads_are_refused(scorer: AnyPairScorer) -> None:
     with pytest.raises(ConfigError, match=r"32 outputs .* 1: is this an embedding model"):
         probe(Computed(lambda encodings: own(encodings, 32)), scorer)
 
 
-def test_rows_for_tokens_instead_of_pairs_are_refused(scorer: PairScorer) -> None:
+def test_rows_for_tokens_instead_of_pairs_are_refused(scorer: AnyPairScorer) -> None:
     with pytest.raises(ConfigError, match=r"shape \[1, 7, 3\] for 1 texts"):
         probe(Computed(lambda encodings: np.zeros((len(encodings), 7, 3), dtype=np.float32)), scorer)
 
 
-def test_a_score_that_is_no_number_is_refused(scorer: PairScorer) -> None:
+def test_a_score_that_is_no_number_is_refused(scorer: AnyPairScorer) -> None:
     with pytest.raises(ConfigError, match="not a finite number"):
         probe(Computed(lambda encodings: own(encodings) * np.float32(np.inf)), scorer)
 
 
-def test_a_batch_that_fails_where_single_pairs_do_not_is_a_failure_to_load(scorer: PairScorer) -> None:
+def test_a_batch_that_fails_where_single_pairs_do_not_is_a_failure_to_load(scorer: AnyPairScorer) -> None:
     def alone_only(encodings: Sequence[Encoding]) -> FloatArray:
         if len(encodings) > 1:
             raise ValueError("Cannot handle batch sizes > 1 if no padding token is defined.")

@@ -1,7 +1,6 @@
 """A chat model behind an OpenAI-compatible endpoint that the operator names; a caller never does.
 
-It fits the seam of all engines, so that its work waits, is cancelled and is counted as theirs: an encoding's ids are
-the UTF-8 bytes of a JSON list of messages, and the outputs are the bytes of the answer, padded with -1.
+It is an engine like all others, so that its work waits, is cancelled and is counted as theirs.
 """
 
 import json
@@ -12,20 +11,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-import numpy as np
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field
 
 from rerankd.config.options import read_options
 from rerankd.config.proxies import proxy_for
-from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, EngineSpec
 from rerankd.errors import ConfigError, FinalFailure
-from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.generate import Conversation, Generated
 from rerankd.telemetry.redaction import redacted
 
 _WORTH_A_RETRY: Final = {408, 409, 429, 500, 502, 503, 504}
 _SUCCESS: Final = 2
-_BYTES_PER_TOKEN: Final = 8
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 20.0
 
@@ -82,22 +78,15 @@ class EndpointEngine:
         client = httpx.Client(headers=headers, timeout=options.timeout_s, transport=transport)
         return cls(client, options, workers=spec.workers or 8)
 
-    def run(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Answer prompts, one request each; the result has shape [prompts, most bytes of an answer].
+    def run(self, conversations: Sequence[Conversation]) -> list[Generated]:
+        """Answer conversations, one request each.
 
         Raises:
             EndpointFailed: an answer did not come, or is none.
         """
-        answers = [self._answer(json.loads(bytes(encoding.ids.astype(np.uint8)))) for encoding in encodings]
-        # The same width every time: a request's rows may come from several passes.
-        outputs = np.full((len(answers), self._options.max_tokens * _BYTES_PER_TOKEN), -1, dtype=np.float32)
-        for row, answer in enumerate(answers):
-            # What a model thought comes first, its order last.
-            end = np.frombuffer(answer, dtype=np.uint8)[-outputs.shape[1] :]
-            outputs[row, : len(end)] = end
-        return outputs
+        return [self._answer(conversation.as_json) for conversation in conversations]
 
-    def _answer(self, messages: Sequence[Mapping[str, str]]) -> bytes:
+    def _answer(self, messages: Sequence[Mapping[str, str]]) -> Generated:
         body = {
             "model": self._options.model,
             "messages": messages,
@@ -107,11 +96,11 @@ class EndpointEngine:
         }
         reply = self._ask(body)
         try:
-            content = json.loads(reply.content)["choices"][0]["message"]["content"]
+            choice = json.loads(reply.content)["choices"][0]
+            # A model may give no content at all: an answer that names no document.
+            return Generated(str(choice["message"]["content"] or ""), _logprobs(choice))
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise EndpointFailed(f"the endpoint's answer is not a chat completion: {error!r}") from None
-        # A model may give no content at all: an answer that names no document.
-        return str(content or "").encode("utf-8", "replace")
 
     def _ask(self, body: Mapping[str, Any]) -> _Reply:
         """Ask, and ask again after what may pass, with pauses that grow or are as long as the endpoint says."""
@@ -146,6 +135,12 @@ class EndpointEngine:
         return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(content))
 
 
+def _logprobs(choice: Mapping[str, Any]) -> list[float] | None:
+    """Of each token that was written; None: the endpoint was not asked for them (`parameters`), or does not say."""
+    tokens = (choice.get("logprobs") or {}).get("content")
+    return None if tokens is None else [float(token["logprob"]) for token in tokens]
+
+
 def check(spec: EngineSpec) -> tuple[EndpointOptions, dict[str, str]]:
     """The options, and the headers of every request; nothing is asked.
 
@@ -153,8 +148,6 @@ def check(spec: EngineSpec) -> tuple[EndpointOptions, dict[str, str]]:
         ConfigError: an option is missing, or the key's file or a proxy cannot be used.
     """
     options = read_options(spec.options, EndpointOptions, of="engine 'endpoint'")
-    if spec.output_tokens:
-        raise ConfigError("engine 'endpoint' writes texts; set scorer = \"generative\"")
     proxy_for(str(options.url))
     key = None if options.api_key_file is None else _read_key(options.api_key_file)
     return options, {} if key is None else {"Authorization": f"Bearer {key}"}

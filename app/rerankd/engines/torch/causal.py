@@ -154,9 +154,5 @@ def check(spec: EngineSpec) -> TorchCausalOptions:
         ConfigError: an option, the scorer or the folder does not fit. The weights are not read.
     """
     options = read_options(spec.options, TorchCausalOptions, of="engine 'torch-causal'")
-    if not spec.output_tokens:
-        raise ConfigError(
-            "engine 'torch-causal' computes the logits of a few tokens; use a scorer that reads tokens: yes-no or first"
-        )
     check_weights("causal language model", spec.folder, options, trust_remote_code=spec.trust_remote_code)
     return options

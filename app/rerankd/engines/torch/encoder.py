@@ -169,11 +169,6 @@ def check(spec: EngineSpec) -> TorchEncoderOptions:
         ConfigError: an option, the scorer or the folder does not fit. The weights are not read.
     """
     options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
-    if spec.output_tokens:
-        raise ConfigError(
-            "engine 'torch-encoder' computes a classifier's outputs, but this scorer reads the logits of tokens; "
-            'set engine = "torch-causal"'
-        )
     check_weights("sequence classifier", spec.folder, options, trust_remote_code=spec.trust_remote_code)
     if options.cuda_graphs and (options.packed or options.compile or torch_device(options.device).type != "cuda"):
         raise ConfigError(

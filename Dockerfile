@@ -39,16 +39,18 @@ RUN headers=$(python -c 'import sysconfig; print(sysconfig.get_path("include"))'
     && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --require-hashes -r requirements/build.txt
+COPY models/registry.toml models/registry.toml
+COPY models/templates models/templates
+COPY models/minilm-qa models/minilm-qa
 COPY pyproject.toml setup.py ./
 COPY app app
 RUN pip --python /opt/venv/bin/python install --no-deps --no-build-isolation --prefix /opt/code .
+# the shipped models, for registries that name them: /opt/venv/models/minilm-qa
+RUN cd /opt/code && ln -s lib/python3*/site-packages/rerankd/models models
 
 FROM ${PYTHON_IMAGE} AS service
 RUN groupadd --gid 10001 rerankd \
     && useradd --uid 10001 --gid rerankd --home-dir /var/lib/rerankd --create-home --shell /usr/sbin/nologin rerankd
-COPY models/registry.toml /srv/rerankd/models/registry.toml
-COPY models/templates /srv/rerankd/models/templates
-COPY models/minilm-qa /srv/rerankd/models/minilm-qa
 # ONNX Runtime reports the models that it opens to its maker unless it is told not to
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -58,7 +60,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/var/lib/rerankd \
     RERANKD_HOST=0.0.0.0 \
     RERANKD_PORT=8000 \
-    RERANKD_REGISTRY=/srv/rerankd/models/registry.toml \
     RERANKD_HUB_CACHE=/var/lib/rerankd/hub \
     RERANKD_PROFILES=/var/lib/rerankd/profiles
 WORKDIR /srv/rerankd

@@ -17,7 +17,7 @@ CXX_SOURCES := $(wildcard app/rerankd/engines/onnx/kernels/*.cpp app/rerankd/eng
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
-.PHONY: serve install test test-fast check format conformance fuzz growth amplification audit bench docs docker clean help FORCE
+.PHONY: serve install test test-fast check format conformance fuzz growth amplification audit bench docs package docker clean help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -83,11 +83,14 @@ bench: $(VENV)/.development ## `rerankd bench` against a service that it starts 
 docs: $(VENV)/.development ## build docs/ as a site, build/site; a link that leads nowhere fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
+package: $(VENV)/.development ## build the sdist and the wheel into dist/
+	$(BIN)/python -m build
+
 docker: ## build the CPU image
 	docker build --target cpu --tag rerankd:cpu .
 
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) .clients .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* build *.egg-info
+	rm -rf $(VENV) .clients .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage* build dist app/*.egg-info
 
 .PHONY: servers
 servers: ## the real servers that integration tests start

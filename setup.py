@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
+
+ParallelCompile(default=0).install()  # on all CPUs
 
 _KERNELS = "app/rerankd/engines/onnx/kernels"
 

@@ -1,7 +1,7 @@
 """Lists every text of the code that a user reads, to be read once in a row: `python -m docs.words [FILTER]`.
 
 Errors, log lines, help texts, descriptions of settings and fields, and what commands print, found in the syntax tree of
-`app/`. A test holds the rules of the style sheet that a machine can check.
+`app/`. A test holds the rules that a machine can check.
 """
 
 import ast

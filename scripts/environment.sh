@@ -31,7 +31,7 @@ is_new_enough() {
 
 # Another Python on this machine that would do.
 suggestion() {
-    for name in python3.13 python3.12 python3.11 python3; do
+    for name in python3.14 python3.13 python3.12 python3.11 python3; do
         if is_new_enough "$name"; then
             echo "try: make ${MAKECMDGOALS:-serve} PYTHON=$name"
             return

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loadtest import servers
-from loadtest.servers import Server, free_port, rerankd_server, wait_until_ready
+from loadtest.servers import Server, free_port, rerankd_server, running, wait_until_ready
 from tests.requirements import require_program
 
-__all__ = ["Server", "free_port", "redis_server", "rerankd_server", "wait_until_ready"]
+__all__ = ["Server", "free_port", "redis_server", "rerankd_server", "running", "wait_until_ready"]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Texts that a user reads keep the rules of the style sheet that a machine can check (`python -m docs.words`)."""
+"""Texts that a user reads keep the rules that a machine can check (`python -m docs.words`)."""
 
 import re
 

@@ -65,9 +65,9 @@ def rerankd_at(port: int, folder: Path, registry: Path, environment: Mapping[str
         yield server
 
 
-def wait_until_ready(server: Server) -> None:
+def wait_until_ready(server: Server, *, timeout_s: float = _START_TIMEOUT_S) -> None:
     """Wait until every model of a `rerankd_server` has passed its canary."""
-    wait(server, lambda: httpx.get(f"{server.url}/ready", timeout=5).status_code == 200)
+    wait(server, lambda: httpx.get(f"{server.url}/ready", timeout=5).status_code == 200, timeout_s=timeout_s)
 
 
 @contextmanager

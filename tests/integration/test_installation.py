@@ -98,7 +98,7 @@ def _serving(command: Sequence[object], folder: Path, **environment: str) -> Ite
     words = [*map(str, command), "serve", "--port", str(port)]
     alone = {"PYTHONPATH": "", "HOME": str(folder), **environment}
     with running(words, port, folder / "serve.log", alone, folder=empty) as server:
-        wait_until_ready(server)
+        wait_until_ready(server, timeout_s=300)  # it compiles all that it imports first
         yield server
     assert list(empty.iterdir()) == []
 

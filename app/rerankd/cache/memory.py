@@ -16,7 +16,7 @@ _SMALL_BYTES: Final = ENTRY_BYTES + _OBJECTS_BYTES + KEY_BYTES + 16
 
 
 class MemoryCache:
-    """Room for `max_entries` small entries, of 384 bytes in all; a larger one takes as much as some of them. An owner
+    """Memory for `max_entries` small entries, of 384 bytes in all; a larger one takes as much as some of them. An owner
     cannot evict the entries of others that hold less.
     """
 

@@ -161,7 +161,7 @@ class CrossEncoder:
         return score_of(self._head, logits)
 
     def _document_tokens(self, documents: Sequence[str], *, room: int) -> list[DocumentTokens]:
-        """Each document's first tokens, at least `room` if it has so many. How many it has in all is an estimate for a
+        """Each document's first tokens, at least `room` if it has that many. Its number of tokens is an estimate for a
         document of which only the beginning was tokenized.
         """
         beginnings = read_parts(

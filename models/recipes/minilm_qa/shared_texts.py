@@ -94,7 +94,7 @@ class SharedTexts:
         for layer, (document_key, document_value) in zip(model.bert.encoder.layer, seen, strict=True):
             query, key, value = model.projections(layer, hidden)
             own = query @ key.transpose(-1, -2)
-            # One product for all queries: [heads, queries * tokens, tokens of the document].
+            # One matmul for all queries: [heads, queries * tokens, tokens of the document].
             together = query.transpose(0, 1).flatten(1, 2)
             others = (together @ document_key.transpose(-1, -2)).unflatten(1, (len(queries), width)).transpose(0, 1)
             logits = torch.cat([own, others], dim=-1) * query.shape[-1] ** -0.5

@@ -257,7 +257,7 @@ def _cpu_time(work: Callable[[], object]) -> float:
 
 def save_large_products(file: Path, *, width: int, outputs: int = 8) -> np.ndarray:
     """Save a quantized graph of large vectors and large weights; return the logits of `EIGHT`, shape [1, outputs].
-    Without VNNI, sums of two of its products saturate 16 bits. Two matmuls share their weights.
+    Without VNNI, some sums of two terms saturate 16 bits. Two matmuls share their weights.
     """
     rng = np.random.default_rng(5)
     table = rng.integers(90, 128, (16, width)).astype(np.float32)

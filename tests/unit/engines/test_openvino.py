@@ -52,7 +52,7 @@ def test_lengths_are_rounded_up_to_few(length: int, expected: int) -> None:
 
 @pytest.mark.parametrize("width", [32, 64])
 def test_int8_matmuls_are_exact_on_every_cpu(tmp_path: Path, width: int) -> None:
-    """OpenVINO quantizes the vectors of wider products itself; narrow ones come as the graph has them."""
+    """OpenVINO quantizes the vectors of wider matmuls itself; narrow ones come as the graph has them."""
     expected = save_large_products(tmp_path / "model.int8.onnx", width=width)
     np.testing.assert_allclose(load(tmp_path, precision="float32").run([EIGHT]), expected, rtol=1e-6)
 
@@ -168,12 +168,12 @@ def test_a_graphs_own_quantization_is_taken_out_and_its_int8_weights_stay() -> N
 
 def test_narrow_products_are_computed_from_the_integers_of_the_graph(int8_folder: Path) -> None:
     model = ov.Core().read_model(int8_folder / "model.int8.onnx")
-    products = kinds(model)["MatMul"]
+    matmuls = kinds(model)["MatMul"]
     assert _remove_quantization(model) == [64, 64]
     after = kinds(model)
     assert after["Round"] > 0
     assert after["FakeQuantize"] == 0
-    assert after["MatMul"] == products
+    assert after["MatMul"] == matmuls
 
 
 def test_tokens_whose_scales_openvino_would_mistake_are_refused(tmp_path: Path) -> None:

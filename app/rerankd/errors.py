@@ -54,7 +54,7 @@ class TooLong:
 
     def phrase(self, *, documents: str = "documents", truncation_hint: str = "") -> str:
         place = "" if self.index is None else f"{documents}[{self.index}]"
-        return f"{place}{self.problem}" + (f", or allow a cut ({truncation_hint})" if truncation_hint else "")
+        return f"{place}{self.problem}" + (f", or allow truncation ({truncation_hint})" if truncation_hint else "")
 
 
 class InvalidRequest(RerankError):

@@ -47,7 +47,7 @@ async def test_truncation_error_names_the_document_and_scores_nothing(api: Api) 
     answer = await api.post("/v2/rerank", body)
     assert is_our_error(answer, 400, "invalid_request")
     assert answer.json()["message"] == (
-        "documents[2] and 1 more cannot be read whole: 690 tokens of it do not fit; shorten it, or allow a cut "
+        "documents[2] and 1 more cannot be read whole: 690 tokens of it do not fit; shorten it, or allow truncation "
         '(truncation: "truncate")'
     )
     assert len(api.engine.batches) == passes

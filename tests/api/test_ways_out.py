@@ -11,7 +11,7 @@ _LONG = "w " * 600
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "refused", "cut_by"),
+    ("path", "body", "refused", "hint"),
     [
         ("/v2/rerank", {"documents": ["a", _LONG], "truncation": "error"}, "documents[1]", 'truncation: "truncate"'),
         ("/voyage/rerank", {"documents": ["a", _LONG], "truncation": False}, "documents[1]", "truncation: true"),
@@ -25,20 +25,20 @@ _LONG = "w " * 600
     ],
 )
 async def test_a_refusal_names_the_field_and_what_allows_a_cut(
-    api: Api, path: str, body: dict[str, Any], refused: str, cut_by: str
+    api: Api, path: str, body: dict[str, Any], refused: str, hint: str
 ) -> None:
     answer = await api.post(path, {"query": "q", **body})
     assert is_our_error(answer, 400, "invalid_request"), answer.text
     assert answer.json()["message"].startswith(f"{refused} cannot be read whole: ")
-    assert answer.json()["message"].endswith(f"; shorten it, or allow a cut ({cut_by})")
+    assert answer.json()["message"].endswith(f"; shorten it, or allow truncation ({hint})")
 
 
 @pytest.mark.parametrize(
     ("path", "body", "way_out"),
     [
-        ("/v2/rerank", {"documents": ["a"]}, ', or allow a cut (truncation: "truncate")'),
-        ("/rerank", {"texts": ["a"]}, ", or allow a cut (truncate: true)"),
-        ("/ranking", {"passages": [{"text": "a"}]}, ', or allow a cut (truncate: "END")'),
+        ("/v2/rerank", {"documents": ["a"]}, ', or allow truncation (truncation: "truncate")'),
+        ("/rerank", {"texts": ["a"]}, ", or allow truncation (truncate: true)"),
+        ("/ranking", {"passages": [{"text": "a"}]}, ', or allow truncation (truncate: "END")'),
         ("/v1/reranking", {"input": ["a"]}, ""),
     ],
 )

@@ -27,7 +27,7 @@ from tests.fakes import FakeService
 async def test_a_wrong_path_is_told_the_nearest(api: Api, path: str, nearest: str) -> None:
     answer = await api.client.post(f"http://test{path}", json={"query": "q", "documents": ["a"]})
     assert is_our_error(answer, 404, "not_found"), answer.text
-    assert f"no such path; did you mean {nearest}? GET /docs lists what there is" in answer.json()["message"]
+    assert f"no such path; did you mean {nearest}? GET /docs lists all paths" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("path", ["/", "/wp-login.php", "/" * 60_000, "/" + "é" * 90, "/v1/" + "rerank/" * 10_000])

@@ -177,7 +177,8 @@ def test_a_port_in_use_is_said_before_anything_is_loaded(registry: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("host", "message"), [("203.0.113.7", "is not an address of this machine"), ("no.such.invalid", "has no address")]
+    ("host", "message"),
+    [("203.0.113.7", "is not an address of this machine"), ("no.such.invalid", "cannot be resolved")],
 )
 def test_a_host_that_is_not_here_is_named(registry: Path, host: str, message: str) -> None:
     done = rerankd("serve", "--host", host, "--port", 0, "--registry", registry)

@@ -31,7 +31,7 @@ _STUMBLES = {
 }
 # What only a programmer can have caused, or what a reader has no way out of but the log.
 _NO_WAY_OUT = re.compile(
-    r"^(unexpected|two answers|a body that belongs|header \{|the answer (is|has)|no answer within|Redis |the engine |"
+    r"^(unexpected|the application (began|sent)|header \{|the answer (is|has)|no answer within|Redis |the engine |"
     r"the connection was|the service is shutting|it |they |this kind|.*failed|.*is being stopped|API keys|"
     r"the model's score|can(not|'t) |must |.*was raised in a worker|killing|could not)"
 )

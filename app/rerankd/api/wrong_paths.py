@@ -49,7 +49,7 @@ class WrongPaths:
         assert isinstance(error, HTTPException)  # noqa: S101 - Starlette calls this for nothing else
         code = "not_found" if error.status_code == 404 else "invalid_request"
         reason = self._reason(request.url.path, error.status_code, error.headers or {}) or error.detail
-        hint = "GET /docs lists what there is" if self._documented else ""
+        hint = "GET /docs lists all paths" if self._documented else ""
         between = "" if not hint else " " if reason.endswith("?") else "; "
         message = f"{request.method} {request.url.path[:_LONGEST]}: {reason}{between}{hint}"
         return plain_error(error.status_code, code=code, message=message, headers=dict(error.headers or {}))

@@ -164,7 +164,7 @@ class Dialect:
             raise InvalidRequest(_explain(error, self.body)) from None
         except RecursionError:
             # For an enum field Python writes out the whole value that is not a member.
-            raise InvalidRequest("a field is nested too deeply to be what its name says; flatten it") from None
+            raise InvalidRequest("a field is nested too deeply; flatten it") from None
         if any(
             dict in set(map(type, fields[name])) for name in self.document_fields if isinstance(fields.get(name), list)
         ):

@@ -96,7 +96,7 @@ class Outline:
         closings = self._closings.between(opening, end, level=level)
         # "[" and "]", and "{" and "}", are two characters apart
         if not len(closings) or self._text[opening] + 2 != self._text[closings[0]]:
-            raise InvalidRequest(f"the body is not valid JSON: what opens at byte {opening} is not closed")
+            raise InvalidRequest(f"the body is not valid JSON: the bracket at byte {opening} is not closed")
         closing = int(closings[0])
         return Container(opening, closing, level, self._commas.between(opening, closing, level=level))
 

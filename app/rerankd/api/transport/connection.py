@@ -328,5 +328,5 @@ def _refusal(status: int, message: str, headers: Headers) -> bytes:
 
 
 async def _too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
-    error = Unavailable("all connections that this service takes are in use; use those that you have, or come back")
+    error = Unavailable("the limit of connections is reached; reuse yours, or try again later")
     await error_answer(error)(scope, receive, send)

@@ -124,7 +124,7 @@ class Exchange:
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if self.response_started:
-            raise RuntimeError("two answers to one request")
+            raise RuntimeError("the application began a second response")
         self.response_started = True
         if status == CANCELLED.status:
             self.lose()
@@ -138,7 +138,7 @@ class Exchange:
 
     async def _write(self, body: bytes, *, last: bool) -> None:
         if not self.response_started or self.response_complete:
-            raise RuntimeError("a body that belongs to no answer")
+            raise RuntimeError("the application sent a body outside of a response")
         head = self._head.finish(len(body) if last else None, keep_alive=self.keep_alive)
         self.keep_alive = self.keep_alive and self._head.keep_alive
         content = self._head.content(body, last=last)

@@ -15,7 +15,7 @@ def check_address(host: str, port: int) -> None:
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise ConfigError(f"host {host!r} has no address here ({error}); use 127.0.0.1, or 0.0.0.0 for all") from None
+        raise ConfigError(f"host {host!r} cannot be resolved ({error}); use 127.0.0.1, or 0.0.0.0 for all") from None
     for family, kind, protocol, _, address in places:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -31,7 +31,7 @@ def _explained(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} is in use; choose another: --port {port + 1} (make serve PORT={port + 1})"
     if error.errno == errno.EACCES:
-        return f"port {port} may not be used without privileges; choose one from 1024 on: --port 8000"
+        return f"port {port} needs privileges; choose 1024 or higher: --port 8000"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"{host} is not an address of this machine; use --host 127.0.0.1, or --host 0.0.0.0 for all"
     return f"cannot listen on {host}:{port} ({error.strerror})"

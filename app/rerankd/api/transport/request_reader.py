@@ -243,9 +243,9 @@ class RequestReader:
     def _objections(self, method: str, version: str, head: bytes) -> Iterator[Refusal]:
         """What the parser accepts and is rejected here: two readers could frame or route it differently."""
         if version not in {"1.0", "1.1"}:
-            yield Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
+            yield Refusal(505, f"HTTP/{version} is not supported; use HTTP/1.1")
         elif not self._is_http(method, head):
-            yield Refusal(505, "only HTTP is spoken here; use HTTP/1.1")
+            yield Refusal(505, "only HTTP is supported; use HTTP/1.1")
         if method == "CONNECT":
             yield Refusal(501, "CONNECT is not supported: this is no proxy")
         if self._headers_seen > MAX_HEADERS:
@@ -275,4 +275,4 @@ class RequestReader:
 def _cause(error: httptools.HttpParserError) -> str:
     text = str(error)
     # The parser's words for the preface of HTTP/2.
-    return "HTTP/2 is not spoken here" if "PRI" in text else text
+    return "HTTP/2 is not supported; use HTTP/1.1" if "PRI" in text else text

@@ -44,6 +44,12 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [path for path in named if not (_ROOT / path).exists()] == []
 
 
+def test_the_map_of_the_code_names_every_room() -> None:
+    rooms = {path.parent.name for path in (_ROOT / "app" / "rerankd").glob("*/__init__.py")}
+    described = re.findall(r"^      (\w+)/ ", (_ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(described) == sorted(rooms)
+
+
 def test_modules_of_the_reference_exist() -> None:
     page = (_ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     named = re.findall(r"^::: (\S+)$", page, re.MULTILINE)

@@ -118,7 +118,7 @@ class PairScorer(Scorer, PairReader, Protocol[T, R_contra]):
         instruction: str | None = None,
         owner: str = "",
     ) -> EncodedPairs[T]:
-        """Tokenise the query once and all documents in one call; cut documents, never the query. What is kept of them
+        """Tokenize the query once and all documents in one call; cut documents, never the query. What is kept of them
         is the `owner`'s, for whom this is.
 
         Raises:

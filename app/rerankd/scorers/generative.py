@@ -108,7 +108,7 @@ class TokenWriter:
 
 
 class MessageWriter:
-    """Writes messages, for a server that tokenises them itself and puts them into its model's chat template."""
+    """Writes messages, for a server that tokenizes them itself and puts them into its model's chat template."""
 
     unit = "characters"
     longest = _MOST_CHARACTERS

@@ -12,7 +12,7 @@ from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, SecretStr
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -20,8 +20,9 @@ from rerankd.api.dialects.fields import RANK_FIELD_CHARS
 from rerankd.api.parsing.json_text import MAX_LEVELS
 from rerankd.api.transport.request_reader import MAX_HEAD_BYTES
 from rerankd.config.model_names import MOST_PREFIXES
-from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, PassageSpec, Settings
-from rerankd.domain import LAST_PRIORITY
+from rerankd.config.options import fields_of
+from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, Settings
+from rerankd.domain import LAST_PRIORITY, PassagePlan
 from rerankd.recognition.families import FAMILIES
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -89,11 +90,11 @@ def configuration_page() -> str:
     """The whole page."""
     settings = [_row(f"RERANKD_{name.upper()}", field) for name, field in Settings.model_fields.items()]
     registry = _REGISTRY + "\n".join(_rows(ModelSpec)) + "\n"
-    return _HEAD + "\n".join(settings) + "\n" + registry + _PASSAGES + "\n".join(_rows(PassageSpec)) + "\n"
+    return _HEAD + "\n".join(settings) + "\n" + registry + _PASSAGES + "\n".join(_rows(PassagePlan)) + "\n"
 
 
-def _rows(model: type[BaseModel]) -> list[str]:
-    return [_row(name, field) for name, field in model.model_fields.items()]
+def _rows(shape: type) -> list[str]:
+    return [_row(name, field) for name, field in fields_of(shape).items()]
 
 
 def _row(name: str, field: FieldInfo) -> str:
@@ -119,7 +120,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
     value = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if isinstance(value, BaseModel):
+    if isinstance(value, PassagePlan):
         return "below"
     if value is None or value is PydanticUndefined or value in ((), {}, ""):
         return "none"

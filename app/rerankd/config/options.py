@@ -2,12 +2,13 @@
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from inspect import isclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 from pydantic import AliasChoices, BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -15,7 +16,6 @@ from pydantic_core import ErrorDetails
 
 from rerankd.errors import ConfigError
 
-T = TypeVar("T")
 Options = TypeVar("Options", bound=BaseModel)
 
 _SHOWN: Final = 60
@@ -34,6 +34,9 @@ class Words:
 
 TOML: Final = Words(text="a text in quotes", table="a table")
 JSON: Final = Words(text="a string", table="an object")
+
+# What pydantic calls a key that a model, or a dataclass, does not have.
+UNKNOWN_KEY: Final = frozenset(["extra_forbidden", "unexpected_keyword_argument"])
 
 # What pydantic's kinds of problems are called here; `{...}` is what it says of the bound, or one of `Words`.
 _PHRASES: Final = {
@@ -57,6 +60,7 @@ _PHRASES: Final = {
     "dict_type": "must be {table}",
     "mapping_type": "must be {table}",
     "model_type": "must be {table}",
+    "dataclass_type": "must be {table}",
     "model_attributes_type": "must be {table}",
     "greater_than": "must be greater than {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
@@ -79,7 +83,7 @@ def explain(error: ValidationError, shape: type[BaseModel], *, data: object = No
         if _follows_from_others(problem):
             continue
         place, phrase = _place(problem, shape, data, variable_prefix), _phrase(problem, shape)
-        phrases = problems.setdefault((place, problem["type"] == "extra_forbidden"), [])
+        phrases = problems.setdefault((place, problem["type"] in UNKNOWN_KEY), [])
         if phrase not in phrases:
             phrases.append(phrase)
     # A value that fits none of several types has a problem with each.
@@ -139,7 +143,7 @@ def _place(problem: ErrorDetails, shape: type[BaseModel], data: object, variable
             keys = []
         else:
             keys[-1:] = [f"{keys[-1] if keys else ''}[{part}]"]
-    unknown = problem["type"] == "extra_forbidden"
+    unknown = problem["type"] in UNKNOWN_KEY
     key = ".".join(keys[:-1] if unknown else keys)
     return "".join(tables) + (f"{key}: " if key and unknown else f"{key} " if key else "")
 
@@ -167,13 +171,14 @@ def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequen
     a union's members.
     """
     steps: list[tuple[str | int, _Step]] = []
-    model: type[BaseModel] | None = shape
+    model: type | None = shape
     for part in problem["loc"]:
         if isinstance(part, str):
-            last = len(steps) == len(problem["loc"]) - 1 and problem["type"] == "extra_forbidden"
-            if model is None or (part not in model.model_fields and not last):
+            last = len(steps) == len(problem["loc"]) - 1 and problem["type"] in UNKNOWN_KEY
+            known = fields_of(model).get(part) if model else None
+            if model is None or (known is None and not last):
                 break
-            model = find(BaseModel, model.model_fields[part].annotation) if part in model.model_fields else None
+            model = shape_in(known.annotation) if known else None
             data = data.get(part) if isinstance(data, Mapping) else None
         else:
             data = data[part] if isinstance(data, Sequence) and part < len(data) else None
@@ -181,11 +186,28 @@ def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequen
     return steps
 
 
-def find(kind: type[T], annotation: object) -> type[T] | None:
-    """The class of a kind that a field holds, alone, in a list or beside None."""
-    if isclass(annotation) and issubclass(annotation, kind):
+@cache
+def fields_of(shape: type) -> Mapping[str, FieldInfo]:
+    """The fields of a pydantic model, or of a dataclass that pydantic reads: its fields have pydantic's words in their
+    `metadata`. By the names that they have in a file or a request.
+    """
+    if issubclass(shape, BaseModel):
+        return shape.model_fields
+    own = fields(shape) if is_dataclass(shape) else ()
+    types = get_type_hints(shape)
+    found = {one.name: FieldInfo.from_annotated_attribute(types[one.name], one) for one in own}
+    return {str(field.validation_alias or name): field for name, field in found.items()}
+
+
+def shape_in(annotation: object) -> type | None:
+    """The model or dataclass that a field holds, alone, in a list or beside None."""
+    return _found(lambda part: issubclass(part, BaseModel) or is_dataclass(part), annotation)
+
+
+def _found(fits: Callable[[type], bool], annotation: object) -> type | None:
+    if isclass(annotation) and fits(annotation):
         return annotation
-    return next((found for part in get_args(annotation) if (found := find(kind, part))), None)
+    return next((found for part in get_args(annotation) if (found := _found(fits, part))), None)
 
 
 def _name(table: object) -> str:
@@ -198,13 +220,13 @@ def _phrase(problem: ErrorDetails, shape: type[BaseModel]) -> str:
     if kind in {"value_error", "assertion_error"}:
         return str(problem["ctx"]["error"])
     owner, field = _owner(problem, shape)
-    if kind == "extra_forbidden":
-        known = tuple(owner.model_fields) if owner else ()
+    if kind in UNKNOWN_KEY:
+        known = tuple(fields_of(owner)) if owner else ()
         near = closest(field, known)
         meant = f"did you mean {near!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {field!r:.{_SHOWN}} ({meant})"
-    known_field = owner.model_fields.get(field) if owner else None
-    holds_tables = known_field is not None and find(BaseModel, known_field.annotation) is not None
+    known_field = fields_of(owner).get(field) if owner else None
+    holds_tables = known_field is not None and shape_in(known_field.annotation) is not None
     if kind in {"missing", "too_short"} and holds_tables:
         return f"is missing: the file must have at least one [[{field}]] table"
     if kind in {"tuple_type", "list_type"} and isinstance(problem["input"], Mapping):
@@ -222,11 +244,10 @@ def phrase_of(problem: ErrorDetails, words: Words) -> str:
     return _PHRASES.get(kind, problem["msg"]).format(**context, text=words.text, table=words.table)
 
 
-def field_of(model: type[BaseModel], name: str) -> FieldInfo | None:
+def field_of(shape: type, name: str) -> FieldInfo | None:
     """The field that a problem's place names, be it by an alias."""
-    if name in model.model_fields:
-        return model.model_fields[name]
-    return next((field for field in model.model_fields.values() if name in _aliases(field)), None)
+    known = fields_of(shape)
+    return known.get(name) or next((field for field in known.values() if name in _aliases(field)), None)
 
 
 def _aliases(field: FieldInfo) -> Sequence[object]:
@@ -234,25 +255,25 @@ def _aliases(field: FieldInfo) -> Sequence[object]:
     return alias.choices if isinstance(alias, AliasChoices) else [alias]
 
 
-def _owner(problem: ErrorDetails, shape: type[BaseModel]) -> tuple[type[BaseModel] | None, str]:
+def _owner(problem: ErrorDetails, shape: type[BaseModel]) -> tuple[type | None, str]:
     """The model that has, or lacks, the key with the problem, and the key."""
-    owner: type[BaseModel] | None = None
+    owner: type | None = None
     field = ""
-    model: type[BaseModel] | None = shape
+    model: type | None = shape
     for part in problem["loc"]:
         if not isinstance(part, str) or model is None:
             continue
         owner, field = model, part
-        known = model.model_fields.get(part)
-        model = find(BaseModel, known.annotation) if known else None
+        known = fields_of(model).get(part)
+        model = shape_in(known.annotation) if known else None
     return owner, field
 
 
-def _not_this(problem: ErrorDetails, shape: type[BaseModel], owner: type[BaseModel] | None, field: str) -> str:
+def _not_this(problem: ErrorDetails, shape: type[BaseModel], owner: type | None, field: str) -> str:
     given = problem["input"]
     if problem["type"] == "missing" or not isinstance(given, str | int | float) or given == "":
         return ""
-    known = owner.model_fields.get(field) if owner else None
-    secret = known is not None and find(SecretStr, known.annotation) is not None
-    hidden = any(one is not None and one.model_config.get("hide_input_in_errors") for one in (shape, owner))
+    known = fields_of(owner).get(field) if owner else None
+    secret = known is not None and _found(lambda part: issubclass(part, SecretStr), known.annotation) is not None
+    hidden = any(getattr(one, "model_config", {}).get("hide_input_in_errors") for one in (shape, owner))
     return "" if secret or hidden else f", not {given!r:.{_SHOWN}}"

@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rerankd.config.model_names import ModelNames
 from rerankd.config.options import closest, explain, read_toml
-from rerankd.domain import Aggregation, PassagePlan, check_overlap
+from rerankd.domain import PassagePlan
 from rerankd.errors import ConfigError
 
 ENVIRONMENT_PREFIX: Final = "RERANKD_"
@@ -423,35 +423,6 @@ def _plain_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain_name)]
 
 
-class PassageSpec(BaseModel):
-    """How a model reads long documents in passages. Requests may ask for other values within `max_passages`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tokens: int | None = Field(
-        default=None, ge=16, description="Tokens per passage; by default as many as fit beside the query."
-    )
-    overlap: int | None = Field(
-        default=None,
-        ge=0,
-        description="Tokens shared with the passage before, at most half of `tokens`; by default a quarter of them.",
-    )
-    max_passages: int = Field(default=32, ge=1, description="Read at most this many passages of a document.")
-    aggregation: Aggregation = Field(
-        default=Aggregation.MAX, description="A document's score: `max`, `first`, `mean` or `top_k_mean` of passages."
-    )
-    top_k: int = Field(default=3, ge=1, description="How many passages `top_k_mean` averages.")
-
-    @model_validator(mode="after")
-    def _go_on(self) -> "PassageSpec":
-        check_overlap(tokens=self.tokens, overlap=self.overlap)
-        return self
-
-    @property
-    def plan(self) -> PassagePlan:
-        return PassagePlan(**dict(self))
-
-
 @dataclass(frozen=True, slots=True)
 class CascadeStep:
     """A served model by name or alias, which reorders the first `depth` documents; None: all."""
@@ -494,7 +465,7 @@ class ModelSpec(BaseModel):
         description="How to treat documents that are too long: cut them, or read them in `passages`. Requests may "
         "ask for either.",
     )
-    passages: PassageSpec = Field(default=PassageSpec(), description="How long documents are read in passages.")
+    passages: PassagePlan = Field(default=PassagePlan(), description="How long documents are read in passages.")
     batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
     certify: Literal["warn", "strict"] = Field(
         default="warn",

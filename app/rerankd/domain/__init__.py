@@ -11,7 +11,6 @@ from rerankd.domain.options import (
     Truncation,
     WindowPlan,
     WindowWishes,
-    check_overlap,
 )
 from rerankd.domain.requests import RankedDocument, RerankRequest, RerankResult
 from rerankd.domain.scores import PassageScores, Scores, Timings
@@ -42,5 +41,4 @@ __all__ = [
     "Unmetered",
     "WindowPlan",
     "WindowWishes",
-    "check_overlap",
 ]

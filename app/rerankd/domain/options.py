@@ -1,7 +1,11 @@
-"""What a caller may ask for beside texts: how long documents are read, how windows move, on which terms."""
+"""What a caller may ask for beside texts: how long documents are read, how windows move, on which terms.
+
+A plan is the operator's and complete; wishes are a caller's, and `within` a plan they give another plan. Pydantic reads
+plans from the registry and wishes from requests: the `metadata` of their fields says what it checks and describes.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
 
@@ -36,28 +40,38 @@ class Aggregation(StrEnum):
     TOP_K_MEAN = "top_k_mean"
 
 
-def check_overlap(*, tokens: int | None, overlap: int | None) -> None:
-    """Check that each passage begins at least half a passage after the one before.
-
-    Raises:
-        ValueError: it does not.
-    """
+def _check_overlap(*, tokens: int | None, overlap: int | None) -> None:
+    """Each passage must begin at least half a passage after the one before."""
     if tokens is not None and overlap is not None and overlap > tokens // 2:
         raise ValueError(f"overlap must be at most half of tokens, here {tokens // 2}, not {overlap}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassagePlan:
-    """How long documents are read in passages. A passage has `tokens`, None: as many as fit beside the query, and
-    shares `overlap` of them with the one before, None: a quarter. `max_passages` of a document are read, the rest
-    counts as dropped. `top_k` belongs to `top_k_mean`.
-    """
+    """How long documents are read in passages; a table of the registry. What is not read counts as dropped."""
 
-    tokens: int | None = None
-    overlap: int | None = None
-    max_passages: int = 32
-    aggregation: Aggregation = Aggregation.MAX
-    top_k: int = 3
+    tokens: int | None = field(
+        default=None,
+        metadata={"ge": 16, "description": "Tokens per passage; by default as many as fit beside the query."},
+    )
+    overlap: int | None = field(
+        default=None,
+        metadata={
+            "ge": 0,
+            "description": "Tokens shared with the passage before, at most half of `tokens`; by default a quarter.",
+        },
+    )
+    max_passages: int = field(
+        default=32, metadata={"ge": 1, "description": "Read at most this many passages of a document."}
+    )
+    aggregation: Aggregation = field(
+        default=Aggregation.MAX,
+        metadata={"description": "A document's score: `max`, `first`, `mean` or `top_k_mean` of passages."},
+    )
+    top_k: int = field(default=3, metadata={"ge": 1, "description": "How many passages `top_k_mean` averages."})
+
+    def __post_init__(self) -> None:
+        _check_overlap(tokens=self.tokens, overlap=self.overlap)
 
     def length(self, *, room: int) -> int:
         """Tokens of a passage if `room` of them fit beside the query."""
@@ -70,19 +84,46 @@ class PassagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassageWishes:
-    """A caller's wishes for passages; None: what the operator's plan says."""
+    """How a request wants long documents to be read in passages; None: as the operator's plan says."""
 
-    tokens: int | None = None
-    overlap: int | None = None
-    max_passages: int | None = None
-    aggregation: Aggregation | None = None
-    top_k: int | None = None
+    tokens: int | None = field(
+        default=None, metadata={"ge": 16, "description": "Tokens per passage, at most the model's length."}
+    )
+    overlap: int | None = field(
+        default=None,
+        metadata={
+            "ge": 0,
+            "description": "Tokens that a passage shares with the previous one, at most half of `tokens`.",
+        },
+    )
+    max_passages: int | None = field(
+        default=None,
+        metadata={
+            "ge": 1,
+            "validation_alias": "max_per_doc",
+            "description": "Read at most this many passages of a document.",
+        },
+    )
+    aggregation: Aggregation | None = field(
+        default=None,
+        metadata={
+            "description": "The document's score: the best passage's, the first's, or a mean of all or of top_k."
+        },
+    )
+    top_k: int | None = field(
+        default=None, metadata={"ge": 1, "description": "How many passages `top_k_mean` averages."}
+    )
+
+    def __post_init__(self) -> None:
+        _check_overlap(tokens=self.tokens, overlap=self.overlap)
 
     def within(self, plan: PassagePlan) -> PassagePlan:
         """The plan with these wishes, and never with more passages."""
+        tokens = self.tokens or plan.tokens
+        overlap = plan.overlap if self.overlap is None else self.overlap
         return PassagePlan(
-            tokens=self.tokens or plan.tokens,
-            overlap=plan.overlap if self.overlap is None else self.overlap,
+            tokens=tokens,
+            overlap=overlap if overlap is None or tokens is None else min(overlap, tokens // 2),
             max_passages=min(self.max_passages or plan.max_passages, plan.max_passages),
             aggregation=self.aggregation or plan.aggregation,
             top_k=self.top_k or plan.top_k,
@@ -107,11 +148,23 @@ class WindowWishes:
     documents, best first; None: the documents come in that order.
     """
 
-    window: int | None = None
-    stride: int | None = None
-    schedule: str | None = None
-    depth: int | None = None
-    initial_order: Sequence[int] | None = None
+    window: int | None = field(default=None, metadata={"description": "Documents in one prompt."})
+    stride: int | None = field(
+        default=None, metadata={"description": "By how many documents the sliding window moves."}
+    )
+    schedule: str | None = field(
+        default=None, metadata={"description": "`sliding`, `full`, `top-down` or `tournament`."}
+    )
+    depth: int | None = field(
+        default=None, metadata={"description": "Reorder only this many documents, from the first."}
+    )
+    initial_order: list[int] | None = field(
+        default=None,
+        metadata={
+            "fail_fast": True,
+            "description": "The indices of all documents, best first, as your retriever ranked them.",
+        },
+    )
 
     def within(self, plan: WindowPlan) -> WindowPlan:
         """The plan with these wishes.

@@ -19,8 +19,8 @@ from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
 from rerankd.config.named_models import served_registry
-from rerankd.config.settings import ModelSpec, PassageSpec, Registry, Settings
-from rerankd.domain import ScoreOptions, Scores, Truncation
+from rerankd.config.settings import ModelSpec, Registry, Settings
+from rerankd.domain import PassagePlan, ScoreOptions, Scores, Truncation
 from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
@@ -221,7 +221,7 @@ class ModelLoader:
             fingerprint=parts.fingerprint,
             observer=self.observer,
             model=self.spec.name,
-            passages=self.spec.passages.plan,
+            passages=self.spec.passages,
             truncation=Truncation(self.spec.truncation),
         )
         stages = parts.scorer.by_kind(builder)
@@ -387,7 +387,7 @@ def check_cutting(spec: ModelSpec) -> None:
     Raises:
         ConfigError: it does not.
     """
-    if spec.scorer in LIST_SCORERS and (spec.truncation != "truncate" or spec.passages != PassageSpec()):
+    if spec.scorer in LIST_SCORERS and (spec.truncation != "truncate" or spec.passages != PassagePlan()):
         raise ConfigError(
             f"truncation and passages are for scorers of pairs; {spec.scorer!r} cuts what does not fit into its "
             "window: leave them out"

@@ -7,8 +7,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from rerankd.config.api_keys import _KeyFile, _KeyTable
-from rerankd.config.options import closest, explain, read_options
-from rerankd.config.settings import ModelSpec, PassageSpec, Registry, Settings
+from rerankd.config.options import closest, explain, fields_of, read_options
+from rerankd.config.settings import ModelSpec, Registry, Settings
+from rerankd.domain import PassagePlan
 from rerankd.engines.onnx.engine import OnnxOptions
 from rerankd.engines.openvino import OpenVinoOptions
 from rerankd.engines.remote.endpoint import EndpointOptions
@@ -28,7 +29,6 @@ _SHAPES: list[type[BaseModel]] = [
     ModelSpec,
     OnnxOptions,
     OpenVinoOptions,
-    PassageSpec,
     Profile,
     Registry,
     Settings,
@@ -72,6 +72,32 @@ def test_no_odd_value_is_told_in_another_librarys_words(shape: type[BaseModel]) 
         assert not [words for words in _THEIRS if words in told], told
         assert "  " not in told
         assert len(told) < 3000
+
+
+def test_a_table_that_is_a_dataclass_is_told_in_our_words_too() -> None:
+    table: dict[str, object] = {"name": "a", "path": "b"}
+    for field in [*fields_of(PassagePlan), "overlp"]:
+        for value in ["", " ", 1.5, [], {}, {"a": {}}]:
+            with pytest.raises(ValidationError) as caught:
+                ModelSpec.model_validate(table | {"passages": {field: value}})
+            told = explain(caught.value, ModelSpec)
+            assert told.startswith("passages"), told
+            assert not [words for words in _THEIRS if words in told], told
+
+
+@pytest.mark.parametrize(
+    ("passages", "told"),
+    [
+        ({"tokens": 8}, "passages.tokens must be at least 16, not 8"),
+        ({"overlp": 8}, "passages: unknown key 'overlp' (did you mean 'overlap'?)"),
+        ({"tokens": 20, "overlap": 11}, "passages overlap must be at most half of tokens, here 10, not 11"),
+        (3, "passages must be a table, not 3"),
+    ],
+)
+def test_what_is_wrong_with_passages_is_told(passages: object, told: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ModelSpec.model_validate({"name": "a", "path": "b", "passages": passages})
+    assert explain(caught.value, ModelSpec) == told
 
 
 @pytest.mark.parametrize("shape", [_KeyFile, _KeyTable, EndpointOptions], ids=lambda shape: shape.__name__)

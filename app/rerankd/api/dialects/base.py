@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from rerankd.api.parsing.raw_body import RawBody
 from rerankd.concurrency.slices import Sliced
-from rerankd.config.options import JSON, field_of, find, phrase_of
+from rerankd.config.options import JSON, UNKNOWN_KEY, field_of, fields_of, phrase_of, shape_in
 from rerankd.domain import RerankRequest, RerankResult, Truncation
 from rerankd.errors import InvalidRequest, RequestTooLarge, RerankError
 
@@ -203,13 +203,13 @@ class Dialect:
 
 
 @cache
-def _known_fields(shape: type[BaseModel]) -> frozenset[str]:
-    aliases = [field.validation_alias for field in shape.model_fields.values()]
+def _known_fields(shape: type) -> frozenset[str]:
+    aliases = [field.validation_alias for field in fields_of(shape).values()]
     choices = [choice for alias in aliases if isinstance(alias, AliasChoices) for choice in alias.choices]
-    return frozenset([*shape.model_fields, *(choice for choice in choices if isinstance(choice, str))])
+    return frozenset([*fields_of(shape), *(choice for choice in choices if isinstance(choice, str))])
 
 
-def _unknown_fields(fields: Mapping[str, Any], shape: type[BaseModel]) -> Iterator[str]:
+def _unknown_fields(fields: Mapping[str, Any], shape: type) -> Iterator[str]:
     """Objects in lists are documents, which may have any fields."""
     known = _known_fields(shape)
     for name, value in fields.items():
@@ -218,14 +218,14 @@ def _unknown_fields(fields: Mapping[str, Any], shape: type[BaseModel]) -> Iterat
                 yield name
         elif isinstance(value, dict):
             field = field_of(shape, name)
-            inner = find(BaseModel, field.annotation) if field else None
+            inner = shape_in(field.annotation) if field else None
             yield from (f"{name}.{unknown}" for unknown in (_unknown_fields(value, inner) if inner else ()))
 
 
 def _explain(error: ValidationError, shape: type[RequestBody]) -> str:
     problems = error.errors(include_url=False)
     # Unknown fields come first: one of them may be a missing field, misspelt.
-    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    problems.sort(key=lambda problem: problem["type"] not in UNKNOWN_KEY)
     # A value that fits none of several types has one problem for each type.
     phrases: dict[tuple[str, str], list[str]] = {}
     for problem in problems:
@@ -243,24 +243,24 @@ def _place(problem: ErrorDetails, shape: type[RequestBody]) -> str:
     pydantic gives to the members of a union are left out.
     """
     place = ""
-    model: type[BaseModel] | None = shape
+    model: type | None = shape
     last = len(problem["loc"]) - 1
     for depth, part in enumerate(problem["loc"]):
         if isinstance(part, int):
             place += f"[{part}]"
             continue
         field = field_of(model, part) if model else None
-        if field or not place or (depth == last and problem["type"] == "extra_forbidden"):
+        if field or not place or (depth == last and problem["type"] in UNKNOWN_KEY):
             place += f".{part}" if place else part
         if field:
-            model = find(BaseModel, field.annotation)
+            model = shape_in(field.annotation)
     return place[:_NAME_SHOWN] or "body"
 
 
 def _phrases(problem: ErrorDetails) -> tuple[str, str, str]:
     """What separates the place from the phrase, the phrase, and the value if it helps."""
     kind = problem["type"]
-    if kind == "extra_forbidden":
+    if kind in UNKNOWN_KEY:
         return ": ", "unknown field", ""
     # Our own validators' messages name the value themselves.
     if kind == "value_error":

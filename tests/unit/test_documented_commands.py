@@ -110,6 +110,6 @@ def test_pages_and_messages_name_only_extras_that_exist() -> None:
     files = [*_PAGES, _ROOT / "Makefile", *(_ROOT / "app" / "rerankd").rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     lists = [*re.findall(r"EXTRAS=([a-z,]+)", text), *re.findall(r"rerankd\[([a-z,]+)\]", text)]
-    commands = re.findall(r"\b_?needing\(\"([a-z]+)\"\)", text)
+    commands = re.findall(r"\bneeding_extra\(\"([a-z]+)\"\)", text)
     assert {"eval", "bench", "export"} <= set(commands)
     assert {*",".join(lists).split(","), *commands, *engines._EXTRAS.values()} <= set(known)

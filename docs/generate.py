@@ -21,7 +21,8 @@ from rerankd.api.parsing.json_text import MAX_LEVELS
 from rerankd.api.transport.request_reader import MAX_HEAD_BYTES
 from rerankd.config.model_names import MOST_PREFIXES
 from rerankd.config.options import fields_of
-from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, Settings
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import SHIPPED_REGISTRY, Settings
 from rerankd.domain import LAST_PRIORITY, PassagePlan
 from rerankd.recognition.families import FAMILIES
 

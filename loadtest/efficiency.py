@@ -19,7 +19,8 @@ from statistics import median
 import orjson
 
 from loadtest.claims import Claim, conclude, parser, run, served
-from rerankd.config.settings import Settings, read_registry
+from rerankd.config.registry import read_registry
+from rerankd.config.settings import Settings
 from rerankd.engines.base import LogitsEngine, cut_by_length
 from rerankd.scorers.base import AnyListScorer, AnyPairScorer, EncodedPairs
 from rerankd.serving.assembly import load_parts

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rerankd.config.settings import SHIPPED_REGISTRY, Settings, read_registry
+from rerankd.config.registry import read_registry
+from rerankd.config.settings import SHIPPED_REGISTRY, Settings
 from rerankd.domain import FloatArray, WindowPlan
 from rerankd.engines.base import BatchLimits, LogitsEngine
 from rerankd.errors import ModelNotReady

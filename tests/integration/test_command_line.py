@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from rerankd.config.settings import Settings, read_registry
+from rerankd.config.registry import read_registry
+from rerankd.config.settings import Settings
 from rerankd.errors import ConfigError
 from rerankd.serving.assembly import load_parts
 from rerankd.tools.checking import check_settings

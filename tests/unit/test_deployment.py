@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rerankd.config.settings import Settings, read_registry
+from rerankd.config.registry import read_registry
+from rerankd.config.settings import Settings
 
 _ROOT = Path(__file__).resolve().parents[2]
 _COMPOSE_FILES = sorted(_ROOT.glob("docker-compose*.yml"))

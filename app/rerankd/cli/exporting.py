@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rerankd.cli.app import RegistryOption, interruptible, needing_extra
-from rerankd.config.settings import ModelSpec, Settings, read_settings
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import Settings, read_settings
 from rerankd.errors import ConfigError
 from rerankd.scorers import EXPORTED_SCORERS
 from rerankd.scorers.base import ScorerSpec

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from rerankd.cli.app import RegistryOption, interruptible, log_warnings_only, print_problem
 from rerankd.config.named_models import served_registry
-from rerankd.config.settings import ModelSpec, Settings, read_settings
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import Settings, read_settings
 from rerankd.serving.choosing import choose
 from rerankd.tools.outputs import check_folder
 

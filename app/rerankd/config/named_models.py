@@ -8,7 +8,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from rerankd.config.options import explain
-from rerankd.config.settings import AUTO, ModelSpec, Registry, Settings, read_registry
+from rerankd.config.registry import AUTO, ModelSpec, Registry, read_registry
+from rerankd.config.settings import Settings
 from rerankd.errors import ConfigError
 
 _HUB: Final = "hub:"

@@ -1,22 +1,17 @@
-"""Settings from the environment (prefix RERANKD_) and the registry of served models.
+"""Settings from the environment (prefix RERANKD_).
 
-The only file that touches the environment; only the composition root and the command line read this one.
+The only file that reads the environment. Only the composition root and the command line read settings.
 """
 
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -25,35 +20,14 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from rerankd.config.model_names import ModelNames
-from rerankd.config.options import closest, explain, read_toml
-from rerankd.domain import PassagePlan
+from rerankd.config.options import explain
+from rerankd.config.variables import ENVIRONMENT_PREFIX, name_problems
 from rerankd.errors import ConfigError
 
-ENVIRONMENT_PREFIX: Final = "RERANKD_"
-# Names with our prefix that are not settings: the command line's own, and those of the tests.
-_NOT_SETTINGS: Final = frozenset({"RERANKD_BENCH_API_KEY", "RERANKD_EVAL_API_KEY"})
-_OF_TESTS: Final = "RERANKD_TEST_"
-# What Kubernetes and old Docker links set in every container beside a service with the name `rerankd`.
-_SERVICE_LINK: Final = re.compile(
-    r"RERANKD_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
-)
-_PREFIX: Final = re.compile(r"(/[^/?#]+)*")
-_KEY_SETTINGS: Final = ("RERANKD_API_KEYS", "RERANKD_API_KEYS_FILE")
-_NEAR_PREFIX: Final = 0.88
-# Empty, they would be taken for not set, and protect nothing.
-_PROTECTING: Final = (
-    "RERANKD_API_KEYS",
-    "RERANKD_API_KEYS_FILE",
-    "RERANKD_PRIVATE",
-    "RERANKD_CACHE_SECRET",
-    "RERANKD_CACHE_SCOPE",
-)
+_ROOT_PATH: Final = re.compile(r"(/[^/?#]+)*")
 _NEEDING_KEYS: Final = frozenset({"private", "cache_scope"})
 _LEAST_SECRET_CHARS: Final = 16
 
-# A scorer or engine that is chosen when the model is loaded.
-AUTO: Final = "auto"
 SHIPPED_REGISTRY = Path(str(files("rerankd") / "models" / "registry.toml"))
 
 
@@ -269,7 +243,7 @@ class Settings(BaseSettings):
     @field_validator("root_path")
     @classmethod
     def _is_a_prefix(cls, value: str) -> str:
-        if not _PREFIX.fullmatch(value):
+        if not _ROOT_PATH.fullmatch(value):
             raise ValueError(
                 f"must be a path that begins with / and does not end with it, such as /rerank-api, not {value!r:.60}"
             )
@@ -355,7 +329,7 @@ def read_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - each override
 
 def try_settings(**overrides: Any) -> tuple[Settings, list[str]]:  # noqa: ANN401 - as above
     """As `read_settings`, but also say all that is wrong, with the defaults of the settings that cannot be used."""
-    problems = list(_problems_of_names(os.environ))
+    problems = list(name_problems(os.environ, Settings.model_fields))
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given), problems
@@ -368,240 +342,9 @@ def try_settings(**overrides: Any) -> tuple[Settings, list[str]]:  # noqa: ANN40
     return Settings(**(given | defaults)), problems
 
 
-def _problems_of_names(environment: Mapping[str, str]) -> Iterator[str]:
-    """A misspelled setting would be ignored, and the service perhaps open to everybody; so would an empty one."""
-    settings = [f"{ENVIRONMENT_PREFIX}{name}".upper() for name in Settings.model_fields]
-    given = {name.upper(): value for name, value in environment.items() if name.upper().startswith(ENVIRONMENT_PREFIX)}
-    unknown = [name for name in given if name not in settings and not _is_no_setting(name)]
-    if unknown:
-        told = "; ".join(f"{name} is not a setting{_meant(name)}" for name in unknown)
-        yield f"{told} (docs/configuration.md lists all settings; unset a name that is not one of them)"
-    if not given.keys() & set(_KEY_SETTINGS):
-        yield from _misspelled_prefixes(environment)
-    for name in _PROTECTING:
-        if name in given and not given[name].strip():
-            yield f"{name} is set, but empty: it would protect nothing. Give it a value, or unset it"
-
-
-def _misspelled_prefixes(environment: Mapping[str, str]) -> Iterator[str]:
-    """Keys that were meant for this service, and would leave it open: RERANK_API_KEYS, RERANKED_API_KEYS_FILE."""
-    for name in map(str.upper, environment):
-        for setting in _KEY_SETTINGS:
-            ending = setting.removeprefix(ENVIRONMENT_PREFIX)
-            if (
-                name != setting
-                and name.endswith(f"_{ending}")
-                and closest(name, [setting.lower()], cutoff=_NEAR_PREFIX)
-            ):
-                yield f"{name} is set, but nothing reads it; did you mean {setting}? Rename it, or unset it"
-
-
-def _is_no_setting(name: str) -> bool:
-    return name in _NOT_SETTINGS or name.startswith(_OF_TESTS) or _SERVICE_LINK.fullmatch(name) is not None
-
-
-def _meant(name: str) -> str:
-    # Without the prefix, which would make all of them alike.
-    near = closest(name.removeprefix(ENVIRONMENT_PREFIX), Settings.model_fields)
-    return near and f"; did you mean {ENVIRONMENT_PREFIX}{near.upper()}?"
-
-
 def _no_network(text: str) -> str:
     try:
         wide = ip_network(text, strict=False)
     except ValueError:
         return f"must be addresses or networks such as 10.0.0.0/8, not {text!r:.60}"
     return f"has {text}, which is an address with the size of a network: write {wide}, or {text.partition('/')[0]}"
-
-
-def _plain_name(name: str) -> str:
-    if not name or name != name.strip() or any(ord(character) < 33 for character in name):
-        raise ValueError(f"{name!r:.60} cannot be a name: it must not be empty or have spaces or control characters")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_plain_name)]
-
-
-@dataclass(frozen=True, slots=True)
-class CascadeStep:
-    """A served model by name or alias, which reorders the first `depth` documents; None: all."""
-
-    model: str
-    depth: int | None
-
-    @classmethod
-    def read(cls, text: str) -> "CascadeStep":
-        """Read `name` or `name:depth`."""
-        name, colon, depth = text.rpartition(":")
-        return cls(name, int(depth)) if colon and depth.isascii() and depth.isdigit() else cls(text, None)
-
-
-class ModelSpec(BaseModel):
-    """One `[[model]]` table of the registry. docs/models.md explains every key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Name
-    aliases: tuple[Name, ...] = ()
-    scorer: str = "cross-encoder"
-    engine: str = "onnx"
-    path: str = Field(default="", description="A folder (relative to the registry) or `hub:org/name@revision`.")
-    stages: tuple[str, ...] = Field(
-        default=(),
-        description="Instead of a path: served models that rerank one after another, `name` or `name:depth`.",
-    )
-    revision: str | None = Field(
-        default=None, description="Your own version label, shown by /v1/models. Cache keys hash the files too."
-    )
-    max_length: int | None = Field(default=None, ge=16, description="Tokens per pair, at most what the model can read.")
-    devices: tuple[str, ...] = Field(
-        default=(), description="A copy of the model on each of these, as `cuda:0`; they share the work."
-    )
-    workers: int | None = Field(default=None, ge=1, description="Forward passes at a time, on each device.")
-    batch_tokens: int | None = Field(default=None, ge=16, description="Tokens per forward pass, padding included.")
-    truncation: Literal["truncate", "chunk"] = Field(
-        default="truncate",
-        description="How to treat documents that are too long: cut them, or read them in `passages`. Requests may "
-        "ask for either.",
-    )
-    passages: PassagePlan = Field(default=PassagePlan(), description="How long documents are read in passages.")
-    batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
-    certify: Literal["warn", "strict"] = Field(
-        default="warn",
-        description="What comes of a model that ranks obvious answers wrongly: a warning, or (`strict`) it is refused.",
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="Run Python code that the model's repository brings. Only for code you have read."
-    )
-    options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the scorer.")
-    engine_options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the engine.")
-
-    @model_validator(mode="after")
-    def _is_a_model_or_a_cascade(self) -> "ModelSpec":
-        if bool(self.path) == bool(self.stages):
-            raise ValueError(f"must have either path or stages, {'not both' if self.path else 'and has neither'}")
-        # Read here, so that a mistake in them is found with the rest of the registry.
-        depths = [stage.depth for stage in self.cascade if stage.depth is not None]
-        if any(depth < 1 for depth in depths):
-            raise ValueError("stages: a depth must be at least 1")
-        return self
-
-    @property
-    def cascade(self) -> tuple[CascadeStep, ...]:
-        """What `stages` says."""
-        return tuple(CascadeStep.read(stage) for stage in self.stages)
-
-
-def _repository(spec: ModelSpec) -> str:
-    """`org/name` of `hub:org/name@revision`; empty for what comes from elsewhere."""
-    return spec.path.removeprefix("hub:").partition("@")[0] if spec.path.startswith("hub:") else ""
-
-
-class Registry(BaseModel):
-    """Every served model. A request that names none gets `default`, or else the first."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    default: str | None = None
-    model: tuple[ModelSpec, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> "Registry":
-        owners: dict[str, str] = {}
-        for spec in self.model:
-            for name in (spec.name, *spec.aliases):
-                if name in owners:
-                    raise ValueError(_named_twice(name, owners[name], spec.name))
-                owners[name] = spec.name
-        if self.default is not None and self.default not in owners:
-            raise ValueError(f"default = {self.default!r}: {_not_served(self.default, owners)}")
-        cascades = {spec.name for spec in self.model if spec.stages}
-        for spec in self.model:
-            for step in spec.cascade:
-                if step.model not in owners:
-                    raise ValueError(f"stages of {spec.name!r}: {_not_served(step.model, owners)}")
-                if owners[step.model] in cascades:
-                    raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
-        return self
-
-    def aliases_of(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Its aliases, and the name of the hub's repository that it comes from, unless that could mean another one."""
-        repository = _repository(spec)
-        others = [other for other in self.model if other is not spec]
-        taken = {name for other in others for name in (other.name, *other.aliases, _repository(other))}
-        own = (spec.name, *spec.aliases)
-        return (
-            spec.aliases if not repository or repository in taken or repository in own else (*spec.aliases, repository)
-        )
-
-    @property
-    def names(self) -> list[str]:
-        """Every name that a request may use."""
-        return [name for spec in self.model for name in (spec.name, *self.aliases_of(spec))]
-
-    def find(self, name: str | None) -> ModelSpec | None:
-        """The model that a request means by a name, None by the default one; None: no model is called that."""
-        owners = {known: spec for spec in self.model for known in (spec.name, *self.aliases_of(spec))}
-        return ModelNames(owners).find(name or self.default or self.model[0].name)
-
-    def check_fallback(self, name: str | None) -> None:
-        """Check the model of `RERANKD_MODEL_FALLBACK`; None: there is none.
-
-        Raises:
-            ConfigError: no served model has the name.
-        """
-        if name is not None and name not in self.names:
-            raise ConfigError(f"{ENVIRONMENT_PREFIX}MODEL_FALLBACK = {name!r}: {_not_served(name, self.names)}")
-
-    def only(self, names: Collection[str | None]) -> "Registry":
-        """Leave out the models that none of these names or aliases means; None means the default.
-
-        Raises:
-            ConfigError: no served model has the name.
-        """
-        found = {name: self.find(name) for name in names}
-        unknown = sorted(name for name, spec in found.items() if name is not None and spec is None)
-        if unknown:
-            known = ", ".join(spec.name for spec in self.model)
-            raise ConfigError(f"unknown model {', '.join(unknown)}; known: {known}")
-        wanted = {spec.name for spec in found.values() if spec}
-        members = [self.find(step.model) for spec in self.model if spec.name in wanted for step in spec.cascade]
-        needed = wanted | {member.name for member in members if member}
-        kept = tuple(spec for spec in self.model if spec.name in needed)
-        default = self.find(None)
-        asked = [spec.name for spec in kept if spec.name in wanted]
-        return Registry(default=default.name if default and default.name in wanted else asked[0], model=kept)
-
-
-def _named_twice(name: str, first: str, second: str) -> str:
-    if first == second == name:
-        return f"{name!r} is there twice: two models have this name, or the model lists it as an alias too"
-    if first == second:
-        return f"model {first!r} lists the alias {name!r} twice"
-    return f"{name!r} is a name or alias of both {first!r} and {second!r}; each must belong to one model"
-
-
-def _not_served(name: str, served: Collection[str]) -> str:
-    near = closest(name, served)
-    meant = f"did you mean {near!r}? " if near else ""
-    return f"no model has the name or alias {name!r}; {meant}known: {', '.join(served)}"
-
-
-def read_registry(path: Path) -> Registry:
-    """Read the registry.
-
-    Raises:
-        ConfigError: the file is missing, not TOML, or a key in it is unusable; the message names which.
-    """
-    try:
-        tables = read_toml(path)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the model registry {path} ({error.strerror}); "
-            "name another with --registry or RERANKD_REGISTRY"
-        ) from None
-    try:
-        return Registry.model_validate(tables)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, Registry, data=tables)}") from None

@@ -19,7 +19,8 @@ from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
 from rerankd.config.named_models import served_registry
-from rerankd.config.settings import ModelSpec, Registry, Settings
+from rerankd.config.registry import ModelSpec, Registry
+from rerankd.config.settings import Settings
 from rerankd.domain import PassagePlan, ScoreOptions, Scores, Truncation
 from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rerankd.config.extras import missing
 from rerankd.config.options import read_options
-from rerankd.config.settings import AUTO, ModelSpec, Settings
+from rerankd.config.registry import AUTO, ModelSpec
+from rerankd.config.settings import Settings
 from rerankd.errors import ConfigError, few
 from rerankd.recognition.families import recognise
 from rerankd.recognition.kinds import ModelFiles

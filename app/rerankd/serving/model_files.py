@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, Settings
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import SHIPPED_REGISTRY, Settings
 from rerankd.errors import SourceUnreachable
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.serving.sources import (

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rerankd import __version__
 from rerankd.concurrency.worker import available_cores
 from rerankd.config.options import explain, read_toml
-from rerankd.config.settings import ModelSpec
+from rerankd.config.registry import ModelSpec
 from rerankd.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from typing import TypeVar
 from rerankd.cache import connect_cache
 from rerankd.config.api_keys import read_api_keys
 from rerankd.config.named_models import served_registry
-from rerankd.config.settings import ModelSpec, Registry, Settings
+from rerankd.config.registry import ModelSpec, Registry
+from rerankd.config.settings import Settings
 from rerankd.engines import check_engine
 from rerankd.errors import ConfigError
 from rerankd.scorers import check_scorer

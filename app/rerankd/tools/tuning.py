@@ -20,7 +20,8 @@ from typing import Final
 import numpy as np
 
 from rerankd.concurrency.worker import Worker, available_cores
-from rerankd.config.settings import ModelSpec, Settings
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import Settings
 from rerankd.engines import load_engine
 from rerankd.engines.base import BatchLimits, EngineSpec, LogitsEngine, cut_by_length
 from rerankd.errors import ConfigError

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from rerankd.config.model_names import ModelNames
-from rerankd.config.settings import ModelSpec, Registry, read_settings
+from rerankd.config.registry import ModelSpec, Registry
+from rerankd.config.settings import read_settings
 from rerankd.errors import ConfigError
 from rerankd.serving.assembly import running_service
 from rerankd.telemetry.observer import Silent

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from rerankd.config.api_keys import _KeyFile, _KeyTable
 from rerankd.config.options import closest, explain, fields_of, read_options
-from rerankd.config.settings import ModelSpec, Registry, Settings
+from rerankd.config.registry import ModelSpec, Registry
+from rerankd.config.settings import Settings
 from rerankd.domain import PassagePlan
 from rerankd.engines.onnx.engine import OnnxOptions
 from rerankd.engines.openvino import OpenVinoOptions

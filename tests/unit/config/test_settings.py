@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from rerankd.config.settings import SHIPPED_REGISTRY, ModelSpec, Registry, Settings, read_registry, read_settings
+from rerankd.config.registry import ModelSpec, Registry, read_registry
+from rerankd.config.settings import SHIPPED_REGISTRY, Settings, read_settings
 from rerankd.errors import ConfigError
 
 

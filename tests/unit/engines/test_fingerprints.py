@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from rerankd.config.settings import ModelSpec, Settings
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import Settings
 from rerankd.engines import ENGINES, load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint

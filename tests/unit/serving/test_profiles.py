@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rerankd.config.settings import ModelSpec, read_settings
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import read_settings
 from rerankd.errors import ConfigError
 from rerankd.serving.profiles import (
     Choice,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rerankd.config.settings import ModelSpec
+from rerankd.config.registry import ModelSpec
 from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits
 from rerankd.scorers import load_scorer

@@ -1,0 +1,210 @@
+"""The registry of served models: what a registry file may say."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rerankd.config.model_names import ModelNames
+from rerankd.config.options import closest, explain, read_toml
+from rerankd.config.variables import ENVIRONMENT_PREFIX
+from rerankd.domain import PassagePlan
+from rerankd.errors import ConfigError
+
+# A scorer or engine that is chosen when the model is loaded.
+AUTO: Final = "auto"
+
+
+def _plain_name(name: str) -> str:
+    if not name or name != name.strip() or any(ord(character) < 33 for character in name):
+        raise ValueError(f"{name!r:.60} cannot be a name: it must not be empty or have spaces or control characters")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeStep:
+    """A served model by name or alias, which reorders the first `depth` documents; None: all."""
+
+    model: str
+    depth: int | None
+
+    @classmethod
+    def read(cls, text: str) -> "CascadeStep":
+        """Read `name` or `name:depth`."""
+        name, colon, depth = text.rpartition(":")
+        return cls(name, int(depth)) if colon and depth.isascii() and depth.isdigit() else cls(text, None)
+
+
+class ModelSpec(BaseModel):
+    """One `[[model]]` table of the registry. docs/models.md explains every key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name
+    aliases: tuple[Name, ...] = ()
+    scorer: str = "cross-encoder"
+    engine: str = "onnx"
+    path: str = Field(default="", description="A folder (relative to the registry) or `hub:org/name@revision`.")
+    stages: tuple[str, ...] = Field(
+        default=(),
+        description="Instead of a path: served models that rerank one after another, `name` or `name:depth`.",
+    )
+    revision: str | None = Field(
+        default=None, description="Your own version label, shown by /v1/models. Cache keys hash the files too."
+    )
+    max_length: int | None = Field(default=None, ge=16, description="Tokens per pair, at most what the model can read.")
+    devices: tuple[str, ...] = Field(
+        default=(), description="A copy of the model on each of these, as `cuda:0`; they share the work."
+    )
+    workers: int | None = Field(default=None, ge=1, description="Forward passes at a time, on each device.")
+    batch_tokens: int | None = Field(default=None, ge=16, description="Tokens per forward pass, padding included.")
+    truncation: Literal["truncate", "chunk"] = Field(
+        default="truncate",
+        description="How to treat documents that are too long: cut them, or read them in `passages`. Requests may "
+        "ask for either.",
+    )
+    passages: PassagePlan = Field(default=PassagePlan(), description="How long documents are read in passages.")
+    batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
+    certify: Literal["warn", "strict"] = Field(
+        default="warn",
+        description="What comes of a model that ranks obvious answers wrongly: a warning, or (`strict`) it is refused.",
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that the model's repository brings. Only for code you have read."
+    )
+    options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the scorer.")
+    engine_options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the engine.")
+
+    @model_validator(mode="after")
+    def _is_a_model_or_a_cascade(self) -> "ModelSpec":
+        if bool(self.path) == bool(self.stages):
+            raise ValueError(f"must have either path or stages, {'not both' if self.path else 'and has neither'}")
+        # Read here, so that a mistake in them is found with the rest of the registry.
+        depths = [stage.depth for stage in self.cascade if stage.depth is not None]
+        if any(depth < 1 for depth in depths):
+            raise ValueError("stages: a depth must be at least 1")
+        return self
+
+    @property
+    def cascade(self) -> tuple[CascadeStep, ...]:
+        """What `stages` says."""
+        return tuple(CascadeStep.read(stage) for stage in self.stages)
+
+
+def _repository(spec: ModelSpec) -> str:
+    """`org/name` of `hub:org/name@revision`; empty for what comes from elsewhere."""
+    return spec.path.removeprefix("hub:").partition("@")[0] if spec.path.startswith("hub:") else ""
+
+
+class Registry(BaseModel):
+    """Every served model. A request that names none gets `default`, or else the first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default: str | None = None
+    model: tuple[ModelSpec, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Registry":
+        owners: dict[str, str] = {}
+        for spec in self.model:
+            for name in (spec.name, *spec.aliases):
+                if name in owners:
+                    raise ValueError(_named_twice(name, owners[name], spec.name))
+                owners[name] = spec.name
+        if self.default is not None and self.default not in owners:
+            raise ValueError(f"default = {self.default!r}: {_not_served(self.default, owners)}")
+        cascades = {spec.name for spec in self.model if spec.stages}
+        for spec in self.model:
+            for step in spec.cascade:
+                if step.model not in owners:
+                    raise ValueError(f"stages of {spec.name!r}: {_not_served(step.model, owners)}")
+                if owners[step.model] in cascades:
+                    raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
+        return self
+
+    def aliases_of(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Its aliases, and the name of the hub's repository that it comes from, unless that could mean another one."""
+        repository = _repository(spec)
+        others = [other for other in self.model if other is not spec]
+        taken = {name for other in others for name in (other.name, *other.aliases, _repository(other))}
+        own = (spec.name, *spec.aliases)
+        return (
+            spec.aliases if not repository or repository in taken or repository in own else (*spec.aliases, repository)
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a request may use."""
+        return [name for spec in self.model for name in (spec.name, *self.aliases_of(spec))]
+
+    def find(self, name: str | None) -> ModelSpec | None:
+        """The model that a request means by a name, None by the default one; None: no model is called that."""
+        owners = {known: spec for spec in self.model for known in (spec.name, *self.aliases_of(spec))}
+        return ModelNames(owners).find(name or self.default or self.model[0].name)
+
+    def check_fallback(self, name: str | None) -> None:
+        """Check the model of `RERANKD_MODEL_FALLBACK`; None: there is none.
+
+        Raises:
+            ConfigError: no served model has the name.
+        """
+        if name is not None and name not in self.names:
+            raise ConfigError(f"{ENVIRONMENT_PREFIX}MODEL_FALLBACK = {name!r}: {_not_served(name, self.names)}")
+
+    def only(self, names: Collection[str | None]) -> "Registry":
+        """Leave out the models that none of these names or aliases means; None means the default.
+
+        Raises:
+            ConfigError: no served model has the name.
+        """
+        found = {name: self.find(name) for name in names}
+        unknown = sorted(name for name, spec in found.items() if name is not None and spec is None)
+        if unknown:
+            known = ", ".join(spec.name for spec in self.model)
+            raise ConfigError(f"unknown model {', '.join(unknown)}; known: {known}")
+        wanted = {spec.name for spec in found.values() if spec}
+        members = [self.find(step.model) for spec in self.model if spec.name in wanted for step in spec.cascade]
+        needed = wanted | {member.name for member in members if member}
+        kept = tuple(spec for spec in self.model if spec.name in needed)
+        default = self.find(None)
+        asked = [spec.name for spec in kept if spec.name in wanted]
+        return Registry(default=default.name if default and default.name in wanted else asked[0], model=kept)
+
+
+def _named_twice(name: str, first: str, second: str) -> str:
+    if first == second == name:
+        return f"{name!r} is there twice: two models have this name, or the model lists it as an alias too"
+    if first == second:
+        return f"model {first!r} lists the alias {name!r} twice"
+    return f"{name!r} is a name or alias of both {first!r} and {second!r}; each must belong to one model"
+
+
+def _not_served(name: str, served: Collection[str]) -> str:
+    near = closest(name, served)
+    meant = f"did you mean {near!r}? " if near else ""
+    return f"no model has the name or alias {name!r}; {meant}known: {', '.join(served)}"
+
+
+def read_registry(path: Path) -> Registry:
+    """Read the registry.
+
+    Raises:
+        ConfigError: the file is missing, not TOML, or a key in it is unusable; the message names which.
+    """
+    try:
+        tables = read_toml(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the model registry {path} ({error.strerror}); "
+            "name another with --registry or RERANKD_REGISTRY"
+        ) from None
+    try:
+        return Registry.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Registry, data=tables)}") from None

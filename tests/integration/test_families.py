@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rerankd.recognition.recognised import Asked, Recognised
 from rerankd.scorers.templates import known_templates
 from rerankd.serving.assembly import running_service
 from rerankd.telemetry.observer import Silent
-from tests.integration.test_poisoned_folders import build_qwen3_classifier
+from tests.integration.test_poisoned_folders import build_modular, build_qwen3_classifier
 from tests.registry_files import write_registry
 from tests.tiny_causal import CAUSAL_FAMILIES
 from tests.tiny_models import CORPUS, FAMILIES, build_bert
@@ -169,6 +170,16 @@ CASES = [
         repository="tomaarsen/Qwen3-Reranker-0.6B-seq-cls",
         raw=True,
         name="converted",
+    ),
+    Case("modular cross-encoders (ettin)", build_modular, by_sentence_transformers),
+    *(
+        Case(
+            "modular cross-encoders (ettin)",
+            partial(build_modular, pooling=pooling, residual=True),
+            by_sentence_transformers,
+            name=pooling,
+        )
+        for pooling in ("mean", "max", "lasttoken")
     ),
     Case("judges with a chat template of their own", judge(), by_sentence_transformers),
     Case("judges with a chat template of their own", judge(ending="ing ??"), by_sentence_transformers, name="ending"),

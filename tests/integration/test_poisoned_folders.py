@@ -218,7 +218,56 @@ KINDS = [
             modules("Transformer", "Pooling", "Dense", "LayerNorm", "Dense"),
             written("config_sentence_transformers.json", {"model_type": "CrossEncoder"}),
         ),
-        refused=["Transformer -> Pooling -> Dense -> LayerNorm -> Dense", "modular cross-encoder"],
+        refused=["1_Pooling", "config.json"],
+    ),
+    Case(
+        "modular-cross-encoder-with-other-modules",
+        both(
+            modules("Transformer", "Pooling", "Dense", "Normalize"),
+            written("config_sentence_transformers.json", {"model_type": "CrossEncoder"}),
+        ),
+        refused=["Transformer -> Pooling -> Dense -> Normalize", "modular cross-encoder"],
+    ),
+    Case(
+        "head-of-a-module-is-a-pointer",
+        written("2_Dense/model.safetensors", LFS),
+        base="modular",
+        refused=["2_Dense", "git lfs pull"],
+    ),
+    Case(
+        "head-of-a-module-is-missing",
+        removed("2_Dense/model.safetensors"),
+        base="modular",
+        refused=["2_Dense", "not there"],
+    ),
+    Case(
+        "activation-of-a-module-is-unknown",
+        changed("2_Dense/config.json", activation_function="own.code.Wild"),
+        base="modular",
+        refused=["2_Dense", "own.code.Wild"],
+    ),
+    Case(
+        "pooling-of-a-module-is-unknown",
+        changed("1_Pooling/config.json", pooling_mode="weightedmean"),
+        base="modular",
+        refused=["1_Pooling", "weightedmean"],
+    ),
+    Case(
+        "pooling-of-an-old-save",
+        changed("1_Pooling/config.json", pooling_mode=..., pooling_mode_cls_token=True),
+        base="modular",
+    ),
+    Case(
+        "module-has-other-weights",
+        lambda folder: shutil.copy(folder / "4_Dense/model.safetensors", folder / "2_Dense/model.safetensors"),
+        base="modular",
+        refused=["2_Dense", "does not fit"],
+    ),
+    Case(
+        "modules-in-another-order",
+        changed("2_Dense/config.json", module_output_name="scores"),
+        base="modular",
+        refused=["2_Dense", "'scores'"],
     ),
     Case("answer-tokens", modules("Transformer", "LogitScore"), refused=["LogitScore", "yes-no"]),
     Case("sparse-encoder", saved_as("SparseEncoder"), refused=["SparseEncoder", "SPLADE"]),
@@ -468,6 +517,32 @@ def build_qwen3_classifier(folder: Path) -> None:
     _save_model(Qwen3ForSequenceClassification, config, folder)
 
 
+def build_modular(folder: Path, *, pooling: str = "cls", residual: bool = False) -> None:
+    """An encoder and its head in modules, as sentence-transformers saves them."""
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from sentence_transformers import CrossEncoder  # noqa: PLC0415
+    from sentence_transformers.base.modules import Dense, Transformer  # noqa: PLC0415
+    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling  # noqa: PLC0415
+    from transformers import ModernBertModel  # noqa: PLC0415
+
+    from tests.tiny_models import build_modernbert  # noqa: PLC0415
+
+    plain = build_modernbert(folder / "plain")
+    ModernBertModel.from_pretrained(plain).save_pretrained(plain)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        chain = [
+            Transformer(str(plain), transformer_task="feature-extraction"),
+            Pooling(32, pooling_mode=pooling),
+            Dense(32, 32, bias=False, activation_function=torch.nn.GELU(), use_residual=residual),
+            LayerNorm(32),
+            Dense(32, 1, activation_function=torch.nn.Identity(), module_output_name="scores"),
+        ]
+    encoder = CrossEncoder(modules=chain, device="cpu", activation_fn=torch.nn.Identity())
+    encoder.save(str(folder))
+    shutil.rmtree(plain)
+
+
 def build_roberta(folder: Path) -> None:
     """Byte-level BPE, `[CLS] a [SEP] [SEP] b [SEP]`."""
     from tokenizers import processors  # noqa: PLC0415
@@ -497,6 +572,7 @@ def healthy(torch_folder: Callable[[str], Path], built: Callable[..., Path]) -> 
     others: dict[str, Callable[[Path], object]] = {
         "bert-onnx": lambda folder: shutil.copytree(TINY_BERT, folder, dirs_exist_ok=True),
         "qwen3-classifier": build_qwen3_classifier,
+        "modular": build_modular,
         "roberta": build_roberta,
     }
     return lambda base: built(f"{base}-torch", others[base]) if base in others else torch_folder(base)

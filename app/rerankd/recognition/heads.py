@@ -10,6 +10,7 @@ from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError, few
 from rerankd.recognition.files import number_of, table_of
 from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.modules import read_modular_head
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
 _TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
@@ -33,8 +34,9 @@ def read_head(files: ModelFiles, *, label: int | None) -> Head:
         ConfigError: there are several and none was named, or `problem_type` is unknown.
     """
     source = files.folder / "config.json"
-    names = table_of(files.config, "id2label", of=source)
-    outputs = number_of(files.config, "num_labels", of=source) or len(names) or 2
+    modular = read_modular_head(files)
+    names = {} if modular else table_of(files.config, "id2label", of=source)
+    outputs = modular.outputs if modular else number_of(files.config, "num_labels", of=source) or len(names) or 2
     if outputs == 1:
         if label not in (None, 0):
             raise ConfigError(f"label = {label}, but this model's head has one output")

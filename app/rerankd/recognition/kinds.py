@@ -119,6 +119,17 @@ class ModelFiles:
         return tuple(_class_of(module) for module in self.modules or ())
 
     @property
+    def is_modular(self) -> bool:
+        """Whether it is a cross-encoder whose head lies in modules of its own."""
+        kind = self.sentence_transformers.get("model_type")
+        return (
+            kind == "CrossEncoder"
+            and self.chain[:2] == ("Transformer", "Pooling")
+            and self.chain[-1] == "Dense"
+            and set(self.chain[2:]) <= {"Dense", "LayerNorm"}
+        )
+
+    @property
     def graphs(self) -> list[str]:
         """The ONNX graphs that are there."""
         return sorted(name for name in self.names if name.endswith(".onnx"))
@@ -158,7 +169,8 @@ def refuse_other_than_cross_encoder(files: ModelFiles) -> None:
             f"{files.folder}: config_sentence_transformers.json says {kind}: this is {_SENTENCE_TRANSFORMERS[kind]}; "
             f"{_CHOOSE}"
         )
-    for ending, what, way_out in () if files.architecture.endswith(_CLASSIFIER) else _ARCHITECTURES:
+    is_classifier = files.architecture.endswith(_CLASSIFIER) or files.is_modular
+    for ending, what, way_out in () if is_classifier else _ARCHITECTURES:
         if files.architecture.endswith(ending):
             raise ConfigError(
                 f"{files.folder}: config.json says {files.architecture}: this is {what}, and scorer 'cross-encoder' "
@@ -235,7 +247,7 @@ def refuse_unknown_settings(
             "and is not applied here; remove it if the model scores the same without"
         )
     said = files.transformer.get("transformer_task", "feature-extraction")
-    if files.modules is not None and said != task:
+    if files.modules is not None and said != ("feature-extraction" if files.is_modular else task):
         raise ConfigError(f"{files.folder}: sentence_bert_config.json says transformer_task {said!r}; {_CHOOSE}")
     if prompted:
         return
@@ -273,7 +285,7 @@ def answer_tokens(files: ModelFiles) -> list[int] | None:
 
 # Of sentence_bert_config.json: what a key may say without changing a score. Others may be null, {} or [].
 _HARMLESS: Final[Mapping[str, Sequence[object]]] = {
-    "module_output_name": ("scores", "causal_logits", None),
+    "module_output_name": ("scores", "causal_logits", "token_embeddings", None),
     "unpad_inputs": (True, False, None),
     "backend": ("torch", None),
     "query_expansion": (False, None),
@@ -304,11 +316,11 @@ def _refuse_other_chains(files: ModelFiles) -> None:
     names = [_class_of(module) for module in files.modules]
     chain = " -> ".join(names)
     kind = str(files.sentence_transformers.get("model_type", "SentenceTransformer"))
-    if names != ["Transformer"]:
+    if names != ["Transformer"] and not files.is_modular:
         if "LogitScore" in names:
             what, way_out = "a reranker that reads the logits of answer tokens", _LANGUAGE_MODEL_WAY
         elif kind == "CrossEncoder":
-            what, way_out = "a modular cross-encoder, whose head lies in modules of its own", _CHOOSE
+            what, way_out = "a modular cross-encoder with modules that are not computed here", _CHOOSE
         else:
             what, way_out = _SENTENCE_TRANSFORMERS.get(kind, "a chain of modules"), _CHOOSE
         raise ConfigError(f"{files.folder}: modules.json says {chain}: this is {what}; {way_out}")

@@ -99,6 +99,18 @@ SERVED = [
     Case("FIRST", language_model("Mistral"), "castorini/first_mistral"),
     Case("RankZephyr", language_model("Mistral"), "castorini/rank_zephyr_7b_v1_full"),
 ]
+MODULES = {
+    "sentence_bert_config.json": {"transformer_task": "feature-extraction"},
+    "1_Pooling/config.json": {"pooling_mode": "cls"},
+    "2_Dense/config.json": {"in_features": 8, "out_features": 1, "module_output_name": "scores"},
+}
+SERVED += [
+    Case(
+        "modular cross-encoders (ettin)",
+        {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
+        files={**saved_as("CrossEncoder", "Transformer", "Pooling", "Dense"), **MODULES},
+    )
+]
 REFUSED = [
     Case("gte-multilingual-reranker", classifier("New", "new")),
     Case("jina-reranker-v2", {**classifier("XLMRoberta", ""), "model_type": None}),
@@ -108,7 +120,7 @@ REFUSED = [
     Case(
         "modular cross-encoders (ettin)",
         {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
-        files=saved_as("CrossEncoder", "Transformer", "Pooling", "Dense", "LayerNorm", "Dense"),
+        files=saved_as("CrossEncoder", "Transformer", "Pooling", "WordWeights", "Dense"),
     ),
     Case("language models with a classifier's head, trained on plain pairs", classifier("Qwen3", "qwen3")),
     Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen3"}),

@@ -15,10 +15,13 @@ from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec, pad
 from rerankd.engines.torch.device_memory import to_device, within_memory
 from rerankd.engines.torch.graphs import CudaRecorder, Graphs, Record
+from rerankd.engines.torch.modular import ModularClassifier
 from rerankd.engines.torch.packing import ATTENTION, can_pack, first_position, logits_of, pack
 from rerankd.engines.torch.positions import stretched_beyond
-from rerankd.engines.torch.weights import Precision, WeightsOptions, check_weights, read_weights, torch_device
+from rerankd.engines.torch.weights import Kind, Precision, WeightsOptions, check_weights, read_weights, torch_device
 from rerankd.errors import ConfigError
+from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.modules import check_head, read_modular_head
 from rerankd.tasks.encoding import Encoding
 
 # The maximum length of a model that names none.
@@ -169,7 +172,11 @@ def check(spec: EngineSpec) -> TorchEncoderOptions:
         ConfigError: an option, the scorer or the folder does not fit. The weights are not read.
     """
     options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
-    check_weights("sequence classifier", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    head = read_modular_head(ModelFiles.read(spec.folder))
+    if head is not None:
+        check_head(head)
+    kind: Kind = "sequence classifier" if head is None else "encoder"
+    check_weights(kind, spec.folder, options, trust_remote_code=spec.trust_remote_code)
     if options.cuda_graphs and (options.packed or options.compile or torch_device(options.device).type != "cuda"):
         raise ConfigError(
             "engine 'torch-encoder': cuda_graphs = true records padded passes on a GPU; leave `packed` and `compile` "
@@ -184,14 +191,18 @@ def _load(
     spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device, precision: Precision
 ) -> PreTrainedModel:
     """The model on its device, with packed sequences if these are configured or faster."""
+    head = read_modular_head(ModelFiles.read(spec.folder))
     model = read_weights(
-        "sequence classifier",
+        "sequence classifier" if head is None else "encoder",
         spec.folder,
         precision=precision,
         attention=options.attention,
         trust_remote_code=spec.trust_remote_code,
-    ).to(device)
-    if options.packed and can_pack(model):
+    )
+    if head is not None:
+        model = ModularClassifier(model, head).eval()
+    model = model.to(device)
+    if options.packed and head is None and can_pack(model):
         model.set_attn_implementation(ATTENTION)
     elif options.packed:
         raise ConfigError(f"a {model.config.model_type} model cannot be packed; leave `packed` out")

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -22,13 +23,14 @@ from transformers.utils import logging as transformers_logging
 from rerankd.errors import ConfigError, few
 from rerankd.recognition.weights import check_code, check_safetensors
 
-Kind = Literal["sequence classifier", "causal language model"]
+Kind = Literal["sequence classifier", "causal language model", "encoder"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 
 _LOADERS: Final[Mapping[Kind, Any]] = {
     "sequence classifier": AutoModelForSequenceClassification,
     "causal language model": AutoModelForCausalLM,
+    "encoder": AutoModel,
 }
 _TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
     "float32": torch.float32,
@@ -137,8 +139,10 @@ def read_weights(
         # transformers raises anything, and so does a model's own code that was written for another version
         raise ConfigError(_refusal(kind, folder, error)) from error
     # transformers fills missing weights with random numbers, for example the head of a model without one
-    if loading["missing_keys"]:
-        missing = few(sorted(loading["missing_keys"]))
+    # An encoder's own pooler is not read: its head pools for itself.
+    lacking = [key for key in loading["missing_keys"] if kind != "encoder" or not key.startswith("pooler.")]
+    if lacking:
+        missing = few(sorted(lacking))
         raise ConfigError(f"the weights in {folder} lack {missing}: this is not a complete {kind}")
     unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key))
     if unread:

@@ -131,6 +131,15 @@ def _several_labels(files: ModelFiles, asked: Asked) -> Outcome | None:
     return classifier(_MONOBERT, files, replace(asked, options={"label": 1, **asked.options}), sign)
 
 
+def _modular(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """A head in modules of its own, which only torch computes."""
+    if "Pooling" not in files.chain or files.sentence_transformers.get("model_type") != "CrossEncoder":
+        return None
+    sign = Evidence("config_sentence_transformers.json", "model_type = 'CrossEncoder'")
+    found = classifier(_MODULAR, files, asked, sign)
+    return replace(found, engines=["torch-encoder"]) if isinstance(found, Recognised) else found
+
+
 def _prompted(files: ModelFiles, asked: Asked) -> Outcome | None:
     """A language model with a classifier's head whose prompt a template or the folder itself knows."""
     sign = architecture(files, _CLASSIFIER) if files.is_decoder else None
@@ -188,6 +197,7 @@ def _with_golden_pairs(files: ModelFiles, asked: Asked) -> Outcome | None:
 
 _GOLDEN: Final = "graphs with golden pairs, as `rerankd export` writes them"
 _MONOBERT: Final = "monoBERT"
+_MODULAR: Final = "modular cross-encoders (ettin)"
 _PROMPTED: Final = "language models with a classifier's head and a prompt"
 _PLAIN_DECODER: Final = "language models with a classifier's head, trained on plain pairs"
 
@@ -242,16 +252,11 @@ FAMILIES: Final[Sequence[Family]] = (
         because="it judges how helpful an answer is, not whether a document is relevant",
         instead="use Qwen/Qwen3-Reranker-0.6B",
     ),
-    refused_family(
-        "modular cross-encoders (ettin)",
-        ["cross-encoder/ettin-reranker-*-v1"],
-        lambda files: (
-            modules(files)[0]
-            if "Pooling" in files.chain and files.sentence_transformers.get("model_type") == "CrossEncoder"
-            else None
-        ),
-        because="its head lies in modules of its own, which are not computed here",
-        instead="use Alibaba-NLP/gte-reranker-modernbert-base",
+    Family(
+        name=_MODULAR,
+        repositories=["cross-encoder/ettin-reranker-*-v1"],
+        recognise=_modular,
+        oracle=_ORACLE,
     ),
     Family(
         name=_MONOBERT,

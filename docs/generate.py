@@ -37,7 +37,7 @@ ARCHITECTURE = _ROOT / "docs" / "architecture.md"
 _HEAD = """# Configuration
 
 After reading this page you can set every option of the service and of its models. `python -m docs.generate` writes the
-page from `app/rerankd/config/settings.py`.
+page from `app/rerankd/config/settings.py` and `app/rerankd/config/registry.py`.
 
 ## Environment
 

@@ -22,7 +22,7 @@ Steps = Generator[None, None, Result]
 
 
 def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[bytes]:
-    """One key per document. `fingerprint` says everything else that changes a score (model, length, precision)."""
+    """One key per document. `fingerprint` says everything else that changes a result (model, length, precision)."""
     common = blake2b(digest_size=KEY_BYTES)
     for part in (fingerprint, query):
         _add(common, part)

@@ -1,4 +1,4 @@
-"""Scores shared between processes in Redis: a thousand keys per round trip, a timeout, and a circuit breaker.
+"""Entries shared between processes in Redis: a thousand keys per round trip, a timeout, and a circuit breaker.
 
 While the breaker is open no request waits for Redis at all; a background task asks it from time to time whether it is
 back. What goes wrong for a request is `CacheUnavailable` and nothing else. A server that can never be used, as a

@@ -1,4 +1,4 @@
-"""Asynchronous shells around `rerankd.concurrency.turns`: places that callers share, and threads that they share."""
+"""Asynchronous shells around `rerankd.concurrency.turns`: slots and threads that callers share."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class Turns:
-    """A few places that callers hold by turns."""
+    """A few slots that callers take in turns."""
 
     def __init__(self, places: int, *, per_caller: int | None = None) -> None:
         self._queue = TurnQueue(places, per_caller=per_caller)
@@ -82,8 +82,8 @@ class Turns:
 
 
 class SharedLoop:
-    """The event loop, for plain Python that takes longer than a moment: callers take turns of a slice of time each, and
-    between two turns whatever else is ready is done. What is cancelled stops within a slice.
+    """The event loop, shared by callers for longer Python work: they take turns of one time slice each, and other tasks
+    run between two turns. Cancelled work stops within a slice.
     """
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:

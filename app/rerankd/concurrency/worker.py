@@ -1,4 +1,4 @@
-"""The border between asyncio and threads: everything above it is asynchronous, everything below it is plain Python."""
+"""The boundary between asyncio and threads: code above is asynchronous, code below is plain Python."""
 
 import asyncio
 import logging
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 
-# What the names of the threads that run forward passes begin with; the model's name follows.
+# The prefix of the names of threads that run forward passes; the model's name follows.
 INFERENCE_THREAD: Final = "infer-"
 
-# How long the last calls may take when a worker is closed.
+# How long running calls may take when a worker is closed.
 _LAST_CALLS_S: Final = 5.0
-# How long threads that were told to end may take for it.
+# How long threads may take to end.
 _LAST_THREADS_S: Final = 1.0
 
 _ITEMS_AT_A_TIME: Final = 250
@@ -75,7 +75,7 @@ async def release(items: list[Any]) -> None:
 
 
 def exit_beside_hung_calls() -> None:
-    """End the process if calls hang: the interpreter would wait for their threads before it ends, for ever."""
+    """End the process if calls hang: the interpreter would wait for their threads forever."""
     others = [thread for thread in enumerate_threads() if thread is not current_thread() and not thread.daemon]
     ends = monotonic() + _LAST_THREADS_S
     for thread in others:
@@ -90,8 +90,8 @@ def exit_beside_hung_calls() -> None:
 class Worker:
     """A fixed number of threads that run one call each at a time.
 
-    A call that was cancelled while it waited never starts; one that runs is finished and its result thrown away. A
-    thread that has died is replaced before the next call; the call that it took along never comes back.
+    A call that was cancelled while it waited never starts; a running one is finished and its result discarded. A dead
+    thread is replaced before the next call; the call that it ran never returns.
     """
 
     def __init__(self, *, name: str, threads: int, last_calls_s: float = _LAST_CALLS_S) -> None:
@@ -127,8 +127,8 @@ class Worker:
                 del future
 
     def give_up(self) -> None:
-        """Leave a call that hangs to itself, and work with new threads. The other running calls are finished, and those
-        that waited move to the new threads.
+        """Abandon a call that hangs, and continue with new threads. Other running calls are finished, and waiting ones
+        move to the new threads.
         """
         given_up, self._executor = self._executor, self._new_executor()
         given_up.shutdown(wait=False, cancel_futures=True)
@@ -142,7 +142,7 @@ class Worker:
         )
 
     def close(self) -> None:
-        """Let the running calls finish and end the threads; those that hang are left to themselves."""
+        """Let the running calls finish and end the threads. Hanging ones are abandoned."""
         self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
         ends = monotonic() + self._last_calls_s

@@ -1,4 +1,4 @@
-"""Says how to install an optional dependency. The extras are those of pyproject.toml."""
+"""How to install optional dependencies: the extras of pyproject.toml."""
 
 from rerankd.errors import ConfigError
 

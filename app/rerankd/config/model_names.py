@@ -1,4 +1,4 @@
-"""Which model a caller means by a name. Clients of other services bring their own, with a vendor before them."""
+"""Finds the model for a name. Clients of other services send names with a vendor's prefix."""
 
 from collections.abc import Mapping
 from typing import Final, Generic, TypeVar

@@ -1,4 +1,4 @@
-"""Says in plain English what is wrong with a setting, a file, an options table or a request, and validates tables."""
+"""Validates settings, files, option tables and requests, and explains problems in plain English."""
 
 import re
 import tomllib
@@ -100,7 +100,7 @@ def read_toml(path: Path, *, secret: bool = False) -> dict[str, Any]:
         ConfigError: it is not TOML; the message says where.
     """
     try:
-        # The mark that Windows' editors write first is no part of the text.
+        # Windows editors write a byte order mark, which is not part of the text.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file in UTF-8: byte {error.start + 1} is wrong") from None
@@ -113,7 +113,7 @@ def read_toml(path: Path, *, secret: bool = False) -> dict[str, Any]:
 
 
 def closest(name: str, known: Collection[str], *, cutoff: float = 0.6) -> str:
-    """The known name that somebody who wrote `name` may have meant; empty where none is near."""
+    """The known name that is closest to `name`; empty if none is similar."""
     return next(iter(get_close_matches(name.lower(), known, n=1, cutoff=cutoff)), "")
 
 

@@ -1,5 +1,5 @@
-"""Which proxy a request goes through, by the variables that most programs read: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-NO_PROXY. One that cannot be used is named, and its value is not told: a proxy's URL may have a password in it.
+"""Finds the proxy for a request in the usual variables: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY. Errors name
+the variable, never its value, which may contain a password.
 """
 
 from importlib.util import find_spec

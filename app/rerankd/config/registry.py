@@ -1,4 +1,4 @@
-"""The registry of served models: what a registry file may say."""
+"""The registry of served models, as a registry file describes it."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class ModelSpec(BaseModel):
     def _is_a_model_or_a_cascade(self) -> "ModelSpec":
         if bool(self.path) == bool(self.stages):
             raise ValueError(f"must have either path or stages, {'not both' if self.path else 'and has neither'}")
-        # Read here, so that a mistake in them is found with the rest of the registry.
+        # Read here, so that mistakes are reported with those in the rest of the registry.
         depths = [stage.depth for stage in self.cascade if stage.depth is not None]
         if any(depth < 1 for depth in depths):
             raise ValueError("stages: a depth must be at least 1")
@@ -92,7 +92,7 @@ class ModelSpec(BaseModel):
 
     @property
     def cascade(self) -> tuple[CascadeStep, ...]:
-        """What `stages` says."""
+        """The steps that `stages` describes."""
         return tuple(CascadeStep.read(stage) for stage in self.stages)
 
 

@@ -306,12 +306,12 @@ class Settings(BaseSettings):
 
 
 def disable_telemetry() -> None:
-    """Keep libraries from reporting to their makers, unless the operator's environment says otherwise: requests hold
-    private texts. Libraries read these variables when they are imported, so call this before.
+    """Turn off the telemetry of libraries, unless the environment says otherwise. Call this before they are imported,
+    which is when they read these variables.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # OpenVINO reports through a package of its own, and works without it. None: importing it raises ImportError.
+    # OpenVINO reports through a separate package and works without it. None makes its import fail.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
@@ -328,7 +328,7 @@ def read_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - each override
 
 
 def try_settings(**overrides: Any) -> tuple[Settings, list[str]]:  # noqa: ANN401 - as above
-    """As `read_settings`, but also say all that is wrong, with the defaults of the settings that cannot be used."""
+    """As `read_settings`, but return all problems, and use defaults for unusable settings."""
     problems = list(name_problems(os.environ, Settings.model_fields))
     given = {name: value for name, value in overrides.items() if value is not None}
     try:

@@ -1,4 +1,4 @@
-"""Reads how much memory of the machine's NVIDIA GPUs is in use, by NVIDIA's management library."""
+"""Reads the memory usage of NVIDIA GPUs, with NVIDIA's management library."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ except ModuleNotFoundError:  # the extra `gpu` brings it
 
 @dataclass(frozen=True, slots=True)
 class GpuMemory:
-    """Bytes in use, by everybody, and in all."""
+    """Bytes in use by all processes, and in total."""
 
     used: int
     total: int
 
 
 class GpuMemoryReader:
-    """The GPUs that the driver shows when it is made; none where driver or library are missing."""
+    """The GPUs that the driver reports at construction; none if the driver or the library is missing."""
 
     def __init__(self, library: ModuleType | Any = _library) -> None:  # noqa: ANN401 - a module has no narrower type
         self._library = library
@@ -34,7 +34,7 @@ class GpuMemoryReader:
             self._handles = []
 
     def read(self) -> Iterator[tuple[int, GpuMemory]]:
-        """Each GPU's index and memory; a GPU that does not answer, or does not tell, is left out."""
+        """Each GPU's index and memory. GPUs that do not report it are left out."""
         for index, handle in enumerate(self._handles):
             try:
                 memory = self._library.nvmlDeviceGetMemoryInfo(handle)

@@ -1,7 +1,7 @@
-"""Writes lines to a file descriptor from a thread of its own, so that a log call never waits for a reader.
+"""Writes lines to a file descriptor from its own thread, so that a log call never waits for a reader.
 
-What is held for a slow reader is bounded in bytes. Beyond that lines are dropped and counted; when the reader is back,
-a line tells how many.
+The buffer for a slow reader is limited in bytes. Further lines are dropped and counted. When the reader is back, a line
+says how many.
 """
 
 import os
@@ -17,7 +17,7 @@ _AT_ONCE_BYTES: Final = 64 * 1024
 
 
 class LogWriter:
-    """One thread at a time may call `write`; `report` makes a line of the number of lines that were dropped."""
+    """Only one thread at a time may call `write`. `report` formats the number of dropped lines as a line."""
 
     def __init__(
         self, descriptor: int, *, report: Callable[[int], bytes], max_held_bytes: int = MAX_HELD_BYTES
@@ -32,17 +32,17 @@ class LogWriter:
         self._done_bytes = 0
         self._lost_lines = 0
         self._reported = 0
-        # A daemon: a reader that never comes back must not keep the process from ending.
+        # A daemon, so that a reader that never comes back does not keep the process alive.
         self._thread = Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
     @property
     def dropped(self) -> int:
-        """Lines that were not written, in all."""
+        """The total number of dropped lines."""
         return self._refused_lines + self._lost_lines
 
     def write(self, line: bytes) -> None:
-        """Take a line, with its line break; never waits."""
+        """Queue a line, which ends with a line break. Never waits."""
         if self._taken_bytes - self._done_bytes + len(line) > self._max_held_bytes:
             self._refused_lines += 1
             return
@@ -50,7 +50,7 @@ class LogWriter:
         self._lines.put(line)
 
     def close(self, *, timeout_s: float) -> bool:
-        """Write what is there, for so long at most; whether all of it was written."""
+        """Write the queued lines within a time, and say whether all were written."""
         self._lines.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -71,7 +71,7 @@ class LogWriter:
             self._write_all(self._report(dropped))
 
     def _next_lines(self) -> tuple[list[bytes], bool]:
-        """Wait for a line and take those behind it, some at a time; False when it was the last."""
+        """Wait for lines and write some of them. False after the last one."""
         lines: list[bytes] = []
         length = 0
         line = self._lines.get()
@@ -92,10 +92,10 @@ class LogWriter:
             try:
                 view = view[os.write(self._descriptor, view) :]
             except BlockingIOError:
-                # Another program that shares the terminal or pipe made it so.
+                # Another program with the same terminal or pipe made it non-blocking.
                 self._wait_until_writable()
             except OSError:
-                # The reader is gone for good, or the disk is full: what nobody can read is lost.
+                # The reader is gone, or the disk is full: these lines are lost.
                 self._lost_lines += content.count(b"\n")
                 return
 

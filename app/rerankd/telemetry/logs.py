@@ -1,7 +1,7 @@
-"""The log: a JSON object a line for machines, readable text on a terminal. Never a document's text, never a key.
+"""The log: one JSON object per line, or readable text on a terminal. Never contains document texts or keys.
 
-The service writes it from a thread (`log_writer.py`), and wraps whatever else comes out on its standard error: the
-messages of native libraries, warnings, and tracebacks that nobody caught.
+The service writes it from a thread (`log_writer.py`). Everything else on standard error becomes part of the log too:
+messages of native libraries, warnings and uncaught exceptions.
 """
 
 import faulthandler
@@ -33,7 +33,7 @@ foreign = logging.getLogger("stderr")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# Their own messages are of no use to an operator, or say what ours say better.
+# Their messages are useless to an operator, or repeat ours.
 _TOO_TALKATIVE: Final = (
     "httpx",
     "httpcore",
@@ -46,7 +46,7 @@ _TOO_TALKATIVE: Final = (
     "uvicorn.access",
     "uvicorn.error",
 )
-# What every record has. uvicorn adds its message again, with terminal colours.
+# Fields of every record. uvicorn adds its message again, with terminal colours.
 _NOT_EXTRA: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"})
 _LONGEST_LINE: Final = 32 * 1024
 _LONGEST_VALUE: Final = 1024
@@ -59,7 +59,7 @@ _STANDARD_ERROR: Final = 2
 _OURS: Final = "rerankd."
 _SHELL: Final = "/bin/sh"
 
-# The one of this process; tests start more.
+# The writer of this process; tests start more.
 _writers: Final[list[LogWriter]] = []
 
 
@@ -70,17 +70,17 @@ class LogFormat(StrEnum):
 
     @property
     def is_json(self) -> bool:
-        """AUTO is text on a terminal."""
+        """AUTO means text on a terminal, and else JSON."""
         return self is LogFormat.JSON or (self is LogFormat.AUTO and not os.isatty(_STANDARD_ERROR))
 
 
 def dropped_lines() -> int:
-    """Log lines that were dropped because their reader was too slow, or gone."""
+    """Log lines that were dropped because the reader was too slow or gone."""
     return sum(writer.dropped for writer in _writers)
 
 
 def configure(level: str, form: LogFormat = LogFormat.AUTO) -> None:
-    """Log to standard error, for commands that end by themselves."""
+    """Log to standard error, for commands that end on their own."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLine() if form.is_json else TextLine())
     _install(handler, level)
@@ -107,7 +107,7 @@ def serving(level: str, form: LogFormat) -> Iterator[None]:
         logger.critical("%s", error)
         raise SystemExit(2) from None
     except Exception:
-        logger.critical("the service ends, for an error that nothing expects", exc_info=True)
+        logger.critical("the service ends because of an unexpected error", exc_info=True)
         raise SystemExit(1) from None
     finally:
         if writer.close(timeout_s=_FLUSH_TIMEOUT_S) and wrapped:
@@ -123,7 +123,7 @@ def _real_standard_error() -> int:
 
 @contextmanager
 def _exceptions_of_threads_logged() -> Iterator[None]:
-    """As one record each; and warnings too."""
+    """Log uncaught exceptions as one record each, and warnings too."""
 
     def uncaught(error: threading.ExceptHookArgs) -> None:
         if error.exc_value is not None and error.exc_type is not SystemExit:
@@ -150,9 +150,8 @@ def _log_uncaught(error: BaseException, message: str) -> None:
 
 @contextmanager
 def _foreign_output_logged(real: int) -> Iterator[None]:
-    """What native libraries write to standard error is read from a pipe and logged. The last words of a process that
-    crashes come out on the real one as they are: Python's by itself, a library's from the process that outlives
-    this one.
+    """Reads what native libraries write to standard error from a pipe, and logs it. After a crash, the last messages
+    appear on the real standard error unchanged: Python's directly, a library's from a process that outlives this one.
     """
     reading, writing = os.pipe()
     os.dup2(writing, _STANDARD_ERROR)
@@ -174,8 +173,8 @@ def _foreign_output_logged(real: int) -> Iterator[None]:
 
 @contextmanager
 def _last_words_saved(pipe: int, real: int) -> Iterator[None]:
-    """A shell waits for the end of this process, and then copies what is left in the pipe. Where there is no shell,
-    whatever a library said in the last milliseconds before a crash is lost.
+    """Start a shell that waits for this process to end and then copies the rest of the pipe. Without a shell, messages
+    of a library's last milliseconds before a crash are lost.
     """
     alive, end = os.pipe()
     command = [_SHELL, "-c", f"cat <&{alive} >/dev/null; exec cat"]
@@ -191,7 +190,7 @@ def _last_words_saved(pipe: int, real: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # This process ends as it should, so there is nothing to save.
+        # This process ends normally, so there is nothing to save.
         saver.kill()
         saver.wait()
         os.close(end)
@@ -205,7 +204,7 @@ def _log_foreign(descriptor: int) -> None:
 
 
 def _records(text: str) -> list[str]:
-    """Lines, with those that are indented behind the one that they belong to, and tracebacks whole."""
+    """Lines, each with the indented ones that follow it, and whole tracebacks."""
     records: list[list[str]] = []
     in_traceback = False
     for line in filter(str.strip, text.splitlines()):
@@ -220,8 +219,8 @@ def _records(text: str) -> list[str]:
 
 
 def _bursts(descriptor: int) -> Iterator[str]:
-    """What was written, in whole lines and whole tracebacks as far as they come within a short time. It stays in the
-    pipe meanwhile: if the process dies now, it is saved from there.
+    """Whole lines and whole tracebacks, as far as they arrive within a short time. Until then they stay in the pipe,
+    where they survive the process.
     """
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
@@ -240,7 +239,7 @@ def _bursts(descriptor: int) -> Iterator[str]:
 
 
 def _is_whole(text: bytes) -> bool:
-    """Whether it ends with a line that is no inner one of a traceback."""
+    """Whether it does not end inside a traceback."""
     last = text[text.rfind(b"\n", 0, -1) + 1 :]
     return text.endswith(b"\n") and not last.startswith((b" ", b"\t", _TRACEBACK.encode()))
 
@@ -269,7 +268,7 @@ class JsonLine(logging.Formatter):
 
 
 class TextLine(logging.Formatter):
-    """`12:34:56 INFO     message  field=value`, with the traceback below. Control characters are shown, not sent."""
+    """`12:34:56 INFO     message  field=value`, with the traceback below. Control characters are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).astimezone()
@@ -309,7 +308,7 @@ def _json(fields: Mapping[str, Any]) -> str:
     try:
         return orjson.dumps(fields, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     except (TypeError, ValueError, UnicodeError):
-        # Half a surrogate pair, a number beyond 64 bits, a cycle: what orjson refuses is written as text.
+        # orjson refuses a lone surrogate, a number beyond 64 bits, a cycle: these are written as text.
         return json.dumps({name: _plain(value) for name, value in fields.items()})
 
 
@@ -323,7 +322,7 @@ def _shortened(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cut(text: str, longest: int) -> str:
-    """The middle goes first: what happened stands at the end of a traceback."""
+    """Cut out the middle: the end of a traceback says what happened."""
     if len(text) <= longest:
         return text
     half = longest // 2
@@ -350,11 +349,11 @@ class _ThreadedHandler(logging.Handler):
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """`handle` holds this handler's lock meanwhile."""
+        """Called with this handler's lock held."""
         self._writer.write(f"{self.format(record)}\n".encode("utf-8", "replace"))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Say nothing on standard error, which would come back as another record."""
+        """Do not write to standard error, which would come back as another record."""
 
     def close(self) -> None:
         self._writer.close(timeout_s=_FLUSH_TIMEOUT_S)

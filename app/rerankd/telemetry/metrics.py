@@ -22,14 +22,14 @@ from rerankd.telemetry.observer import REFUSAL_REASONS
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-# Names of keys that are counted by themselves, if they may be told; the others are counted as `other`, so that no key
-# file makes metrics grow.
+# At most this many API keys have their own time series, if names may be shown. The others count as `other`, so that
+# metrics stay bounded.
 _MOST_KEYS: Final = 100
 _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75)
 
 
 class GpuMemoryCollector(Collector):
-    """Asks the driver at every scrape; without a GPU there are no samples."""
+    """Asks the driver at every scrape. No samples without a GPU."""
 
     def __init__(self, reader: GpuMemoryReader) -> None:
         self._reader = reader
@@ -46,7 +46,7 @@ class GpuMemoryCollector(Collector):
 
 
 class DroppedLogLines(Collector):
-    """Counted where they are dropped, by threads that must not wait."""
+    """Counted by the log writer, whose threads must not wait."""
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         dropped = CounterMetricFamily("rerank_log_lines_dropped", "Log lines that nobody read in time.")
@@ -55,10 +55,10 @@ class DroppedLogLines(Collector):
 
 
 class PrometheusObserver:
-    """Keeps every metric in a registry of its own, so that two services in one process do not meet."""
+    """Keeps all metrics in its own registry, so that two services in one process do not collide."""
 
     def __init__(self, gpus: GpuMemoryReader | None = None, *, names_keys: bool = False) -> None:
-        """`names_keys`: whether everybody who may read the metrics may know the names of API keys."""
+        """`names_keys`: whether readers of the metrics may see the names of API keys."""
         self._names_keys = names_keys
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -300,7 +300,7 @@ class PrometheusObserver:
         self._refused_connections.labels(reason).inc()
 
     def model_readiness_changed(self, *, model: str, ready: bool) -> None:
-        # From here on the model's counters stand at 0, so that their first step is a rate and not a beginning.
+        # Initialize the model's counters with 0, so that the first increase shows up as a rate.
         for counter in (self._failed_batches, self._cancelled, self._truncated, self._deadlines_missed):
             counter.labels(model)
         for reason in ("overloaded", "deadline_exceeded"):

@@ -1,11 +1,11 @@
-"""Facts of the scoring path. The hot path states them; who listens (Prometheus, a test) is not its concern."""
+"""Facts of the scoring path. The hot path reports them and does not know the listener (Prometheus, a test)."""
 
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from rerankd.domain import Timings
 
-# Why a connection may be refused: all places taken, a head too slow or too large, no valid HTTP, an answer not read.
+# Why a connection is refused: too many, a head too slow or too large, invalid HTTP, or an answer that is not read.
 REFUSAL_REASONS: Final = ("too_many", "slow_head", "large_head", "malformed", "slow_reader")
 
 
@@ -52,7 +52,7 @@ class Observer(Protocol):
 
 
 class Silent:
-    """An observer that nobody listens to, for work outside of the service."""
+    """An observer without a listener, for work outside of the service."""
 
     def request_started(self) -> None:
         pass

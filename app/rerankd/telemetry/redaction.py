@@ -1,4 +1,4 @@
-"""Takes secrets out of texts that other libraries wrote: their errors repeat URLs and headers."""
+"""Removes secrets from texts of other libraries, whose errors repeat URLs and headers."""
 
 import re
 from typing import Final

@@ -1,4 +1,4 @@
-"""The words of `rerankd bench` on the command line."""
+"""The arguments of `rerankd bench`."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -86,7 +86,7 @@ def read_headers(headers: list[str], api_key: str | None) -> dict[str, str]:
 
 
 def shown_command(words: Sequence[str]) -> str:
-    """The command line for a report, which other people read: without what keys and headers said."""
+    """The command line for a report that others read, without values of keys and headers."""
     shown = []
     for before, word in pairwise(["", *words]):
         option, equals, value = word.partition("=")

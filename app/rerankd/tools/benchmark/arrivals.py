@@ -1,4 +1,4 @@
-"""When requests of an open loop arrive."""
+"""Arrival times of requests in an open loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -16,7 +16,7 @@ def poisson_arrivals(rate: float, seconds: float, rng: Random) -> list[float]:
 
 
 async def in_time(started: float, offsets: Iterable[float]) -> AsyncIterator[float]:
-    """Each moment, in `perf_counter()`'s time, when it has come; at once where it has passed."""
+    """Wait for each time, as of `perf_counter()`, and yield it. Past times are yielded at once."""
     for offset in offsets:
         intended = started + offset
         await asyncio.sleep(max(0.0, intended - perf_counter()))

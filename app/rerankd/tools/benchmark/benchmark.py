@@ -1,6 +1,6 @@
-"""One benchmark from what the command line says: which loads, in which order, and the report in files.
+"""One benchmark, as the command line describes it: loads, their order, and the report's files.
 
-Repetitions go round: every load once, then every load again, so that a drift of the machine's speed meets all of them.
+Loads alternate: each is run once, then all again, so that a drift of the machine's speed affects all of them.
 """
 
 import platform
@@ -27,9 +27,9 @@ from rerankd.tools.outputs import check_files
 
 __all__ = ["Benchmark", "Format", "Load", "Outputs", "Plan", "Shape", "Target", "Window", "cpu_name", "save_report"]
 
-_PICTURES = "rerankd.tools.benchmark.pictures"  # needs matplotlib, which a benchmark without a picture does not
+_PICTURES = "rerankd.tools.benchmark.pictures"  # needs matplotlib, which is only needed for a picture
 
-# Where servers put the message of an error, in the order in which they are asked.
+# Fields in which servers put an error's message, in the order in which we look.
 _MESSAGES: Final = ("message", "error", "detail")
 _LONGEST_BODY: Final = 300
 
@@ -51,7 +51,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to run. `seed` None: another one every time, so that no request was ever sent before."""
+    """What to run. Without a `seed`, requests differ in every run, so that no cache knows them."""
 
     target: Target
     shapes: Sequence[Shape]
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def loads(self) -> list[Load]:
-        """Closed loops first: they find the throughput that utilizations are a share of."""
+        """Closed loops first, because they measure the throughput that utilizations refer to."""
         return [
             *(Load(shape, "clients", count) for shape in self.shapes for count in self.clients),
             *(Load(shape, "rate", rate) for shape in self.shapes for rate in self.rates),
@@ -97,7 +97,7 @@ class Outputs:
     plot: Path | None = None
 
     def prepare(self) -> None:
-        """Fail now rather than after minutes of load.
+        """Check the files now rather than after minutes of load.
 
         Raises:
             ConfigError: one of the files cannot be written.
@@ -109,7 +109,7 @@ class Outputs:
 
 
 class Benchmark:
-    """Runs a plan; what was measured so far is in `report()`."""
+    """Runs a plan. `report()` has the measurements so far."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -118,7 +118,7 @@ class Benchmark:
         self._measured: dict[Load, list[Measurement]] = {load: [] for load in plan.loads}
 
     async def run(self) -> AsyncIterator[tuple[Load, Measurement]]:
-        """Give each repetition of each load when it is over.
+        """Yield each repetition of each load when it is over.
 
         Raises:
             ConfigError: the server does not answer a first request.
@@ -157,7 +157,7 @@ class Benchmark:
         return measure(run)
 
     def _rate(self, load: Load) -> float:
-        """Requests a second. Fixed after the first round, so that repetitions repeat one load."""
+        """Requests per second. Fixed after the first repetition, so that all repetitions have the same load."""
         if load.kind == "rate":
             return load.amount
         first = [self._measured[other][0] for other in self._measured if _is_closed_sibling(other, load)]
@@ -167,7 +167,7 @@ class Benchmark:
         return load.amount * best
 
     async def _look(self) -> Mapping[str, Any]:
-        """Send one request of each shape, and ask what is being served."""
+        """Send one request of each shape, and ask the server what it serves."""
         connection = Connection(self._plan.target)
         try:
             for shape in self._plan.shapes:
@@ -209,7 +209,7 @@ def save_report(report: Report, outputs: Outputs) -> None:
 
 
 def cpu_name() -> str:
-    """The CPU's name where the system tells it, else its architecture."""
+    """The CPU's name, or its architecture if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -223,7 +223,7 @@ def _is_closed_sibling(other: Load, load: Load) -> bool:
 
 
 def _described(answer: Any) -> Mapping[str, Any]:  # noqa: ANN401
-    """Which models a server of ours has; nothing of another's."""
+    """The models of a rerankd server; empty for another server."""
     try:
         info = orjson.loads(answer.body)
         kept = ("id", "engine", "revision", "max_length")
@@ -234,7 +234,7 @@ def _described(answer: Any) -> Mapping[str, Any]:  # noqa: ANN401
 
 
 def _said(body: bytes) -> str:
-    """What an answer says of an error, in whichever place its server puts that."""
+    """The error's message in an answer, in any of the usual fields."""
     try:
         said = orjson.loads(body)
     except orjson.JSONDecodeError:

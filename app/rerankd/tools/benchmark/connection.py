@@ -1,6 +1,6 @@
 """A keep-alive HTTP/1.1 connection over a bare asyncio protocol: a tenth of a general client's CPU time.
 
-Knows only what a load generator needs: POST or GET a body, read the whole answer, note when its last byte came.
+It does only what a load generator needs: POST or GET, read the whole answer, and note the time of the last byte.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
 
 class ConnectionLost(Exception):
-    """The connection could not be opened, or broke before the whole answer was there."""
+    """The connection could not be opened, or broke before the answer was complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Target:
 
     @classmethod
     def from_url(cls, url: str, *, path: str = "/v2/rerank", headers: Mapping[str, str] | None = None) -> Self:
-        """Take `http://host:port` apart.
+        """Parse `http://host:port`.
 
         Raises:
             ConfigError: it is no http or https URL.
@@ -61,14 +61,14 @@ class Target:
         return cls(host=parts.hostname, port=port, path=whole_path, tls=parts.scheme == "https", headers=headers or {})
 
     def head(self, method: str, path: str) -> bytes:
-        """The head of a request but for its Content-Length."""
+        """The head of a request without Content-Length."""
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}:{self.port}", "Content-Type: application/json"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         return "\r\n".join(lines).encode("latin-1") + b"\r\nContent-Length: "
 
 
 class Connection:
-    """One request at a time; opens itself when needed, and again after it broke."""
+    """One request at a time. Connects when needed, and again after a failure."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -79,15 +79,15 @@ class Connection:
         """Send a body and wait for the whole answer. If the caller is cancelled, the connection is closed.
 
         Raises:
-            ConnectionLost: nobody listens, or the answer broke off.
+            ConnectionLost: no server listens, or the answer is incomplete.
         """
         return await self._exchange(self._head + b"%d\r\n\r\n" % len(body) + body)
 
     async def get(self, path: str) -> Answer:
-        """Ask for a path.
+        """GET a path.
 
         Raises:
-            ConnectionLost: nobody listens, or the answer broke off.
+            ConnectionLost: no server listens, or the answer is incomplete.
         """
         return await self._exchange(self._target.head("GET", path) + b"0\r\n\r\n")
 
@@ -102,7 +102,7 @@ class Connection:
                 try:
                     return await self._wire.exchange(request)
                 except _Stale:
-                    pass  # the server closed an idle connection just then: no request was lost
+                    pass  # the server closed an idle connection at that moment; no request was lost
             self._wire = await self._open()
             return await self._wire.exchange(request)
         except _Stale:
@@ -153,7 +153,7 @@ class _Wire(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from it
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

@@ -1,4 +1,4 @@
-"""Two ways to load a server. Each gives a `Run`: what happened to every request, and when.
+"""Two ways to load a server. Each returns a `Run`: the outcome and times of every request.
 
 Closed loop: N clients that each send their next request when the last one is answered; shows the throughput at a
 concurrency. Open loop: requests arrive as a Poisson process at a rate, however slow the server is, as users do; shows
@@ -73,7 +73,7 @@ class Window:
     waits_for_last: bool = True
 
 
-# How many seconds a client waits before it goes away; None: for the window's timeout.
+# Seconds that a client waits before it disconnects; None means the window's timeout.
 Patience = Callable[[], float | None]
 
 
@@ -84,7 +84,7 @@ def patient() -> None:
 async def closed_loop(
     target: Target, bodies: Iterator[Body], window: Window, *, clients: int, patience: Patience = patient
 ) -> Run:
-    """Load with a number of clients. What is answered after the window counts nowhere."""
+    """Load with a number of clients. Answers after the window do not count."""
     samples: list[Sample] = []
     async with _measured(window, clients=clients) as clock:
 
@@ -119,7 +119,7 @@ async def open_loop(
     connections: int = 4096,
     patience: Patience = patient,
 ) -> Run:
-    """Load with `rate` requests a second; a request beyond `connections` waits, and its latency counts the wait."""
+    """Load with `rate` requests per second. Requests beyond `connections` wait, which counts as latency."""
     samples: list[Sample] = []
     arrivals = poisson_arrivals(rate, window.warmup_s + window.seconds, Random(seed))
     async with _measured(window) as clock, _pool(target, size=connections) as idle_connection:
@@ -150,7 +150,7 @@ class _Clock:
             self._all_had_answers.set()
 
     def had_answer(self, client: object) -> None:
-        """Note that a client has had an answer, or has given up waiting for it."""
+        """Note that a client got an answer, or stopped waiting."""
         self._had_answers.add(client)
         if len(self._had_answers) == self._clients:
             self._all_had_answers.set()
@@ -174,7 +174,7 @@ class _Clock:
 
 @asynccontextmanager
 async def _measured(window: Window, *, clients: int = 0) -> AsyncIterator[_Clock]:
-    """A clock; of a closed loop's `clients` each must have had an answer before it opens the window."""
+    """Opens the window when each of a closed loop's `clients` has had an answer."""
     clock = _Clock(window, clients=clients)
     running = asyncio.create_task(clock.run_down())
     try:
@@ -186,7 +186,7 @@ async def _measured(window: Window, *, clients: int = 0) -> AsyncIterator[_Clock
 
 @asynccontextmanager
 async def _pool(target: Target, *, size: int) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Connection]]]:
-    """Lends an idle connection, or a new one; at most `size` at a time."""
+    """A pool of at most `size` connections."""
     idle: list[Connection] = []
     free = asyncio.Semaphore(size)
 
@@ -234,7 +234,7 @@ async def _exchange(
 
 
 def _outcome(answer: Answer, *, documents: int) -> str:
-    # An answer may name documents by their index elsewhere as well: those that were cut, for one.
+    # An answer may mention document indexes elsewhere too, for example of truncated ones.
     if answer.status == 200 and answer.body.count(_RESULT) < documents:
         return "incomplete"
     return str(answer.status)

@@ -1,4 +1,4 @@
-"""Turns a run's samples into figures, and repetitions of figures into minimum, median and maximum. Pure."""
+"""Computes figures from a run's samples, and minimum, median and maximum over repetitions. Pure."""
 
 import re
 from collections import Counter
@@ -76,7 +76,7 @@ def latencies_ms(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Interpolated between the two nearest values; NaN of none."""
+    """Interpolated between the two nearest values; NaN if there are none."""
     return float(np.percentile(values, percent)) if values else float("nan")
 
 

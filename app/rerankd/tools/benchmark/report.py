@@ -1,4 +1,4 @@
-"""The figures of a benchmark: one point a load, its repetitions and their spread."""
+"""The figures of a benchmark: one point per load, with its repetitions and their spread."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Point:
         return Spread.of([figure(measurement) for measurement in self.repetitions])
 
     def latency_ms(self, percentile: str) -> Spread:
-        """Of one of `PERCENTILES`; NaN where nothing was answered."""
+        """The latency at one of `PERCENTILES`; NaN without answers."""
         return self.spread(lambda measurement: measurement.latency_ms[percentile])
 
     @property

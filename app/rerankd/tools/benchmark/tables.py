@@ -1,4 +1,4 @@
-"""A report as tables: for the terminal and as Markdown. Both say the same."""
+"""A report as tables, for the terminal and as Markdown, with the same content."""
 
 from collections.abc import Mapping, Sequence
 from math import isnan
@@ -24,7 +24,7 @@ _NOTHING = "-"
 
 
 def terminal_tables(report: Report) -> list[Table]:
-    """One table a mode, for 80 columns; figures are medians of the repetitions, times milliseconds."""
+    """One table per mode, for 80 columns: medians of the repetitions, times in milliseconds."""
     tables = []
     for mode, points in _modes(report):
         head, *lines = _lines(mode, points, ranges=False)
@@ -50,7 +50,7 @@ def markdown(report: Report) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A head and its lines; all have as many cells."""
+    """A header and rows with the same number of cells."""
     head, *rows = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rows])
 

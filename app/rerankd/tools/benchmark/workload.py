@@ -1,6 +1,6 @@
-"""Made-up requests of the reference workload: documents of 40-220 tokens, queries of 6-15, no two alike.
+"""Random requests of the reference workload: documents of 40-220 tokens, queries of 6-15, no duplicates.
 
-Texts are slices of one long tape of common words, so that a request costs some microseconds: the generator shares its
+Texts are slices of one long text of common words, so that a request costs only microseconds: the generator shares the
 CPU with the server that it measures.
 """
 
@@ -30,7 +30,7 @@ _KEPT_FOR_REPETITION: Final = 256
 
 
 class Body(NamedTuple):
-    """The JSON of a request, and how many documents are in it."""
+    """The JSON of a request, and its number of documents."""
 
     content: bytes
     documents: int
@@ -38,7 +38,7 @@ class Body(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How many documents a request has; of several sizes each is drawn equally often."""
+    """The number of documents per request. Several sizes are equally likely."""
 
     sizes: tuple[int, ...]
 
@@ -61,7 +61,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """How long texts are, in words: drawn evenly between the two counts."""
+    """The length of texts in words, uniform between the two counts."""
 
     document: tuple[int, int] = (35, 190)
     query: tuple[int, int] = (5, 13)
@@ -69,7 +69,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """How a server wants its request: where the documents stand, and what else the body holds (a model's name)."""
+    """The body's format: the field of the documents, and further fields (a model's name)."""
 
     documents_field: str = "documents"
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Format:
 
 
 class Workload:
-    """An endless stream of requests. A `repeat_share` of them are one of the last requests once more."""
+    """An endless stream of requests. A `repeat_share` of them repeat one of the last requests."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Workload:
         self._words = words or Words()
         self._format = format or Format()
         self._sent: list[Body] = []
-        self._tape, self._starts = _tape()  # now, and not while the first request is being timed
+        self._tape, self._starts = _tape()  # now, not while the first request is timed
 
     def __iter__(self) -> Iterator[Body]:
         return self
@@ -133,7 +133,7 @@ class Workload:
 
 @cache
 def _tape() -> tuple[bytes, list[int]]:
-    """Words with a blank behind each, and where each begins."""
+    """Words, each followed by a blank, and their offsets."""
     words = Random(0).choices(VOCABULARY.split(), k=_TAPE_WORDS)
     starts, position = [], 0
     for word in words:

@@ -1,4 +1,4 @@
-"""The words of `rerankd eval` on the command line. Imports nothing that the extra `eval` brings."""
+"""The arguments of `rerankd eval`. Imports nothing of the extra `eval`."""
 
 from pathlib import Path
 from typing import Annotated

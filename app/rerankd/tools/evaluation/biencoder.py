@@ -1,6 +1,6 @@
-"""A sentence-transformers folder: cosine between the query's vector and each candidate's.
+"""A sentence-transformers folder, which ranks by the cosine of the vectors of query and candidate.
 
-Document vectors are kept in memory, as an index would; an answer's time is the query's part alone.
+Document vectors are kept in memory, as in an index. Only the query's part counts as time.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Encode = Callable[[Sequence[str], int | None], FloatArray]
 
 class BiEncoder:
     def __init__(self, folder: Path) -> None:
-        """Only look for the folder and the library.
+        """Check that the folder and the library are there.
 
         Raises:
             ConfigError: there is no such folder, or sentence-transformers is not installed.
@@ -72,7 +72,7 @@ class _Index:
 def _load(folder: Path) -> Encode:
     from transformers.utils import logging  # noqa: PLC0415 - comes with sentence-transformers
 
-    logging.disable_progress_bar()  # it would be drawn into ours
+    logging.disable_progress_bar()  # its progress bar would be drawn into ours
     model = _library().SentenceTransformer(str(folder))
     longest = model.max_seq_length
 

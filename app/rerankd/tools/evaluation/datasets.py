@@ -1,8 +1,8 @@
-"""Reads what a model is evaluated on: questions with their candidates, in first-stage order, and judgements.
+"""Reads evaluation data: questions, their candidates in first-stage order, and judgements.
 
 A data folder holds `corpus.jsonl`, `queries.jsonl`, `qrels.tsv` (or `qrels.<name>.tsv`) and the candidates:
 `run.<name>.tsv`, or `candidates.tsv` (a fixed pool per query). A folder without candidates is a set of judged pairs:
-its judged documents are all there is to score, and only the AUC means something. Any file may be gzipped.
+only its judged documents are scored, and only the AUC is meaningful. Any file may be gzipped.
 """
 
 import gzip
@@ -22,7 +22,7 @@ _PREFERRED_QRELS = "full"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A judged query: its candidates in the order of the first stage, and its documents' grades."""
+    """A judged query: its candidates in first-stage order, and the grades of its documents."""
 
     query_id: str
     text: str
@@ -31,7 +31,7 @@ class Question:
 
     @property
     def answerable(self) -> bool:
-        """Without a relevant document every order is as good as any other."""
+        """Whether any document is relevant. If none is, every order is equally good."""
         return max(self.grades.values(), default=0) > 0
 
 
@@ -90,7 +90,7 @@ def files_of_folder(folder: Path, *, run: str | None, qrels: str | None) -> File
 
 
 def read_data_set(files: Files, *, depth: int) -> DataSet:
-    """Read a set with the best `depth` candidates of every query; a pool of judged pairs is not cut.
+    """Read a set with the best `depth` candidates per query. A pool of judged pairs is not cut.
 
     Raises:
         ConfigError: a file is missing or malformed, nothing is judged, or a candidate has no text.

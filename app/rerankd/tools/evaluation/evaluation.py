@@ -1,4 +1,4 @@
-"""One evaluation from what the command line says: sets and targets, what must be asked, and the report in files."""
+"""One evaluation, as the command line describes it: sets, targets, the questions to ask, and the report's files."""
 
 import platform
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from rerankd.tools.evaluation.tables import markdown
 from rerankd.tools.evaluation.targets import FIRST_STAGE, Target
 from rerankd.tools.outputs import check_files
 
-_PICTURES = "rerankd.tools.evaluation.pictures"  # needs matplotlib, which an evaluation without a picture does not
+_PICTURES = "rerankd.tools.evaluation.pictures"  # needs matplotlib, which is only needed for a picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetOptions:
-    """Which sets: data folders, whose runs and judgements `run` and `qrels` name; or else the four files of one set."""
+    """The sets: data folders, with `run` and `qrels` as names of their files; or the four files of one set."""
 
     folders: Sequence[Path]
     run: str | None
@@ -43,7 +43,7 @@ class SetOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions:
-    """Which targets; without any, the registry's default model."""
+    """The targets; by default the registry's default model."""
 
     models: Sequence[str]
     urls: Sequence[str]
@@ -63,7 +63,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """The files to write; beside `json` lies the journal of an evaluation that can go on."""
+    """The files to write. The journal, with which an evaluation can be resumed, is beside `json`."""
 
     json: Path | None
     markdown: Path | None
@@ -73,7 +73,7 @@ class Outputs:
         return Journal(self.json.with_suffix(".state.jsonl") if self.json else None, fresh=fresh)
 
     def prepare(self) -> None:
-        """Fail now rather than after hours of scoring.
+        """Check the files now rather than after hours of scoring.
 
         Raises:
             ConfigError: one of the files cannot be written.
@@ -93,7 +93,7 @@ class Evaluation:
     max_tokens_per_doc: int | None
 
     async def scoring(self, journal: Journal) -> Scoring:
-        """What must be asked.
+        """The questions to ask.
 
         Raises:
             ConfigError: the baseline is not among the targets, or a target is not there.
@@ -164,7 +164,7 @@ def read_sets(options: SetOptions, *, depth: int) -> list[DataSet]:
 
 
 def choose_targets(options: TargetOptions, settings: Settings) -> list[Target]:
-    """Find what is to be evaluated; one that is named twice is taken once.
+    """The targets, without duplicates.
 
     Raises:
         ConfigError: an unknown model, no URL, or no bi-encoder's folder.

@@ -1,7 +1,7 @@
-"""Keeps answers in an append-only file, so that an interrupted evaluation goes on where it was.
+"""Keeps answers in an append-only file, so that an interrupted evaluation can be resumed.
 
-One JSON line an answer, under a key made of everything that changes it: a different model, depth, text or truncation
-is another key, and a line that nobody asks for again does no harm.
+One JSON line per answer, with a key made of everything that changes it: model, depth, texts and truncation. Lines that
+are no longer needed do no harm.
 """
 
 import os
@@ -24,10 +24,10 @@ def answer_key(identity: Mapping[str, Any], request: RerankRequest) -> str:
 
 
 class Journal:
-    """Answers by key; without a path they are only remembered."""
+    """Answers by key. Without a path they are kept in memory only."""
 
     def __init__(self, path: Path | None, *, fresh: bool) -> None:
-        """Read what an earlier run left, or with `fresh` forget it; a line that was being written is cut off.
+        """Read an earlier run's answers, or delete them with `fresh`. An incomplete last line is cut off.
 
         Raises:
             ConfigError: the file is no journal, or cannot be read or written.

@@ -24,14 +24,14 @@ MAIN_MEASURE: Final = "nDCG@10"
 
 
 def measure(questions: Sequence[Question], orders: Mapping[str, Sequence[str]], *, level: int) -> dict[str, Values]:
-    """Every measure of every question, in their order; a question without an order counts as zero.
+    """All measures of all questions, in their order. A question without an order counts as zero.
 
     `orders` holds document ids by query, best first.
     """
     wanted = {name: build(level) for name, build in _MEASURES.items()}
     position = {question.query_id: index for index, question in enumerate(questions)}
     qrels = {question.query_id: dict(question.grades) for question in questions}
-    # Minus the rank, so that no tool can break ties of scores in an order of its own.
+    # The negative rank, so that no tool breaks ties between scores in its own way.
     run = {query: {document: -float(rank) for rank, document in enumerate(order)} for query, order in orders.items()}
     values = {str(each): np.zeros(len(questions)) for each in wanted.values()}
     if questions:
@@ -43,7 +43,7 @@ def measure(questions: Sequence[Question], orders: Mapping[str, Sequence[str]], 
 def area_under_roc(positives: Values, negatives: Values) -> float | None:
     """The chance that a relevant pair's score is above an irrelevant one's, over all queries together (ties: half).
 
-    None where one of the two is missing.
+    None if either kind is missing.
     """
     if not len(positives) or not len(negatives):
         return None

@@ -1,4 +1,4 @@
-"""Draws quality against latency, and the depth curve where there is one."""
+"""Draws quality against latency, and the depth curve, if any."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,5 +67,5 @@ def _draw_depths(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _coloured(rows: Sequence[Row]) -> list[tuple[Row, str]]:
-    """A target keeps its colour in every panel."""
+    """A target has the same colour in every panel."""
     return [(row, _COLOURS[number % len(_COLOURS)]) for number, row in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""Turns orders into a report: measures with intervals, differences from the baseline, speed, the depth curve. Pure."""
+"""Makes a report of orders: measures with intervals, differences from the baseline, speed, depth curve. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from rerankd.tools.evaluation.targets import Answer
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One question at a time; `pairs` is a question's mean number of candidates."""
+    """Times of one question at a time. `pairs` is the mean number of candidates."""
 
     p50_ms: float
     p95_ms: float
@@ -137,7 +137,7 @@ def build_report(
 
 
 def check_baseline(baseline: str, targets: Sequence[str]) -> None:
-    """Raises `ConfigError` if no target is called like that."""
+    """Raises `ConfigError` if no target has this name."""
     if baseline not in targets:
         raise ConfigError(f"the baseline {baseline!r} is not evaluated; known: {', '.join(targets)}")
 
@@ -252,5 +252,5 @@ def _set_report(data_set: DataSet, rows: Sequence[Row]) -> SetReport:
 
 
 def main_value(row: Row) -> Interval | None:
-    """What targets are compared by; None on a set of judged pairs."""
+    """The measure by which targets are compared; None for a set of judged pairs."""
     return row.measures.get(MAIN_MEASURE)

@@ -1,5 +1,5 @@
-"""Asks every target for every question's order, one question at a time, so that a time is what one caller waits and
-no batch depends on who else is asking.
+"""Asks every target for the order of every question, one at a time, so that a time is the latency of one caller and no
+batch depends on others.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,7 +27,7 @@ class Work:
 
 
 class Scoring:
-    """What is to be asked, of which the journal may have some already."""
+    """All questions to ask. The journal may have some answers already."""
 
     def __init__(self, works: Sequence[Work], journal: Journal, *, max_tokens_per_doc: int | None) -> None:
         self._works = works
@@ -43,7 +43,7 @@ class Scoring:
         return sum(work.key in self._journal for work in self._works)
 
     async def run(self) -> AsyncIterator[Work]:
-        """Ask what the journal does not have; yields after each answer.
+        """Ask the questions that the journal does not have. Yields after each answer.
 
         Raises:
             ConfigError: a model cannot be loaded, or a question cannot be answered; what was answered is kept.
@@ -63,7 +63,7 @@ class Scoring:
             raise ConfigError(f"{work.target.name} cannot score {where}: {error.message}") from None
 
     def rankings(self) -> Rankings:
-        """Everything that was answered, and what the first stage said itself."""
+        """All answers, and the first stage's own order."""
         rankings: dict[str, dict[str, dict[str, Answer]]] = {FIRST_STAGE: {}}
         for work in self._works:
             of_set = rankings.setdefault(work.target.name, {}).setdefault(work.data_set.name, {})
@@ -76,7 +76,7 @@ class Scoring:
 async def plan_scoring(
     targets: Sequence[Target], data_sets: Sequence[DataSet], journal: Journal, *, max_tokens_per_doc: int | None
 ) -> Scoring:
-    """Find out what must be asked.
+    """Find the questions to ask.
 
     Raises:
         ConfigError: a target is not there.

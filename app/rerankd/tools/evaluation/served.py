@@ -1,4 +1,4 @@
-"""A model that a server offers under POST /v2/rerank: ours, or any that speaks Cohere's API."""
+"""A model of a server with POST /v2/rerank: rerankd, or any that implements Cohere's API."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +24,7 @@ class Served:
     """`url` is where the server listens; a fragment names the model: http://host:8000#minilm-qa."""
 
     def __init__(self, url: str, *, api_key: str | None) -> None:
-        """Look at the URL only; whether anybody answers there is seen later.
+        """Check the URL only, not whether the server answers.
 
         Raises:
             ConfigError: it is no http or https URL.
@@ -38,7 +38,7 @@ class Served:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def identity(self) -> Mapping[str, Any]:
-        """Only what the server tells: weights changed under the same revision look the same from here."""
+        """What the server reports. Weights that change under the same revision are not noticed."""
         async with self._client() as client:
             wanted = self._model or (await self._described(client, "/info")).get("model_id")
             model = await self._described(client, f"/v1/models/{quote(wanted, safe='/')}") if wanted else {}
@@ -70,7 +70,7 @@ class Served:
         return _read(self._checked(response), seconds, documents=len(request.documents))
 
     async def _described(self, client: httpx.AsyncClient, path: str) -> Mapping[str, Any]:
-        """What the server says about itself; nothing where it is not one of ours."""
+        """The server's description of itself; empty if it is not rerankd."""
         response = await self._send(client, "GET", path)
         described = _object(response)
         if response.status_code == httpx.codes.UNAUTHORIZED or described.get("error_type") == ModelNotFound.code:

@@ -1,7 +1,7 @@
-"""How sure a mean is, and a difference between two. Pure and seeded: the same values give the same answer.
+"""Confidence intervals of means, and significance of differences. Pure and seeded, so reproducible.
 
-Samples come as one array a data set. The mean is that of the sets' means, so every set counts the same; resampling
-stays inside a set, since queries of one say nothing about another.
+Samples are one array per data set. The mean is the mean of the sets' means, so that each set counts the same.
+Resampling stays within a set.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,7 +53,7 @@ def interval_of_mean(samples: Sequence[Values], *, resamples: int = _RESAMPLES) 
 def paired_difference(differences: Sequence[Values], *, permutations: int = _PERMUTATIONS) -> Difference:
     """The two-sided paired randomisation test (Fisher 1935; Smucker, Allan and Carterette 2007).
 
-    Were it chance which of the two got which value on a query, how often would the difference be as large?
+    The probability of a difference at least as large if both values of each query were swapped at random.
     """
     generator = np.random.default_rng(_SEED)
     observed = _mean_of_means(differences)

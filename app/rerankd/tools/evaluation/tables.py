@@ -1,4 +1,4 @@
-"""A report as tables: for the terminal and as Markdown. Both say the same."""
+"""A report as tables, for the terminal and as Markdown, with the same content."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,7 +22,7 @@ _NOTHING = "-"
 
 
 def terminal_tables(report: Report) -> list[Table]:
-    """Narrow ones, for 80 columns: quality, then speed, then the depth curve."""
+    """Tables for 80 columns: quality, speed and the depth curve."""
     groups = _groups(report)
     tables = [
         _terminal_table(_title(report), _QUALITY_HEAD, groups, _quality_cells),
@@ -68,7 +68,7 @@ def markdown(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """What was left out of the means or counts as nothing, set by set."""
+    """Queries that were left out of the means or count as 0, per set."""
     return [f"{data_set.name}: {'; '.join(said)}" for data_set in report.sets if (said := _left_out(data_set))]
 
 
@@ -127,7 +127,7 @@ def _difference(difference: Difference | None) -> list[str]:
 
 
 def _curve_lines(report: Report) -> list[list[str]]:
-    """A header and one line a target of the summary; empty without a depth curve."""
+    """A header and one line per target; empty without a depth curve."""
     rows = [row for row in report.summary if row.curve]
     if not rows:
         return []

@@ -1,4 +1,4 @@
-"""What is evaluated: anything that orders a query's candidates. One file per kind: in_process, served, biencoder."""
+"""Targets of an evaluation order a query's candidates. One file per kind: in_process, served, biencoder."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -31,7 +31,7 @@ class Target(Protocol):
     def name(self) -> str: ...
 
     async def identity(self) -> Mapping[str, Any]:
-        """Everything about it that changes an answer, as JSON.
+        """Everything that changes an answer, as JSON.
 
         Raises:
             ConfigError: it is not there.

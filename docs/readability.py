@@ -96,7 +96,7 @@ def _sentences(text: str) -> list[str]:
 
 def pages() -> list[Path]:
     """README, every page of docs/, and the pages that docs/ sends its readers to."""
-    others = ["README.md", "CONTRIBUTING.md", "loadtest/README.md"]
+    others = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "loadtest/README.md"]
     return [*(ROOT / name for name in others), *sorted((ROOT / "docs").rglob("*.md"))]
 
 

@@ -19,6 +19,7 @@ _PAGES: Final = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "loadtest/README.md": "load-tests.md",
     "models/minilm-qa/README.md": "shipped-model.md",
     "models/recipes/minilm_qa/README.md": "recipe.md",

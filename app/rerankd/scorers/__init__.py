@@ -1,7 +1,7 @@
 """The scorers by name. A new one is a file of this folder and one line here: pair scorers or list scorers."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,25 +15,27 @@ from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
 
-SCORERS: Final[dict[str, Callable[[ScorerSpec], AnyPairScorer]]] = {
-    "cross-encoder": CrossEncoder.load,
-    "prompted-classifier": PromptedClassifier.load,
-    "yes-no": YesNo.load,
+S = TypeVar("S", bound=Scorer)
+
+
+class Entry(NamedTuple, Generic[S]):
+    """How a scorer is loaded, and the options that it takes."""
+
+    load: Callable[[ScorerSpec], S]
+    options: type[BaseModel]
+
+
+SCORERS: Final[dict[str, Entry[AnyPairScorer]]] = {
+    "cross-encoder": Entry(CrossEncoder.load, CrossEncoderOptions),
+    "prompted-classifier": Entry(PromptedClassifier.load, PromptedClassifierOptions),
+    "yes-no": Entry(YesNo.load, YesNoOptions),
 }
-LIST_SCORERS: Final[dict[str, Callable[[ScorerSpec], AnyListScorer]]] = {
-    "first": First.load,
-    "generative": Generative.load,
+LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {
+    "first": Entry(First.load, FirstOptions),
+    "generative": Entry(Generative.load, WindowOptions),
 }
 # Those that read logits, which a graph gives.
 EXPORTED_SCORERS: Final = ("cross-encoder", "yes-no", "first")
-
-_OPTIONS: Final[dict[str, type[BaseModel]]] = {
-    "cross-encoder": CrossEncoderOptions,
-    "prompted-classifier": PromptedClassifierOptions,
-    "yes-no": YesNoOptions,
-    "first": FirstOptions,
-    "generative": WindowOptions,
-}
 
 
 def check_scorer(name: str, options: Mapping[str, Any]) -> None:
@@ -42,9 +44,7 @@ def check_scorer(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: no such scorer, or an option that it does not take.
     """
-    if name not in _OPTIONS:
-        raise _unknown(name)
-    read_options(options, _OPTIONS[name], of=f"scorer {name!r}")
+    read_options(options, _entry(name).options, of=f"scorer {name!r}")
 
 
 def load_scorer(name: str, spec: ScorerSpec) -> AnyPairScorer:
@@ -55,7 +55,7 @@ def load_scorer(name: str, spec: ScorerSpec) -> AnyPairScorer:
     """
     if name not in SCORERS:
         raise _unknown(name)
-    return SCORERS[name](spec)
+    return SCORERS[name].load(spec)
 
 
 def load_any_scorer(name: str, spec: ScorerSpec) -> Scorer:
@@ -64,10 +64,15 @@ def load_any_scorer(name: str, spec: ScorerSpec) -> Scorer:
     Raises:
         ConfigError: no such scorer, or the model's files do not suit it.
     """
-    loaders: Mapping[str, Callable[[ScorerSpec], Scorer]] = {**SCORERS, **LIST_SCORERS}
-    if name not in loaders:
-        raise _unknown(name)
-    return loaders[name](spec)
+    return _entry(name).load(spec)
+
+
+def _entry(name: str) -> Entry[AnyPairScorer] | Entry[AnyListScorer]:
+    if name in SCORERS:
+        return SCORERS[name]
+    if name in LIST_SCORERS:
+        return LIST_SCORERS[name]
+    raise _unknown(name)
 
 
 def _unknown(name: str) -> ConfigError:
@@ -80,4 +85,4 @@ def load_list_scorer(name: str, spec: ScorerSpec) -> AnyListScorer:
     Raises:
         ConfigError: the model's files do not suit it.
     """
-    return LIST_SCORERS[name](spec)
+    return LIST_SCORERS[name].load(spec)

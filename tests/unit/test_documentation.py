@@ -65,16 +65,22 @@ def test_the_tests_that_hold_the_threat_models_promises_exist() -> None:
 
 
 @pytest.mark.slow
-def test_the_example_of_an_extension_applies_and_its_tests_pass(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("example", "others"),
+    [("a dialect", ["tests/api/test_openapi.py", "tests/api/test_ops.py"]), ("a scorer with a new task", [])],
+)
+def test_the_example_of_an_extension_applies_and_its_tests_pass(
+    tmp_path: Path, example: str, others: list[str]
+) -> None:
     page = (_ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
+    (diff,) = re.findall(rf"^## Example: {example}.*?```diff\n(.*?)```", page, re.DOTALL | re.MULTILINE)
     for folder in ("app", "tests", "models"):
         ignored = shutil.ignore_patterns("__pycache__", "recipes")
         shutil.copytree(_ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
     shutil.copy(_ROOT / "pyproject.toml", tmp_path)
     subprocess.run(["git", "apply", "--verbose", "-"], input=diff, text=True, cwd=tmp_path, check=True)
     written = [path for path in re.findall(r"^\+\+\+ b/(\S+)", diff, re.MULTILINE) if path.startswith("tests/")]
-    tests = [*written, "tests/api/test_openapi.py", "tests/api/test_ops.py"]
+    tests = [*written, *others]
     environment = {
         "PATH": str(Path(sys.executable).parent),
         "PYTHONPATH": os.pathsep.join([str(tmp_path / "app"), str(tmp_path)]),

@@ -11,8 +11,8 @@ from rerankd.domain.scores import Scores, Timings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankRequest:
-    """What a caller asks for, whatever the dialect: `documents` are the texts that the model reads. Results with a
-    relevance score below `min_score` are left out.
+    """What a caller asks for, whatever the dialect. `documents` are the texts that the model reads; one with an image
+    is a `Document`. Results with a relevance score below `min_score` are left out.
     """
 
     query: str

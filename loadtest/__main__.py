@@ -1,7 +1,6 @@
-"""`rerankd bench` against a server of its own: starts the service with the shipped model on a free loopback port,
-without a cache, loads it and stops it.
+"""Runs `rerankd bench` against its own server: the shipped model on a free loopback port, without a cache.
 
-    python -m loadtest [options of `rerankd bench`, without the URL]
+python -m loadtest [options of `rerankd bench`, without the URL]
 """
 
 import subprocess

@@ -1,10 +1,10 @@
-"""What a hostile body costs beside its bytes: memory, CPU time, and how long the event loop is held.
+"""Measures what hostile bodies cost: memory, CPU time, and how long they block the event loop.
 
     python -m loadtest.amplification --registry REGISTRY [--megabytes 8] [--only TEXT ...]     (or: make amplification)
 
-Sends every shape of every field of every dialect (loadtest/hostile.py walks their models, so a new field is measured by
-itself) to a service with default limits, one at a time. Each body should take at most ten times its bytes and 64 MiB,
-and never hold the event loop for more than 100 ms, which the slowest answer of `/health` meanwhile shows.
+Sends every shape of every field of every dialect to a service with default limits, one at a time (loadtest/hostile.py
+reads the models, so new fields are included). Each body may take ten times its bytes plus 64 MiB, and block the event
+loop for 100 ms. The slowest answer of `/health` shows how long the loop was blocked.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _MIB: Final = 2.0**20
 _ENVIRONMENT: Final = {
     "RERANKD_CACHE_URL": "none://",
     "RERANKD_LOG_LEVEL": "ERROR",
-    # freed memory goes back to the system, so that what one body took is not hidden by the one before
+    # freed memory returns to the system, so that a body's memory is not hidden by the body before
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "MALLOC_ARENA_MAX": "2",
 }
@@ -55,7 +55,7 @@ class Cost:
 
     @property
     def memory_beyond(self) -> float:
-        """Its memory as a part of what it may take."""
+        """The memory used, divided by the limit."""
         return self.memory_mib / (MOST_TIMES * self.body_mib + MOST_MIB)
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Cost:
 
 
 async def measure(server: Server, bodies: Sequence[HostileBody], *, size: int) -> list[Cost]:
-    """The cost of each, one after another."""
+    """The cost of each attack, one after another."""
     async with httpx.AsyncClient(base_url=server.url, timeout=_TIMEOUT_S) as http:
         return [await _cost(server, http, body, size=size) for body in bodies]
 
@@ -103,7 +103,7 @@ def _peak_bytes(pid: int) -> int:
 
 @asynccontextmanager
 async def _slowest_health(server: Server) -> AsyncIterator[list[float]]:
-    """Milliseconds of each answer of `/health` meanwhile."""
+    """Collect the milliseconds of answers of `/health`."""
     times = [0.0]
 
     async def ask() -> None:

@@ -1,9 +1,9 @@
-"""What a request costs whose every pair is known: 100 documents, from memory and from Redis.
+"""Measures a request whose pairs are all cached: 100 documents, from memory and from Redis.
 
     python -m loadtest.cached [--documents 100] [--requests 300]
 
-Each service scores the requests once and then answers them again; the second answers must be equal to the first, and
-no time may have gone to the model. Server time is what Server-Timing says, client time includes HTTP on loopback.
+Each service scores the requests once and then answers them again. The second answers must be equal to the first and
+spend no time in the model. Server time is what Server-Timing says, client time includes HTTP on loopback.
 Needs redis-server.
 """
 

@@ -1,4 +1,4 @@
-"""What an experiment claims, whether it held, and what every experiment's command line has in common."""
+"""Claims of experiments with their limits, and the options that all experiments share."""
 
 import argparse
 import asyncio
@@ -37,7 +37,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """False for a value that is no number: nothing was measured."""
+        """False for NaN, which means that nothing was measured."""
         if not self.bound:
             return True
         return self.value <= self.limit if self.bound == "<=" else self.value >= self.limit
@@ -66,7 +66,7 @@ def served(registry: Path, **environment: str) -> Iterator[Server]:
 
 
 def run(experiment: Coroutine[Any, Any, T]) -> T:
-    """Run on the loop that the service runs on."""
+    """Run on the same kind of event loop as the service."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(experiment)
 

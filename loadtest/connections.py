@@ -1,4 +1,4 @@
-"""What connections may cost that mean harm: memory, and the time of others.
+"""Measures what hostile connections cost: memory, and the latency of others.
 
     python -m loadtest.connections [--pipelined 2000] [--connections 2500] [--unread 16]
 

@@ -1,4 +1,4 @@
-"""What a comparison of servers found: figures, whose scores agree, and the file that keeps them."""
+"""The results of a comparison of servers: figures, agreement of scores, and the file that keeps them."""
 
 import json
 from collections.abc import Mapping, Sequence

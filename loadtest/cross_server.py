@@ -1,4 +1,4 @@
-"""The same weights behind different servers, measured in turn in one run.
+"""Compares servers with the same weights, measured alternately in one run.
 
     python -m loadtest.cross_server [--model FOLDER] [--clients 8 32] [--rounds 3] [--seconds 15]
                                     [--only NAME ...] [--json FILE [--resume]] [--markdown FILE]

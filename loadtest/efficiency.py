@@ -1,4 +1,4 @@
-"""What the service leaves of its engine's speed: pairs/s over HTTP beside the engine itself, in turns, in one run.
+"""Compares the service with its engine: pairs/s over HTTP and of the engine alone, alternately in one run.
 
     python -m loadtest.efficiency [--seconds 10] [--rounds 3]
 
@@ -35,7 +35,7 @@ REQUESTS = 40
 
 
 class _PairEncoding:
-    """How a scorer of pairs encodes; others are none of this tool's business."""
+    """How a scorer of pairs encodes; other scorers are not supported."""
 
     def pairs(self, scorer: AnyPairScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
         return scorer.encode
@@ -64,7 +64,7 @@ class EngineAlone:
         ]
 
     def seconds(self, encodings: Sequence[Encoding]) -> float:
-        """How long all threads together take for this many pairs, in the best order."""
+        """Seconds that all threads together take for this many pairs, in the best order."""
         started = time.perf_counter()
         list(self._pool.map(self._engine.run, cut_by_length(encodings, self._limits)))
         return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""What a small request pays for large ones beside it, and a quiet API key for a busy one.
+"""Measures how large requests slow down small ones, and how a busy API key slows down a quiet one.
 
     python -m loadtest.fairness [--seconds 20] [--rounds 3]
 
@@ -30,12 +30,12 @@ class _Blocks:
     failed: int = 0
 
     def ratio(self, percentile: str) -> float:
-        """NaN where either side answered nothing."""
+        """NaN if either side has no answers."""
         return latencies_ms(self.beside)[percentile] / latencies_ms(self.alone)[percentile]
 
 
 class Load(Protocol):
-    """What may go on beside what is measured."""
+    """Load that runs beside the measured client."""
 
     async def load(self, window: Window) -> object:
         """Load the service until the window is over."""

@@ -1,4 +1,4 @@
-"""Whether the service's memory grows with the number of requests, kind by kind.
+"""Checks whether the service's memory grows with the number of requests, for each kind.
 
     python -m loadtest.growth --registry REGISTRY [--requests 3000] [--only KIND ...]      (or: make growth)
 

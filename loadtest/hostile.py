@@ -1,5 +1,5 @@
-"""Bodies of somebody who means harm: every field of every dialect, walked in the models, with every shape that may cost
-more than its bytes. A new field or dialect is tried by itself.
+"""Hostile bodies: every field of every dialect, with every shape that may cost more than its bytes. Fields are read
+from the dialects' models, so that new ones are included.
 """
 
 from collections.abc import Callable, Iterator, Mapping

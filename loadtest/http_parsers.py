@@ -1,4 +1,4 @@
-"""What HTTP costs a request: our connections over httptools, beside uvicorn's over h11 and over httptools.
+"""Compares the CPU time of HTTP: our connections over httptools, and uvicorn's over h11 and over httptools.
 
     python -m loadtest.http_parsers [--seconds 3]
 

@@ -1,4 +1,4 @@
-"""What an API key pays for another key that does its worst in each part that both share.
+"""Measures how much an API key suffers from another key that abuses a part that both share.
 
     python -m loadtest.isolation [--seconds 6] [--rounds 1] [--parts engine parsing ...]
 
@@ -27,7 +27,7 @@ from rerankd.tools.benchmark.measurement import latencies_ms
 
 _LIMIT: Final = 1.5
 _BUSY: Final = "busy"
-# A refused client asks again after so long, whatever it is told: its worst, but not a flood of connections.
+# A refused client tries again after this time and ignores Retry-After, but does not flood connections.
 _PAUSE_S: Final = 0.02
 
 
@@ -77,14 +77,14 @@ def _body(documents: Sequence[str], **fields: str) -> bytes:
 
 
 def worst_of(url: str) -> dict[str, Worst]:
-    """The busy key's worst in each part, by the part's name."""
+    """The worst load of the busy key on each part, by the part's name."""
     rng = Random(0)
     words = [f"word{number}" for number in range(1000)]
 
     def texts(count: int, *, length: int) -> list[str]:
         return [" ".join(rng.choices(words, k=length)) for _ in range(count)]
 
-    # one token each, where words have six characters for each of theirs
+    # one token each, while words have six characters per token
     dense = [" ".join(rng.choices("!?%&$#+*", k=200)) for _ in range(3000)]
     usual, long = texts(1000, length=100), texts(1000, length=200)
     return {

@@ -1,4 +1,4 @@
-"""Users of the service for Locust: each ranks new documents, thinks for a moment, and asks again.
+"""Simulates users with Locust: each ranks new documents, waits for a moment, and repeats.
 
     pip install locust
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 --documents 30
@@ -25,7 +25,7 @@ def _add_options(parser: ArgumentParser) -> None:
 
 
 class Searcher(FastHttpUser):
-    """Asks, reads for half a second to two, asks again."""
+    """Sends a request, waits between half a second and two, and repeats."""
 
     wait_time = between(0.5, 2.0)
 

@@ -1,10 +1,10 @@
-"""Whether a request of 10,000 documents holds up the service for everybody else.
+"""Checks whether a request of 10,000 documents blocks the service for other clients.
 
     python -m loadtest.loop_stall [--documents 10000] [--seconds 60]
 
-Sends one such request after another beside two clients with small ones, and asks /health all the while: it needs
-nothing but the event loop, so its slowest answer is the longest time that the loop was held up (plus the machine's own
-hiccups, which the same watch without a large request shows). If one takes longer than the limit and py-spy is
+Sends one such request after another beside two clients with small ones, and polls /health, which needs
+only the event loop. So its slowest answer is the longest time that the loop was blocked, plus the machine's own delays,
+which the same measurement without a large request shows. If one takes longer than the limit and py-spy is
 installed, a dump of what every thread was doing then is printed. Resident memory is watched too.
 """
 
@@ -64,7 +64,7 @@ async def _watch_health(server: Server, watch: _Watch) -> None:
 
 
 async def _dump(pid: int) -> str:
-    """What every thread of a process is doing, where py-spy can say."""
+    """The stacks of a process's threads, if py-spy is installed."""
     program = shutil.which("py-spy")
     if program is None:
         return "py-spy is not installed: no dump of the stall"

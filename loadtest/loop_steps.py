@@ -1,5 +1,5 @@
-"""How long the service's event loop works at a stretch for requests of 10,000 documents: others wait for it that long.
-After each request that is answered another one is given up at half the time.
+"""Measures the longest steps of the event loop for requests of 10,000 documents, during which other clients wait. After
+each answered request, another one is cancelled half-way.
 
     python -m loadtest.loop_steps [--documents 10000] [--requests 3]
 
@@ -30,7 +30,7 @@ from rerankd.tools.benchmark.workload import Shape, Workload
 
 _LIMIT_MS = 5.0
 _TIMEOUT_S = 900.0
-# What is left to do for a request that was given up takes less.
+# The rest of the work for a cancelled request takes less.
 _AFTERMATH_S = 1.0
 
 
@@ -78,7 +78,7 @@ def ask(url: str, steps: _Steps, statuses: list[int], *, documents: int, request
 
 
 def _give_up(url: str, content: bytes, *, after_s: float) -> bool:
-    """False if it was answered before."""
+    """False if it was answered earlier."""
     try:
         httpx.post(url + "/v2/rerank", content=content, timeout=httpx.Timeout(_TIMEOUT_S, read=after_s))
     except httpx.ReadTimeout:

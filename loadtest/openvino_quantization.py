@@ -1,8 +1,9 @@
-"""How OpenVINO is best given an int8 graph: the table of docs/adr/0006, measured again.
+"""Compares ways to run an int8 graph in OpenVINO: the table of docs/adr/0006.
 
 python -m loadtest.openvino_quantization [--model models/minilm-qa] [--rounds 5]
 
-One thread, in turns, by CPU time, so that a busy machine disturbs it little. "From alone" is over the measured pairs.
+One thread, variants alternate, CPU time, so that a busy machine hardly matters. "From alone" is over the measured
+pairs.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def openvino(graph: Path, *, precision: ov.Type, group: int, pad_id: int) -> For
 
 
 def variants(folder: Path, *, pad_id: int) -> dict[str, tuple[Forward, int]]:
-    """Each variant with its batch budget in tokens; the first is what the others are compared with."""
+    """Each variant with its batch budget in tokens. The first is the baseline."""
     graph = folder / "model.int8.onnx"
     runtime = load_engine("onnx", EngineSpec(folder=folder, pad_id=pad_id, workers=1, options={"file": graph.name}))
     found: dict[str, tuple[Forward, int]] = {"ONNX Runtime": (runtime.run, 512)}

@@ -1,4 +1,4 @@
-"""What becomes of requests when more of them arrive than the service can answer.
+"""Measures overload: what happens to requests when more arrive than the service can answer.
 
     python -m loadtest.overload [--seconds 30] [--times 3] [--deadline-ms 2000]
 
@@ -51,7 +51,7 @@ _QUEUE = re.compile(rb"^rerank_queue_tokens\{[^}]*\} ([\d.e+]+)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """How much arrives, of what, and within how many seconds it must be answered."""
+    """The offered load, its requests, and their deadline."""
 
     target: Target
     shape: Shape
@@ -104,7 +104,7 @@ async def retry_after_claims(overload: Overload) -> list[Claim]:
 
 
 async def _retry_after_factor(overload: Overload, requests: asyncio.TaskGroup, rng: Random) -> float | None:
-    """What a refusal said over what was true; None if nothing was refused."""
+    """The ratio of the announced and the true waiting time; None if nothing was refused."""
     refused = await _refusal(overload, requests, rng)
     if refused is None:
         return None

@@ -1,6 +1,6 @@
-"""Cross-encoders with the shapes of well-known models and random weights, tokenizer included, made in code.
+"""Makes cross-encoders with the shapes of well-known models and random weights, including tokenizers.
 
-What a forward pass costs depends on shapes and lengths, not on what the numbers mean, so load tests need no download.
+The cost of a forward pass depends on shapes and lengths, not on the weights, so load tests need no download.
 The vocabularies hold the words of `tools/benchmark/workload.py` and are filled up to the original's size.
 Needs torch and transformers.
 """

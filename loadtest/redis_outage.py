@@ -1,4 +1,4 @@
-"""What the Redis cache costs, alive, killed and hung: latency beside a service without a cache, in one run.
+"""Measures the cost of the Redis cache, running, killed and hung, compared with a service without a cache.
 
     python -m loadtest.redis_outage [--clients 8] [--documents 10] [--blocks 6]
 

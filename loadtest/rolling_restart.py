@@ -1,4 +1,4 @@
-"""Whether a deployment of a new version, or the death of a replica, costs requests.
+"""Checks whether requests fail during a rolling deployment, or when a replica dies.
 
     python -m loadtest.rolling_restart [--seconds 20] [--clients 8] [--shutdown-delay-s 8]
 

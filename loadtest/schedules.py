@@ -1,4 +1,4 @@
-"""What parallel schedules of windows save: 100 documents in windows of 20, beside the sliding schedule in turns.
+"""Compares parallel schedules of windows with the sliding one: 100 documents in windows of 20.
 
     python -m loadtest.schedules [--rounds 3] [--requests 4] [--output FILE]
 

@@ -1,4 +1,4 @@
-"""Whether anything is wrong, lost or growing after minutes of load with everything breaking.
+"""Runs load for minutes while parts fail, and checks for wrong or lost answers and growing memory.
 
     python -m loadtest.soak [--seconds 600] [--clients 8] [--break-every 20] [--kill-every 15]
 

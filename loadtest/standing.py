@@ -1,4 +1,4 @@
-"""A contestant's server that stands ready for the whole comparison, and is started again if it does not settle."""
+"""A contestant's server, which runs during the whole comparison and is restarted if it does not become idle."""
 
 import time
 from contextlib import ExitStack, suppress
@@ -58,7 +58,7 @@ class Standing:
         return Target.from_url(self._server.url, path=self._contestant.path)
 
     def settle(self, *, within_s: float) -> None:
-        """Wait until the server does nothing any more; if it continues for longer than that, start it again."""
+        """Wait until the server is idle, and restart it if that takes too long."""
         ends = perf_counter() + within_s
         while perf_counter() < ends:
             if self._busy_cores() < _IDLE_CORES:
@@ -67,7 +67,7 @@ class Standing:
         self.start()
 
     def _busy_cores(self) -> float:
-        """Processor cores that the server uses now or would if it got them, its children included."""
+        """CPU cores that the server uses now or would if it got them, its children included."""
         assert self._server is not None
         before = wanted_seconds(self._server.process.pid)
         started = perf_counter()
@@ -89,7 +89,7 @@ def _wanted_alone(process: psutil.Process) -> float:
         return float(times.user + times.system)
     total_ns = 0
     for thread in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
-        with suppress(OSError):  # it ended just now
+        with suppress(OSError):  # it ended at this moment
             ran, waited, _ = thread.read_text().split()
             total_ns += int(ran) + int(waited)
     return total_ns / 1e9

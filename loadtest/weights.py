@@ -1,4 +1,4 @@
-"""One model's weights in the layouts that the contestants of `loadtest.cross_server` want. Needs torch.
+"""Writes one model's weights in the layouts that the contestants of `loadtest.cross_server` need. Needs torch.
 
 Peers get the graphs that the field's own tools make: torch's export as it stands, and ONNX Runtime's dynamic
 quantization of it, per channel. What `rerankd export` does beyond that is part of what is measured.

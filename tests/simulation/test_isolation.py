@@ -55,6 +55,10 @@ _READ = _clients(20, _same(lambda world: world.body(world.texts(2000, characters
 _WRITTEN = _clients(10, _same(lambda world: world.body([""] * 10_000)))
 
 
+# The same for clients that do not wait until it is written.
+_UNREAD = _clients(5, _same(lambda world: world.body([""] * 10_000)), patience_s=0.2)
+
+
 async def _everything(world: World) -> None:
     await asyncio.gather(*(part(world) for part in (_HELD, _LARGE, _TOKENIZED, _READ, _WRITTEN)))
 
@@ -86,6 +90,7 @@ def _alone_s() -> float:
         pytest.param(_HANGING_UP, id="hanging up"),
         pytest.param(_READ, id="parsing"),
         pytest.param(_WRITTEN, id="answers"),
+        pytest.param(_UNREAD, id="answers that nobody waits for"),
         pytest.param(_everything, id="everything at once"),
     ],
 )

@@ -1,8 +1,8 @@
 """The whole path of requests, from their bytes to their answers, in virtual time: everything between the socket and the
 engine is the real thing, and knows no other clock. What takes time is what clients, threads and the loop spend here.
 
-The machine is one of round numbers: it tokenizes 5 MB a second and thread, reads 100 MB of JSON a second, writes a
-large answer in 50 ms and scores about 200 usual pairs a second and worker.
+The machine is one of round numbers: it tokenizes 5 MB a second and thread, reads 100 MB of JSON a second, ranks
+or writes a slice of a large answer in 20 ms and scores about 200 usual pairs a second and worker.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 _TOKENIZE_S: Final = 1 / 5e6
 _READ_S: Final = 1 / 100e6
-_WRITE_S: Final = 0.05
+_WRITE_S: Final = 0.02
 _LIMITS: Final = RequestLimits(documents=10_000, queries=100, rank_fields=100, fields=1000)
 # A step of reading holds the loop for so long: as many bytes as the reader takes in one turn.
 _STEP_S: Final = STEP_BYTES * _READ_S

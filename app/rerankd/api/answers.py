@@ -1,14 +1,23 @@
 """JSON answers and the one error body that every dialect's clients can read."""
 
+from collections.abc import Iterator
+from itertools import islice
 from math import ceil
 from typing import Any, Final
 
 import orjson
 from starlette.responses import Response
 
+from rerankd.concurrency.slices import Sliced
 from rerankd.domain import Timings
 from rerankd.errors import BodyTooSlow, RerankError, Unauthorized
 from rerankd.gateway.failures import Failure, failure_of
+
+Json = dict[str, Any]
+# An iterator makes the entries of a list one by one, so that a long answer can be written in slices.
+Answer = Json | Iterator[Json]
+
+_ROWS_PER_STEP: Final = 250
 
 # For the OpenAPI document.
 ERROR_SCHEMA: Final = {
@@ -19,12 +28,29 @@ ERROR_SCHEMA: Final = {
 
 
 def json_answer(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401 - JSON
-    return Response(
-        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY),
-        status_code=status,
-        headers=headers,
-        media_type="application/json",
-    )
+    return json_response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status=status, headers=headers)
+
+
+def json_response(written: bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(written, status_code=status, headers=headers, media_type="application/json")
+
+
+def write_json(content: Answer) -> Sliced[bytes]:
+    """The JSON of an answer, step by step: an iterator in it becomes a list, of which a step makes and writes some."""
+    if isinstance(content, Iterator):
+        return (yield from _write_rows(content))
+    fields = {}
+    for name, value in content.items():
+        fields[name] = orjson.Fragment((yield from _write_rows(value))) if isinstance(value, Iterator) else value
+    return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _write_rows(rows: Iterator[Json]) -> Sliced[bytes]:
+    written = []
+    while some := list(islice(rows, _ROWS_PER_STEP)):
+        written.append(orjson.dumps(some, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        yield
+    return b"[%b]" % b",".join(written)
 
 
 def error_answer(error: RerankError) -> Response:

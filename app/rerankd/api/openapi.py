@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rerankd.api.answers import ERROR_SCHEMA
-from rerankd.api.dialects.base import Dialect, Json
+from rerankd.api.answers import ERROR_SCHEMA, Json
+from rerankd.api.dialects.base import Dialect
 
 _PATH_PARAMETER: Final = re.compile(r"{(\w+)")
 

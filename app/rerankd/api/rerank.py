@@ -3,10 +3,9 @@ the gateway, and writes the answer in the same words.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from math import inf, nan
 from typing import Any, Final, TypeVar
 
@@ -16,13 +15,13 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from rerankd.api.access import access_of
-from rerankd.api.answers import error_answer, json_answer, server_timing
+from rerankd.api.answers import error_answer, json_response, server_timing, write_json
 from rerankd.api.auth import key_in, security_of
-from rerankd.api.dialects.base import Dialect, Json, RequestBody, RequestLimits
+from rerankd.api.dialects.base import Dialect, RequestBody, RequestLimits
 from rerankd.api.middleware import claim_of
 from rerankd.api.openapi import answers_of, description_of
 from rerankd.api.parsing.bodies import SMALL_BYTES, BodyReader
-from rerankd.concurrency.slices import Sliced, run_slice
+from rerankd.concurrency.slices import Sliced, run_slice, run_to_end
 from rerankd.concurrency.turns import Share
 from rerankd.domain import RerankRequest, RerankResult, Timings
 from rerankd.errors import DeadlineExceeded, InvalidRequest, RerankError
@@ -34,7 +33,7 @@ from rerankd.telemetry.logs import request_id
 T = TypeVar("T")
 
 _SHOWN: Final = 50
-# A larger answer is written in a thread.
+# A larger answer is written in a thread, slice by slice.
 _AT_ONCE_BYTES: Final = 1 << 18
 _AT_ONCE_RESULTS: Final = 1000
 
@@ -129,7 +128,7 @@ class _Endpoint:
                 results = await call.rerank(parsed.requests)
         except InvalidRequest as error:
             raise parsed.dialect.reworded(error, parsed.requests) from None
-        answer = await self._write(call, parsed, results)
+        answer = await self._write(call, parsed, results, request.receive)
         claim_of(request.scope).change(len(answer.body))
         return answer
 
@@ -148,14 +147,22 @@ class _Endpoint:
         claim.take(QUERY_BYTES * len(requests))
         return _Parsed(dialect, parsed_body, requests, dialect.ignored(body.fields))
 
-    async def _write(self, call: GatewayCall, parsed: _Parsed, results: Sequence[RerankResult]) -> Response:
-        content = partial(parsed.body.render, results, request_id=request_id.get() or "")
+    async def _write(
+        self, call: GatewayCall, parsed: _Parsed, results: Sequence[RerankResult], receive: Receive
+    ) -> Response:
         headers = _headers(results, total_s=call.elapsed_s, ignored=[*parsed.ignored, *results[0].ignored])
-        render = partial(_rendered, content, headers=headers)
+        writing = _written(parsed.body, results, request_id=request_id.get() or "")
         size = sum(len(result.results) for result in results)
         if size <= _AT_ONCE_RESULTS and parsed.body.raw_body.size <= _AT_ONCE_BYTES:
-            return render()
-        return await self._gateway.service.background.run(Share(caller=call.facts.key, cost=size, left=size), render)
+            return json_response(run_to_end(writing), headers=headers)
+        background = self._gateway.service.background
+        try:
+            async with asyncio.timeout(call.left_s):
+                with _while_connected(receive):
+                    written = await background.run_sliced(Share(caller=call.facts.key, left=size), writing)
+        except TimeoutError:
+            raise DeadlineExceeded("the answer was not written in time; ask for fewer results") from None
+        return json_response(written, headers=headers)
 
     async def _run_sliced(self, work: Sliced[T], call: GatewayCall, receive: Receive, *, size: int) -> T:
         """Parse a small body at once, a large one slice by slice in the caller's turns, while the client waits."""
@@ -205,8 +212,8 @@ def _headers(results: Sequence[RerankResult], *, total_s: float, ignored: Sequen
     return headers
 
 
-def _rendered(content: Callable[[], Json | list[Json]], *, headers: dict[str, str]) -> Response:
-    return json_answer(content(), headers=headers)
+def _written(body: RequestBody, results: Sequence[RerankResult], *, request_id: str) -> Sliced[bytes]:
+    return (yield from write_json(body.render(results, request_id=request_id)))
 
 
 @contextmanager

@@ -162,6 +162,12 @@ class SharedWorker:
         running.add_done_callback(self._ended)
         return await asyncio.shield(running)
 
+    async def run_sliced(self, share: Share, work: Sliced[R]) -> R:
+        """Run the work to its end, each slice in a turn of its caller. What is cancelled stops within a slice."""
+        while (end := await self.run(share, _run_slice, work)) is None:
+            pass
+        return end[0]
+
     async def _run(self, number: int, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await self._worker.run(call, *args, **kwargs)
@@ -173,3 +179,12 @@ class SharedWorker:
         if not running.cancelled():
             # Nobody may be left who wants to know.
             running.exception()
+
+
+def _run_slice(work: Sliced[R]) -> tuple[R] | None:
+    """The result, once the work is done."""
+    try:
+        run_slice(work)
+    except StopIteration as end:
+        return (end.value,)
+    return None

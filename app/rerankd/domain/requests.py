@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,14 +24,13 @@ class RerankRequest:
     options: ScoreOptions = ScoreOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class RankedDocument:
+class RankedDocument(NamedTuple):
     """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation. A
     document that is not `scored` had no score when the deadline came. `placed_by` is the model of a cascade that gave
     the document its place.
     """
 
-    index: int
+    index: int  # type: ignore[assignment] # hides a method of tuples that nobody needs here
     relevance_score: float
     value: float
     scored: bool = True

@@ -48,7 +48,7 @@ class BlankStage:
             InvalidRequest: the query is blank.
             RerankError: what the inner stage raises.
         """
-        if await self._blank_among([query], options.terms):
+        if not is_plain(query) and await self._blank_among([query], options.terms):
             raise InvalidRequest("the query is empty; send the text that documents are to be compared with")
         positions = await self._blank_among(_read_parts(documents, options), options.terms)
         if not positions:
@@ -63,12 +63,13 @@ class BlankStage:
 
     async def _blank_among(self, texts: Sequence[str], terms: Terms) -> list[int]:
         """The positions of blank texts. A thread examines the few that do not begin with a letter or a digit."""
-        doubtful = [
-            index
-            async for some in in_chunks(len(texts))
-            for index in range(some.start, some.stop)
-            if not is_plain(texts[index]) and not isinstance(texts[index], Document)
-        ]
+        doubtful: list[int] = []
+        async for some in in_chunks(len(texts)):
+            doubtful += [
+                index
+                for index, text in enumerate(texts[some], start=some.start)
+                if not is_plain(text) and not isinstance(text, Document)
+            ]
         if not doubtful:
             return []
         parts = [texts[index][:LOOKED_AT] for index in doubtful]

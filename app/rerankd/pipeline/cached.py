@@ -40,7 +40,7 @@ class CachedStage:
         started = perf_counter()
         keys = await self._keys(query, documents, options)
         known, row_of = await self._look_up(keys)
-        rows = await _rows(keys, row_of)
+        rows = np.arange(len(keys)) if len(row_of) == len(keys) else await _rows(keys, row_of)
         unknown = await _first_positions(keys, np.flatnonzero(rows == _UNKNOWN))
         timings = Timings(cache_s=perf_counter() - started)
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))

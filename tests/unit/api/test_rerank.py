@@ -8,7 +8,9 @@ import orjson
 import pytest
 from starlette.types import Message, Receive
 
-from rerankd.api.rerank import _rendered, _while_connected
+from rerankd.api.answers import write_json
+from rerankd.api.rerank import _while_connected
+from rerankd.concurrency.slices import Sliced, run_to_end
 from rerankd.gateway.failures import CallerGone
 
 T = TypeVar("T")
@@ -98,6 +100,27 @@ async def test_a_timeout_inside_is_told_as_one() -> None:
         await _at_work(_for_ever, work())
 
 
-def test_an_answer_that_cannot_be_written_is_our_bug() -> None:
+@pytest.mark.parametrize("results", [object(), iter([object()])])
+def test_an_answer_that_cannot_be_written_is_our_bug(results: object) -> None:
     with pytest.raises(orjson.JSONEncodeError):
-        _rendered(lambda: {"results": object()}, headers={})
+        run_to_end(write_json({"results": results}))
+
+
+def _noted(work: Sliced[T], steps: list[None]) -> Sliced[T]:
+    """The same work; each step of it is added to `steps`."""
+    try:
+        while True:
+            steps.append(next(work))
+            yield
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+@pytest.mark.parametrize("count", [0, 1, 250, 251, 600])
+def test_a_long_list_is_written_in_steps(count: int) -> None:
+    rows = [{"index": index} for index in range(count)]
+    for content, expected in (({"id": "x", "results": iter(rows)}, {"id": "x", "results": rows}), (iter(rows), rows)):
+        steps: list[None] = []
+        assert orjson.loads(run_to_end(_noted(write_json(content), steps))) == expected
+        assert len(steps) == -(-count // 250)

@@ -2,10 +2,12 @@
 
 import asyncio
 import threading
+from time import perf_counter
 
 import pytest
 
 from rerankd.concurrency.sharing import SharedWorker, Turns
+from rerankd.concurrency.slices import SLICE_S, Sliced
 from rerankd.concurrency.turns import Share
 
 _A, _B = Share(caller="a"), Share(caller="b")
@@ -137,3 +139,37 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_nobodys() -> None:
         gate.set()
         await shared.run(_A, lambda: None)
     assert unhandled == []
+
+
+def _work(done: list[str], name: str, slices: int) -> Sliced[str]:
+    for _ in range(slices):
+        until = perf_counter() + 1.1 * SLICE_S
+        while perf_counter() < until:
+            pass
+        done.append(name)
+        yield
+    return name
+
+
+async def test_long_work_in_a_thread_is_done_by_turns() -> None:
+    done: list[str] = []
+    with SharedWorker.open(name="test", threads=1) as shared:
+        large = asyncio.create_task(shared.run_sliced(_A, _work(done, "large", 20)))
+        await asyncio.sleep(0)
+        await shared.run(_B, int)  # comes after its first slice
+        assert await shared.run_sliced(_B, _work(done, "small", 2)) == "small"
+        assert done.count("large") < 10
+        assert await large == "large"
+    assert done.count("large") == 20
+
+
+async def test_long_work_in_a_thread_stops_within_a_slice() -> None:
+    done: list[str] = []
+    with SharedWorker.open(name="test", threads=1) as shared:
+        gone = asyncio.create_task(shared.run_sliced(_A, _work(done, "gone", 1000)))
+        await asyncio.sleep(0)
+        await shared.run(_B, int)  # comes after its first slice
+        gone.cancel()
+        before = len(done)
+        assert await shared.run_sliced(_B, _work([], "other", 2)) == "other"
+    assert len(done) <= before + 2

@@ -12,13 +12,12 @@ import orjson
 from pydantic import AliasChoices, BaseModel, PrivateAttr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 
+from rerankd.api.answers import Answer, Json
 from rerankd.api.parsing.raw_body import RawBody
 from rerankd.concurrency.slices import Sliced
 from rerankd.config.options import JSON, UNKNOWN_KEY, field_of, fields_of, phrase_of, shape_in
 from rerankd.domain import RerankRequest, RerankResult, Truncation
 from rerankd.errors import InvalidRequest, RequestTooLarge, RerankError
-
-Json = dict[str, Any]
 
 # Paths that several dialects share; the body shows which dialect it is.
 SHARED_PATHS: Final = ("/v1/rerank", "/rerank")
@@ -91,7 +90,7 @@ class RequestBody(BaseModel, ABC):
         """
 
     @abstractmethod
-    def render(self, results: Sequence[RerankResult], *, request_id: str) -> Json | list[Json]:
+    def render(self, results: Sequence[RerankResult], *, request_id: str) -> Answer:
         """The answer in the dialect's form, from the result of each request."""
 
 
@@ -103,13 +102,13 @@ class QueryBody(RequestBody):
         """As `to_requests`."""
 
     @abstractmethod
-    def render_result(self, result: RerankResult, *, request_id: str) -> Json | list[Json]:
+    def render_result(self, result: RerankResult, *, request_id: str) -> Answer:
         """As `render`."""
 
     def to_requests(self) -> Sequence[RerankRequest]:
         return [self.to_request()]
 
-    def render(self, results: Sequence[RerankResult], *, request_id: str) -> Json | list[Json]:
+    def render(self, results: Sequence[RerankResult], *, request_id: str) -> Answer:
         return self.render_result(results[0], request_id=request_id)
 
 

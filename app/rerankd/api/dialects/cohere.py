@@ -6,7 +6,8 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo
 
-from rerankd.api.dialects.base import Dialect, Json, limits_of
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import Dialect, limits_of
 from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import (
     PassageWishes,
@@ -64,6 +65,9 @@ class CohereV2Body(SupersetBody):
             windows=self.windows,
             terms=Terms(priority=self.priority or 0, partial=self.on_deadline == "partial"),
         )
+
+    def _tells_more(self, result: RerankResult) -> bool:
+        return bool(self.explain) or super()._tells_more(result)
 
     def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
         entry = super().result(ranked, result, raw=raw)

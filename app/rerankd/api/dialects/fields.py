@@ -159,6 +159,8 @@ def texts_of(
     Raises:
         InvalidRequest: a document is not a string or an object, or lacks the fields.
     """
+    if set(map(type, documents)) <= {str}:
+        return list(documents)
     bare = bare and rank_fields is not None and len(rank_fields) == 1
     own = not rank_fields or list(rank_fields) == ["text"]
     texts: list[str] = []

@@ -4,7 +4,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, has_field
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, has_field
 from rerankd.api.dialects.fields import (
     Documents,
     ModelName,
@@ -51,14 +52,14 @@ class InfinityBody(TextsBody):
             "object": "rerank",
             "id": request_id,
             "model": result.model,
-            "results": [
+            "results": (
                 {
                     "index": ranked.index,
                     "relevance_score": score_of(ranked, raw=self.raw_scores),
                     **({"document": self.texts[ranked.index]} if self.return_documents else {}),
                 }
                 for ranked in result.results
-            ],
+            ),
             "usage": usage_of(result),
         }
 

@@ -4,7 +4,8 @@ from typing import Any, Final
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect
 from rerankd.api.dialects.fields import usage_of
 from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import RerankResult

@@ -4,7 +4,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, has_field
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, has_field
 from rerankd.api.dialects.fields import (
     Documents,
     ModelName,
@@ -43,7 +44,7 @@ class MixedbreadBody(TextsBody):
             "object": "list",
             "id": request_id,
             "model": result.model,
-            "data": [
+            "data": (
                 {
                     "object": "rank_result",
                     "index": ranked.index,
@@ -51,7 +52,7 @@ class MixedbreadBody(TextsBody):
                     **({"input": self._as_sent(ranked.index)} if self.return_input else {}),
                 }
                 for ranked in result.results
-            ],
+            ),
             "top_k": len(result.results),
             "return_input": bool(self.return_input),
             "usage": usage_of(result),

@@ -4,7 +4,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryBody, has_field, limits_of
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, QueryBody, has_field, limits_of
 from rerankd.api.dialects.fields import ModelName, TopN, truncation_of, usage_of
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
 from rerankd.errors import RequestTooLarge
@@ -45,7 +46,7 @@ class NimBody(QueryBody):
         return {
             "id": request_id,
             "model": result.model,
-            "rankings": [{"index": ranked.index, "logit": ranked.value} for ranked in result.results],
+            "rankings": ({"index": ranked.index, "logit": ranked.value} for ranked in result.results),
             "usage": usage_of(result),
         }
 

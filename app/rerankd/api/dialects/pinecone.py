@@ -5,7 +5,8 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect
 from rerankd.api.dialects.fields import (
     Documents,
     ModelName,
@@ -60,14 +61,14 @@ class PineconeBody(TextsBody):
         return {
             "id": request_id,
             "model": result.model,
-            "data": [
+            "data": (
                 {
                     "index": ranked.index,
                     "score": ranked.relevance_score,
                     **({"document": self._as_object(ranked.index)} if with_documents else {}),
                 }
                 for ranked in result.results
-            ],
+            ),
             "usage": {"rerank_units": search_units(result), **usage_of(result)},
         }
 

@@ -1,11 +1,11 @@
 """What the dialects of Cohere and Jina have in common: the request, and most of the answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from rerankd.api.dialects.base import Json
+from rerankd.api.answers import Json
 from rerankd.api.dialects.fields import (
     PASSED_THROUGH,
     Documents,
@@ -59,8 +59,18 @@ class SupersetBody(TextsBody):
             terms=Terms(priority=self.priority or 0),
         )
 
-    def results(self, result: RerankResult, *, raw: bool | None = False) -> list[Json]:
-        return [self.result(ranked, result, raw=raw) for ranked in result.results]
+    def results(self, result: RerankResult, *, raw: bool | None = False) -> Iterator[Json]:
+        if self._tells_more(result):
+            return (self.result(ranked, result, raw=raw) for ranked in result.results)
+        if raw:
+            return ({"index": ranked.index, "relevance_score": ranked.value} for ranked in result.results)
+        return ({"index": ranked.index, "relevance_score": ranked.relevance_score} for ranked in result.results)
+
+    def _tells_more(self, result: RerankResult) -> bool:
+        """Whether a result has more than its index and its score."""
+        scores = result.scores
+        known = scores.scored, scores.placed_by, scores.passages
+        return bool(self.return_documents or self.raw_body.size) or any(array is not None for array in known)
 
     def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
         """One entry of `results`, with the fields to return of its document. No field is null."""

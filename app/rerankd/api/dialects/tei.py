@@ -1,10 +1,12 @@
 """The rerank API of text-embeddings-inference: `texts` go in, a bare list comes out."""
 
+from collections.abc import Iterator
 from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, RootModel
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, QueryBody, has_field
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, QueryBody, has_field
 from rerankd.api.dialects.fields import ModelName, RawScores, ReturnDocuments, TopN, score_of
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, Side, Truncation
 
@@ -45,15 +47,15 @@ class TeiBody(QueryBody):
             ),
         )
 
-    def render_result(self, result: RerankResult, *, request_id: str) -> list[Json]:  # noqa: ARG002 - no place for it
-        return [
+    def render_result(self, result: RerankResult, *, request_id: str) -> Iterator[Json]:  # noqa: ARG002 - no place for it
+        return (
             {
                 "index": ranked.index,
                 "score": score_of(ranked, raw=self.raw_scores),
                 **({"text": self.texts[ranked.index]} if self.return_text else {}),
             }
             for ranked in result.results
-        ]
+        )
 
 
 class TeiRank(BaseModel):

@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from rerankd.api.dialects.base import Dialect, Json, RequestBody, limits_of
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import Dialect, RequestBody, limits_of
 from rerankd.api.dialects.fields import ModelName, Priority, score_of, usage_of
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, Terms
 from rerankd.errors import InvalidRequest, RequestTooLarge
@@ -79,7 +80,7 @@ class ScoreBody(RequestBody):
             "id": request_id,
             "object": "list",
             "model": results[0].model,
-            "data": [{"index": index, "object": "score", "score": scores[index]} for index in sorted(scores)],
+            "data": ({"index": index, "object": "score", "score": scores[index]} for index in sorted(scores)),
             "usage": usage_of(*results),
         }
 

@@ -4,7 +4,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, Json, has_field
+from rerankd.api.answers import Json
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, has_field
 from rerankd.api.dialects.fields import (
     Documents,
     ModelName,
@@ -47,14 +48,14 @@ class VoyageBody(TextsBody):
         return {
             "object": "list",
             "id": request_id,
-            "data": [
+            "data": (
                 {
                     "index": ranked.index,
                     "relevance_score": ranked.relevance_score,
                     **({"document": self.texts[ranked.index]} if self.return_documents else {}),
                 }
                 for ranked in result.results
-            ],
+            ),
             "model": result.model,
             "usage": usage_of(result),
         }

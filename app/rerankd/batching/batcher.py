@@ -16,9 +16,10 @@ from math import inf
 from time import perf_counter
 from typing import Generic, TypeVar
 
-from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenized
+from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
+from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.batching.work import Results, Work, WorkItem, work_of
 from rerankd.concurrency.worker import Worker, in_chunks, release
 from rerankd.domain import Terms
@@ -47,20 +48,6 @@ _FIRST_PASSES_FACTOR = 30.0
 # what predictions are wrong by. What arrives after that waits for the batch behind.
 _HANDOVER_S = 0.001
 _HANDOVER_SHARE = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome(Generic[R]):
-    """`results` are in the order of the items. Where the deadline came before the last of them, they are those of the
-    items at the places `finished`; None: all have one.
-
-    Times are wall seconds: until the first of them went to the engine, and from then to the last one's result.
-    """
-
-    results: Sequence[R]
-    finished: Sequence[int] | None
-    queue_s: float
-    inference_s: float
 
 
 class _Job(Generic[T, R]):
@@ -131,68 +118,6 @@ class _Pass:
         return results
 
 
-class Ticket(Generic[T, R]):
-    """An admitted request. What it should cost is reserved until its items are queued, and is corrected by each part of
-    it that is tokenized.
-    """
-
-    def __init__(self, batcher: "Batcher[T, R]", terms: Terms, forecast: Forecast) -> None:
-        self._batcher = batcher
-        self._terms = terms
-        self._forecast = forecast
-        self._admitted = forecast.work
-        self._begun = False
-        self._reserved = 0
-        self._reserve(forecast.work.tokens)
-
-    def correct(self, part: Tokenized) -> None:
-        """Count a part of the request as what it turned out to be. If the whole is much more than was admitted, check
-        it again; not once the engine has begun with it.
-
-        Raises:
-            Overloaded, DeadlineExceeded: as for a request that comes now.
-            RateLimited: the caller's quota does not last for it.
-        """
-        self._terms.meter.read(part.tokens)
-        admission = self._batcher.admission
-        admission.learn_length(caller=self._terms.caller, characters=part.whole_characters, tokens=part.whole_tokens)
-        if self._begun:
-            return
-        self._forecast.correct(part)
-        work = self._forecast.work
-        if admission.is_surprising(work, admitted=self._admitted):
-            self.release()
-            self._batcher.check(work, self._terms, admitted=self._admitted)
-            self._admitted = work
-        self._reserve(work.tokens)
-
-    async def run(self, items: list[WorkItem[T]]) -> Outcome[R]:
-        """Compute all items; a request may do so several times. If the caller is cancelled, items that still wait are
-        dropped. The list is the batcher's from then on: it empties it.
-
-        Raises:
-            DeadlineExceeded: the deadline came before the last result.
-            ScoringFailed: the engine failed on one of these items.
-            Unavailable: the model was stopped.
-        """
-        self._begun = True
-        self.release()
-        return await self._batcher.serve(items, self._terms)
-
-    def release(self) -> None:
-        """Reserve nothing more."""
-        self._reserve(0)
-
-    def release_to_ask_again(self) -> None:
-        """Release, so that the request asks for what is left of it as if it had not asked yet."""
-        self.release()
-        self._batcher.admission.take_back(self._terms.caller, self._admitted.tokens)
-
-    def _reserve(self, tokens: int) -> None:
-        self._batcher.admission.reserve(self._terms.caller, tokens - self._reserved)
-        self._reserved = tokens
-
-
 class Batcher(Generic[T, R]):
     """Mixes the items of many requests into passes of one engine, by its function `run`."""
 
@@ -248,15 +173,15 @@ class Batcher(Generic[T, R]):
             Unavailable: the model was stopped.
         """
         forecast = self.admission.forecast(estimate, caller=terms.caller)
-        self.check(forecast.work, terms)
-        ticket = Ticket(self, terms, forecast)
+        self._check(forecast.work, terms)
+        ticket = Ticket(self.admission, self._check, self._serve, terms, forecast)
         try:
             yield ticket
         finally:
             ticket.release()
 
-    async def serve(self, items: list[WorkItem[T]], terms: Terms) -> Outcome[R]:
-        """Compute the items of an admitted request: for its ticket.
+    async def _serve(self, items: list[WorkItem[T]], terms: Terms) -> Outcome[R]:
+        """Compute the items of an admitted request.
 
         Raises:
             DeadlineExceeded, ScoringFailed, Unavailable: see `Ticket.run`.
@@ -300,7 +225,7 @@ class Batcher(Generic[T, R]):
             for job in self._jobs.values():
                 _fail(job, _gone(self._model))
 
-    def check(self, work: Work, terms: Terms, *, admitted: Work | None = None) -> None:
+    def _check(self, work: Work, terms: Terms, admitted: Work | None = None) -> None:
         """Refuse a request, or do nothing; `admitted` is what one that is checked again was admitted for.
 
         Raises:

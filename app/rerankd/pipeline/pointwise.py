@@ -8,7 +8,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rerankd.batching.admission import Estimate, Tokenized
-from rerankd.batching.batcher import Batcher, Outcome, Ticket
+from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.batching.work import WorkItem
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation

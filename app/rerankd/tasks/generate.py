@@ -62,7 +62,7 @@ class Generate:
     outputs: ClassVar[None] = None
 
     def identities(self, prompts: Sequence[Prompt]) -> list[bytes]:
-        return [prompt.ids.tobytes() for prompt in prompts]
+        return [prompt.max_tokens.to_bytes(8) + prompt.ids.tobytes() for prompt in prompts]
 
     def costs(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(prompt.ids) for prompt in prompts]

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerankd.batching.admission import Estimate, Tokenized
-from rerankd.batching.batcher import Batcher, Outcome
+from rerankd.batching.batcher import Batcher
 from rerankd.batching.planner import BatchPlanner
+from rerankd.batching.ticket import Outcome
 from rerankd.batching.work import Work
 from rerankd.concurrency.worker import Worker
 from rerankd.domain import Terms

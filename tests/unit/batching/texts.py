@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher, Outcome
+from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Outcome
 from rerankd.batching.work import WorkItem
 from rerankd.domain import Terms
 from tests.fakes import GatedEngine, logit_of

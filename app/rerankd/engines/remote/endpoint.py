@@ -23,6 +23,8 @@ from rerankd.telemetry.redaction import redacted
 _WORTH_A_RETRY: Final = {408, 409, 429, 500, 502, 503, 504}
 _SUCCESS: Final = 2
 _FIRST_PAUSE_S: Final = 0.5
+# In bytes: no chat completion is longer, whatever its log-probabilities.
+_LONGEST_ANSWER: Final = 16 * 2**20
 _LONGEST_PAUSE_S: Final = 20.0
 
 
@@ -130,6 +132,8 @@ class EndpointEngine:
         with self._client.stream("POST", url, json=body) as response:
             for chunk in response.iter_bytes():
                 content += chunk
+                if len(content) > _LONGEST_ANSWER:
+                    raise EndpointFailed(f"the endpoint's answer has more than {_LONGEST_ANSWER} bytes")
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout(f"not all of the answer came within {self._options.timeout_s:g} s")
         return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(content))

@@ -1,0 +1,64 @@
+"""What scorers and engines agree on: every task is run by some engine, and every other engine is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rerankd.engines import ENGINES, load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.errors import ConfigError
+from rerankd.recognition.recognised import TASK_ENGINES
+from rerankd.tasks.base import Task
+from rerankd.tasks.classify import Classify
+from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.generate import Chat, Conversation, Generate, Message, Prompt
+from rerankd.tasks.read_tokens import ReadTokens
+
+_IDS = np.array([5, 6, 7], dtype=np.int64)
+_OTHER_IDS = np.array([5, 6], dtype=np.int64)
+# Each task with payloads that differ in one thing only, and what each costs.
+TASKS: dict[str, tuple[Task[Any], list[Any], list[int]]] = {
+    "classify": (Classify(outputs=1), [Encoding(_IDS, 1), Encoding(_IDS, 2), Encoding(_OTHER_IDS, 1)], [3, 3, 2]),
+    "read_tokens": (ReadTokens((1, 2)), [Encoding(_IDS, 1), Encoding(_IDS, 2), Encoding(_OTHER_IDS, 1)], [3, 3, 2]),
+    "generate": (Generate(decode=str), [Prompt(_IDS, 9), Prompt(_IDS, 8), Prompt(_OTHER_IDS, 9)], [3, 3, 2]),
+    "chat": (
+        Chat(),
+        [
+            Conversation((Message("user", "eight by"),)),
+            Conversation((Message("system", "eight by"),)),
+            Conversation((Message("user", "eight "), Message("user", "by"))),
+        ],
+        [2, 2, 2],
+    ),
+}
+
+
+def test_engines_run_tasks_that_are_known_and_each_task_is_run() -> None:
+    assert {task for kind in ENGINES.values() for task in kind.tasks} == set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_tells_its_payloads_apart_and_counts_them(name: str) -> None:
+    task, payloads, costs = TASKS[name]
+    assert task.name == name
+    identities = task.identities(payloads)
+    assert len(set(identities)) == len(payloads)
+    assert task.identities(payloads) == identities
+    assert task.costs(payloads) == costs
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_that_does_not_run_a_task_is_refused_with_those_that_do(engine: str, task: str) -> None:
+    if task in ENGINES[engine].tasks:
+        return
+    able = ", ".join(name for name, kind in ENGINES.items() if task in kind.tasks)
+    with pytest.raises(ConfigError, match=f"the task '{task}', and '{engine}' runs .*; set engine to one of: {able}$"):
+        load_engine(engine, EngineSpec(folder=Path(), pad_id=0, task=TASKS[task][0]))
+
+
+@pytest.mark.parametrize("task", TASK_ENGINES)
+def test_recognition_proposes_engines_that_run_the_task(task: Any) -> None:
+    assert set(TASK_ENGINES[task]) == {name for name, kind in ENGINES.items() if task in kind.tasks}

@@ -46,7 +46,7 @@ class Echo:
         if body is None:
             self.gone.append(path)
             return
-        if path == "/slow" and not await self._let_go(receive):
+        if path == "/slow" and not await self._released(receive):
             self.gone.append(path)
             await send({"type": "http.response.start", "status": 499, "headers": []})
             await send({"type": "http.response.body", "body": b""})
@@ -63,7 +63,7 @@ class Echo:
         await send({"type": "http.response.body", "body": content})
         self.finished.append(path)
 
-    async def _let_go(self, receive: Receive) -> bool:
+    async def _released(self, receive: Receive) -> bool:
         """Whether `go` comes before the client goes."""
         going, leaving = asyncio.ensure_future(self.go.wait()), asyncio.ensure_future(receive())
         await asyncio.wait({going, leaving}, return_when=asyncio.FIRST_COMPLETED)

@@ -66,7 +66,7 @@ def _ask(server: Server, name: str, body: object = _BODY, path: str = "/v2/reran
     return _line(server, name)
 
 
-def test_a_line_says_who_asked_what_of_which_model(server: Server) -> None:
+def test_a_line_names_the_key_the_path_and_the_model(server: Server) -> None:
     line = _ask(server, "whole", {**_BODY, "model": "small"})
     assert line.pop("duration_ms") > 0
     assert line.pop("bytes_out") > 100
@@ -166,7 +166,7 @@ def test_the_first_lines_say_where_what_is_served(server: Server) -> None:
     assert not [line for line in lines if line["name"] == "rerankd.api.announcing" and line["level"] == "WARNING"]
 
 
-def test_a_proxy_that_is_not_trusted_names_nobody(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_proxy_that_is_not_trusted_cannot_name_the_client(tmp_path: Path, tiny_model: Path) -> None:
     registry = write_registry(tmp_path, [{"name": "tiny", "path": tiny_model}])
     environment = {"FORWARDED_ALLOW_IPS": "*", "RERANKD_HOST": "0.0.0.0"}
     with rerankd_server(tmp_path, registry, **environment) as server:
@@ -178,7 +178,7 @@ def test_a_proxy_that_is_not_trusted_names_nobody(tmp_path: Path, tiny_model: Pa
     )
 
 
-def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_log_that_is_not_read_delays_neither_requests_nor_the_shutdown(tmp_path: Path, tiny_model: Path) -> None:
     registry = write_registry(tmp_path, [{"name": "tiny", "path": tiny_model}])
     port = free_port()
     command = [sys.executable, "-m", "rerankd", "serve", "--port", str(port), "--registry", str(registry)]

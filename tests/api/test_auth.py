@@ -80,7 +80,7 @@ async def test_a_client_may_ask_whether_keys_are_needed(open_api: OpenApi, keys:
         assert (await api.client.get("/v1/cluster/auth")).json() == {"auth": bool(keys)}
 
 
-async def test_without_keys_everybody_may(open_api: OpenApi) -> None:
+async def test_without_keys_every_request_is_allowed(open_api: OpenApi) -> None:
     async with open_api() as api:
         assert (await api.post("/rerank", _GOOD)).status_code == 200
         assert (await api.post("/rerank", _GOOD, headers={"Authorization": "Bearer any"})).status_code == 200

@@ -76,7 +76,7 @@ async def test_a_path_of_one_dialect_takes_the_bodies_of_the_others_too(
     ("path", "field"),
     [("/reranking", "input"), ("/ranking", "passages"), ("/v2/rerank", "documents"), ("/score", "text_2")],
 )
-async def test_a_body_that_is_nobodys_is_refused_in_the_words_of_its_path(api: Api, path: str, field: str) -> None:
+async def test_a_body_of_no_dialect_is_rejected_in_the_words_of_its_path(api: Api, path: str, field: str) -> None:
     answer = await api.post(path, {"query": "q"})
     assert is_our_error(answer, 400, "invalid_request")
     assert f"{field} is missing" in answer.json()["message"]

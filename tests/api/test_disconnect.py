@@ -1,4 +1,4 @@
-"""A client that goes away: its work is dropped, it is counted, and it is nobody's error."""
+"""A client that disconnects: its work is cancelled and counted, and it is not logged as an error."""
 
 import json
 import logging

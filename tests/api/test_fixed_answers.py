@@ -57,9 +57,7 @@ async def test_what_is_private_stays_so(open_api: OpenApi) -> None:
         assert (await api.client.get("/openapi.json", headers=authorized)).status_code == 200
 
 
-async def test_metrics_are_written_once_for_all_who_ask_at_the_same_time(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_metrics_are_rendered_once_for_simultaneous_requests(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     written = 0
     collect = api.observer.registry.collect
 

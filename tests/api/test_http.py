@@ -123,7 +123,7 @@ def test_a_body_of_unknown_length_is_limited_while_it_arrives(server: Server) ->
         b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_refused_and_harms_nobody(server: Server, request_: bytes) -> None:
+def test_what_is_not_http_is_rejected_and_harms_no_other_client(server: Server, request_: bytes) -> None:
     assert _status_of(server, request_) in {400, 404}
     assert _scores(_rerank(server, ["Paris"]))
 
@@ -220,7 +220,7 @@ def test_sigterm_finishes_what_runs_and_turns_readiness_false(tmp_path: Path, sl
     assert key not in server.log.read_text()
 
 
-def test_who_still_waits_at_the_end_of_the_drain_is_told_to_go_elsewhere(tmp_path: Path, slow_registry: Path) -> None:
+def test_a_request_that_outlasts_the_drain_is_told_to_go_elsewhere(tmp_path: Path, slow_registry: Path) -> None:
     with (
         rerankd_server(tmp_path, slow_registry, RERANKD_SHUTDOWN_TIMEOUT_S="0") as server,
         _client(server) as client,

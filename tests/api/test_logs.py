@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
         write_registry(folder, [{"name": "tiny", "path": tiny_model}]),
         RERANKD_API_KEYS=_KEY,
         RERANKD_API_KEYS_FILE=str(folder / "keys.toml"),
-        # nobody listens there: every look-up fails and is logged
+        # nothing listens there: every look-up fails and is logged
         RERANKD_CACHE_URL=f"redis://user:{_CACHE_PASSWORD}@127.0.0.1:1/0",
         RERANKD_LOG_LEVEL="DEBUG",
     ) as server:

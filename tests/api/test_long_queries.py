@@ -32,7 +32,7 @@ _NOT_ASKED = [
 
 
 @pytest.mark.parametrize(("path", "fields", "headers"), _ASKED, ids=range(len(_ASKED)))
-async def test_who_asks_for_a_cut_gets_it_and_is_told(
+async def test_a_client_that_allows_truncation_gets_it_with_a_warning(
     open_api: OpenApi, path: str, fields: dict[str, Any], headers: dict[str, str]
 ) -> None:
     async with open_api(FakeService()) as api:

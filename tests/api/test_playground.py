@@ -10,7 +10,7 @@ _FILES = {"/": "text/html", "/playground.css": "text/css", "/playground.js": "te
 
 
 @pytest.mark.parametrize("path", _FILES)
-async def test_its_files_may_load_nothing_from_elsewhere_and_be_framed_by_nobody(api: Api, path: str) -> None:
+async def test_its_files_load_nothing_from_other_hosts_and_cannot_be_framed(api: Api, path: str) -> None:
     answer = await api.client.get(path)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == f"{_FILES[path]}; charset=utf-8"

@@ -154,7 +154,7 @@ async def test_shutting_down_finishes_what_runs_and_closes() -> None:
 
 
 async def test_what_is_pipelined_behind_a_running_request_is_not_parsed_and_only_read_up_to_a_bound() -> None:
-    """Ten thousand requests on each connection take what one buffer takes, and nobody waits for them."""
+    """Ten thousand requests on each connection take the memory of one buffer, and delay no other connection."""
     echo = Echo()
     flood = _SLOW + _HEALTH * 10_000
     async with AsyncExitStack() as stack:
@@ -211,12 +211,12 @@ async def _longest_share(requests: bytes) -> float:
 @pytest.mark.parametrize(
     "piece", [b"1\r\nx\r\n", b"2\r\n\r\n\r\n", b"4\r\n\r\n\r\n\r\n"], ids=["bytes", "blank lines", "more blank lines"]
 )
-async def test_a_body_of_tiny_chunks_holds_nobody_up(piece: bytes) -> None:
+async def test_a_body_of_tiny_chunks_delays_no_other_connection(piece: bytes) -> None:
     body = _CHUNKED.replace(b"Host: x", b"Host: x\r\nConnection: close") + piece * 100_000 + b"0\r\n\r\n"
     assert await _longest_share(body) < 0.5
 
 
-async def test_blank_lines_without_end_hold_nobody_up() -> None:
+async def test_endless_blank_lines_delay_no_other_connection() -> None:
     assert await _longest_share(b"\r\n" * 500_000) < 0.5
 
 

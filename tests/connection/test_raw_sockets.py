@@ -321,7 +321,7 @@ async def test_head_has_a_length_and_no_body(server: RawServer) -> None:
     assert json.loads(body)["path"] == "/last"
 
 
-async def test_who_waits_to_be_invited_is_invited_once(server: RawServer) -> None:
+async def test_a_client_that_expects_100_continue_gets_it_once(server: RawServer) -> None:
     async with server.connected() as client:
         await client.send(_post(b"Expect: 100-continue", _length(b"hello")))
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -330,12 +330,12 @@ async def test_who_waits_to_be_invited_is_invited_once(server: RawServer) -> Non
     assert (status, json.loads(body)["body"]) == (200, "hello")
 
 
-async def test_who_sends_uninvited_is_not_invited(server: RawServer) -> None:
+async def test_a_client_that_has_sent_its_body_gets_no_100_continue(server: RawServer) -> None:
     answers = await server.ask(_post(b"Expect: 100-continue", _length(b"hello"), body=b"hello") + _CLOSE)
     assert statuses(answers) == [200, 200]
 
 
-async def test_who_was_not_invited_and_is_answered_gets_no_second_answer_for_what_follows(
+async def test_a_body_after_an_answer_without_100_continue_is_not_taken_for_a_request(
     server: RawServer, echo: Echo
 ) -> None:
     """The body was never asked for: the next request may come in its place, and would be taken for it."""
@@ -357,7 +357,7 @@ async def test_the_rest_of_a_body_that_was_answered_early_is_not_a_request(serve
     assert echo.asked == ["/early", "/last"]
 
 
-async def test_who_goes_in_the_middle_of_a_body_leaves_no_answer(server: RawServer, echo: Echo) -> None:
+async def test_a_client_that_disconnects_within_its_body_gets_no_answer(server: RawServer, echo: Echo) -> None:
     async with server.connected() as client:
         await client.send(_post(_length(b"hello"), body=b"hel"))
         await until(lambda: echo.asked)
@@ -366,7 +366,9 @@ async def test_who_goes_in_the_middle_of_a_body_leaves_no_answer(server: RawServ
 
 
 @pytest.mark.parametrize("behind", [b"", _SMUGGLED], ids=["alone", "with a pipelined request"])
-async def test_who_goes_while_it_is_worked_for_stops_the_work(server: RawServer, echo: Echo, behind: bytes) -> None:
+async def test_a_client_that_disconnects_stops_the_work_on_its_request(
+    server: RawServer, echo: Echo, behind: bytes
+) -> None:
     async with server.connected() as client:
         await client.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + behind)
         await until(lambda: echo.asked)
@@ -374,7 +376,7 @@ async def test_who_goes_while_it_is_worked_for_stops_the_work(server: RawServer,
     assert echo.asked == ["/slow"]
 
 
-async def test_who_closes_its_half_is_still_answered_what_needs_no_work(server: RawServer) -> None:
+async def test_a_half_closed_connection_still_gets_answers_that_need_no_work(server: RawServer) -> None:
     async with server.connected() as client:
         await client.send(_post(_length(b"a"), body=b"a") + b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n")
         client.writer.write_eof()

@@ -90,7 +90,7 @@ def _alone_s() -> float:
         pytest.param(_HANGING_UP, id="hanging up"),
         pytest.param(_READ, id="parsing"),
         pytest.param(_WRITTEN, id="answers"),
-        pytest.param(_UNREAD, id="answers that nobody waits for"),
+        pytest.param(_UNREAD, id="answers that are not read"),
         pytest.param(_everything, id="everything at once"),
     ],
 )

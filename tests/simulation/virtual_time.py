@@ -20,7 +20,7 @@ class _NothingToWaitFor:
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
-            raise RuntimeError("everybody waits, and nothing will ever happen")
+            raise RuntimeError("all tasks wait, and nothing can wake them")
         self._loop.block(timeout)
         return []
 
@@ -74,7 +74,7 @@ class Clock:
 
 class VirtualWorker(Worker):
     """Threads that are busy for as long as their calls spend, and `seconds_per_call` more. A call that runs is not over
-    because nobody waits for it any more.
+    because its result is no longer needed.
     """
 
     def __init__(self, clock: Clock, *, threads: int, seconds_per_call: float = 0.0) -> None:

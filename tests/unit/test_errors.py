@@ -80,5 +80,5 @@ def test_errors_of_operators_and_of_caches_are_no_answers() -> None:
     assert not issubclass(CacheUnavailable, RerankError)
 
 
-def test_who_was_too_slow_is_hung_up_on() -> None:
+def test_a_body_that_is_too_slow_closes_its_connection() -> None:
     assert error_answer(BodyTooSlow("too slow")).headers["connection"] == "close"

@@ -30,7 +30,7 @@ class _Entry:
 
 
 class ApiKeys:
-    """The keys that are valid now. Without any the service is open to everybody."""
+    """The keys that are valid now. Without keys every request is allowed."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._entries = [_entry(key) for key in keys]

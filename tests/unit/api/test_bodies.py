@@ -197,7 +197,7 @@ async def test_large_bodies_are_read_one_after_the_other() -> None:
         finished.append(name)
 
     long = asyncio.create_task(read("long", _large(b"1" + b" " * 4 * _MEGABYTE)))
-    while not reader._bodies._queue._holders:  # noqa: ASYNC110 - it tells nobody
+    while not reader._bodies._queue._holders:  # noqa: ASYNC110 - it has no event to wait for
         await asyncio.sleep(0)
     await asyncio.gather(long, read("short", _large(b"1")))
     assert finished == ["long", "short"]

@@ -105,7 +105,7 @@ async def test_what_load_balancers_see_all_the_time_is_logged_quietly(
 
 
 class _Reader:
-    """The end of a chain of applications; reads its body whole and then waits until it is let go."""
+    """The end of a chain of applications; reads its whole body and then waits for `go`."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []

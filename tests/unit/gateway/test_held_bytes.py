@@ -64,7 +64,7 @@ def test_an_answer_takes_the_place_of_what_was_held_for_it() -> None:
     assert (held.total, held.of_key["a"]) == (60, 60)
 
 
-def test_a_key_whose_answers_are_larger_than_its_bodies_locks_nobody_out() -> None:
+def test_a_key_whose_answers_are_larger_than_its_bodies_leaves_room_for_others() -> None:
     held = HeldBytes(_MAX)
     claims = [Claim(held, "a") for _ in range(5)]
     refused = 0

@@ -142,7 +142,7 @@ def test_a_request_that_fails_or_is_given_up_costs_what_was_done_for_it(read: in
     assert _left(allowance, tokens_per_min=1000) == pytest.approx(1000 - cost)
 
 
-def test_a_quota_that_was_overdrawn_belongs_to_nobody_once_there_is_some_of_it_again() -> None:
+def test_a_quota_that_has_refilled_after_an_overdraft_is_open_to_all_requests() -> None:
     _, clock, meter = _metered(600)
     greedy = meter()
     greedy.reserve(700)

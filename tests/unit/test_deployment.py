@@ -212,3 +212,24 @@ def test_every_file_of_the_package_is_installed_with_it() -> None:
     made = {".py", ".pyc", ".so"}  # by Python, and by the build
     others = {path for path in (_ROOT / "app").rglob("*.*") if path.is_file() and path.suffix not in made}
     assert others == {path for path in installed if not path.is_relative_to(_ROOT / "app" / "rerankd" / "models")}
+
+
+def test_the_workflow_runs_with_every_python_that_the_package_names() -> None:
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    job = yaml.safe_load((_ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == named
+    assert job["steps"][-1]["run"] == ".ci/run"
+    assert project["requires-python"] == f">={named[0]}"
+
+
+@pytest.mark.parametrize(
+    "form", sorted((_ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda path: path.stem
+)
+def test_forms_ask_for_something(form: Path) -> None:
+    read = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert read["name"]
+    assert read["description"]
+    fields = [part for part in read["body"] if part["type"] != "markdown"]
+    assert all(field["id"] and field["attributes"]["label"] for field in fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)

@@ -48,25 +48,21 @@ def export(
     with needing_extra("export"):
         from rerankd.tools.exporting import export_cross_encoder, export_language_model  # noqa: PLC0415 - torch is not part of a service
         from rerankd.tools.graph_files import GRAPHS  # noqa: PLC0415 - as above
-    wanted = precision or list(GRAPHS)
-    unknown = set(wanted) - set(GRAPHS)
+    unknown = set(precision or ()) - set(GRAPHS)
     if unknown:
         raise ConfigError(f"unknown precision {', '.join(sorted(unknown))}; known: {', '.join(GRAPHS)}")
     check_folder("TARGET", target)
-    console = Console()
+    if method == "cross-encoder":
+        export_source = partial(export_cross_encoder, pairs=pairs)
+    else:
+        scorer = _scorer_spec(source, settings, template, window, target)
+        export_source = partial(export_language_model, method=method, spec=scorer)
     unfinished = f"{target} is unfinished; the same command makes it again"
-    with interruptible(unfinished), console.status("starting") as status:
-        export_source = (
-            partial(export_cross_encoder, pairs=pairs)
-            if method == "cross-encoder"
-            else partial(
-                export_language_model, method=method, spec=_scorer_spec(source, settings, template, window, target)
-            )
-        )
+    with interruptible(unfinished), Console().status("starting") as status:
         parities = export_source(
             model_folder(spec, settings, beside=Path.cwd()),
             target,
-            precisions=[name for name in GRAPHS if name in wanted],
+            precisions=[name for name in GRAPHS if not precision or name in precision],
             trust_remote_code=trust_remote_code,
             on_step=status.update,
         )

@@ -85,15 +85,11 @@ class PrometheusObserver:
         self._make_key_metrics()
         self._make_engine_metrics()
         self._make_batch_metrics()
+        self._make_queue_metrics()
+        self._make_text_metrics()
         self._make_cache_metrics()
         self._make_connection_metrics()
-        self._certified = Gauge(
-            "rerank_model_certified",
-            "1 if the model ranks obvious answers first, 0 if its scores may be noise.",
-            ["model"],
-            registry=registry,
-        )
-        self._ready = Gauge("rerank_model_ready", "1 while the model can answer.", ["model"], registry=registry)
+        self._make_model_metrics()
         memory = Gauge("rerank_process_memory_bytes", "Resident memory of the service.", registry=registry)
         memory.set_function(lambda: float(psutil.Process().memory_info().rss))
         registry.register(GpuMemoryCollector(gpus or GpuMemoryReader()))
@@ -101,6 +97,15 @@ class PrometheusObserver:
 
         build = Gauge("rerank_build_info", "What runs, always 1.", ["version", "python", "kernels"], registry=registry)
         build.labels(__version__, platform.python_version(), _kernels()).set(1)
+
+    def _make_model_metrics(self) -> None:
+        self._certified = Gauge(
+            "rerank_model_certified",
+            "1 if the model ranks obvious answers first, 0 if its scores may be noise.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._ready = Gauge("rerank_model_ready", "1 while the model can answer.", ["model"], registry=self.registry)
 
     def _make_key_metrics(self) -> None:
         self._keys: set[str] = set()
@@ -154,6 +159,8 @@ class PrometheusObserver:
         self._failed_batches = Counter(
             "rerank_failed_batches_total", "Forward passes that raised.", ["model"], registry=self.registry
         )
+
+    def _make_queue_metrics(self) -> None:
         self._queue = Gauge("rerank_queue_tokens", "Tokens that wait.", ["model"], registry=self.registry)
         self._cancelled = Counter(
             "rerank_cancelled_tokens_total",
@@ -170,6 +177,8 @@ class PrometheusObserver:
             ["model"],
             registry=self.registry,
         )
+
+    def _make_text_metrics(self) -> None:
         self._truncated = Counter(
             "rerank_truncated_tokens_total",
             "Document tokens that truncation cut off.",

@@ -5,7 +5,7 @@ Reads safetensors only, never pickled weights. Downloads nothing (`serving/sourc
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -138,8 +138,13 @@ def read_weights(
     except Exception as error:
         # transformers raises anything, and so does a model's own code that was written for another version
         raise ConfigError(_refusal(kind, folder, error)) from error
-    # transformers fills missing weights with random numbers, for example the head of a model without one
-    # An encoder's own pooler is not read: its head pools for itself.
+    _check_complete(kind, folder, type(model).__name__, loading)
+    return model.eval()
+
+
+def _check_complete(kind: Kind, folder: Path, model_class: str, loading: Mapping[str, Collection[str]]) -> None:
+    """Refuse what transformers would accept: it fills missing weights with random numbers and drops unknown ones."""
+    # An encoder's own pooler is not read: its head does the pooling.
     lacking = [key for key in loading["missing_keys"] if kind != "encoder" or not key.startswith("pooler.")]
     if lacking:
         missing = few(sorted(lacking))
@@ -147,11 +152,10 @@ def read_weights(
     unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key))
     if unread:
         raise ConfigError(
-            f"the weights in {folder} hold {few(unread)}, which {type(model).__name__} does not use: "
+            f"the weights in {folder} hold {few(unread)}, which {model_class} does not use: "
             "this is another kind of model, or one with more heads; if its scores do not depend on them, save the "
             "model without them"
         )
-    return model.eval()
 
 
 def _refusal(kind: Kind, folder: Path, error: Exception) -> str:

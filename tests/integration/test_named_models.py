@@ -1,6 +1,7 @@
 """`rerankd serve MODEL` and `rerankd inspect MODEL`, as a user meets them: folders, and a hub on a loopback port."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,3 +116,11 @@ def test_the_command_line_names_models_over_the_environments_registry(tiny_model
     done = rerankd("serve", tiny_model, "--registry", tmp_path / "registry.toml")
     assert done.returncode == 2
     assert "not both" in done.stderr
+
+
+def test_inspect_tells_what_the_scorer_would_refuse(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"truncation_side": "left", "model_max_length": 128}))
+    done = rerankd("inspect", folder, "--json")
+    assert done.returncode == 1
+    assert "truncation_side" in json.loads(done.stdout)["refused"]

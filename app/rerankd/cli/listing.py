@@ -11,9 +11,8 @@ from rich.table import Table
 from rerankd.cli.app import RegistryOption, log_warnings_only, print_problem
 from rerankd.config.named_models import named_model, served_registry
 from rerankd.config.settings import read_settings
-from rerankd.serving.choosing import inspect
 from rerankd.tools.checking import Checked, check_settings
-from rerankd.tools.inspecting import describe_model, inspection_table
+from rerankd.tools.inspecting import describe_model, inspect_whole, inspection_table
 
 
 def models(
@@ -44,7 +43,7 @@ def inspect_model(
     """Say what a model is, how it would be served here, and what was read from which file; weights are not fetched."""
     settings = read_settings(model_device=device, model_dtype=dtype, model_template=template)
     log_warnings_only()
-    report = describe_model(inspect(named_model(model, settings), settings))
+    report = describe_model(inspect_whole(named_model(model, settings), settings))
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:

@@ -1,13 +1,44 @@
 """`rerankd inspect`: what a model is and how it would be served here, with what was read from which file."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import Settings
+from rerankd.errors import ConfigError
 from rerankd.recognition.recognised import Recognised
-from rerankd.serving.choosing import Inspected
+from rerankd.scorers import load_any_scorer
+from rerankd.scorers.base import ScorerSpec
+from rerankd.serving.choosing import Inspected, inspect
+from rerankd.serving.model_files import template_folders
+
+
+def inspect_whole(spec: ModelSpec, settings: Settings) -> Inspected:
+    """What is known of a model without its weights, its tokenizer and prompt included, which only the scorer reads.
+
+    Raises:
+        ConfigError: there is no such model, or a file in it is unusable.
+        SourceUnreachable: the hub cannot be reached now.
+    """
+    found = inspect(spec, settings)
+    outcome = found.outcome
+    if not isinstance(outcome, Recognised) or found.choice is None:
+        return found
+    scorer = ScorerSpec(
+        folder=found.files.folder,
+        source=spec.path,
+        templates=template_folders(settings),
+        options=outcome.options,
+    )
+    try:
+        load_any_scorer(outcome.scorer, scorer)
+    except ConfigError as error:
+        return replace(found, choice=None, problem=str(error))
+    return found
 
 
 def describe_model(inspected: Inspected) -> dict[str, Any]:

@@ -1,16 +1,17 @@
 """What a folder is, by its small files alone: each family is recognised, or refused with what to use instead."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rerankd.engines import ENGINES
 from rerankd.recognition.families import FAMILIES, recognise
 from rerankd.recognition.kinds import ModelFiles
-from rerankd.recognition.recognised import Asked, Recognised, Refused
+from rerankd.recognition.recognised import TASK_ENGINES, Asked, Recognised, Refused
 from rerankd.scorers import LIST_SCORERS, SCORERS
 from rerankd.scorers.templates import known_templates
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
@@ -203,6 +204,11 @@ def test_a_refused_family_says_what_to_use_instead() -> None:
     for family in FAMILIES:
         assert bool(family.oracle) != bool(family.refused), family.name
         assert all(family.refused or ["no refusal"]), family.name
+
+
+@pytest.mark.parametrize(("task", "engines"), TASK_ENGINES.items())
+def test_the_engines_of_a_task_are_those_that_run_it(task: str, engines: Sequence[str]) -> None:
+    assert set(engines) == {name for name, kind in ENGINES.items() if task in kind.tasks}
 
 
 def test_the_length_is_the_smallest_that_a_file_names(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ class EndpointEngine:
             for chunk in response.iter_bytes():
                 content += chunk
                 if len(content) > _LONGEST_ANSWER:
-                    raise EndpointFailed(f"the endpoint's answer has more than {_LONGEST_ANSWER} bytes")
+                    raise EndpointFailed(f"the endpoint's answer may have at most {_LONGEST_ANSWER} bytes")
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout(f"not all of the answer came within {self._options.timeout_s:g} s")
         return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(content))

@@ -222,6 +222,36 @@ def test_a_long_text_and_many_fields_are_refused_before_they_are_built(text: byt
         _in_pieces(text, bounds)
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 2, 5, 11, 12, 13, 64])
+@pytest.mark.parametrize(
+    "text",
+    [
+        rb'"plain words \" and \\ escapes \\\" \/ \b\f\n\r\t"',
+        r'"密 Ω é 😀 \u5bc6 \uD83D\uDE00 \ud83d\ude00\ud83d\ude00"'.encode(),
+        b'"' + b"\\\\" * 50 + b'"',
+        b'"' + rb"\ud83d\ude00" * 20 + b'"',
+    ],
+)
+def test_a_string_in_pieces_is_the_same_string(text: bytes, piece_bytes: int) -> None:
+    bounds = Bounds(fields=10, text_bytes=10_000, piece_bytes=piece_bytes)
+    for body in (b'{"documents": [ %b ]}' % text, b'{"query": %b }' % text):
+        assert _in_pieces(body, bounds) == orjson.loads(body)
+
+
+@pytest.mark.parametrize("wrong", [rb"\ud83d", rb"\ud83d\u0041", rb"\udc00", rb"\x", rb"\u12x", b"\n", b"\xff", b'" "'])
+@pytest.mark.parametrize("before", [b"", b"a" * 100])
+def test_a_wrong_string_in_pieces_is_wrong(wrong: bytes, before: bytes) -> None:
+    bounds = Bounds(fields=10, text_bytes=10_000, piece_bytes=16)
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
+        _in_pieces(b'{"query": "%b%b%b"}' % (before, wrong, b"a" * 100), bounds)
+
+
+def test_a_long_string_is_read_in_many_steps() -> None:
+    text = b'{"query": "' + b"a" * 100_000 + b'"}'
+    steps = read_in_pieces(text, _outlined(text), Bounds(fields=10, text_bytes=len(text), piece_bytes=1000))
+    assert sum(1 for _ in steps) >= 99
+
+
 @pytest.mark.parametrize("around", [(b'{"query": "', b'"}'), (b'{"documents": ["', b'"]}')])
 def test_a_long_text_is_copied_no_more_often_than_it_must_be(around: tuple[bytes, bytes]) -> None:
     """Replicas take as long as the parsing, in the same step."""

@@ -19,6 +19,11 @@ KEY: Final = re.compile(rb'[ \t\n\r]*("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\n\r]*:', 
 # A longer key is parsed together with its value.
 _KEY_BYTES: Final = 1 << 12
 _WINDOW_BYTES: Final = 1 << 16
+_BLANKS: Final = re.compile(rb"[ \t\n\r]*+")
+# The characters of a string. A match cuts neither an escape nor a pair of surrogates.
+_CHARACTERS: Final = re.compile(
+    rb'(?:[^"\\]++|\\[^u]|\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?![dD][89abAB])[0-9a-fA-F]{4}))++'
+)
 _SHOWN: Final = 40
 _BOM: Final = b"\xef\xbb\xbf"
 _KINDS: Final = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
@@ -146,7 +151,7 @@ class _Builder:
                 self._read_group(target, start, int(ends[behind - 1]), members=behind - first)
                 first = behind
             else:
-                self._read_large(target, start, int(ends[first]), container.level, unread)
+                yield from self._read_large(target, start, int(ends[first]), container.level, unread)
                 first += 1
 
     def check_length(self, start: int, end: int) -> None:
@@ -195,22 +200,23 @@ class _Builder:
         if not complete:
             raise InvalidRequest(f"the body is not valid JSON: a comma without a value at byte {end}")
 
-    def _read_alone(self, target: Value, start: int, end: int) -> None:
+    def _read_alone(self, target: Value, start: int, end: int) -> Generator[None, None, None]:
         """Parse one long text with as few copies as possible."""
         if isinstance(target, list):
-            target.append(read(memoryview(self._text)[start:end], start=start))
+            target.append((yield from _read_value(self._text, start, end, piece_bytes=self._bounds.piece_bytes)))
         elif key := KEY.match(self._text, start, min(end, start + _KEY_BYTES)):
-            target[read(key[1], start=key.start(1))] = read(memoryview(self._text)[key.end() : end], start=key.end())
+            name = read(key[1], start=key.start(1))
+            target[name] = yield from _read_value(self._text, key.end(), end, piece_bytes=self._bounds.piece_bytes)
         else:
             self._read_group(target, start, end, members=1)
 
     def _read_large(
         self, target: Value, start: int, end: int, level: int, unread: list[tuple[Value, Container]]
-    ) -> None:
+    ) -> Generator[None, None, None]:
         child = self._outline.container(start, end, level=level + 1)
         if child is None:
             self.check_length(start, end)
-            self._read_alone(target, start, end)
+            yield from self._read_alone(target, start, end)
             return
         self.check_blank(child.end + 1, end)
         value = _empty(self._text, child)
@@ -225,6 +231,34 @@ class _Builder:
             # parsed with a value, so that something else than a key is rejected
             target |= dict.fromkeys(read(b"{%b0}" % before, start=start - 1), value)
         unread.append((value, child))
+
+
+def _read_value(text: bytes, start: int, end: int, *, piece_bytes: int) -> Generator[None, None, Value]:
+    """Parse a value without a container in it. A long string is parsed in pieces, which are joined."""
+    blanks = _BLANKS.match(text, start, end)
+    at = blanks.end() if blanks else start
+    parts: list[str] = []
+    if text[at : at + 1] == b'"':
+        at += 1
+        while end - at > piece_bytes and (piece := _piece_of_string(text, at, piece_bytes)):
+            parts.append(read(b'"%b"' % piece, start=at - 1))
+            at += len(piece)
+            yield
+    if not parts:
+        return read(memoryview(text)[start:end], start=start)
+    parts.append(read(b'"%b' % text[at:end], start=at - 1))
+    return "".join(parts)
+
+
+def _piece_of_string(text: bytes, start: int, size: int) -> bytes:
+    """Whole characters and escapes of a string. Nothing, where the string ends or is wrong: what is left is then parsed
+    at once.
+    """
+    found = _CHARACTERS.match(text, start, start + size)
+    end = found.end() if found else start
+    while end > start and text[end] & 0xC0 == 0x80:  # in the middle of a character
+        end -= 1
+    return text[start:end]
 
 
 def _empty(text: bytes, container: Container) -> list[Value] | dict[str, Value]:

@@ -440,7 +440,71 @@ READING = [
     Case("no-such-token", other_settings(sep_token="<sep>"), refused=["sep_token", "<sep>"]),
     Case("first-token-switched-off", other_settings(add_bos_token=False, bos_token="[CLS]"), refused=["add_bos_token"]),
 ]
-ALL = [*FILES, *KINDS, *READING]
+# A language model with answer tokens, whose prompt is its chat template.
+AUTO = {"scorer": "auto", "engine": "auto"}
+PROMPTS = [
+    Case("judge", lambda _: None, base="judge", model=AUTO),
+    Case(
+        "judge-without-its-template",
+        removed("chat_template.jinja"),
+        base="judge",
+        model=AUTO,
+        refused=["no chat template"],
+    ),
+    Case(
+        "judge-with-a-chat-models-template",
+        written("chat_template.jinja", b"{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"),
+        base="judge",
+        model=AUTO,
+        refused=["chat_template.jinja", "roles"],
+    ),
+    Case(
+        "judge-that-cuts-its-texts",
+        written("chat_template.jinja", b"{% for m in messages %}{{ m.content[:40] }}|{% endfor %}"),
+        base="judge",
+        model=AUTO,
+        refused=["chat_template.jinja", "changes the texts"],
+    ),
+    Case(
+        "judge-with-another-ending",
+        changed("sentence_bert_config.json", processing_kwargs={"chat_template": {"ending": " so?"}}),
+        base="judge",
+        model=AUTO,
+    ),
+    Case(
+        "judge-with-options-for-texts",
+        changed("sentence_bert_config.json", processing_kwargs={"text": {"max_length": 9}}),
+        base="judge",
+        model=AUTO,
+        refused=["processing_kwargs"],
+    ),
+    Case(
+        "judge-with-an-instruction",
+        changed("config_sentence_transformers.json", prompts={"a": "Judge."}, default_prompt_name="a"),
+        base="judge",
+        model=AUTO,
+    ),
+    Case(
+        "judge-of-raw-logits",
+        changed("config_sentence_transformers.json", activation_fn="torch.nn.modules.linear.Identity"),
+        base="judge",
+        model=AUTO,
+    ),
+    Case(
+        "judge-of-one-token",
+        changed("1_LogitScore/config.json", false_token_id=None),
+        base="judge",
+        model=AUTO,
+    ),
+    Case(
+        "judge-of-a-token-that-is-none",
+        changed("1_LogitScore/config.json", true_token_id=10**6),
+        base="judge",
+        model=AUTO,
+        refused=["1000000"],
+    ),
+]
+ALL = [*FILES, *KINDS, *READING, *PROMPTS]
 
 
 async def test_the_outputs_of_several_labels_mean_what_the_config_says(
@@ -569,7 +633,10 @@ def build_roberta(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def healthy(torch_folder: Callable[[str], Path], built: Callable[..., Path]) -> Callable[[str], Path]:
+    from tests.integration.test_families import judge  # noqa: PLC0415 - it imports this file
+
     others: dict[str, Callable[[Path], object]] = {
+        "judge": judge(),
         "bert-onnx": lambda folder: shutil.copytree(TINY_BERT, folder, dirs_exist_ok=True),
         "qwen3-classifier": build_qwen3_classifier,
         "modular": build_modular,

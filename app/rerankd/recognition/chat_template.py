@@ -25,6 +25,8 @@ _TRIED: Final = (
     ("  spaces around ", " \n\tand a line\n"),
     ("{{ braces }} {query}", "{% if %} <b>&amp;</b> {document}"),
     ("größe 漢字", "naïve 🎉"),
+    # A template that cuts long texts, as zerank's authors did, shows only with long ones.
+    ("word " * 4_000, "word " * 20_000),
 )
 # sentence-transformers takes these for itself.
 _NOT_RENDERED: Final = ("restore_suffix", "truncation", "max_length", "padding")
@@ -69,7 +71,7 @@ def read_chat_prompt(files: ModelFiles) -> ChatPrompt:
             if renders(query, document, system) != _filled(pattern, query, document, system):
                 raise ConfigError(
                     f"{files.folder}: {files.chat_template} changes the texts that it is given, such as "
-                    f"{(query, document)!r}; write a prompt template instead (docs/models.md)"
+                    f"{(query[:80], document[:80])!r}; write a prompt template instead (docs/models.md)"
                 )
     return _prompt(plain, told, default_prompt(files))
 

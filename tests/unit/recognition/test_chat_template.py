@@ -69,6 +69,7 @@ def test_the_prompt_is_what_the_template_makes_of_a_pair(
         (f"{PAIR} {PAIR}", "does not write the roles"),
         (PAIR.replace("| first }}|", "| first | trim }}|"), "changes the texts"),
         (PAIR.replace("| first }}|", "| first | upper }}|"), "changes the texts"),
+        ("{% for m in messages %}{{ m.content[:9000] }}|{% endfor %}", "changes the texts"),
         ("{{ raise_exception('only users') }}", "only users"),
         ("{% if %}", "cannot be rendered"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "cannot be rendered"),

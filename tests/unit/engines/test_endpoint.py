@@ -131,7 +131,7 @@ def test_an_answer_that_never_ends_is_given_up() -> None:
 def test_an_answer_that_is_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rerankd.engines.remote.endpoint, "_LONGEST_ANSWER", 10_000)
     script = Script([(200, completion("x" * 20_000))])
-    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="more than 10000 bytes"):
+    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="at most 10000 bytes"):
         engine(url).run([conversation()])
     assert len(script.asked) == 1, "it would be as long again"
 

@@ -28,9 +28,9 @@ ONE_LOGIT: Final = Classify(outputs=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """What an engine is loaded from. `workers` is how many forward passes may run at a time; None: its choice.
-    `task` is what the scorer needs of it.
-    `devices`: a copy on each of them, each with that many workers; empty: one copy, where the options say.
+    """What an engine is loaded from. `task` is what the scorer needs. `workers` is the number of concurrent forward
+    passes; None leaves it to the engine. `devices` get one replica each, with that many workers; empty means one
+    replica, on the device of the options.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class EngineSpec:
 
     @property
     def output_tokens(self) -> Sequence[int]:
-        """The tokens whose logits a language model is to give; empty: the model has a head of its own."""
+        """The tokens whose logits a language model returns; empty for a model with its own head."""
         return self.task.tokens if isinstance(self.task, ReadTokens) else ()
 
 
@@ -51,7 +51,7 @@ def task_of(spec: EngineSpec, kind: type[KindT]) -> KindT:
     """The spec's task, for an engine that runs only this kind.
 
     Raises:
-        ConfigError: it is another one.
+        ConfigError: it is another kind.
     """
     if not isinstance(spec.task, kind):
         raise ConfigError(f"the task {spec.task.name!r} is not run by this engine")
@@ -60,10 +60,9 @@ def task_of(spec: EngineSpec, kind: type[KindT]) -> KindT:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """How much of a model's work one forward pass should hold on this device, in tokens and in pairs, and how many
-    times as much where few passes finish a request. Where sequences are `padded`, each counts as many tokens as the
-    longest one. To what an engine rounds lengths up: sequences that it computes as equally long may as well share a
-    batch.
+    """The preferred size of a forward pass on this device, in tokens and pairs; up to `stretch` times as much if that
+    finishes a request in few passes. With `padded`, each sequence counts as many tokens as the longest. The engine
+    rounds lengths up with `rounded_length`, so sequences of equal rounded length can share a batch at no cost.
     """
 
     tokens: int
@@ -73,7 +72,7 @@ class BatchLimits:
     rounded_length: Callable[[int], int] = int
 
     def area(self, lengths: Sequence[int]) -> int:
-        """The tokens that are computed for sequences of these lengths in one pass."""
+        """The tokens that one pass computes for sequences of these lengths."""
         rounded = [self.rounded_length(length) for length in lengths]
         return len(rounded) * max(rounded) if self.padded else sum(rounded)
 
@@ -83,7 +82,9 @@ class Engine(Protocol[T_contra, Results_co]):
 
     @property
     def name(self) -> str:
-        """Backend, kind of device and precision. It is shown to callers: no URL, no path beyond the model's folder."""
+        """Backend, kind of device and precision. Shown to clients, so no URL, and no path outside the model's
+        folder.
+        """
 
     @property
     def workers(self) -> int: ...
@@ -92,8 +93,8 @@ class Engine(Protocol[T_contra, Results_co]):
     def preferred_batch(self) -> BatchLimits: ...
 
     def run(self, batch: Sequence[T_contra], /) -> Results_co:
-        """Compute payloads of one task in one pass. The results are in their order: a list, or an array with a row for
-        each.
+        """Compute payloads of one task in one pass. The results are in the same order: a list, or an array with one
+        row each.
         """
 
 
@@ -103,7 +104,7 @@ LogitsEngine = Engine[Encoding, FloatArray]
 
 @runtime_checkable
 class RemoteEngine(Protocol):
-    """An engine whose model is somewhere else: it may be away, every pass may cost money and ends by itself."""
+    """An engine with a remote model: it may be unavailable, each pass may cost money, and passes end on their own."""
 
     @property
     def longest_pass_s(self) -> float: ...
@@ -111,7 +112,7 @@ class RemoteEngine(Protocol):
 
 @runtime_checkable
 class RemarkingEngine(Protocol):
-    """An engine that has something to tell an operator who wonders about its speed; empty where it has nothing."""
+    """An engine with a remark about its speed for the operator; empty if there is none."""
 
     @property
     def remark(self) -> str: ...
@@ -127,7 +128,7 @@ class PaddedBatch:
 
 
 def pad(encodings: Sequence[Encoding], *, pad_id: int, length: int | None = None) -> PaddedBatch:
-    """Lay sequences out in rows of equal length, padded on the right; `length` None: that of the longest."""
+    """Pad sequences on the right to `length`, by default that of the longest."""
     shape = len(encodings), length or max(len(encoding.ids) for encoding in encodings)
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     attention_mask = np.zeros(shape, dtype=np.int64)
@@ -141,7 +142,7 @@ def pad(encodings: Sequence[Encoding], *, pad_id: int, length: int | None = None
 
 
 def cut_by_length(encodings: Sequence[Encoding], limits: BatchLimits) -> list[list[Encoding]]:
-    """Batches within these limits, of sequences that are about equally long."""
+    """Batches within these limits, of sequences of similar length."""
     batches: list[list[Encoding]] = []
     lengths: list[int] = []
     for encoding in sorted(encodings, key=lambda one: len(one.ids), reverse=True):
@@ -160,7 +161,7 @@ def find_graph(folder: Path, *, file: str | None, usual: Sequence[str]) -> str:
         ConfigError: there is none, or it is no whole file.
     """
     candidates = [file] if file else usual
-    # A cached score would outlive a graph elsewhere, of which its key knows nothing. (Links are well: hubs use them.)
+    # The cache key does not cover a graph outside of the folder. (Links are fine: the hub's cache uses them.)
     if file and (Path(file).is_absolute() or ".." in Path(file).parts):
         raise ConfigError(f"file = {file!r} is not inside of the model's folder {folder}; put the graph there")
     for candidate in candidates:
@@ -175,7 +176,7 @@ def find_graph(folder: Path, *, file: str | None, usual: Sequence[str]) -> str:
 
 
 def check_inputs(shapes: Mapping[str, Sequence[int | str | None]]) -> None:
-    """Refuse a graph whose inputs (names and shapes; a free size is no integer) are not a cross-encoder's.
+    """Refuse a graph whose inputs are not a cross-encoder's. In shapes, a dynamic size is not an integer.
 
     Raises:
         ConfigError: it takes something else, or only one number of sequences or one length.
@@ -194,7 +195,7 @@ def check_inputs(shapes: Mapping[str, Sequence[int | str | None]]) -> None:
 
 
 def check_output(name: str, shape: Sequence[int | str | None] | None) -> None:
-    """Refuse a graph whose output has more than one row a sequence; None: it does not say.
+    """Refuse a graph whose output does not have one row per sequence. Without a shape, accept it.
 
     Raises:
         ConfigError: it has.

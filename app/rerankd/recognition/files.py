@@ -1,6 +1,6 @@
-"""Reads a model folder's files, and says of one that cannot be read what it is and how to mend it.
+"""Reads a model folder's files, and explains what is wrong with an unreadable one and how to fix it.
 
-People copy folders without `git lfs`, stop downloads half-way and save over files. A library's message about that names
+Folders are copied without `git lfs`, downloads are interrupted, files are overwritten. The errors of libraries name
 neither the file nor the cause.
 """
 
@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from rerankd.errors import ConfigError
 
-# Git LFS leaves this text of about 130 bytes where a large file belongs.
+# The text of about 130 bytes that Git LFS leaves in place of a large file.
 _LFS_POINTER: Final = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_hollow(path: Path) -> None:
-    """Refuse a file without content of its own.
+    """Refuse an empty file, and a Git LFS pointer.
 
     Raises:
         ConfigError: it is a Git LFS pointer, or empty.
@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a file that is not there is an empty one.
+    """Read a JSON object; empty if the file does not exist.
 
     Raises:
         ConfigError: the file is no JSON object.
@@ -78,7 +78,7 @@ def read_json_list(path: Path) -> list[Mapping[str, Any]]:
 
 
 def table_of(content: Mapping[str, Any], key: str, *, of: Path | str) -> Mapping[str, Any]:
-    """A table inside of a JSON object; empty where it is not there, or null.
+    """An object in a JSON object; empty if missing or null.
 
     Raises:
         ConfigError: it is something else.
@@ -92,7 +92,7 @@ def table_of(content: Mapping[str, Any], key: str, *, of: Path | str) -> Mapping
 
 
 def texts_of(content: Mapping[str, Any], key: str, *, of: Path | str) -> list[str]:
-    """A list of texts inside of a JSON object; empty where it is not there, or null.
+    """A list of texts in a JSON object; empty if missing or null.
 
     Raises:
         ConfigError: it is something else.
@@ -106,13 +106,13 @@ def texts_of(content: Mapping[str, Any], key: str, *, of: Path | str) -> list[st
 
 
 def number_of(content: Mapping[str, Any], key: str, *, of: Path | str) -> int | None:
-    """A whole number inside of a JSON object; None where it is not there, or null.
+    """A whole number in a JSON object; None if missing or null.
 
     Raises:
         ConfigError: it is something else.
     """
     value = content.get(key)
-    # Tokenizer configs say "no limit" with numbers like 1e30.
+    # Tokenizer configs write "no limit" as a number like 1e30.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):

@@ -1,7 +1,7 @@
-"""What a model folder holds, said by the files that its authors wrote, and whether a scorer can read it.
+"""Finds the kind of model in a folder by its authors' files, and whether a scorer can use it.
 
-A library loads many folders into the wrong class without a word: it drops what it does not know and fills what is
-missing. So what a model is gets decided here, before anything is loaded, and what is not served is refused by name.
+Libraries silently load many folders into the wrong class: they drop unknown weights and fill in missing ones. So the
+kind is decided here, before loading, and unsupported kinds are refused by name.
 """
 
 import re
@@ -131,7 +131,7 @@ class ModelFiles:
 
     @property
     def graphs(self) -> list[str]:
-        """The ONNX graphs that are there."""
+        """The folder's ONNX graphs."""
         return sorted(name for name in self.names if name.endswith(".onnx"))
 
     @property
@@ -140,7 +140,7 @@ class ModelFiles:
 
     @property
     def chat_template(self) -> str | None:
-        """Where a chat template lies."""
+        """The file with the chat template."""
         if (self.folder / "chat_template.jinja").is_file():
             return "chat_template.jinja"
         if self.tokenizer_config.get("chat_template"):
@@ -157,7 +157,7 @@ class ModelFiles:
 
 
 def refuse_other_than_cross_encoder(files: ModelFiles) -> None:
-    """Refuse a folder that says itself that it is no classifier of pairs.
+    """Refuse a folder whose files say that it is not a classifier of pairs.
 
     Raises:
         ConfigError: it says what it is, and how to serve it.
@@ -179,7 +179,7 @@ def refuse_other_than_cross_encoder(files: ModelFiles) -> None:
 
 
 def refuse_other_than_language_model(files: ModelFiles, *, scorer: str) -> None:
-    """Refuse a folder that says itself that it is no causal language model.
+    """Refuse a folder whose files say that it is not a causal language model.
 
     Raises:
         ConfigError: it says what it is.
@@ -330,7 +330,7 @@ def _refuse_other_chains(files: ModelFiles) -> None:
 
 
 def _repository_of(folder: Path) -> str:
-    """What the hub's client names a downloaded folder for: `models--org--name/snapshots/<commit>`."""
+    """The repository of a folder in the hub client's cache: `models--org--name/snapshots/<commit>`."""
     match = _SNAPSHOT.search(folder.as_posix())
     return f"{match[1]}/{match[2]}" if match else ""
 

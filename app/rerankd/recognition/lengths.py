@@ -1,4 +1,4 @@
-"""How many tokens a model can read, as far as its files say."""
+"""Finds the maximum length of a model in its files."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,9 +6,9 @@ from typing import Any, Final
 from rerankd.recognition.files import number_of
 from rerankd.recognition.kinds import ModelFiles
 
-# Tokenizer configs say "no limit" with numbers like 10**30.
+# Tokenizer configs write "no limit" as a number like 10**30.
 _NO_LIMIT: Final = 10**9
-# These count positions from behind the padding id, so two of them are never used.
+# Positions of these models start after the padding id, so two are never used.
 _OFFSET_POSITIONS: Final = {
     "camembert",
     "data2vec-text",

@@ -1,9 +1,9 @@
-"""Where tokenizer_config.json says something else than tokenizer.json, what transformers makes of both.
+"""Applies settings of tokenizer_config.json that overrule tokenizer.json, as transformers does.
 
-tokenizer.json is the whole tokenizer, yet many of transformers' classes build parts of theirs from
-tokenizer_config.json and overrule the file. Settings that versions 4 and 5 of transformers both take from there are
-applied here, as the class does; where the versions disagree about a score, the folder must say what is meant, or is
-refused. Classes that take tokenizer.json as it is ignore such settings, and so does this.
+tokenizer.json is a complete tokenizer, but many classes of transformers build parts from tokenizer_config.json instead.
+Settings that versions 4 and 5 of transformers both use are applied here in the same way. Where the versions disagree
+about a score, the folder must be explicit, or is refused. Classes that use tokenizer.json unchanged ignore these
+settings, and so does this module.
 """
 
 import json
@@ -210,7 +210,7 @@ def check_pair(files: ModelFiles, tokenizer: Tokenizer, *, head: list[int], midd
 
 
 def content_of(token: object) -> str | None:
-    """The text of a token, which tokenizer configs write as a text or as an object."""
+    """The text of a token, which tokenizer configs write as a string or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
@@ -248,7 +248,7 @@ def _refuse_disagreement(tokenizer: Tokenizer, said: Mapping[str, Any], name: st
 
 
 def _does(tokenizer: Tokenizer, setting: str) -> bool:
-    """Whether a tokenizer does what a setting says: this is tried."""
+    """Whether a tokenizer already does what a setting says, found out by trying."""
     normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
 
     def normalised(text: str) -> str:

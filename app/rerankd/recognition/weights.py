@@ -1,6 +1,6 @@
-"""Looks at a folder's weights before a runtime does: what is there, and whether it is whole.
+"""Checks a folder's weights before a runtime loads them: what is there, and whether it is complete.
 
-Only headers are read, so that this takes milliseconds whatever the model's size.
+Only headers are read, so this takes milliseconds for any model.
 """
 
 import json
@@ -18,7 +18,7 @@ _ADAPTER: Final = "adapter_config.json"
 # safetensors itself refuses longer headers.
 _LONGEST_HEADER: Final = 100_000_000
 _LENGTH: Final = struct.Struct("<Q")
-# Other people's weights by the end of their names, and what to do about them.
+# Unsupported formats by the end of their names, and what to do about them.
 _OTHERS: Final[Mapping[str, str]] = {
     ".bin": "pickled weights, which can run code and are never read: convert them with "
     "AutoModel...from_pretrained(folder).save_pretrained(folder), which writes safetensors",
@@ -30,12 +30,12 @@ _OTHERS: Final[Mapping[str, str]] = {
     ".gguf": "weights for llama.cpp: use the repository that they were made from",
     ".onnx": 'an ONNX graph: set engine = "onnx" or engine = "openvino"',
 }
-# They lie beside weights and are none.
+# Files beside weights that are not weights.
 _NO_WEIGHTS: Final = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
 def check_safetensors(folder: Path) -> None:
-    """Refuse a folder whose safetensors are not there, or not whole.
+    """Refuse a folder whose safetensors are missing or incomplete.
 
     Raises:
         ConfigError: the message names the file and the way out.
@@ -52,7 +52,7 @@ def check_safetensors(folder: Path) -> None:
 
 
 def check_header(path: Path) -> None:
-    """Refuse a safetensors file that is not whole: its header says how long it must be.
+    """Refuse an incomplete safetensors file: its header contains the length.
 
     Raises:
         ConfigError: it is a Git LFS pointer, empty, cut off, or no safetensors file.
@@ -74,7 +74,7 @@ def check_header(path: Path) -> None:
 
 
 def check_graph(path: Path) -> None:
-    """Refuse an ONNX graph without content, and one whose weights beside it have none.
+    """Refuse an empty ONNX graph, and one whose separate weights are empty.
 
     Raises:
         ConfigError: one of these files is a Git LFS pointer, or empty.
@@ -85,7 +85,7 @@ def check_graph(path: Path) -> None:
 
 
 def check_code(folder: Path, *, trust_remote_code: bool, loader: str) -> None:
-    """Refuse a model of its authors' own class where the library would take one of its own without a word.
+    """Refuse a model with a class of its own where transformers would silently use another.
 
     Raises:
         ConfigError: config.json names a class in code that is not trusted, or that lies in another repository.
@@ -110,7 +110,7 @@ def check_code(folder: Path, *, trust_remote_code: bool, loader: str) -> None:
         )
 
 
-# Classes that transformers took over as they are.
+# Classes that transformers adopted unchanged.
 _SAME_IN_TRANSFORMERS: Final = frozenset(
     {
         ("falcon", "FalconForCausalLM"),

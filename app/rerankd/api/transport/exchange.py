@@ -52,7 +52,7 @@ class Exchange:
         self._channel = channel
         self._scope = scope
         self._continue_due = head.expects_continue
-        self._body = bytearray()
+        self._body: bytes | bytearray = b""
         self._delivered = False  # the application has the whole request
         self._lost = self._half_closed = False
         self._changed = asyncio.Event()
@@ -65,7 +65,12 @@ class Exchange:
 
     def add(self, part: bytes) -> None:
         if not self.response_complete:
-            self._body += part
+            if not self._body:
+                self._body = part  # most bodies come in one part, which is not copied
+            else:
+                if isinstance(self._body, bytes):
+                    self._body = bytearray(self._body)
+                self._body += part
             self._changed.set()
 
     def end(self) -> None:
@@ -106,7 +111,7 @@ class Exchange:
         if self._lost or self.response_complete:
             return _DISCONNECT
         if self._body or (self.request_complete and not self._delivered):
-            body, self._body = bytes(self._body), bytearray()
+            body, self._body = bytes(self._body), b""
             self._delivered = self.request_complete
             if not self.request_complete:
                 self._channel.body_read()
@@ -146,6 +151,6 @@ class Exchange:
         await self._channel.flushed()
         if last:
             self.response_complete = True
-            self._body.clear()
+            self._body = b""
             self._changed.set()
             self._channel.response_sent(self)

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -18,6 +18,8 @@ from rerankd.engines.onnx.kernel_support import why_not_compiled, why_not_usable
 from rerankd.telemetry.gpu_memory import GpuMemoryReader
 from rerankd.telemetry.logs import dropped_lines
 from rerankd.telemetry.observer import REFUSAL_REASONS
+
+Metric = TypeVar("Metric", Counter, Histogram)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -60,6 +62,7 @@ class PrometheusObserver:
     def __init__(self, gpus: GpuMemoryReader | None = None, *, names_keys: bool = False) -> None:
         """`names_keys`: whether readers of the metrics may see the names of API keys."""
         self._names_keys = names_keys
+        self._children: dict[tuple[object, tuple[str, ...]], Any] = {}
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -223,11 +226,19 @@ class PrometheusObserver:
         self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
     ) -> None:
         self._in_flight.dec()
-        self._requests.labels(model, dialect, str(status)).inc()
-        self._durations.labels(model, dialect).observe(duration_s)
+        self._child(self._requests, model, dialect, str(status)).inc()
+        self._child(self._durations, model, dialect).observe(duration_s)
         label = self._key_label(key)
-        self._key_requests.labels(label, _outcome(status)).inc()
-        self._key_tokens.labels(label).inc(tokens)
+        self._child(self._key_requests, label, _outcome(status)).inc()
+        self._child(self._key_tokens, label).inc(tokens)
+
+    def _child(self, metric: Metric, *labels: str) -> Metric:
+        """What `labels` gives, without its lock and its checks: each request asks a dozen times."""
+        child = self._children.get((metric, labels))
+        if child is None:
+            child = self._children[metric, labels] = metric.labels(*labels)
+        found: Metric = child
+        return found
 
     def _key_label(self, key: str) -> str:
         if not key:
@@ -247,9 +258,9 @@ class PrometheusObserver:
             ("queue", timings.queue_s),
             ("inference", timings.inference_s),
         ):
-            self._stages.labels(model, stage).observe(seconds)
-        self._truncated.labels(model).inc(dropped_tokens)
-        self._unordered.labels(model).inc(unordered_windows)
+            self._child(self._stages, model, stage).observe(seconds)
+        self._child(self._truncated, model).inc(dropped_tokens)
+        self._child(self._unordered, model).inc(unordered_windows)
 
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
         self._workers.labels(model).set(workers)
@@ -285,8 +296,8 @@ class PrometheusObserver:
         self._cache_pairs.labels("coalesced").inc(pairs)
 
     def cache_looked_up(self, *, hits: int, misses: int) -> None:
-        self._cache_pairs.labels("hit").inc(hits)
-        self._cache_pairs.labels("miss").inc(misses)
+        self._child(self._cache_pairs, "hit").inc(hits)
+        self._child(self._cache_pairs, "miss").inc(misses)
 
     def cache_failed(self, *, operation: str) -> None:
         self._cache_errors.labels(operation).inc()

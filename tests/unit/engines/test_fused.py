@@ -1,4 +1,4 @@
-"""Which layers of a graph our own kernels take over, and that nothing but the time changes."""
+"""Which layers of a graph our kernels compute, and that only the speed changes."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def load(folder: Path, *, file: str = _INT8, **options: object) -> LogitsEngine:
 
 
 def fused(folder: Path) -> LogitsEngine:
-    """The engine with our kernels; the test is skipped where there can be none."""
+    """The engine with our kernels. Skips the test on a CPU that cannot run them."""
     try:
         from rerankd.engines.onnx import kernels  # noqa: PLC0415 - what is asked is whether it can be imported
     except ImportError:
@@ -124,7 +124,7 @@ def test_embeddings_of_the_shipped_model_are_found() -> None:
 def test_masks_and_positions_of_an_exported_model_need_no_runtime(
     wide_folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    """But for RoBERTa's positions, which count what is no padding."""
+    """Except for RoBERTa's positions, which count tokens that are not padding."""
     names = read_names(graph_of(wide_folder))
     assert names is not None
     assert names.embeddings is not None
@@ -232,7 +232,7 @@ def test_embeddings_of_another_kind_stay_in_the_graph(tmp_path: Path, change: Ch
     np.testing.assert_allclose(fused(folder).run(encodings), expected, atol=0.15)
 
 
-def test_a_token_that_the_vocabulary_has_not_is_an_error_as_in_the_graph(tmp_path: Path) -> None:
+def test_a_token_beyond_the_vocabulary_is_an_error_as_in_the_graph(tmp_path: Path) -> None:
     folder = _wide_bert(tmp_path)
     for engine in (fused(folder), load(folder, fused=False)):
         with pytest.raises(Exception, match=r"row 99999 of a table of|idx=99999 must be within"):
@@ -303,7 +303,7 @@ def _another_bias(graph: onnx.GraphProto) -> None:
         pytest.param(_another_bias, id="another bias"),
     ],
 )
-def test_what_a_kernel_does_not_compute_stays_in_the_graph(tmp_path: Path, change: Change) -> None:
+def test_layers_that_kernels_do_not_support_stay_in_the_graph(tmp_path: Path, change: Change) -> None:
     folder = copytree(_SHIPPED, tmp_path / "model")
     model = graph_of(folder)
     change(model.graph)
@@ -356,7 +356,7 @@ def test_a_score_does_not_depend_on_the_batch(folder: Path | str, wide_folder: P
     np.testing.assert_allclose(engine.run(encodings), alone, atol=1e-5)
 
 
-def test_scores_of_both_ways_are_told_apart_in_the_cache() -> None:
+def test_the_cache_distinguishes_scores_of_kernels_and_runtime() -> None:
     assert fused(_SHIPPED).name == f"onnx/cpu/{_INT8}/fused"
     assert load(_SHIPPED, fused=False).name == f"onnx/cpu/{_INT8}"
     assert load(_SHIPPED, threads=2).name == f"onnx/cpu/{_INT8}"
@@ -370,7 +370,7 @@ def test_scores_of_both_ways_are_told_apart_in_the_cache() -> None:
         ({"file": "model.onnx"}, "the graph has no int8 encoder layer"),
     ],
 )
-def test_who_insists_on_fused_layers_learns_why_there_are_none(
+def test_with_fused_true_the_error_says_why_the_kernels_cannot_be_used(
     wide_folder: Path, options: dict[str, object], message: str
 ) -> None:
     fused(wide_folder)

@@ -42,7 +42,7 @@ class ReferenceLayer:
         self.biases = {name: rng.normal(0, 0.1, shape[1]).astype(np.float32) for name, shape in shapes.items()}
         self.norms = {
             name: (rng.normal(1, 0.1, width).astype(np.float32), rng.normal(0, 0.1, width).astype(np.float32))
-            for name in ("after_attention", "after_feed_forward")
+            for name in ("attention_norm", "output_norm")
         }
 
     def compiled(self, *, first_row: bool = False) -> kernels.Layer:
@@ -51,7 +51,7 @@ class ReferenceLayer:
             for name in self.weights
         }
         norms: dict[str, Any] = {
-            name: kernels.Normalisation(weight=weight, bias=bias, epsilon=_EPSILON)
+            name: kernels.LayerNorm(weight=weight, bias=bias, epsilon=_EPSILON)
             for name, (weight, bias) in self.norms.items()
         }
         return kernels.Layer(**linear, **norms, heads=self.heads, score_scale=self.size**-0.5, first_row=first_row)
@@ -83,10 +83,10 @@ class ReferenceLayer:
         return self._feed_forward(hidden[:1], np.concatenate(contexts, axis=1))
 
     def _feed_forward(self, hidden: FloatArray, context: Matrix) -> Matrix:
-        states = self._layer_norm("after_attention", hidden + self._linear("output", context))
+        states = self._layer_norm("attention_norm", hidden + self._linear("output", context))
         inner = self._linear("up", states)
         inner *= 0.5 * (1 + np.vectorize(erf)(inner / np.sqrt(2)))
-        return self._layer_norm("after_feed_forward", states + self._linear("down", inner))
+        return self._layer_norm("output_norm", states + self._linear("down", inner))
 
     def _linear(self, name: str, vectors: NDArray[Any]) -> Matrix:
         scales = np.maximum(np.abs(vectors).max(axis=1, keepdims=True).astype(np.float64) / 127, 1e-12)
@@ -314,9 +314,9 @@ def tables(*rows: int, width: int = 64) -> list[tuple[NDArray[np.int8], FloatArr
     ]
 
 
-def layer_norm(width: int = 64) -> kernels.Normalisation:
+def layer_norm(width: int = 64) -> kernels.LayerNorm:
     weight, bias = states(width, seed=8), states(width, seed=9)
-    return kernels.Normalisation(weight=weight, bias=bias, epsilon=_EPSILON)
+    return kernels.LayerNorm(weight=weight, bias=bias, epsilon=_EPSILON)
 
 
 @pytest.mark.parametrize("width", [64, 384])
@@ -328,7 +328,7 @@ def test_embeddings_are_the_layer_norm_sums_of_rows(width: int, sequences: int, 
         np.arange(length)[None],
         rng.integers(0, 2, (sequences, length)),
     ]
-    result = kernels.Embeddings(given, normalisation=layer_norm(width)).forward(rows)
+    result = kernels.Embeddings(given, norm=layer_norm(width)).forward(rows)
     sums = sum(
         vectors[at].astype(np.float64) * scales[at][..., None]
         for (vectors, scales), at in zip(given, rows, strict=True)
@@ -341,17 +341,17 @@ def test_embeddings_are_the_layer_norm_sums_of_rows(width: int, sequences: int, 
 
 @pytest.mark.parametrize("row", [-1, 10])
 def test_a_row_that_a_table_has_not_is_refused(row: int) -> None:
-    embeddings = kernels.Embeddings(tables(10), normalisation=layer_norm())
+    embeddings = kernels.Embeddings(tables(10), norm=layer_norm())
     with pytest.raises(IndexError, match=f"row {row} of a table of 10"):
         embeddings.forward([np.array([[0, row, 1]])])
 
 
 def test_tables_and_rows_that_do_not_fit_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one table"):
-        kernels.Embeddings([], normalisation=layer_norm())
+        kernels.Embeddings([], norm=layer_norm())
     with pytest.raises(ValueError, match=r"expected tables of shape \[rows, 128\]"):
-        kernels.Embeddings(tables(10), normalisation=layer_norm(128))
-    embeddings = kernels.Embeddings(tables(10, 10), normalisation=layer_norm())
+        kernels.Embeddings(tables(10), norm=layer_norm(128))
+    embeddings = kernels.Embeddings(tables(10, 10), norm=layer_norm())
     one, two = np.zeros((1, 4), dtype=np.int64), np.zeros((2, 5), dtype=np.int64)
     with pytest.raises(ValueError, match="indices for each table"):
         embeddings.forward([one])

@@ -24,7 +24,7 @@ from rerankd.engines.onnx.encoder_names import (
 )
 from rerankd.engines.onnx.encoder_patterns import find_encoder
 from rerankd.engines.onnx.kernel_support import NO_INT8_LAYERS
-from rerankd.engines.onnx.kernels import UNSEEN, Embeddings, Layer, Layers, Linear, Normalisation
+from rerankd.engines.onnx.kernels import MASKED, Embeddings, Layer, LayerNorm, Layers, Linear
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 
@@ -75,7 +75,7 @@ class FusedSession:
         short, long = Encoding(np.ones(4, dtype=np.int64), 2), Encoding(np.ones(9, dtype=np.int64), 3)
         alone, both = (self._given(self._inputs_of(batch))[self._bias] for batch in ([short], [short, long]))
         padding = both[0, ..., alone.shape[-1] :]
-        return len(both) == 2 and bool((padding <= UNSEEN).all())
+        return len(both) == 2 and bool((padding <= MASKED).all())
 
     def _inputs_of(self, batch: Sequence[Encoding]) -> Inputs:
         padded = asdict(pad(batch, pad_id=0))
@@ -179,8 +179,8 @@ class _Constants:
             output=self._linear(names.attention_output),
             up=self._linear(names.up),
             down=self._linear(names.down),
-            after_attention=self._norm(names.attention_norm),
-            after_feed_forward=self._norm(names.output_norm),
+            attention_norm=self._norm(names.attention_norm),
+            output_norm=self._norm(names.output_norm),
             heads=len(self._array(names.query.bias)) // names.head_size,
             score_scale=names.score_scale,
             first_row=names.first_row,
@@ -188,7 +188,7 @@ class _Constants:
 
     def embeddings(self, names: EmbeddingsNames) -> Embeddings:
         tables = [(self._array(table.vectors), self._array(table.scales).reshape(-1)) for table in names.tables]
-        return Embeddings(tables, normalisation=self._norm(names.norm))
+        return Embeddings(tables, norm=self._norm(names.norm))
 
     def simple(self, names: PaddingBias | Positions) -> Callable[[Inputs], NDArray[Any]]:
         if isinstance(names, PaddingBias):
@@ -205,8 +205,8 @@ class _Constants:
         )
         return Linear(weights, scales=scales, bias=biases)
 
-    def _norm(self, names: NormNames) -> Normalisation:
-        return Normalisation(weight=self._array(names.weight), bias=self._array(names.bias), epsilon=names.epsilon)
+    def _norm(self, names: NormNames) -> LayerNorm:
+        return LayerNorm(weight=self._array(names.weight), bias=self._array(names.bias), epsilon=names.epsilon)
 
     def _array(self, name: str) -> NDArray[Any]:
         if name not in self._tensors:

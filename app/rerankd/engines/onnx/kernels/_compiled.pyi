@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rerankd.domain import FloatArray
 
 # A bias at or below this masks a key.
-UNSEEN: float
+MASKED: float
 
 def supported() -> bool:
     """Whether this CPU has the instructions that the kernels need: AVX-512 with VNNI."""
@@ -18,7 +18,7 @@ class Linear:
 
     def __init__(self, weights: NDArray[np.int8], *, scales: FloatArray, bias: FloatArray) -> None: ...
 
-class Normalisation:
+class LayerNorm:
     def __init__(self, *, weight: FloatArray, bias: FloatArray, epsilon: float) -> None: ...
 
 class Embeddings:
@@ -28,9 +28,7 @@ class Embeddings:
         ValueError: sizes that do not match, or a CPU without the instructions.
     """
 
-    def __init__(
-        self, tables: Sequence[tuple[NDArray[np.int8], FloatArray]], *, normalisation: Normalisation
-    ) -> None: ...
+    def __init__(self, tables: Sequence[tuple[NDArray[np.int8], FloatArray]], *, norm: LayerNorm) -> None: ...
     def forward(self, indices: Sequence[NDArray[np.int64]]) -> FloatArray:
         """Hidden states of shape [sequences, length, width]. `indices` are row numbers for each table, of shape
         [sequences or 1, length]. Runs on the calling thread without the GIL.
@@ -51,8 +49,8 @@ class Layer:
         output: Linear,
         up: Linear,
         down: Linear,
-        after_attention: Normalisation,
-        after_feed_forward: Normalisation,
+        attention_norm: LayerNorm,
+        output_norm: LayerNorm,
         heads: int,
         score_scale: float,
         first_row: bool = False,

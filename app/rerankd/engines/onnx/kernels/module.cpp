@@ -157,18 +157,18 @@ class Layers {
 
 PYBIND11_MODULE(_compiled, module) {
     module.def("supported", &rerankd::supported);
-    module.attr("UNSEEN") = rerankd::kMasked;
+    module.attr("MASKED") = rerankd::kMasked;
     py::class_<Linear, std::shared_ptr<Linear>>(module, "Linear")
         .def(py::init(&make_linear), py::arg("weights"), py::kw_only(), py::arg("scales"), py::arg("bias"));
-    py::class_<LayerNorm>(module, "Normalisation")
+    py::class_<LayerNorm>(module, "LayerNorm")
         .def(py::init(&make_layer_norm), py::kw_only(), py::arg("weight"), py::arg("bias"), py::arg("epsilon"));
     py::class_<Layer>(module, "Layer")
         .def(py::init(&make_layer), py::kw_only(), py::arg("query_key_value"), py::arg("output"), py::arg("up"),
-             py::arg("down"), py::arg("after_attention"), py::arg("after_feed_forward"), py::arg("heads"),
+             py::arg("down"), py::arg("attention_norm"), py::arg("output_norm"), py::arg("heads"),
              py::arg("score_scale"), py::arg("first_row") = false);
     py::class_<Embeddings>(module, "Embeddings")
         .def(py::init<const std::vector<std::pair<Integers, Floats>>&, LayerNorm>(), py::arg("tables"), py::kw_only(),
-             py::arg("normalisation"))
+             py::arg("norm"))
         .def("forward", &Embeddings::forward, py::arg("indices"));
     py::class_<Layers>(module, "Layers")
         .def(py::init<std::vector<Layer>>(), py::arg("layers"))

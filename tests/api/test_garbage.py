@@ -44,15 +44,17 @@ def _ours(garbage: list[object]) -> set[str]:
     return frames | {type(found).__qualname__ for found in garbage if type(found).__module__.startswith("rerankd")}
 
 
-async def _post(api: Api, body: bytes, *, headers: dict[str, str] | None = None, leave: bool = False) -> int:
+async def _post(
+    api: Api, body: bytes, *, path: str = "/v2/rerank", headers: dict[str, str] | None = None, leave: bool = False
+) -> int:
     """The status of the answer; 0 where the client leaves first. httpx would leave cycles of its own."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": "POST",
-        "path": "/v2/rerank",
-        "raw_path": b"/v2/rerank",
+        "path": path,
+        "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
         "scheme": "http",
@@ -89,6 +91,12 @@ def _body(**fields: object) -> bytes:
     return orjson.dumps({**_ASKED, **fields})
 
 
+async def _score(api: Api, texts: list[str], *, deadline_ms: str = "30000") -> int:
+    """Several queries, which are worked on at the same time."""
+    body = orjson.dumps({"text_1": [f"query {number}" for number in range(len(texts))], "text_2": texts})
+    return await _post(api, body, path="/v1/score", headers={"x-request-deadline-ms": deadline_ms})
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
@@ -107,6 +115,9 @@ def _body(**fields: object) -> bytes:
         (lambda api: _post(api, _body(documents=["a"] * 2000), headers={"x-request-deadline-ms": "5"}), 504),
         (lambda api: _post(api, _body(), headers={"x-request-deadline-ms": "soon"}), 400),
         (lambda api: _post(api, _body(documents=["a", "poison"])), 500),
+        (lambda api: _score(api, ["a", "b"]), 200),
+        (lambda api: _score(api, ["a", "poison", "b"]), 500),
+        (lambda api: _score(api, ["a"] * 200, deadline_ms="1"), 504),
         (lambda api: _post(api, _body(), leave=True), 0),
         (lambda api: _post(api, _body(documents=["a" * 400] * 2000), leave=True), 0),
     ],
@@ -126,6 +137,9 @@ def _body(**fields: object) -> bytes:
         "too late for many",
         "odd deadline",
         "failed",
+        "queries",
+        "one of the queries failed",
+        "queries too late",
         "gone",
         "large and gone",
     ],

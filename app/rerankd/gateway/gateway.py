@@ -181,10 +181,18 @@ class GatewayCall:
         try:
             await asyncio.gather(*running)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await _end(running)
         return [results[index] for index in range(len(requests))]
+
+
+async def _end(running: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks, wait for their end and forget them. The error of one holds the frame that awaited it: with the task
+    in that frame the request would stay in memory until the garbage collector comes.
+    """
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    running.clear()
 
 
 def _bytes_of(request: RerankRequest) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from models.recipes.minilm_qa.ranking_data import Document, Query, read_documents, read_grades, read_queries, read_run
 
 POOL_SIZE = 8
+_LEAST_QUERIES = 4
 RANDOM_NEGATIVES = 2
 CHUNK_WORDS = 60
 KEYWORD_QUERY_SHARE = 0.15
@@ -89,7 +90,9 @@ def read_groups(data: Path, *, seed: int, share: float = 1.0) -> tuple[list[Grou
     held_out: list[Group] = []
     for source in SOURCES:
         scaled = replace(
-            source, queries=max(8, int(source.queries * share)), held_out=max(8, int(source.held_out * share))
+            source,
+            queries=max(_LEAST_QUERIES, int(source.queries * share)),
+            held_out=max(_LEAST_QUERIES, int(source.held_out * share)),
         )
         ours, theirs = _source_groups(data, scaled, rng)
         train += ours * source.repeats

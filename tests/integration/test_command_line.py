@@ -52,6 +52,24 @@ def registry(tmp_path: Path, tiny_model: Path) -> Path:
     return _registry(tmp_path, {"name": "tiny", "path": tiny_model})
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["serve", "--name", "ours", "--dtype", "int8"], "--name, --dtype"),
+        (["serve", "--check", "--certify", "strict"], "--certify"),
+        (["rank", "requests.jsonl", "answers.jsonl", "--depth", "10"], "--depth"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    tmp_path: Path, registry: Path, words: Sequence[str], named: str
+) -> None:
+    _requests(tmp_path)
+    done = rerankd(*words, cwd=tmp_path, RERANKD_REGISTRY=str(registry))
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"rerankd: {named} ")
+
+
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_help_of_each_command_has_an_example(command: str) -> None:
     done = rerankd(command, "--help")

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A Hugging Face folder, or hub:org/name@revision.")],
-    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, or hub:org/name@revision.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to write.")],
     *,
     precision: Annotated[
         list[str] | None, typer.Option(help="float32, float16, int8 or int8-weights; may be repeated. Default: all.")

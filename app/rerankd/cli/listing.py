@@ -31,7 +31,7 @@ def models(
 
 
 def inspect_model(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the hub (org/name).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or a name on the hub (org/name).")],
     *,
     template: Annotated[
         str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
@@ -83,7 +83,7 @@ def _listed(checked: Checked) -> list[dict[str, object]]:
 def _models_table(checked: Checked) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("model", "aliases", "scorer", "engine", "path or stages", "revision", "usable"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("scorer", "engine", "usable"))
     for model in checked.models:
         spec = model.spec
         table.add_row(

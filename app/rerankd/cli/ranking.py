@@ -53,6 +53,8 @@ def rank(
     check_files({"OUTPUT": output}, inputs=[source, corpus, queries])
     if (corpus is None) != (queries is None):
         raise ConfigError("a TREC run needs both --corpus and --queries; a file of requests needs neither")
+    if depth is not None and corpus is None:
+        raise ConfigError("--depth is for TREC runs, with --corpus and --queries")
     if corpus is not None and queries is not None:
         plan = plan_run(source, output, corpus=corpus, queries=queries, depth=depth, model=model)
     else:

@@ -1,6 +1,7 @@
 """`rerankd serve`: models over HTTP, or a check of the configuration."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -21,7 +22,7 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             help="Folders, or names on the hub (org/name), to serve instead of the registry's models.",
             show_default=False,
         ),
@@ -57,6 +58,13 @@ def serve(
         raise ConfigError("--load is for --check; serving loads every model anyway")
     if models and registry:
         raise ConfigError("give MODEL or --registry, not both; a registry can name further models itself")
+    of_model: dict[str, object] = {
+        "--name": name,
+        "--device": device,
+        "--dtype": dtype,
+        "--template": template,
+        "--certify": certify,
+    }
     given = {
         "host": host,
         "port": port,
@@ -71,8 +79,10 @@ def serve(
     if check:
         log_warnings_only()
         settings, known = try_settings(**given)
+        _refuse_without_model(settings, of_model)
         raise typer.Exit(_report(check_settings(settings, known=known, load=load), settings, loaded=load))
     settings = read_settings(**given)
+    _refuse_without_model(settings, of_model)
     from rerankd.api.server import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
     check_address(settings.host, settings.port)
@@ -80,6 +90,13 @@ def serve(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_http(settings))
         exit_beside_hung_calls()
+
+
+def _refuse_without_model(settings: Settings, options: Mapping[str, object]) -> None:
+    """Refuse options of MODEL where the registry says what is served: they would change nothing."""
+    ignored = [option for option, value in options.items() if value]
+    if ignored and not settings.model:
+        raise ConfigError(f"{', '.join(ignored)} needs a MODEL; the registry's models have their options there")
 
 
 def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def tune(
-    model: Annotated[str | None, typer.Argument(help="A served model; default: the registry's.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A served model; default: the registry's.")
+    ] = None,
     budget_s: Annotated[float, typer.Option(min=1.0, help="Seconds to measure; loading takes extra time.")] = 60.0,
     registry: RegistryOption = None,
 ) -> None:

@@ -216,13 +216,6 @@ class Scores:
             passages=None if self.passages is None else self.passages.rearranged(rearrange),
         )
 
-    def _flags(self, flags: BoolArray | None, *, missing: bool = False) -> BoolArray:
-        """A copy that may be written to."""
-        return np.full(len(self), missing) if flags is None else flags.copy()
-
-    def _names(self) -> NameArray:
-        return np.full(len(self), None, dtype=np.object_) if self.placed_by is None else self.placed_by.copy()
-
 
 def _written(array: NDArray[Kind] | None, documents: int, *, missing: bool | None) -> NDArray[Kind]:
     """An array of its own for what may not be written down; `missing` is what its absence says of every document."""

@@ -3,7 +3,8 @@ from the dialects' models, so that new ones are included.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from inspect import signature
 from itertools import count
 from typing import Final, get_args
 
@@ -50,8 +51,12 @@ def _hostile(dialect: Dialect, field: str, shape: str, content: Callable[[int], 
     return HostileBody(dialect=dialect, path=path, headers=headers, field=field, shape=shape, content=content)
 
 
-def _places(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+def _places(model: type) -> Iterator[tuple[str, ...]]:
     """Every field by the names that clients use, those of objects in it, and one that there is not."""
+    yield (_UNKNOWN,)
+    if not issubclass(model, BaseModel):
+        yield from ((name,) for name in signature(model).parameters)
+        return
     for name, field in model.model_fields.items():
         aliases = field.validation_alias
         names = [str(choice) for choice in aliases.choices] if isinstance(aliases, AliasChoices) else [name]
@@ -59,12 +64,11 @@ def _places(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
             yield (one,)
             for inner in _models_in(field.annotation):
                 yield from ((one, *rest) for rest in _places(inner))
-    yield (_UNKNOWN,)
 
 
-def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: object) -> Iterator[type]:
     """Models that a field holds itself; those in its lists are among the shapes of lists."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         yield annotation
     elif not str(annotation).startswith("list"):
         for inner in get_args(annotation):
@@ -76,11 +80,11 @@ def _in_place(dialect: Dialect, place: tuple[str, ...], write: Callable[[int], b
     others = {str(choice) for choice in _synonyms(dialect.body, place[0])}
 
     def content(size: int) -> bytes:
-        fields = {name: orjson.dumps(value) for name, value in dialect.example.items() if name not in others}
+        sent = {name: orjson.dumps(value) for name, value in dialect.example.items() if name not in others}
         value = write(size)
         for name in reversed(place[1:]):
             value = b'{"%b": %b}' % (name.encode(), value)
-        return _object(fields | {place[0]: value})
+        return _object(sent | {place[0]: value})
 
     return content
 

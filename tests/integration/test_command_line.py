@@ -306,7 +306,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, registry: Path) -> None:
         ({"options": {"label": 4}}, "label = 4"),
         ({"max_length": 5000}, "max_length = 5000"),
         ({"trust_remote_code": True}, "leave `trust_remote_code` out"),
-        ({"scorer": "yes-no", "options": {"template": "nope"}}, "no template 'nope'"),
+        ({"scorer": "yes-no", "options": {"template": "nope"}}, "needs a causal language model"),
         ({"scorer": "first", "truncation": "chunk"}, "truncation and passages are for scorers of pairs"),
         ({"engine_options": {"file": "../x.onnx"}}, "is not inside of the model's folder"),
         ({"engine_options": {"provider_options": {"a": 1}}}, "provider_options (a) are for the devices"),

@@ -1,7 +1,7 @@
 """`rerankd serve`: models over HTTP, or a check of the configuration."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -17,39 +17,48 @@ from rerankd.errors import ConfigError
 from rerankd.telemetry import logs
 from rerankd.tools.checking import Checked, check_settings
 
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="Folders, or names on the hub (org/name), to serve instead of the registry's models.",
+        show_default=False,
+    ),
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)]
+Port = Annotated[int | None, typer.Option(help="Port to listen on.", show_default=False)]
+Names = Annotated[
+    list[str] | None, typer.Option(help="What requests call the MODEL; one for each.", show_default=False)
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU where there is one.", show_default=False)
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or int8.", show_default=False)]
+Template = Annotated[
+    str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
+]
+Certify = Annotated[
+    str | None, typer.Option(help="strict: refuse a MODEL that ranks obvious answers wrongly.", show_default=False)
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Only check the configuration: exit with 2 and list all problems, or with 0.")
+]
+Load = Annotated[bool, typer.Option("--load", help="With --check: also download and load every model.")]
+
 
 def serve(
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="Folders, or names on the hub (org/name), to serve instead of the registry's models.",
-            show_default=False,
-        ),
-    ] = None,
+    models: Models = None,
     *,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default=False)] = None,
+    host: Host = None,
+    port: Port = None,
     registry: RegistryOption = None,
-    name: Annotated[
-        list[str] | None, typer.Option(help="What requests call the MODEL; one for each.", show_default=False)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU where there is one.", show_default=False)
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or int8.", show_default=False)] = None,
-    template: Annotated[
-        str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
-    ] = None,
-    certify: Annotated[
-        str | None,
-        typer.Option(help="strict: refuse a MODEL that ranks obvious answers wrongly.", show_default=False),
-    ] = None,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Only check the configuration: exit with 2 and list all problems, or with 0."),
-    ] = False,
-    load: Annotated[bool, typer.Option("--load", help="With --check: also download and load every model.")] = False,
+    name: Names = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    template: Template = None,
+    certify: Certify = None,
+    check: Check = False,
+    load: Load = False,
 ) -> None:
     """Serve models over HTTP: those named, or all of the registry. Settings come from the environment
     (docs/configuration.md).
@@ -58,31 +67,22 @@ def serve(
         raise ConfigError("--load is for --check; serving loads every model anyway")
     if models and registry:
         raise ConfigError("give MODEL or --registry, not both; a registry can name further models itself")
-    of_model: dict[str, object] = {
-        "--name": name,
-        "--device": device,
-        "--dtype": dtype,
-        "--template": template,
-        "--certify": certify,
-    }
-    given = {
-        "host": host,
-        "port": port,
-        "registry": registry,
-        "model": tuple(models or ()) or (() if registry else None),
-        "model_name": tuple(name or ()) or None,
-        "model_device": device,
-        "model_dtype": dtype,
-        "model_template": template,
-        "model_certify": certify,
-    }
+    of_model = {"name": tuple(name or ()), "device": device, "dtype": dtype, "template": template, "certify": certify}
+    given: dict[str, object] = {"host": host, "port": port, "registry": registry}
+    given["model"] = tuple(models or ()) or (() if registry else None)
+    given |= {f"model_{option}": value or None for option, value in of_model.items()}
+    options = [f"--{option}" for option, value in of_model.items() if value]
     if check:
         log_warnings_only()
         settings, known = try_settings(**given)
-        _refuse_without_model(settings, of_model)
+        _refuse_without_model(settings, options)
         raise typer.Exit(_report(check_settings(settings, known=known, load=load), settings, loaded=load))
     settings = read_settings(**given)
-    _refuse_without_model(settings, of_model)
+    _refuse_without_model(settings, options)
+    _run(settings)
+
+
+def _run(settings: Settings) -> None:
     from rerankd.api.server import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
     check_address(settings.host, settings.port)
@@ -92,11 +92,10 @@ def serve(
         exit_beside_hung_calls()
 
 
-def _refuse_without_model(settings: Settings, options: Mapping[str, object]) -> None:
+def _refuse_without_model(settings: Settings, options: Sequence[str]) -> None:
     """Refuse options of MODEL where the registry says what is served: they would change nothing."""
-    ignored = [option for option, value in options.items() if value]
-    if ignored and not settings.model:
-        raise ConfigError(f"{', '.join(ignored)} needs a MODEL; the registry's models have their options there")
+    if options and not settings.model:
+        raise ConfigError(f"{', '.join(options)} needs a MODEL; the registry's models have their options there")
 
 
 def _report(checked: Checked, settings: Settings, *, loaded: bool) -> int:

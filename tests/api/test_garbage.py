@@ -1,10 +1,7 @@
 """No request leaves reference cycles behind: they would hold its body until the garbage collector comes."""
 
 import asyncio
-import gc
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import orjson
@@ -12,36 +9,10 @@ import pytest
 
 from tests.api.conftest import Api, OpenApi
 from tests.fakes import FakeService
+from tests.garbage import kept_garbage, of_ours
 
 _ASKED: Final = {"query": "q", "documents": ["a", "bb", "ccc"]}
 _TIMES: Final = 5
-
-
-@contextmanager
-def _kept_garbage() -> Iterator[list[object]]:
-    """What the garbage collector finds, once the context is left."""
-    found: list[object] = []
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        yield found
-        gc.collect()
-        found += gc.garbage
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
-
-
-def _ours(garbage: list[object]) -> set[str]:
-    """The functions and types of this package in it."""
-    frames = {
-        found.f_code.co_qualname
-        for found in garbage
-        if isinstance(found, FrameType) and "/rerankd/" in found.f_code.co_filename
-    }
-    return frames | {type(found).__qualname__ for found in garbage if type(found).__module__.startswith("rerankd")}
 
 
 async def _post(
@@ -147,6 +118,6 @@ async def _score(api: Api, texts: list[str], *, deadline_ms: str = "30000") -> i
 async def test_a_request_leaves_no_cycles(open_api: OpenApi, request_: Request, status: int) -> None:
     async with open_api(FakeService(max_documents=2000)) as api:
         await request_(api)
-        with _kept_garbage() as garbage:
+        with kept_garbage() as garbage:
             assert [await request_(api) for _ in range(_TIMES)] == [status] * _TIMES
-        assert sorted(_ours(garbage)) == []
+        assert sorted(of_ours(garbage)) == []

@@ -21,11 +21,12 @@ from rerankd.cache import connect_cache, open_cache
 from rerankd.cache.redis import RedisCache
 from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
-from rerankd.errors import ConfigError
+from rerankd.errors import CacheUnavailable, ConfigError
 from rerankd.serving.assembly import running_service
 from rerankd.serving.service import RerankService
 from rerankd.telemetry.metrics import PrometheusObserver
 from tests.fakes import ArithmeticEngine, FakeService, RecordingObserver, score_of
+from tests.garbage import kept_garbage, of_ours
 from tests.registry_files import write_registry
 from tests.requirements import require_program
 from tests.servers import Server, redis_server
@@ -380,6 +381,22 @@ async def test_a_full_redis_still_answers_and_no_request_fails(redis: Server, ca
             client.config_set("maxmemory", 0)
         await _rerank(service, "other")
         assert (await _rerank(service, "other")).cached == 1
+
+
+async def test_a_refused_write_leaves_no_cycle(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--maxmemory", "1") as server:
+        cache = open_cache(f"redis://127.0.0.1:{server.port}")
+        assert cache is not None
+
+        async def refused() -> None:
+            with pytest.raises(CacheUnavailable, match="Redis answered"):
+                await cache.put_many({b"key": b"value"})
+
+        await refused()
+        with kept_garbage() as garbage:
+            await refused()
+        assert sorted(of_ours(garbage)) == []
+        await cache.close()
 
 
 async def test_a_redis_that_was_never_there_is_no_reason_not_to_answer(tmp_path: Path) -> None:

@@ -159,7 +159,8 @@ class RedisCache:
             self._log_refusal(error)
             if why_hopeless(error):
                 self._give_up()
-            raise CacheUnavailable(f"Redis answered: {self._told(error)}") from error
+            # The client's frames hold this error, and its trace the frames: keys and values would stay in memory.
+            raise CacheUnavailable(f"Redis answered: {self._told(error)}") from error.with_traceback(None)
         except Exception as error:
             # Not only the client's errors: uvloop, for one, raises RuntimeError on a connection that was just lost.
             self._count_failure(error)
@@ -257,3 +258,5 @@ async def _within(seconds: float, call: Awaitable[T]) -> T:
             asking.cancel()
             # A connection that was left in mid-answer must be closed before anybody takes it up again.
             await asyncio.wait({asking}, timeout=seconds)
+        # An error holds this frame, and the task the error: keys and values would stay in memory.
+        del asking

@@ -160,7 +160,11 @@ class SharedWorker:
         running = asyncio.create_task(self._run(number, call, *args, **kwargs))
         self._running.add(running)
         running.add_done_callback(self._ended)
-        return await asyncio.shield(running)
+        try:
+            return await asyncio.shield(running)
+        finally:
+            # An error holds this frame, and the task the error: what the call was given would stay in memory.
+            del running
 
     async def run_sliced(self, share: Share, work: Sliced[R]) -> R:
         """Run the work to its end, each slice in a turn of its caller. What is cancelled stops within a slice."""

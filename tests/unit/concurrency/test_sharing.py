@@ -9,6 +9,7 @@ import pytest
 from rerankd.concurrency.sharing import SharedWorker, Turns
 from rerankd.concurrency.slices import SLICE_S, Sliced
 from rerankd.concurrency.turns import Share
+from tests.garbage import kept_garbage, of_ours
 
 _A, _B = Share(caller="a"), Share(caller="b")
 
@@ -173,3 +174,23 @@ async def test_long_work_in_a_thread_stops_within_a_slice() -> None:
         before = len(done)
         assert await shared.run_sliced(_B, _work([], "other", 2)) == "other"
     assert len(done) <= before + 2
+
+
+async def test_a_call_that_fails_leaves_no_cycle() -> None:
+    async def fail(worker: SharedWorker) -> None:
+        with pytest.raises(ValueError, match="could not convert"):
+            await worker.run(_A, float, "no number")
+        with pytest.raises(ValueError, match="in a slice"):
+            await worker.run_sliced(_A, _failing())
+        await _turn_over()
+
+    with SharedWorker.open(name="shared", threads=1) as worker:
+        await fail(worker)
+        with kept_garbage() as garbage:
+            await fail(worker)
+        assert sorted(of_ours(garbage)) == []
+
+
+def _failing() -> Sliced[None]:
+    yield
+    raise ValueError("in a slice")

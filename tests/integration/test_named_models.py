@@ -47,6 +47,16 @@ def test_inspect_refuses_with_a_reason_and_status_1(tmp_path: Path) -> None:
     assert "no model folder" in done.stderr
 
 
+def test_a_folder_that_cannot_be_served_ends_serve_at_once(tmp_path: Path) -> None:
+    done = rerankd("serve", tmp_path, "--port", str(free_port()))
+    assert done.returncode == 2
+    assert "is this a Hugging Face model folder?" in done.stderr
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["T5ForConditionalGeneration"]}))
+    done = rerankd("serve", tmp_path, "--port", str(free_port()))
+    assert done.returncode == 2
+    assert "encoder-decoders" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options", "engine"),

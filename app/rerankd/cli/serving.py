@@ -14,6 +14,7 @@ from rerankd.cli.listing import list_problems
 from rerankd.concurrency.worker import exit_beside_hung_calls
 from rerankd.config.settings import Settings, read_settings, try_settings
 from rerankd.errors import ConfigError
+from rerankd.serving.choosing import refuse_unserved_folders
 from rerankd.telemetry import logs
 from rerankd.tools.checking import Checked, check_settings
 
@@ -86,6 +87,7 @@ def _run(settings: Settings) -> None:
     from rerankd.api.server import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
 
     check_address(settings.host, settings.port)
+    refuse_unserved_folders(settings)
     with logs.serving(settings.log_level, logs.LogFormat(settings.log_format)):
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve_http(settings))

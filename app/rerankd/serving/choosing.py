@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rerankd.config.extras import missing
+from rerankd.config.named_models import served_registry
 from rerankd.config.options import read_options
 from rerankd.config.registry import AUTO, ModelSpec
 from rerankd.config.settings import Settings
@@ -22,6 +23,7 @@ from rerankd.recognition.recognised import GRAPH_ENGINES, Asked, Outcome, Recogn
 from rerankd.recognition.weights import absence
 from rerankd.scorers.templates import known_templates
 from rerankd.serving.model_files import read_model_files, template_folders
+from rerankd.serving.sources import is_on_hub
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +127,19 @@ def choose(spec: ModelSpec, settings: Settings) -> ModelSpec:
         "engine_options": dict(choice.options),
     }
     return spec.model_copy(update=update)
+
+
+def refuse_unserved_folders(settings: Settings) -> None:
+    """Check the folders among the models that settings name, before a service starts that could never answer. Models on
+    a hub are fetched later, and may take their time.
+
+    Raises:
+        ConfigError: one of them cannot be served; the message says why.
+    """
+    if settings.model:
+        for spec in served_registry(settings).model:
+            if not is_on_hub(spec.path):
+                choose(spec, settings)
 
 
 def inspect(spec: ModelSpec, settings: Settings) -> Inspected:

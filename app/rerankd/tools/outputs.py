@@ -54,6 +54,8 @@ def explain_os_error(error: OSError) -> str:
 
 def _check_file(name: str, path: Path) -> None:
     folder = path.parent
+    if str(path) == "-":
+        raise ConfigError(f"{name} -: standard output cannot be read again by a resumed command; name a file")
     if path.is_dir():
         raise ConfigError(f"{name} {path} is a folder; name a file in it")
     if not folder.exists():

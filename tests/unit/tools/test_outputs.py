@@ -22,6 +22,11 @@ def test_what_a_file_holds_stays_as_it_is(tmp_path: Path) -> None:
     assert path.read_text() == "kept"
 
 
+def test_standard_output_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--output -: standard output .* name a file"):
+        check_files({"--output": Path("-")})
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

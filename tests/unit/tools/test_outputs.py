@@ -23,7 +23,7 @@ def test_what_a_file_holds_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_standard_output_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--output -: standard output .* name a file"):
+    with pytest.raises(ConfigError, match=r"--output -: standard output .* name a file"):
         check_files({"--output": Path("-")})
 
 

@@ -233,7 +233,7 @@ def test_an_engine_that_cannot_be_loaded_says_what_to_change(
         ({"device": "abacus"}, "unknown device 'abacus'; use"),
         ({"device": "meta"}, "device 'meta' is not supported; use"),
         ({"precision": "int4"}, "engine 'torch-encoder': precision"),
-        ({"packed": True, "attention": "eager"}, "packed = true has an attention of its own"),
+        ({"packed": True, "attention": "eager"}, "packed = true uses its own attention"),
         ({"attention": "telepathy"}, "transformers cannot load .*telepathy"),
     ],
 )

@@ -6,7 +6,6 @@ from urllib.parse import SplitResult
 
 from rerankd.cache.base import Cache
 from rerankd.cache.memory import MemoryCache
-from rerankd.cache.redis import RedisCache
 from rerankd.cache.signed import SignedCache
 from rerankd.cache.url import check_no_server, read_parameters, split_url
 from rerankd.errors import ConfigError
@@ -18,12 +17,20 @@ def _no_cache(url: SplitResult) -> None:
     read_parameters(url, {})
 
 
+def _redis(url: SplitResult) -> Cache:
+    from rerankd.cache.redis import RedisCache  # noqa: PLC0415 - other caches, and who imports `cache.lru`, need no client
+
+    return RedisCache.from_url(url)
+
+
 CACHES: Final[dict[str, Callable[[SplitResult], Cache | None]]] = {
     "memory": MemoryCache.from_url,
-    "redis": RedisCache.from_url,
-    "rediss": RedisCache.from_url,
+    "redis": _redis,
+    "rediss": _redis,
     "none": _no_cache,
 }
+# Caches outside of this process, which others may write to.
+_SHARED: Final = {"redis", "rediss"}
 _SILENT: Final = Silent()
 
 
@@ -40,7 +47,7 @@ def open_cache(url: str, *, secret: str | None = None, observer: Observer = _SIL
     cache = CACHES[parts.scheme](parts)
     if secret is None:
         return cache
-    if not isinstance(cache, RedisCache):
+    if cache is None or parts.scheme not in _SHARED:
         raise ConfigError(
             f"RERANKD_CACHE_SECRET signs what is kept in Redis, but RERANKD_CACHE_URL is {parts.scheme}://: "
             "unset the secret, or name a Redis"

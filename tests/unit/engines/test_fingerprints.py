@@ -1,5 +1,7 @@
 """What changes a score is part of cache keys: every option of every engine and scorer is, or is said not to matter."""
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -21,10 +23,12 @@ from rerankd.scorers.base import ScorerSpec
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.first import FirstOptions
 from rerankd.scorers.list_prompt import WindowOptions
+from rerankd.scorers.prompted_classifier import PromptedClassifierOptions
 from rerankd.scorers.yes_no import YesNoOptions
 from rerankd.serving.assembly import load_parts
 from rerankd.tasks.encoding import Encoding
 from tests.fakes import ArithmeticEngine
+from tests.tiny_models import TINY_BERT
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 # Two values of each option by scorer; a text instead: it changes no raw score, because of that.
@@ -37,6 +41,12 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "yes-no": {
         "activation": "it maps raw scores, which are what is cached",
         "instruction": ["Judge.", "Judge well."],
+        "template": ["qwen3-reranker", "mxbai-rerank-v2"],
+    },
+    "prompted-classifier": {
+        "activation": "it maps raw scores, which are what is cached",
+        "instruction": ["Judge.", "Judge well."],
+        "label": [1, 2],
         "template": ["qwen3-reranker", "mxbai-rerank-v2"],
     },
     "first": {
@@ -60,12 +70,14 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
 _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "cross-encoder": {"label": 0},
     "yes-no": {"template": "qwen3-reranker"},
+    "prompted-classifier": {"template": "qwen3-reranker", "label": 0},
     "first": {"template": "first-qwen3", "window": 6, "identifiers": "alphabetical"},
     "generative": {"template": "rank-zephyr", "window": 6},
 }
 _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
     "yes-no": YesNoOptions,
+    "prompted-classifier": PromptedClassifierOptions,
     "first": FirstOptions,
     "generative": WindowOptions,
 }
@@ -113,7 +125,9 @@ def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_sc
     assert set(_SCORER_OPTIONS[name]) == set(_SCORER_SHAPES[name].model_fields)
     folder = tokenizer_folder(tmp_path, "qwen3")
     if name == "cross-encoder":
-        folder = _three_labels(tmp_path / "bert")
+        folder = _three_labels(TINY_BERT, tmp_path / "bert")
+    if name == "prompted-classifier":
+        folder = _three_labels(folder, tmp_path / "classifier", architectures=["Qwen3ForSequenceClassification"])
 
     def key(options: Mapping[str, Any]) -> str:
         spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={**_BASE[name], **options})
@@ -127,14 +141,9 @@ def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_sc
     assert len({load_scorer(name, spec).fingerprint for spec in lengths}) == len(lengths)
 
 
-def _three_labels(folder: Path) -> Path:
-    import json  # noqa: PLC0415
-    import shutil  # noqa: PLC0415
-
-    from tests.tiny_models import TINY_BERT  # noqa: PLC0415
-
-    shutil.copytree(TINY_BERT, folder)
-    config = json.loads((folder / "config.json").read_text())
+def _three_labels(source: Path, folder: Path, **changes: Any) -> Path:
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b", "2": "c"}}))
     return folder
 

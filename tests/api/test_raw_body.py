@@ -126,9 +126,9 @@ def test_the_members_of_an_object_are_found_once(fields: int, monkeypatch: pytes
         [{f"f{number}": 1.5 for number in range(20_000)}],
         [{f"f{number}": 1.5 for number in range(64)}] * 300,
         [{"a": 1}] * 10_000,
-        ["a"] * 10_000,
+        ["a"] * 10_000 + [{"a": 1}],
     ],
-    ids=["one document", "many documents", "small documents", "texts"],
+    ids=["one document", "many documents", "small documents", "texts and a document"],
 )
 def test_documents_are_read_in_steps_that_are_small(documents: list[Any]) -> None:
     text = orjson.dumps({"query": "q", "documents": documents})

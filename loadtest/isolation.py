@@ -7,19 +7,19 @@ bodies, bodies that are no JSON at their end, texts that are tokenized and refus
 are expected, large requests, clients that hang up, large answers. Blocks alternate, so that a drift of the machine's
 speed meets both sides. Prints the ratio of 95th percentiles for each part and whether it is within its limit.
 
-The service runs on one half of the CPUs and the clients on the other, those of the busy key in a process of their own
-and with a lower priority: what clients take of a machine is nothing that a service could share out.
+The clients of the busy key run in a process of their own with a low priority: what clients take of a machine is nothing
+that a service could share out. Use a machine that does nothing else.
 """
 
 import asyncio
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 from random import Random
 from typing import Final
 from urllib.parse import urlsplit
@@ -140,28 +140,12 @@ def main() -> int:
     options.add_argument("--parts", nargs="+", choices=known, default=known)
     arguments = options.parse_args()
     window = Window(warmup_s=min(2.0, arguments.seconds / 2), seconds=arguments.seconds)
-    cpus = sorted(os.sched_getaffinity(0))
-    half = max(1, len(cpus) // 2)
-    with ExitStack() as stack:
-        with _on(set(cpus[:half])):
-            server = stack.enter_context(served(arguments.registry, RERANKD_API_KEYS=f"quiet,{_BUSY}"))
-        stack.enter_context(_on(set(cpus[half:]) or set(cpus)))
-        processes = stack.enter_context(
-            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=os.nice, initargs=(_NICE,))
-        )
+    with (
+        served(arguments.registry, RERANKD_API_KEYS=f"quiet,{_BUSY}") as server,
+        ProcessPoolExecutor(1, get_context("spawn"), initializer=os.nice, initargs=(_NICE,)) as processes,
+    ):
         claims = run(measure(server.url, arguments.parts, window=window, rounds=arguments.rounds, processes=processes))
     return conclude(claims, arguments)
-
-
-@contextmanager
-def _on(cpus: Set[int]) -> Iterator[None]:
-    """Run on these CPUs, and start processes there."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.cache.keys import AT_A_TIME, Steps, list_key, pair_key, pair_keys
+from rerankd.domain import Document
 
 _TEXT = st.text(st.characters(), max_size=20)  # lone surrogates too
 _PARTS = st.tuples(_TEXT, _TEXT, _TEXT)
@@ -85,3 +86,9 @@ def test_the_key_of_a_long_list_is_made_in_steps() -> None:
     key, steps = _taken(list_key("f", "query", documents))
     assert steps >= 5
     assert key != _taken(list_key("f", "query", documents[:-1]))[0]
+
+
+def test_one_key_and_many_agree_about_an_image() -> None:
+    document = Document("text", image=b"image")
+    assert _taken(pair_key("model", "query", document))[0] == pair_keys("model", "query", [document])[0]
+    assert pair_keys("model", "query", [document]) != pair_keys("model", "query", ["text"])

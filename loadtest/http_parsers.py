@@ -99,7 +99,7 @@ async def _measure(seconds: float) -> list[Claim]:
         for name, protocol in protocols.items():
             costs[name].append(await _cost_us(protocol, seconds=seconds / _ROUNDS))
     client = median(costs.pop("nothing"))
-    return [Claim(f"{name}: {_TOLD} a request", median(some) - client) for name, some in costs.items()]
+    return [Claim(f"{name}: {_TOLD} a request", median(seconds) - client) for name, seconds in costs.items()]
 
 
 def main() -> int:

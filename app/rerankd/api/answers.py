@@ -47,8 +47,8 @@ def write_json(content: Answer) -> Sliced[bytes]:
 
 def _write_rows(rows: Iterator[Json]) -> Sliced[bytes]:
     written = []
-    while some := list(islice(rows, _ROWS_PER_STEP)):
-        written.append(orjson.dumps(some, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+    while chunk := list(islice(rows, _ROWS_PER_STEP)):
+        written.append(orjson.dumps(chunk, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         yield
     return b"[%b]" % b",".join(written)
 

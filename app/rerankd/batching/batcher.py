@@ -243,8 +243,8 @@ class Batcher(Generic[T, R]):
 
     async def _enter(self, number: int, job: _Job[T, R], terms: Terms) -> None:
         """Queue a request's items; those of a large one in chunks, so that the event loop is not held up."""
-        async for some in in_chunks(len(job.items)):
-            waiting = self._joined(number, job, range(some.start, some.stop))
+        async for span in in_chunks(len(job.items)):
+            waiting = self._joined(number, job, range(span.start, span.stop))
             if waiting:
                 self._planner.add(waiting, terms)
                 self._queue_changed()
@@ -282,8 +282,8 @@ class Batcher(Generic[T, R]):
 
     async def _clear(self, number: int, job: _Job[T, R]) -> None:
         unfinished = job.unfinished
-        async for some in in_chunks(len(unfinished)):
-            for position in unfinished[some]:
+        async for span in in_chunks(len(unfinished)):
+            for position in unfinished[span]:
                 self._forget(job.items[position].identity, number)
         del self._jobs[number]
         await release(job.items)

@@ -64,19 +64,19 @@ class BlankStage:
     async def _blank_among(self, texts: Sequence[str], terms: Terms) -> list[int]:
         """The positions of blank texts. A thread examines the few that do not begin with a letter or a digit."""
         doubtful: list[int] = []
-        async for some in in_chunks(len(texts)):
+        async for span in in_chunks(len(texts)):
             doubtful += [
                 index
-                for index, text in enumerate(texts[some], start=some.start)
+                for index, text in enumerate(texts[span], start=span.start)
                 if not is_plain(text) and not isinstance(text, Document)
             ]
         if not doubtful:
             return []
         parts = [texts[index][:LOOKED_AT] for index in doubtful]
         blank: list[int] = []
-        for some, share in chunks(parts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
-            blanks = await self._tokenizing.run(share, _are_blank, parts[some], self._drops)
-            blank += [index for index, empty in zip(doubtful[some], blanks, strict=True) if empty]
+        for span, share in chunks(parts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+            blanks = await self._tokenizing.run(share, _are_blank, parts[span], self._drops)
+            blank += [index for index, empty in zip(doubtful[span], blanks, strict=True) if empty]
         return blank
 
 

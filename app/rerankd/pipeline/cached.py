@@ -52,7 +52,7 @@ class CachedStage:
         if unknown:
             positions = list(unknown.values())
             cached[positions] = False
-            new = [documents[index] async for some in in_chunks(len(unknown)) for index in positions[some]]
+            new = [documents[index] async for span in in_chunks(len(unknown)) for index in positions[span]]
             fresh = await self._inner.score(query, new, options)
             started = perf_counter()
             await self._keep(list(unknown), fresh, owner=options.terms.caller)
@@ -65,8 +65,8 @@ class CachedStage:
     async def _keys(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[bytes]:
         fingerprint = _with_options(self._fingerprint, options)
         keys: list[bytes] = []
-        async for some in in_chunks(len(documents)):
-            chunk = documents[some]
+        async for span in in_chunks(len(documents)):
+            chunk = documents[span]
             if sum(map(len, chunk)) <= AT_A_TIME:
                 keys += pair_keys(fingerprint, query, chunk)
             else:
@@ -78,8 +78,8 @@ class CachedStage:
         row_of: dict[bytes, int] = {}
         parts: list[Scores] = []
         read = 0
-        async for some in in_chunks(len(keys)):
-            asked = list(dict.fromkeys(keys[some]))
+        async for span in in_chunks(len(keys)):
+            asked = list(dict.fromkeys(keys[span]))
             try:
                 scores, found = _PAIRS.read(await self._cache.get_many(asked))
             except CacheUnavailable:
@@ -94,9 +94,9 @@ class CachedStage:
     async def _keep(self, keys: Sequence[bytes], fresh: Scores, *, owner: str) -> None:
         """Store what was scored now."""
         kept = np.flatnonzero(_PAIRS.keeps(fresh))
-        async for some in in_chunks(len(kept)):
-            entries = _PAIRS.write(fresh.take(kept[some]))
-            names = [keys[index] for index in kept[some].tolist()]
+        async for span in in_chunks(len(kept)):
+            entries = _PAIRS.write(fresh.take(kept[span]))
+            names = [keys[index] for index in kept[span].tolist()]
             if not await self._store(dict(zip(names, entries, strict=True)), owner=owner):
                 break
 
@@ -120,15 +120,15 @@ def _with_options(fingerprint: str, options: ScoreOptions) -> str:
 
 async def _rows(keys: Sequence[bytes], row_of: Mapping[bytes, int]) -> IntArray:
     rows = np.empty(len(keys), dtype=np.int64)
-    async for some in in_chunks(len(keys)):
-        rows[some] = [row_of.get(key, _UNKNOWN) for key in keys[some]]
+    async for span in in_chunks(len(keys)):
+        rows[span] = [row_of.get(key, _UNKNOWN) for key in keys[span]]
     return rows
 
 
 async def _first_positions(keys: Sequence[bytes], positions: IntArray) -> dict[bytes, int]:
     """Of the keys at these positions, where each is first."""
     firsts: dict[bytes, int] = {}
-    async for some in in_chunks(len(positions)):
-        for index in positions[some].tolist():
+    async for span in in_chunks(len(positions)):
+        for index in positions[span].tolist():
             firsts.setdefault(keys[index], index)
     return firsts

@@ -113,9 +113,9 @@ class PassageStage:
         terms = options.terms
         room = await self._tokenizing.run(share_of(terms, [query]), self._reader.room, query, options.instruction)
         cuts: list[_Cut] = []
-        for some, share in chunks(documents, terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+        for span, share in chunks(documents, terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
             cuts += await self._tokenizing.run(
-                share, _cut_all, self._reader, documents[some], plan, room, options.max_tokens_per_doc
+                share, _cut_all, self._reader, documents[span], plan, room, options.max_tokens_per_doc
             )
         return cuts
 

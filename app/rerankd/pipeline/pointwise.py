@@ -88,8 +88,8 @@ class PointwiseStage(Generic[T, R]):
     ) -> _Pairs[T]:
         items: list[WorkItem[T]] = []
         encoded = []
-        for some, share in chunks(documents, options.terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
-            chunk, part = await self._tokenizing.run(share, self._encode_chunk, query, documents[some], options)
+        for span, share in chunks(documents, options.terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+            chunk, part = await self._tokenizing.run(share, self._encode_chunk, query, documents[span], options)
             ticket.correct(part)
             encoded.append(chunk)
             items += chunk.items

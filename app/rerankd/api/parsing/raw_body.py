@@ -78,8 +78,8 @@ class RawBody:
         """Where the value of each member is. Of members with the same name, the last one counts."""
         spans: dict[str, int] = {}
         for first in range(0, len(starts), _MEMBERS_PER_STEP):
-            some = slice(first, first + _MEMBERS_PER_STEP)
-            for start, end in zip(starts[some].tolist(), ends[some].tolist(), strict=True):
+            chunk = slice(first, first + _MEMBERS_PER_STEP)
+            for start, end in zip(starts[chunk].tolist(), ends[chunk].tolist(), strict=True):
                 key = KEY.match(self._text, start, end)
                 if key is not None:
                     spans[orjson.loads(key[1])] = key.end() << _END_BITS | end

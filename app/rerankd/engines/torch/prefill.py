@@ -77,9 +77,9 @@ def _tokens(states: States) -> int:
 
 def _filled_cache(past: Sequence[States], longest: int) -> DynamicCache:
     """A cache of these pasts, aligned at their ends. Positions before a shorter past are masked."""
-    some = next(states for states in past if states)
+    filled = next(states for states in past if states)
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(some):
+    for layer, (keys, values) in enumerate(filled):
         cache.update(
             _aligned([states[layer][0] if states else None for states in past], keys, longest),
             _aligned([states[layer][1] if states else None for states in past], values, longest),

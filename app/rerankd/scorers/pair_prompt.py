@@ -18,6 +18,7 @@ from rerankd.recognition.kinds import ModelFiles, default_prompt
 from rerankd.scorers.base import Edges, EncodedPairs
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.edges import token_edges
+from rerankd.scorers.ranking import ACTIVATIONS, Activation
 from rerankd.scorers.templates import Neutraliser, fill, placeholders
 from rerankd.scorers.tokenizer_files import drops
 from rerankd.tasks.encoding import Encoding
@@ -220,3 +221,37 @@ class PairPrompt:
             )
             raise InvalidRequest(TooLong(problem=problem))
         return room + 1
+
+
+class PromptedPairs:
+    """What scorers of pairs in a prompt share: how pairs are written. What the model's outputs mean is theirs."""
+
+    def __init__(self, prompt: PairPrompt, *, pad_id: int, activation: str) -> None:
+        self._prompt = prompt
+        self.max_length = prompt.max_length
+        self.pad_id = pad_id
+        self.activation: Activation = ACTIVATIONS[activation]
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+        owner: str = "",  # noqa: ARG002 - nothing is kept
+    ) -> EncodedPairs[Encoding]:
+        """As `PairPrompt.encode`."""
+        return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
+
+    def room(self, query: str, instruction: str | None = None) -> int:
+        """As `PairPrompt.room`."""
+        return self._prompt.room(query, instruction)
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """As `PairPrompt.edges`."""
+        return self._prompt.edges(texts)
+
+    def drops(self, text: str) -> bool:
+        """As `PairPrompt.drops`."""
+        return self._prompt.drops(text)

@@ -6,7 +6,7 @@ The head reads the last token. Outputs and activation mean what they do for a cr
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,14 +17,14 @@ from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.heads import Head, read_activation, read_head, score_of
 from rerankd.recognition.kinds import refuse_other_than_cross_encoder, refuse_unknown_settings
 from rerankd.recognition.tokenizer_settings import refuse_other_cuts
-from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec
-from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, check_instruction, parts_of
-from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
+from rerankd.scorers.base import Kinds, Made, ScorerSpec
+from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, PromptedPairs, check_instruction, parts_of
+from rerankd.scorers.ranking import ActivationName
 from rerankd.scorers.templates import is_recognised, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import YesNoTemplate
 from rerankd.tasks.classify import Classify
-from rerankd.tasks.encoding import Encoding, stacked
+from rerankd.tasks.encoding import stacked
 
 
 class PromptedClassifierOptions(BaseModel):
@@ -42,14 +42,11 @@ class PromptedClassifierOptions(BaseModel):
     )
 
 
-class PromptedClassifier:
+class PromptedClassifier(PromptedPairs):
     def __init__(self, prompt: PairPrompt, *, pad_id: int, activation: str, head: Head, fingerprint: str) -> None:
-        self._prompt = prompt
+        super().__init__(prompt, pad_id=pad_id, activation=activation)
         self._head = head
-        self.max_length = prompt.max_length
-        self.pad_id = pad_id
         self.task = Classify(outputs=head.outputs)
-        self.activation: Activation = ACTIVATIONS[activation]
         self.fingerprint = fingerprint
 
     @classmethod
@@ -81,30 +78,6 @@ class PromptedClassifier:
             head=head,
             fingerprint=json.dumps(["prompted-classifier", max_length, head.label, head.problem, instruction, written]),
         )
-
-    def encode(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        max_document_tokens: int | None,
-        instruction: str | None = None,
-        owner: str = "",  # noqa: ARG002 - nothing is kept
-    ) -> EncodedPairs[Encoding]:
-        """As `PairPrompt.encode`."""
-        return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
-
-    def room(self, query: str, instruction: str | None = None) -> int:
-        """As `PairPrompt.room`."""
-        return self._prompt.room(query, instruction)
-
-    def edges(self, texts: Sequence[str]) -> list[Edges]:
-        """As `PairPrompt.edges`."""
-        return self._prompt.edges(texts)
-
-    def drops(self, text: str) -> bool:
-        """As `PairPrompt.drops`."""
-        return self._prompt.drops(text)
 
     def by_kind(self, kinds: Kinds[Made], /) -> Made:
         return kinds.pairs(self)

@@ -17,13 +17,13 @@ from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.kinds import answer_tokens, refuse_other_than_language_model, refuse_unknown_settings
-from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec
-from rerankd.scorers.pair_prompt import PairPrompt, check_instruction, parts_of
-from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
+from rerankd.scorers.base import Kinds, Made, ScorerSpec
+from rerankd.scorers.pair_prompt import PairPrompt, PromptedPairs, check_instruction, parts_of
+from rerankd.scorers.ranking import ActivationName
 from rerankd.scorers.templates import is_recognised, read_prompt_template, single_token
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import YesNoTemplate
-from rerankd.tasks.encoding import Encoding, stacked
+from rerankd.tasks.encoding import stacked
 from rerankd.tasks.read_tokens import ReadTokens
 
 
@@ -39,7 +39,7 @@ class YesNoOptions(BaseModel):
     )
 
 
-class YesNo:
+class YesNo(PromptedPairs):
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -50,10 +50,8 @@ class YesNo:
         pad_id: int,
         activation: str,
     ) -> None:
-        self._prompt = PairPrompt(tokenizer, template, instruction=instruction, max_length=max_length)
-        self.max_length = max_length
-        self.pad_id = pad_id
-        self.activation: Activation = ACTIVATIONS[activation]
+        prompt = PairPrompt(tokenizer, template, instruction=instruction, max_length=max_length)
+        super().__init__(prompt, pad_id=pad_id, activation=activation)
         answers = {"positive": template.positive, "negative": template.negative}
         tokens = tuple(
             answer if isinstance(answer, int) else single_token(tokenizer, answer, option=name)
@@ -84,30 +82,6 @@ class YesNo:
         )
         _check_answers(read, scorer)
         return scorer
-
-    def encode(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        max_document_tokens: int | None,
-        instruction: str | None = None,
-        owner: str = "",  # noqa: ARG002 - nothing is kept
-    ) -> EncodedPairs[Encoding]:
-        """As `PairPrompt.encode`."""
-        return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
-
-    def room(self, query: str, instruction: str | None = None) -> int:
-        """As `PairPrompt.room`."""
-        return self._prompt.room(query, instruction)
-
-    def edges(self, texts: Sequence[str]) -> list[Edges]:
-        """As `PairPrompt.edges`."""
-        return self._prompt.edges(texts)
-
-    def drops(self, text: str) -> bool:
-        """As `PairPrompt.drops`."""
-        return self._prompt.drops(text)
 
     def by_kind(self, kinds: Kinds[Made], /) -> Made:
         return kinds.pairs(self)

@@ -32,7 +32,7 @@ from rerankd.scorers.list_prompt import (
     identifier_texts,
     refuse_instruction,
 )
-from rerankd.scorers.templates import Neutraliser, read_prompt_template
+from rerankd.scorers.templates import ControlTokenEscaper, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 from rerankd.tasks.encoding import Encoding
 from rerankd.tasks.read_tokens import ReadTokens
@@ -77,7 +77,7 @@ class First:
         self._tokenizer = tokenizer
         self._template = template
         identifiers = identifier_texts(template.identifiers, count=plan.window)
-        self._prompt = ListPrompt(template, identifiers, Neutraliser(tokenizer, template.chat))
+        self._prompt = ListPrompt(template, identifiers, ControlTokenEscaper(tokenizer, template.chat))
         self.plan = plan
         self.max_length = max_length
         self.pad_id = pad_id

@@ -30,7 +30,7 @@ from rerankd.scorers.list_prompt import (
     identifier_texts,
     refuse_instruction,
 )
-from rerankd.scorers.templates import Neutraliser, read_prompt_template
+from rerankd.scorers.templates import ControlTokenEscaper, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 from rerankd.tasks.base import Task
 from rerankd.tasks.generate import Chat, Conversation, Generate, Generated, Message, Prompt
@@ -93,7 +93,7 @@ class TokenWriter:
     def __init__(self, tokenizer: Tokenizer, template: GenerativeTemplate, *, max_length: int) -> None:
         self._tokenizer = tokenizer
         self._answer_tokens = template.answer_tokens
-        self.clean = Neutraliser(tokenizer, template.chat)
+        self.clean = ControlTokenEscaper(tokenizer, template.chat)
         self.max_length = self.longest = max_length
         self.task = Generate(decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)))
 

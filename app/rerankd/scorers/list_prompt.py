@@ -98,16 +98,16 @@ def identifier_texts(kind: Identifiers, *, count: int) -> list[str]:
 
 
 class ListPrompt:
-    """Writes prompts. `neutralise` makes control tokens in a caller's texts harmless."""
+    """Writes prompts. `escape` makes control tokens in a caller's texts harmless."""
 
-    def __init__(self, template: ListTemplate, identifiers: Sequence[str], neutralise: Callable[[str], str]) -> None:
+    def __init__(self, template: ListTemplate, identifiers: Sequence[str], escape: Callable[[str], str]) -> None:
         self.template = template
         self._identifiers = identifiers
-        self._neutralise = neutralise
+        self._escape = escape
 
     def clean(self, text: str) -> str:
         """One line, in which nothing reads as an identifier or a control token: else a passage could name itself."""
-        return _IDENTIFIER.sub(r"(\1)", self._neutralise(" ".join(text.split())))
+        return _IDENTIFIER.sub(r"(\1)", self._escape(" ".join(text.split())))
 
     def opening(self, query: str, *, count: int) -> str:
         """What all windows of `count` candidates begin with; `query` is clean."""

@@ -19,7 +19,7 @@ from rerankd.scorers.base import Edges, EncodedPairs
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.edges import token_edges
 from rerankd.scorers.ranking import ACTIVATIONS, Activation
-from rerankd.scorers.templates import Neutraliser, fill, placeholders
+from rerankd.scorers.templates import ControlTokenEscaper, fill, placeholders
 from rerankd.scorers.tokenizer_files import drops
 from rerankd.tasks.encoding import Encoding
 
@@ -117,7 +117,7 @@ class PairPrompt:
         self._tokenizer = tokenizer
         self._template = template
         self._instruction = instruction
-        self._neutralise = Neutraliser(tokenizer, "".join(template.prompt))
+        self._escape = ControlTokenEscaper(tokenizer, "".join(template.prompt))
         self.max_length = max_length
 
     @property
@@ -140,7 +140,7 @@ class PairPrompt:
         limit = len(frame.opening_tokens) + room
         parts = read_parts(
             documents,
-            lambda texts: self._tokenize([frame.opening + self._neutralise(text) for text in texts]),
+            lambda texts: self._tokenize([frame.opening + self._escape(text) for text in texts]),
             enough=lambda ids: len(ids) >= limit + room,
             reach=Reach.of(limit),
         )
@@ -180,12 +180,12 @@ class PairPrompt:
         """The ids of the document's part with what stands behind the document there: it may merge with its end."""
         if not frame.closing:
             return []
-        return self._tokenize([frame.opening + self._neutralise(text) + frame.closing for text in documents])
+        return self._tokenize([frame.opening + self._escape(text) + frame.closing for text in documents])
 
     def _frame(self, query: str, instruction: str | None) -> _Frame:
         if instruction is not None and not self.takes_instruction:
             raise InvalidRequest("this model does not take an instruction; leave it out")
-        values = {"query": self._neutralise(query), "instruction": self._said(instruction)}
+        values = {"query": self._escape(query), "instruction": self._said(instruction)}
         at = next(index for index, part in enumerate(self._template.prompt) if "{document}" in part)
         texts = [fill(part, values) for part in self._template.prompt]
         opening, closing = (fill(side, values) for side in self._template.prompt[at].split("{document}"))
@@ -200,7 +200,7 @@ class PairPrompt:
         )
 
     def _said(self, instruction: str | None) -> str:
-        said = self._instruction if instruction is None else self._neutralise(instruction)
+        said = self._instruction if instruction is None else self._escape(instruction)
         return fill(self._template.instruction_form, {"instruction": said}) if said else ""
 
     def _ids(self, texts: Sequence[str]) -> IntArray:

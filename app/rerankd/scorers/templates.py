@@ -84,8 +84,8 @@ def placeholders(text: str) -> set[str]:
     return set(re.findall(r"\{(\w+)\}", text))
 
 
-class Neutraliser:
-    """Makes control tokens inside of a caller's texts plain text: a document that ends its turn, or begins one for the
+class ControlTokenEscaper:
+    """Escapes control tokens in a caller's texts: a document that ends its turn, or begins one for the
     system, would be obeyed. A space after the first character keeps the tokenizer from seeing them. So it is with roles
     that a template writes and the tokenizer has no token for: Zephyr's `<|user|>` is plain text, and obeyed as well.
     """

@@ -16,13 +16,13 @@ tell the client of an error. When the client hangs up, the front end raises `Cal
 task; either stops the work, and the key pays for what was computed by then.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from types import TracebackType
 from typing import Final, Self
 
+from rerankd.concurrency.gathering import gather_or_cancel
 from rerankd.domain import Document, RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 from rerankd.gateway.failures import failure_of
@@ -177,22 +177,8 @@ class GatewayCall:
             for index, request in waiting:
                 results[index] = await self._service.rerank(request)
 
-        running = [asyncio.create_task(work()) for _ in requests[:_CONCURRENT_QUERIES]]
-        try:
-            await asyncio.gather(*running)
-        finally:
-            await _end(running)
+        await gather_or_cancel(work() for _ in requests[:_CONCURRENT_QUERIES])
         return [results[index] for index in range(len(requests))]
-
-
-async def _end(running: list[asyncio.Task[None]]) -> None:
-    """Cancel tasks, wait for their end and forget them. The error of one holds the frame that awaited it: with the task
-    in that frame the request would stay in memory until the garbage collector comes.
-    """
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
-    running.clear()
 
 
 def _bytes_of(request: RerankRequest) -> int:

@@ -1,6 +1,5 @@
 """Ranks a list: candidates go through the model in windows, by a schedule; windows of many requests share batches."""
 
-import asyncio
 from collections.abc import Sequence
 from time import perf_counter
 from typing import Generic, TypeVar
@@ -11,6 +10,7 @@ from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.ticket import Ticket
 from rerankd.batching.work import WorkItem
+from rerankd.concurrency.gathering import gather_or_cancel
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, InvalidRequest, ScoringFailed
@@ -92,7 +92,7 @@ class _Ranking(Generic[T, R]):
     async def _rank(self, windows: Sequence[Window], ticket: Ticket[T, R]) -> list[list[int]]:
         """The candidates of each window in order of relevance: one trip through the batcher for all of them."""
         started = perf_counter()
-        encoded = await asyncio.gather(*map(self._encode, windows))
+        encoded = await gather_or_cancel(map(self._encode, windows))
         tokenized = perf_counter()
         items = items_of(self._scorer.task, [one.encoding for one in encoded], scope=self._options.scope)
         ticket.correct(self._tokenized(windows, encoded, items))

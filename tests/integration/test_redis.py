@@ -1,13 +1,14 @@
 """A real Redis behind the service: shared scores, no text in it, and no request that suffers when it is ill."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import statistics
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +25,7 @@ from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
 from rerankd.errors import CacheUnavailable, ConfigError
 from rerankd.serving.assembly import running_service
 from rerankd.serving.service import RerankService
+from rerankd.telemetry.logs import request_id
 from rerankd.telemetry.metrics import PrometheusObserver
 from tests.fakes import ArithmeticEngine, FakeService, RecordingObserver, score_of
 from tests.garbage import kept_garbage, of_ours
@@ -313,6 +315,34 @@ async def test_when_redis_is_back_it_is_used_again_at_once_and_no_answer_is_anot
                 _check(answer, documents)
             assert [answer.cached for answer in answers] == [40] * 64
             assert not cache.is_open
+
+
+async def test_what_the_probe_logs_belongs_to_no_request(redis: Server) -> None:
+    told: dict[str, str | None] = {}
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told[record.getMessage()] = request_id.get()
+
+    listener = Listener()
+    logger = logging.getLogger("rerankd.cache.redis")
+    cache = open_cache(f"redis://127.0.0.1:{redis.port}?timeout_ms=20&probe_ms=20")
+    assert isinstance(cache, RedisCache)
+    logger.addHandler(listener)
+    asked = request_id.set("the first one that failed")
+    try:
+        _hang(redis)
+        while not cache.is_open:
+            with suppress(CacheUnavailable):
+                await cache.get_many([b"key"])
+        redis.process.send_signal(signal.SIGCONT)
+        await _until(lambda: not cache.is_open)
+        assert told["Redis is back"] is None
+    finally:
+        request_id.reset(asked)
+        logger.removeHandler(listener)
+        redis.process.send_signal(signal.SIGCONT)
+        await cache.close()
 
 
 async def test_more_requests_at_a_time_than_connections_all_get_their_turn(redis: Server) -> None:

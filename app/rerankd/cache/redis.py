@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
+from contextvars import Context
 from typing import Any, Final, TypeVar
 from urllib.parse import SplitResult, unquote, urlunsplit
 
@@ -200,7 +201,8 @@ class RedisCache:
 
     def _give_up(self) -> None:
         if not self.is_open:
-            self._probe = asyncio.create_task(self._probe_until_back(), name="redis-probe")
+            # In a context of its own: what it logs is not a part of the request that failed.
+            self._probe = asyncio.create_task(self._probe_until_back(), name="redis-probe", context=Context())
 
     def _told(self, error: Exception) -> str:
         """An error as the log may have it: some servers repeat what they were sent, the password too."""

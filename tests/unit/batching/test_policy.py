@@ -105,7 +105,7 @@ def test_who_is_let_in_under_overload_is_answered_in_time(documents: list[int], 
     simulation.run()
     admitted = [request for request in simulation.requests if request.refusal is None]
     assert sum(request.latency_s < float("inf") for request in admitted) >= 0.99 * len(admitted)
-    offered, taken = (sum(len(request.lengths) for request in some) for some in (simulation.requests, admitted))
+    offered, taken = (sum(len(request.lengths) for request in group) for group in (simulation.requests, admitted))
     assert taken < 0.5 * offered
     assert taken / 60 > 0.85 * pairs_per_s, "refusing does not leave the engine idle"
 
@@ -190,7 +190,7 @@ def test_equal_callers_are_let_in_equally() -> None:
     ],
 )
 @pytest.mark.parametrize("deadline_s", [2.0, inf])
-def test_a_caller_below_its_part_is_let_in_and_answered_soon(
+def test_a_caller_below_its_share_is_admitted_and_answered_soon(
     loads: list[float], documents: int, seeds: int, deadline_s: float
 ) -> None:
     """Once it has asked for something: of those before the first 20 s many meet a queue that did not expect them."""
@@ -198,12 +198,12 @@ def test_a_caller_below_its_part_is_let_in_and_answered_soon(
         [
             request
             for seed in range(seeds)
-            for request in _callers(some, seed=seed, documents=documents, deadlines_s=[deadline_s, 2.0, 2.0])[
+            for request in _callers(sent, seed=seed, documents=documents, deadlines_s=[deadline_s, 2.0, 2.0])[
                 0
             ].requests
             if request.terms.caller == "0" and request.arrived > 20
         ]
-        for some in (loads, loads[:1])
+        for sent in (loads, loads[:1])
     )
     answered = [request for request in light if request.latency_s < inf]
     assert len(answered) >= 0.97 * len(light)

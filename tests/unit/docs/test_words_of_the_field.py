@@ -20,6 +20,7 @@ _OLD: Final = {
     # a dot product is the field's word, a matrix product is a matmul
     r"(?<!dot )(?<!inner )(?<!tensor )(?<!itertools import )\bproducts\b": "matmuls",
     r"\bportions?\b": "chunk",
+    r"\bfor some(?: in|,) ": "name what is taken",
     r"\b_?aside\(": "run_in_thread()",
     rf"\blet_go\b|\blet{_GAP}go{_GAP}of\b": "release",
     r"\bPlace\b|\b_Keeper\b|\bweigh_rows\b|\bRoom\b": "Ticket, ModelLoader, softmax_rows, Workspace",

@@ -141,7 +141,7 @@ async def test_keys_differ_by_model_query_and_length_and_expire(
         assert all(90 < int(client.ttl(key)) <= 100 for key in keys)
 
 
-async def test_what_somebody_wrote_into_redis_is_not_believed_where_entries_are_signed(
+async def test_a_foreign_entry_in_redis_is_ignored_where_entries_are_signed(
     tmp_path: Path, tiny_model: Path, redis: Server
 ) -> None:
     secret = SecretStr("a secret of the operator's")

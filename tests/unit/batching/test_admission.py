@@ -82,7 +82,7 @@ def test_what_is_larger_than_the_limit_may_come_when_nothing_waits() -> None:
     assert refusal.retry_after_s == pytest.approx(300 * SECONDS_PER_TOKEN)
 
 
-def test_who_has_its_part_of_a_full_queue_may_come_when_some_of_that_is_done() -> None:
+def test_a_caller_with_its_share_of_a_full_queue_may_retry_when_part_of_it_is_done() -> None:
     """Of 1,600 tokens too many only ten are its own, and half of what is done is its own."""
     waiting = [(2000, Terms(caller="heavy")), (450, Terms(caller="light"))]
     refusal = _verdict(_admission(limit=1000, waiting=waiting), 60, Terms(caller="light"))
@@ -99,7 +99,7 @@ def test_who_has_its_part_of_a_full_queue_may_come_when_some_of_that_is_done() -
         ),
     ],
 )
-def test_who_would_make_a_later_deadline_be_missed_comes_back_when_it_would_not(
+def test_a_request_that_endangers_a_later_deadline_may_retry_when_it_does_not(
     waiting: int, due: float, told_s: float
 ) -> None:
     admission = _admission(waiting=[(waiting, Terms(deadline=due))])
@@ -126,7 +126,7 @@ def test_short_times_are_told_in_milliseconds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "waiting", "let_in"),
+    ("tokens", "waiting", "admitted"),
     [
         pytest.param(500, [], True, id="it could be done before the engine was slow"),
         pytest.param(5000, [], False, id="it could never be done"),
@@ -134,22 +134,22 @@ def test_short_times_are_told_in_milliseconds() -> None:
     ],
 )
 def test_an_engine_that_was_slow_is_tried_again_when_it_is_idle(
-    tokens: int, waiting: Sequence[tuple[int, Terms]], let_in: bool
+    tokens: int, waiting: Sequence[tuple[int, Terms]], admitted: bool
 ) -> None:
     admission = _admission(waiting=waiting, stalled=3)
-    assert (_verdict(admission, tokens, Terms(deadline=1.0)) is None) == let_in
-    if let_in:
+    assert (_verdict(admission, tokens, Terms(deadline=1.0)) is None) == admitted
+    if admitted:
         assert isinstance(_verdict(admission, tokens, Terms(deadline=1.0)), DeadlineExceeded), "and not all at once"
 
 
-@pytest.mark.parametrize(("tokens", "waiting", "let_in"), [(5000, 0, True), (5000, 300, True), (5000, 400, False)])
-def test_who_takes_a_partial_answer_is_let_in_when_half_of_the_time_is_left_for_it(
-    tokens: int, waiting: int, let_in: bool
+@pytest.mark.parametrize(("tokens", "waiting", "admitted"), [(5000, 0, True), (5000, 300, True), (5000, 400, False)])
+def test_a_request_for_a_partial_answer_is_admitted_if_half_of_its_time_is_left(
+    tokens: int, waiting: int, admitted: bool
 ) -> None:
     admission = _admission(waiting=[(waiting, Terms(deadline=0.5))] if waiting else [])
     refusal = _verdict(admission, tokens, Terms(deadline=1.0, partial=True))
-    assert (refusal is None) == let_in
-    assert let_in or isinstance(refusal, Overloaded)
+    assert (refusal is None) == admitted
+    assert admitted or isinstance(refusal, Overloaded)
 
 
 @pytest.mark.parametrize(("deadline", "admitted"), [(1.7, True), (1.4, False)])
@@ -172,13 +172,13 @@ def test_work_without_a_deadline_stands_back() -> None:
     assert _verdict(_admission(waiting=[(5000, Terms())]), 500, Terms(deadline=1.0)) is None
 
 
-def test_nobody_is_let_in_at_the_cost_of_somebody_who_was() -> None:
+def test_no_request_is_admitted_at_the_cost_of_an_admitted_one() -> None:
     admission = _admission(waiting=[(600, Terms(deadline=1.0))])
     assert isinstance(_verdict(admission, 300, Terms(deadline=0.9)), Overloaded)
     assert _verdict(admission, 50, Terms(deadline=0.9)) is None
 
 
-def test_who_has_nothing_waiting_is_let_in_when_its_request_just_fits() -> None:
+def test_a_caller_with_an_empty_queue_is_admitted_when_its_request_just_fits() -> None:
     """Two fifths more room for surprises is for somebody that has more than one request."""
     waiting = [(600, Terms(caller="heavy", deadline=1.0))]
     assert isinstance(_verdict(_admission(waiting=waiting), 250, Terms(caller="heavy", deadline=1.0)), Overloaded)
@@ -187,16 +187,16 @@ def test_who_has_nothing_waiting_is_let_in_when_its_request_just_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "let_in", "refused"),
+    ("asked", "admitted", "refused"),
     [
         pytest.param(100, 430, 460, id="what others asked for lately"),
         pytest.param(10**6, 90, 130, id="at most an equal part"),
     ],
 )
-def test_nobody_is_promised_what_others_may_still_claim(asked: int, let_in: int, refused: int) -> None:
+def test_no_request_is_promised_what_others_may_still_claim(asked: int, admitted: int, refused: int) -> None:
     admission = _admission(waiting=[(300, Terms(caller="heavy", deadline=1.0))])
     admission.check(_work(asked), Terms(caller="other"), now=0.0, busy_s=0.0)
-    assert _verdict(admission, let_in, Terms(caller="heavy", deadline=1.0)) is None
+    assert _verdict(admission, admitted, Terms(caller="heavy", deadline=1.0)) is None
     assert isinstance(_verdict(admission, refused, Terms(caller="heavy", deadline=1.0)), Overloaded)
 
 
@@ -224,7 +224,7 @@ def test_a_request_that_is_being_tokenized_waits_already() -> None:
     assert _verdict(admission, 160, Terms(caller="heavy", deadline=1.0)) is None
 
 
-def test_who_waits_for_its_part_is_told_how_long_its_own_work_takes_beside_others() -> None:
+def test_retry_after_is_how_long_the_callers_own_work_takes_beside_others() -> None:
     """Of 1,000 tokens a second a quarter are its own, and what is too much is its own."""
     waiting = [(100, Terms(caller="heavy", deadline=0.9)), (300, Terms(caller="other", deadline=0.9))]
     admission = _admission(waiting=waiting)
@@ -328,13 +328,13 @@ _FOR_FIVE_MINUTES = Terms(caller="heavy", deadline=300.0)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "let_in"),
+    ("tokens", "admitted"),
     [pytest.param(1_000, True, id="a light one"), pytest.param(60_000, False, id="as heavy as the other")],
 )
-def test_a_newcomer_is_refused_only_for_what_would_be_served_before_it(tokens: int, let_in: bool) -> None:
+def test_a_newcomer_is_refused_only_for_what_would_be_served_before_it(tokens: int, admitted: bool) -> None:
     """The heavy caller's deadlines are in danger already, and all of them are earlier."""
     admission = _admission(waiting=[(400_000, _FOR_FIVE_MINUTES)])
-    assert (_verdict(admission, tokens, Terms(caller="light", deadline=301.0)) is None) == let_in
+    assert (_verdict(admission, tokens, Terms(caller="light", deadline=301.0)) is None) == admitted
 
 
 def test_a_light_caller_waits_for_itself_and_for_other_light_ones() -> None:

@@ -239,7 +239,7 @@ def test_equal_callers_share_the_engine_evenly() -> None:
     assert sum(number % 2 for number in served) == pytest.approx(10, abs=1)
 
 
-def test_who_asks_for_little_at_a_time_goes_before_who_floods_the_queue_and_starves_nobody() -> None:
+def test_a_light_caller_goes_before_a_flooding_one_and_starves_no_caller() -> None:
     planner = _planner(tokens=16)
     for number in range(400):
         planner.add(_entries(number, [16]), Terms(caller="heavy"))
@@ -295,7 +295,7 @@ class _Unforgetting(BatchPlanner):
         max_size=40,
     )
 )
-def test_who_is_forgotten_is_served_as_if_it_were_not(events: list[tuple[int, list[int]] | None]) -> None:
+def test_a_dropped_idle_caller_is_served_as_if_it_were_kept(events: list[tuple[int, list[int]] | None]) -> None:
     """A caller's request, or a batch: large enough that credit is used up and comes back."""
     planners = [kind(max_batch_tokens=30_000, max_batch_pairs=4) for kind in (BatchPlanner, _Unforgetting)]
     for number, event in enumerate(events):
@@ -353,7 +353,7 @@ def test_what_is_too_late_already_does_not_make_others_late(partial: bool, first
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.0, 5.0), st.booleans()), min_size=1, max_size=20))
-def test_nobody_who_can_be_in_time_stands_behind_somebody_who_cannot(asked: list[tuple[int, float, bool]]) -> None:
+def test_a_request_that_can_be_in_time_never_waits_behind_one_that_cannot(asked: list[tuple[int, float, bool]]) -> None:
     planner = _planner(tokens=16)
     for number, (pairs, deadline, partial) in enumerate(asked):
         planner.add(_entries(number, [16] * pairs), Terms(deadline=deadline, partial=partial))

@@ -97,7 +97,7 @@ def test_requests_of_one_size_pad_each_other_little() -> None:
 
 @pytest.mark.parametrize("documents", [[30], [10, 30, 100]])
 @pytest.mark.parametrize("seed", range(3))
-def test_who_is_let_in_under_overload_is_answered_in_time(documents: list[int], seed: int) -> None:
+def test_requests_admitted_under_overload_are_answered_in_time(documents: list[int], seed: int) -> None:
     simulation = Simulation(seed=seed, noise=0.3)
     mean = sum(documents) / len(documents)
     pairs_per_s = 2 * 4 / pass_s([142] * 4)
@@ -136,7 +136,7 @@ _TEN_UNEQUAL = [3 * weight / 55 for weight in range(1, 11)]
 
 @pytest.mark.parametrize("loads", [_FOUR_EQUAL, _ONE_BESIDE_TEN_TIMES_ITS_LOAD, _TEN_UNEQUAL])
 @pytest.mark.parametrize("seed", range(2))
-def test_however_many_callers_there_are_who_is_let_in_is_answered_in_time(loads: list[float], seed: int) -> None:
+def test_with_any_number_of_callers_admitted_requests_are_answered_in_time(loads: list[float], seed: int) -> None:
     simulation, pairs_per_s = _callers(loads, seed=seed)
     admitted = [request for request in simulation.requests if request.refusal is None]
     assert sum(request.latency_s < float("inf") for request in admitted) >= 0.99 * len(admitted)
@@ -174,10 +174,10 @@ def test_a_light_caller_does_not_pay_for_what_was_promised_to_a_heavy_one() -> N
     assert _quantile(answered, 0.95) <= 1.5 * _quantile(alone[:-1], 0.95)
 
 
-def test_equal_callers_are_let_in_equally() -> None:
+def test_equal_callers_are_admitted_equally() -> None:
     simulation, _ = _callers(_FOUR_EQUAL, seed=8)
-    let_in = Counter(request.terms.caller for request in simulation.requests if request.refusal is None)
-    assert max(let_in.values()) <= 1.2 * min(let_in.values())
+    admitted = Counter(request.terms.caller for request in simulation.requests if request.refusal is None)
+    assert max(admitted.values()) <= 1.2 * min(admitted.values())
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_long_stall_does_not_close_the_door_for_ever() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_who_comes_back_when_told_is_let_in_then_and_not_long_before(seed: int) -> None:
+def test_a_request_that_retries_as_told_is_admitted_then_and_not_long_before(seed: int) -> None:
     simulation = Simulation(seed=seed)
     for _ in range(10):
         simulation.submit(lengths_of(simulation.rng, 30), Terms(deadline=1.2))

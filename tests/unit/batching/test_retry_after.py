@@ -68,12 +68,12 @@ def _refusals(overload: Overload, *, seed: int) -> Iterator[Refusal]:
         refused, ahead_s = _refused(simulation, overload, rng)
         told = refused.refusal
         assert isinstance(told, Overloaded)
-        let_in = refused
-        while let_in.refusal:
+        admitted = refused
+        while admitted.refusal:
             simulation.go_to(simulation.now + _PROBE_S)
             terms = Terms(deadline=simulation.now + ahead_s, caller=refused.terms.caller)
-            let_in = simulation.submit(refused.lengths, terms)
-        yield Refusal(told.retry_after_s, let_in.arrived - refused.arrived)
+            admitted = simulation.submit(refused.lengths, terms)
+        yield Refusal(told.retry_after_s, admitted.arrived - refused.arrived)
 
 
 def _refused(simulation: Simulation, overload: Overload, rng: Random) -> tuple[Request, float]:

@@ -33,7 +33,7 @@ async def setup() -> _Setup:
     return setup
 
 
-async def test_what_was_put_is_found_by_all_who_have_the_secret(setup: _Setup) -> None:
+async def test_every_process_with_the_secret_finds_an_entry(setup: _Setup) -> None:
     assert await setup.with_secret(_SECRET).get_many(list(_ENTRIES)) == list(_ENTRIES.values())
     assert await setup.cache.get_many([bytes(16), b"x" * 16]) == [bytes(12), None]
     assert setup.refused == 0

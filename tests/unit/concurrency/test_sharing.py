@@ -32,7 +32,7 @@ async def test_a_free_place_is_taken_at_once_and_a_taken_one_waited_for() -> Non
     assert order == ["first in", "first out", "second in", "second out"]
 
 
-async def test_a_turn_is_followed_by_another_one_unless_somebody_else_is_next() -> None:
+async def test_a_turn_is_followed_by_the_same_callers_unless_another_is_next() -> None:
     turns = Turns(1)
     mine = await turns.enter(Share(caller="a", cost=10))
     mine = await turns.again(mine, Share(caller="a", cost=10))
@@ -47,7 +47,7 @@ async def test_a_turn_is_followed_by_another_one_unless_somebody_else_is_next() 
     turns.leave(await again)
 
 
-async def test_who_goes_away_while_it_waits_holds_nothing() -> None:
+async def test_a_caller_that_is_cancelled_while_it_waits_holds_nothing() -> None:
     turns = Turns(1)
     held = await turns.enter(_A)
     waiting = [asyncio.ensure_future(turns.enter(_A)) for _ in range(2)]
@@ -58,7 +58,7 @@ async def test_who_goes_away_while_it_waits_holds_nothing() -> None:
     assert await waiting[1]
 
 
-async def test_who_goes_away_in_the_moment_of_its_turn_gives_it_back() -> None:
+async def test_a_caller_that_is_cancelled_as_its_turn_comes_gives_it_back() -> None:
     turns = Turns(1)
     held = await turns.enter(_A)
     unlucky, next_one = (asyncio.ensure_future(turns.enter(_A)) for _ in range(2))
@@ -95,7 +95,7 @@ async def test_a_call_that_was_cancelled_while_it_waited_never_starts() -> None:
     assert started == []
 
 
-async def test_who_asks_and_goes_away_again_and_again_holds_no_more_threads_than_its_own() -> None:
+async def test_a_caller_that_cancels_repeatedly_holds_only_its_own_threads() -> None:
     """A call that runs cannot be stopped: its thread is taken until its end, and its caller answers for it."""
     gate = threading.Event()
     with SharedWorker.open(name="test", threads=2, per_caller=1) as shared:

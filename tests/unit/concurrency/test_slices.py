@@ -72,7 +72,7 @@ async def test_calls_of_one_round_of_the_loop_share_one_slice() -> None:
     assert len(seen) == 5
 
 
-async def test_while_somebody_waits_nothing_is_done_out_of_turn() -> None:
+async def test_while_a_caller_waits_no_work_runs_out_of_turn() -> None:
     seen: list[str] = []
     loop = SharedLoop()
     large = asyncio.create_task(loop.run(Share(caller="a"), _busy(seen, "a", 5)))

@@ -60,7 +60,7 @@ def test_a_caller_holds_no_more_places_than_its_own() -> None:
     assert [queue.next(), queue.next()] == [2, None]
 
 
-def test_who_was_away_may_catch_up_by_its_credit_and_no_more() -> None:
+def test_a_caller_that_was_idle_catches_up_by_its_credit_at_most() -> None:
     queue = TurnQueue(1)
     for number in range(100):
         queue.add(number, Share(caller="always", cost=100_000))
@@ -72,7 +72,7 @@ def test_who_was_away_may_catch_up_by_its_credit_and_no_more() -> None:
     assert sum(number < 100 for number in first[8:]) == pytest.approx(6, abs=1)
 
 
-def test_who_asks_no_longer_gets_no_turn() -> None:
+def test_a_withdrawn_request_gets_no_turn() -> None:
     queue = TurnQueue(1)
     for number in range(3):
         queue.add(number, Share())

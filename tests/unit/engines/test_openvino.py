@@ -209,7 +209,7 @@ def test_the_default_precision_is_the_cpus(tiny_model: Path) -> None:
     assert load(tiny_model).name.split("/")[2] == ("bfloat16" if native else "float32")
 
 
-def test_cores_are_divided_into_workers_of_so_many_threads(tiny_model: Path) -> None:
+def test_cores_are_divided_among_workers_by_their_threads(tiny_model: Path) -> None:
     assert load_engine("openvino", EngineSpec(folder=tiny_model, pad_id=0, workers=3)).workers == 3
     assert load(tiny_model, threads=1000).workers == 1
 

@@ -59,7 +59,7 @@ def test_what_writes_no_spaces_is_cut_all_the_same(text: str, words: int, kept: 
 
 
 @given(st.text(alphabet="ab \u3042\u3044", max_size=200), st.integers(0, 30))
-def test_a_cut_text_is_a_beginning_of_at_most_so_many_words(text: str, words: int) -> None:
+def test_a_cut_text_is_a_beginning_of_at_most_this_many_words(text: str, words: int) -> None:
     clean = " ".join(text.split())
     cut = cut_words(clean, words)
     assert clean.startswith(cut)

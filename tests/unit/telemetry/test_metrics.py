@@ -133,7 +133,7 @@ def test_the_cache_is_counted_from_zero(observer: PrometheusObserver) -> None:
     assert _value(observer, "rerank_cache_errors_total", operation="put") == 1
 
 
-async def test_the_cache_and_what_is_held_are_measured_when_somebody_looks(observer: PrometheusObserver) -> None:
+async def test_cache_and_held_bytes_are_measured_when_metrics_are_scraped(observer: PrometheusObserver) -> None:
     cache = MemoryCache(max_entries=10)
     held = HeldBytes(1000)
     observer.cache_opened(entries=cache.__len__, size=lambda: cache.size)

@@ -121,7 +121,7 @@ async def test_an_open_loop_with_few_connections_counts_the_wait_for_one() -> No
     assert slowest > 0.4
 
 
-async def test_a_stall_is_counted_for_all_who_would_have_arrived_in_it() -> None:
+async def test_a_stall_counts_for_every_request_that_would_have_arrived_in_it() -> None:
     """A closed loop of one client sees a stall once: its median hides it. The open loop's does not."""
     window = Window(warmup_s=0, seconds=0.8, timeout_s=5)
     async with canned_server(_Stalling(after=5, seconds=0.5)) as url:

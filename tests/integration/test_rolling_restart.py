@@ -7,13 +7,14 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
 from loadtest.rolling_restart import Deployment, deployed, kill_one, loaded, restart_all
-from loadtest.servers import HAPROXY_CONFIGURATION, free_port, haproxy_server, rerankd_server
+from loadtest.servers import HAPROXY_CONFIGURATION, free_port, haproxy_server, rerankd_server, wait_until_ready
 from rerankd.tools.benchmark.workload import Shape
 from tests.registry_files import write_registry
 from tests.requirements import require_program
@@ -34,11 +35,13 @@ def deployment(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_the_log_names_the_client_behind_the_load_balancer(tiny_model: Path, tmp_path: Path) -> None:
     require_program("haproxy")
     registry = write_registry(tmp_path, [{"name": "tiny", "path": tiny_model}])
-    with (
-        rerankd_server(tmp_path, registry, RERANKD_TRUSTED_PROXIES="127.0.0.1", RERANKD_LOG_FORMAT="json") as server,
-        haproxy_server(tmp_path, [server.port]) as proxy,
-        httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.7")) as client,
-    ):
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            rerankd_server(tmp_path, registry, RERANKD_TRUSTED_PROXIES="127.0.0.1", RERANKD_LOG_FORMAT="json")
+        )
+        wait_until_ready(server)  # or the load balancer's first check takes it out
+        proxy = stack.enter_context(haproxy_server(tmp_path, [server.port]))
+        client = stack.enter_context(httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.7")))
         lies = {"X-Forwarded-For": "1.2.3.4"}
         assert client.get(f"{proxy.url}/v1/models", headers=lies, timeout=30).status_code == 200
         assert client.get(f"{server.url}/health", timeout=30).status_code == 200

@@ -40,6 +40,8 @@ _NEEDS_TORCH: Final = {
 _LONGEST: Final = "quality", "contract", "loadtest", "integration"
 # What is tested there is mostly outside of app/, or in processes of its own: measuring coverage would only cost time.
 _UNCOVERED: Final = "quality", "loadtest", "conformance"
+# Real processes under load, which a busy machine may starve. Such a test may fail once; pytest reports that as a rerun.
+_STARVABLE: Final = "loadtest", "integration", "conformance"
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own -m looks at the marks
@@ -49,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if item.path.parent.name in _UNCOVERED:
             item.add_marker(pytest.mark.uncovered)
+        if item.path.parent.name in _STARVABLE or item.get_closest_marker("timed"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=lambda item: _LONGEST.index(item.path.parent.name) if item.path.parent.name in _LONGEST else inf)
 
 

@@ -55,7 +55,7 @@ def test_isolation_compares_a_key_alone_and_beside_anothers_worst(registry: Path
 
 
 def test_overload_is_admitted_or_refused_and_over_afterwards(registry: Path) -> None:
-    few = ["--seconds", "1", "--documents", "5", "--max-waiting-tokens", "3000"]
+    few = ["--seconds", "1", "--times", "6", "--documents", "5", "--max-waiting-tokens", "1500"]
     claims = _run("overload", registry, *few)
     assert claims["overload: requests neither answered nor refused"]["holds"]
     assert claims["half of the clients leave: requests neither answered nor refused"]["holds"]

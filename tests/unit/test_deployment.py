@@ -210,7 +210,7 @@ def test_every_file_of_the_package_is_installed_with_it() -> None:
         for path in _ROOT.joinpath("app", *package.split(".")).glob(pattern)
     }
     made = {".py", ".pyc", ".so"}  # by Python, and by the build
-    others = {path for path in (_ROOT / "app").rglob("*.*") if path.is_file() and path.suffix not in made}
+    others = {path for path in (_ROOT / "app" / "rerankd").rglob("*.*") if path.is_file() and path.suffix not in made}
     assert others == {path for path in installed if not path.is_relative_to(_ROOT / "app" / "rerankd" / "models")}
 
 

@@ -56,6 +56,10 @@ ROLES = (
 Scores = Callable[[Path], FloatArray]
 
 
+def sigmoid(values: FloatArray) -> FloatArray:
+    return (1 / (1 + np.exp(-values))).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Case:
     """How a tiny model of a family is made, and what its scores are by somebody else: relevance, or with `raw` what is
@@ -254,6 +258,15 @@ CASES = [
         CAUSAL_FAMILIES["qwen3"],
         lambda folder: prompted_logits(folder, _ZERANK, QUERY, DOCUMENTS, token="Yes"),
         repository="zeroentropy/zerank-1-small",
+    ),
+    Case(
+        "zerank",
+        CAUSAL_FAMILIES["qwen3"],
+        # As it was before May 2026.
+        lambda folder: sigmoid(prompted_logits(folder, _ZERANK, QUERY, DOCUMENTS, token="Yes") / 5),
+        repository="zeroentropy/zerank-1-small",
+        options={"activation": {"scale": 0.2}},
+        name="scaled",
     ),
     Case(
         "ctxl-rerank-v2",

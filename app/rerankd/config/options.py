@@ -168,16 +168,18 @@ class _Step:
 
 def _walk(problem: ErrorDetails, shape: type[BaseModel], data: object) -> Sequence[tuple[str | int, _Step]]:
     """Each step of the way to a problem, with what lies there. Ends where pydantic goes on with its own names, those of
-    a union's members.
+    a union's members; before the keys of a table such a name is left out.
     """
     steps: list[tuple[str | int, _Step]] = []
     model: type | None = shape
-    for part in problem["loc"]:
+    for place, part in enumerate(problem["loc"], 1):
         if isinstance(part, str):
-            last = len(steps) == len(problem["loc"]) - 1 and problem["type"] in UNKNOWN_KEY
+            last = place == len(problem["loc"]) and problem["type"] in UNKNOWN_KEY
             known = fields_of(model).get(part) if model else None
-            if model is None or (known is None and not last):
+            if model is None:
                 break
+            if known is None and not last:
+                continue
             model = shape_in(known.annotation) if known else None
             data = data.get(part) if isinstance(data, Mapping) else None
         else:
@@ -260,11 +262,13 @@ def _owner(problem: ErrorDetails, shape: type[BaseModel]) -> tuple[type | None, 
     owner: type | None = None
     field = ""
     model: type | None = shape
-    for part in problem["loc"]:
+    for place, part in enumerate(problem["loc"], 1):
         if not isinstance(part, str) or model is None:
             continue
-        owner, field = model, part
         known = fields_of(model).get(part)
+        if known is None and place < len(problem["loc"]):
+            continue
+        owner, field = model, part
         model = shape_in(known.annotation) if known else None
     return owner, field
 

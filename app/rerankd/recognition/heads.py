@@ -8,12 +8,13 @@ import numpy as np
 
 from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError, few
+from rerankd.recognition.activations import ActivationName
 from rerankd.recognition.files import number_of, table_of
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.modules import read_modular_head
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
-_TORCH_ACTIVATIONS: Final[Mapping[str, str]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
+_TORCH_ACTIVATIONS: Final[Mapping[str, ActivationName]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 _PROBLEMS: Final = ("single_label_classification", "multi_label_classification", "regression")
 
@@ -71,7 +72,7 @@ def score_of(head: Head, logits: FloatArray) -> FloatArray:
     return log_odds
 
 
-def read_activation(files: ModelFiles, head: Head) -> str:
+def read_activation(files: ModelFiles, head: Head) -> ActivationName:
     """What turns the score into relevance, by the model's own word: `sigmoid` or `identity`.
 
     Raises:

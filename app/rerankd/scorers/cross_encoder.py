@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
+from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.heads import Head, read_activation, read_head, score_of
 from rerankd.recognition.kinds import (
     refuse_other_than_cross_encoder,
@@ -30,7 +31,7 @@ from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.document_tokenizer import DocumentTokenizer
 from rerankd.scorers.edges import token_edges
 from rerankd.scorers.pair_template import PairTemplate, read_template
-from rerankd.scorers.ranking import ACTIVATIONS, Activation, ActivationName
+from rerankd.scorers.ranking import Activation, activation_of
 from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 from rerankd.tasks.classify import Classify
@@ -46,8 +47,10 @@ class CrossEncoderOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    activation: ActivationName | None = Field(
-        default=None, description="`sigmoid` or `identity`; default: the model's own."
+    activation: ActivationSetting | None = Field(
+        default=None,
+        description="`sigmoid`, `identity`, or `{ scale, bias }` for sigmoid(scale * score + bias); default: the "
+        "model's own.",
     )
     label: int | None = Field(
         default=None, ge=0, description='Number of the output that means "relevant", for models with several.'
@@ -67,7 +70,7 @@ class CrossEncoder:
         *,
         max_length: int,
         pad_id: int,
-        activation: str,
+        activation: ActivationSetting,
         head: Head,
     ) -> None:
         self._tokenizer = tokenizer
@@ -78,7 +81,7 @@ class CrossEncoder:
         self._tokens = TokenCache(max_bytes=_REMEMBERED_BYTES)
         self.max_length = max_length
         self.pad_id = pad_id
-        self.activation: Activation = ACTIVATIONS[activation]
+        self.activation: Activation = activation_of(activation)
         self.fingerprint = json.dumps(["cross-encoder", max_length, head.label, head.problem])
 
     @classmethod

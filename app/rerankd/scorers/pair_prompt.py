@@ -13,12 +13,13 @@ from tokenizers import Tokenizer
 
 from rerankd.domain import IntArray
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
+from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.chat_template import ChatPrompt
 from rerankd.recognition.kinds import ModelFiles, default_prompt
 from rerankd.scorers.base import Edges, EncodedPairs
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.edges import token_edges
-from rerankd.scorers.ranking import ACTIVATIONS, Activation
+from rerankd.scorers.ranking import Activation, activation_of
 from rerankd.scorers.templates import ControlTokenEscaper, fill, placeholders
 from rerankd.scorers.tokenizer_files import drops
 from rerankd.tasks.encoding import Encoding
@@ -226,11 +227,11 @@ class PairPrompt:
 class PromptedPairs:
     """What scorers of pairs in a prompt share: how pairs are written. What the model's outputs mean is theirs."""
 
-    def __init__(self, prompt: PairPrompt, *, pad_id: int, activation: str) -> None:
+    def __init__(self, prompt: PairPrompt, *, pad_id: int, activation: ActivationSetting) -> None:
         self._prompt = prompt
         self.max_length = prompt.max_length
         self.pad_id = pad_id
-        self.activation: Activation = ACTIVATIONS[activation]
+        self.activation: Activation = activation_of(activation)
 
     def encode(
         self,

@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError
+from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.heads import Head, read_activation, read_head, score_of
 from rerankd.recognition.kinds import refuse_other_than_cross_encoder, refuse_unknown_settings
 from rerankd.recognition.tokenizer_settings import refuse_other_cuts
 from rerankd.scorers.base import Kinds, Made, ScorerSpec
 from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, PromptedPairs, check_instruction, parts_of
-from rerankd.scorers.ranking import ActivationName
 from rerankd.scorers.templates import is_recognised, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import YesNoTemplate
@@ -34,8 +34,8 @@ class PromptedClassifierOptions(BaseModel):
 
     template: str | None = Field(default=None, description="A template of `yes-no`; default: the folder's own prompt.")
     instruction: str | None = Field(default=None, description="Default: the template's.")
-    activation: ActivationName | None = Field(
-        default=None, description="`sigmoid` or `identity`; default: the model's own."
+    activation: ActivationSetting | None = Field(
+        default=None, description="As for `cross-encoder`; default: the model's own."
     )
     label: int | None = Field(
         default=None, ge=0, description='Number of the output that means "relevant", for models with several.'
@@ -43,7 +43,9 @@ class PromptedClassifierOptions(BaseModel):
 
 
 class PromptedClassifier(PromptedPairs):
-    def __init__(self, prompt: PairPrompt, *, pad_id: int, activation: str, head: Head, fingerprint: str) -> None:
+    def __init__(
+        self, prompt: PairPrompt, *, pad_id: int, activation: ActivationSetting, head: Head, fingerprint: str
+    ) -> None:
         super().__init__(prompt, pad_id=pad_id, activation=activation)
         self._head = head
         self.task = Classify(outputs=head.outputs)

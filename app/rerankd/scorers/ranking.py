@@ -1,13 +1,15 @@
 """Turns raw scores into an order. Pure: knows no clock, thread or I/O."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import repeat
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from rerankd.domain import FloatArray, RankedDocument, Scores
 from rerankd.errors import ScoringFailed
+from rerankd.recognition.activations import ActivationName, ActivationSetting, ScaledSigmoid
 
 Activation = Callable[[FloatArray], FloatArray]
 
@@ -22,8 +24,21 @@ def identity(values: FloatArray) -> FloatArray:
     return values
 
 
-ActivationName = Literal["sigmoid", "identity"]
-ACTIVATIONS: Final[Mapping[str, Activation]] = {"sigmoid": sigmoid, "identity": identity}
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    setting: ScaledSigmoid
+
+    def __call__(self, values: FloatArray) -> FloatArray:
+        scaled = np.asarray(values, dtype=np.float64) * self.setting.scale + self.setting.bias
+        return sigmoid(scaled.astype(np.float32))
+
+
+_BY_NAME: Final[Mapping[ActivationName, Activation]] = {"sigmoid": sigmoid, "identity": identity}
+
+
+def activation_of(setting: ActivationSetting) -> Activation:
+    """The function that a setting names."""
+    return _Scaled(setting) if isinstance(setting, ScaledSigmoid) else _BY_NAME[setting]
 
 
 # The sigmoid of this is 0 in any usual precision.

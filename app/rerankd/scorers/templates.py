@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from rerankd.config.options import explain, read_toml
 from rerankd.errors import ConfigError
+from rerankd.recognition.activations import described
 from rerankd.recognition.recognised import PromptTemplate
 from rerankd.scorers.base import ScorerSpec
 
@@ -64,7 +65,7 @@ def _described(name: str, content: Mapping[str, Any]) -> PromptTemplate:
         method=str(content.get("method")),
         recognises=[str(pattern) for pattern in patterns] if isinstance(patterns, list) else [],
         max_length=longest if isinstance(longest, int) else None,
-        activation=str(content.get("activation", "sigmoid")),
+        activation=described(content.get("activation", "sigmoid")),
         instruction="{instruction}" in "".join(map(str, content.get("prompt", ()))),
     )
 

@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError
+from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.kinds import answer_tokens, refuse_other_than_language_model, refuse_unknown_settings
 from rerankd.scorers.base import Kinds, Made, ScorerSpec
 from rerankd.scorers.pair_prompt import PairPrompt, PromptedPairs, check_instruction, parts_of
-from rerankd.scorers.ranking import ActivationName
 from rerankd.scorers.templates import is_recognised, read_prompt_template, single_token
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import YesNoTemplate
@@ -34,8 +34,8 @@ class YesNoOptions(BaseModel):
 
     template: str | None = Field(default=None, description="Default: the one that recognises the model's repository.")
     instruction: str | None = Field(default=None, description="Default: the template's.")
-    activation: ActivationName | None = Field(
-        default=None, description="`sigmoid` or `identity`; default: the template's."
+    activation: ActivationSetting | None = Field(
+        default=None, description="As for `cross-encoder`; default: the template's."
     )
 
 
@@ -48,7 +48,7 @@ class YesNo(PromptedPairs):
         instruction: str | None,
         max_length: int,
         pad_id: int,
-        activation: str,
+        activation: ActivationSetting,
     ) -> None:
         prompt = PairPrompt(tokenizer, template, instruction=instruction, max_length=max_length)
         super().__init__(prompt, pad_id=pad_id, activation=activation)
@@ -59,7 +59,7 @@ class YesNo(PromptedPairs):
             if answer is not None
         )
         self.task = ReadTokens(tokens)
-        self.fingerprint = json.dumps(["yes-no", max_length, instruction, template.model_dump()])
+        self.fingerprint = json.dumps(["yes-no", max_length, instruction, template.model_dump(exclude={"activation"})])
 
     @classmethod
     def load(cls, spec: ScorerSpec) -> "YesNo":

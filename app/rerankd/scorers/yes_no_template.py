@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
+from rerankd.recognition.activations import ActivationSetting
 from rerankd.scorers.pair_prompt import PairTemplateFile
-from rerankd.scorers.ranking import ActivationName
 
 
 class YesNoTemplate(PairTemplateFile):
@@ -13,4 +13,4 @@ class YesNoTemplate(PairTemplateFile):
 
     positive: str | int
     negative: str | int | None = None
-    activation: ActivationName = Field(default="sigmoid", description="Where options name none.")
+    activation: ActivationSetting = Field(default="sigmoid", description="Where options name none.")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from rerankd.domain import Scores
 from rerankd.errors import ScoringFailed
-from rerankd.scorers.ranking import ACTIVATIONS, Activation, floor, identity, rank, sigmoid
+from rerankd.recognition.activations import ScaledSigmoid
+from rerankd.scorers.ranking import Activation, activation_of, floor, identity, rank, sigmoid
 
 Values = Sequence[float]
 
@@ -112,14 +113,14 @@ def test_a_blank_document_is_below_a_scored_one_in_raw_scores_too() -> None:
 
 @given(
     pairs=st.lists(st.tuples(st.floats(-200, 200, width=32), st.booleans()), min_size=1, max_size=60),
-    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    activation=st.sampled_from([sigmoid, identity, activation_of(ScaledSigmoid(scale=0.2, bias=-2.65))]),
     top_n=st.none() | st.integers(1, 80),
 )
 def test_the_result_is_a_sorted_part_of_the_documents(
-    pairs: list[tuple[float, bool]], activation: str, top_n: int | None
+    pairs: list[tuple[float, bool]], activation: Activation, top_n: int | None
 ) -> None:
     scores = _scores([value for value, _ in pairs], blank=[is_blank for _, is_blank in pairs])
-    ranked = rank(scores, activation=ACTIVATIONS[activation], top_n=None)
+    ranked = rank(scores, activation=activation, top_n=None)
     assert sorted(document.index for document in ranked) == list(range(len(pairs)))
     relevance = [document.relevance_score for document in ranked]
     assert relevance == sorted(relevance, reverse=True)
@@ -130,7 +131,7 @@ def test_the_result_is_a_sorted_part_of_the_documents(
     )
     assert all(low.value < high.value for low in without for high in with_text)
     assert all(low.relevance_score <= high.relevance_score for low in without for high in with_text)
-    assert rank(scores, activation=ACTIVATIONS[activation], top_n=top_n) == ranked[:top_n]
+    assert rank(scores, activation=activation, top_n=top_n) == ranked[:top_n]
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
@@ -170,3 +171,10 @@ def test_a_document_that_a_cascade_placed_names_the_model() -> None:
     scores = replace(_scores([1.0, 3.0, 2.0]), placed_by=np.array(["cheap", "dear", None], dtype=np.object_))
     ranked = rank(scores, activation=identity, top_n=2)
     assert [(one.index, one.placed_by) for one in ranked] == [(1, "dear"), (2, None)]
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(1, 0), (0.2, 0), (1, -2.65), (0.5, 3)])
+def test_a_scaled_sigmoid_is_the_sigmoid_of_scale_times_score_plus_bias(scale: float, bias: float) -> None:
+    values = np.array([-300, -7.5, 0, 2.65, 11, 300], dtype=np.float32)
+    expected = 1 / (1 + np.exp(-(scale * values.astype(np.float64) + bias)))
+    assert activation_of(ScaledSigmoid(scale=scale, bias=bias))(values) == pytest.approx(expected, abs=1e-7)

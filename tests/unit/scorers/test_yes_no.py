@@ -171,6 +171,10 @@ def test_a_score_is_the_log_odds_or_the_positive_logit(tmp_path: Path, qwen3: Pa
 def test_unusable_options_are_named(qwen3: Path) -> None:
     with pytest.raises(ConfigError, match="activation must be one of"):
         load(qwen3, activation="relu")
+    with pytest.raises(ConfigError, match=r"activation\.scale must be greater than 0, not -1"):
+        load(qwen3, activation={"scale": -1})
+    with pytest.raises(ConfigError, match=r"activation: unknown key 'skale' \(did you mean 'scale'\?\)"):
+        load(qwen3, activation={"skale": 2})
     with pytest.raises(ConfigError, match="tempalte"):
         load(qwen3, tempalte="x")
     spec = ScorerSpec(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from rerankd.errors import ConfigError
+from rerankd.recognition.activations import described
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.heads import Head, activation_source, read_activation, read_head
 from rerankd.recognition.kinds import (
@@ -55,7 +56,7 @@ def classifier(name: str, files: ModelFiles, asked: Asked, sign: Evidence) -> Ou
             # Whether an encoder's tokenizer separates the two is found by trying it, which the scorer does.
             refuse_unsaid_pairs(files, separated=True)
         head = read_head(files, label=asked.options.get("label"))
-        activation = asked.options.get("activation") or read_activation(files, head)
+        activation = described(asked.options.get("activation") or read_activation(files, head))
         engines = _engines(files, asked)
     except ConfigError as error:
         return Refused(family=name, reason=str(error), evidence=evidence)
@@ -158,7 +159,7 @@ def _prompted(files: ModelFiles, asked: Asked) -> Outcome | None:
             prompt = read_chat_prompt(files)
             evidence.append(Evidence(str(files.chat_template), f"{prompt.text[:100]!r}..."))
         head = read_head(files, label=asked.options.get("label"))
-        activation = asked.options.get("activation") or read_activation(files, head)
+        activation = described(asked.options.get("activation") or read_activation(files, head))
     except ConfigError as error:
         return Refused(family=_PROMPTED, reason=str(error), evidence=evidence)
     evidence += _evidence_of(files, head)

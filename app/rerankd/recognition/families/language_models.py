@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rerankd.errors import ConfigError, few
+from rerankd.recognition.activations import described
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.heads import named_activation
 from rerankd.recognition.kinds import (
@@ -90,7 +91,7 @@ def _activation(template: PromptTemplate, files: ModelFiles, options: dict[str, 
         return "rank"
     if "activation" not in options and (named_activation(files) or "").rsplit(".", 1)[-1] == "Identity":
         options["activation"] = "identity"
-    return str(options.get("activation", template.activation))
+    return described(options.get("activation", template.activation))
 
 
 def _own_template(files: ModelFiles, asked: Asked) -> Outcome | None:

@@ -109,8 +109,8 @@ _MEANINGS = {
     "aliases": "Other names for it, such as the one that a client library insists on.",
     "scorer": "What its numbers mean: `cross-encoder`, `prompted-classifier`, `yes-no`, `first`, `generative`; `auto`: "
     "by the model's files.",
-    "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-causal`, `torch-generate`, `endpoint`; "
-    "`auto`: by the model's files and this machine.",
+    "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-causal`, `torch-seq2seq`, "
+    "`torch-generate`, `endpoint`; `auto`: by the model's files and this machine.",
 }
 
 

@@ -16,12 +16,14 @@ from tests.tiny_causal import (
     byte_level_tokenizer,
     mistral_tokenizer,
 )
+from tests.tiny_seq2seq import t5_tokenizer
 
 SHIPPED_TEMPLATES: Final = SHIPPED_REGISTRY.parent / "templates"
 TOKENIZERS: Final[Mapping[str, Callable[[], Tokenizer]]] = {
     "llama": lambda: byte_level_tokenizer(LLAMA_MARKUP),
     "mistral": mistral_tokenizer,
     "qwen3": lambda: byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>")),
+    "t5": t5_tokenizer,
     "gemma": lambda: byte_fallback_tokenizer(GEMMA_MARKUP, leading_space=False),
 }
 

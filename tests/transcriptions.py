@@ -140,6 +140,25 @@ def prompted_logits(folder: Path, prompt: str, query: str, documents: Sequence[s
     return np.array(values, dtype=np.float32)
 
 
+def first_step_logits(
+    folder: Path, prompt: str, query: str, documents: Sequence[str], *, tokens: Sequence[str]
+) -> FloatArray:
+    """What an encoder-decoder would write first, as monoT5's makers read it: the logits of some word pieces behind the
+    padding token, shape [documents, tokens]. Its tokenizer ends the prompt.
+    """
+    import torch  # noqa: PLC0415 - only slow tests have torch
+
+    tokenizer, model = _seq2seq(folder)
+    ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    rows = []
+    for document in documents:
+        inputs = tokenizer(prompt.format(query=query, document=document), return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**inputs, decoder_input_ids=torch.tensor([[tokenizer.pad_token_id]])).logits
+        rows.append(logits[0, 0, ids].numpy())
+    return np.stack(rows)
+
+
 def _without_identifiers(text: str) -> str:
     return re.sub(r"\[([A-Z]|\d+)\]", r"(\1)", text)
 
@@ -159,3 +178,10 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
 
     return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@cache
+def _seq2seq(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: PLC0415 - as above
+
+    return AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()

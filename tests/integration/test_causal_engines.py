@@ -277,6 +277,11 @@ def test_a_model_that_is_no_causal_language_model_is_refused_by_its_type(tmp_pat
     assert len(str(caught.value)) < 800, "transformers lists all models that it knows"
 
 
+def test_a_causal_language_model_is_refused_as_an_encoder_decoder(causal_folder: Folder) -> None:
+    with pytest.raises(ConfigError, match=r"\(model_type 'llama'\): .* 'torch-seq2seq' encoder-decoders"):
+        load(causal_folder("llama"), "torch-seq2seq")
+
+
 def test_a_model_without_a_decoder_of_its_own_is_refused_with_a_way_out(tmp_path: Path) -> None:
     folder = build_llama4(tmp_path / "llama4")
     with pytest.raises(ConfigError, match=r"model_type 'llama4_text' is not supported .*scorer = \"generative\""):

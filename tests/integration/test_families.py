@@ -30,10 +30,12 @@ from tests.integration.test_poisoned_folders import build_modular, build_qwen3_c
 from tests.registry_files import write_registry
 from tests.tiny_causal import CAUSAL_FAMILIES, FIRST_TEMPLATES
 from tests.tiny_models import CORPUS, FAMILIES, build_bert
+from tests.tiny_seq2seq import build_mt5, build_t5, build_untied_t5
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 from tests.transcriptions import (
     bge_gemma_logits,
     first_logits,
+    first_step_logits,
     mxbai_rerank_logits,
     prompted_logits,
     qwen3_reranker_logits,
@@ -53,6 +55,7 @@ ROLES = (
     "<Document>: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
     "{{ ending }}<|im_end|>\n{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MONO = "Query: {query} Document: {document} Relevant:"
 Scores = Callable[[Path], FloatArray]
 
 
@@ -178,6 +181,17 @@ def of_the_torch_original(folder: Path) -> FloatArray:
     return by_sentence_transformers(folder / "plain")
 
 
+def true_against(false: str, true: str, prompt: str = MONO) -> Scores:
+    """The log-odds of monoT5's probability."""
+
+    def scores(folder: Path) -> FloatArray:
+        logits = first_step_logits(folder, prompt, QUERY, DOCUMENTS, tokens=[false, true]).astype(np.float64)
+        log_true = logits[:, 1] - np.logaddexp(logits[:, 0], logits[:, 1])
+        return np.asarray(log_true - np.log1p(-np.exp(log_true)), dtype=np.float32)
+
+    return scores
+
+
 _ZERANK = "<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n{document}<|im_end|>\n<|im_start|>assistant\n"
 _CTXL = (
     "Check whether a given document contains information helpful to answer the query.\n<Document> {document}\n"
@@ -273,6 +287,51 @@ CASES = [
         CAUSAL_FAMILIES["llama"],
         lambda folder: prompted_logits(folder, _CTXL, QUERY, DOCUMENTS, token=0),
         repository="ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b",
+    ),
+    *(
+        Case("monoT5 and InRanker", build, true_against("▁false", "▁true"), repository=repository, raw=True, name=name)
+        for build, repository, name in (
+            (build_t5, "castorini/monot5-base-msmarco", ""),
+            (build_untied_t5, "unicamp-dl/InRanker-base", "own head"),
+        )
+    ),
+    Case(
+        "mT5 on mMARCO",
+        build_mt5,
+        true_against("▁no", "▁yes"),
+        repository="unicamp-dl/mt5-base-mmarco-v2",
+        raw=True,
+    ),
+    Case(
+        "mT5 on mMARCO",
+        build_mt5,
+        true_against("▁", "▁true"),
+        repository="unicamp-dl/mt5-13b-mmarco-100k",
+        raw=True,
+        name="large",
+    ),
+    Case(
+        "PTT5 and monoPTT5 (Portuguese)",
+        build_t5,
+        true_against("▁não", "▁sim"),
+        repository="unicamp-dl/ptt5-base-pt-msmarco-100k-v2",
+        raw=True,
+    ),
+    Case(
+        "PTT5 and monoPTT5 (Portuguese)",
+        build_t5,
+        true_against("▁Não", "▁Sim", prompt="Pergunta: {query} Documento: {document} Relevante:"),
+        repository="unicamp-dl/monoptt5-base",
+        raw=True,
+        name="mono",
+    ),
+    Case(
+        "RankT5 in PyTorch",
+        build_t5,
+        lambda folder: first_step_logits(
+            folder, "Query: {query} Document: {document}", QUERY, DOCUMENTS, tokens=["<extra_id_10>"]
+        )[:, 0],
+        repository="Soyoung97/RankT5-base",
     ),
 ]
 

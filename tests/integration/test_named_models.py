@@ -41,7 +41,7 @@ def test_inspect_refuses_with_a_reason_and_status_1(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["T5ForConditionalGeneration"]}))
     done = rerankd("inspect", tmp_path)
     assert done.returncode == 1
-    assert "encoder-decoders" in done.stdout
+    assert "encoder-decoder" in done.stdout
     done = rerankd("inspect", tmp_path / "nowhere")
     assert done.returncode == 2
     assert "no model folder" in done.stderr
@@ -54,7 +54,7 @@ def test_a_folder_that_cannot_be_served_ends_serve_at_once(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["T5ForConditionalGeneration"]}))
     done = rerankd("serve", tmp_path, "--port", str(free_port()))
     assert done.returncode == 2
-    assert "encoder-decoders" in done.stderr
+    assert "encoder-decoder" in done.stderr
 
 
 @pytest.mark.slow

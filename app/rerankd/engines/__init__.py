@@ -55,6 +55,12 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         options="TorchCausalOptions",
         tasks=("read_tokens",),
     ),
+    "torch-seq2seq": EngineKind(
+        module="rerankd.engines.torch.seq2seq",
+        engine="TorchSeq2SeqEngine",
+        options="TorchSeq2SeqOptions",
+        tasks=("read_tokens",),
+    ),
     "torch-generate": EngineKind(
         module="rerankd.engines.torch.generate",
         engine="TorchGenerateEngine",

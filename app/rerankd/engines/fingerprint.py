@@ -25,6 +25,7 @@ WITHOUT_EFFECT: Final[Mapping[str, Mapping[str, str]]] = {
         "device": _PLACE,
         "prefix_tokens": "only how many results stay in memory",
     },
+    "torch-seq2seq": {"device": _PLACE},
     "torch-generate": {"device": _PLACE},
     "endpoint": {
         "api_key_file": "it says who pays",
@@ -38,6 +39,7 @@ _LIBRARIES: Final[Mapping[str, Sequence[str]]] = {
     "openvino": ["openvino"],
     "torch-encoder": ["torch", "transformers"],
     "torch-causal": ["torch", "transformers"],
+    "torch-seq2seq": ["torch", "transformers"],
     "torch-generate": ["torch", "transformers"],
 }
 

@@ -26,11 +26,13 @@ _LANGUAGE_MODEL_WAY: Final = (
     'serve it with scorer = "yes-no" and engine = "torch-causal" if it judges one document at a time, or with one of '
     "the listwise scorers, first and generative (docs/models.md)"
 )
+_ENCODER_DECODER_WAY: Final = 'serve it with scorer = "yes-no" and engine = "torch-seq2seq" (docs/models.md)'
 # Classes by the end of their names; the first that fits. A way out, or "" where there is none.
 _ARCHITECTURES: Final[Sequence[tuple[str, str, str]]] = (
     (_LANGUAGE_MODEL[0], "a causal language model", _LANGUAGE_MODEL_WAY),
     (_LANGUAGE_MODEL[1], "a causal language model", _LANGUAGE_MODEL_WAY),
-    ("ForConditionalGeneration", "an encoder-decoder or a model of several media, as monoT5 is", ""),
+    ("T5ForConditionalGeneration", "an encoder-decoder, as monoT5 is", _ENCODER_DECODER_WAY),
+    ("ForConditionalGeneration", "an encoder-decoder or a model of several media", ""),
     ("ForMaskedLM", "a masked language model, as SPLADE or a model before its training for ranking is", ""),
     ("ForPreTraining", "a model before its training for ranking", ""),
     ("ForTokenClassification", "a classifier of tokens, not of pairs", ""),

@@ -20,7 +20,7 @@ TASKS: Final[Mapping[str, Task]] = {
 GRAPH_ENGINES: Final = ("onnx", "openvino")
 TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "classify": (*GRAPH_ENGINES, "torch-encoder"),
-    "read_tokens": (*GRAPH_ENGINES, "torch-causal"),
+    "read_tokens": (*GRAPH_ENGINES, "torch-causal", "torch-seq2seq"),
     "generate": ("torch-generate",),
 }
 

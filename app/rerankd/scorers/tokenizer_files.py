@@ -115,9 +115,12 @@ def _let_be(tokenizer: Tokenizer) -> None:
 def _read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
+        slow = next(
+            (f" (it makes one of {one.name}, with sentencepiece and protobuf)" for one in folder.glob("*.model")), ""
+        )
         raise ConfigError(
             f"no tokenizer.json in {folder}; save the model's fast tokenizer there: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"AutoTokenizer.from_pretrained(...).save_pretrained(...){slow}"
         )
     refuse_hollow(path)
     try:

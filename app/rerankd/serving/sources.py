@@ -40,6 +40,7 @@ _WEIGHTS: Final = {
     "openvino": ("model.int8.onnx*", "model.onnx*", "onnx/model.onnx*", "model.int8-weights.onnx*"),
     "torch-encoder": ("*.safetensors",),
     "torch-causal": ("*.safetensors",),
+    "torch-seq2seq": ("*.safetensors",),
     "torch-generate": ("*.safetensors",),
     "endpoint": (),
 }

@@ -87,12 +87,14 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
     from rerankd.engines.torch.causal import TorchCausalOptions  # noqa: PLC0415 - imports torch
     from rerankd.engines.torch.encoder import TorchEncoderOptions  # noqa: PLC0415
     from rerankd.engines.torch.generate import TorchGenerateOptions  # noqa: PLC0415
+    from rerankd.engines.torch.seq2seq import TorchSeq2SeqOptions  # noqa: PLC0415
 
     return {
         "onnx": OnnxOptions,
         "openvino": OpenVinoOptions,
         "torch-encoder": TorchEncoderOptions,
         "torch-causal": TorchCausalOptions,
+        "torch-seq2seq": TorchSeq2SeqOptions,
         "torch-generate": TorchGenerateOptions,
         "endpoint": EndpointOptions,
     }

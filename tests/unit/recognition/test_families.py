@@ -57,6 +57,8 @@ def saved_as(kind: str, *modules: str) -> dict[str, Any]:
     return {"modules.json": chain, "config_sentence_transformers.json": {"model_type": kind}}
 
 
+T5 = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
+MT5 = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}
 SERVED = [
     Case("BERT and ELECTRA cross-encoders", classifier("Bert", "bert")),
     Case("BERT and ELECTRA cross-encoders", classifier("Electra", "electra")),
@@ -99,6 +101,12 @@ SERVED = [
     ),
     Case("FIRST", language_model("Mistral"), "castorini/first_mistral"),
     Case("RankZephyr", language_model("Mistral"), "castorini/rank_zephyr_7b_v1_full"),
+    Case("monoT5 and InRanker", T5, "castorini/monot5-3b-msmarco-10k"),
+    Case("monoT5 and InRanker", T5, options={"template": "monot5"}),
+    Case("mT5 on mMARCO", MT5, "unicamp-dl/mt5-base-en-pt-msmarco-v1"),
+    Case("mT5 on mMARCO", MT5, "unicamp-dl/mt5-3B-mmarco-en-pt"),
+    Case("PTT5 and monoPTT5 (Portuguese)", T5, "unicamp-dl/monoptt5-3b"),
+    Case("RankT5 in PyTorch", T5, "Soyoung97/RankT5-large"),
 ]
 MODULES = {
     "sentence_bert_config.json": {"transformer_task": "feature-extraction"},
@@ -154,14 +162,11 @@ REFUSED = [
     ),
     Case("embedding models (bi-encoders)", {"architectures": ["BertModel"], "model_type": "bert"}),
     Case("masked and pretrained models", {"architectures": ["BertForMaskedLM"], "model_type": "bert"}),
-    Case(
-        "monoT5, mT5 and RankT5",
-        {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
-        "castorini/monot5-base-msmarco",
-    ),
-    Case(
-        "duoT5", {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}, "castorini/duot5-base-msmarco"
-    ),
+    Case("duoT5", T5, "castorini/duot5-base-msmarco"),
+    Case("LiT5, ListT5 and other models that fuse in the decoder", T5, "Soyoung97/ListT5-base"),
+    Case("other encoder-decoders", T5),
+    Case("other encoder-decoders", T5, "google/flan-t5-base"),
+    Case("other encoder-decoders", {"architectures": ["UMT5ForConditionalGeneration"], "model_type": "umt5"}),
     Case("", {"architectures": ["SomethingNew"], "model_type": "novel"}),
 ]
 # They are no folders.
@@ -196,8 +201,8 @@ def test_a_family_that_is_not_served_is_refused_with_a_way_out(case: Case, tmp_p
 
 def test_every_family_is_recognised_by_a_test() -> None:
     tested = {case.family for case in (*SERVED, *REFUSED)}
-    own = "language models with a template of your own"
-    assert {family.name for family in FAMILIES} - tested - SERVICES == {own}
+    own = {f"{kind} with a template of your own" for kind in ("language models", "encoder-decoders")}
+    assert {family.name for family in FAMILIES} - tested - SERVICES == own
 
 
 def test_a_refused_family_says_what_to_use_instead() -> None:

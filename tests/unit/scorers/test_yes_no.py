@@ -1,5 +1,6 @@
 """The scorer `yes-no`: templates, what is cut, and what is refused. Scores are compared in tests/integration."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,35 @@ def test_every_preset_shows_query_and_document_and_reads_its_answers(tmp_path: P
     assert "{" not in text
     expected = {"qwen3-reranker": ["yes", "no"], "mxbai-rerank-v2": ["1", "0"], "bge-reranker-gemma": ["Yes"]}
     assert [tokenizer.id_to_token(token) for token in scorer.task.tokens] == expected[template]
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "answers"),
+    [
+        ("monot5", "Query: {} Document: {} Relevant:", ["▁true", "▁false"]),
+        ("mt5-mmarco", "Query: {} Document: {} Relevant:", ["▁yes", "▁no"]),
+        ("mt5-mmarco-large", "Query: {} Document: {} Relevant:", ["▁true", "▁"]),
+        ("ptt5-msmarco", "Query: {} Document: {} Relevant:", ["▁sim", "▁não"]),
+        ("monoptt5", "Pergunta: {} Documento: {} Relevante:", ["▁Sim", "▁Não"]),
+        ("rankt5", "Query: {} Document: {}", ["<extra_id_10>"]),
+    ],
+)
+def test_an_encoder_decoders_prompt_keeps_its_end(
+    tmp_path: Path, template: str, prompt: str, answers: Sequence[str]
+) -> None:
+    scorer = load(tokenizer_folder(tmp_path, "t5"), template)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [tokenizer.id_to_token(token) for token in scorer.task.tokens] == answers
+    documents = ["Paris  is\n the capital. ", "Wien", "the capital of France " * 500]
+    whole, short, cut = (
+        pair.ids.tolist() for pair in scorer.encode(QUERY, documents, max_document_tokens=None).encodings
+    )
+    expected = [tokenizer.encode(prompt.format(QUERY, document)).ids for document in documents]
+    assert [whole, short] == expected[:2]
+    end = len(tokenizer.encode(prompt.rpartition("{}")[2]).ids)
+    assert len(cut) == scorer.max_length == 512
+    assert cut[:-end] == expected[2][: 512 - end]
+    assert cut[-end:] == expected[2][-end:]
 
 
 @pytest.mark.parametrize(

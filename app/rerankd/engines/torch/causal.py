@@ -4,8 +4,7 @@ Nothing is generated, and the full vocabulary is never computed: the scorer name
 Common prefixes are computed once (`prefixes.py`).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, EngineSpec
 from rerankd.engines.torch.device_memory import within_memory
-from rerankd.engines.torch.head_rows import HeadRows
+from rerankd.engines.torch.head_rows import PROBE, HeadRows
 from rerankd.engines.torch.positions import stretched_beyond
 from rerankd.engines.torch.prefill import Prefill
 from rerankd.engines.torch.prefixes import (
@@ -27,12 +26,7 @@ from rerankd.engines.torch.prefixes import (
     shared_tokens,
 )
 from rerankd.engines.torch.weights import LargeWeightsOptions, Precision, check_weights, load_language_model
-from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
-
-_PROBE: Final = tuple(range(3, 11))
-# Tolerance between our rows of the head and the model's own logits, relative to the largest logit.
-_HEAD_TOLERANCE: Final[Mapping[Precision, float]] = {"float32": 1e-4, "bfloat16": 0.03, "float16": 0.01}
 
 
 class TorchCausalOptions(LargeWeightsOptions):
@@ -83,7 +77,7 @@ class TorchCausalEngine:
             workers=spec.workers or 1,
             prefixes=PrefixStore(max_tokens=options.prefix_tokens) if sharing else None,
         )
-        engine.check_head(tolerance=_HEAD_TOLERANCE[precision])
+        engine.check_head(precision)
         return engine
 
     @property
@@ -122,23 +116,16 @@ class TorchCausalEngine:
         return self._head(self._prefill.run(states, rests)[0])
 
     @torch.inference_mode()
-    def check_head(self, *, tolerance: float) -> None:
+    def check_head(self, precision: Precision) -> None:
         """Compare the rows with the model's own full logits.
 
         Raises:
             ConfigError: the model's head does more than multiply.
         """
-        ids = np.array(_PROBE, dtype=np.int64)
-        ours = self.run([Encoding(ids, 0)])[0]
-        tensor = torch.from_numpy(ids)[None].to(self._prefill.device)
-        whole = self._model(input_ids=tensor, use_cache=False).logits[0, -1]
-        wanted = whole.float().cpu().numpy()[list(self._head.tokens)]
-        difference = float(np.abs(ours - wanted).max())
-        if not difference <= tolerance * max(1.0, float(np.abs(wanted).max())):
-            raise ConfigError(
-                f"rows of this model's head differ from its own logits by {difference:.3g}: its head does more than "
-                "multiply; this kind of model is not supported by engine 'torch-causal'"
-            )
+        ours = self.run([Encoding(PROBE, 0)])[0]
+        read = torch.from_numpy(PROBE)[None].to(self._prefill.device)
+        whole = self._model(input_ids=read, use_cache=False).logits[0, -1]
+        self._head.check(ours, whole, precision=precision, engine="torch-causal")
 
 
 def _can_share(model: PreTrainedModel, *, pad_id: int) -> bool:

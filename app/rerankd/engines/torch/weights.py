@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -23,13 +24,14 @@ from transformers.utils import logging as transformers_logging
 from rerankd.errors import ConfigError, few
 from rerankd.recognition.weights import check_code, check_safetensors
 
-Kind = Literal["sequence classifier", "causal language model", "encoder"]
+Kind = Literal["sequence classifier", "causal language model", "encoder-decoder", "encoder"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 
 _LOADERS: Final[Mapping[Kind, Any]] = {
     "sequence classifier": AutoModelForSequenceClassification,
     "causal language model": AutoModelForCausalLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
     "encoder": AutoModel,
 }
 _TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
@@ -83,9 +85,9 @@ class LargeWeightsOptions(WeightsOptions):
 
 
 def load_language_model(
-    folder: Path, options: LargeWeightsOptions, *, trust_remote_code: bool
+    folder: Path, options: LargeWeightsOptions, *, trust_remote_code: bool, kind: Kind = "causal language model"
 ) -> tuple[PreTrainedModel, str, Precision]:
-    """Load a causal language model. The text names device and precision, for cache keys.
+    """Load a language model. The text names device and precision, for cache keys.
 
     Raises:
         ConfigError: the folder holds no such model, not all of its weights, or a library or device is missing.
@@ -94,7 +96,7 @@ def load_language_model(
     precision = options.precision_on(device)
     placement = options.placement_on(device)
     model = read_weights(
-        "causal language model",
+        kind,
         folder,
         precision=precision,
         attention=options.attention,
@@ -166,7 +168,8 @@ def _refusal(kind: Kind, folder: Path, error: Exception) -> str:
         model_type = None
     return (
         f"transformers cannot load {folder} as a {kind} (model_type {model_type!r}): {_beginning(str(error))}; engine "
-        "'torch-encoder' reads sequence classifiers, 'torch-causal' and 'torch-generate' causal language models"
+        "'torch-encoder' reads sequence classifiers, 'torch-causal' and 'torch-generate' causal language models, "
+        "'torch-seq2seq' encoder-decoders"
     )
 
 

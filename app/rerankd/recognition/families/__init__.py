@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from rerankd.recognition.families import classifiers, language_models, others
+from rerankd.recognition.families import classifiers, encoder_decoders, language_models, others
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Family, Outcome, Refused
 
@@ -11,7 +11,7 @@ FAMILIES: Final[Sequence[Family]] = (
     *classifiers.FAMILIES,
     *language_models.FAMILIES,
     *others.VECTORS,
-    *others.ENCODER_DECODERS,
+    *encoder_decoders.FAMILIES,
     *others.SERVICES,
 )
 

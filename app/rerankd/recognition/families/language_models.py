@@ -15,6 +15,7 @@ from rerankd.recognition.kinds import (
 )
 from rerankd.recognition.lengths import declared_length
 from rerankd.recognition.recognised import (
+    GRAPH_ENGINES,
     TASK_ENGINES,
     TASKS,
     Asked,
@@ -24,6 +25,7 @@ from rerankd.recognition.recognised import (
     PromptTemplate,
     Recognised,
     Refused,
+    Task,
     architecture,
     model_type,
     modules,
@@ -31,6 +33,10 @@ from rerankd.recognition.recognised import (
     repository,
 )
 
+_CAUSAL_ENGINES: Final[Mapping[Task, Sequence[str]]] = {
+    "read_tokens": (*GRAPH_ENGINES, "torch-causal"),
+    "generate": TASK_ENGINES["generate"],
+}
 _HEADS: Final[Mapping[str, str]] = {
     "yes-no": "the logits of the template's answer tokens at the last place",
     "first": "the logits of the identifiers at the last place",
@@ -43,21 +49,25 @@ def _prompted(name: str, repositories: Sequence[str], templates: Sequence[str], 
 
     def recognise(files: ModelFiles, asked: Asked) -> Outcome | None:
         template = _template(files, asked)
-        return _judge(name, files, asked, template) if template and template.name in templates else None
+        return prompted_model(name, files, asked, template) if template and template.name in templates else None
 
     return Family(name=name, repositories=repositories, recognise=recognise, oracle=oracle)
 
 
 def _template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
+    causal = architecture(files, "*ForCausalLM", "*LMHeadModel") is not None
+    return chosen_template(files, asked) if causal else None
+
+
+def chosen_template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
     """The template that the operator names, or else the one that knows the repository."""
-    if architecture(files, "*ForCausalLM", "*LMHeadModel") is None:
-        return None
     named = asked.options.get("template")
     fits = (one for one in asked.templates if (one.name == named if named else one.fits(files.repository)))
     return next(fits, None)
 
 
-def _judge(name: str, files: ModelFiles, asked: Asked, template: PromptTemplate) -> Outcome:
+def prompted_model(name: str, files: ModelFiles, asked: Asked, template: PromptTemplate) -> Outcome:
+    """A causal model that reads a template's prompt."""
     evidence = [
         Evidence("config.json", f"architectures = {files.architecture!r}"),
         *modules(files),
@@ -79,7 +89,7 @@ def _judge(name: str, files: ModelFiles, asked: Asked, template: PromptTemplate)
         input=f"a prompt{', which takes an instruction' if template.instruction else ''}",
         max_length=min(lengths, default=None),
         template=template.name,
-        engines=TASK_ENGINES[TASKS[template.method]],
+        engines=_CAUSAL_ENGINES[TASKS[template.method]],
         options=options,
         evidence=evidence,
     )
@@ -96,7 +106,7 @@ def _activation(template: PromptTemplate, files: ModelFiles, options: dict[str, 
 
 def _own_template(files: ModelFiles, asked: Asked) -> Outcome | None:
     template = _template(files, asked)
-    return None if template is None else _judge(_OWN, files, asked, template)
+    return None if template is None else prompted_model(_OWN, files, asked, template)
 
 
 def _unknown_prompt(files: ModelFiles, asked: Asked) -> Outcome | None:
@@ -135,7 +145,7 @@ def _own_prompt(files: ModelFiles, asked: Asked) -> Outcome | None:
         activation=_activation(own, files, options),
         input=f"the folder's chat template{', which takes an instruction' if own.instruction else ''}",
         max_length=declared_length(files),
-        engines=TASK_ENGINES["read_tokens"],
+        engines=_CAUSAL_ENGINES["read_tokens"],
         options=options,
         evidence=evidence,
     )

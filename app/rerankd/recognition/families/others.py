@@ -1,4 +1,4 @@
-"""Models that give vectors, encoder-decoders, and services elsewhere: known, and not served as folders yet."""
+"""Models that give vectors, and services elsewhere: known, and not served as folders yet."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -15,7 +15,6 @@ from rerankd.recognition.recognised import (
 )
 
 _VECTORS: Final = "use a cross-encoder, such as BAAI/bge-reranker-v2-m3 or cross-encoder/ms-marco-MiniLM-L6-v2"
-_TEXT_TO_TEXT: Final = "use BAAI/bge-reranker-v2-m3 (multilingual) or mixedbread-ai/mxbai-rerank-large-v1 (English)"
 
 
 def _saved_as(files: ModelFiles, *kinds: str) -> Evidence | None:
@@ -76,22 +75,6 @@ VECTORS: Final[Sequence[Family]] = (
         ),
         because="it has no head that scores a pair",
         instead=_VECTORS,
-    ),
-)
-ENCODER_DECODERS: Final[Sequence[Family]] = (
-    refused_family(
-        "duoT5",
-        ["castorini/duot5-base-msmarco", "castorini/duot5-3b-msmarco"],
-        lambda files: repository(files, "castorini/duot5-*"),
-        because="it compares two documents at a time, which no scorer does yet",
-        instead=_TEXT_TO_TEXT,
-    ),
-    refused_family(
-        "monoT5, mT5 and RankT5",
-        ["castorini/monot5-base-msmarco", "unicamp-dl/InRanker-base", "unicamp-dl/mt5-base-mmarco-v2"],
-        lambda files: architecture(files, "*T5ForConditionalGeneration", "LiT5*", "FiD*"),
-        because="no engine runs encoder-decoders yet",
-        instead=_TEXT_TO_TEXT,
     ),
 )
 SERVICES: Final[Sequence[Family]] = (

@@ -149,9 +149,9 @@ class SharedWorker:
 
     @classmethod
     @contextmanager
-    def open(cls, *, name: str, threads: int, per_caller: int | None = None) -> Iterator[Self]:
+    def open(cls, *, name: str, threads: int, per_caller: int | None = None, niceness: int = 0) -> Iterator[Self]:
         """With threads of its own, which end with the context."""
-        with Worker(name=name, threads=threads) as worker:
+        with Worker(name=name, threads=threads, niceness=niceness) as worker:
             yield cls(worker, per_caller=per_caller)
 
     async def run(self, share: Share, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

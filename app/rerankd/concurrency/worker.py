@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
-from threading import Thread, current_thread
+from threading import Thread, current_thread, get_native_id
 from threading import enumerate as enumerate_threads
 from time import monotonic
 from types import TracebackType
@@ -87,16 +88,24 @@ def exit_beside_hung_calls() -> None:
         os._exit(0)
 
 
+def _lower_priority(niceness: int) -> None:
+    """Of the calling thread, on Linux: elsewhere a priority is the whole process's."""
+    if sys.platform == "linux":
+        thread = get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+
+
 class Worker:
-    """A fixed number of threads that run one call each at a time.
+    """A fixed number of threads that run one call each at a time. With a niceness, threads without one go before them.
 
     A call that was cancelled while it waited never starts; a running one is finished and its result discarded. A dead
     thread is replaced before the next call; the call that it ran never returns.
     """
 
-    def __init__(self, *, name: str, threads: int, last_calls_s: float = _LAST_CALLS_S) -> None:
+    def __init__(self, *, name: str, threads: int, niceness: int = 0, last_calls_s: float = _LAST_CALLS_S) -> None:
         self.threads = threads
         self.name = name
+        self._niceness = niceness
         self._last_calls_s = last_calls_s
         self._started: list[Thread] = []
         self._executor = self._new_executor()
@@ -135,11 +144,13 @@ class Worker:
 
     def _new_executor(self) -> ThreadPoolExecutor:
         self._started = started = []
-        return ThreadPoolExecutor(
-            max_workers=self.threads,
-            thread_name_prefix=self.name,
-            initializer=lambda: started.append(current_thread()),
-        )
+
+        def start() -> None:
+            started.append(current_thread())
+            if self._niceness:
+                _lower_priority(self._niceness)
+
+        return ThreadPoolExecutor(max_workers=self.threads, thread_name_prefix=self.name, initializer=start)
 
     def close(self) -> None:
         """Let the running calls finish and end the threads. Hanging ones are abandoned."""

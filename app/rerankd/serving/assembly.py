@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 _FIRST_RETRY_S = 5.0
 _LAST_RETRY_S = 300.0
+# Of threads that read and write texts: where cores are short, one key's texts must not slow another key's passes.
+_NICENESS = 5
 _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a small yellow bird.", 0.0),), tolerance=None)
 # Asking would cost money again and again, and a model that is away for a minute would be lost until a restart.
 _NOT_ASKED = Canary(pairs=(), tolerance=None)
@@ -99,8 +101,10 @@ async def running_service(
         observer.cache_opened(entries=cache.__len__, size=lambda: cache.size)
     with (
         Worker(name="load", threads=1) as loading,
-        SharedWorker.open(name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings)) as tokenizing,
-        SharedWorker.open(name="background", threads=1) as background,
+        SharedWorker.open(
+            name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings), niceness=_NICENESS
+        ) as tokenizing,
+        SharedWorker.open(name="background", threads=1, niceness=_NICENESS) as background,
     ):
         loaders = [
             asyncio.create_task(

@@ -1,6 +1,7 @@
 """The border to threads."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,18 @@ async def test_a_call_runs_in_another_thread_and_its_result_comes_back() -> None
     with Worker(name="test", threads=1) as worker:
         assert await worker.run(sorted, [1, 3, 2], reverse=True) == [3, 2, 1]
         assert (await worker.run(threading.current_thread)).name.startswith("test")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all threads of a process have one priority")
+async def test_a_worker_of_low_priority_changes_its_own_threads_only() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = niceness()
+    with Worker(name="nice", threads=1, niceness=3) as nice, Worker(name="plain", threads=1) as plain:
+        assert await nice.run(niceness) == before + 3
+        assert await plain.run(niceness) == before
+    assert niceness() == before
 
 
 _ENDS_MORE = (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit)

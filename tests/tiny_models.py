@@ -128,6 +128,140 @@ def build_deberta(folder: Path) -> Path:
     return _save_model(DebertaV2ForSequenceClassification, config, folder)
 
 
+def build_gte(folder: Path, **config: Any) -> Path:
+    """Alibaba's own class "New" with its names of tensors: rotary positions with NTK scaling, gated layers."""
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import save_file  # noqa: PLC0415 - as above
+
+    tokenizer = unigram_tokenizer()
+    _save_tokenizer(tokenizer, folder, pad="<pad>", inputs=("input_ids", "attention_mask"))
+    hidden, inner, words = _SIZES["hidden_size"], _SIZES["intermediate_size"], tokenizer.get_vocab_size()
+    said = {
+        "architectures": ["NewForSequenceClassification"],
+        "auto_map": {"AutoModelForSequenceClassification": "org/new-impl--modeling.NewForSequenceClassification"},
+        "model_type": "new",
+        "id2label": {"0": "LABEL_0"},
+        "vocab_size": words,
+        "max_position_embeddings": MAX_LENGTH,
+        "type_vocab_size": 1,
+        "pad_token_id": 1,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "layer_norm_type": "layer_norm",
+        "position_embedding_type": "rope",
+        "rope_theta": 200.0,
+        "rope_scaling": {"type": "ntk", "factor": 8.0},
+        "pack_qkv": True,
+        "logn_attention_scale": False,
+        **_SIZES,
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(said))
+    random = torch.Generator().manual_seed(0)
+
+    def dense(name: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+        return {f"{name}.{part}": 0.3 * torch.randn(size, generator=random)
+                for part, size in (("weight", (outputs, inputs)), ("bias", (outputs,)))}  # fmt: skip
+
+    def norm(name: str) -> dict[str, torch.Tensor]:
+        return {f"{name}.weight": 1 + 0.1 * torch.randn(hidden, generator=random), f"{name}.bias": torch.zeros(hidden)}
+
+    tensors = {
+        "new.embeddings.word_embeddings.weight": torch.randn(words, hidden, generator=random),
+        "new.embeddings.token_type_embeddings.weight": torch.randn(1, hidden, generator=random),
+        **norm("new.embeddings.LayerNorm"),
+        **dense("new.pooler.dense", hidden, hidden),
+        **dense("classifier", 1, hidden),
+    }
+    for layer in (f"new.encoder.layer.{number}" for number in range(_SIZES["num_hidden_layers"])):
+        tensors |= {
+            **dense(f"{layer}.attention.qkv_proj", 3 * hidden, hidden),
+            **dense(f"{layer}.attention.o_proj", hidden, hidden),
+            **dense(f"{layer}.mlp.up_gate_proj", 2 * inner, hidden),
+            **dense(f"{layer}.mlp.down_proj", hidden, inner),
+            **norm(f"{layer}.attn_ln"),
+            **norm(f"{layer}.mlp_ln"),
+        }
+        del tensors[f"{layer}.mlp.up_gate_proj.bias"]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def build_jina_v2(folder: Path) -> Path:
+    """XLM-RoBERTa by the names of Jina's own implementation, which its authors convert to; `plain` is the original."""
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415 - as above
+
+    plain = build_xlmr(folder / "plain")
+    tensors = load_file(plain / "model.safetensors")
+    renamed = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in _OF_JINA:
+            name = name.replace(theirs, ours)  # noqa: PLW2901 - one after the other
+        renamed[name] = tensor
+    for prefix in [name.removesuffix("query.weight") for name in tensors if name.endswith("self.query.weight")]:
+        layer = prefix.replace("encoder.layer.", "encoder.layers.").removesuffix("attention.self.")
+        for part in ("weight", "bias"):
+            thirds = [renamed.pop(f"{layer}attention.self.{name}.{part}") for name in ("query", "key", "value")]
+            renamed[f"{layer}mixer.Wqkv.{part}"] = torch.cat(thirds)
+    save_file(renamed, folder / "model.safetensors")
+    said = json.loads((plain / "config.json").read_text()) | {
+        "auto_map": {"AutoModelForSequenceClassification": "modeling_xlm_roberta.XLMRobertaForSequenceClassification"},
+        "position_embedding_type": "absolute",
+        "use_flash_attn": True,
+    }
+    del said["model_type"]
+    (folder / "config.json").write_text(json.dumps(said))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((plain / name).read_bytes())
+    return folder
+
+
+# The order in which the authors' conversion renames.
+_OF_JINA: Final = (
+    ("encoder.layer.", "encoder.layers."),
+    ("embeddings.LayerNorm", "emb_ln"),
+    ("attention.output.LayerNorm", "norm1"),
+    ("attention.output.dense", "mixer.out_proj"),
+    ("output.LayerNorm", "norm2"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)
+
+
+def build_provence(folder: Path, *, multilingual: bool = False) -> Path:
+    """DeBERTa or XLM-RoBERTa with a head for the score and one for each token; texts are stripped, as a converted
+    sentencepiece does.
+    """
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415 - as above
+
+    (build_xlmr if multilingual else build_deberta)(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), tokenizer.normalizer])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tensors = load_file(folder / "model.safetensors")
+    hidden = _SIZES["hidden_size"]
+    random = torch.Generator().manual_seed(1)
+    tensors |= {
+        "token_classifier.weight": torch.randn(2, hidden, generator=random),
+        "token_classifier.bias": torch.randn(2, generator=random),
+    }
+    if multilingual:
+        for part in ("weight", "bias"):
+            tensors[f"roberta.pooler.dense.{part}"] = tensors.pop(f"classifier.dense.{part}")
+            tensors[f"classifier.{part}"] = tensors.pop(f"classifier.out_proj.{part}")
+    save_file(tensors, folder / "model.safetensors")
+    name = "XProvence" if multilingual else "Provence"
+    said = json.loads((folder / "config.json").read_text()) | {
+        "architectures": [name],
+        "auto_map": {"AutoModel": f"modeling.{name}"},
+        "model_type": name,
+    }
+    (folder / "config.json").write_text(json.dumps(said))
+    return folder
+
+
 FAMILIES: Final[Mapping[str, Callable[[Path], Path]]] = {
     "bert": build_bert,
     "xlmr": build_xlmr,

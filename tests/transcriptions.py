@@ -2,6 +2,7 @@
 vocabulary, no batch, no padding, nothing shared, none of our code. What ours gives is compared with this.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from rerankd.domain import FloatArray
+from tests.tiny_models import MAX_LENGTH
 
 _SYSTEM: Final = (
     "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query"
@@ -157,6 +160,85 @@ def first_step_logits(
             logits = model(**inputs, decoder_input_ids=torch.tensor([[tokenizer.pad_token_id]])).logits
         rows.append(logits[0, 0, ids].numpy())
     return np.stack(rows)
+
+
+def gte_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """gte-multilingual-reranker as its authors' code computes it from the tensors that they name, shape [documents]."""
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file  # noqa: PLC0415 - as above
+    from torch.nn import functional  # noqa: PLC0415 - as above
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer.enable_truncation(config["max_position_embeddings"], strategy="only_second")
+    weights = load_file(folder / "model.safetensors")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    size, factor = hidden // heads, config["rope_scaling"]["factor"]
+
+    def dense(vectors: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.linear(vectors, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+    def norm(vectors: torch.Tensor, name: str) -> torch.Tensor:
+        gain, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return functional.layer_norm(vectors, (hidden,), gain, shift, config["layer_norm_eps"])
+
+    def turned(vectors: torch.Tensor) -> torch.Tensor:
+        """With the positions' angles; shape [heads, tokens, size]."""
+        base = config["rope_theta"] * factor
+        frequencies = 1 / base ** (torch.arange(0, size, 2) / size) / factor ** (2 / size)
+        angles = (torch.arange(vectors.shape[1])[:, None] * frequencies).repeat(1, 2)
+        one, other = vectors.chunk(2, dim=-1)
+        return vectors * angles.cos() + torch.cat((-other, one), dim=-1) * angles.sin()
+
+    def logit(ids: Sequence[int]) -> float:
+        embeddings = "new.embeddings"
+        state = weights[f"{embeddings}.word_embeddings.weight"][list(ids)]
+        state = norm(state + weights[f"{embeddings}.token_type_embeddings.weight"][0], f"{embeddings}.LayerNorm")
+        for layer in (f"new.encoder.layer.{number}" for number in range(config["num_hidden_layers"])):
+            query, key, value = (
+                part.view(-1, heads, size).transpose(0, 1)
+                for part in dense(state, f"{layer}.attention.qkv_proj").chunk(3, dim=-1)
+            )
+            attention = torch.softmax(turned(query) @ turned(key).transpose(1, 2) / size**0.5, dim=-1)
+            mixed = dense((attention @ value).transpose(0, 1).reshape(-1, hidden), f"{layer}.attention.o_proj")
+            state = norm(state + mixed, f"{layer}.attn_ln")
+            up, gate = dense(state, f"{layer}.mlp.up_gate_proj").chunk(2, dim=-1)
+            state = norm(state + dense(functional.gelu(gate) * up, f"{layer}.mlp.down_proj"), f"{layer}.mlp_ln")
+        return float(dense(torch.tanh(dense(state[0], "new.pooler.dense")), "classifier"))
+
+    return np.array([logit(tokenizer.encode(query, text).ids) for text in documents], dtype=np.float32)
+
+
+def provence_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """The ranking score of Provence and XProvence, read from a question and a document as one text; [documents]."""
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file  # noqa: PLC0415 - as above
+    from transformers import AutoConfig, AutoModel  # noqa: PLC0415 - as above
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(MAX_LENGTH)
+    config = json.loads((folder / "config.json").read_text())
+    multilingual = config["model_type"] == "XProvence"
+    prefix, model_type, separator = (
+        ("roberta.", "xlm-roberta", "</s>") if multilingual else ("deberta.", "deberta-v2", "[SEP]")
+    )
+    kept = {key: value for key, value in config.items() if key not in ("auto_map", "model_type", "architectures")}
+    weights = load_file(folder / "model.safetensors")
+    encoder = AutoModel.from_config(AutoConfig.for_model(model_type, **kept)).eval()
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    encoder.load_state_dict(own)
+    values = []
+    with torch.inference_mode():
+        for document in documents:
+            ids = tokenizer.encode(f"{query} {separator} {document}").ids
+            output = encoder(input_ids=torch.tensor([ids]))
+            if multilingual:
+                pooled = output.pooler_output[0]
+            else:
+                dense = weights["pooler.dense.weight"] @ output.last_hidden_state[0, 0] + weights["pooler.dense.bias"]
+                pooled = torch.nn.functional.gelu(dense)
+            values.append(float(weights["classifier.weight"][0] @ pooled + weights["classifier.bias"][0]))
+    return np.array(values, dtype=np.float32)
 
 
 def _without_identifiers(text: str) -> str:

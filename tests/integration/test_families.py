@@ -29,15 +29,17 @@ from rerankd.telemetry.observer import Silent
 from tests.integration.test_poisoned_folders import build_modular, build_qwen3_classifier
 from tests.registry_files import write_registry
 from tests.tiny_causal import CAUSAL_FAMILIES, FIRST_TEMPLATES
-from tests.tiny_models import CORPUS, FAMILIES, build_bert
+from tests.tiny_models import CORPUS, FAMILIES, build_bert, build_gte, build_jina_v2, build_provence
 from tests.tiny_seq2seq import build_mt5, build_t5, build_untied_t5
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 from tests.transcriptions import (
     bge_gemma_logits,
     first_logits,
     first_step_logits,
+    gte_logits,
     mxbai_rerank_logits,
     prompted_logits,
+    provence_logits,
     qwen3_reranker_logits,
 )
 
@@ -209,7 +211,24 @@ CASES = [
         graph_of("bert", position_embedding_type="alibi", auto_map=OWN_CODE),
         of_the_torch_original,
     ),
-    Case("jina-reranker-v2", graph_of("xlmr", model_type=None), of_the_torch_original),
+    Case("jina-reranker-v2", build_jina_v2, of_the_torch_original),
+    Case("jina-reranker-v2", graph_of("xlmr", model_type=None), of_the_torch_original, name="graph"),
+    Case(
+        "gte-multilingual-reranker",
+        build_gte,
+        lambda folder: gte_logits(folder, QUERY, DOCUMENTS),
+        raw=True,
+    ),
+    Case(
+        "Provence, its ranking (documents are not pruned)",
+        build_provence,
+        lambda folder: provence_logits(folder, QUERY, DOCUMENTS),
+    ),
+    Case(
+        "XProvence, its ranking (documents are not pruned)",
+        partial(build_provence, multilingual=True),
+        lambda folder: provence_logits(folder, QUERY, DOCUMENTS),
+    ),
     Case(
         "monoBERT",
         lambda folder: build_bert(folder, num_labels=2),

@@ -12,6 +12,7 @@ from rerankd.recognition.activations import ActivationName
 from rerankd.recognition.files import number_of, table_of
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.modules import read_modular_head
+from rerankd.recognition.native import native_form
 
 # The classes that sentence-transformers writes into a model's config, by their last name.
 _TORCH_ACTIVATIONS: Final[Mapping[str, ActivationName]] = {"Sigmoid": "sigmoid", "Identity": "identity"}
@@ -36,8 +37,10 @@ def read_head(files: ModelFiles, *, label: int | None) -> Head:
     """
     source = files.folder / "config.json"
     modular = read_modular_head(files)
-    names = {} if modular else table_of(files.config, "id2label", of=source)
-    outputs = modular.outputs if modular else number_of(files.config, "num_labels", of=source) or len(names) or 2
+    native = native_form(files)
+    config = native.config if native else files.config
+    names = {} if modular else table_of(config, "id2label", of=source)
+    outputs = modular.outputs if modular else number_of(config, "num_labels", of=source) or len(names) or 2
     if outputs == 1:
         if label not in (None, 0):
             raise ConfigError(f"label = {label}, but this model's head has one output")
@@ -83,7 +86,8 @@ def read_activation(files: ModelFiles, head: Head) -> ActivationName:
         return "identity" if head.problem == "regression" else "sigmoid"
     name = named_activation(files)
     if name is None:
-        return "sigmoid"
+        native = native_form(files)
+        return "sigmoid" if native is None else native.activation or "sigmoid"
     short = name.rsplit(".", 1)[-1]
     if short not in _TORCH_ACTIVATIONS:
         raise ConfigError(

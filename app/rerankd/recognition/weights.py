@@ -51,6 +51,11 @@ def check_safetensors(folder: Path) -> None:
         raise ConfigError(absence(folder))
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a folder that `check_safetensors` accepts."""
+    return [folder / _WHOLE] if (folder / _WHOLE).is_file() else [folder / name for name in _shards(folder)]
+
+
 def check_header(path: Path) -> None:
     """Refuse an incomplete safetensors file: its header contains the length.
 

@@ -25,12 +25,13 @@ from rerankd.recognition.kinds import (
     refuse_unknown_settings,
     refuse_unsaid_pairs,
 )
+from rerankd.recognition.native import native_form
 from rerankd.recognition.tokenizer_settings import check_pair, gives_segments, refuse_other_cuts
 from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.document_tokenizer import DocumentTokenizer
 from rerankd.scorers.edges import token_edges
-from rerankd.scorers.pair_template import PairTemplate, read_template
+from rerankd.scorers.pair_template import PairTemplate, read_joined_template, read_template
 from rerankd.scorers.ranking import Activation, activation_of
 from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
@@ -203,6 +204,10 @@ def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:
     files = read.files
     refuse_other_than_cross_encoder(files)
     refuse_unknown_settings(files)
+    native = native_form(files)
+    if native is not None and native.separated_once:
+        refuse_other_cuts(files, side=read.truncation_side)
+        return read_joined_template(read.tokenizer)
     template = read_template(read.tokenizer)
     beginning = template.head.tolist()
     # A beginning of text in the middle of one separates nothing.

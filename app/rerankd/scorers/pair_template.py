@@ -4,7 +4,7 @@ The query is tokenized once per request instead of once per pair. The assembly i
 tokenizer's own pair encoding, so that a tokenizer that joins pairs in some other way is refused and never misread.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,24 @@ def read_template(tokenizer: Tokenizer) -> PairTemplate:
     return template
 
 
+def read_joined_template(tokenizer: Tokenizer) -> PairTemplate:
+    """The template of a pair that was made one text, with the tokenizer's separator between two spaces; checked on a
+    few pairs.
+
+    Raises:
+        ConfigError: the tokenizer reads such a text otherwise.
+    """
+    pair = _read(tokenizer)
+    separator = pair.tail[-1:]
+    template = replace(pair, middle=separator, segments=False, segment_offset=0)
+    text = "".join(map(tokenizer.id_to_token, separator))
+    for query, document in _PROBES:
+        expected = tokenizer.encode(f"{query} {text} {document}", add_special_tokens=True)
+        if not text or _joined(template, tokenizer, query, document).ids.tolist() != expected.ids:
+            raise _difference(query, document)
+    return template
+
+
 def _read(tokenizer: Tokenizer) -> PairTemplate:
     pair = tokenizer.encode("a", "b", add_special_tokens=True)
     owners = pair.sequence_ids
@@ -83,13 +101,21 @@ def _span(owners: list[int | None], owner: int) -> tuple[int, int]:
 
 def _check(template: PairTemplate, tokenizer: Tokenizer, query: str, document: str) -> None:
     expected = tokenizer.encode(query, document, add_special_tokens=True)
+    joined = _joined(template, tokenizer, query, document)
+    types = [int(position >= joined.boundary) for position in range(len(joined.ids))]
+    if joined.ids.tolist() != expected.ids or types != expected.type_ids:
+        raise _difference(query, document)
+
+
+def _joined(template: PairTemplate, tokenizer: Tokenizer, query: str, document: str) -> Encoding:
     query_ids, document_ids = (
         np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64) for text in (query, document)
     )
-    joined = template.join(query_ids, document_ids)
-    types = [int(position >= joined.boundary) for position in range(len(joined.ids))]
-    if joined.ids.tolist() != expected.ids or types != expected.type_ids:
-        raise ConfigError(
-            f"pairs assembled by hand differ from the tokenizer's own encoding of {(query, document)!r}; "
-            "this tokenizer's post-processor is not supported"
-        )
+    return template.join(query_ids, document_ids)
+
+
+def _difference(query: str, document: str) -> ConfigError:
+    return ConfigError(
+        f"pairs assembled by hand differ from the tokenizer's own encoding of {(query, document)!r}; "
+        "this tokenizer's post-processor is not supported"
+    )

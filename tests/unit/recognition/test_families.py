@@ -72,7 +72,10 @@ SERVED = [
         classifier("JinaBert", "bert", position_embedding_type="alibi", auto_map=OWN_CODE),
         files={"onnx/model.onnx": {}},
     ),
-    Case("jina-reranker-v2", {**classifier("XLMRoberta", ""), "model_type": None}, files={"onnx/model.onnx": {}}),
+    Case("jina-reranker-v2", {**classifier("XLMRoberta", ""), "model_type": None}),
+    Case("gte-multilingual-reranker", classifier("New", "new", auto_map=OWN_CODE)),
+    Case("Provence, its ranking (documents are not pruned)", classifier("Provence", "Provence")),
+    Case("XProvence, its ranking (documents are not pruned)", classifier("XProvence", "XProvence")),
     Case(
         "graphs with golden pairs, as `rerankd export` writes them",
         {"architectures": ["OwnCrossEncoder"], "model_type": "bert", "id2label": {"0": "a"}},
@@ -121,9 +124,10 @@ SERVED += [
     )
 ]
 REFUSED = [
-    Case("gte-multilingual-reranker", classifier("New", "new")),
-    Case("jina-reranker-v2", {**classifier("XLMRoberta", ""), "model_type": None}),
-    Case("Provence", classifier("Provence", "Provence")),
+    Case("gte-multilingual-reranker", classifier("New", "new", logn_attention_scale=True)),
+    Case("gte-multilingual-reranker", classifier("New", "new", pack_qkv=False)),
+    Case("gte-multilingual-reranker", classifier("New", "new", rope_scaling={"type": "dynamic", "factor": 2.0})),
+    Case("jina-reranker-v2", classifier("XLMRoberta", "", position_embedding_type="rotary")),
     Case("nemotron rerankers", classifier("LlamaBidirectional", "llama_bidirec")),
     Case("reward models", classifier("Qwen3", "qwen3"), "Skywork/Skywork-Reward-V2-Qwen3-0.6B"),
     Case(

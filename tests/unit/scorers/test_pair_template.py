@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, normalizers, processors
 
 from rerankd.errors import ConfigError
-from rerankd.scorers.pair_template import PairTemplate, read_template
+from rerankd.scorers.pair_template import PairTemplate, read_joined_template, read_template
 from rerankd.tasks.encoding import Encoding
 from tests.tiny_models import TOKENIZERS, wordpiece_tokenizer
 
@@ -121,3 +121,17 @@ def test_a_template_that_cannot_be_said_is_refused(pair: str, message: str) -> N
 def test_a_tokenizer_that_knows_no_letters_is_refused() -> None:
     with pytest.raises(ConfigError, match="letters a and b to nothing"):
         read_template(Tokenizer(models.BPE()))
+
+
+def test_a_pair_as_one_text_has_one_separator() -> None:
+    tokenizer = TOKENIZERS["xlmr"]()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), tokenizer.normalizer])
+    template = read_joined_template(tokenizer)
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in ("a query", "a document")]
+    joined = template.join(*(np.array(part, dtype=np.int64) for part in ids))
+    assert joined.ids.tolist() == tokenizer.encode("a query </s> a document").ids
+
+
+def test_a_tokenizer_that_keeps_the_spaces_around_a_separator_is_refused() -> None:
+    with pytest.raises(ConfigError, match="differ"):
+        read_joined_template(TOKENIZERS["xlmr"]())

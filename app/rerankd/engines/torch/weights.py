@@ -5,13 +5,16 @@ Reads safetensors only, never pickled weights. Downloads nothing (`serving/sourc
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -22,7 +25,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from rerankd.errors import ConfigError, few
-from rerankd.recognition.weights import check_code, check_safetensors
+from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.native import NativeForm, Renamed, native_form
+from rerankd.recognition.weights import check_code, check_safetensors, weight_files
 
 Kind = Literal["sequence classifier", "causal language model", "encoder-decoder", "encoder"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -124,11 +129,11 @@ def read_weights(
         ConfigError: the folder holds no such model, or not all of its weights.
     """
     transformers_logging.disable_progress_bar()
-    check_safetensors(folder)
-    check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
+    native = _check_files(kind, folder, trust_remote_code=trust_remote_code)
     try:
-        model, loading = _LOADERS[kind].from_pretrained(
-            folder,
+        loader, source = _source(kind, folder, native)
+        model, loading = loader.from_pretrained(
+            **source,
             dtype=_TORCH_PRECISION[precision],
             attn_implementation=attention,
             use_safetensors=True,
@@ -185,8 +190,40 @@ def check_weights(kind: Kind, folder: Path, options: WeightsOptions, *, trust_re
         ConfigError: no such device, incomplete weights in the folder, or code that is not trusted.
     """
     torch_device(options.device)
+    _check_files(kind, folder, trust_remote_code=trust_remote_code)
+
+
+def _check_files(kind: Kind, folder: Path, *, trust_remote_code: bool) -> NativeForm | None:
+    """Check that the weights are whole, and that a class of transformers may compute them."""
     check_safetensors(folder)
-    check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
+    native = native_form(ModelFiles.read(folder)) if kind == "sequence classifier" else None
+    if native is None:
+        check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
+    return native
+
+
+def _source(kind: Kind, folder: Path, native: NativeForm | None) -> tuple[Any, Mapping[str, Any]]:
+    """The class of transformers that loads a model, and where that takes configuration and weights from."""
+    if native is None:
+        return _LOADERS[kind], {"pretrained_model_name_or_path": folder}
+    config = AutoConfig.for_model(**native.config)
+    loader = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    if not native.renamed:
+        return loader, {"pretrained_model_name_or_path": folder, "config": config}
+    tensors = {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+    renamed = renamed_tensors(tensors, native.renamed)
+    return loader, {"pretrained_model_name_or_path": None, "config": config, "state_dict": renamed}
+
+
+def renamed_tensors(tensors: Mapping[str, torch.Tensor], rules: Sequence[Renamed]) -> dict[str, torch.Tensor]:
+    """Tensors by their names in transformers; the first rule that fits a name counts, and others stay as they are."""
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
+        names = [name] if rule is None else [re.sub(rule.pattern, new, name) for new in rule.names]
+        parts = tensor.chunk(len(names)) if names else ()
+        renamed |= dict(zip(names, parts, strict=True))
+    return renamed
 
 
 def torch_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from rerankd.recognition.kinds import (
     refuse_unsaid_pairs,
 )
 from rerankd.recognition.lengths import declared_length
+from rerankd.recognition.native import is_gte, is_jina_v2, is_provence, is_xprovence, native_form
 from rerankd.recognition.recognised import (
     GRAPH_ENGINES,
     TASK_ENGINES,
@@ -91,6 +92,8 @@ def _evidence_of(files: ModelFiles, head: Head) -> list[Evidence]:
 def _engines(files: ModelFiles, asked: Asked) -> Sequence[str]:
     """A graph holds its authors' own code; torch would compute another class."""
     engines = TASK_ENGINES["classify"]
+    if native_form(files) is not None:
+        return engines
     try:
         check_code(
             files.folder,
@@ -122,6 +125,15 @@ def _graph_only(name: str, repositories: Sequence[str], signs: Callable[[ModelFi
         return replace(found, engines=GRAPH_ENGINES) if isinstance(found, Recognised) else found
 
     return Family(name=name, repositories=repositories, recognise=recognise, oracle="the ONNX graph itself")
+
+
+def _native(name: str, fits: Callable[[ModelFiles], bool], says: str) -> Callable[[ModelFiles, Asked], Outcome | None]:
+    """Encoders of their authors' own code that a class of transformers computes too."""
+
+    def recognise(files: ModelFiles, asked: Asked) -> Outcome | None:
+        return classifier(name, files, asked, Evidence("config.json", says)) if fits(files) else None
+
+    return recognise
 
 
 def _several_labels(files: ModelFiles, asked: Asked) -> Outcome | None:
@@ -196,6 +208,10 @@ def _with_golden_pairs(files: ModelFiles, asked: Asked) -> Outcome | None:
     return replace(found, engines=GRAPH_ENGINES) if isinstance(found, Recognised) else found
 
 
+_JINA_V2: Final = "jina-reranker-v2"
+_GTE: Final = "gte-multilingual-reranker"
+_PROVENCE: Final = "Provence, its ranking (documents are not pruned)"
+_XPROVENCE: Final = "XProvence, its ranking (documents are not pruned)"
 _GOLDEN: Final = "graphs with golden pairs, as `rerankd export` writes them"
 _MONOBERT: Final = "monoBERT"
 _MODULAR: Final = "modular cross-encoders (ettin)"
@@ -212,28 +228,29 @@ FAMILIES: Final[Sequence[Family]] = (
             else None
         ),
     ),
-    _graph_only(
-        "jina-reranker-v2",
-        ["jinaai/jina-reranker-v2-base-multilingual"],
-        lambda files: (
-            Evidence("config.json", "XLMRobertaForSequenceClassification and no model_type")
-            if not files.model_type and architecture(files, "XLMRobertaForSequenceClassification")
-            else None
-        ),
+    Family(
+        name=_JINA_V2,
+        repositories=["jinaai/jina-reranker-v2-base-multilingual"],
+        recognise=_native(_JINA_V2, is_jina_v2, "XLMRobertaForSequenceClassification and no model_type"),
+        oracle="transformers: the XLM-RoBERTa that its authors' conversion makes the weights of",
     ),
-    refused_family(
-        "gte-multilingual-reranker",
-        ["Alibaba-NLP/gte-multilingual-reranker-base"],
-        lambda files: model_type(files, "new"),
-        because="its code lies in another repository, which is not run",
-        instead="use Alibaba-NLP/gte-reranker-modernbert-base (English) or BAAI/bge-reranker-v2-m3 (multilingual)",
+    Family(
+        name=_GTE,
+        repositories=["Alibaba-NLP/gte-multilingual-reranker-base"],
+        recognise=_native(_GTE, is_gte, 'model_type = "new"'),
+        oracle="the authors' formulas, transcribed",
     ),
-    refused_family(
-        "Provence",
-        ["naver/provence-reranker-debertav3-v1", "naver/xprovence-reranker-bgem3-v1"],
-        lambda files: model_type(files, "Provence", "XProvence") or architecture(files, "*Provence*"),
-        because="its second head, which prunes documents, is not computed here",
-        instead="use mixedbread-ai/mxbai-rerank-large-v1 (English) or BAAI/bge-reranker-v2-m3 (multilingual)",
+    Family(
+        name=_PROVENCE,
+        repositories=["naver/provence-reranker-debertav3-v1"],
+        recognise=_native(_PROVENCE, is_provence, 'model_type = "Provence"'),
+        oracle="transformers: the authors' ranking head on their one text",
+    ),
+    Family(
+        name=_XPROVENCE,
+        repositories=["naver/xprovence-reranker-bgem3-v1", "naver/xprovence-reranker-bgem3-v2"],
+        recognise=_native(_XPROVENCE, is_xprovence, 'model_type = "XProvence"'),
+        oracle="transformers: the authors' ranking head on their one text",
     ),
     refused_family(
         "nemotron rerankers",

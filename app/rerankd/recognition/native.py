@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rerankd.errors import ConfigError
+from rerankd.recognition.activations import ActivationName
 from rerankd.recognition.files import number_of, table_of
 from rerankd.recognition.kinds import ModelFiles
 
@@ -33,7 +34,7 @@ class NativeForm:
     config: Mapping[str, Any]
     renamed: Sequence[Renamed] = ()
     separated_once: bool = False
-    activation: str | None = None
+    activation: ActivationName | None = None
 
 
 def native_form(files: ModelFiles) -> NativeForm | None:

@@ -28,7 +28,8 @@ from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made
 from rerankd.scorers.ranking import Activation, identity
-from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
+from rerankd.serving.catalog import Catalog
+from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel, try_out
 from rerankd.serving.service import Limits, RerankService
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding, stacked
@@ -137,6 +138,9 @@ class RecordingObserver:
 
     def model_certified(self, *, model: str, certified: bool) -> None:
         self._state("model_certified", model=model, certified=certified)
+
+    def model_removed(self, *, model: str) -> None:
+        self._state("model_removed", model=model)
 
     def connections_changed(self, *, open_connections: int) -> None:
         self._state("connections_changed", open_connections=open_connections)
@@ -383,6 +387,12 @@ def _batcher(
     )
 
 
+async def put_into_service(model: ServedModel, loaded: LoadedModel) -> None:
+    """Serve what passes its canary, as the first version of a model does."""
+    await try_out(loaded)
+    model.serve(loaded)
+
+
 @dataclass(kw_only=True)
 class FakeService:
     """A whole service without model files: what a request meets between dialect and engine is the real thing."""
@@ -426,13 +436,12 @@ class FakeService:
                 max_waiting_tokens=self.max_waiting_tokens,
                 stuck_after_s=self.stuck_after_s,
             ) as batcher:
-                await model.start(self._loaded(batcher, tokenizing))
-                watching = asyncio.create_task(model.watch())
+                loaded = self._loaded(batcher, tokenizing)
+                await put_into_service(model, loaded)
+                watching = asyncio.create_task(model.watch(loaded))
                 try:
                     yield RerankService(
-                        [model, broken],
-                        default="fake",
-                        fallback=self.fallback,
+                        Catalog([model, broken], default="fake", fallback=self.fallback),
                         limits=limits,
                         observer=self.observer,
                         background=background,

@@ -41,10 +41,11 @@ from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.base import EncodedPairs
 from rerankd.scorers.ranking import sigmoid
+from rerankd.serving.catalog import Catalog
 from rerankd.serving.model import Canary, LoadedModel, ServedModel
 from rerankd.serving.service import Limits, RerankService
 from rerankd.tasks.encoding import Encoding
-from tests.fakes import RecordingObserver, WordScorer
+from tests.fakes import RecordingObserver, WordScorer, put_into_service
 from tests.simulation.virtual_time import Clock, VirtualLoop, VirtualWorker
 from tests.unit.batching.simulation import pass_s
 
@@ -235,12 +236,12 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     model = ServedModel(name="fake", aliases=(), observer=observer)
     serving = asyncio.create_task(batcher.run())
     canary = Canary(pairs=(), tolerance=None)
-    await model.start(
-        LoadedModel(stage=stage, direct=pointwise, activation=sigmoid, canary=canary, details={"scorer": "virtual"})
+    await put_into_service(
+        model,
+        LoadedModel(stage=stage, direct=pointwise, activation=sigmoid, canary=canary, details={"scorer": "virtual"}),
     )
     service = RerankService(
-        [model],
-        default="fake",
+        Catalog([model], default="fake"),
         limits=Limits(max_documents=10_000, max_query_chars=32_768, request_timeout_s=300.0, loading_timeout_s=10.0),
         observer=observer,
         background=SharedWorker(VirtualWorker(clock, threads=1, seconds_per_call=_WRITE_S)),

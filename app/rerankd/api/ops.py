@@ -19,7 +19,7 @@ from rerankd.api.auth import key_required, security_of
 from rerankd.api.fixed_answers import FixedAnswer
 from rerankd.api.lifecycle import Lifecycle
 from rerankd.gateway.gateway import Gateway
-from rerankd.serving.model import ServedModel, Status
+from rerankd.serving.model import ServedModel
 
 Json = dict[str, Any]
 
@@ -128,7 +128,7 @@ class OperationsEndpoints:
         """200 when every model passed its latest canary inference; otherwise 503 with the reason for each model. It
         answers at once under any load, because canaries run in the background.
         """
-        ready = all(model.status is Status.READY for model in self._service.models) and not self._lifecycle.draining
+        ready = all(model.status.answers for model in self._service.models) and not self._lifecycle.draining
         body: Json = {
             "status": "draining" if self._lifecycle.draining else "ready" if ready else "not ready",
             "models": {

@@ -53,6 +53,7 @@ def named_model(model: str, settings: Settings, *, name: str | None = None) -> M
         engine=AUTO,
         options=options,
         certify=settings.model_certify,
+        idle_unload_s=settings.model_idle_unload_s,
         engine_options={key: value for key, value in wanted.items() if value is not None},
     )
 

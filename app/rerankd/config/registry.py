@@ -74,6 +74,11 @@ class ModelSpec(BaseModel):
         default="warn",
         description="What comes of a model that ranks obvious answers wrongly: a warning, or (`strict`) it is refused.",
     )
+    idle_unload_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Unload the model when no request has come for so long; the next one loads it again.",
+    )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that the model's repository brings. Only for code you have read."
     )
@@ -84,6 +89,8 @@ class ModelSpec(BaseModel):
     def _is_a_model_or_a_cascade(self) -> "ModelSpec":
         if bool(self.path) == bool(self.stages):
             raise ValueError(f"must have either path or stages, {'not both' if self.path else 'and has neither'}")
+        if self.stages and self.idle_unload_s is not None:
+            raise ValueError("idle_unload_s: a cascade has nothing to unload; set it for its members")
         # Read here, so that mistakes are reported with those in the rest of the registry.
         depths = [stage.depth for stage in self.cascade if stage.depth is not None]
         if any(depth < 1 for depth in depths):
@@ -143,10 +150,15 @@ class Registry(BaseModel):
         """Every name that a request may use."""
         return [name for spec in self.model for name in (spec.name, *self.aliases_of(spec))]
 
+    @property
+    def default_name(self) -> str:
+        """The name or alias of the model that answers requests which name none."""
+        return self.default or self.model[0].name
+
     def find(self, name: str | None) -> ModelSpec | None:
         """The model that a request means by a name, None by the default one; None: no model is called that."""
         owners = {known: spec for spec in self.model for known in (spec.name, *self.aliases_of(spec))}
-        return ModelNames(owners).find(name or self.default or self.model[0].name)
+        return ModelNames(owners).find(name or self.default_name)
 
     def check_fallback(self, name: str | None) -> None:
         """Check the model of `RERANKD_MODEL_FALLBACK`; None: there is none.

@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     model_template: str | None = Field(
         default=None, description="For `RERANKD_MODEL`: the prompt template, where no file names the model's own."
     )
+    model_idle_unload_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="For `RERANKD_MODEL`: unload a model when no request has come for so long; the next one loads it "
+        "again. None: never.",
+    )
     model_fallback: str | None = Field(
         default=None,
         description="A served model that answers requests for models that are not served, such as a hosted service's "

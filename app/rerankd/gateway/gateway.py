@@ -22,7 +22,6 @@ from math import inf
 from types import TracebackType
 from typing import Final, Self
 
-from rerankd.concurrency.gathering import gather_or_cancel
 from rerankd.domain import Document, RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 from rerankd.gateway.failures import failure_of
@@ -33,8 +32,6 @@ from rerankd.serving.service import RerankService
 from rerankd.telemetry.observer import Observer
 
 _ANSWERED: Final = 200
-# The queries of one call that are worked on at the same time. With more the event loop would serve this call only.
-_CONCURRENT_QUERIES: Final = 128
 
 
 @dataclass(slots=True)
@@ -158,7 +155,7 @@ class GatewayCall:
             raise InvalidRequest("no queries; send at least one")
         self.facts.documents = sum(len(request.documents) for request in requests)
         self.facts.model = self._service.model_named(requests[0].model).name
-        results = await self._rerank_all([self._with_terms(request, self._meter) for request in requests])
+        results = await self._service.rerank_all([self._with_terms(request, self._meter) for request in requests])
         self.facts.tokens = sum(result.tokens for result in results)
         self._meter.settle(self.facts.tokens)
         return results
@@ -166,19 +163,6 @@ class GatewayCall:
     def _with_terms(self, request: RerankRequest, meter: RequestMeter) -> RerankRequest:
         terms = replace(request.options.terms, caller=self.facts.key, deadline=self.deadline, meter=meter)
         return replace(request, options=replace(request.options, terms=terms))
-
-    async def _rerank_all(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
-        if len(requests) == 1:
-            return [await self._service.rerank(requests[0])]
-        results: dict[int, RerankResult] = {}
-        waiting = iter(enumerate(requests))
-
-        async def work() -> None:
-            for index, request in waiting:
-                results[index] = await self._service.rerank(request)
-
-        await gather_or_cancel(work() for _ in requests[:_CONCURRENT_QUERIES])
-        return [results[index] for index in range(len(requests))]
 
 
 def _bytes_of(request: RerankRequest) -> int:

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Hashable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from psutil import virtual_memory
 
 from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.batcher import Batcher
@@ -21,33 +23,32 @@ from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
 from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec, Registry
 from rerankd.config.settings import Settings
-from rerankd.domain import PassagePlan, ScoreOptions, Scores, Truncation
+from rerankd.domain import PassagePlan, ScoreOptions, Truncation
 from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
-from rerankd.errors import ConfigError, RerankError, SourceUnreachable
-from rerankd.pipeline.blanks import BlankStage, drops_nothing
-from rerankd.pipeline.cascade import CascadeStage, Member
+from rerankd.errors import ConfigError
 from rerankd.scorers import LIST_SCORERS, SCORERS, load_any_scorer
 from rerankd.scorers.base import Scorer, ScorerSpec
-from rerankd.scorers.ranking import identity
 from rerankd.serving.certifying import Certificate, certify
 from rerankd.serving.choosing import choose
 from rerankd.serving.faults import MortalWorker
-from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel
-from rerankd.serving.model_files import model_content, model_folder, template_folders
+from rerankd.serving.hosting import ModelHost
+from rerankd.serving.model import Canary, GoldenPair, LoadedModel
+from rerankd.serving.model_files import file_marks, model_content, model_folder, template_folders, weight_bytes
 from rerankd.serving.probe import Probe, probe
 from rerankd.serving.profiles import with_profile
 from rerankd.serving.service import Limits, RerankService
 from rerankd.serving.stages import StageBuilder
+from rerankd.serving.version import Opening
 from rerankd.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
 
-_FIRST_RETRY_S = 5.0
-_LAST_RETRY_S = 300.0
 # Of threads that read and write texts: where cores are short, one key's texts must not slow another key's passes.
 _NICENESS = 5
+# What an answer may take behind the deadline of its request.
+_ANSWER_S = 5.0
 _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a small yellow bird.", 0.0),), tolerance=None)
 # Asking would cost money again and again, and a model that is away for a minute would be lost until a restart.
 _NOT_ASKED = Canary(pairs=(), tolerance=None)
@@ -82,54 +83,51 @@ async def running_service(
     Raises:
         ConfigError: the registry or the cache URL is unusable, or what it names can never be a cache.
     """
-    registry = served_registry(settings)
-    if only is not None:
-        registry = registry.only(only)
-    models = [
-        ServedModel(name=spec.name, aliases=registry.aliases_of(spec), observer=observer) for spec in registry.model
-    ]
-    served = {name: model for model in models for name in (model.name, *model.aliases)}
+    async with running_host(settings, observer, only=only) as (service, _):
+        yield service
+
+
+@asynccontextmanager
+async def running_host(
+    settings: Settings, observer: Observer, *, only: Collection[str | None] | None = None
+) -> AsyncIterator[tuple[RerankService, ModelHost]]:
+    """As `running_service`, with what changes its models while it runs."""
     fallback = settings.model_fallback if only is None else None
-    registry.check_fallback(fallback)
     secret = settings.cache_secret
-    cache = await connect_cache(
-        settings.cache_url.get_secret_value(),
-        secret=secret.get_secret_value() if secret else None,
-        observer=observer,
-    )
-    if isinstance(cache, MemoryCache):
-        observer.cache_opened(entries=cache.__len__, size=lambda: cache.size)
-    with (
-        Worker(name="load", threads=1) as loading,
-        SharedWorker.open(
-            name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings), niceness=_NICENESS
-        ) as tokenizing,
-        SharedWorker.open(name="background", threads=1, niceness=_NICENESS) as background,
-    ):
-        loaders = [
-            asyncio.create_task(
-                _keep_cascade(spec, model, served, tokenizing)
-                if spec.stages
-                else ModelLoader(spec, model, settings, cache, observer, loading, tokenizing).keep(),
-                name=spec.name,
+    async with AsyncExitStack() as stack:
+        registry = _read_registry(settings, only)
+        registry.check_fallback(fallback)
+        cache = await connect_cache(
+            settings.cache_url.get_secret_value(),
+            secret=secret.get_secret_value() if secret else None,
+            observer=observer,
+        )
+        if cache is not None:
+            stack.push_async_callback(cache.close)
+        if isinstance(cache, MemoryCache):
+            observer.cache_opened(entries=cache.__len__, size=lambda: cache.size)
+        loading = stack.enter_context(Worker(name="load", threads=1))
+        tokenizing = stack.enter_context(
+            SharedWorker.open(
+                name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings), niceness=_NICENESS
             )
-            for spec, model in zip(registry.model, models, strict=True)
-        ]
-        try:
-            yield RerankService(
-                models,
-                default=_default(registry),
-                fallback=fallback,
-                limits=_limits(settings),
-                observer=observer,
-                background=background,
-            )
-        finally:
-            for loader in loaders:
-                loader.cancel()
-            await asyncio.gather(*loaders, return_exceptions=True)
-            if cache is not None:
-                await cache.close()
+        )
+        background = stack.enter_context(SharedWorker.open(name="background", threads=1, niceness=_NICENESS))
+        host = ModelHost(
+            _Files(settings, only, cache, observer, loading, tokenizing),
+            registry,
+            fallback=fallback,
+            observer=observer,
+            tokenizing=tokenizing,
+            drain_s=settings.request_timeout_s + _ANSWER_S,
+        )
+        await stack.enter_async_context(host.running())
+        yield RerankService(host.catalog, limits=_limits(settings), observer=observer, background=background), host
+
+
+def _read_registry(settings: Settings, only: Collection[str | None] | None) -> Registry:
+    registry = served_registry(settings)
+    return registry if only is None else registry.only(only)
 
 
 def _tokenizing(settings: Settings) -> int:
@@ -138,10 +136,6 @@ def _tokenizing(settings: Settings) -> int:
     """
     keyed = settings.api_keys or settings.api_keys_file is not None
     return max(1, available_cores() // 4) if keyed else available_cores()
-
-
-def _default(registry: Registry) -> str:
-    return registry.default or registry.model[0].name
 
 
 def _limits(settings: Settings) -> Limits:
@@ -155,47 +149,67 @@ def _limits(settings: Settings) -> Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class _Files:
+    """The models that settings name, from their files."""
+
+    settings: Settings
+    only: Collection[str | None] | None
+    cache: Cache | None
+    observer: Observer
+    loading: Worker
+    tokenizing: SharedWorker
+
+    def registry(self) -> Registry:
+        return _read_registry(self.settings, self.only)
+
+    def marks(self, spec: ModelSpec) -> Hashable:
+        return file_marks(spec, self.settings)
+
+    def expect(self, specs: Sequence[ModelSpec]) -> None:
+        """Tell how much memory loading will take, at least: the old versions stay until the new ones serve."""
+        needed = sum(weight_bytes(spec, self.settings) for spec in specs)
+        available = virtual_memory().available
+        told = {"models": [spec.name for spec in specs], "weights_mb": needed >> 20, "available_mb": available >> 20}
+        if needed > available:
+            logger.warning("models load beside those that serve, and their weights exceed the free memory", extra=told)
+        else:
+            logger.info("models load beside those that serve", extra=told)
+
+    def opening(self, spec: ModelSpec) -> Opening:
+        return ModelLoader(spec, self.settings, self.cache, self.observer, self.loading, self.tokenizing).open
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLoader:
-    """Loads one model, then keeps its batcher running until it is cancelled."""
+    """Loads one model and runs its batcher."""
 
     spec: ModelSpec
-    model: ServedModel
     settings: Settings
     cache: Cache | None
     observer: Observer
     loading: Worker
     tokenizing: SharedWorker
 
-    async def keep(self) -> None:
-        """Never raises: the other models must go on."""
-        try:
-            parts = await self._load()
-            await self._serve(parts)
-        except* ConfigError as errors:
-            self.model.fail(str(errors.exceptions[0]))
-        except* Exception as errors:
-            logger.exception("model is lost", extra={"model": self.model.name})
-            self.model.fail(f"{errors.exceptions[0]!r:.200}")
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[LoadedModel]:
+        """Load the model; leaving the context releases it.
 
-    async def _load(self) -> _Parts:
-        """Load the model's files, again and again while the place they come from cannot be reached."""
-        pause_s = _FIRST_RETRY_S
-        while True:
-            try:
-                return await self.loading.run(load_parts, self.spec, self.settings)
-            except SourceUnreachable as error:
-                self.model.fail(f"{error} (asking again in {pause_s:.0f} s)")
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LAST_RETRY_S)
-
-    async def _serve(self, parts: _Parts) -> None:
+        Raises:
+            ConfigError: it cannot be used; the message says why.
+            SourceUnreachable: the place that its files come from cannot be reached now.
+        """
+        parts = await self.loading.run(load_parts, self.spec, self.settings)
         worker = MortalWorker if self.settings.debug_faults else Worker
-        with worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=parts.engine.workers) as inference:
+        inference = worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=parts.engine.workers)
+        try:
             batcher = self._batcher(parts, inference)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(batcher.run())
-                await self.model.start(self._loaded(parts, batcher))
-                await self.model.watch()
+                running = tasks.create_task(batcher.run())
+                yield self._loaded(parts, batcher)
+                running.cancel()
+        finally:
+            # A pass that hangs is waited for, and the other models go on meanwhile.
+            await asyncio.to_thread(inference.close)
 
     def _batcher(self, parts: _Parts, inference: Worker) -> Batcher[Any, Any]:
         preferred = parts.engine.preferred_batch
@@ -259,59 +273,6 @@ def _tokens_in(
     characters = sum(map(len, documents)) + len(query) * len(documents)
     estimate = Estimate(characters=characters, items=len(documents), longest=longest)
     return admission.forecast(estimate, caller=options.terms.caller).work.tokens
-
-
-async def _keep_cascade(
-    spec: ModelSpec, model: ServedModel, served: Mapping[str, ServedModel], tokenizing: SharedWorker
-) -> None:
-    """Serve a cascade once all of its members have been loaded. Never raises: the other models must go on."""
-    try:
-        members = [(stage.model, served[stage.model], stage.depth) for stage in spec.cascade]
-        settled = [await member.settled() for _, member, _ in members]
-        asked = [member.canary is not _NOT_ASKED for member in settled]
-        cascade = CascadeStage([Member(name, _Served(member), depth) for name, member, depth in members])
-        stage = BlankStage(cascade, tokenizing, drops=drops_nothing)
-        direct = CascadeStage([Member(name, _Served(member, direct=True), depth) for name, member, depth in members])
-        details: dict[str, str | int | bool | list[str]] = {
-            "scorer": "cascade",
-            "stages": list(spec.stages),
-            "scores": "rank",
-        }
-        canary = _NO_REFERENCE if all(asked) else _NOT_ASKED
-        loaded = LoadedModel(
-            stage=stage,
-            direct=direct,
-            activation=identity,
-            canary=canary,
-            details=details,
-            reads_windows=any(member.reads_windows for member in settled),
-            alive_at=lambda: max(member.alive_at for _, member, _ in members),
-        )
-        await model.start(loaded)
-        await model.watch()
-    except (ConfigError, RerankError) as error:
-        model.fail(f"a member of this cascade is not ready: {error}")
-    except Exception as error:
-        logger.exception("model is lost", extra={"model": model.name})
-        model.fail(f"{error!r:.200}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """A served model as a stage of another; it may be taken out of service and come back."""
-
-    model: ServedModel
-    direct: bool = False
-
-    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
-        """Score with the model.
-
-        Raises:
-            ModelNotReady: the model is not in service.
-            RerankError: what its stage raises.
-        """
-        loaded = self.model.loaded
-        return await (loaded.direct if self.direct else loaded.stage).score(query, documents, options)
 
 
 def _patience_s(engine: Engine[Any, Any], settings: Settings) -> float:

@@ -1,10 +1,12 @@
-"""A served model: its names, whether it can answer, and the stage that answers."""
+"""A served model: its names, whether it can answer, and the stage that answers. While it serves, a
+newer version may replace it, and it may be unloaded and loaded again.
+"""
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
 from time import perf_counter, time
@@ -15,6 +17,7 @@ from rerankd.domain import ScoreOptions, Terms
 from rerankd.errors import ConfigError, ModelNotReady, RerankError
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.ranking import Activation
+from rerankd.serving.usage import Usage
 from rerankd.telemetry.observer import Observer
 from rerankd.telemetry.redaction import redacted
 
@@ -28,11 +31,21 @@ _LONGEST_PAUSE_S = 60.0
 _CHARACTERS_PER_TOKEN = 4
 _URGENT = Terms(urgent=True)
 
+Details = Mapping[str, str | int | bool | list[str]]
+
 
 class Status(StrEnum):
+    """UNLOADED: it was idle; the next request loads it again."""
+
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
+    UNLOADED = "unloaded"
+
+    @property
+    def answers(self) -> bool:
+        """Whether requests are answered, even if the model has to be loaded first."""
+        return self in (Status.READY, Status.UNLOADED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,10 @@ def _never() -> float:
     return -inf
 
 
+def _nothing() -> None:
+    pass
+
+
 def _about(query: str, documents: Sequence[str], _options: ScoreOptions) -> int:
     """What usual English has, for a model of which nothing better is known."""
     return (len(query) * len(documents) + sum(map(len, documents))) // _CHARACTERS_PER_TOKEN
@@ -73,32 +90,49 @@ class LoadedModel:
     """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
     `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
     `remark` is for operators who wonder about its speed, `warning` says what may be wrong with its scores.
-    `reads_windows`: it, or a
-    member of the cascade, is listwise. `estimate` says about how many tokens a request has.
+    `reads_windows`: it, or a member of the cascade, is listwise. `estimate` says about how many tokens a request has.
+    `usage` counts the requests that use it.
     """
 
     stage: Stage
     direct: Stage
     activation: Activation
     canary: Canary
-    details: Mapping[str, str | int | bool | list[str]]
+    details: Details
     remark: str = ""
     warning: str = ""
     reads_windows: bool = False
     alive_at: Callable[[], float] = _never
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
+    usage: Usage = field(default_factory=Usage)
 
 
 class ServedModel:
-    """One entry of the registry, from "loading" to "ready" or "failed"."""
+    """One entry of the registry. `turned` is called when its status changes, `wanted` when a request comes for a model
+    that is unloaded.
+    """
 
-    def __init__(self, *, name: str, aliases: Sequence[str], observer: Observer) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        aliases: Sequence[str],
+        observer: Observer,
+        turned: Callable[[], None] = _nothing,
+        wanted: Callable[[], None] = _nothing,
+    ) -> None:
         self.name = name
         self.aliases = aliases
         self.status = Status.LOADING
         self.reason = "loading"
         self._observer = observer
+        self._turned = turned
+        self._wanted = wanted
         self.created = int(time())
+        self.details: Details = {}
+        self.remark = ""
+        self.warning = ""
+        self.reads_windows = False
         self._loaded: LoadedModel | None = None
         self._settled = asyncio.Event()
         observer.model_readiness_changed(model=name, ready=False)
@@ -113,66 +147,63 @@ class ServedModel:
         """
         if self._loaded is not None:
             return self._loaded
-        if self.status is Status.LOADING:
+        if self.status in (Status.LOADING, Status.UNLOADED):
             raise ModelNotReady(f"model {self.name!r} is still loading; try again soon", retry_after_s=2.0)
         raise ModelNotReady(
             f"model {self.name!r} could not be loaded; GET /ready and the server's log say why", retry_after_s=60.0
         )
 
     async def loaded_within(self, seconds: float) -> LoadedModel:
-        """What answers; while the model is loading, wait for it.
+        """What answers; while the model is loading, wait for it, and load it if it is unloaded. A caller enters
+        its `usage` before the event loop has its next turn.
 
         Raises:
             ModelNotReady: see `loaded`.
         """
-        if self.status is Status.LOADING and seconds > 0:
+        if self.status is Status.UNLOADED:
+            self._wanted()
+        if not self._settled.is_set() and seconds > 0:
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(None if seconds == inf else seconds):
                     await self._settled.wait()
         return self.loaded
 
     @property
-    def details(self) -> Mapping[str, str | int | bool | list[str]]:
-        """What answers, for people; empty while nothing does."""
-        return self._loaded.details if self._loaded else {}
+    def usage(self) -> Usage | None:
+        """The requests that use it; None while it is not loaded."""
+        return self._loaded.usage if self._loaded else None
 
-    @property
-    def remark(self) -> str:
-        """What an operator may want to know of what answers; mostly empty."""
-        return self._loaded.remark if self._loaded else ""
-
-    @property
-    def warning(self) -> str:
-        """What may be wrong with its scores; mostly empty."""
-        return self._loaded.warning if self._loaded else ""
-
-    @property
-    def alive_at(self) -> float:
-        """When its engine was last seen to work; see `Batcher.alive_at`."""
-        return self._loaded.alive_at() if self._loaded else -inf
-
-    async def start(self, loaded: LoadedModel) -> None:
-        """Let the model answer if it passes its canary.
-
-        Raises:
-            ConfigError: it does not.
-        """
-        try:
-            async with asyncio.timeout(loaded.canary.first_timeout_s):
-                problem = await _problem(loaded, pairs=loaded.canary.pairs)
-        except TimeoutError:
-            problem = f"the canary inference took longer than {loaded.canary.first_timeout_s:g} s"
-        if problem:
-            raise ConfigError(problem)
+    def serve(self, loaded: LoadedModel) -> None:
+        """Answer from now on with this, which has passed its canary. Requests that run go on with what they have."""
         self._loaded = loaded
+        self.details, self.remark, self.warning = loaded.details, loaded.remark, loaded.warning
+        self.reads_windows = loaded.reads_windows
+        self.created = int(time())
         if "certified" in loaded.details:
             self._observer.model_certified(model=self.name, certified=bool(loaded.details["certified"]))
         self._turn(Status.READY, "")
 
+    def unload(self) -> None:
+        """Stop answering until a request comes."""
+        self._loaded = None
+        self._turn(Status.UNLOADED, "the next request loads it")
+
+    def remove(self) -> None:
+        """Stop answering for good: the registry does not name it any more."""
+        self._loaded = None
+        self.status, self.reason = Status.FAILED, "removed"
+        self._settled.set()
+        self._observer.model_removed(model=self.name)
+
     def fail(self, reason: str) -> None:
         """Take the model out of service."""
         self._loaded = None
+        self.details, self.remark, self.warning = {}, "", ""
         # `/ready` shows it to everybody, and a library may have written it.
+        self._turn(Status.FAILED, redacted(reason))
+
+    def doubt(self, reason: str) -> None:
+        """Say that the model is not ready. Requests may still try."""
         self._turn(Status.FAILED, redacted(reason))
 
     async def settled(self) -> LoadedModel:
@@ -186,13 +217,13 @@ class ServedModel:
             raise ModelNotReady(f"model {self.name!r} could not be loaded: {self.reason}")
         return self._loaded
 
-    async def watch(self) -> None:
-        """Keep `status` true for as long as the model answers: run canaries, one at a time. A loaded engine may let a
+    async def watch(self, loaded: LoadedModel) -> None:
+        """Keep `status` true for as long as this answers: run canaries, one at a time. A loaded engine may let a
         canary wait for as long as other passes end; only where nothing ends any more is it taken for stuck. The first
         one has just passed when this is called.
         """
         took_s = 0.0
-        while (loaded := self._loaded) is not None and loaded.canary.pairs:
+        while self._loaded is loaded and loaded.canary.pairs:
             await asyncio.sleep(max(loaded.canary.every_s, min(took_s / _CANARY_SHARE, _LONGEST_PAUSE_S)))
             started = perf_counter()
             async with asyncio.TaskGroup() as asking:
@@ -227,8 +258,27 @@ class ServedModel:
             log("model is %s", status, extra={"model": self.name, **told})
         self.status = status
         self.reason = reason
-        self._settled.set()
-        self._observer.model_readiness_changed(model=self.name, ready=status is Status.READY)
+        if status is Status.UNLOADED:
+            self._settled.clear()
+        else:
+            self._settled.set()
+        self._observer.model_readiness_changed(model=self.name, ready=status.answers)
+        self._turned()
+
+
+async def try_out(loaded: LoadedModel) -> None:
+    """Run a model's first canary, over all of its pairs.
+
+    Raises:
+        ConfigError: it failed.
+    """
+    try:
+        async with asyncio.timeout(loaded.canary.first_timeout_s):
+            problem = await _problem(loaded, pairs=loaded.canary.pairs)
+    except TimeoutError:
+        problem = f"the canary inference took longer than {loaded.canary.first_timeout_s:g} s"
+    if problem:
+        raise ConfigError(problem)
 
 
 async def _problem(loaded: LoadedModel, *, pairs: Sequence[GoldenPair]) -> str:

@@ -1,5 +1,6 @@
 """Finds what a registry entry is loaded from: its folder or repository, its small files, and prompt templates."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from rerankd.config.registry import ModelSpec
@@ -13,9 +14,26 @@ from rerankd.serving.sources import (
     content_hash,
     find_folder,
     is_on_hub,
+    matching_files,
     repository_files,
     repository_name,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class FileMark:
+    """What differs once a file has been written or replaced."""
+
+    path: str
+    size: int
+    changed_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileMark":
+        """The mark of a file that is there."""
+        found = path.stat()
+        return cls(str(path), found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 def model_content(spec: ModelSpec, folder: Path) -> str:
@@ -36,6 +54,24 @@ def model_folder(spec: ModelSpec, settings: Settings, *, beside: Path | None = N
     """
     beside = beside or settings.registry.parent
     return find_folder(spec.path, beside=beside, hub=hub_of(settings), patterns=_patterns(spec))
+
+
+def file_marks(spec: ModelSpec, settings: Settings) -> tuple[FileMark, ...]:
+    """The local files that an entry is loaded from, without reading them. None for a folder that is not there, and for
+    a model on a hub.
+    """
+    if is_on_hub(spec.path):
+        return ()
+    beside = settings.registry.parent
+    template = spec.options.get("template")
+    prompts = [folder / f"{template}.toml" for folder in template_folders(settings)] if template else []
+    files = matching_files((beside / Path(spec.path).expanduser()).resolve(), patterns=_patterns(spec))
+    return tuple(FileMark.of(path) for path in (*files, *prompts) if path.is_file())
+
+
+def weight_bytes(spec: ModelSpec, settings: Settings) -> int:
+    """About what a model's weights take in memory: the size of its local files. 0 for one on a hub."""
+    return sum(mark.size for mark in file_marks(spec, settings))
 
 
 def read_model_files(spec: ModelSpec, settings: Settings) -> ModelFiles:

@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
+from rerankd.concurrency.gathering import gather_or_cancel
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.turns import Share
-from rerankd.config.model_names import ModelNames
 from rerankd.domain import (
     RankedDocument,
     RerankRequest,
@@ -18,17 +18,18 @@ from rerankd.domain import (
     Scores,
     Truncation,
 )
-from rerankd.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestTooLarge, TooLong
+from rerankd.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge, TooLong
 from rerankd.scorers.ranking import rank
-from rerankd.serving.model import LoadedModel, ServedModel
+from rerankd.serving.catalog import Catalog
+from rerankd.serving.model import LoadedModel, ServedModel, Status
 from rerankd.telemetry.observer import Observer
 
 # More than these are ranked in a thread.
 _MANY_DOCUMENTS = 1000
+# The requests of one call that are worked on at the same time. With more the event loop would serve this call only.
+_CONCURRENT_REQUESTS = 128
 _GRACE_S = 0.1
 _PARTIAL_GRACE_S = 1.0
-# A caller's text in a message: enough to recognise it, not enough to fill an answer with.
-_NAME_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,43 +44,27 @@ class Limits:
 class RerankService:
     def __init__(
         self,
-        models: Sequence[ServedModel],
+        catalog: Catalog,
         *,
-        default: str,
         limits: Limits,
         observer: Observer,
         background: SharedWorker,
-        fallback: str | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        """`default` answers requests that name no model, `fallback` those that name an unknown one; without it they are
-        refused.
-        """
-        by_name = {name: model for model in models for name in (model.name, *model.aliases)}
-        self.models = models
-        self._names = ModelNames(by_name, fallback=None if fallback is None else by_name[fallback])
-        self._default = by_name[default]
+        self._catalog = catalog
         self.limits = limits
         self.background = background
         self.clock = clock
         self._observer = observer
 
-    def model_named(self, name: str | None) -> ServedModel:
-        """The model of that name or alias, with or without a vendor before it; the default for None.
+    @property
+    def models(self) -> Sequence[ServedModel]:
+        """The models that are served now."""
+        return self._catalog.models
 
-        Raises:
-            ModelNotFound: no model is called that; the message lists those that are.
-        """
-        if name is None:
-            return self._default
-        model = self._names.find(name)
-        if model is None:
-            known = ", ".join(model.name for model in self.models)
-            raise ModelNotFound(
-                f"unknown model {name[:_NAME_SHOWN]!r}; known: {known}. The operator can give a model further names "
-                "(aliases in the registry), or set RERANKD_MODEL_FALLBACK"
-            )
-        return model
+    def model_named(self, name: str | None) -> ServedModel:
+        """See `Catalog.named`."""
+        return self._catalog.named(name)
 
     async def rerank(self, request: RerankRequest) -> RerankResult:
         """Order a request's documents by relevance to its query.
@@ -89,14 +74,50 @@ class RerankService:
         """
         model = self.model_named(request.model)
         self._check(request)
+        loaded = await self._loaded(model, request)
+        with loaded.usage:
+            return await self._rerank(model.name, loaded, request)
+
+    async def rerank_all(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
+        """The result of each request, all from the versions of the models that serve now. The first failure stops all.
+
+        Raises:
+            RerankError: see `rerankd.errors`.
+        """
+        if len(requests) == 1:
+            return [await self.rerank(requests[0])]
+        models = {request.model: self.model_named(request.model) for request in requests}
+        for request in requests:
+            self._check(request)
+        results: dict[int, RerankResult] = {}
+        waiting = iter(enumerate(requests))
+        with ExitStack() as using:
+            loaded = {}
+            for name, model in models.items():
+                loaded[name] = await self._loaded(model, requests[0])
+                using.enter_context(loaded[name].usage)
+
+            async def work() -> None:
+                for index, request in waiting:
+                    name = request.model
+                    results[index] = await self._rerank(models[name].name, loaded[name], request)
+
+            await gather_or_cancel(work() for _ in requests[:_CONCURRENT_REQUESTS])
+        return [results[index] for index in range(len(requests))]
+
+    async def _loaded(self, model: ServedModel, request: RerankRequest) -> LoadedModel:
+        """What answers a request. One that finds the model unloaded waits for it until its deadline."""
+        unloaded = model.status is Status.UNLOADED
+        patience_s = self.limits.request_timeout_s if unloaded else self.limits.loading_timeout_s
+        return await model.loaded_within(min(patience_s, request.options.terms.deadline - self.clock()))
+
+    async def _rerank(self, name: str, loaded: LoadedModel, request: RerankRequest) -> RerankResult:
         terms = request.options.terms
-        deadline_in_s = terms.deadline - self.clock()
-        loaded = await model.loaded_within(min(self.limits.loading_timeout_s, deadline_in_s))
         if terms.meter.limited:
             terms.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
         scores = await self._score_in_time(loaded, request)
         self._observer.request_scored(
-            model=model.name,
+            model=name,
             timings=scores.timings,
             dropped_tokens=int(scores.dropped.sum()),
             unordered_windows=scores.unordered,
@@ -109,7 +130,7 @@ class RerankService:
         else:
             results = _ranked(loaded, request, scores)
         return RerankResult(
-            model=model.name,
+            model=name,
             scorer=str(loaded.details.get("scorer", "")),
             results=results,
             scores=scores,

@@ -112,12 +112,19 @@ def check_hub_name(path: str) -> None:
 def content_hash(folder: Path, *, patterns: Sequence[str]) -> str:
     """A hash over the folder's files that match: two replicas with the same files agree, changed weights do not."""
     total = blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and any(fnmatch(name, pattern) for pattern in patterns):
-            with path.open("rb") as file:
-                total.update(f"{name}:{file_digest(file, blake2b).hexdigest()};".encode())
+    for path in matching_files(folder, patterns=patterns):
+        with path.open("rb") as file:
+            total.update(f"{path.relative_to(folder).as_posix()}:{file_digest(file, blake2b).hexdigest()};".encode())
     return total.hexdigest()
+
+
+def matching_files(folder: Path, *, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder and its subfolders that match one of the patterns, sorted."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
+    ]
 
 
 def _read_name(name: str) -> re.Match[str]:

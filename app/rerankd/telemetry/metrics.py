@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import psutil
@@ -329,6 +330,13 @@ class PrometheusObserver:
 
     def model_certified(self, *, model: str, certified: bool) -> None:
         self._certified.labels(model).set(certified)
+
+    def model_removed(self, *, model: str) -> None:
+        """Show its states no longer. What it counted stays: counters must not fall."""
+        states = (self._ready, self._certified, self._workers, self._queue_limit, self._queue, self._queue_seconds)
+        for gauge in states:
+            with suppress(KeyError):
+                gauge.remove(model)
 
 
 def _outcome(status: int) -> str:

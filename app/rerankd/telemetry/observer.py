@@ -46,6 +46,8 @@ class Observer(Protocol):
 
     def model_certified(self, *, model: str, certified: bool) -> None: ...
 
+    def model_removed(self, *, model: str) -> None: ...
+
     def connections_changed(self, *, open_connections: int) -> None: ...
 
     def connection_refused(self, *, reason: str) -> None: ...
@@ -105,6 +107,9 @@ class Silent:
         pass
 
     def model_certified(self, *, model: str, certified: bool) -> None:
+        pass
+
+    def model_removed(self, *, model: str) -> None:
         pass
 
     def connections_changed(self, *, open_connections: int) -> None:

@@ -13,7 +13,7 @@ from rerankd.errors import ConfigError, ModelNotReady, Overloaded, ScoringFailed
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.ranking import identity
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel, Status
-from tests.fakes import RecordingObserver, RecordingStage, score_of
+from tests.fakes import RecordingObserver, RecordingStage, put_into_service, score_of
 
 _PAIRS = [GoldenPair("query", document, score_of("query", document)) for document in ("one", "two", "three")]
 
@@ -41,8 +41,8 @@ def _loaded(
 @asynccontextmanager
 async def _watched(model: ServedModel, loaded: LoadedModel) -> AsyncIterator[None]:
     """A model whose canaries run in the background, as in the service."""
-    await model.start(loaded)
-    watching = asyncio.create_task(model.watch())
+    await put_into_service(model, loaded)
+    watching = asyncio.create_task(model.watch(loaded))
     try:
         yield
     finally:
@@ -68,8 +68,6 @@ def model(observer: RecordingObserver) -> ServedModel:
 
 async def test_a_model_that_loads_is_not_ready_and_says_when_to_come_back(model: ServedModel) -> None:
     assert model.status is Status.LOADING
-    await model.watch()
-    assert model.status is Status.LOADING, "there is nothing to watch yet"
     assert model.details == {}
     with pytest.raises(ModelNotReady, match="'tiny' is still loading") as refused:
         _ = model.loaded
@@ -78,7 +76,7 @@ async def test_a_model_that_loads_is_not_ready_and_says_when_to_come_back(model:
 
 async def test_a_model_that_passes_its_canary_answers(model: ServedModel, observer: RecordingObserver) -> None:
     stage = RecordingStage()
-    await model.start(_loaded(stage))
+    await put_into_service(model, _loaded(stage))
     assert model.loaded.direct is stage
     assert model.details == {"max_length": 512}
     assert [documents for _, documents, _ in stage.asked] == [["one"], ["two"], ["three"]]
@@ -105,11 +103,11 @@ async def test_scores_must_be_close_to_the_reference(
     stage = RecordingStage()
     stage.values = {"three": score_of("query", "three") + off_by}
     if passes:
-        await model.start(_loaded(stage, tolerance=tolerance))
+        await put_into_service(model, _loaded(stage, tolerance=tolerance))
         assert model.status is Status.READY
     else:
         with pytest.raises(ConfigError, match="wrong weights, tokenizer or quantization"):
-            await model.start(_loaded(stage, tolerance=tolerance))
+            await put_into_service(model, _loaded(stage, tolerance=tolerance))
         assert model.status is Status.LOADING
 
 
@@ -129,7 +127,7 @@ async def test_a_score_that_is_no_number_fails_the_canary(
     stage = RecordingStage()
     stage.values = {"two": bad}
     with pytest.raises(ConfigError, match="not a finite number"):
-        await model.start(_loaded(stage, tolerance=tolerance))
+        await put_into_service(model, _loaded(stage, tolerance=tolerance))
 
 
 @pytest.mark.parametrize("error", [ScoringFailed("bad"), Overloaded("busy"), IndexError("a bug"), MemoryError()])
@@ -149,7 +147,7 @@ async def test_a_model_whose_first_canary_never_answers_does_not_start(model: Se
     stage = RecordingStage()
     stage.hanging = True
     with pytest.raises(ConfigError, match=r"longer than 0\.5 s"):
-        await model.start(_loaded(stage))
+        await put_into_service(model, _loaded(stage))
 
 
 class _HeldStage(RecordingStage):
@@ -242,6 +240,7 @@ async def test_a_canary_that_was_under_way_does_not_bring_a_failed_model_back(mo
 
 async def test_a_model_without_a_canary_is_not_watched(model: ServedModel) -> None:
     """One behind an endpoint: asking costs money."""
-    await model.start(_loaded(RecordingStage(), pairs=()))
-    await model.watch()
+    loaded = _loaded(RecordingStage(), pairs=())
+    await put_into_service(model, loaded)
+    await model.watch(loaded)
     assert model.status is Status.READY

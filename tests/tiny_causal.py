@@ -64,6 +64,42 @@ def build_qwen3(folder: Path) -> Path:
     return _save(Qwen3ForCausalLM, Qwen3Config, tokenizer, folder, pad="<|endoftext|>", tie_word_embeddings=True)
 
 
+def build_classifier(folder: Path, family: str) -> Path:
+    """With a head of one output: a Llama, whose tokenizer puts its first token before texts, or a Qwen 3."""
+    from transformers import (  # noqa: PLC0415 - as above
+        LlamaConfig,
+        LlamaForSequenceClassification,
+        Qwen3Config,
+        Qwen3ForSequenceClassification,
+    )
+
+    if family == "qwen3":
+        tokenizer = byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>"))
+        return _save(Qwen3ForSequenceClassification, Qwen3Config, tokenizer, folder, pad="<|endoftext|>", num_labels=1)
+    tokenizer = byte_level_tokenizer(LLAMA_MARKUP)
+    beginning = ("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[beginning])
+    return _save(LlamaForSequenceClassification, LlamaConfig, tokenizer, folder, pad="<|eot_id|>", num_labels=1)
+
+
+def build_nemotron(folder: Path) -> Path:
+    """As NVIDIA saves its rerankers on Llama: a type and a class of its own code, and no padding token in any file."""
+    build_classifier(folder, "llama")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "architectures": ["LlamaBidirectionalForSequenceClassification"],
+        "model_type": "llama_bidirec",
+        "auto_map": {"AutoModelForSequenceClassification": "own.LlamaBidirectionalForSequenceClassification"},
+        "pooling": "avg",
+        "temperature": 0.2,
+        "pad_token_id": None,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+    return folder
+
+
 def build_phi3(folder: Path) -> Path:
     """Byte-level BPE; a sequence beyond the original length turns the positions of its whole batch otherwise."""
     from transformers import Phi3Config, Phi3ForCausalLM  # noqa: PLC0415 - as above

@@ -241,6 +241,47 @@ def provence_logits(folder: Path, query: str, documents: Sequence[str]) -> Float
     return np.array(values, dtype=np.float32)
 
 
+def nemotron_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """llama-nemotron-rerank-1b-v2: every token sees all others, `score` of their mean over the temperature, shape
+    [documents].
+    """
+    import torch  # noqa: PLC0415 - as above
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification  # noqa: PLC0415
+
+    said = json.loads((folder / "config.json").read_text())
+    config = LlamaConfig(**{key: value for key, value in said.items() if key not in ("model_type", "architectures")})
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
+    model = LlamaForSequenceClassification.from_pretrained(folder, config=config, attn_implementation="eager").eval()
+    values = []
+    for document in documents:
+        ids = torch.tensor([tokenizer(f"question:{query} \n \n passage:{document}").input_ids])
+        nothing_hidden = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
+        with torch.inference_mode():
+            states = model.model(ids, attention_mask=nothing_hidden).last_hidden_state
+            values.append(float(model.score(states.mean(dim=1))[0, 0] / said["temperature"]))
+    return np.array(values, dtype=np.float32)
+
+
+def reward_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """Skywork-Reward-V2 by its card: the chat template over user and assistant, without the first token, which the
+    tokenizer puts there itself; shape [documents].
+    """
+    import torch  # noqa: PLC0415 - as above
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415 - as above
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    values = []
+    for document in documents:
+        messages = [{"role": "user", "content": query}, {"role": "assistant", "content": document}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        if tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token):
+            text = text[len(tokenizer.bos_token) :]
+        with torch.inference_mode():
+            values.append(float(model(**tokenizer(text, return_tensors="pt")).logits[0][0]))
+    return np.array(values, dtype=np.float32)
+
+
 def _without_identifiers(text: str) -> str:
     return re.sub(r"\[([A-Z]|\d+)\]", r"(\1)", text)
 

@@ -28,7 +28,7 @@ from rerankd.serving.assembly import load_parts, running_service
 from rerankd.telemetry.observer import Silent
 from tests.integration.test_poisoned_folders import build_modular, build_qwen3_classifier
 from tests.registry_files import write_registry
-from tests.tiny_causal import CAUSAL_FAMILIES, FIRST_TEMPLATES
+from tests.tiny_causal import CAUSAL_FAMILIES, FIRST_TEMPLATES, build_classifier, build_nemotron
 from tests.tiny_models import CORPUS, FAMILIES, build_bert, build_gte, build_jina_v2, build_provence
 from tests.tiny_seq2seq import build_mt5, build_t5, build_untied_t5
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
@@ -38,15 +38,17 @@ from tests.transcriptions import (
     first_step_logits,
     gte_logits,
     mxbai_rerank_logits,
+    nemotron_logits,
     prompted_logits,
     provence_logits,
     qwen3_reranker_logits,
+    reward_logits,
 )
 
 pytestmark = pytest.mark.slow
 
 QUERY = "Where is the capital of Austria, and how large is it?"
-DOCUMENTS = ["y", *CORPUS[:3], " Vienna \n", CORPUS[7], " ".join(CORPUS[:4])]
+DOCUMENTS = ["y", *CORPUS[:3], " Vienna \n", "\n\nVienna.", CORPUS[7], " ".join(CORPUS[:4])]
 TOLERANCE = 1e-4
 OWN_CODE = {"AutoModelForSequenceClassification": "modeling.Own"}
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
@@ -194,6 +196,31 @@ def true_against(false: str, true: str, prompt: str = MONO) -> Scores:
     return scores
 
 
+# As their makers publish them: Llama 3's takes all space off its texts and names a day unless it is told one, Qwen 3's
+# takes the lines before an answer off.
+LLAMA_CHAT = (
+    "{{ bos_token }}{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+    "<|start_header_id|>system<|end_header_id|>\n\nToday Date: {{ date_string }}\n\n<|eot_id|>{% for m in messages %}"
+    "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+)
+QWEN3_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n\n</think>\n\n"
+    "{{ m.content.lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
+
+
+def reward_model(family: str, chat: str) -> Callable[[Path], object]:
+    def build(folder: Path) -> None:
+        build_classifier(folder, family)
+        (folder / "chat_template.jinja").write_text(chat)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        named = {"bos_token": "<|begin_of_text|>"} if family == "llama" else {}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | named))
+
+    return build
+
+
+_REWARD = "reward models, which judge how helpful an answer is and not whether a document is relevant"
 _ZERANK = "<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n{document}<|im_end|>\n<|im_start|>assistant\n"
 _CTXL = (
     "Check whether a given document contains information helpful to answer the query.\n<Document> {document}\n"
@@ -251,6 +278,22 @@ CASES = [
         raw=True,
         name="converted",
     ),
+    Case(
+        "nemotron rerankers",
+        build_nemotron,
+        lambda folder: nemotron_logits(folder, QUERY, DOCUMENTS),
+        repository="nvidia/llama-nemotron-rerank-1b-v2",
+    ),
+    *(
+        Case(
+            _REWARD,
+            reward_model(family, chat),
+            lambda folder: reward_logits(folder, QUERY, DOCUMENTS),
+            repository="Skywork/Skywork-Reward-V2-Llama-3.1-8B",
+            name=name,
+        )
+        for family, chat, name in (("llama", LLAMA_CHAT, ""), ("qwen3", QWEN3_CHAT, "qwen3"))
+    ),
     Case("modular cross-encoders (ettin)", build_modular, by_sentence_transformers),
     *(
         Case(
@@ -296,7 +339,7 @@ CASES = [
         "zerank",
         CAUSAL_FAMILIES["qwen3"],
         # As it was before May 2026.
-        lambda folder: sigmoid(prompted_logits(folder, _ZERANK, QUERY, DOCUMENTS, token="Yes") / 5),
+        lambda folder: sigmoid(prompted_logits(folder, _ZERANK, QUERY, DOCUMENTS, token="Yes") * np.float32(0.2)),
         repository="zeroentropy/zerank-1-small",
         options={"activation": {"scale": 0.2}},
         name="scaled",

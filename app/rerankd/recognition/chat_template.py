@@ -1,15 +1,16 @@
 """Reads the prompt of a pair off a folder's chat template.
 
 sentence-transformers gives a template two messages, with the roles `query` and `document`, and where there is an
-instruction a `system` message before them. The template is rendered here once, with marks in their places. What it
-makes of other texts must follow from that, or the folder is refused. Nothing of it runs while serving.
+instruction a `system` message before them. Reward models read a question of the `user` and an answer of the
+`assistant`. The template is rendered here once, with marks in their places. What it makes of other texts must follow
+from that, or the folder is refused. Nothing of it runs while serving.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rerankd.config.extras import missing
 from rerankd.errors import ConfigError
@@ -23,11 +24,20 @@ _SYSTEM: Final = "\ue002"
 _TRIED: Final = (
     ("what is love", "Baby don't hurt me."),
     ("  spaces around ", " \n\tand a line\n"),
+    ("\n\n lines before\n", "\n\nand behind \n\n"),
     ("{{ braces }} {query}", "{% if %} <b>&amp;</b> {document}"),
     ("größe 漢字", "naïve 🎉"),
     # A template that cuts long texts, as zerank's authors did, shows only with long ones.
     ("word " * 4_000, "word " * 20_000),
 )
+_ROLES: Final = ("query", "document")
+Strips = Literal["nothing", "lines before the document", "space"]
+# What chat templates take off a query and a document: Qwen's the lines before an answer, Llama's and Gemma's all space.
+STRIPPED: Final[Mapping[Strips, Callable[[str, str], tuple[str, str]]]] = {
+    "nothing": lambda query, document: (query, document),
+    "lines before the document": lambda query, document: (query, document.lstrip("\n")),
+    "space": lambda query, document: (query.strip(), document.strip()),
+}
 # sentence-transformers takes these for itself.
 _NOT_RENDERED: Final = ("restore_suffix", "truncation", "max_length", "padding")
 
@@ -35,12 +45,13 @@ _NOT_RENDERED: Final = ("restore_suffix", "truncation", "max_length", "padding")
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
     """A prompt with {query}, {document} and, where it takes one, {instruction}, which `instruction_form` puts into
-    words. `instruction` is what is said where a request brings none.
+    words. `instruction` is what is said where a request brings none. `strips`: the texts are without this.
     """
 
     text: str
     instruction: str | None
     instruction_form: str
+    strips: Strips = "nothing"
 
 
 def reads_own_prompt(files: ModelFiles) -> bool:
@@ -53,27 +64,36 @@ def reads_own_prompt(files: ModelFiles) -> bool:
     return all(role in source for role in ("query", "document"))
 
 
-def read_chat_prompt(files: ModelFiles) -> ChatPrompt:
-    """The prompt that a folder's chat template gives a pair.
+def read_chat_prompt(files: ModelFiles, *, roles: tuple[str, str] = _ROLES) -> ChatPrompt:
+    """The prompt that a folder's chat template gives a pair, whose texts are messages of these roles. Only with those
+    of sentence-transformers it takes an instruction.
 
     Raises:
         ConfigError: there is no template, it has no place for the roles, or it changes the texts.
     """
-    renders = _Renderer(files)
-    plain, told = renders(_QUERY, _DOCUMENT, None), renders(_QUERY, _DOCUMENT, _SYSTEM)
+    renders = _Renderer(files, roles)
+    plain = renders(_QUERY, _DOCUMENT, None)
+    told = renders(_QUERY, _DOCUMENT, _SYSTEM) if roles == _ROLES else plain
     if any(text.count(mark) != 1 for text in (plain, told) for mark in (_QUERY, _DOCUMENT)):
         raise ConfigError(
-            f"{files.folder}: {files.chat_template} does not write the roles query and document, in which "
-            "sentence-transformers gives it a pair; name a prompt template instead: options = { template = ... }"
+            f"{files.folder}: {files.chat_template} does not write the roles {' and '.join(roles)}, in which it is "
+            "given a pair; name a prompt template instead: options = { template = ... }"
         )
-    for query, document in _TRIED:
-        for pattern, system in ((plain, None), (told, "Judge {it}.")):
-            if renders(query, document, system) != _filled(pattern, query, document, system):
-                raise ConfigError(
-                    f"{files.folder}: {files.chat_template} changes the texts that it is given, such as "
-                    f"{(query[:80], document[:80])!r}; write a prompt template instead (docs/models.md)"
-                )
-    return _prompt(plain, told, default_prompt(files))
+    patterns = ((plain, None), (told, "Judge {it}.")) if told != plain else ((plain, None),)
+    rendered = [(pattern, system, *pair, renders(*pair, system)) for pattern, system in patterns for pair in _TRIED]
+    for strips in STRIPPED:
+        changed = [
+            (query, document)
+            for pattern, system, query, document, text in rendered
+            if text != _filled(pattern, *STRIPPED[strips](query, document), system)
+        ]
+        if not changed:
+            return replace(_prompt(plain, told, default_prompt(files)), strips=strips)
+    query, document = changed[0]
+    raise ConfigError(
+        f"{files.folder}: {files.chat_template} changes the texts that it is given, such as "
+        f"{(query[:80], document[:80])!r}; write a prompt template instead (docs/models.md)"
+    )
 
 
 def _prompt(plain: str, told: str, instruction: str | None) -> ChatPrompt:
@@ -116,8 +136,9 @@ def _named(text: str) -> str:
 class _Renderer:
     """A folder's chat template, as transformers renders it."""
 
-    def __init__(self, files: ModelFiles) -> None:
+    def __init__(self, files: ModelFiles, roles: tuple[str, str]) -> None:
         self._files = files
+        self._roles = roles
         self._template = self._compiled(_source(files))
         said = table_of(files.transformer, "processing_kwargs", of="sentence_bert_config.json")
         options = table_of(said, "chat_template", of="sentence_bert_config.json")
@@ -126,15 +147,19 @@ class _Renderer:
         self._tokens = {key: token for key, token in tokens.items() if token is not None}
         modality = table_of(files.transformer, "modality_config", of="sentence_bert_config.json")
         self._format = table_of(modality, "message", of="sentence_bert_config.json").get("format", "auto")
+        if self._format not in ("flat", "structured"):
+            shown = self._flat([(roles[0], _QUERY), (roles[1], _DOCUMENT)])
+            self._format = "flat" if all(mark in shown for mark in (_QUERY, _DOCUMENT)) else "structured"
 
     def __call__(self, query: str, document: str, system: str | None) -> str:
-        texts = {"system": system, "query": query, "document": document}
+        texts = dict(zip(("system", *self._roles), (system, query, document), strict=True))
         messages = [(role, text) for role, text in texts.items() if text is not None]
-        if self._format != "structured":
-            flat = self._rendered([{"role": role, "content": text} for role, text in messages])
-            if self._format == "flat" or all(text in flat for text in (query, document)):
-                return flat
+        if self._format == "flat":
+            return self._flat(messages)
         return self._rendered([{"role": role, "content": [{"type": "text", "text": text}]} for role, text in messages])
+
+    def _flat(self, messages: Sequence[tuple[str, str]]) -> str:
+        return self._rendered([{"role": role, "content": text} for role, text in messages])
 
     def _compiled(self, source: str) -> Any:  # noqa: ANN401 - the package is optional
         environment = _environment()
@@ -152,8 +177,8 @@ class _Renderer:
 
     def _unusable(self, error: Exception) -> ConfigError:
         return ConfigError(
-            f"{self._files.folder}: {self._files.chat_template} cannot be rendered with the roles query and "
-            f"document ({' '.join(str(error).split())[:200]}); name a prompt template instead: "
+            f"{self._files.folder}: {self._files.chat_template} cannot be rendered with the roles "
+            f"{' and '.join(self._roles)} ({' '.join(str(error).split())[:200]}); name a prompt template instead: "
             "options = { template = ... }"
         )
 

@@ -75,8 +75,8 @@ def score_of(head: Head, logits: FloatArray) -> FloatArray:
     return log_odds
 
 
-def read_activation(files: ModelFiles, head: Head) -> ActivationName:
-    """What turns the score into relevance, by the model's own word: `sigmoid` or `identity`.
+def read_activation(files: ModelFiles, head: Head) -> ActivationName | None:
+    """What turns the score into relevance, by the model's own word; None: it has none.
 
     Raises:
         ConfigError: the files name another one.
@@ -87,7 +87,7 @@ def read_activation(files: ModelFiles, head: Head) -> ActivationName:
     name = named_activation(files)
     if name is None:
         native = native_form(files)
-        return "sigmoid" if native is None else native.activation or "sigmoid"
+        return None if native is None else native.activation
     short = name.rsplit(".", 1)[-1]
     if short not in _TORCH_ACTIVATIONS:
         raise ConfigError(

@@ -13,6 +13,7 @@ from rerankd.errors import ConfigError
 from rerankd.recognition.activations import ActivationName
 from rerankd.recognition.files import number_of, table_of
 from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.modules import Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,16 @@ class Renamed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeForm:
     """`config` is config.json as the class of transformers reads it; with its `model_type` that class is found.
-    `separated_once`: exactly one separator stands between query and document. `activation` is the authors' own.
+    `separated_once`: exactly one separator stands between query and document. `activation` is the authors' own. With
+    `pooling` the head reads the tokens' vectors pooled so, and its logits are divided by `temperature`.
     """
 
     config: Mapping[str, Any]
     renamed: Sequence[Renamed] = ()
     separated_once: bool = False
     activation: ActivationName | None = None
+    pooling: Pooling | None = None
+    temperature: float = 1.0
 
 
 def native_form(files: ModelFiles) -> NativeForm | None:
@@ -67,6 +71,11 @@ def is_provence(files: ModelFiles) -> bool:
 def is_xprovence(files: ModelFiles) -> bool:
     """XProvence: XLM-RoBERTa with the same two heads."""
     return files.model_type == "XProvence"
+
+
+def is_bidirectional_llama(files: ModelFiles) -> bool:
+    """NVIDIA's rerankers on Llama, whose tokens see each other in both directions."""
+    return files.model_type == "llama_bidirec" and files.architecture.endswith("ForSequenceClassification")
 
 
 def _gte(files: ModelFiles) -> NativeForm:
@@ -130,6 +139,21 @@ def _xprovence(files: ModelFiles) -> NativeForm:
     )
 
 
+def _bidirectional_llama(files: ModelFiles) -> NativeForm:
+    """Its class has no causal mask, and pools all tokens where Llama's classifier reads the last one."""
+    source = files.folder / "config.json"
+    pooling, temperature = files.config.get("pooling", "avg"), files.config.get("temperature", 1.0)
+    if pooling not in _LLAMA_POOLINGS:
+        raise _other(source, "pooling", pooling, "avg")
+    if not isinstance(temperature, int | float) or not temperature > 0:
+        raise _other(source, "temperature", temperature, 1.0)
+    return NativeForm(
+        config={**_plain(files), "model_type": "llama", "is_causal": False},
+        pooling=_LLAMA_POOLINGS[pooling],
+        temperature=float(temperature),
+    )
+
+
 def _plain(files: ModelFiles) -> dict[str, Any]:
     """config.json without what belongs to the authors' code."""
     return {key: value for key, value in files.config.items() if key not in ("auto_map", "architectures", "model_type")}
@@ -153,6 +177,7 @@ _GTE_COMPUTED: Final[Mapping[str, Any]] = {
 # Its score is the first output, whatever else is said.
 _ONE_LABEL: Final[Mapping[str, Any]] = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 _PRUNING: Final = Renamed(r"token_classifier\..*")
+_LLAMA_POOLINGS: Final[Mapping[str, Pooling]] = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
 _LAYER: Final = r"roberta\.encoder\.layers\.(\d+)\."
 _NATIVE_LAYER: Final = r"roberta.encoder.layer.\1."
 _FLASH_XLM_ROBERTA: Final = (
@@ -172,4 +197,5 @@ _FORMS: Final[Sequence[tuple[Callable[[ModelFiles], bool], Callable[[ModelFiles]
     (is_jina_v2, _jina_v2),
     (is_provence, _provence),
     (is_xprovence, _xprovence),
+    (is_bidirectional_llama, _bidirectional_llama),
 )

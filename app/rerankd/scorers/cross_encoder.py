@@ -101,7 +101,7 @@ class CrossEncoder:
             template,
             max_length=_with_room(read.length(spec.max_length), template),
             pad_id=read.pad_id,
-            activation=options.activation or read_activation(read.files, head),
+            activation=options.activation or read_activation(read.files, head) or "sigmoid",
             head=head,
         )
 

@@ -33,7 +33,7 @@ from rerankd.scorers.list_prompt import (
     refuse_instruction,
 )
 from rerankd.scorers.templates import ControlTokenEscaper, read_prompt_template
-from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
+from rerankd.scorers.tokenizer_files import TokenizerFolder, beginning_ids, drops, ids_of
 from rerankd.tasks.encoding import Encoding
 from rerankd.tasks.read_tokens import ReadTokens
 
@@ -48,14 +48,10 @@ class FirstTemplate(ListTemplate):
     differ in: the prompt with "[" written behind it (`bracket`); the prompt and the token "[" that the model would
     generate (`generated-bracket`; `bracket_token` names it where it is not the tokenizer's own "["); the prompt alone
     (`prompt`, for models that answer without brackets).
-
-    `tokenizer_beginning` puts before the prompt what the tokenizer puts before every text: for checkpoints whose own
-    code tokenizes the finished chat prompt as any text, so that a first token stands there twice where both add it.
     """
 
     read: Read = "bracket"
     bracket_token: str | None = None
-    tokenizer_beginning: bool = False
 
 
 class FirstOptions(WindowOptions):
@@ -81,7 +77,7 @@ class First:
         self.plan = plan
         self.max_length = max_length
         self.pad_id = pad_id
-        self._leading = self._leading_ids()
+        self._leading = beginning_ids(tokenizer) if template.tokenizer_beginning else np.empty(0, dtype=np.int64)
         self._ending = self._bracket_ids()
         self.task = ReadTokens(tuple(self._identifier_id(identifier) for identifier in identifiers))
         if len(set(self.task.tokens)) < len(identifiers):
@@ -96,7 +92,7 @@ class First:
             ConfigError: a file is missing, no template is known for the model, or its tokenizer does not suit it.
         """
         options = read_options(spec.options, FirstOptions, of="scorer 'first'")
-        template = read_prompt_template(spec, method="first", name=options.template, shape=FirstTemplate)
+        template = read_prompt_template(spec, scorer="first", name=options.template, shapes={"first": FirstTemplate})
         changes = {"identifiers": options.identifiers, "read": options.read}
         template = template.model_copy(update={name: value for name, value in changes.items() if value is not None})
         files = TokenizerFolder.read(spec.folder)
@@ -173,19 +169,6 @@ class First:
             else document[: part.content.offsets[max_document_tokens - 1][1]]
             for document, part in zip(documents, parts, strict=True)
         ]
-
-    def _leading_ids(self) -> IntArray:
-        """What precedes a prompt's own ids: nothing, or what the tokenizer puts before every text."""
-        if not self._template.tokenizer_beginning:
-            return np.empty(0, dtype=np.int64)
-        whole = self._tokenizer.encode(_PROBE_QUERY).ids
-        text = self._tokenizer.encode(_PROBE_QUERY, add_special_tokens=False).ids
-        added = len(whole) - len(text)
-        if whole[added:] != text:
-            raise ConfigError(
-                "tokenizer_beginning: this tokenizer puts tokens behind texts too, where the answer is read"
-            )
-        return np.array(whole[:added], dtype=np.int64)
 
     def _bracket_ids(self) -> IntArray:
         """What follows a prompt's own ids: nothing, or the bracket that the model would generate."""

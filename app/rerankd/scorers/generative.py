@@ -152,7 +152,9 @@ class Generative(Generic[T]):
             ConfigError: a file is missing, or no template is known for the model.
         """
         options = read_options(spec.options, WindowOptions, of="scorer 'generative'")
-        template = read_prompt_template(spec, method="generative", name=options.template, shape=GenerativeTemplate)
+        template = read_prompt_template(
+            spec, scorer="generative", name=options.template, shapes={"generative": GenerativeTemplate}
+        )
         if options.identifiers is not None:
             template = template.model_copy(update={"identifiers": options.identifiers})
         if template.messages:

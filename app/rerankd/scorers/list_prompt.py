@@ -26,6 +26,9 @@ _IDENTIFIER: Final = re.compile(r"\[(\d+|[A-Z])\]")
 class ListTemplate(BaseModel):
     """A template file of a listwise method. `chat` holds {user} and may hold {system}, with the control tokens around
     them, those at the very beginning included; `user` holds {query} and {passages}, and may hold {count}.
+
+    `tokenizer_beginning` puts before the prompt what the tokenizer puts before every text: for checkpoints whose own
+    code tokenizes the finished chat prompt as any text, so that a first token stands there twice where both add it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -34,9 +37,11 @@ class ListTemplate(BaseModel):
     system: str = ""
     user: str
     passage: str = "[{identifier}] {text}\n"
+    between: str = Field(default="", description="What stands between two passages.")
     identifiers: Identifiers
     passage_words: int = Field(default=300, ge=LEAST_WORDS)
     window_words: int | None = Field(default=None, ge=LEAST_WORDS, description="If given, divided among a window's.")
+    tokenizer_beginning: bool = False
     max_length: int | None = Field(default=None, ge=64)
 
     @model_validator(mode="after")
@@ -123,7 +128,7 @@ class ListPrompt:
             fill(self.template.passage, {"identifier": identifier, "text": passage})
             for identifier, passage in zip(self._identifiers, passages, strict=False)
         )
-        return self._filled(query, "".join(lines), count=len(passages))
+        return self._filled(query, self.template.between.join(lines), count=len(passages))
 
     def _filled(self, query: str, passages: str, *, count: int) -> str:
         return fill(self.template.user, {"query": query, "passages": passages, "count": str(count)})

@@ -14,14 +14,14 @@ from tokenizers import Tokenizer
 from rerankd.domain import IntArray
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
 from rerankd.recognition.activations import ActivationSetting
-from rerankd.recognition.chat_template import ChatPrompt
+from rerankd.recognition.chat_template import STRIPPED, Strips
 from rerankd.recognition.kinds import ModelFiles, default_prompt
 from rerankd.scorers.base import Edges, EncodedPairs
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.edges import token_edges
 from rerankd.scorers.ranking import Activation, activation_of
 from rerankd.scorers.templates import ControlTokenEscaper, fill, placeholders
-from rerankd.scorers.tokenizer_files import drops
+from rerankd.scorers.tokenizer_files import beginning_ids, drops
 from rerankd.tasks.encoding import Encoding
 
 _MIN_DOCUMENT_TOKENS: Final = 16
@@ -39,6 +39,8 @@ class PairTemplateFile(BaseModel):
     prompt: tuple[str, ...] = Field(min_length=1)
     instruction: str | None = Field(default=None, description="What {instruction} says where a request does not.")
     instruction_form: str = Field(default="{instruction}", description="How it is put; nothing where there is none.")
+    tokenizer_beginning: bool = Field(default=False, description="Before it stands what the tokenizer puts before all.")
+    strips: Strips = Field(default="nothing", description="What query and document lose at their ends.")
     max_length: int | None = Field(default=None, ge=64)
 
     @model_validator(mode="after")
@@ -69,11 +71,10 @@ def check_instruction(files: ModelFiles, *, said: str | None, template: str | No
         )
 
 
-def parts_of(prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[str, ...]:
+def parts_of(text: str, tokenizer: Tokenizer) -> tuple[str, ...]:
     """A prompt of one text, in parts that are tokenized one by one and give the same tokens: cut before control tokens,
     so that not all of it is tokenized again for every document.
     """
-    text = prompt.text
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     at = text.index("{document}")
     before = max((text.rfind(token, 0, at) for token in added), default=-1)
@@ -119,6 +120,8 @@ class PairPrompt:
         self._template = template
         self._instruction = instruction
         self._escape = ControlTokenEscaper(tokenizer, "".join(template.prompt))
+        self._strip = STRIPPED[template.strips]
+        self._leading = beginning_ids(tokenizer) if template.tokenizer_beginning else np.empty(0, dtype=np.int64)
         self.max_length = max_length
 
     @property
@@ -134,6 +137,8 @@ class PairPrompt:
             InvalidRequest: the query leaves no room for a document, or there is an instruction that the model's prompt
                 has no place for.
         """
+        if self._template.strips != "nothing":
+            documents = [self._strip("", document)[1] for document in documents]
         frame = self._frame(query, instruction)
         room = self._room_in(frame)
         if max_document_tokens is not None:
@@ -186,13 +191,13 @@ class PairPrompt:
     def _frame(self, query: str, instruction: str | None) -> _Frame:
         if instruction is not None and not self.takes_instruction:
             raise InvalidRequest("this model does not take an instruction; leave it out")
-        values = {"query": self._escape(query), "instruction": self._said(instruction)}
+        values = {"query": self._escape(self._strip(query, "")[0]), "instruction": self._said(instruction)}
         at = next(index for index, part in enumerate(self._template.prompt) if "{document}" in part)
         texts = [fill(part, values) for part in self._template.prompt]
         opening, closing = (fill(side, values) for side in self._template.prompt[at].split("{document}"))
         # The last token may merge with a document's beginning: it is never part of what documents share.
         return _Frame(
-            head=self._ids(texts[:at]),
+            head=np.concatenate((self._leading, self._ids(texts[:at]))),
             opening=opening,
             opening_tokens=self._ids([opening])[:-1],
             closing=closing,

@@ -1,12 +1,13 @@
 """Language models with a classifier's head that read a pair inside of a prompt.
 
-Such are Qwen3-Reranker as a sequence classifier, and rerankers that sentence-transformers saves with a chat template.
-
-The head reads the last token. Outputs and activation mean what they do for a cross-encoder.
+Such are Qwen3-Reranker as a sequence classifier, rerankers that sentence-transformers saves with a chat template, and
+reward models. The head reads the last token, or nemotron's the mean of all. Outputs and activation mean what they do
+for a cross-encoder.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +18,10 @@ from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.heads import Head, read_activation, read_head, score_of
 from rerankd.recognition.kinds import refuse_other_than_cross_encoder, refuse_unknown_settings
+from rerankd.recognition.native import native_form
 from rerankd.recognition.tokenizer_settings import refuse_other_cuts
 from rerankd.scorers.base import Kinds, Made, ScorerSpec
+from rerankd.scorers.classifier_template import ClassifierTemplate, RewardTemplate
 from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, PromptedPairs, check_instruction, parts_of
 from rerankd.scorers.templates import is_recognised, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
@@ -26,13 +29,22 @@ from rerankd.scorers.yes_no_template import YesNoTemplate
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import stacked
 
+_Template = ClassifierTemplate | YesNoTemplate
+_SHAPES: Final[Mapping[str, type[_Template | RewardTemplate]]] = {
+    "prompted-classifier": ClassifierTemplate,
+    "reward-model": RewardTemplate,
+    "yes-no": YesNoTemplate,
+}
+
 
 class PromptedClassifierOptions(BaseModel):
     """`[model.options]` of the scorer `prompted-classifier`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    template: str | None = Field(default=None, description="A template of `yes-no`; default: the folder's own prompt.")
+    template: str | None = Field(
+        default=None, description="One of `prompted-classifier`, `reward-model` or `yes-no`; default: the folder's own."
+    )
     instruction: str | None = Field(default=None, description="Default: the template's.")
     activation: ActivationSetting | None = Field(
         default=None, description="As for `cross-encoder`; default: the model's own."
@@ -63,7 +75,8 @@ class PromptedClassifier(PromptedPairs):
         refuse_other_than_cross_encoder(read.files)
         refuse_unknown_settings(read.files, prompted=True)
         refuse_other_cuts(read.files, side=read.truncation_side)
-        if not read.names_pad:
+        native = native_form(read.files)
+        if not read.names_pad and (native is None or native.pooling is None):
             raise ConfigError(
                 f"{spec.folder}: no file names a padding token, by which this model finds the end of a text; name one "
                 "that ends no text in tokenizer_config.json (pad_token) or config.json (pad_token_id)"
@@ -76,7 +89,7 @@ class PromptedClassifier(PromptedPairs):
         return cls(
             PairPrompt(read.tokenizer, template, instruction=instruction, max_length=max_length),
             pad_id=read.pad_id,
-            activation=options.activation or read_activation(read.files, head),
+            activation=options.activation or read_activation(read.files, head) or template.activation,
             head=head,
             fingerprint=json.dumps(["prompted-classifier", max_length, head.label, head.problem, instruction, written]),
         )
@@ -90,16 +103,19 @@ class PromptedClassifier(PromptedPairs):
         return score_of(self._head, logits)
 
 
-def _template(spec: ScorerSpec, read: TokenizerFolder, options: PromptedClassifierOptions) -> PairTemplateFile:
+def _template(spec: ScorerSpec, read: TokenizerFolder, options: PromptedClassifierOptions) -> _Template:
     """The named template, or the one that recognises the model, or the folder's own."""
-    if options.template is None and reads_own_prompt(read.files) and not is_recognised(spec, method="yes-no"):
+    if options.template is None and reads_own_prompt(read.files) and not is_recognised(spec, methods=_SHAPES):
         prompt = read_chat_prompt(read.files)
-        return PairTemplateFile(
-            prompt=parts_of(prompt, read.tokenizer),
+        return ClassifierTemplate(
+            prompt=parts_of(prompt.text, read.tokenizer),
             instruction=prompt.instruction,
             instruction_form=prompt.instruction_form,
+            strips=prompt.strips,
         )
-    template = read_prompt_template(spec, method="yes-no", name=options.template, shape=YesNoTemplate)
+    template = read_prompt_template(spec, scorer="prompted-classifier", name=options.template, shapes=_SHAPES)
+    if isinstance(template, RewardTemplate):
+        return template.read(read.files, read.tokenizer)
     if "{instruction}" in "".join(template.prompt):
         check_instruction(read.files, said=options.instruction, template=template.instruction)
     return template

@@ -5,7 +5,7 @@ template recognises the repository that the model comes from, or the model is re
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,24 +25,28 @@ _MARKUP: Final = re.compile(r"[<\[|].*[>\]|]|▁?<.*>", re.DOTALL)
 _ROLE: Final = re.compile(r"<\|\w+\|>|\[/?[A-Z]{2,}\]")
 
 
-def read_prompt_template(spec: ScorerSpec, *, method: str, name: str | None, shape: type[Shape]) -> Shape:
-    """The template of that name, or without a name the one that recognises the model's repository.
+def read_prompt_template(
+    spec: ScorerSpec, *, scorer: str, name: str | None, shapes: Mapping[str, type[Shape]]
+) -> Shape:
+    """The template of that name, or without a name the one that recognises the model's repository. `shapes`: what a
+    file holds, by its method; others are not for this scorer.
 
     Raises:
         ConfigError: there is none, or the file is unusable.
     """
     files = dict(_files(spec.templates))
-    usable = {known: path for known, path in files.items() if _read(path).get("method") == method}
+    usable = {known: path for known, path in files.items() if _read(path).get("method") in shapes}
     if name is None:
         name = _recognised(usable, spec.source)
     if name not in usable:
         what = "no template recognises it" if name is None else f"there is no template {name!r} of this method"
         raise ConfigError(
-            f"scorer {method!r} needs the prompt that {spec.source or spec.folder} was trained with, and {what}; set "
+            f"scorer {scorer!r} needs the prompt that {spec.source or spec.folder} was trained with, and {what}; set "
             f"options = {{ template = ... }}, one of: {', '.join(sorted(usable)) or 'none'}, or write "
             f"{next(iter(spec.templates), Path('templates'))}/<name>.toml (docs/models.md)"
         )
     content = {key: value for key, value in _read(usable[name]).items() if key not in ("method", "recognises")}
+    shape = shapes[str(_read(usable[name])["method"])]
     try:
         return shape.model_validate(content)
     except ValidationError as error:
@@ -70,9 +74,9 @@ def _described(name: str, content: Mapping[str, Any]) -> PromptTemplate:
     )
 
 
-def is_recognised(spec: ScorerSpec, *, method: str) -> bool:
+def is_recognised(spec: ScorerSpec, *, methods: Collection[str]) -> bool:
     """Whether a template is known for the repository that the model comes from."""
-    usable = {name: path for name, path in _files(spec.templates) if _read(path).get("method") == method}
+    usable = {name: path for name, path in _files(spec.templates) if _read(path).get("method") in methods}
     return _recognised(usable, spec.source) is not None
 
 

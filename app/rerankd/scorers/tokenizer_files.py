@@ -22,6 +22,7 @@ from rerankd.recognition.tokenizer_settings import (
 
 # What is read of a model whose files say no length, if nobody else says one.
 _UNDECLARED = 512
+_ANY_TEXT = "what is a probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,19 @@ def ids_of(tokenizer: Tokenizer, text: str) -> IntArray:
     # `encode` keeps all other threads of Python waiting, the event loop's too: milliseconds for a long prompt.
     (encoded,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return np.asarray(encoded.ids, dtype=np.int64)
+
+
+def beginning_ids(tokenizer: Tokenizer) -> IntArray:
+    """What a tokenizer puts before every text.
+
+    Raises:
+        ConfigError: it puts something behind them too, where a prompt's answer is read.
+    """
+    whole, text = (tokenizer.encode(_ANY_TEXT, add_special_tokens=added).ids for added in (True, False))
+    added = len(whole) - len(text)
+    if whole[added:] != text:
+        raise ConfigError("tokenizer_beginning: this tokenizer puts tokens behind texts too, where the answer is read")
+    return np.array(whole[:added], dtype=np.int64)
 
 
 def drops(tokenizer: Tokenizer, text: str) -> bool:

@@ -96,18 +96,19 @@ def _template(spec: ScorerSpec, read: TokenizerFolder, options: YesNoOptions) ->
     """The named template, or the one that recognises the model, or what the folder itself says: sentence-transformers
     writes the prompt into a chat template, and the tokens into a module of their own.
     """
-    if options.template is None and reads_own_prompt(read.files) and not is_recognised(spec, method="yes-no"):
+    if options.template is None and reads_own_prompt(read.files) and not is_recognised(spec, methods=["yes-no"]):
         refuse_unknown_settings(read.files, task="text-generation", prompted=True)
         prompt = read_chat_prompt(read.files)
         answers: Sequence[str | int] = answer_tokens(read.files) or ("yes", "no")
         return YesNoTemplate(
-            prompt=parts_of(prompt, read.tokenizer),
+            prompt=parts_of(prompt.text, read.tokenizer),
             instruction=prompt.instruction,
             instruction_form=prompt.instruction_form,
+            strips=prompt.strips,
             positive=answers[0],
             negative=answers[1] if len(answers) > 1 else None,
         )
-    template = read_prompt_template(spec, method="yes-no", name=options.template, shape=YesNoTemplate)
+    template = read_prompt_template(spec, scorer="yes-no", name=options.template, shapes={"yes-no": YesNoTemplate})
     if "{instruction}" in "".join(template.prompt):
         check_instruction(read.files, said=options.instruction, template=template.instruction)
     return template

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rerankd.errors import ConfigError
-from rerankd.recognition.chat_template import ChatPrompt, read_chat_prompt, reads_own_prompt
+from rerankd.recognition.chat_template import ChatPrompt, Strips, read_chat_prompt, reads_own_prompt
 from rerankd.recognition.kinds import ModelFiles
 
 FORM = "{instruction}"
@@ -93,3 +93,25 @@ def test_a_chat_models_own_template_is_no_prompt_for_pairs(tmp_path: Path) -> No
     assert not reads_own_prompt(ModelFiles.read(tmp_path))
     (tmp_path / "chat_template.jinja").write_text(PAIR)
     assert reads_own_prompt(ModelFiles.read(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "strips"),
+    [
+        ("{{ m.content }}", "{{ m.content }}", "nothing"),
+        ("{{ m.content }}", "{{ m.content.lstrip('\\n') }}", "lines before the document"),
+        ("{{ m.content | trim }}", "{{ m.content | trim }}", "space"),
+    ],
+)
+def test_what_a_template_takes_off_the_texts_is_told(
+    tmp_path: Path, question: str, answer: str, strips: Strips
+) -> None:
+    roles = f"{{% if m.role == 'user' %}}{question}|{{% else %}}{answer}{{% endif %}}"
+    template = f"{{% for m in messages %}}{roles}{{% endfor %}}"
+    prompt = read_chat_prompt(files(tmp_path, template), roles=("user", "assistant"))
+    assert prompt == ChatPrompt("{query}|{document}", None, FORM, strips)
+
+
+def test_roles_that_a_template_does_not_write_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not write the roles user and assistant"):
+        read_chat_prompt(files(tmp_path, "{{ messages[0].content }}"), roles=("user", "assistant"))

@@ -21,6 +21,9 @@ OWN_CODE = {"AutoModelForSequenceClassification": "modeling.Own"}
 ROLES = "".join(
     "{% for m in messages if m.role == '" + role + "' %}{{ m.content }}\n{% endfor %}" for role in ("query", "document")
 )
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
+NEMOTRON = "nvidia/llama-nemotron-rerank-1b-v2"
+REWARD = "reward models, which judge how helpful an answer is and not whether a document is relevant"
 CHAIN = "sentence_transformers.models."
 
 
@@ -97,6 +100,18 @@ SERVED = [
         classifier("Qwen3", "qwen3"),
         "tomaarsen/Qwen3-Reranker-0.6B-seq-cls",
     ),
+    Case("nemotron rerankers", classifier("LlamaBidirectional", "llama_bidirec", auto_map=OWN_CODE), NEMOTRON),
+    Case(
+        "nemotron rerankers",
+        classifier("LlamaBidirectional", "llama_bidirec"),
+        options={"template": "nemotron-rerank"},
+    ),
+    Case(
+        REWARD,
+        classifier("Qwen3", "qwen3"),
+        "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
+        files={"tokenizer_config.json": {"chat_template": CHAT}},
+    ),
     Case(
         "judges with a chat template of their own",
         language_model(),
@@ -128,8 +143,14 @@ REFUSED = [
     Case("gte-multilingual-reranker", classifier("New", "new", pack_qkv=False)),
     Case("gte-multilingual-reranker", classifier("New", "new", rope_scaling={"type": "dynamic", "factor": 2.0})),
     Case("jina-reranker-v2", classifier("XLMRoberta", "", position_embedding_type="rotary")),
-    Case("nemotron rerankers", classifier("LlamaBidirectional", "llama_bidirec")),
-    Case("reward models", classifier("Qwen3", "qwen3"), "Skywork/Skywork-Reward-V2-Qwen3-0.6B"),
+    Case("other rerankers of NVIDIA", classifier("MistralBidirectional", "mistral_bidirec")),
+    Case(
+        "language models with a classifier's head, trained on plain pairs",
+        classifier("LlamaBidirectional", "llama_bidirec"),
+    ),
+    Case("nemotron rerankers", classifier("LlamaBidirectional", "llama_bidirec", pooling="attention"), NEMOTRON),
+    Case("nemotron rerankers", classifier("LlamaBidirectional", "llama_bidirec", temperature=0), NEMOTRON),
+    Case(REWARD, classifier("Qwen3", "qwen3"), "Skywork/Skywork-Reward-V2-Qwen3-0.6B"),
     Case(
         "modular cross-encoders (ettin)",
         {"architectures": ["ModernBertModel"], "model_type": "modernbert"},

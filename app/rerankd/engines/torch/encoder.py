@@ -15,7 +15,7 @@ from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec, pad
 from rerankd.engines.torch.device_memory import to_device, within_memory
 from rerankd.engines.torch.graphs import CudaRecorder, Graphs, Record
-from rerankd.engines.torch.modular import ModularClassifier
+from rerankd.engines.torch.modular import modular_classifier
 from rerankd.engines.torch.packing import ATTENTION, can_pack, first_position, logits_of, pack
 from rerankd.engines.torch.positions import stretched_beyond
 from rerankd.engines.torch.weights import Kind, Precision, WeightsOptions, check_weights, read_weights, torch_device
@@ -200,7 +200,7 @@ def _load(
         trust_remote_code=spec.trust_remote_code,
     )
     if head is not None:
-        model = ModularClassifier(model, head).eval()
+        model = modular_classifier(model, head)
     model = model.to(device)
     if options.packed and head is None and can_pack(model):
         model.set_attn_implementation(ATTENTION)

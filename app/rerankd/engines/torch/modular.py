@@ -1,4 +1,8 @@
-"""Cross-encoders whose head lies in modules of its own, as sentence-transformers saves them."""
+"""Classifiers that pool the vectors of all tokens outside of transformers' classes.
+
+Such are cross-encoders whose head lies in modules of its own, as sentence-transformers saves them, and decoders whose
+tokens see each other in both directions.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,14 +26,18 @@ _ACTIVATIONS: Final[Mapping[LayerActivation, type[nn.Module]]] = {
 }
 
 
-class ModularClassifier(nn.Module):
-    """An encoder and its head, in the shape of transformers' classifiers."""
+class PooledClassifier(nn.Module):
+    """An encoder and its head, in the shape of transformers' classifiers. Logits are divided by `temperature`."""
 
-    def __init__(self, encoder: PreTrainedModel, head: ModularHead) -> None:
+    def __init__(
+        self, encoder: PreTrainedModel, head: nn.Module, *, pooling: Pooling, temperature: float = 1.0
+    ) -> None:
         super().__init__()
         self.encoder = encoder
-        self._pool = _POOLS[head.pooling]
-        self._layers = nn.Sequential(*map(_layer, head.layers)).to(encoder.dtype)
+        self._pool = _POOLS[pooling]
+        self._head = head.to(encoder.dtype)
+        self._temperature = temperature
+        self.eval()
 
     @property
     def config(self) -> Any:  # noqa: ANN401 - transformers' own
@@ -41,7 +49,24 @@ class ModularClassifier(nn.Module):
 
     def forward(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> SimpleNamespace:
         hidden = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
-        return SimpleNamespace(logits=self._layers(self._pool(hidden, attention_mask)))
+        return SimpleNamespace(logits=self._head(self._pool(hidden, attention_mask)) / self._temperature)
+
+
+def modular_classifier(encoder: PreTrainedModel, head: ModularHead) -> PooledClassifier:
+    """An encoder with the head of its own modules.
+
+    Raises:
+        ConfigError: their weights do not fit what their configs say.
+    """
+    return PooledClassifier(encoder, nn.Sequential(*map(_layer, head.layers)), pooling=head.pooling)
+
+
+def bidirectional_classifier(model: PreTrainedModel, *, pooling: Pooling, temperature: float) -> PooledClassifier:
+    """A decoder's classifier whose tokens see each other in both directions; its config says `is_causal = False`."""
+    for layer in model.base_model.layers:
+        # Where a batch has no padding, attention is told by this instead of by a mask.
+        layer.self_attn.is_causal = False
+    return PooledClassifier(model.base_model, model.score, pooling=pooling, temperature=temperature)
 
 
 class _Dense(nn.Module):

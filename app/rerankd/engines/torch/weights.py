@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rerankd.engines.torch.modular import bidirectional_classifier
 from rerankd.errors import ConfigError, few
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.native import NativeForm, Renamed, native_form
@@ -146,6 +147,8 @@ def read_weights(
         # transformers raises anything, and so does a model's own code that was written for another version
         raise ConfigError(_refusal(kind, folder, error)) from error
     _check_complete(kind, folder, type(model).__name__, loading)
+    if native is not None and native.pooling is not None:
+        return bidirectional_classifier(model, pooling=native.pooling, temperature=native.temperature)
     return model.eval()
 
 

@@ -23,16 +23,18 @@ from rerankd.recognition.recognised import (
     Evidence,
     Family,
     Outcome,
+    PromptTemplate,
     Recognised,
     Refused,
     architecture,
-    model_type,
     modules,
     refused_family,
     repository,
 )
 from rerankd.recognition.weights import check_code
 
+# The methods of templates that such models are prompted with.
+_TEMPLATES: Final = ("prompted-classifier", "reward-model", "yes-no")
 _CLASSIFIER: Final = "*ForSequenceClassification"
 _ORACLE: Final = "sentence-transformers: `CrossEncoder.predict`"
 
@@ -57,7 +59,7 @@ def classifier(name: str, files: ModelFiles, asked: Asked, sign: Evidence) -> Ou
             # Whether an encoder's tokenizer separates the two is found by trying it, which the scorer does.
             refuse_unsaid_pairs(files, separated=True)
         head = read_head(files, label=asked.options.get("label"))
-        activation = described(asked.options.get("activation") or read_activation(files, head))
+        activation = described(asked.options.get("activation") or read_activation(files, head) or "sigmoid")
         engines = _engines(files, asked)
     except ConfigError as error:
         return Refused(family=name, reason=str(error), evidence=evidence)
@@ -153,32 +155,50 @@ def _modular(files: ModelFiles, asked: Asked) -> Outcome | None:
     return replace(found, engines=["torch-encoder"]) if isinstance(found, Recognised) else found
 
 
-def _prompted(files: ModelFiles, asked: Asked) -> Outcome | None:
-    """A language model with a classifier's head whose prompt a template or the folder itself knows."""
-    sign = architecture(files, _CLASSIFIER) if files.is_decoder else None
-    if sign is None or "pairs" in asked.options:
-        return None
+def _prompted(name: str, repositories: Sequence[str], template: str | None = None, *, oracle: str) -> Family:
+    """Language models with a classifier's head whose prompt is this template; None: any, or the folder's own."""
+
+    def recognise(files: ModelFiles, asked: Asked) -> Outcome | None:
+        sign = architecture(files, _CLASSIFIER) if files.is_decoder else None
+        if sign is None or "pairs" in asked.options:
+            return None
+        found = _template(files, asked)
+        if template is None and (found or (reads_own_prompt(files) and not asked.options.get("template"))):
+            return _in_a_prompt(name, files, asked, found, sign)
+        return _in_a_prompt(name, files, asked, found, sign) if found and found.name == template else None
+
+    return Family(name=name, repositories=repositories, recognise=recognise, oracle=oracle)
+
+
+def _template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
+    """The template that the operator names, or else the one that knows the repository."""
     named = asked.options.get("template")
-    judges = (one for one in asked.templates if one.method == "yes-no")
-    template = next((one for one in judges if (one.name == named if named else one.fits(files.repository))), None)
-    if template is None and (named or not reads_own_prompt(files)):
-        return None
+    usable = (one for one in asked.templates if one.method in _TEMPLATES)
+    return next((one for one in usable if (one.name == named if named else one.fits(files.repository))), None)
+
+
+def _in_a_prompt(
+    name: str, files: ModelFiles, asked: Asked, template: PromptTemplate | None, sign: Evidence
+) -> Outcome:
+    """A classifier that reads a pair inside of a template's prompt, or of its folder's."""
     evidence = [sign, *modules(files)]
     try:
         refuse_other_than_cross_encoder(files)
         refuse_unknown_settings(files, prompted=True)
-        if template is None:
-            prompt = read_chat_prompt(files)
+        native_form(files)
+        if template is None or template.method == "reward-model":
+            prompt = read_chat_prompt(files, **({"roles": ("user", "assistant")} if template else {}))
             evidence.append(Evidence(str(files.chat_template), f"{prompt.text[:100]!r}..."))
         head = read_head(files, label=asked.options.get("label"))
-        activation = described(asked.options.get("activation") or read_activation(files, head))
+        otherwise = template.activation if template else "sigmoid"
+        activation = described(asked.options.get("activation") or read_activation(files, head) or otherwise)
     except ConfigError as error:
-        return Refused(family=_PROMPTED, reason=str(error), evidence=evidence)
+        return Refused(family=name, reason=str(error), evidence=evidence)
     evidence += _evidence_of(files, head)
     usual = template.max_length if template else None
     lengths = [length for length in (declared_length(files), usual) if length is not None]
     return Recognised(
-        family=_PROMPTED,
+        family=name,
         scorer="prompted-classifier",
         head=_head(head),
         activation=activation,
@@ -215,7 +235,6 @@ _XPROVENCE: Final = "XProvence, its ranking (documents are not pruned)"
 _GOLDEN: Final = "graphs with golden pairs, as `rerankd export` writes them"
 _MONOBERT: Final = "monoBERT"
 _MODULAR: Final = "modular cross-encoders (ettin)"
-_PROMPTED: Final = "language models with a classifier's head and a prompt"
 _PLAIN_DECODER: Final = "language models with a classifier's head, trained on plain pairs"
 
 FAMILIES: Final[Sequence[Family]] = (
@@ -252,23 +271,28 @@ FAMILIES: Final[Sequence[Family]] = (
         recognise=_native(_XPROVENCE, is_xprovence, 'model_type = "XProvence"'),
         oracle="transformers: the authors' ranking head on their one text",
     ),
-    refused_family(
+    _prompted(
         "nemotron rerankers",
-        ["nvidia/llama-nemotron-rerank-1b-v2", "nvidia/nv-rerankqa-mistral-4b-v3"],
-        lambda files: (
-            model_type(files, "llama_bidirec")
-            or architecture(files, "*BidirectionalForSequenceClassification")
-            or repository(files, "nvidia/*rerank*")
-        ),
-        because="its attention in both directions is its authors' own code",
-        instead="use Qwen/Qwen3-Reranker-0.6B, or run the model's NIM and call that",
+        ["nvidia/llama-nemotron-rerank-1b-v2", "nvidia/llama-3.2-nv-rerankqa-1b-v2"],
+        "nemotron-rerank",
+        oracle="transformers: Llama without a causal mask, the mean of its states, `score` over the temperature",
     ),
     refused_family(
-        "reward models",
+        "other rerankers of NVIDIA",
+        ["nvidia/nv-rerankqa-mistral-4b-v3"],
+        lambda files: (
+            architecture(files, "*BidirectionalForSequenceClassification")
+            if files.model_type != "llama_bidirec"
+            else repository(files, "nvidia/*rerank*")
+        ),
+        because="how it reads a pair is its authors' own code",
+        instead="use nvidia/llama-nemotron-rerank-1b-v2, or run the model's NIM and call that",
+    ),
+    _prompted(
+        "reward models, which judge how helpful an answer is and not whether a document is relevant",
         ["Skywork/Skywork-Reward-V2-*"],
-        lambda files: repository(files, "Skywork/Skywork-Reward-*"),
-        because="it judges how helpful an answer is, not whether a document is relevant",
-        instead="use Qwen/Qwen3-Reranker-0.6B",
+        "reward-model",
+        oracle="transformers: the card's procedure, `logits[0][0]`",
     ),
     Family(
         name=_MODULAR,
@@ -313,10 +337,9 @@ FAMILIES: Final[Sequence[Family]] = (
         recognise=_with_golden_pairs,
         oracle="the golden pairs beside the graph",
     ),
-    Family(
-        name=_PROMPTED,
-        repositories=["tomaarsen/Qwen3-Reranker-*-seq-cls", "sigridjineth/ctxl-rerank-v2-1b-seq-cls"],
-        recognise=_prompted,
+    _prompted(
+        "language models with a classifier's head and a prompt",
+        ["tomaarsen/Qwen3-Reranker-*-seq-cls", "sigridjineth/ctxl-rerank-v2-1b-seq-cls"],
         oracle=_ORACLE,
     ),
     Family(

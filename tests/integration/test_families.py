@@ -31,6 +31,7 @@ from tests.registry_files import write_registry
 from tests.tiny_causal import CAUSAL_FAMILIES, FIRST_TEMPLATES, build_classifier, build_nemotron
 from tests.tiny_models import CORPUS, FAMILIES, build_bert, build_gte, build_jina_v2, build_provence
 from tests.tiny_seq2seq import build_mt5, build_t5, build_untied_t5
+from tests.tiny_vectors import bi_encoder, bi_encoder_scores
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 from tests.transcriptions import (
     bge_gemma_logits,
@@ -303,6 +304,49 @@ CASES = [
             name=pooling,
         )
         for pooling in ("mean", "max", "lasttoken")
+    ),
+    *(
+        Case(
+            "embedding models (bi-encoders)",
+            partial(bi_encoder, family=family, **how),
+            partial(bi_encoder_scores, query=QUERY, documents=DOCUMENTS, passage=passage),
+            name=name,
+        )
+        for name, family, passage, how in (
+            ("", "bert", None, {"pooling": "mean", "truncate_dim": 20}),
+            (
+                "prompts apart",
+                "modernbert",
+                None,
+                {
+                    "pooling": ["cls", "weightedmean", "mean_sqrt_len_tokens"],
+                    "include_prompt": False,
+                    "dense": 24,
+                    "prompts": {"query": "What answers: ", "document": "A text: "},
+                    "similarity_fn_name": "dot",
+                },
+            ),
+            (
+                "passages",
+                "xlmr",
+                "passage",
+                {
+                    "pooling": "max",
+                    "prompts": {"query": "query: ", "passage": "passage: "},
+                    "similarity_fn_name": "euclidean",
+                },
+            ),
+            (
+                "language model",
+                "qwen3",
+                None,
+                {
+                    "pooling": "lasttoken",
+                    "prompts": {"query": "Instruct: find it\nQuery:"},
+                    "similarity_fn_name": "manhattan",
+                },
+            ),
+        )
     ),
     Case("judges with a chat template of their own", judge(), by_sentence_transformers),
     Case("judges with a chat template of their own", judge(ending="ing ??"), by_sentence_transformers, name="ending"),

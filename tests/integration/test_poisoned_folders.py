@@ -248,9 +248,9 @@ KINDS = [
     ),
     Case(
         "pooling-of-a-module-is-unknown",
-        changed("1_Pooling/config.json", pooling_mode="weightedmean"),
+        changed("1_Pooling/config.json", pooling_mode="attention"),
         base="modular",
-        refused=["1_Pooling", "weightedmean"],
+        refused=["1_Pooling", "attention"],
     ),
     Case(
         "pooling-of-an-old-save",

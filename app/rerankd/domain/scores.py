@@ -35,6 +35,15 @@ class Timings:
             inference_s=self.inference_s + other.inference_s,
         )
 
+    def beside(self, other: "Timings") -> "Timings":
+        """Of two parts of a request that ran at the same time."""
+        return Timings(
+            cache_s=max(self.cache_s, other.cache_s),
+            tokenize_s=max(self.tokenize_s, other.tokenize_s),
+            queue_s=max(self.queue_s, other.queue_s),
+            inference_s=max(self.inference_s, other.inference_s),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassageScores:

@@ -47,7 +47,7 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         module="rerankd.engines.torch.encoder",
         engine="TorchEncoderEngine",
         options="TorchEncoderOptions",
-        tasks=("classify",),
+        tasks=("classify", "embed"),
     ),
     "torch-causal": EngineKind(
         module="rerankd.engines.torch.causal",

@@ -12,6 +12,7 @@ from rerankd.errors import ConfigError
 from rerankd.recognition.weights import check_graph
 from rerankd.tasks.base import Task
 from rerankd.tasks.classify import Classify
+from rerankd.tasks.embed import EncodedText
 from rerankd.tasks.encoding import Encoding
 from rerankd.tasks.read_tokens import ReadTokens
 
@@ -98,7 +99,7 @@ class Engine(Protocol[T_contra, Results_co]):
         """
 
 
-# Runs `classify` or `read_tokens`; the results have shape [sequences, outputs].
+# Runs `classify`, `read_tokens` or `embed`; the results have shape [sequences, outputs].
 LogitsEngine = Engine[Encoding, FloatArray]
 
 
@@ -139,6 +140,15 @@ def pad(encodings: Sequence[Encoding], *, pad_id: int, length: int | None = None
         attention_mask[row, :end] = 1
         token_type_ids[row, encoding.boundary : end] = 1
     return PaddedBatch(input_ids, attention_mask, token_type_ids)
+
+
+def pooled_mask(texts: Sequence[Encoding], attention_mask: IntArray) -> IntArray:
+    """The attention mask, shape [texts, longest], without the tokens that are no part of a text's vector."""
+    pooled = attention_mask.copy()
+    for row, text in enumerate(texts):
+        if isinstance(text, EncodedText):
+            pooled[row, : text.pooled_from] = 0
+    return pooled
 
 
 def cut_by_length(encodings: Sequence[Encoding], limits: BatchLimits) -> list[list[Encoding]]:

@@ -41,7 +41,7 @@ class CachedStage:
         keys = await self._keys(query, documents, options)
         known, row_of = await self._look_up(keys)
         rows = np.arange(len(keys)) if len(row_of) == len(keys) else await _rows(keys, row_of)
-        unknown = await _first_positions(keys, np.flatnonzero(rows == _UNKNOWN))
+        unknown = await first_positions(keys, np.flatnonzero(rows == _UNKNOWN))
         timings = Timings(cache_s=perf_counter() - started)
         self._observer.cache_looked_up(hits=len(keys) - len(unknown), misses=len(unknown))
         if options.terms.meter.limited:
@@ -63,15 +63,7 @@ class CachedStage:
         return replace(scores.take(rows), cached=cached, timings=timings)
 
     async def _keys(self, query: str, documents: Sequence[str], options: ScoreOptions) -> list[bytes]:
-        fingerprint = _with_options(self._fingerprint, options)
-        keys: list[bytes] = []
-        async for span in in_chunks(len(documents)):
-            chunk = documents[span]
-            if sum(map(len, chunk)) <= AT_A_TIME:
-                keys += pair_keys(fingerprint, query, chunk)
-            else:
-                keys += [await in_steps(pair_key(fingerprint, query, document)) for document in chunk]
-        return keys
+        return await keys_of(_with_options(self._fingerprint, options), query, documents)
 
     async def _look_up(self, keys: Sequence[bytes]) -> tuple[Scores, dict[bytes, int]]:
         """The scores that the cache knows, and each known key's position among them."""
@@ -118,6 +110,18 @@ def _with_options(fingerprint: str, options: ScoreOptions) -> str:
     return f"{fingerprint}|{json.dumps([options.max_tokens_per_doc, options.instruction, *scope])}"
 
 
+async def keys_of(fingerprint: str, query: str, documents: Sequence[str]) -> list[bytes]:
+    """One key per document, with turns for other work between the chunks of many or long ones."""
+    keys: list[bytes] = []
+    async for span in in_chunks(len(documents)):
+        chunk = documents[span]
+        if sum(map(len, chunk)) <= AT_A_TIME:
+            keys += pair_keys(fingerprint, query, chunk)
+        else:
+            keys += [await in_steps(pair_key(fingerprint, query, document)) for document in chunk]
+    return keys
+
+
 async def _rows(keys: Sequence[bytes], row_of: Mapping[bytes, int]) -> IntArray:
     rows = np.empty(len(keys), dtype=np.int64)
     async for span in in_chunks(len(keys)):
@@ -125,7 +129,7 @@ async def _rows(keys: Sequence[bytes], row_of: Mapping[bytes, int]) -> IntArray:
     return rows
 
 
-async def _first_positions(keys: Sequence[bytes], positions: IntArray) -> dict[bytes, int]:
+async def first_positions(keys: Sequence[bytes], positions: IntArray) -> dict[bytes, int]:
     """Of the keys at these positions, where each is first."""
     firsts: dict[bytes, int] = {}
     async for span in in_chunks(len(positions)):

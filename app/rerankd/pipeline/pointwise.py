@@ -1,7 +1,6 @@
 """Scores each document by itself: encode, one trip through the batcher, interpret."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -10,29 +9,13 @@ import numpy as np
 from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.ticket import Outcome, Ticket
-from rerankd.batching.work import WorkItem
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, Timings, Truncation
-from rerankd.pipeline.chunks import chunks
-from rerankd.pipeline.items import items_of, tokenized
+from rerankd.domain import BoolArray, FloatArray, ScoreOptions, Scores, Timings, Truncation
+from rerankd.pipeline.items import EncodedItems, encode_items, encoded_items, finished, tokenized
 from rerankd.scorers.base import PairScorer
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-# A larger request is tokenized in chunks: others get their turn between two of them, and a client that goes away
-# stops the rest. With 500, ten documents beside 1,000-document requests waited up to 0.1 s for it.
-_DOCUMENTS_PER_CALL = 100
-_CHARACTERS_PER_CALL = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class _Pairs(Generic[T]):
-    """A request's items, their lengths in tokens and what was cut off: one a document."""
-
-    items: list[WorkItem[T]]
-    tokens: IntArray
-    dropped: IntArray
 
 
 class PointwiseStage(Generic[T, R]):
@@ -61,7 +44,7 @@ class PointwiseStage(Generic[T, R]):
             if options.truncation is Truncation.ERROR and pairs.dropped.any():
                 return _unscored(pairs, tokenize_s=tokenized - started)
             outcome = await ticket.run(pairs.items)
-        scored = _scored(outcome, len(documents))
+        scored = finished(outcome, len(documents))
         return Scores(
             values=self._values(outcome, scored),
             scored=scored,
@@ -85,21 +68,15 @@ class PointwiseStage(Generic[T, R]):
 
     async def _encode(
         self, query: str, documents: Sequence[str], options: ScoreOptions, ticket: Ticket[T, R]
-    ) -> _Pairs[T]:
-        items: list[WorkItem[T]] = []
-        encoded = []
-        for span, share in chunks(documents, options.terms, most=_DOCUMENTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
-            chunk, part = await self._tokenizing.run(share, self._encode_chunk, query, documents[span], options)
-            ticket.correct(part)
-            encoded.append(chunk)
-            items += chunk.items
-        return _Pairs(
-            items,
-            tokens=np.concatenate([chunk.tokens for chunk in encoded]),
-            dropped=np.concatenate([chunk.dropped for chunk in encoded]),
-        )
+    ) -> EncodedItems[T]:
+        def encode(chunk: Sequence[str]) -> tuple[EncodedItems[T], Tokenized]:
+            return self._encode_chunk(query, chunk, options)
 
-    def _encode_chunk(self, query: str, documents: Sequence[str], options: ScoreOptions) -> tuple[_Pairs[T], Tokenized]:
+        return await encode_items(documents, encode, ticket, self._tokenizing, options.terms)
+
+    def _encode_chunk(
+        self, query: str, documents: Sequence[str], options: ScoreOptions
+    ) -> tuple[EncodedItems[T], Tokenized]:
         """Blocking."""
         pairs = self._scorer.encode(
             query,
@@ -108,26 +85,17 @@ class PointwiseStage(Generic[T, R]):
             instruction=options.instruction,
             owner=options.terms.caller,
         )
-        items = items_of(self._scorer.task, pairs.encodings, scope=options.scope)
+        encoded = encoded_items(self._scorer.task, pairs.encodings, pairs.dropped, scope=options.scope)
         part = tokenized(
-            items,
-            self._batcher.lengths_of(items),
+            encoded.items,
+            self._batcher.lengths_of(encoded.items),
             characters=[len(query) + len(document) for document in documents],
             whole=np.flatnonzero(pairs.dropped == 0).tolist(),
         )
-        return _Pairs(items, np.array([item.cost for item in items], dtype=np.int64), pairs.dropped), part
+        return encoded, part
 
 
-def _scored(outcome: Outcome[R], documents: int) -> BoolArray | None:
-    """Which documents have a result; None: all."""
-    if outcome.finished is None:
-        return None
-    scored = np.zeros(documents, dtype=np.bool_)
-    scored[outcome.finished] = True
-    return scored
-
-
-def _unscored(pairs: _Pairs[T], *, tokenize_s: float) -> Scores:
+def _unscored(pairs: EncodedItems[T], *, tokenize_s: float) -> Scores:
     return Scores(
         values=np.full(len(pairs.items), np.nan, dtype=np.float32),
         tokens=np.zeros(len(pairs.items), dtype=np.int64),

@@ -326,7 +326,16 @@ def _refuse_other_chains(files: ModelFiles) -> None:
         else:
             what, way_out = _SENTENCE_TRANSFORMERS.get(kind, "a chain of modules"), _CHOOSE
         raise ConfigError(f"{files.folder}: modules.json says {chain}: this is {what}; {way_out}")
-    path = files.modules[0].get("path", "")
+    refuse_other_root(files)
+
+
+def refuse_other_root(files: ModelFiles) -> None:
+    """Refuse a chain of modules whose transformer lies in a folder of its own.
+
+    Raises:
+        ConfigError: it does.
+    """
+    path = files.modules[0].get("path", "") if files.modules else ""
     if path not in ("", "."):
         raise ConfigError(f"{files.folder}: modules.json says that the model lies in {path!r}; make that folder `path`")
 

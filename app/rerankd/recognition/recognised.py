@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from rerankd.recognition.kinds import ModelFiles
 
-Task = Literal["classify", "read_tokens", "generate"]
+Task = Literal["classify", "read_tokens", "generate", "embed"]
 
 # What each scorer asks of an engine, and the engines that do it.
 TASKS: Final[Mapping[str, Task]] = {
@@ -16,12 +16,14 @@ TASKS: Final[Mapping[str, Task]] = {
     "yes-no": "read_tokens",
     "first": "read_tokens",
     "generative": "generate",
+    "bi-encoder": "embed",
 }
 GRAPH_ENGINES: Final = ("onnx", "openvino")
 TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "classify": (*GRAPH_ENGINES, "torch-encoder"),
     "read_tokens": (*GRAPH_ENGINES, "torch-causal", "torch-seq2seq"),
     "generate": ("torch-generate",),
+    "embed": ("torch-encoder",),
 }
 
 

@@ -188,13 +188,23 @@ def check_pair(files: ModelFiles, tokenizer: Tokenizer, *, head: list[int], midd
         ConfigError: they do, and transformers' class would follow tokenizer_config.json.
     """
     name = tokenizer_class(files)
-    said = files.tokenizer_config
     separators = _SEPARATORS.get(name, len(middle))
     if len(middle) != separators:
         between = f"{separators} separators between two texts"
         raise _disagreement(
             f"tokenizer_class = {name}, which puts {between}", f"puts {_tokens(tokenizer, middle)} there"
         )
+    check_text(files, tokenizer, head=head, tail=tail)
+
+
+def check_text(files: ModelFiles, tokenizer: Tokenizer, *, head: list[int], tail: list[int]) -> None:
+    """The same for what is around one text.
+
+    Raises:
+        ConfigError: as `check_pair`.
+    """
+    name = tokenizer_class(files)
+    said = files.tokenizer_config
     if name in _BERT | _BYTES:
         for key, ids in (("cls_token", head), ("sep_token", tail)):
             token = content_of(said.get(key))

@@ -1,4 +1,4 @@
-"""The scorers by name. A new one is a file of this folder and one line here: pair scorers or list scorers."""
+"""The scorers by name. A new one is a file of this folder and one line here: pair, list or vector scorers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -7,7 +7,8 @@ from pydantic import BaseModel
 
 from rerankd.config.options import read_options
 from rerankd.errors import ConfigError
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, Scorer, ScorerSpec
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer, ScorerSpec
+from rerankd.scorers.bi_encoder import BiEncoder, BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative
@@ -34,6 +35,9 @@ LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {
     "first": Entry(First.load, FirstOptions),
     "generative": Entry(Generative.load, WindowOptions),
 }
+VECTOR_SCORERS: Final[dict[str, Entry[AnyVectorScorer]]] = {
+    "bi-encoder": Entry(BiEncoder.load, BiEncoderOptions),
+}
 # Those that read logits, which a graph gives.
 EXPORTED_SCORERS: Final = ("cross-encoder", "yes-no", "first")
 
@@ -59,7 +63,7 @@ def load_scorer(name: str, spec: ScorerSpec) -> AnyPairScorer:
 
 
 def load_any_scorer(name: str, spec: ScorerSpec) -> Scorer:
-    """Load a scorer of either kind.
+    """Load a scorer of any kind.
 
     Raises:
         ConfigError: no such scorer, or the model's files do not suit it.
@@ -67,16 +71,18 @@ def load_any_scorer(name: str, spec: ScorerSpec) -> Scorer:
     return _entry(name).load(spec)
 
 
-def _entry(name: str) -> Entry[AnyPairScorer] | Entry[AnyListScorer]:
+def _entry(name: str) -> Entry[AnyPairScorer] | Entry[AnyListScorer] | Entry[AnyVectorScorer]:
     if name in SCORERS:
         return SCORERS[name]
     if name in LIST_SCORERS:
         return LIST_SCORERS[name]
+    if name in VECTOR_SCORERS:
+        return VECTOR_SCORERS[name]
     raise _unknown(name)
 
 
 def _unknown(name: str) -> ConfigError:
-    return ConfigError(f"unknown scorer {name!r}; known: {', '.join([*SCORERS, *LIST_SCORERS])}")
+    return ConfigError(f"unknown scorer {name!r}; known: {', '.join([*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS])}")
 
 
 def load_list_scorer(name: str, spec: ScorerSpec) -> AnyListScorer:

@@ -1,12 +1,16 @@
 """What a scorer is: it knows what a model's numbers mean.
 
-A scorer of pairs gives each document its own score; a scorer of lists orders the candidates of one window.
+A scorer of pairs gives each document its own score; a scorer of lists orders the candidates of one window; a scorer of
+vectors compares those of query and document.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rerankd.domain import BoolArray, FloatArray, IntArray, WindowPlan
 from rerankd.scorers.ranking import Activation
@@ -173,8 +177,67 @@ class ListScorer(Scorer, Protocol[T, R_contra]):
         """
 
 
+Role = Literal["query", "document"]
+# What a scorer of vectors knows of one text; how it lies in memory says the scorer's form.
+Vectors = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorForm:
+    """How a text's vectors lie in memory. In `shape`, -1 stands for what depends on the text."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTexts(Generic[T_co]):
+    """One payload of the scorer's task for each text; `dropped` counts the tokens of each that did not fit, shape
+    [texts].
+    """
+
+    encodings: Sequence[T_co]
+    dropped: IntArray
+
+
+class VectorScorer(Scorer, PairReader, Protocol[T, R_contra]):
+    """Queries and documents go through the model apart, and their vectors are compared. So a document's vectors are the
+    same for every query.
+    """
+
+    @property
+    def task(self) -> Task[T]:
+        """What it needs of an engine."""
+
+    @property
+    def activation(self) -> Activation: ...
+
+    @property
+    def form(self) -> VectorForm:
+        """How its vectors lie in memory, and in a cache."""
+
+    def query_room(self) -> int:
+        """How many tokens of a query the model reads."""
+
+    def encode(
+        self, role: Role, texts: Sequence[str], *, max_tokens: int | None, instruction: str | None = None
+    ) -> EncodedTexts[T]:
+        """Tokenize texts of one role, each cut to `max_tokens` and to what the model reads.
+
+        Raises:
+            InvalidRequest: a query is too long, or the model reads no instruction.
+        """
+
+    def vectors(self, encoding: T, result: R_contra, /) -> Vectors:
+        """What to compare and to keep of what the engine gave for a text, in this scorer's form."""
+
+    def compare(self, query: Vectors, documents: Sequence[Vectors], /) -> FloatArray:
+        """Raw scores of shape [documents], at least one."""
+
+
 AnyPairScorer = PairScorer[Any, Any]
 AnyListScorer = ListScorer[Any, Any]
+AnyVectorScorer = VectorScorer[Any, Any]
 
 
 class Kinds(Protocol[Made_co]):
@@ -183,3 +246,5 @@ class Kinds(Protocol[Made_co]):
     def pairs(self, scorer: AnyPairScorer, /) -> Made_co: ...
 
     def lists(self, scorer: AnyListScorer, /) -> Made_co: ...
+
+    def vectors(self, scorer: AnyVectorScorer, /) -> Made_co: ...

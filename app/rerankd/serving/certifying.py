@@ -4,15 +4,16 @@ Each question comes with a passage that answers it and one about something else.
 model that fails at one of them loads and computes without a fault, so that nothing else finds it out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from rerankd.domain import IntArray
 from rerankd.engines.base import LogitsEngine
 from rerankd.errors import InvalidRequest
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, Scorer
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, PairReader, Scorer
 
 
 class Question(NamedTuple):
@@ -119,9 +120,14 @@ class _Asking:
     engine: LogitsEngine
 
     def pairs(self, scorer: AnyPairScorer, /) -> Certificate:
-        questions = (*ENGLISH, *OTHERS) if _reads(scorer, _MULTILINGUAL) else ENGLISH
-        wrong = [question.text for question in questions if not self._separates(scorer, question)]
-        return Certificate(len(questions), wrong)
+        (pair,) = scorer.encode(_MULTILINGUAL.text, [_MULTILINGUAL.answer], max_document_tokens=None).encodings
+        return _certificate(scorer, pair.ids, lambda question: self._separates(scorer, question))
+
+    def vectors(self, scorer: AnyVectorScorer, /) -> Certificate:
+        (query,) = scorer.encode("query", [_MULTILINGUAL.text], max_tokens=None).encodings
+        (answer,) = scorer.encode("document", [_MULTILINGUAL.answer], max_tokens=None).encodings
+        ids = np.concatenate((query.ids, answer.ids))
+        return _certificate(scorer, ids, lambda question: self._is_closer(scorer, question))
 
     def lists(self, scorer: AnyListScorer, /) -> Certificate:
         return Certificate(len(ENGLISH), [question.text for question in ENGLISH if not self._orders(scorer, question)])
@@ -132,6 +138,15 @@ class _Asking:
         answer, other = scorer.interpret(self.engine.run(pairs.encodings))
         return bool(answer > other)
 
+    def _is_closer(self, scorer: AnyVectorScorer, question: Question) -> bool:
+        """Whether the answer's vectors are closer to the question's than the other passage's."""
+        query = scorer.encode("query", [question.text], max_tokens=None).encodings
+        documents = scorer.encode("document", [question.answer, question.other], max_tokens=None).encodings
+        encodings = [*query, *documents]
+        asked, *passages = map(scorer.vectors, encodings, self.engine.run(encodings))
+        answer, other = scorer.compare(asked, passages)
+        return bool(answer > other)
+
     def _orders(self, scorer: AnyListScorer, question: Question) -> bool:
         """Whether the answer comes first, be it the first candidate or the second."""
         windows = [[question.answer, question.other], [question.other, question.answer]]
@@ -140,9 +155,14 @@ class _Asking:
         return bool(first[0] > first[1] and second[1] > second[0])
 
 
-def _reads(scorer: AnyPairScorer, question: Question) -> bool:
+def _certificate(reader: PairReader, ids: IntArray, answers: Callable[[Question], bool]) -> Certificate:
+    """`ids` are those of the multilingual question and its answer."""
+    questions = (*ENGLISH, *OTHERS) if _reads(reader, ids) else ENGLISH
+    return Certificate(len(questions), [question.text for question in questions if not answers(question)])
+
+
+def _reads(reader: PairReader, ids: IntArray) -> bool:
     """Whether a tokenizer knows a language: it cuts its words into a few tokens each, and those are not all unknown."""
-    (encoding,) = scorer.encode(question.text, [question.answer], max_document_tokens=None).encodings
-    tokens = sum(edges.tokens for edges in scorer.edges([question.text, question.answer]))
-    characters = len(question.text) + len(question.answer)
-    return tokens <= characters / _LEAST_CHARACTERS and len(np.unique(encoding.ids)) > tokens / 2
+    texts = [_MULTILINGUAL.text, _MULTILINGUAL.answer]
+    tokens = sum(edges.tokens for edges in reader.edges(texts))
+    return tokens <= sum(map(len, texts)) / _LEAST_CHARACTERS and len(np.unique(ids)) > tokens / 2

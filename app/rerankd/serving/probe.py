@@ -14,7 +14,7 @@ import numpy as np
 from rerankd.domain import FloatArray
 from rerankd.engines.base import LogitsEngine
 from rerankd.errors import ConfigError, InvalidRequest
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, Scorer
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer
 from rerankd.tasks.encoding import Encoding
 
 _PAIRS: Final = (
@@ -109,6 +109,20 @@ class _Sampling:
         except InvalidRequest as error:
             raise ConfigError(f"max_length = {scorer.max_length} leaves no room for a window: {error}") from None
         return _Samples(encodings, (), lambda outputs: outputs[:, :2])
+
+    def vectors(self, scorer: AnyVectorScorer, /) -> _Samples:
+        """Documents, and how similar each is to the first."""
+        texts = [document for _, document in (*_PAIRS, _LONG)]
+        encodings = scorer.encode("document", texts, max_tokens=_LONG_TOKENS).encodings
+        longest: Sequence[Encoding] = ()
+        if self.full_length and scorer.max_length <= _LONGEST_TRIED:
+            longest = scorer.encode("document", ["tides and the sea " * scorer.max_length], max_tokens=None).encodings
+
+        def interpret(outputs: FloatArray) -> FloatArray:
+            vectors = list(map(scorer.vectors, encodings, outputs))
+            return scorer.compare(vectors[0], vectors)
+
+        return _Samples(encodings, longest, interpret)
 
 
 def _outputs(engine: LogitsEngine, encodings: Sequence[Encoding], expected: int | None) -> FloatArray:

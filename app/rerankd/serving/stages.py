@@ -10,13 +10,16 @@ from rerankd.domain import PassagePlan, Truncation
 from rerankd.pipeline.blanks import BlankStage
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
+from rerankd.pipeline.cached_texts import CachedTexts
+from rerankd.pipeline.compared import ComparedStage
+from rerankd.pipeline.embedded import BatchedTexts, Texts
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
 from rerankd.pipeline.windowed import WindowedStage
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.telemetry.observer import Observer
 
@@ -28,7 +31,7 @@ class Stages:
     direct: Stage
     whole: Stage
     activation: Activation
-    scores: Literal["logit", "rank"]
+    scores: Literal["logit", "rank", "similarity"]
 
     @property
     def reads_windows(self) -> bool:
@@ -56,12 +59,23 @@ class StageBuilder:
         cached: Stage = direct
         if self.cache is not None:
             cached = CachedStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
-        passages = PassageStage(
-            cached, scorer, self.batcher, self.tokenizing, plan=self.passages, truncation=self.truncation
-        )
-        written = BlankStage(passages, self.tokenizing, drops=scorer.drops)
+        written = self._in_passages(cached, scorer)
         whole = LongQueryStage(written, scorer, self.tokenizing)
         return Stages(direct=direct, whole=whole, activation=scorer.activation, scores="logit")
+
+    def vectors(self, scorer: AnyVectorScorer, /) -> Stages:
+        """The vectors of query and documents compared, long documents in passages."""
+        batched: Texts = BatchedTexts(scorer, self.batcher, self.tokenizing)
+        cached = batched
+        if self.cache is not None:
+            cached = CachedTexts(batched, self.cache, scorer.form, fingerprint=self.fingerprint, observer=self.observer)
+        direct, compared = (
+            TextOnlyStage(ComparedStage(scorer, texts, self.tokenizing), model=self.model)
+            for texts in (batched, cached)
+        )
+        written = self._in_passages(compared, scorer)
+        whole = LongQueryStage(written, scorer, self.tokenizing, kept=lambda _: scorer.query_room())
+        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores="similarity")
 
     def lists(self, scorer: AnyListScorer, /) -> Stages:
         """All documents in windows."""
@@ -71,3 +85,9 @@ class StageBuilder:
             cached = CachedListStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
         whole = BlankStage(cached, self.tokenizing, drops=scorer.drops)
         return Stages(direct=direct, whole=whole, activation=identity, scores="rank")
+
+    def _in_passages(self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer) -> Stage:
+        passages = PassageStage(
+            inner, scorer, self.batcher, self.tokenizing, plan=self.passages, truncation=self.truncation
+        )
+        return BlankStage(passages, self.tokenizing, drops=scorer.drops)

@@ -26,7 +26,7 @@ from rerankd.engines.torch.weights import read_weights
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles, refuse_other_than_cross_encoder
 from rerankd.scorers import load_any_scorer, load_scorer
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, Scorer, ScorerSpec
+from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer, ScorerSpec
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.graph_files import GRAPHS, LARGEST_FILE, Precision, convert_graph, delete_graph, save_graph
@@ -172,6 +172,9 @@ class _ProbePrompts:
             for count, (query, _) in enumerate(PROBE_PAIRS, start=1)
         ]
         return _Prompts(windows, None)
+
+    def vectors(self, scorer: AnyVectorScorer, /) -> _Prompts:
+        raise ConfigError(f"{scorer.fingerprint} compares vectors, and reads no tokens of a language model")
 
 
 def _causal_reference(

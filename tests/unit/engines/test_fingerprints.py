@@ -18,8 +18,9 @@ from rerankd.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint
 from rerankd.engines.onnx.engine import OnnxOptions
 from rerankd.engines.openvino import OpenVinoOptions
 from rerankd.engines.remote.endpoint import EndpointOptions
-from rerankd.scorers import LIST_SCORERS, SCORERS, load_list_scorer, load_scorer
+from rerankd.scorers import LIST_SCORERS, SCORERS, VECTOR_SCORERS, load_any_scorer, load_scorer
 from rerankd.scorers.base import ScorerSpec
+from rerankd.scorers.bi_encoder import BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.first import FirstOptions
 from rerankd.scorers.list_prompt import WindowOptions
@@ -66,6 +67,11 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "template": ["rank-zephyr", "rankgpt"],
         "window": [8, 9],
     },
+    "bi-encoder": {
+        "document_prompt": ["passage: ", "document: "],
+        "query_prompt": ["query: ", "question: "],
+        "stored": ["float32", "float16"],
+    },
 }
 _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "cross-encoder": {"label": 0},
@@ -73,6 +79,7 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "prompted-classifier": {"template": "qwen3-reranker", "label": 0},
     "first": {"template": "first-qwen3", "window": 6, "identifiers": "alphabetical"},
     "generative": {"template": "rank-zephyr", "window": 6},
+    "bi-encoder": {},
 }
 _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
@@ -80,6 +87,7 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "prompted-classifier": PromptedClassifierOptions,
     "first": FirstOptions,
     "generative": WindowOptions,
+    "bi-encoder": BiEncoderOptions,
 }
 
 
@@ -123,7 +131,7 @@ def test_every_option_of_every_engine_changes_the_key_or_is_said_to_change_no_sc
 
 @pytest.mark.parametrize("name", list(_SCORER_SHAPES))
 def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_score(name: str, tmp_path: Path) -> None:
-    assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS}
+    assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS}
     assert set(_SCORER_OPTIONS[name]) == set(_SCORER_SHAPES[name].model_fields)
     folder = tokenizer_folder(tmp_path, "qwen3")
     if name == "cross-encoder":
@@ -131,9 +139,18 @@ def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_sc
     if name == "prompted-classifier":
         folder = _three_labels(folder, tmp_path / "classifier", architectures=["Qwen3ForSequenceClassification"])
 
+    if name == "bi-encoder":
+        (folder / "modules.json").write_text(
+            json.dumps(
+                [{"type": f"a.{name}", "path": place} for name, place in (("Transformer", ""), ("Pooling", "1"))]
+            )
+        )
+        (folder / "1").mkdir()
+        (folder / "1" / "config.json").write_text(json.dumps({"word_embedding_dimension": 8}))
+
     def key(options: Mapping[str, Any]) -> str:
         spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={**_BASE[name], **options})
-        return (load_scorer(name, spec) if name in SCORERS else load_list_scorer(name, spec)).fingerprint
+        return load_any_scorer(name, spec).fingerprint
 
     for option, values in _SCORER_OPTIONS[name].items():
         if not isinstance(values, str):

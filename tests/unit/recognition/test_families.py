@@ -12,7 +12,7 @@ from rerankd.engines import ENGINES
 from rerankd.recognition.families import FAMILIES, recognise
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import TASK_ENGINES, Asked, Recognised, Refused
-from rerankd.scorers import LIST_SCORERS, SCORERS
+from rerankd.scorers import LIST_SCORERS, SCORERS, VECTOR_SCORERS
 from rerankd.scorers.templates import known_templates
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 
@@ -126,6 +126,13 @@ SERVED = [
     Case("PTT5 and monoPTT5 (Portuguese)", T5, "unicamp-dl/monoptt5-3b"),
     Case("RankT5 in PyTorch", T5, "Soyoung97/RankT5-large"),
 ]
+_EMBEDDER: Mapping[str, Any] = {
+    "config": {"architectures": ["BertModel"], "model_type": "bert"},
+    "files": {
+        **saved_as("SentenceTransformer", "Transformer", "Pooling", "Normalize"),
+        "1_Pooling/config.json": {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True},
+    },
+}
 MODULES = {
     "sentence_bert_config.json": {"transformer_task": "feature-extraction"},
     "1_Pooling/config.json": {"pooling_mode": "cls"},
@@ -136,7 +143,14 @@ SERVED += [
         "modular cross-encoders (ettin)",
         {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
         files={**saved_as("CrossEncoder", "Transformer", "Pooling", "Dense"), **MODULES},
-    )
+    ),
+    Case("embedding models (bi-encoders)", **_EMBEDDER),
+    Case(
+        "embedding models (bi-encoders)",
+        **_EMBEDDER,
+        repository="intfloat/e5-base-v2",
+        options={"query_prompt": "query: ", "document_prompt": "passage: "},
+    ),
 ]
 REFUSED = [
     Case("gte-multilingual-reranker", classifier("New", "new", logn_attention_scale=True)),
@@ -183,7 +197,18 @@ REFUSED = [
     Case(
         "embedding models (bi-encoders)",
         {"architectures": ["BertModel"], "model_type": "bert"},
-        files=saved_as("SentenceTransformer", "Transformer", "Pooling", "Normalize"),
+        files=saved_as("SentenceTransformer", "Transformer", "Pooling", "WordWeights"),
+    ),
+    Case("embedding models (bi-encoders)", **_EMBEDDER, repository="intfloat/e5-base-v2"),
+    Case(
+        "embedding models (bi-encoders)",
+        _EMBEDDER["config"],
+        files={**_EMBEDDER["files"], "config_sentence_transformers.json": {"prompts": {"clustering": "topic: "}}},
+    ),
+    Case(
+        "embedding models (bi-encoders)",
+        _EMBEDDER["config"],
+        files={**_EMBEDDER["files"], "config_sentence_transformers.json": {"similarity_fn_name": "hamming"}},
     ),
     Case("embedding models (bi-encoders)", {"architectures": ["BertModel"], "model_type": "bert"}),
     Case("masked and pretrained models", {"architectures": ["BertForMaskedLM"], "model_type": "bert"}),
@@ -211,7 +236,7 @@ def test_a_family_that_is_served_is_recognised(case: Case, tmp_path: Path) -> No
     found = recognised(case, tmp_path)
     assert isinstance(found, Recognised), str(found)
     assert found.family == case.family
-    assert found.scorer in {**SCORERS, **LIST_SCORERS}
+    assert found.scorer in {**SCORERS, **LIST_SCORERS, **VECTOR_SCORERS}
     assert found.engines
     assert found.evidence
 

@@ -1,4 +1,4 @@
-"""PyTorch sequence classifiers of the transformers library, on CPU or CUDA."""
+"""PyTorch encoders of the transformers library, on CPU or CUDA: sequence classifiers and embedding models."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,16 +12,17 @@ from transformers import PreTrainedModel
 
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray
-from rerankd.engines.base import BatchLimits, EngineSpec, pad
+from rerankd.engines.base import BatchLimits, EngineSpec, pad, pooled_mask
 from rerankd.engines.torch.device_memory import to_device, within_memory
 from rerankd.engines.torch.graphs import CudaRecorder, Graphs, Record
-from rerankd.engines.torch.modular import modular_classifier
+from rerankd.engines.torch.modular import modular_model
 from rerankd.engines.torch.packing import ATTENTION, can_pack, first_position, logits_of, pack
 from rerankd.engines.torch.positions import stretched_beyond
 from rerankd.engines.torch.weights import Kind, Precision, WeightsOptions, check_weights, read_weights, torch_device
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles
-from rerankd.recognition.modules import check_head, read_modular_head
+from rerankd.recognition.modules import ModularHead, check_head, read_embedding_head, read_modular_head
+from rerankd.tasks.embed import Embed
 from rerankd.tasks.encoding import Encoding
 
 # The maximum length of a model that names none.
@@ -42,7 +43,9 @@ class TorchEncoderOptions(WeightsOptions):
 
 
 class TorchEncoderEngine:
-    """A `*ForSequenceClassification` model; its head is computed in the model's precision, returned as float32."""
+    """A `*ForSequenceClassification` model, or an encoder with a `ModularHead`, which gives logits or a vector. The
+    head is computed in the model's precision, its outputs are returned as float32.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class TorchEncoderEngine:
         self._device = device
         self._pad_id = pad_id
         self._takes_token_types = takes_token_types(model)
+        self._pools_prompt = getattr(model, "pools_prompt", True)
         self._stretched_beyond = stretched_beyond(model)
         self._packed = model.config._attn_implementation == ATTENTION  # noqa: SLF001 - it has no other name
         self._streams = local()
@@ -158,7 +162,11 @@ class TorchEncoderEngine:
     def _lay_out(self, encodings: Sequence[Encoding], length: int | None = None) -> Mapping[str, IntArray]:
         batch = pad(encodings, pad_id=self._pad_id, length=length)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        return {**inputs, "token_type_ids": batch.token_type_ids} if self._takes_token_types else inputs
+        if self._takes_token_types:
+            inputs["token_type_ids"] = batch.token_type_ids
+        if not self._pools_prompt:
+            inputs["pooled"] = pooled_mask(encodings, batch.attention_mask)
+        return inputs
 
     def _compute(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = self._model(**inputs).logits
@@ -172,7 +180,7 @@ def check(spec: EngineSpec) -> TorchEncoderOptions:
         ConfigError: an option, the scorer or the folder does not fit. The weights are not read.
     """
     options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
-    head = read_modular_head(ModelFiles.read(spec.folder))
+    head = _head(spec)
     if head is not None:
         check_head(head)
     kind: Kind = "sequence classifier" if head is None else "encoder"
@@ -191,7 +199,7 @@ def _load(
     spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device, precision: Precision
 ) -> PreTrainedModel:
     """The model on its device, with packed sequences if these are configured or faster."""
-    head = read_modular_head(ModelFiles.read(spec.folder))
+    head = _head(spec)
     model = read_weights(
         "sequence classifier" if head is None else "encoder",
         spec.folder,
@@ -200,13 +208,19 @@ def _load(
         trust_remote_code=spec.trust_remote_code,
     )
     if head is not None:
-        model = modular_classifier(model, head)
+        model = modular_model(model, head)
     model = model.to(device)
     if options.packed and head is None and can_pack(model):
         model.set_attn_implementation(ATTENTION)
     elif options.packed:
         raise ConfigError(f"a {model.config.model_type} model cannot be packed; leave `packed` out")
     return model
+
+
+def _head(spec: EngineSpec) -> ModularHead | None:
+    """The modules behind the encoder; None for a classifier of transformers."""
+    files = ModelFiles.read(spec.folder)
+    return read_embedding_head(files) if isinstance(spec.task, Embed) else read_modular_head(files)
 
 
 def name_padding(model: PreTrainedModel, pad_id: int) -> None:

@@ -1,10 +1,10 @@
-"""Classifiers that pool the vectors of all tokens outside of transformers' classes.
+"""Encoders whose tokens' vectors are pooled outside of transformers' classes.
 
-Such are cross-encoders whose head lies in modules of its own, as sentence-transformers saves them, and decoders whose
-tokens see each other in both directions.
+Such are models whose head lies in modules of its own, as sentence-transformers saves them, and decoders whose tokens
+see each other in both directions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -12,10 +12,11 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from rerankd.errors import ConfigError
-from rerankd.recognition.modules import HeadLayer, LayerActivation, ModularHead, Pooling
+from rerankd.recognition.modules import HeadLayer, LayerActivation, ModularHead, Normalize, Pooling
 
 _ACTIVATIONS: Final[Mapping[LayerActivation, type[nn.Module]]] = {
     "Identity": nn.Identity,
@@ -26,17 +27,29 @@ _ACTIVATIONS: Final[Mapping[LayerActivation, type[nn.Module]]] = {
 }
 
 
-class PooledClassifier(nn.Module):
-    """An encoder and its head, in the shape of transformers' classifiers. Logits are divided by `temperature`."""
+class PooledModel(nn.Module):
+    """An encoder and its head, in the shape of transformers' classifiers: the first `outputs` numbers that come out are
+    called logits, and are divided by `temperature`. Several `poolings` are concatenated. Without `pools_prompt` it
+    takes a mask `pooled` beside that of attention: the tokens that are pooled.
+    """
 
     def __init__(
-        self, encoder: PreTrainedModel, head: nn.Module, *, pooling: Pooling, temperature: float = 1.0
+        self,
+        encoder: PreTrainedModel,
+        head: nn.Module,
+        *,
+        poolings: Sequence[Pooling],
+        temperature: float = 1.0,
+        pools_prompt: bool = True,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self._pool = _POOLS[pooling]
+        self.pools_prompt = pools_prompt
+        self._pools = [_POOLS[pooling] for pooling in poolings]
         self._head = head.to(encoder.dtype)
         self._temperature = temperature
+        self._outputs = outputs
         self.eval()
 
     @property
@@ -47,26 +60,31 @@ class PooledClassifier(nn.Module):
     def base_model(self) -> PreTrainedModel:
         return self.encoder
 
-    def forward(self, attention_mask: torch.Tensor, **inputs: torch.Tensor) -> SimpleNamespace:
+    def forward(
+        self, attention_mask: torch.Tensor, pooled: torch.Tensor | None = None, **inputs: torch.Tensor
+    ) -> SimpleNamespace:
         hidden = self.encoder(attention_mask=attention_mask, **inputs).last_hidden_state
-        return SimpleNamespace(logits=self._head(self._pool(hidden, attention_mask)) / self._temperature)
+        mask = attention_mask if pooled is None else pooled
+        vectors = torch.cat([pool(hidden, mask) for pool in self._pools], dim=-1)
+        return SimpleNamespace(logits=self._head(vectors)[:, : self._outputs] / self._temperature)
 
 
-def modular_classifier(encoder: PreTrainedModel, head: ModularHead) -> PooledClassifier:
+def modular_model(encoder: PreTrainedModel, head: ModularHead) -> PooledModel:
     """An encoder with the head of its own modules.
 
     Raises:
         ConfigError: their weights do not fit what their configs say.
     """
-    return PooledClassifier(encoder, nn.Sequential(*map(_layer, head.layers)), pooling=head.pooling)
+    layers = nn.Sequential(*map(_layer, head.layers))
+    return PooledModel(encoder, layers, poolings=head.poolings, pools_prompt=head.pools_prompt, outputs=head.outputs)
 
 
-def bidirectional_classifier(model: PreTrainedModel, *, pooling: Pooling, temperature: float) -> PooledClassifier:
+def bidirectional_classifier(model: PreTrainedModel, *, pooling: Pooling, temperature: float) -> PooledModel:
     """A decoder's classifier whose tokens see each other in both directions; its config says `is_causal = False`."""
     for layer in model.base_model.layers:
         # Where a batch has no padding, attention is told by this instead of by a mask.
         layer.self_attn.is_causal = False
-    return PooledClassifier(model.base_model, model.score, pooling=pooling, temperature=temperature)
+    return PooledModel(model.base_model, model.score, poolings=[pooling], temperature=temperature)
 
 
 class _Dense(nn.Module):
@@ -97,7 +115,14 @@ class _LayerNorm(nn.Module):
         return normed
 
 
-def _layer(layer: HeadLayer) -> nn.Module:
+class _Normalize(nn.Module):
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return normalize(vectors, dim=-1)
+
+
+def _layer(layer: HeadLayer | Normalize) -> nn.Module:
+    if isinstance(layer, Normalize):
+        return _Normalize()
     module = _LayerNorm(layer.inputs) if layer.outputs is None else _Dense(layer, layer.outputs)
     return _filled(module, layer.weights)
 
@@ -117,17 +142,32 @@ def _filled(module: nn.Module, path: Path) -> nn.Module:
     return module.eval()
 
 
-def _first(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - rows are padded on the right
-    return hidden[:, 0]
+def _first(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(dim=1)]
 
 
 def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
+    places = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), places]
 
 
 def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    sums = (hidden * mask.unsqueeze(-1).to(hidden.dtype)).sum(dim=1, dtype=torch.float32)
-    return (sums / mask.sum(dim=1, keepdim=True)).to(hidden.dtype)
+    return (_sum(hidden, mask) / mask.sum(dim=1, keepdim=True)).to(hidden.dtype)
+
+
+def _mean_of_root(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (_sum(hidden, mask) / mask.sum(dim=1, keepdim=True).sqrt()).to(hidden.dtype)
+
+
+def _weighted_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The later a token, the more it weighs: 1, 2, 3... (Muennighoff, "SGPT", 2022)."""
+    weights = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    sums = (hidden.float() * weights.unsqueeze(-1)).sum(dim=1)
+    return (sums / weights.sum(dim=1, keepdim=True)).to(hidden.dtype)
+
+
+def _sum(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (hidden * mask.unsqueeze(-1).to(hidden.dtype)).sum(dim=1, dtype=torch.float32)
 
 
 def _highest(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -136,7 +176,9 @@ def _highest(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 _POOLS: Final[Mapping[Pooling, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]] = {
     "cls": _first,
-    "mean": _mean,
     "max": _highest,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_of_root,
+    "weightedmean": _weighted_mean,
     "lasttoken": _last,
 }

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Final
 
-from rerankd.recognition.families import classifiers, encoder_decoders, language_models, others
+from rerankd.recognition.families import classifiers, encoder_decoders, language_models, others, vectors
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Family, Outcome, Refused
 
 FAMILIES: Final[Sequence[Family]] = (
     *classifiers.FAMILIES,
     *language_models.FAMILIES,
-    *others.VECTORS,
+    *vectors.FAMILIES,
     *encoder_decoders.FAMILIES,
     *others.SERVICES,
 )

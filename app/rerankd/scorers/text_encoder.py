@@ -1,0 +1,95 @@
+"""Texts of queries and documents as sequences of their own, each behind its role's prompt."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from rerankd.domain import IntArray
+from rerankd.errors import ConfigError, InvalidRequest, TooLong
+from rerankd.recognition.embedders import Prompts
+from rerankd.scorers.base import Edges, EncodedTexts, Role
+from rerankd.scorers.beginnings import Reach, read_parts
+from rerankd.scorers.document_tokenizer import DocumentTokenizer
+from rerankd.scorers.edges import token_edges
+from rerankd.scorers.text_template import TextTemplate
+from rerankd.scorers.tokenizer_files import drops, ids_of
+from rerankd.tasks.embed import EncodedText
+
+_MIN_TOKENS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A role's prompt, how many tokens it has, and how many of a sequence's first tokens are no part of its vector."""
+
+    text: str
+    tokens: int
+    unpooled: int
+
+
+class TextEncoder:
+    """Cuts documents to `max_length`, and refuses queries that are longer. Without `pools_prompt` the prompt's tokens
+    are left out of the vector.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: TextTemplate, prompts: Prompts, *, max_length: int, pools_prompt: bool
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._documents = DocumentTokenizer(tokenizer)
+        self._template = template
+        self.max_length = max_length
+        self._prompts: Mapping[Role, _Prompt] = {
+            "query": self._prompt(prompts.query, pooled=pools_prompt),
+            "document": self._prompt(prompts.document, pooled=pools_prompt),
+        }
+        for role in self._prompts:
+            if self.room(role) < _MIN_TOKENS:
+                raise ConfigError(f"max_length = {max_length} leaves no room for a {role}; make it larger")
+        self.fingerprint = json.dumps([max_length, prompts.query, prompts.document, pools_prompt])
+
+    def room(self, role: Role) -> int:
+        """How many tokens of a text fit beside its role's prompt."""
+        return self.max_length - self._template.special_tokens - self._prompts[role].tokens
+
+    def encode(self, role: Role, texts: Sequence[str], *, max_tokens: int | None) -> EncodedTexts[EncodedText]:
+        """Tokenize texts, in one call.
+
+        Raises:
+            InvalidRequest: a query is too long.
+        """
+        prompt, room = self._prompts[role], self.room(role)
+        limit = prompt.tokens + (room if max_tokens is None else min(room, max_tokens))
+        parts = read_parts(
+            [prompt.text + text for text in texts] if prompt.text else texts,
+            self._documents.tokenize,
+            enough=lambda ids: len(ids) >= 2 * limit,
+            reach=Reach.of(limit),
+        )
+        dropped = np.array([max(0, len(part.content) - limit) + part.beyond(len(part.content)) for part in parts])
+        if role == "query" and dropped.any():
+            raise InvalidRequest(
+                TooLong(problem=f"the query is {dropped.max()} tokens too long: this model reads {room}; shorten it")
+            )
+        ids = [np.array(part.content[:limit], dtype=np.int64) for part in parts]
+        return EncodedTexts([self._sequence(one, prompt) for one in ids], dropped)
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """Where the tokens of texts lie."""
+        return token_edges(self._tokenizer, texts)
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+        return drops(self._tokenizer, text)
+
+    def _prompt(self, text: str, *, pooled: bool) -> _Prompt:
+        tokens = len(ids_of(self._tokenizer, text)) if text else 0
+        return _Prompt(text, tokens, 0 if pooled or not text else len(self._template.head) + tokens)
+
+    def _sequence(self, ids: IntArray, prompt: _Prompt) -> EncodedText:
+        sequence = self._template.around(ids)
+        return EncodedText(sequence, len(sequence), prompt.unpooled)

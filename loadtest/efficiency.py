@@ -22,7 +22,7 @@ from loadtest.claims import Claim, conclude, parser, run, served
 from rerankd.config.registry import read_registry
 from rerankd.config.settings import Settings
 from rerankd.engines.base import LogitsEngine, cut_by_length
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, EncodedPairs
+from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, EncodedPairs
 from rerankd.serving.assembly import load_parts
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.benchmark.connection import Target
@@ -44,6 +44,9 @@ class _PairEncoding:
         raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
 
     def vectors(self, scorer: AnyVectorScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
+        raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
+
+    def blocks(self, scorer: AnyBlockScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
         raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
 
 

@@ -19,6 +19,7 @@ SLIDING_WINDOW: Final = 48
 _WORDS: Final = ("yes", "no", "Yes", "No", "Query", "Document", "passages", "relevance", "rank", "Rank")
 LLAMA_MARKUP: Final = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 QWEN_MARKUP: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+JINA_MARKERS: Final = ("<|embed_token|>", "<|rerank_token|>")
 MISTRAL_MARKUP: Final = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
 GEMMA_MARKUP: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 _SIZES: Final[Mapping[str, Any]] = {
@@ -97,6 +98,27 @@ def build_nemotron(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+    return folder
+
+
+def build_jina_v3(folder: Path, **config: Any) -> Path:
+    """Qwen3 without a head and a projector, by the names of jina-reranker-v3's authors."""
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415 - as above
+    from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer((*QWEN_MARKUP, *JINA_MARKERS), plain=("<think>", "</think>"))
+    _save(Qwen3ForCausalLM, Qwen3Config, tokenizer, folder, pad="<|endoftext|>", tie_word_embeddings=True, **config)
+    random = torch.Generator().manual_seed(0)
+    hidden = _SIZES["hidden_size"]
+    projector = {
+        "projector.0.weight": torch.randn(hidden // 2, hidden, generator=random),
+        "projector.2.weight": torch.randn(hidden // 2, hidden // 2, generator=random),
+    }
+    save_file(load_file(folder / "model.safetensors") | projector, folder / "model.safetensors")
+    said = json.loads((folder / "config.json").read_text())
+    said |= {"architectures": ["JinaForRanking"], "auto_map": {"AutoModel": "modeling.JinaForRanking"}}
+    (folder / "config.json").write_text(json.dumps(said))
     return folder
 
 

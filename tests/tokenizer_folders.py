@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from rerankd.config.settings import SHIPPED_REGISTRY
 from tests.tiny_causal import (
     GEMMA_MARKUP,
+    JINA_MARKERS,
     LLAMA_MARKUP,
     QWEN_MARKUP,
     byte_fallback_tokenizer,
@@ -24,6 +25,7 @@ TOKENIZERS: Final[Mapping[str, Callable[[], Tokenizer]]] = {
     "mistral": mistral_tokenizer,
     "qwen3": lambda: byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>")),
     "t5": t5_tokenizer,
+    "jina-v3": lambda: byte_level_tokenizer((*QWEN_MARKUP, *JINA_MARKERS), plain=("<think>", "</think>")),
     "gemma": lambda: byte_fallback_tokenizer(GEMMA_MARKUP, leading_space=False),
 }
 
@@ -31,5 +33,8 @@ TOKENIZERS: Final[Mapping[str, Callable[[], Tokenizer]]] = {
 def tokenizer_folder(folder: Path, family: str, *, max_length: int = 2048) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     TOKENIZERS[family]().save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": max_length, "pad_token_id": 0}))
+    config: dict[str, object] = {"max_position_embeddings": max_length, "pad_token_id": 0}
+    if family == "jina-v3":
+        config |= {"architectures": ["JinaForRanking"], "model_type": "qwen3"}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder

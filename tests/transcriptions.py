@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerankd.domain import FloatArray
+from tests.tiny_causal import JINA_MARKERS
 from tests.tiny_models import MAX_LENGTH
 
 _SYSTEM: Final = (
@@ -280,6 +281,59 @@ def reward_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatAr
         with torch.inference_mode():
             values.append(float(model(**tokenizer(text, return_tensors="pt")).logits[0][0]))
     return np.array(values, dtype=np.float32)
+
+
+def jina_v3_scores(
+    folder: Path, query: str, documents: Sequence[str], *, block: int, instruction: str | None = None
+) -> FloatArray:
+    """The cosines that jina-reranker-v3's `rerank` gives, a forward pass for each block; shape [documents]."""
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file  # noqa: PLC0415 - as above
+    from transformers import Qwen3Config, Qwen3Model  # noqa: PLC0415 - as above
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    weights = load_file(folder / "model.safetensors")
+    model = Qwen3Model(Qwen3Config(**json.loads((folder / "config.json").read_text()))).eval()
+    model.load_state_dict(
+        {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+    )
+    of_document, of_query = (tokenizer.token_to_id(marker) for marker in JINA_MARKERS)
+    vectors, queries, weighted = [], [], []
+    for start in range(0, len(documents), block):
+        ids = torch.tensor(tokenizer.encode(_jina_v3_prompt(query, documents[start : start + block], instruction)).ids)
+        with torch.inference_mode():
+            hidden = model(input_ids=ids[None]).last_hidden_state[0]
+            first, second = weights["projector.0.weight"].T, weights["projector.2.weight"].T
+            own, asked = (torch.relu(hidden[ids == marker] @ first) @ second for marker in (of_document, of_query))
+        scores = torch.nn.functional.cosine_similarity(own, asked)
+        vectors.append(own.numpy())
+        queries.append(asked[0].numpy())
+        weighted.append(float(((1 + scores) / 2).max()))
+    one = np.average(np.array(queries), axis=0, weights=weighted)
+    all_vectors = np.concatenate(vectors)
+    cosines = all_vectors @ one / np.linalg.norm(all_vectors, axis=1) / np.linalg.norm(one)
+    return np.array(cosines, dtype=np.float32)
+
+
+def _jina_v3_prompt(query: str, documents: Sequence[str], instruction: str | None) -> str:
+    for marker in JINA_MARKERS:
+        query = query.replace(marker, "")
+        documents = [document.replace(marker, "") for document in documents]
+    passages = [
+        f'<passage id="{number}">\n{document}<|embed_token|>\n</passage>' for number, document in enumerate(documents)
+    ]
+    return (
+        "<|im_start|>system\nYou are a search relevance expert who can determine a ranking of the passages based on "
+        "how relevant they are to the query. If the query is a question, how relevant a passage is depends on how well "
+        "it answers the question. If not, try to analyze the intent of the query and assess how well each passage "
+        "satisfies the intent. If an instruction is provided, you should follow the instruction when determining the "
+        "ranking.<|im_end|>\n<|im_start|>user\n"
+        f"I will provide you with {len(documents)} passages, each indicated by a numerical identifier. Rank the "
+        f"passages based on their relevance to query: {query}\n"
+        + (f"<instruct>\n{instruction}\n</instruct>\n" if instruction else "")
+        + "\n".join(passages)
+        + f"\n<query>\n{query}<|rerank_token|>\n</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
 
 
 def _without_identifiers(text: str) -> str:

@@ -3,6 +3,7 @@
 `RERANKD_TEST_RECORD=1` writes the largest differences into docs/differences.json, which docs/models-supported.md shows.
 """
 
+import asyncio
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from docs.generate import DIFFERENCES
 from rerankd.config.named_models import served_registry
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
-from rerankd.domain import FloatArray, RerankRequest
+from rerankd.domain import FloatArray, RerankRequest, ScoreOptions
 from rerankd.recognition.families import recognise
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Recognised
@@ -28,7 +29,7 @@ from rerankd.serving.assembly import load_parts, running_service
 from rerankd.telemetry.observer import Silent
 from tests.integration.test_poisoned_folders import build_modular, build_qwen3_classifier
 from tests.registry_files import write_registry
-from tests.tiny_causal import CAUSAL_FAMILIES, FIRST_TEMPLATES, build_classifier, build_nemotron
+from tests.tiny_causal import CAUSAL_FAMILIES, FIRST_TEMPLATES, build_classifier, build_jina_v3, build_nemotron
 from tests.tiny_models import CORPUS, FAMILIES, build_bert, build_gte, build_jina_v2, build_provence
 from tests.tiny_seq2seq import build_mt5, build_t5, build_untied_t5
 from tests.tiny_vectors import bi_encoder, bi_encoder_scores
@@ -38,6 +39,7 @@ from tests.transcriptions import (
     first_logits,
     first_step_logits,
     gte_logits,
+    jina_v3_scores,
     mxbai_rerank_logits,
     nemotron_logits,
     prompted_logits,
@@ -471,6 +473,41 @@ def test_first_reads_the_identifiers_as_its_authors_do(markup: str, template: st
     ours = [lists.interpret_window(row, candidates=len(window)) for row, window in zip(rows, windows, strict=True)]
     expected = [first_logits(markup, folder, QUERY, window) for window in windows]
     _compare("FIRST", np.concatenate(ours), np.concatenate(expected), first=markup == "llama")
+
+
+# Of v3.5 every other layer sees a window, shorter than the prompts here.
+SLIDING = {
+    "use_sliding_window": True,
+    "sliding_window": 48,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
+@pytest.mark.parametrize("config", [{}, SLIDING], ids=["v3", "v3.5"])
+@pytest.mark.usefixtures("_torch_on_one_thread")
+async def test_jina_v3_compares_as_its_authors_do(config: Mapping[str, Any], tmp_path: Path) -> None:
+    """Whole lists, lists of several blocks and single documents, all at the same time."""
+    folder = build_jina_v3(tmp_path / "model", **config)
+    texts = [*DOCUMENTS, "Vienna <|embed_token|>is<|rerank_token|> large."]
+    asked = [(texts, None), (texts[:1], None), (texts[2:5], "Prefer cities."), (texts[:2], None)]
+    model = {"name": "m", "path": folder, "scorer": "auto", "engine": "auto", "options": {"block": 3}}
+    settings = Settings(registry=write_registry(tmp_path, [model]), cache_url="memory://")
+    requests = [
+        RerankRequest(query=QUERY, documents=documents, options=ScoreOptions(instruction=instruction))
+        for documents, instruction in asked
+    ]
+    async with running_service(settings, Silent()) as service:
+        await service.model_named("m").settled()
+        results = await asyncio.gather(*map(service.rerank, requests))
+        again = await service.rerank(requests[0])
+    ours = [result.scores.values for result in results]
+    expected = [
+        jina_v3_scores(folder, QUERY, documents, block=3, instruction=instruction) for documents, instruction in asked
+    ]
+    _compare("jina-reranker-v3", np.concatenate(ours), np.concatenate(expected), first=not config)
+    assert np.array_equal(again.scores.values, ours[0])
+    assert again.scores.cached is not None
+    assert again.scores.cached.all()
 
 
 async def test_the_shipped_model_scores_its_golden_pairs() -> None:

@@ -16,7 +16,8 @@ from rerankd.errors import ModelNotReady
 from rerankd.serving.assembly import running_service
 from rerankd.telemetry.observer import Silent
 from tests.registry_files import write_registry
-from tests.tiny_models import CORPUS, MAX_LENGTH, TINY_BERT, build_bert
+from tests.tiny_causal import build_jina_v3
+from tests.tiny_models import CORPUS, MAX_LENGTH, TINY_BERT, build_bert, build_gte
 
 Poison = Callable[[Path], object]
 
@@ -504,7 +505,38 @@ PROMPTS = [
         refused=["1000000"],
     ),
 ]
-ALL = [*FILES, *KINDS, *READING, *PROMPTS]
+# Models of their authors' own code.
+OWN_CODE = [
+    Case(
+        "gte-with-scaled-attention",
+        changed("config.json", logn_attention_scale=True),
+        base="gte",
+        refused=["logn_attention_scale is True", "only False is computed"],
+    ),
+    Case(
+        "jina-v3-without-its-projector",
+        tensors(lambda all_of: {name: one for name, one in all_of.items() if not name.startswith("projector")}),
+        base="jina-v3",
+        model=AUTO,
+        refused=["no projector that fits"],
+    ),
+    Case(
+        "jina-v3-without-its-window",
+        changed("config.json", layer_types=["sliding_attention", "full_attention"]),
+        base="jina-v3",
+        model=AUTO,
+        refused=["layer_types", "use_sliding_window"],
+    ),
+    Case(
+        "jina-v3-as-a-language-model",
+        lambda _: None,
+        base="jina-v3",
+        engine="torch-causal",
+        model={"scorer": "yes-no", "options": {"template": "qwen3-reranker"}},
+        refused=["JinaForRanking", "needs a causal language model"],
+    ),
+]
+ALL = [*FILES, *KINDS, *READING, *PROMPTS, *OWN_CODE]
 
 
 async def test_the_outputs_of_several_labels_mean_what_the_config_says(
@@ -641,6 +673,8 @@ def healthy(torch_folder: Callable[[str], Path], built: Callable[..., Path]) -> 
         "qwen3-classifier": build_qwen3_classifier,
         "modular": build_modular,
         "roberta": build_roberta,
+        "gte": build_gte,
+        "jina-v3": build_jina_v3,
     }
     return lambda base: built(f"{base}-torch", others[base]) if base in others else torch_folder(base)
 

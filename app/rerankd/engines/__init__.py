@@ -61,6 +61,13 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         options="TorchSeq2SeqOptions",
         tasks=("read_tokens",),
     ),
+    "torch-markers": EngineKind(
+        module="rerankd.engines.torch.markers",
+        engine="TorchMarkersEngine",
+        options="WeightsOptions",
+        tasks=("read_vectors",),
+        runs_code=False,
+    ),
     "torch-generate": EngineKind(
         module="rerankd.engines.torch.generate",
         engine="TorchGenerateEngine",

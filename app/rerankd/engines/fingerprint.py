@@ -26,6 +26,7 @@ WITHOUT_EFFECT: Final[Mapping[str, Mapping[str, str]]] = {
         "prefix_tokens": "only how many results stay in memory",
     },
     "torch-seq2seq": {"device": _PLACE},
+    "torch-markers": {"device": _PLACE},
     "torch-generate": {"device": _PLACE},
     "endpoint": {
         "api_key_file": "it says who pays",
@@ -40,6 +41,7 @@ _LIBRARIES: Final[Mapping[str, Sequence[str]]] = {
     "torch-encoder": ["torch", "transformers"],
     "torch-causal": ["torch", "transformers"],
     "torch-seq2seq": ["torch", "transformers"],
+    "torch-markers": ["torch", "transformers"],
     "torch-generate": ["torch", "transformers"],
 }
 

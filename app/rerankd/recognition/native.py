@@ -1,4 +1,4 @@
-"""Classifiers of their authors' own code that a class of transformers computes too: what to change for it.
+"""Models of their authors' own code that a class of transformers computes too: what to change for it.
 
 The authors named tensors differently, fused projections or wrote other names into config.json. The arithmetic is that
 of a class that transformers has; the tests compare both.
@@ -42,7 +42,7 @@ class NativeForm:
 
 
 def native_form(files: ModelFiles) -> NativeForm | None:
-    """How transformers computes a classifier of its authors' own code; None for every other model.
+    """How transformers computes a model of its authors' own code; None for every other model.
 
     Raises:
         ConfigError: config.json sets something that transformers' class does not compute.
@@ -76,6 +76,11 @@ def is_xprovence(files: ModelFiles) -> bool:
 def is_bidirectional_llama(files: ModelFiles) -> bool:
     """NVIDIA's rerankers on Llama, whose tokens see each other in both directions."""
     return files.model_type == "llama_bidirec" and files.architecture.endswith("ForSequenceClassification")
+
+
+def is_jina_v3(files: ModelFiles) -> bool:
+    """jina-reranker-v3 and v3.5: Qwen3 without a head, and a projector."""
+    return files.architecture == "JinaForRanking" and files.model_type == "qwen3"
 
 
 def _gte(files: ModelFiles) -> NativeForm:
@@ -154,6 +159,14 @@ def _bidirectional_llama(files: ModelFiles) -> NativeForm:
     )
 
 
+def _jina_v3(files: ModelFiles) -> NativeForm:
+    """The decoder alone; what reads its projector is the engine's."""
+    return NativeForm(
+        config={**_plain(files), "model_type": files.model_type},
+        renamed=[Renamed(r"(projector|lm_head)\..*"), Renamed(r"model\.(.*)", (r"\1",))],
+    )
+
+
 def _plain(files: ModelFiles) -> dict[str, Any]:
     """config.json without what belongs to the authors' code."""
     return {key: value for key, value in files.config.items() if key not in ("auto_map", "architectures", "model_type")}
@@ -198,4 +211,5 @@ _FORMS: Final[Sequence[tuple[Callable[[ModelFiles], bool], Callable[[ModelFiles]
     (is_provence, _provence),
     (is_xprovence, _xprovence),
     (is_bidirectional_llama, _bidirectional_llama),
+    (is_jina_v3, _jina_v3),
 )

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from rerankd.recognition.kinds import ModelFiles
 
-Task = Literal["classify", "read_tokens", "generate", "embed"]
+Task = Literal["classify", "read_tokens", "generate", "embed", "read_vectors"]
 
 # What each scorer asks of an engine, and the engines that do it.
 TASKS: Final[Mapping[str, Task]] = {
@@ -17,6 +17,7 @@ TASKS: Final[Mapping[str, Task]] = {
     "first": "read_tokens",
     "generative": "generate",
     "bi-encoder": "embed",
+    "last-but-not-late": "read_vectors",
 }
 GRAPH_ENGINES: Final = ("onnx", "openvino")
 TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
@@ -24,6 +25,7 @@ TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "read_tokens": (*GRAPH_ENGINES, "torch-causal", "torch-seq2seq"),
     "generate": ("torch-generate",),
     "embed": ("torch-encoder",),
+    "read_vectors": ("torch-markers",),
 }
 
 

@@ -1,4 +1,4 @@
-"""The scorers by name. A new one is a file of this folder and one line here: pair, list or vector scorers."""
+"""The scorers by name. A new one is a file of this folder and one line here, by what it scores."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -7,11 +7,12 @@ from pydantic import BaseModel
 
 from rerankd.config.options import read_options
 from rerankd.errors import ConfigError
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer, ScorerSpec
+from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer, ScorerSpec
 from rerankd.scorers.bi_encoder import BiEncoder, BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative
+from rerankd.scorers.last_but_not_late import LastButNotLate, LastButNotLateOptions
 from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
@@ -37,6 +38,9 @@ LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {
 }
 VECTOR_SCORERS: Final[dict[str, Entry[AnyVectorScorer]]] = {
     "bi-encoder": Entry(BiEncoder.load, BiEncoderOptions),
+}
+BLOCK_SCORERS: Final[dict[str, Entry[AnyBlockScorer]]] = {
+    "last-but-not-late": Entry(LastButNotLate.load, LastButNotLateOptions),
 }
 # Those that read logits, which a graph gives.
 EXPORTED_SCORERS: Final = ("cross-encoder", "yes-no", "first")
@@ -71,18 +75,23 @@ def load_any_scorer(name: str, spec: ScorerSpec) -> Scorer:
     return _entry(name).load(spec)
 
 
-def _entry(name: str) -> Entry[AnyPairScorer] | Entry[AnyListScorer] | Entry[AnyVectorScorer]:
+def _entry(
+    name: str,
+) -> Entry[AnyPairScorer] | Entry[AnyListScorer] | Entry[AnyVectorScorer] | Entry[AnyBlockScorer]:
     if name in SCORERS:
         return SCORERS[name]
     if name in LIST_SCORERS:
         return LIST_SCORERS[name]
     if name in VECTOR_SCORERS:
         return VECTOR_SCORERS[name]
+    if name in BLOCK_SCORERS:
+        return BLOCK_SCORERS[name]
     raise _unknown(name)
 
 
 def _unknown(name: str) -> ConfigError:
-    return ConfigError(f"unknown scorer {name!r}; known: {', '.join([*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS])}")
+    known = [*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS]
+    return ConfigError(f"unknown scorer {name!r}; known: {', '.join(known)}")
 
 
 def load_list_scorer(name: str, spec: ScorerSpec) -> AnyListScorer:

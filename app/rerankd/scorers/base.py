@@ -1,7 +1,7 @@
 """What a scorer is: it knows what a model's numbers mean.
 
 A scorer of pairs gives each document its own score; a scorer of lists orders the candidates of one window; a scorer of
-vectors compares those of query and document.
+vectors compares those of query and document; a scorer of blocks compares all documents of a request.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -235,9 +235,52 @@ class VectorScorer(Scorer, PairReader, Protocol[T, R_contra]):
         """Raw scores of shape [documents], at least one."""
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedBlocks(Generic[T_co]):
+    """One payload of the scorer's task for each block of consecutive documents; `sizes` counts the documents of each.
+    `dropped` counts the document tokens that did not fit, shape [documents].
+    """
+
+    encodings: Sequence[T_co]
+    sizes: Sequence[int]
+    dropped: IntArray
+
+
+class BlockScorer(Scorer, Protocol[T, R_contra]):
+    """Scores depend on a request's other documents, and are comparable inside of it."""
+
+    @property
+    def task(self) -> Task[T]:
+        """What it needs of an engine."""
+
+    @property
+    def activation(self) -> Activation: ...
+
+    def encode_blocks(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedBlocks[T]:
+        """Write the prompts of a request; cut documents, never the query.
+
+        Raises:
+            InvalidRequest: the query leaves no room for a document, or the model reads no instruction.
+        """
+
+    def drops(self, text: str) -> bool:
+        """As a `PairScorer`'s."""
+
+    def interpret_blocks(self, results: Sequence[R_contra], /) -> FloatArray:
+        """Turn what the engine gave for all blocks into raw scores of shape [documents]."""
+
+
 AnyPairScorer = PairScorer[Any, Any]
 AnyListScorer = ListScorer[Any, Any]
 AnyVectorScorer = VectorScorer[Any, Any]
+AnyBlockScorer = BlockScorer[Any, Any]
 
 
 class Kinds(Protocol[Made_co]):
@@ -248,3 +291,5 @@ class Kinds(Protocol[Made_co]):
     def lists(self, scorer: AnyListScorer, /) -> Made_co: ...
 
     def vectors(self, scorer: AnyVectorScorer, /) -> Made_co: ...
+
+    def blocks(self, scorer: AnyBlockScorer, /) -> Made_co: ...

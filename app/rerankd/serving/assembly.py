@@ -28,7 +28,7 @@ from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
-from rerankd.scorers import LIST_SCORERS, SCORERS, load_any_scorer
+from rerankd.scorers import BLOCK_SCORERS, LIST_SCORERS, SCORERS, load_any_scorer
 from rerankd.scorers.base import Scorer, ScorerSpec
 from rerankd.serving.certifying import Certificate, certify
 from rerankd.serving.choosing import choose
@@ -41,6 +41,7 @@ from rerankd.serving.profiles import with_profile
 from rerankd.serving.service import Limits, RerankService
 from rerankd.serving.stages import StageBuilder
 from rerankd.serving.version import Opening
+from rerankd.tasks.read_vectors import ReadVectors
 from rerankd.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -353,10 +354,12 @@ def check_cutting(spec: ModelSpec) -> None:
     Raises:
         ConfigError: it does not.
     """
-    if spec.scorer in LIST_SCORERS and (spec.truncation != "truncate" or spec.passages != PassagePlan()):
+    if spec.scorer in {*LIST_SCORERS, *BLOCK_SCORERS} and (
+        spec.truncation != "truncate" or spec.passages != PassagePlan()
+    ):
         raise ConfigError(
             f"truncation and passages are for scorers of pairs; {spec.scorer!r} cuts what does not fit into its "
-            "window: leave them out"
+            "prompt: leave them out"
         )
 
 
@@ -389,7 +392,8 @@ def _certified(spec: ModelSpec, engine: Engine[Any, Any], scorer: Scorer) -> Cer
 
 def _gives_scores(engine: Engine[Any, Any], scorer: Scorer) -> bool:
     """Asking a remote model costs money, and where no logits come out there is nothing to compare."""
-    return not isinstance(engine, RemoteEngine) and scorer.task.outputs is not None
+    comparable = scorer.task.outputs is not None or isinstance(scorer.task, ReadVectors)
+    return not isinstance(engine, RemoteEngine) and comparable
 
 
 def golden_pairs(folder: Path) -> Canary:

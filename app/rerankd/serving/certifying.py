@@ -13,7 +13,7 @@ import numpy as np
 from rerankd.domain import IntArray
 from rerankd.engines.base import LogitsEngine
 from rerankd.errors import InvalidRequest
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, PairReader, Scorer
+from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, PairReader, Scorer
 
 
 class Question(NamedTuple):
@@ -132,6 +132,10 @@ class _Asking:
     def lists(self, scorer: AnyListScorer, /) -> Certificate:
         return Certificate(len(ENGLISH), [question.text for question in ENGLISH if not self._orders(scorer, question)])
 
+    def blocks(self, scorer: AnyBlockScorer, /) -> Certificate:
+        wrong = [question.text for question in ENGLISH if not self._compares(scorer, question)]
+        return Certificate(len(ENGLISH), wrong)
+
     def _separates(self, scorer: AnyPairScorer, question: Question) -> bool:
         """Whether the answer scores higher than the other passage."""
         pairs = scorer.encode(question.text, [question.answer, question.other], max_document_tokens=None)
@@ -152,6 +156,13 @@ class _Asking:
         windows = [[question.answer, question.other], [question.other, question.answer]]
         encoded = [scorer.encode_window(question.text, window, max_document_tokens=None).encoding for window in windows]
         first, second = (scorer.interpret_window(row, candidates=2) for row in self.engine.run(encoded))
+        return bool(first[0] > first[1] and second[1] > second[0])
+
+    def _compares(self, scorer: AnyBlockScorer, question: Question) -> bool:
+        """Whether the answer scores higher, be it the first document or the second."""
+        requests = [[question.answer, question.other], [question.other, question.answer]]
+        blocks = [scorer.encode_blocks(question.text, texts, max_document_tokens=None) for texts in requests]
+        first, second = (scorer.interpret_blocks(list(self.engine.run(block.encodings))) for block in blocks)
         return bool(first[0] > first[1] and second[1] > second[0])
 
 

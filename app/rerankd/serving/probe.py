@@ -7,14 +7,14 @@ So a few short texts are scored alone, and then in one batch with longer ones.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from rerankd.domain import FloatArray
 from rerankd.engines.base import LogitsEngine
 from rerankd.errors import ConfigError, InvalidRequest
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer
+from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer
 from rerankd.tasks.encoding import Encoding
 
 _PAIRS: Final = (
@@ -58,7 +58,7 @@ def probe(engine: LogitsEngine, scorer: Scorer, *, full_length: bool = True) -> 
     outputs = scorer.task.outputs
     for encoding in samples.longest:
         _outputs(engine, [encoding], outputs)
-    alone = samples.interpret(np.concatenate([_outputs(engine, [encoding], outputs) for encoding in samples.encodings]))
+    alone = samples.interpret([row for one in samples.encodings for row in _outputs(engine, [one], outputs)])
     together = samples.interpret(_outputs(engine, samples.encodings, outputs))
     if not np.isfinite(alone).all() or not np.isfinite(together).all():
         raise ConfigError(
@@ -80,9 +80,9 @@ class _Samples:
     give outputs.
     """
 
-    encodings: Sequence[Encoding]
-    longest: Sequence[Encoding]
-    interpret: Callable[[FloatArray], FloatArray]
+    encodings: Sequence[Any]
+    longest: Sequence[Any]
+    interpret: Callable[[Sequence[FloatArray]], FloatArray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,20 @@ class _Sampling:
             encodings = [scorer.encode_window(*window, max_document_tokens=None).encoding for window in windows]
         except InvalidRequest as error:
             raise ConfigError(f"max_length = {scorer.max_length} leaves no room for a window: {error}") from None
-        return _Samples(encodings, (), lambda outputs: outputs[:, :2])
+        return _Samples(encodings, (), lambda outputs: np.stack(outputs)[:, :2])
+
+    def blocks(self, scorer: AnyBlockScorer, /) -> _Samples:
+        """Requests of one block each, shorter ones and a longer one."""
+        texts = [document for _, document in (*_PAIRS, _LONG)]
+        requests = [(query, texts[:count]) for count, (query, _) in enumerate((*_PAIRS, _LONG), start=1)]
+        try:
+            encoded = [scorer.encode_blocks(*request, max_document_tokens=_LONG_TOKENS) for request in requests]
+        except InvalidRequest as error:
+            raise ConfigError(f"max_length = {scorer.max_length} leaves no room for a document: {error}") from None
+        encodings = [encoding for one in encoded for encoding in one.encodings]
+        return _Samples(
+            encodings, (), lambda outputs: np.concatenate([scorer.interpret_blocks([row]) for row in outputs])
+        )
 
     def vectors(self, scorer: AnyVectorScorer, /) -> _Samples:
         """Documents, and how similar each is to the first."""
@@ -118,14 +131,14 @@ class _Sampling:
         if self.full_length and scorer.max_length <= _LONGEST_TRIED:
             longest = scorer.encode("document", ["tides and the sea " * scorer.max_length], max_tokens=None).encodings
 
-        def interpret(outputs: FloatArray) -> FloatArray:
+        def interpret(outputs: Sequence[FloatArray]) -> FloatArray:
             vectors = list(map(scorer.vectors, encodings, outputs))
             return scorer.compare(vectors[0], vectors)
 
         return _Samples(encodings, longest, interpret)
 
 
-def _outputs(engine: LogitsEngine, encodings: Sequence[Encoding], expected: int | None) -> FloatArray:
+def _outputs(engine: LogitsEngine, encodings: Sequence[Any], expected: int | None) -> Sequence[FloatArray]:
     try:
         outputs = engine.run(encodings)
     except Exception as error:
@@ -134,6 +147,8 @@ def _outputs(engine: LogitsEngine, encodings: Sequence[Encoding], expected: int 
         if len(encodings) > 1:
             what = f"a batch of {len(encodings)} texts (each alone did not fail)"
         raise ConfigError(f"engine {engine.name} failed on {what}: {' '.join(str(error).split())[:300]!r}") from error
+    if expected is None:
+        return list(outputs)
     if outputs.ndim != 2 or len(outputs) != len(encodings):
         raise ConfigError(
             f"engine {engine.name} gave outputs of shape {list(outputs.shape)} for {len(encodings)} texts; a reranker "
@@ -145,4 +160,4 @@ def _outputs(engine: LogitsEngine, encodings: Sequence[Encoding], expected: int 
             f"id2label) and the scorer there are {expected}: is this an embedding model's graph, or another model's "
             "config.json? Serve a classifier, or correct config.json"
         )
-    return outputs
+    return list(outputs)

@@ -8,6 +8,7 @@ from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import PassagePlan, Truncation
 from rerankd.pipeline.blanks import BlankStage
+from rerankd.pipeline.blocks import BlockStage
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cached_texts import CachedTexts
@@ -19,7 +20,7 @@ from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
 from rerankd.pipeline.windowed import WindowedStage
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer
+from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.telemetry.observer import Observer
 
@@ -80,10 +81,7 @@ class StageBuilder:
     def lists(self, scorer: AnyListScorer, /) -> Stages:
         """All documents in windows."""
         direct = TextOnlyStage(WindowedStage(scorer, self.batcher, self.tokenizing), model=self.model)
-        cached: Stage = direct
-        if self.cache is not None:
-            cached = CachedListStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
-        whole = BlankStage(cached, self.tokenizing, drops=scorer.drops)
+        whole = BlankStage(self._cached_whole(direct), self.tokenizing, drops=scorer.drops)
         return Stages(direct=direct, whole=whole, activation=identity, scores="rank")
 
     def _in_passages(self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer) -> Stage:
@@ -91,3 +89,15 @@ class StageBuilder:
             inner, scorer, self.batcher, self.tokenizing, plan=self.passages, truncation=self.truncation
         )
         return BlankStage(passages, self.tokenizing, drops=scorer.drops)
+
+    def blocks(self, scorer: AnyBlockScorer, /) -> Stages:
+        """All documents together, in as few prompts as they fit into."""
+        direct = TextOnlyStage(BlockStage(scorer, self.batcher, self.tokenizing), model=self.model)
+        whole = BlankStage(self._cached_whole(direct), self.tokenizing, drops=scorer.drops)
+        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores="similarity")
+
+    def _cached_whole(self, direct: Stage) -> Stage:
+        """Behind a cache of whole requests, where there is one."""
+        if self.cache is None:
+            return direct
+        return CachedListStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)

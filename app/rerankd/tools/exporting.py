@@ -26,7 +26,7 @@ from rerankd.engines.torch.weights import read_weights
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles, refuse_other_than_cross_encoder
 from rerankd.scorers import load_any_scorer, load_scorer
-from rerankd.scorers.base import AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer, ScorerSpec
+from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer, ScorerSpec
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.graph_files import GRAPHS, LARGEST_FILE, Precision, convert_graph, delete_graph, save_graph
@@ -175,6 +175,11 @@ class _ProbePrompts:
 
     def vectors(self, scorer: AnyVectorScorer, /) -> _Prompts:
         raise ConfigError(f"{scorer.fingerprint} compares vectors, and reads no tokens of a language model")
+
+    def blocks(self, scorer: AnyBlockScorer, /) -> _Prompts:
+        raise ConfigError(
+            f"the task {scorer.task.name!r} cannot be exported; serve the model with engine 'torch-markers'"
+        )
 
 
 def _causal_reference(

@@ -18,11 +18,12 @@ from rerankd.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint
 from rerankd.engines.onnx.engine import OnnxOptions
 from rerankd.engines.openvino import OpenVinoOptions
 from rerankd.engines.remote.endpoint import EndpointOptions
-from rerankd.scorers import LIST_SCORERS, SCORERS, VECTOR_SCORERS, load_any_scorer, load_scorer
+from rerankd.scorers import BLOCK_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS, load_any_scorer, load_scorer
 from rerankd.scorers.base import ScorerSpec
 from rerankd.scorers.bi_encoder import BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.first import FirstOptions
+from rerankd.scorers.last_but_not_late import LastButNotLateOptions
 from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifierOptions
 from rerankd.scorers.yes_no import YesNoOptions
@@ -72,6 +73,12 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "query_prompt": ["query: ", "question: "],
         "stored": ["float32", "float16"],
     },
+    "last-but-not-late": {
+        "block": [8, 9],
+        "document_tokens": [100, 200],
+        "instruction": ["Judge.", "Judge well."],
+        "query_tokens": [100, 200],
+    },
 }
 _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "cross-encoder": {"label": 0},
@@ -80,6 +87,7 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "first": {"template": "first-qwen3", "window": 6, "identifiers": "alphabetical"},
     "generative": {"template": "rank-zephyr", "window": 6},
     "bi-encoder": {},
+    "last-but-not-late": {},
 }
 _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
@@ -88,6 +96,7 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "first": FirstOptions,
     "generative": WindowOptions,
     "bi-encoder": BiEncoderOptions,
+    "last-but-not-late": LastButNotLateOptions,
 }
 
 
@@ -96,6 +105,7 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
     from rerankd.engines.torch.encoder import TorchEncoderOptions  # noqa: PLC0415
     from rerankd.engines.torch.generate import TorchGenerateOptions  # noqa: PLC0415
     from rerankd.engines.torch.seq2seq import TorchSeq2SeqOptions  # noqa: PLC0415
+    from rerankd.engines.torch.weights import WeightsOptions  # noqa: PLC0415
 
     return {
         "onnx": OnnxOptions,
@@ -103,6 +113,7 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
         "torch-encoder": TorchEncoderOptions,
         "torch-causal": TorchCausalOptions,
         "torch-seq2seq": TorchSeq2SeqOptions,
+        "torch-markers": WeightsOptions,
         "torch-generate": TorchGenerateOptions,
         "endpoint": EndpointOptions,
     }
@@ -131,9 +142,9 @@ def test_every_option_of_every_engine_changes_the_key_or_is_said_to_change_no_sc
 
 @pytest.mark.parametrize("name", list(_SCORER_SHAPES))
 def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_score(name: str, tmp_path: Path) -> None:
-    assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS}
+    assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS}
     assert set(_SCORER_OPTIONS[name]) == set(_SCORER_SHAPES[name].model_fields)
-    folder = tokenizer_folder(tmp_path, "qwen3")
+    folder = tokenizer_folder(tmp_path, "jina-v3" if name in BLOCK_SCORERS else "qwen3")
     if name == "cross-encoder":
         folder = _three_labels(TINY_BERT, tmp_path / "bert")
     if name == "prompted-classifier":

@@ -12,7 +12,7 @@ from rerankd.engines import ENGINES
 from rerankd.recognition.families import FAMILIES, recognise
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import TASK_ENGINES, Asked, Recognised, Refused
-from rerankd.scorers import LIST_SCORERS, SCORERS, VECTOR_SCORERS
+from rerankd.scorers import BLOCK_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS
 from rerankd.scorers.templates import known_templates
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 
@@ -117,6 +117,7 @@ SERVED = [
         language_model(),
         files={"tokenizer_config.json": {"chat_template": ROLES}},
     ),
+    Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen3"}),
     Case("FIRST", language_model("Mistral"), "castorini/first_mistral"),
     Case("RankZephyr", language_model("Mistral"), "castorini/rank_zephyr_7b_v1_full"),
     Case("monoT5 and InRanker", T5, "castorini/monot5-3b-msmarco-10k"),
@@ -171,7 +172,7 @@ REFUSED = [
         files=saved_as("CrossEncoder", "Transformer", "Pooling", "WordWeights", "Dense"),
     ),
     Case("language models with a classifier's head, trained on plain pairs", classifier("Qwen3", "qwen3")),
-    Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen3"}),
+    Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen2"}),
     Case("jina-reranker-m0", language_model("Qwen2"), "jinaai/jina-reranker-m0"),
     Case(
         "Qwen3-VL-Reranker and other models of several media",
@@ -236,7 +237,7 @@ def test_a_family_that_is_served_is_recognised(case: Case, tmp_path: Path) -> No
     found = recognised(case, tmp_path)
     assert isinstance(found, Recognised), str(found)
     assert found.family == case.family
-    assert found.scorer in {**SCORERS, **LIST_SCORERS, **VECTOR_SCORERS}
+    assert found.scorer in {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS}
     assert found.engines
     assert found.evidence
 

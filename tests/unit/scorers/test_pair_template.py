@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, processors
+from tokenizers import Tokenizer, models, processors
+from tokenizers.normalizers import Sequence, Strip
 
 from rerankd.errors import ConfigError
 from rerankd.scorers.pair_template import PairTemplate, read_joined_template, read_template
@@ -125,7 +126,7 @@ def test_a_tokenizer_that_knows_no_letters_is_refused() -> None:
 
 def test_a_pair_as_one_text_has_one_separator() -> None:
     tokenizer = TOKENIZERS["xlmr"]()
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), tokenizer.normalizer])
+    tokenizer.normalizer = Sequence([Strip(), tokenizer.normalizer])
     template = read_joined_template(tokenizer)
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in ("a query", "a document")]
     joined = template.join(*(np.array(part, dtype=np.int64) for part in ids))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -39,6 +40,11 @@ _LOADERS: Final[Mapping[Kind, Any]] = {
     "causal language model": AutoModelForCausalLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
     "encoder": AutoModel,
+}
+# The classes of transformers by their configuration, for models that come in a form of their own.
+_NATIVE: Final[Mapping[Kind, Any]] = {
+    "sequence classifier": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "encoder": MODEL_MAPPING,
 }
 _TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
     "float32": torch.float32,
@@ -199,7 +205,7 @@ def check_weights(kind: Kind, folder: Path, options: WeightsOptions, *, trust_re
 def _check_files(kind: Kind, folder: Path, *, trust_remote_code: bool) -> NativeForm | None:
     """Check that the weights are whole, and that a class of transformers may compute them."""
     check_safetensors(folder)
-    native = native_form(ModelFiles.read(folder)) if kind == "sequence classifier" else None
+    native = native_form(ModelFiles.read(folder)) if kind in _NATIVE else None
     if native is None:
         check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
     return native
@@ -210,7 +216,7 @@ def _source(kind: Kind, folder: Path, native: NativeForm | None) -> tuple[Any, M
     if native is None:
         return _LOADERS[kind], {"pretrained_model_name_or_path": folder}
     config = AutoConfig.for_model(**native.config)
-    loader = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    loader = _NATIVE[kind][type(config)]
     if not native.renamed:
         return loader, {"pretrained_model_name_or_path": folder, "config": config}
     tensors = {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}

@@ -14,6 +14,7 @@ from rerankd.recognition.kinds import (
     refuse_unknown_settings,
 )
 from rerankd.recognition.lengths import declared_length
+from rerankd.recognition.native import is_jina_v3
 from rerankd.recognition.recognised import (
     GRAPH_ENGINES,
     TASK_ENGINES,
@@ -151,6 +152,32 @@ def _own_prompt(files: ModelFiles, asked: Asked) -> Outcome | None:
     )
 
 
+def _last_but_not_late(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """All documents in one prompt, compared by vectors at markers."""
+    sign = architecture(files, "JinaForRanking")
+    if sign is None:
+        return None
+    if not is_jina_v3(files):
+        return Refused(
+            family=_JINA_V3,
+            reason=f"{sign} with model_type = {files.model_type!r}, and only 'qwen3' is computed here",
+            way_out="use jinaai/jina-reranker-v3",
+            evidence=[sign],
+        )
+    return Recognised(
+        family=_JINA_V3,
+        scorer="last-but-not-late",
+        head="the vectors at a marker behind each document and behind the query",
+        activation="identity",
+        input="a prompt with all documents, which takes an instruction",
+        max_length=declared_length(files),
+        engines=TASK_ENGINES["read_vectors"],
+        options=dict(asked.options),
+        evidence=[sign],
+    )
+
+
+_JINA_V3: Final = "jina-reranker-v3"
 _JUDGE: Final = "judges with a chat template of their own"
 _OWN: Final = "language models with a template of your own"
 _UNKNOWN: Final = "other language models"
@@ -158,12 +185,11 @@ _TRANSCRIPTION: Final = "transformers: the card's procedure, whole logits at the
 _READS_LONG: Final = "use Qwen/Qwen3-Reranker-0.6B, or castorini/rank_zephyr_7b_v1_full for lists"
 
 FAMILIES: Final[Sequence[Family]] = (
-    refused_family(
-        "jina-reranker-v3",
-        ["jinaai/jina-reranker-v3", "jinaai/jina-reranker-v3.5"],
-        lambda files: architecture(files, "JinaForRanking"),
-        because="it compares vectors inside of one prompt, which no engine computes yet",
-        instead="use Qwen/Qwen3-Reranker-0.6B",
+    Family(
+        name=_JINA_V3,
+        repositories=["jinaai/jina-reranker-v3", "jinaai/jina-reranker-v3.5"],
+        recognise=_last_but_not_late,
+        oracle="transformers: the authors' `rerank`, one block after another",
     ),
     refused_family(
         "jina-reranker-m0",

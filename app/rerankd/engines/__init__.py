@@ -32,7 +32,7 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         module="rerankd.engines.onnx.engine",
         engine="OnnxEngine",
         options="OnnxOptions",
-        tasks=("classify", "read_tokens"),
+        tasks=("classify", "read_tokens", "embed"),
         runs_code=False,
     ),
     "openvino": EngineKind(

@@ -24,7 +24,7 @@ TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "classify": (*GRAPH_ENGINES, "torch-encoder"),
     "read_tokens": (*GRAPH_ENGINES, "torch-causal", "torch-seq2seq"),
     "generate": ("torch-generate",),
-    "embed": ("torch-encoder",),
+    "embed": ("onnx", "torch-encoder"),
     "read_vectors": ("torch-markers",),
 }
 

@@ -38,6 +38,8 @@ _GRAPHS: Final[Mapping[Dtype, Sequence[str]]] = {
 # Best first where nothing is said: on a CPU int8 is as good as float32, and twice as fast.
 _USUAL: Final[Mapping[bool, Sequence[Dtype]]] = {False: ("int8", "float32"), True: ("float16", "float32")}
 _EXPORTED: Final = "parity.json"
+# Tasks whose graphs are the same from every exporter.
+_PLAIN_GRAPHS: Final = ("classify", "embed")
 
 
 class AutoOptions(BaseModel):
@@ -207,7 +209,7 @@ def engine_for(found: Recognised, files: ModelFiles, options: AutoOptions, machi
 
 def _graph(found: Recognised, files: ModelFiles, precision: Dtype | None, *, on_gpu: bool) -> str | None:
     """The graph to compute. Of a language model only our own export gives what its scorer reads."""
-    if "onnx" not in found.engines or (found.task != "classify" and _EXPORTED not in files.names):
+    if "onnx" not in found.engines or (found.task not in _PLAIN_GRAPHS and _EXPORTED not in files.names):
         return None
     wanted = _USUAL[on_gpu] if precision is None else (precision,)
     there = (name for kind in wanted for name in _GRAPHS[kind] if name in files.names)

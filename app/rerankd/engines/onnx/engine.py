@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -16,10 +16,23 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rerankd.concurrency.worker import available_cores
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray
-from rerankd.engines.base import BatchLimits, EngineSpec, PaddedBatch, check_inputs, check_output, find_graph, pad
+from rerankd.engines.base import (
+    BatchLimits,
+    EngineSpec,
+    PaddedBatch,
+    check_inputs,
+    check_output,
+    find_graph,
+    pad,
+    pooled_mask,
+)
 from rerankd.engines.cpu import int8_sums_overflow
 from rerankd.engines.onnx.kernel_support import NO_INT8_LAYERS, mentions_int8_matmuls, why_not_compiled, why_not_usable
+from rerankd.engines.pooling import Pooler
 from rerankd.errors import ConfigError, OutOfMemory
+from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.modules import read_embedding_head
+from rerankd.tasks.embed import Embed
 from rerankd.tasks.encoding import Encoding
 
 if TYPE_CHECKING:
@@ -49,6 +62,9 @@ _USUAL_FILES: Final[Mapping[Device, Sequence[str]]] = {
     "tensorrt": ["model.float16.onnx", *_PLAIN],
 }
 _OUTPUT: Final = "logits"
+# Outputs of embedding models, by their exporters' names: a text's vector with all of its modules, and the tokens'.
+_POOLED_OUTPUT: Final = "sentence_embedding"
+_TOKEN_OUTPUTS: Final = ("token_embeddings", "last_hidden_state")
 # On a CPU small batches stay in the cache and finish soon; a GPU needs large ones.
 _SMALL: Final = BatchLimits(tokens=512, pairs=64)
 _LARGE: Final = BatchLimits(tokens=32_768, pairs=256)
@@ -118,6 +134,17 @@ class OnnxOptions(BaseModel):
         return int(self.device.partition(":")[2] or 0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What is read of a graph's outputs: the first `count` numbers of one, None: all. A `pooler` pools those of tokens
+    before.
+    """
+
+    name: str
+    count: int | None
+    pooler: Pooler | None = None
+
+
 class OnnxEngine:
     """One session that several threads share, since ONNX Runtime sessions are thread-safe. So is `FusedSession`, which
     can replace it.
@@ -132,14 +159,15 @@ class OnnxEngine:
         workers: int,
         preferred_batch: BatchLimits,
         io_binding: bool,
-        outputs: int | None,
+        output: "_Output",
     ) -> None:
         self._session = session
         self._pad_id = pad_id
         self._io_binding = io_binding
         self._inputs = {node.name: node.type for node in session.get_inputs()}
-        self._output = _output(session).name
-        self._outputs = outputs
+        self._output = output.name
+        self._outputs = output.count
+        self._pooler = output.pooler
         self.workers = workers
         self.preferred_batch = preferred_batch
         self.name = name
@@ -150,12 +178,13 @@ class OnnxEngine:
         """Open the model's graph.
 
         Raises:
-            ConfigError: no graph in the folder, one that ONNX Runtime cannot open, inputs or outputs that are not a
-                sequence classifier's, or a device that this installation does not have.
+            ConfigError: no graph in the folder, one that ONNX Runtime cannot open, inputs or outputs that are not
+                those of the task, or a device that this installation does not have.
         """
         options, file = check(spec)
         on_cpu = options.kind == "cpu"
-        fused, reason = _open_fused(spec.folder / file, options)
+        embeds = isinstance(spec.task, Embed)
+        fused, reason = (None, "") if embeds else _open_fused(spec.folder / file, options)
         session, exact = (fused, True) if fused else _open(spec.folder / file, options)
         check_inputs({node.name: node.shape for node in session.get_inputs()})
         _check_output_tokens(session, spec.output_tokens)
@@ -166,18 +195,19 @@ class OnnxEngine:
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
             preferred_batch=_preferred_batch(fused) if on_cpu else _LARGE,
             io_binding=not on_cpu if options.io_binding is None else options.io_binding,
-            outputs=len(spec.output_tokens) or None,
+            output=_vectors_of(session, spec) if embeds else _logits_of(session, spec),
         )
         engine.remark = reason and f"without our own kernels: {reason}"
         return engine
 
     def run(self, encodings: Sequence[Encoding]) -> FloatArray:
-        """Score sequences; the result has shape [sequences, outputs of the head], float32.
+        """Score or embed sequences; the result has shape [sequences, outputs], float32.
 
         Raises:
             OutOfMemory: the batch does not fit the device's memory.
         """
-        inputs = self._arrays(pad(encodings, pad_id=self._pad_id))
+        batch = pad(encodings, pad_id=self._pad_id)
+        inputs = self._arrays(batch)
         try:
             logits = self._run_bound(inputs) if self._io_binding else self._run(inputs)
         except Exception as error:
@@ -185,6 +215,9 @@ class OnnxEngine:
             if any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
                 raise OutOfMemory(str(error)) from error
             raise
+        if self._pooler is not None:
+            mask = batch.attention_mask
+            logits = self._pooler.pool(logits, mask if self._pooler.pools_prompt else pooled_mask(encodings, mask))
         return logits[:, : self._outputs].astype(np.float32, copy=False)
 
     def _arrays(self, batch: PaddedBatch) -> dict[str, IntArray]:
@@ -337,9 +370,30 @@ def _check_output_tokens(session: ort.InferenceSession, wanted: Sequence[int]) -
         )
 
 
-def _output(session: ort.InferenceSession) -> ort.NodeArg:
+def _vectors_of(session: ort.InferenceSession, spec: EngineSpec) -> _Output:
+    """The output with a vector for each text, or the one with a vector for each token and what pools these.
+
+    Raises:
+        ConfigError: there is neither, or the model has layers that the graph lacks.
+    """
+    head = read_embedding_head(ModelFiles.read(spec.folder))
+    outputs = {node.name: node.shape for node in session.get_outputs()}
+    # What a graph pooled itself holds the prompt.
+    if head.pools_prompt and len(outputs.get(_POOLED_OUTPUT, ())) == len(("texts", "width")):
+        return _Output(_POOLED_OUTPUT, head.outputs)
+    tokens = [name for name, shape in outputs.items() if len(shape) == len(("texts", "tokens", "width"))]
+    if not tokens:
+        raise ConfigError(
+            f"the ONNX graph gives {', '.join(outputs)}; an embedding model's gives {', '.join(_TOKEN_OUTPUTS)} or "
+            f"{_POOLED_OUTPUT}"
+        )
+    name = next((name for name in _TOKEN_OUTPUTS if name in tokens), tokens[0])
+    return _Output(name, head.outputs, Pooler(head))
+
+
+def _logits_of(session: ort.InferenceSession, spec: EngineSpec) -> _Output:
     """The output with one row per sequence, usually called logits."""
     outputs = session.get_outputs()
     output = next((node for node in outputs if node.name == _OUTPUT), outputs[0])
     check_output(output.name, output.shape)
-    return output
+    return _Output(output.name, len(spec.output_tokens) or None)

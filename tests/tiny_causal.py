@@ -98,6 +98,20 @@ def build_nemotron(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+
+
+def build_qwen2(folder: Path) -> Path:
+    """Byte-level BPE with Qwen's markup; queries, keys and values have biases, which new models have as zeros."""
+    import numpy as np  # noqa: PLC0415 - as above
+    from safetensors.numpy import load_file, save_file  # noqa: PLC0415 - as above
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer(QWEN_MARKUP)
+    _save(Qwen2ForCausalLM, Qwen2Config, tokenizer, folder, pad="<|endoftext|>", tie_word_embeddings=False)
+    weights, rng = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+    biases = {name: rng.normal(size=bias.shape) for name, bias in weights.items() if name.endswith(".bias")}
+    drawn = {name: bias.astype(np.float32) for name, bias in biases.items()}
+    save_file({**weights, **drawn}, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from rerankd.cli import benchmarking, evaluating, exporting, listing, ranking, serving, tuning
+from rerankd.cli import benchmarking, evaluating, exporting, importing, listing, ranking, serving, tuning
 from rerankd.cli.app import cli, examples, print_problem
 from rerankd.errors import ConfigError, RerankError
 from rerankd.tools.outputs import explain_os_error
@@ -48,6 +48,13 @@ cli.command(
         "rerankd export ./my-model models/ours --precision float32 --precision int8",
     )
 )(exporting.export)
+cli.command(
+    "import",
+    epilog=examples(
+        "rerankd import SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",
+        "rerankd import qwen3-8b-q4_k_m.gguf models/qwen3 --precision float16",
+    ),
+)(importing.import_model)
 
 
 def main() -> None:

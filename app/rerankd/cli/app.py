@@ -69,9 +69,9 @@ def interruptible(how_to_continue: str) -> Iterator[None]:
 
 
 @contextmanager
-def needing_extra(extra: str) -> Iterator[None]:
-    """Name the extra to install where a package is missing."""
+def needing_extra(extra: str, *, command: str = "") -> Iterator[None]:
+    """Name the extra to install where a package is missing; `command` if it is not called like the extra."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise missing(str(error.name), extra=extra, of=f"`rerankd {extra}`") from None
+        raise missing(str(error.name), extra=extra, of=f"`rerankd {command or extra}`") from None

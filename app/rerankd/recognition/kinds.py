@@ -303,6 +303,12 @@ def _config(folder: Path) -> dict[str, Any]:
                 f"{folder} holds an adapter (LoRA) of {base!r} and not the model; merge both (peft's "
                 "merge_and_unload, then save_pretrained) and serve the result"
             )
+        gguf = sorted(folder.glob("*.gguf"))
+        if gguf:
+            raise ConfigError(
+                f"{folder} holds {gguf[0].name}, weights for llama.cpp: convert them with `rerankd import {gguf[0]} "
+                "FOLDER`, then serve that folder"
+            )
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
         there = f"; the folders {few(inside)} in it have one" if inside else ""
         raise ConfigError(

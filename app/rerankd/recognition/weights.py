@@ -27,7 +27,8 @@ _OTHERS: Final[Mapping[str, str]] = {
     ".ckpt": "a checkpoint of a training run, which is never read: convert it to safetensors",
     ".h5": "TensorFlow's weights: convert them with from_pretrained(folder, from_tf=True) in transformers 4",
     ".msgpack": "Flax's weights: convert them with from_pretrained(folder, from_flax=True) in transformers 4",
-    ".gguf": "weights for llama.cpp: use the repository that they were made from",
+    ".gguf": "weights for llama.cpp: convert them with `rerankd import`, or use the repository that they were made "
+    "from",
     ".onnx": 'an ONNX graph: set engine = "onnx" or engine = "openvino"',
 }
 # Files beside weights that are not weights.

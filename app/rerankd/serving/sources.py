@@ -80,6 +80,10 @@ def find_folder(path: str, *, beside: Path, hub: Hub, patterns: Sequence[str]) -
     if path.startswith(_HUB):
         return _download(path.removeprefix(_HUB), hub=hub, patterns=patterns)
     folder = (beside / Path(path).expanduser()).resolve()
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise ConfigError(
+            f"{folder} is a GGUF file: convert it with `rerankd import {folder} FOLDER`, then serve FOLDER"
+        )
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; `path` names the model's folder: {folder.parent}?")
     if not folder.is_dir():

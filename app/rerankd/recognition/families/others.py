@@ -22,9 +22,10 @@ SERVICES: Final[Sequence[Family]] = (
         because="no engine calls another rerank service yet",
         instead="call the service itself; `rerankd` answers its clients with a model of your own",
     ),
-    _remote(
-        "llama.cpp and other GGUF files",
-        because="its weights are read by llama.cpp only",
-        instead="serve the repository that the GGUF file was made from",
+    Family(
+        name="GGUF files of Llama, Qwen2 and Qwen3 models, converted by `rerankd import`",
+        repositories=["SmolLM2-135M-Instruct.Q4_1.gguf and others of llama.cpp"],
+        recognise=_never,
+        oracle="transformers: the file itself (`gguf_file=`), whole logits at the last place",
     ),
 )

@@ -1,0 +1,203 @@
+"""Reads GGUF files, llama.cpp's format: what they say of a model, and its weights as numbers.
+
+llama.cpp names layers otherwise than transformers, and stores the queries and keys of Llama models in another order.
+Whatever in a file changes a score and is not converted here is refused by name.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from gguf import GGUFReader, ReaderTensor, dequantize
+
+from rerankd.domain import FloatArray
+from rerankd.errors import ConfigError, few
+from rerankd.recognition.files import refuse_hollow
+
+# By GGUF's architecture: the class of transformers, and its type in config.json.
+ARCHITECTURES: Final[Mapping[str, tuple[str, str]]] = {
+    "llama": ("LlamaForCausalLM", "llama"),
+    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
+    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+}
+# Keys behind the architecture's name that are applied, and what config.json calls them.
+_SIZES: Final[Mapping[str, str]] = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+# Keys with the values that change nothing. Every other key is refused.
+_WITHOUT_EFFECT: Final[Mapping[str, object]] = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}
+# Keys that say again what others say: the size of the vocabulary, and of a head.
+_OF_VOCABULARY: Final = "vocab_size"
+_OF_HEAD: Final = ("rope.dimension_count", "attention.value_length")
+_LAYER: Final[Mapping[str, str]] = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_WHOLE: Final[Mapping[str, str]] = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_TENSOR: Final = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """A language model in one file. `says` are its metadata, `tensors` its weights by the names of transformers."""
+
+    path: Path
+    says: Mapping[str, Any]
+    tensors: Mapping[str, ReaderTensor]
+
+    @classmethod
+    def read(cls, path: Path) -> "GgufFile":
+        """Read what the file says. Its weights stay on disk.
+
+        Raises:
+            ConfigError: it is no whole GGUF file, or holds a model that is not converted.
+        """
+        if not path.is_file():
+            raise ConfigError(f"no file {path}; name a GGUF file")
+        refuse_hollow(path)
+        try:
+            reader = GGUFReader(path)
+            says = {name: field.contents() for name, field in reader.fields.items()}
+        except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError, MemoryError) as error:
+            raise ConfigError(f"{path} is not a whole GGUF file ({error!r:.200}); download it again") from None
+        if says.get("split.count", 1) not in (0, 1):
+            raise ConfigError(
+                f"{path} is one of {says['split.count']} parts; merge them with `llama-gguf-split --merge`"
+            )
+        _check_architecture(path, says)
+        return cls(path, says, _named(path, reader.tensors))
+
+    @property
+    def architecture(self) -> str:
+        return str(self.says["general.architecture"])
+
+    def size(self, key: str) -> Any:  # noqa: ANN401 - a number
+        """A number of the model that every file has to say.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        value = self.says.get(f"{self.architecture}.{key}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigError(f"{self.path} says {self.architecture}.{key} = {value!r:.60}; download it again")
+        return value
+
+    def config(self) -> dict[str, Any]:
+        """config.json as transformers reads it."""
+        kind, model_type = ARCHITECTURES[self.architecture]
+        given = {name: self.size(key) for key, name in _SIZES.items() if f"{self.architecture}.{key}" in self.says}
+        heads = self.size("attention.head_count")
+        sizes = {"num_key_value_heads": heads, "head_dim": self.size("embedding_length") // heads, **given}
+        for key in _OF_HEAD:
+            name = f"{self.architecture}.{key}"
+            if self.says.get(name, sizes["head_dim"]) != sizes["head_dim"]:
+                raise _not_converted(self.path, name, self.says[name])
+        tokens = {
+            f"{role}_token_id": self.says[f"tokenizer.ggml.{key}_token_id"]
+            for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+            if f"tokenizer.ggml.{key}_token_id" in self.says
+        }
+        return {
+            "architectures": [kind],
+            "model_type": model_type,
+            "hidden_act": "silu",
+            "vocab_size": int(self.tensors["model.embed_tokens.weight"].shape[1]),
+            "tie_word_embeddings": "lm_head.weight" not in self.tensors,
+            **sizes,
+            **tokens,
+        }
+
+    def weight(self, name: str) -> FloatArray:
+        """The numbers of a tensor, dequantized to float32, shaped and ordered as transformers has them."""
+        tensor = self.tensors[name]
+        numbers: FloatArray = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        if self.architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+            heads = "attention.head_count" if "q_proj" in name or not self._groups_heads else "attention.head_count_kv"
+            return _in_halves(numbers, self.size(heads))
+        return numbers
+
+    @property
+    def _groups_heads(self) -> bool:
+        return f"{self.architecture}.attention.head_count_kv" in self.says
+
+
+def _in_halves(rows: FloatArray, heads: int) -> FloatArray:
+    """Llama's rows as transformers rotates them: a head's first half against its second. llama.cpp has pairs of
+    neighbours.
+    """
+    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _check_architecture(path: Path, says: Mapping[str, Any]) -> None:
+    """Refuse models that would be computed otherwise than llama.cpp does."""
+    architecture = str(says.get("general.architecture"))
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"{path} holds a model of the architecture {architecture!r}, which is not converted (known: "
+            f"{', '.join(ARCHITECTURES)}); serve the repository that it was made from"
+        )
+    for key, value in says.items():
+        name = key.removeprefix(f"{architecture}.")
+        known = name == key or name in (*_SIZES, *_OF_HEAD, _OF_VOCABULARY)
+        if not known and value != _WITHOUT_EFFECT.get(name, ...):
+            raise _not_converted(path, key, value)
+
+
+def _not_converted(path: Path, key: str, value: object) -> ConfigError:
+    return ConfigError(
+        f"{path} says {key} = {value!r:.60}, which changes what the model computes and is not converted; serve the "
+        "repository that the file was made from"
+    )
+
+
+def _named(path: Path, tensors: Sequence[ReaderTensor]) -> dict[str, ReaderTensor]:
+    """The tensors by the names that transformers gives them.
+
+    Raises:
+        ConfigError: there are others, such as a classifier's head or the factors of stretched positions.
+    """
+    names = {tensor.name: _name_of(tensor.name) for tensor in tensors}
+    unknown = sorted(name for name, ours in names.items() if ours is None)
+    if unknown:
+        raise ConfigError(
+            f"{path} holds {few(unknown)}, which is not converted, and without which the model would score otherwise; "
+            "serve the repository that the file was made from"
+        )
+    if "token_embd.weight" not in names:
+        raise ConfigError(f"{path} holds no token_embd.weight: it is not a whole model; download it again")
+    return {str(names[tensor.name]): tensor for tensor in tensors}
+
+
+def _name_of(name: str) -> str | None:
+    match = _TENSOR.fullmatch(name)
+    if match is None:
+        return None
+    layer, kind, part = match.groups()
+    if layer is None:
+        return f"{_WHOLE[kind]}.{part}" if kind in _WHOLE else None
+    return f"model.layers.{layer}.{_LAYER[kind]}.{part}" if kind in _LAYER else None

@@ -22,7 +22,14 @@ from loadtest.claims import Claim, conclude, parser, run, served
 from rerankd.config.registry import read_registry
 from rerankd.config.settings import Settings
 from rerankd.engines.base import LogitsEngine, cut_by_length
-from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, EncodedPairs
+from rerankd.scorers.base import (
+    AnyBlockScorer,
+    AnyComparisonScorer,
+    AnyListScorer,
+    AnyPairScorer,
+    AnyVectorScorer,
+    EncodedPairs,
+)
 from rerankd.serving.assembly import load_parts
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.benchmark.connection import Target
@@ -47,6 +54,9 @@ class _PairEncoding:
         raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
 
     def blocks(self, scorer: AnyBlockScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
+        raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
+
+    def comparisons(self, scorer: AnyComparisonScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
         raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
 
 

@@ -28,7 +28,7 @@ _SIZES: Final[dict[str, Any]] = {
     "num_heads": 4,
     "decoder_start_token_id": 0,
     # Wide enough that the logits of different pairs differ clearly.
-    "initializer_factor": 2.0,
+    "initializer_factor": 1.0,
 }
 
 
@@ -60,7 +60,7 @@ def build_mt5(folder: Path) -> Path:
     """mT5 never scales."""
     from transformers import MT5Config, MT5ForConditionalGeneration  # noqa: PLC0415 - as above
 
-    return _save(MT5ForConditionalGeneration, MT5Config, folder, initializer_factor=0.7)
+    return _save(MT5ForConditionalGeneration, MT5Config, folder, initializer_factor=0.5)
 
 
 def t5_tokenizer() -> Tokenizer:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
 
@@ -334,6 +335,20 @@ def _jina_v3_prompt(query: str, documents: Sequence[str], instruction: str | Non
         + "\n".join(passages)
         + f"\n<query>\n{query}<|rerank_token|>\n</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
+
+
+def duot5_sums(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """duoT5 as its makers' package ranks with it: over all ordered pairs, the probability of "true" for the first and
+    what is left for the second; shape [documents].
+    """
+    sums = np.zeros(len(documents))
+    for first, second in permutations(range(len(documents)), 2):
+        prompt = f"Query: {{query}} Document0: {documents[first]} Document1: {{document}} Relevant:"
+        (row,) = first_step_logits(folder, prompt, query, [documents[second]], tokens=["▁false", "▁true"]).astype(float)
+        probability = np.exp(row[1] - np.logaddexp(row[0], row[1]))
+        sums[first] += probability
+        sums[second] += 1 - probability
+    return sums.astype(np.float32)
 
 
 def _without_identifiers(text: str) -> str:

@@ -36,6 +36,7 @@ from tests.tiny_vectors import bi_encoder, bi_encoder_scores
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 from tests.transcriptions import (
     bge_gemma_logits,
+    duot5_sums,
     first_logits,
     first_step_logits,
     gte_logits,
@@ -508,6 +509,26 @@ async def test_jina_v3_compares_as_its_authors_do(config: Mapping[str, Any], tmp
     assert np.array_equal(again.scores.values, ours[0])
     assert again.scores.cached is not None
     assert again.scores.cached.all()
+
+
+@pytest.mark.usefixtures("_torch_on_one_thread")
+async def test_duot5_adds_up_what_its_authors_add_up(tmp_path: Path) -> None:
+    folder = _place(tmp_path, "castorini/duot5-base-msmarco")
+    build_t5(folder, initializer_factor=2.0)
+    settings = Settings(model=(str(folder),), model_name=("m",))
+    sums = duot5_sums(folder, QUERY, DOCUMENTS)
+    async with running_service(settings, Silent()) as service:
+        await service.model_named("m").settled()
+        few, all_of_them = [
+            sorted(
+                (await service.rerank(RerankRequest(query=QUERY, documents=documents))).results,
+                key=lambda one: one.index,
+            )
+            for documents in (DOCUMENTS[:3], DOCUMENTS)
+        ]
+    expected = [duot5_sums(folder, QUERY, DOCUMENTS[:3]) / 4, sums / (2 * len(DOCUMENTS) - 2)]
+    ours = np.array([one.relevance_score for one in (*few, *all_of_them)])
+    _compare("duoT5", ours, np.concatenate(expected), first=True)
 
 
 async def test_the_shipped_model_scores_its_golden_pairs() -> None:

@@ -13,8 +13,9 @@ from rerankd.cache.base import Cache
 from rerankd.concurrency.worker import in_chunks
 from rerankd.domain import ScoreOptions, Timings
 from rerankd.errors import CacheUnavailable
-from rerankd.pipeline.cached import first_positions, keys_of
+from rerankd.pipeline.cached import keys_of
 from rerankd.pipeline.embedded import Embedded, Texts
+from rerankd.pipeline.known_scores import first_positions
 from rerankd.pipeline.vector_codec import Entry, VectorCodec, is_finite
 from rerankd.scorers.base import Role, VectorForm
 from rerankd.telemetry.observer import Observer

@@ -15,6 +15,7 @@ TASKS: Final[Mapping[str, Task]] = {
     "prompted-classifier": "classify",
     "yes-no": "read_tokens",
     "first": "read_tokens",
+    "pairwise": "read_tokens",
     "generative": "generate",
     "bi-encoder": "embed",
     "last-but-not-late": "read_vectors",

@@ -7,13 +7,22 @@ from pydantic import BaseModel
 
 from rerankd.config.options import read_options
 from rerankd.errors import ConfigError
-from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer, ScorerSpec
+from rerankd.scorers.base import (
+    AnyBlockScorer,
+    AnyComparisonScorer,
+    AnyListScorer,
+    AnyPairScorer,
+    AnyVectorScorer,
+    Scorer,
+    ScorerSpec,
+)
 from rerankd.scorers.bi_encoder import BiEncoder, BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative
 from rerankd.scorers.last_but_not_late import LastButNotLate, LastButNotLateOptions
 from rerankd.scorers.list_prompt import WindowOptions
+from rerankd.scorers.pairwise import Pairwise, PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
 
@@ -42,6 +51,16 @@ VECTOR_SCORERS: Final[dict[str, Entry[AnyVectorScorer]]] = {
 BLOCK_SCORERS: Final[dict[str, Entry[AnyBlockScorer]]] = {
     "last-but-not-late": Entry(LastButNotLate.load, LastButNotLateOptions),
 }
+COMPARISON_SCORERS: Final[dict[str, Entry[AnyComparisonScorer]]] = {
+    "pairwise": Entry(Pairwise.load, PairwiseOptions),
+}
+_AnyEntry = (
+    Entry[AnyPairScorer]
+    | Entry[AnyListScorer]
+    | Entry[AnyVectorScorer]
+    | Entry[AnyBlockScorer]
+    | Entry[AnyComparisonScorer]
+)
 # Those that read logits, which a graph gives.
 EXPORTED_SCORERS: Final = ("cross-encoder", "yes-no", "first")
 
@@ -75,9 +94,7 @@ def load_any_scorer(name: str, spec: ScorerSpec) -> Scorer:
     return _entry(name).load(spec)
 
 
-def _entry(
-    name: str,
-) -> Entry[AnyPairScorer] | Entry[AnyListScorer] | Entry[AnyVectorScorer] | Entry[AnyBlockScorer]:
+def _entry(name: str) -> _AnyEntry:
     if name in SCORERS:
         return SCORERS[name]
     if name in LIST_SCORERS:
@@ -86,11 +103,13 @@ def _entry(
         return VECTOR_SCORERS[name]
     if name in BLOCK_SCORERS:
         return BLOCK_SCORERS[name]
+    if name in COMPARISON_SCORERS:
+        return COMPARISON_SCORERS[name]
     raise _unknown(name)
 
 
 def _unknown(name: str) -> ConfigError:
-    known = [*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS]
+    known = [*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS]
     return ConfigError(f"unknown scorer {name!r}; known: {', '.join(known)}")
 
 

@@ -1,7 +1,8 @@
 """What a scorer is: it knows what a model's numbers mean.
 
 A scorer of pairs gives each document its own score; a scorer of lists orders the candidates of one window; a scorer of
-vectors compares those of query and document; a scorer of blocks compares all documents of a request.
+vectors compares those of query and document; a scorer of blocks compares all documents of a request, a
+scorer of comparisons two at a time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -277,10 +278,50 @@ class BlockScorer(Scorer, Protocol[T, R_contra]):
         """Turn what the engine gave for all blocks into raw scores of shape [documents]."""
 
 
+# The positions of two documents, in the order in which a model reads them.
+Comparison = tuple[int, int]
+
+
+class ComparisonScorer(Scorer, Protocol[T, R_contra]):
+    """Says of two documents whether the first is the better one. What it says of the other order is its own."""
+
+    @property
+    def task(self) -> Task[T]:
+        """What it needs of an engine."""
+
+    @property
+    def plan(self) -> WindowPlan:
+        """How many candidates are compared: the first `depth`, two at a time."""
+
+    def encode_comparisons(
+        self,
+        query: str,
+        documents: Sequence[str],
+        comparisons: Sequence[Comparison],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedPairs[T]:
+        """Write one prompt for each comparison; `dropped` counts the tokens cut off its first document.
+
+        Raises:
+            InvalidRequest: the query leaves no room for two documents, or the model reads no instruction.
+        """
+
+    def drops(self, text: str) -> bool:
+        """As a `PairScorer`'s."""
+
+    def interpret_comparisons(self, results: Iterable[R_contra], /) -> FloatArray:
+        """Turn what the engine gave for comparisons, at least one, into the log-odds that the first document is better,
+        shape [comparisons].
+        """
+
+
 AnyPairScorer = PairScorer[Any, Any]
 AnyListScorer = ListScorer[Any, Any]
 AnyVectorScorer = VectorScorer[Any, Any]
 AnyBlockScorer = BlockScorer[Any, Any]
+AnyComparisonScorer = ComparisonScorer[Any, Any]
 
 
 class Kinds(Protocol[Made_co]):
@@ -293,3 +334,5 @@ class Kinds(Protocol[Made_co]):
     def vectors(self, scorer: AnyVectorScorer, /) -> Made_co: ...
 
     def blocks(self, scorer: AnyBlockScorer, /) -> Made_co: ...
+
+    def comparisons(self, scorer: AnyComparisonScorer, /) -> Made_co: ...

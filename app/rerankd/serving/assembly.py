@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Collection, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
-from rerankd.scorers import BLOCK_SCORERS, LIST_SCORERS, SCORERS, load_any_scorer
+from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, LIST_SCORERS, SCORERS, load_any_scorer
 from rerankd.scorers.base import Scorer, ScorerSpec
 from rerankd.serving.certifying import Certificate, certify
 from rerankd.serving.choosing import choose
@@ -263,17 +263,19 @@ class ModelLoader:
             reads_windows=stages.reads_windows,
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
-            estimate=partial(_tokens_in, batcher.admission, longest=parts.scorer.max_length),
+            estimate=partial(_tokens_in, batcher.admission, stages.estimate),
         )
 
 
 def _tokens_in(
-    admission: Admission, query: str, documents: Sequence[str], options: ScoreOptions, *, longest: int
+    admission: Admission,
+    estimate: Callable[[str, Sequence[str], ScoreOptions], Estimate],
+    query: str,
+    documents: Sequence[str],
+    options: ScoreOptions,
 ) -> int:
     """About how many tokens a request has, as admission believes."""
-    characters = sum(map(len, documents)) + len(query) * len(documents)
-    estimate = Estimate(characters=characters, items=len(documents), longest=longest)
-    return admission.forecast(estimate, caller=options.terms.caller).work.tokens
+    return admission.forecast(estimate(query, documents, options), caller=options.terms.caller).work.tokens
 
 
 def _patience_s(engine: Engine[Any, Any], settings: Settings) -> float:
@@ -354,7 +356,7 @@ def check_cutting(spec: ModelSpec) -> None:
     Raises:
         ConfigError: it does not.
     """
-    if spec.scorer in {*LIST_SCORERS, *BLOCK_SCORERS} and (
+    if spec.scorer in {*LIST_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS} and (
         spec.truncation != "truncate" or spec.passages != PassagePlan()
     ):
         raise ConfigError(

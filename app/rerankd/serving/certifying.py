@@ -13,7 +13,15 @@ import numpy as np
 from rerankd.domain import IntArray
 from rerankd.engines.base import LogitsEngine
 from rerankd.errors import InvalidRequest
-from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, PairReader, Scorer
+from rerankd.scorers.base import (
+    AnyBlockScorer,
+    AnyComparisonScorer,
+    AnyListScorer,
+    AnyPairScorer,
+    AnyVectorScorer,
+    PairReader,
+    Scorer,
+)
 
 
 class Question(NamedTuple):
@@ -136,6 +144,9 @@ class _Asking:
         wrong = [question.text for question in ENGLISH if not self._compares(scorer, question)]
         return Certificate(len(ENGLISH), wrong)
 
+    def comparisons(self, scorer: AnyComparisonScorer, /) -> Certificate:
+        return Certificate(len(ENGLISH), [question.text for question in ENGLISH if not self._prefers(scorer, question)])
+
     def _separates(self, scorer: AnyPairScorer, question: Question) -> bool:
         """Whether the answer scores higher than the other passage."""
         pairs = scorer.encode(question.text, [question.answer, question.other], max_document_tokens=None)
@@ -164,6 +175,13 @@ class _Asking:
         blocks = [scorer.encode_blocks(question.text, texts, max_document_tokens=None) for texts in requests]
         first, second = (scorer.interpret_blocks(list(self.engine.run(block.encodings))) for block in blocks)
         return bool(first[0] > first[1] and second[1] > second[0])
+
+    def _prefers(self, scorer: AnyComparisonScorer, question: Question) -> bool:
+        """Whether the answer wins more against the other passage than that against the answer."""
+        documents = [question.answer, question.other]
+        encoded = scorer.encode_comparisons(question.text, documents, [(0, 1), (1, 0)], max_document_tokens=None)
+        answer, other = scorer.interpret_comparisons(self.engine.run(encoded.encodings))
+        return bool(answer > other)
 
 
 def _certificate(reader: PairReader, ids: IntArray, answers: Callable[[Question], bool]) -> Certificate:

@@ -14,7 +14,14 @@ import numpy as np
 from rerankd.domain import FloatArray
 from rerankd.engines.base import LogitsEngine
 from rerankd.errors import ConfigError, InvalidRequest
-from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer
+from rerankd.scorers.base import (
+    AnyBlockScorer,
+    AnyComparisonScorer,
+    AnyListScorer,
+    AnyPairScorer,
+    AnyVectorScorer,
+    Scorer,
+)
 from rerankd.tasks.encoding import Encoding
 
 _PAIRS: Final = (
@@ -136,6 +143,19 @@ class _Sampling:
             return scorer.compare(vectors[0], vectors)
 
         return _Samples(encodings, longest, interpret)
+
+    def comparisons(self, scorer: AnyComparisonScorer, /) -> _Samples:
+        """Two short documents, and longer ones."""
+        (query, first), (_, second) = _PAIRS
+        long = "tides and the sea " * scorer.max_length
+        try:
+            compared = scorer.encode_comparisons(
+                query, [first, second, _LONG[1], long], [(0, 1), (1, 0), (2, 1), (3, 3)], max_document_tokens=None
+            )
+        except InvalidRequest as error:
+            raise ConfigError(f"max_length = {scorer.max_length} leaves no room for two documents: {error}") from None
+        *encodings, longest = compared.encodings
+        return _Samples(encodings, [longest] if self.full_length else (), scorer.interpret_comparisons)
 
 
 def _outputs(engine: LogitsEngine, encodings: Sequence[Any], expected: int | None) -> Sequence[FloatArray]:

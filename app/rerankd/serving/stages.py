@@ -1,12 +1,16 @@
 """Builds the stages between a request and a model's batcher, for each kind of scorer."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import PassagePlan, Truncation
+from rerankd.domain import PassagePlan, ScoreOptions, Truncation
+from rerankd.pipeline.all_pairs import ALL_PAIRS_CODEC, AllPairsStage
 from rerankd.pipeline.blanks import BlankStage
 from rerankd.pipeline.blocks import BlockStage
 from rerankd.pipeline.cached import CachedStage
@@ -14,25 +18,29 @@ from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cached_texts import CachedTexts
 from rerankd.pipeline.compared import ComparedStage
 from rerankd.pipeline.embedded import BatchedTexts, Texts
+from rerankd.pipeline.known_scores import KnownScores
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
 from rerankd.pipeline.windowed import WindowedStage
-from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer
+from rerankd.scorers.base import AnyBlockScorer, AnyComparisonScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.telemetry.observer import Observer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """`direct` only scores, `whole` is that with all around it. `activation` turns values into relevance."""
+    """`direct` only scores, `whole` is that with all around it. `activation` turns values into relevance.
+    `estimate` says what a request costs before its texts are read.
+    """
 
     direct: Stage
     whole: Stage
     activation: Activation
     scores: Literal["logit", "rank", "similarity"]
+    estimate: Callable[[str, Sequence[str], ScoreOptions], Estimate]
 
     @property
     def reads_windows(self) -> bool:
@@ -62,7 +70,8 @@ class StageBuilder:
             cached = CachedStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
         written = self._in_passages(cached, scorer)
         whole = LongQueryStage(written, scorer, self.tokenizing)
-        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores="logit")
+        estimate = partial(_each_once, longest=scorer.max_length)
+        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores="logit", estimate=estimate)
 
     def vectors(self, scorer: AnyVectorScorer, /) -> Stages:
         """The vectors of query and documents compared, long documents in passages."""
@@ -76,13 +85,36 @@ class StageBuilder:
         )
         written = self._in_passages(compared, scorer)
         whole = LongQueryStage(written, scorer, self.tokenizing, kept=lambda _: scorer.query_room())
-        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores="similarity")
+        return Stages(
+            direct=direct,
+            whole=whole,
+            activation=scorer.activation,
+            scores="similarity",
+            estimate=partial(_each_once, longest=scorer.max_length),
+        )
 
     def lists(self, scorer: AnyListScorer, /) -> Stages:
         """All documents in windows."""
         direct = TextOnlyStage(WindowedStage(scorer, self.batcher, self.tokenizing), model=self.model)
         whole = BlankStage(self._cached_whole(direct), self.tokenizing, drops=scorer.drops)
-        return Stages(direct=direct, whole=whole, activation=identity, scores="rank")
+        estimate = partial(_each_once, longest=scorer.max_length)
+        return Stages(direct=direct, whole=whole, activation=identity, scores="rank", estimate=estimate)
+
+    def comparisons(self, scorer: AnyComparisonScorer, /) -> Stages:
+        """The first documents against one another."""
+        plain = AllPairsStage(scorer, self.batcher, self.tokenizing, known=None, fingerprint=self.fingerprint)
+        compared = plain
+        if self.cache is not None:
+            known = KnownScores(self.cache, ALL_PAIRS_CODEC, observer=self.observer)
+            compared = AllPairsStage(scorer, self.batcher, self.tokenizing, known=known, fingerprint=self.fingerprint)
+        texts = TextOnlyStage(compared, model=self.model)
+        return Stages(
+            direct=TextOnlyStage(plain, model=self.model),
+            whole=BlankStage(texts, self.tokenizing, drops=scorer.drops),
+            activation=identity,
+            scores="rank",
+            estimate=plain.estimate,
+        )
 
     def _in_passages(self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer) -> Stage:
         passages = PassageStage(
@@ -94,10 +126,22 @@ class StageBuilder:
         """All documents together, in as few prompts as they fit into."""
         direct = TextOnlyStage(BlockStage(scorer, self.batcher, self.tokenizing), model=self.model)
         whole = BlankStage(self._cached_whole(direct), self.tokenizing, drops=scorer.drops)
-        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores="similarity")
+        return Stages(
+            direct=direct,
+            whole=whole,
+            activation=scorer.activation,
+            scores="similarity",
+            estimate=partial(_each_once, longest=scorer.max_length),
+        )
 
     def _cached_whole(self, direct: Stage) -> Stage:
         """Behind a cache of whole requests, where there is one."""
         if self.cache is None:
             return direct
         return CachedListStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
+
+
+def _each_once(query: str, documents: Sequence[str], _: ScoreOptions, *, longest: int) -> Estimate:
+    """Each document is read once beside the query."""
+    characters = sum(map(len, documents)) + len(query) * len(documents)
+    return Estimate(characters=characters, items=len(documents), longest=longest)

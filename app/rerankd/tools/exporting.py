@@ -26,7 +26,15 @@ from rerankd.engines.torch.weights import read_weights
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles, refuse_other_than_cross_encoder
 from rerankd.scorers import load_any_scorer, load_scorer
-from rerankd.scorers.base import AnyBlockScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer, Scorer, ScorerSpec
+from rerankd.scorers.base import (
+    AnyBlockScorer,
+    AnyComparisonScorer,
+    AnyListScorer,
+    AnyPairScorer,
+    AnyVectorScorer,
+    Scorer,
+    ScorerSpec,
+)
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.graph_files import GRAPHS, LARGEST_FILE, Precision, convert_graph, delete_graph, save_graph
@@ -180,6 +188,9 @@ class _ProbePrompts:
         raise ConfigError(
             f"the task {scorer.task.name!r} cannot be exported; serve the model with engine 'torch-markers'"
         )
+
+    def comparisons(self, scorer: AnyComparisonScorer, /) -> _Prompts:
+        raise ConfigError(f"a scorer of comparisons cannot be exported ({scorer.task.name})")
 
 
 def _causal_reference(

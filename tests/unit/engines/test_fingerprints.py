@@ -18,13 +18,22 @@ from rerankd.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint
 from rerankd.engines.onnx.engine import OnnxOptions
 from rerankd.engines.openvino import OpenVinoOptions
 from rerankd.engines.remote.endpoint import EndpointOptions
-from rerankd.scorers import BLOCK_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS, load_any_scorer, load_scorer
+from rerankd.scorers import (
+    BLOCK_SCORERS,
+    COMPARISON_SCORERS,
+    LIST_SCORERS,
+    SCORERS,
+    VECTOR_SCORERS,
+    load_any_scorer,
+    load_scorer,
+)
 from rerankd.scorers.base import ScorerSpec
 from rerankd.scorers.bi_encoder import BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.first import FirstOptions
 from rerankd.scorers.last_but_not_late import LastButNotLateOptions
 from rerankd.scorers.list_prompt import WindowOptions
+from rerankd.scorers.pairwise import PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifierOptions
 from rerankd.scorers.yes_no import YesNoOptions
 from rerankd.serving.assembly import load_parts
@@ -79,6 +88,10 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "instruction": ["Judge.", "Judge well."],
         "query_tokens": [100, 200],
     },
+    "pairwise": {
+        "depth": "a comparison is the same whatever else is compared",
+        "template": "only one is shipped, and its text is part of the key",
+    },
 }
 _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "cross-encoder": {"label": 0},
@@ -88,6 +101,7 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "generative": {"template": "rank-zephyr", "window": 6},
     "bi-encoder": {},
     "last-but-not-late": {},
+    "pairwise": {"template": "duot5"},
 }
 _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
@@ -97,6 +111,7 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "generative": WindowOptions,
     "bi-encoder": BiEncoderOptions,
     "last-but-not-late": LastButNotLateOptions,
+    "pairwise": PairwiseOptions,
 }
 
 
@@ -142,7 +157,7 @@ def test_every_option_of_every_engine_changes_the_key_or_is_said_to_change_no_sc
 
 @pytest.mark.parametrize("name", list(_SCORER_SHAPES))
 def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_score(name: str, tmp_path: Path) -> None:
-    assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS}
+    assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS}
     assert set(_SCORER_OPTIONS[name]) == set(_SCORER_SHAPES[name].model_fields)
     folder = tokenizer_folder(tmp_path, "jina-v3" if name in BLOCK_SCORERS else "qwen3")
     if name == "cross-encoder":

@@ -12,7 +12,7 @@ from rerankd.engines import ENGINES
 from rerankd.recognition.families import FAMILIES, recognise
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import TASK_ENGINES, Asked, Recognised, Refused
-from rerankd.scorers import BLOCK_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS
+from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS
 from rerankd.scorers.templates import known_templates
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 
@@ -125,6 +125,7 @@ SERVED = [
     Case("mT5 on mMARCO", MT5, "unicamp-dl/mt5-base-en-pt-msmarco-v1"),
     Case("mT5 on mMARCO", MT5, "unicamp-dl/mt5-3B-mmarco-en-pt"),
     Case("PTT5 and monoPTT5 (Portuguese)", T5, "unicamp-dl/monoptt5-3b"),
+    Case("duoT5", T5, "castorini/duot5-base-msmarco"),
     Case("RankT5 in PyTorch", T5, "Soyoung97/RankT5-large"),
 ]
 _EMBEDDER: Mapping[str, Any] = {
@@ -213,7 +214,6 @@ REFUSED = [
     ),
     Case("embedding models (bi-encoders)", {"architectures": ["BertModel"], "model_type": "bert"}),
     Case("masked and pretrained models", {"architectures": ["BertForMaskedLM"], "model_type": "bert"}),
-    Case("duoT5", T5, "castorini/duot5-base-msmarco"),
     Case("LiT5, ListT5 and other models that fuse in the decoder", T5, "Soyoung97/ListT5-base"),
     Case("other encoder-decoders", T5),
     Case("other encoder-decoders", T5, "google/flan-t5-base"),
@@ -237,7 +237,7 @@ def test_a_family_that_is_served_is_recognised(case: Case, tmp_path: Path) -> No
     found = recognised(case, tmp_path)
     assert isinstance(found, Recognised), str(found)
     assert found.family == case.family
-    assert found.scorer in {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS}
+    assert found.scorer in {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS}
     assert found.engines
     assert found.evidence
 

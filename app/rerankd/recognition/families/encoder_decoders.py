@@ -73,13 +73,6 @@ def _unknown_prompt(files: ModelFiles, asked: Asked) -> Outcome | None:
 
 FAMILIES: Final[Sequence[Family]] = (
     refused_family(
-        "duoT5",
-        ["castorini/duot5-base-msmarco", "castorini/duot5-3b-msmarco"],
-        lambda files: repository(files, "castorini/duot5-*"),
-        because="it compares two documents at a time, which no scorer does yet",
-        instead=_OTHERS,
-    ),
-    refused_family(
         "LiT5, ListT5 and other models that fuse in the decoder",
         ["castorini/LiT5-Distill-base", "Soyoung97/ListT5-base"],
         lambda files: (
@@ -103,6 +96,7 @@ FAMILIES: Final[Sequence[Family]] = (
         ["unicamp-dl/ptt5-base-pt-msmarco-100k-v2", "unicamp-dl/monoptt5-base"],
         ["ptt5-msmarco", "monoptt5"],
     ),
+    _prompted("duoT5", ["castorini/duot5-base-msmarco", "castorini/duot5-3b-msmarco-10k"], ["duot5"]),
     _prompted("RankT5 in PyTorch", ["Soyoung97/RankT5-base", "Soyoung97/RankT5-3b"], ["rankt5"]),
     Family(name=_OWN, repositories=["any T5 or mT5"], recognise=_own_template, oracle="none: yours"),
     Family(

@@ -41,6 +41,7 @@ _CAUSAL_ENGINES: Final[Mapping[Task, Sequence[str]]] = {
 _HEADS: Final[Mapping[str, str]] = {
     "yes-no": "the logits of the template's answer tokens at the last place",
     "first": "the logits of the identifiers at the last place",
+    "pairwise": "the logits of the template's answer tokens at the last place",
     "generative": "the order that the model writes",
 }
 

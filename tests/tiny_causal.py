@@ -98,6 +98,7 @@ def build_nemotron(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+    return folder
 
 
 def build_qwen2(folder: Path) -> Path:
@@ -134,6 +135,32 @@ def build_jina_v3(folder: Path, **config: Any) -> Path:
     said |= {"architectures": ["JinaForRanking"], "auto_map": {"AutoModel": "modeling.JinaForRanking"}}
     (folder / "config.json").write_text(json.dumps(said))
     return folder
+
+
+def build_qwen3_vl(folder: Path) -> Path:
+    """Qwen3 that also sees images, with positions in three dimensions."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>"))
+    text = {
+        **_SIZES,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 1, 1]},
+    }
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    return _save(
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLConfig,
+        tokenizer,
+        folder,
+        pad="<|endoftext|>",
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+    )
 
 
 def build_phi3(folder: Path) -> Path:

@@ -316,6 +316,28 @@ def jina_v3_scores(
     return np.array(cosines, dtype=np.float32)
 
 
+def qwen3_vl_logits(folder: Path, query: str, documents: Sequence[str], *, instruction: str) -> FloatArray:
+    """Qwen3-VL-Reranker on texts: the last state times the difference of the head's rows yes and no; [documents]."""
+    import torch  # noqa: PLC0415 - as above
+    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration  # noqa: PLC0415 - as above
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder).eval()
+    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    row = model.lm_head.weight[yes] - model.lm_head.weight[no]
+    values = []
+    for document in documents:
+        text = (
+            "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+            'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+            f"<Instruct>: {instruction}<Query>:{query}\n<Document>:{document}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        with torch.inference_mode():
+            state = model.model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
+            values.append(float(state @ row))
+    return np.array(values, dtype=np.float32)
+
+
 def _jina_v3_prompt(query: str, documents: Sequence[str], instruction: str | None) -> str:
     for marker in JINA_MARKERS:
         query = query.replace(marker, "")

@@ -29,7 +29,14 @@ from rerankd.serving.assembly import load_parts, running_service
 from rerankd.telemetry.observer import Silent
 from tests.integration.test_poisoned_folders import build_modular, build_qwen3_classifier
 from tests.registry_files import write_registry
-from tests.tiny_causal import CAUSAL_FAMILIES, FIRST_TEMPLATES, build_classifier, build_jina_v3, build_nemotron
+from tests.tiny_causal import (
+    CAUSAL_FAMILIES,
+    FIRST_TEMPLATES,
+    build_classifier,
+    build_jina_v3,
+    build_nemotron,
+    build_qwen3_vl,
+)
 from tests.tiny_models import CORPUS, FAMILIES, build_bert, build_gte, build_jina_v2, build_provence
 from tests.tiny_seq2seq import build_mt5, build_t5, build_untied_t5
 from tests.tiny_vectors import bi_encoder, bi_encoder_scores
@@ -46,6 +53,7 @@ from tests.transcriptions import (
     prompted_logits,
     provence_logits,
     qwen3_reranker_logits,
+    qwen3_vl_logits,
     reward_logits,
 )
 
@@ -360,6 +368,18 @@ CASES = [
         CAUSAL_FAMILIES["qwen3"],
         lambda folder: qwen3_reranker_logits(folder, QUERY, DOCUMENTS, instruction=WEB_SEARCH),
         repository="Qwen/Qwen3-Reranker-0.6B",
+        raw=True,
+    ),
+    Case(
+        "Qwen3-VL-Reranker, on texts (images are refused)",
+        build_qwen3_vl,
+        lambda folder: qwen3_vl_logits(
+            folder,
+            QUERY,
+            DOCUMENTS,
+            instruction="Given a search query, retrieve relevant candidates that answer the query.",
+        ),
+        repository="Qwen/Qwen3-VL-Reranker-2B",
         raw=True,
     ),
     Case(

@@ -7,13 +7,15 @@ of a class that transformers has; the tests compare both.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rerankd.errors import ConfigError
 from rerankd.recognition.activations import ActivationName
 from rerankd.recognition.files import number_of, table_of
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.modules import Pooling
+
+Kind = Literal["sequence classifier", "causal language model", "encoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,13 @@ class Renamed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeForm:
-    """`config` is config.json as the class of transformers reads it; with its `model_type` that class is found.
+    """`config` is config.json as the class of transformers reads it; its `model_type` and `kind` name that class.
     `separated_once`: exactly one separator stands between query and document. `activation` is the authors' own. With
     `pooling` the head reads the tokens' vectors pooled so, and its logits are divided by `temperature`.
     """
 
     config: Mapping[str, Any]
+    kind: Kind = "sequence classifier"
     renamed: Sequence[Renamed] = ()
     separated_once: bool = False
     activation: ActivationName | None = None
@@ -81,6 +84,11 @@ def is_bidirectional_llama(files: ModelFiles) -> bool:
 def is_jina_v3(files: ModelFiles) -> bool:
     """jina-reranker-v3 and v3.5: Qwen3 without a head, and a projector."""
     return files.architecture == "JinaForRanking" and files.model_type == "qwen3"
+
+
+def is_qwen3_vl(files: ModelFiles) -> bool:
+    """Qwen3-VL, of which the language model is Qwen3."""
+    return files.model_type == "qwen3_vl" and files.architecture == "Qwen3VLForConditionalGeneration"
 
 
 def _gte(files: ModelFiles) -> NativeForm:
@@ -163,7 +171,29 @@ def _jina_v3(files: ModelFiles) -> NativeForm:
     """The decoder alone; what reads its projector is the engine's."""
     return NativeForm(
         config={**_plain(files), "model_type": files.model_type},
+        kind="encoder",
         renamed=[Renamed(r"(projector|lm_head)\..*"), Renamed(r"model\.(.*)", (r"\1",))],
+    )
+
+
+def _qwen3_vl(files: ModelFiles) -> NativeForm:
+    """Its language model alone. A text's place is the same in all three dimensions, which is Qwen3's own rotation."""
+    text = dict(table_of(files.config, "text_config", of=files.folder / "config.json"))
+    rotation = {**(text.pop("rope_scaling", None) or {}), **(text.pop("rope_parameters", None) or {})}
+    theta = text.pop("rope_theta", rotation.get("rope_theta", 500_000.0))
+    kind = rotation.get("rope_type", rotation.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise _other(files.folder / "config.json", "text_config.rope_type", kind, "default")
+    config = {
+        **{key: value for key, value in text.items() if key != "model_type"},
+        "tie_word_embeddings": files.config.get("tie_word_embeddings", False),
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "model_type": "qwen3",
+    }
+    return NativeForm(
+        config=config,
+        kind="causal language model",
+        renamed=[Renamed(r"model\.visual\..*"), Renamed(r"model\.language_model\.(.*)", (r"model.\1",))],
     )
 
 
@@ -212,4 +242,5 @@ _FORMS: Final[Sequence[tuple[Callable[[ModelFiles], bool], Callable[[ModelFiles]
     (is_xprovence, _xprovence),
     (is_bidirectional_llama, _bidirectional_llama),
     (is_jina_v3, _jina_v3),
+    (is_qwen3_vl, _qwen3_vl),
 )

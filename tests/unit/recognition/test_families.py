@@ -118,6 +118,11 @@ SERVED = [
         files={"tokenizer_config.json": {"chat_template": ROLES}},
     ),
     Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen3"}),
+    Case(
+        "Qwen3-VL-Reranker, on texts (images are refused)",
+        {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"},
+        "Qwen/Qwen3-VL-Reranker-2B",
+    ),
     Case("FIRST", language_model("Mistral"), "castorini/first_mistral"),
     Case("RankZephyr", language_model("Mistral"), "castorini/rank_zephyr_7b_v1_full"),
     Case("monoT5 and InRanker", T5, "castorini/monot5-3b-msmarco-10k"),
@@ -176,7 +181,11 @@ REFUSED = [
     Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen2"}),
     Case("jina-reranker-m0", language_model("Qwen2"), "jinaai/jina-reranker-m0"),
     Case(
-        "Qwen3-VL-Reranker and other models of several media",
+        "other models of several media",
+        {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"},
+    ),
+    Case(
+        "Qwen3-VL-Reranker, on texts (images are refused)",
         {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"},
     ),
     Case("layer-wise rerankers", language_model("MiniCPM"), "BAAI/bge-reranker-v2-minicpm-layerwise"),

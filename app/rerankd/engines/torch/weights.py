@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
@@ -44,6 +45,7 @@ _LOADERS: Final[Mapping[Kind, Any]] = {
 # The classes of transformers by their configuration, for models that come in a form of their own.
 _NATIVE: Final[Mapping[Kind, Any]] = {
     "sequence classifier": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "causal language model": MODEL_FOR_CAUSAL_LM_MAPPING,
     "encoder": MODEL_MAPPING,
 }
 _TORCH_PRECISION: Final[Mapping[Precision, torch.dtype]] = {
@@ -205,10 +207,11 @@ def check_weights(kind: Kind, folder: Path, options: WeightsOptions, *, trust_re
 def _check_files(kind: Kind, folder: Path, *, trust_remote_code: bool) -> NativeForm | None:
     """Check that the weights are whole, and that a class of transformers may compute them."""
     check_safetensors(folder)
-    native = native_form(ModelFiles.read(folder)) if kind in _NATIVE else None
-    if native is None:
-        check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
-    return native
+    native = native_form(ModelFiles.read(folder))
+    if native is not None and native.kind == kind:
+        return native
+    check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)
+    return None
 
 
 def _source(kind: Kind, folder: Path, native: NativeForm | None) -> tuple[Any, Mapping[str, Any]]:

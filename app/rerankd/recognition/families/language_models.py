@@ -14,7 +14,7 @@ from rerankd.recognition.kinds import (
     refuse_unknown_settings,
 )
 from rerankd.recognition.lengths import declared_length
-from rerankd.recognition.native import is_jina_v3
+from rerankd.recognition.native import is_jina_v3, is_qwen3_vl
 from rerankd.recognition.recognised import (
     GRAPH_ENGINES,
     TASK_ENGINES,
@@ -178,6 +178,24 @@ def _last_but_not_late(files: ModelFiles, asked: Asked) -> Outcome | None:
     )
 
 
+def _qwen3_vl(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """The language model of a model that sees images, too."""
+    if not is_qwen3_vl(files):
+        return None
+    template = chosen_template(files, asked)
+    if template is not None:
+        return prompted_model(_QWEN3_VL, files, asked, template)
+    sign = Evidence("config.json", f"architectures = {files.architecture!r}")
+    return Refused(
+        family=_QWEN3_VL,
+        reason=f"{sign}, and no file says what prompt it was trained with as a reranker",
+        way_out="if it is a copy of Qwen3-VL-Reranker, name its template: options = { template = "
+        '"qwen3-vl-reranker" }; or serve it by its name on the hub',
+        evidence=[sign],
+    )
+
+
+_QWEN3_VL: Final = "Qwen3-VL-Reranker, on texts (images are refused)"
 _JINA_V3: Final = "jina-reranker-v3"
 _JUDGE: Final = "judges with a chat template of their own"
 _OWN: Final = "language models with a template of your own"
@@ -199,9 +217,15 @@ FAMILIES: Final[Sequence[Family]] = (
         because="it reads images, and its head is its authors' own code",
         instead="use Qwen/Qwen3-Reranker-0.6B for texts",
     ),
+    Family(
+        name=_QWEN3_VL,
+        repositories=["Qwen/Qwen3-VL-Reranker-2B", "Qwen/Qwen3-VL-Reranker-8B"],
+        recognise=_qwen3_vl,
+        oracle="transformers: the authors' procedure with the whole model",
+    ),
     refused_family(
-        "Qwen3-VL-Reranker and other models of several media",
-        ["Qwen/Qwen3-VL-Reranker-2B", "nvidia/llama-nemotron-rerank-vl-1b-v2"],
+        "other models of several media",
+        ["nvidia/llama-nemotron-rerank-vl-1b-v2"],
         lambda files: (
             architecture(files, "*VLForConditionalGeneration", "*VisionForConditionalGeneration")
             or repository(files, "*/*-VL-Reranker-*", "*/*rerank-vl-*")

@@ -83,6 +83,11 @@ class BodyTooSlow(InvalidRequest):
     code = "request_timeout"
 
 
+class NotChanged(InvalidRequest):
+    status = 409
+    code = "not_changed"
+
+
 class RequestTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"

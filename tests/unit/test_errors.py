@@ -23,6 +23,7 @@ _PUBLIC = {
     "unauthorized": 401,
     "model_not_found": 404,
     "request_timeout": 408,
+    "not_changed": 409,
     "request_too_large": 413,
     "unavailable": 503,
     "overloaded": 429,

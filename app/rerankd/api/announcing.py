@@ -54,8 +54,8 @@ def _described(model: ServedModel) -> str:
     if model.status is Status.LOADING:
         return f"{model.name} (still loading)"
     stages = model.details.get("stages")
-    engine = ", ".join(stages) if isinstance(stages, list) else model.details.get("engine")
-    return f"{model.name} ({', '.join(filter(None, (str(engine), model.remark)))})"
+    details = stages if isinstance(stages, list) else [model.details.get("scorer"), model.details.get("engine")]
+    return f"{model.name} ({', '.join(str(part) for part in (*details, model.remark) if part)})"
 
 
 def _url(host: str, port: int) -> str:

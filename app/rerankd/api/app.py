@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rerankd import __version__
+from rerankd.api.admin import admin_routes
 from rerankd.api.answers import error_answer
 from rerankd.api.auth import SECURITY_SCHEMES
 from rerankd.api.dialects import DIALECTS
@@ -26,6 +27,7 @@ from rerankd.api.transport.forwarded import ForwardedClient
 from rerankd.api.wrong_paths import WithoutPrefix, WrongPaths
 from rerankd.config.settings import Settings
 from rerankd.errors import RerankError
+from rerankd.gateway.administration import Administration
 from rerankd.gateway.gateway import Gateway
 from rerankd.telemetry.metrics import PrometheusObserver
 
@@ -35,8 +37,9 @@ def create_app(
     gateway: Gateway,
     observer: PrometheusObserver,
     lifecycle: Lifecycle,
+    administration: Administration | None = None,
 ) -> FastAPI:
-    """The HTTP application in front of a running gateway."""
+    """The HTTP application in front of a running gateway. Without admin keys it has no `/admin`."""
     app = FastAPI(
         title="rerankd",
         version=__version__,
@@ -52,6 +55,9 @@ def create_app(
     app.include_router(_rerank_routes(settings, gateway))
     operations = OperationsEndpoints(gateway=gateway, lifecycle=lifecycle, metrics=observer.registry, document=document)
     app.include_router(operations_routes(operations, gateway=gateway, private=settings.private))
+    administered = administration is not None and administration.admin_keys is not None
+    if administration is not None and administration.admin_keys is not None:
+        app.include_router(admin_routes(administration, administration.admin_keys))
     fixed = {"/health": HEALTH}
     if not settings.private:
         fixed |= {**playground_files(), **docs_files(), "/openapi.json": document}
@@ -60,7 +66,7 @@ def create_app(
     app.add_exception_handler(HTTPException, wrong_paths)
     _add_middleware(app, settings, gateway, lifecycle, fixed)
     observer.watch_held_bytes(lambda: gateway.held.total)
-    if not gateway.keys.open:
+    if not gateway.keys.open or administered:
         _name_security_schemes(app)
     return app
 

@@ -1,6 +1,7 @@
 """Reads API keys from the headers of HTTP requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, Final
 
 from fastapi import Depends
@@ -40,6 +41,18 @@ def key_required(gateway: Gateway) -> Dependency:
 
     async def check(connection: HTTPConnection) -> None:
         gateway.admit(key_in(connection.headers), access_of(connection.scope).call)
+
+    dependency: Dependency = Depends(check)
+    return dependency
+
+
+def admin_key_required(keys: ApiKeys, clock: Callable[[], float] = perf_counter) -> Dependency:
+    """The check of an admin key. API keys do not pass it, and admin keys pass no other."""
+
+    async def check(connection: HTTPConnection) -> None:
+        caller = keys.identify(key_in(connection.headers))
+        access_of(connection.scope).call.key = caller.name
+        caller.allowance.ask(now=clock())
 
     dependency: Dependency = Depends(check)
     return dependency

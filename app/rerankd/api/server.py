@@ -23,7 +23,7 @@ from rerankd.api.transport.connection import Connection
 from rerankd.api.transport.connection_limiter import ConnectionLimiter, ConnectionLimits
 from rerankd.config.settings import Settings
 from rerankd.gateway.gateway import Gateway
-from rerankd.gateway.running import reload_api_keys, running_gateway
+from rerankd.gateway.running import running_administration
 from rerankd.serving.faults import faults_on_signal
 from rerankd.telemetry.metrics import PrometheusObserver
 
@@ -38,7 +38,7 @@ _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or SIGQUIT, then drain. SIGHUP reads the API keys again.
+    """Serve until SIGTERM, SIGINT or SIGQUIT, then drain. SIGHUP reads the API keys and the registry again.
 
     Raises:
         ConfigError: the registry or the cache URL is unusable.
@@ -47,10 +47,10 @@ async def serve(settings: Settings) -> None:
     observer = PrometheusObserver(names_keys=settings.private)
     lifecycle = Lifecycle()
     async with (
-        running_gateway(settings, observer) as gateway,
-        reloading_on_hangup(partial(reload_api_keys, gateway.keys, settings)),
+        running_administration(settings, observer) as (gateway, administration),
+        reloading_on_hangup(administration.hang_up),
     ):
-        app = create_app(settings, gateway, observer, lifecycle)
+        app = create_app(settings, gateway, observer, lifecycle, administration)
         app.openapi()  # takes a tenth of a second, which no request should
         limiter = ConnectionLimiter(_connection_limits(settings), observer)
         _allow_open_files(limiter.limits.max_connections + limiter.limits.probe_connections + _OTHER_FILES)

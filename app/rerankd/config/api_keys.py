@@ -119,6 +119,23 @@ def read_api_keys(variable: Sequence[SecretStr], file: Path | None) -> list[ApiK
     return keys
 
 
+def read_admin_keys(file: Path, *, clients: Sequence[ApiKey]) -> list[ApiKey]:
+    """The keys of operators, from a file of the same form. None of them may be a client's key.
+
+    Raises:
+        ConfigError: the file is missing or unusable, or a key is; the message never holds a key.
+    """
+    keys = _read_file(file)
+    places = [f"key {number} of {file} ({key.name!r})" for number, key in enumerate(keys, start=1)]
+    for key, place in zip(keys, places, strict=True):
+        if any(key.sha256 == client.sha256 for client in clients):
+            raise ConfigError(f"{place} is an API key too: its client could change what is served; make another one")
+        if key.tokens_per_min is not None:
+            raise ConfigError(f"{place} has tokens_per_min, and commands cost no tokens; leave it out")
+    _refuse_doubles(keys, places)
+    return keys
+
+
 def _key_of_variable(number: int, key: str) -> ApiKey:
     problem = _unusable(key)
     if problem:

@@ -52,6 +52,11 @@ class Settings(BaseSettings):
         description="A TOML file with a `[[key]]` table for each API key: name and limits (docs/operations.md). Read "
         "again on SIGHUP. May not be empty.",
     )
+    admin_keys_file: Path | None = Field(
+        default=None,
+        description="A TOML file with a `[[key]]` table for each operator that may load and unload models by "
+        "`/admin` (docs/operations.md). Read again on SIGHUP. None: there is no `/admin`.",
+    )
     strict: bool = Field(
         default=False,
         description="Refuse requests with fields that mean nothing here (400, the message names them), instead of "

@@ -1,5 +1,6 @@
 """The engines by name. A new engine is a file in this folder and one line here."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -136,6 +137,13 @@ def load_engine(name: str, spec: EngineSpec) -> Engine[Any, Any]:
     with _runtime_of(name):
         load: Callable[[EngineSpec], Engine[Any, Any]] = getattr(import_module(kind.module), kind.engine).load
         return load_replicas(load, spec) if spec.devices else load(spec)
+
+
+def release_memory() -> None:
+    """Give the memory of engines that are gone back to their devices: torch keeps it for later ones."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _kind(name: str, *, devices: Sequence[str], trust_remote_code: bool) -> EngineKind:

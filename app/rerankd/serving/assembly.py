@@ -24,7 +24,7 @@ from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec, Registry
 from rerankd.config.settings import Settings
 from rerankd.domain import PassagePlan, ScoreOptions, Truncation
-from rerankd.engines import check_files, load_engine
+from rerankd.engines import check_files, load_engine, release_memory
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
@@ -211,6 +211,8 @@ class ModelLoader:
         finally:
             # A pass that hangs is waited for, and the other models go on meanwhile.
             await asyncio.to_thread(inference.close)
+            del parts
+            release_memory()
 
     def _batcher(self, parts: _Parts, inference: Worker) -> Batcher[Any, Any]:
         preferred = parts.engine.preferred_batch

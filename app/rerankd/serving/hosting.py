@@ -7,7 +7,7 @@ they began.
 """
 
 import asyncio
-import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,8 +22,6 @@ from rerankd.serving.catalog import Catalog
 from rerankd.serving.model import ServedModel, Status
 from rerankd.serving.version import Opening, Version
 from rerankd.telemetry.observer import Observer
-
-logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -54,6 +52,15 @@ class Changes:
     replaced: Sequence[str] = ()
     removed: Sequence[str] = ()
     default: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """A served model, where it is loaded from (empty for a cascade), and how many versions load, serve or drain."""
+
+    path: str
+    model: ServedModel
+    versions: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -172,9 +179,15 @@ class ModelHost:
                 raise InvalidRequest(f"model {entry.spec.name!r} is not loaded")
             entry.version.unload()
 
-    def paths(self) -> Mapping[str, str]:
-        """Where each model is loaded from, as the registry says; empty for a cascade."""
-        return {name: entry.spec.path for name, entry in self._entries.items()}
+    def hosted(self, name: str) -> HostedModel:
+        """What runs for a model.
+
+        Raises:
+            ModelNotFound: no model is called that.
+        """
+        entry = self._entries[self.catalog.named(name).name]
+        states = [version.state for version in self._versions if version.model is entry.model]
+        return HostedModel(entry.spec.path, entry.model, Counter(states))
 
     def _entry(self, name: str) -> _Entry:
         entry = self._entries[self.catalog.named(name).name]

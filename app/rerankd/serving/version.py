@@ -1,10 +1,10 @@
 """One loading of a model, from its files to its release. A newer one loads beside it, and then takes its place."""
 
 import asyncio
-import gc
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from typing import Literal
 
 from rerankd.errors import ConfigError, SourceUnreachable
 from rerankd.serving.model import LoadedModel, ServedModel, try_out
@@ -52,6 +52,13 @@ class Version:
         """Whether it serves, or may serve yet."""
         return not self.task.done() and not self._retired.is_set()
 
+    @property
+    def state(self) -> Literal["loading", "serving", "draining"]:
+        """Where it is between its files and its release."""
+        if self._retired.is_set():
+            return "draining"
+        return "serving" if self._serving.is_set() else "loading"
+
     async def opened(self) -> None:
         """Wait until it could serve.
 
@@ -90,8 +97,6 @@ class Version:
             self._loaded = None
             if not self._opened.done():
                 self._opened.cancel()
-            # A runtime may leave reference cycles, and with them weights.
-            gc.collect()
 
     async def _open_and_serve(self) -> None:
         pause_s = _FIRST_RETRY_S

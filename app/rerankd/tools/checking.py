@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from rerankd.cache import connect_cache
-from rerankd.config.api_keys import read_api_keys
 from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec, Registry
 from rerankd.config.settings import Settings
 from rerankd.engines import check_engine
 from rerankd.errors import ConfigError
+from rerankd.gateway.administration import read_keys
 from rerankd.scorers import check_scorer
 from rerankd.serving.assembly import check_cutting, check_parts, load_parts
 from rerankd.serving.choosing import choose, is_open
@@ -70,12 +70,12 @@ def check_settings(settings: Settings, *, known: Sequence[str] = (), load: bool 
     registry = _tried(problems, lambda: served_registry(settings))
     if registry is not None:
         _tried(problems, lambda: registry.check_fallback(settings.model_fallback))
-    keys = _tried(problems, lambda: read_api_keys(settings.api_keys, settings.api_keys_file))
+    keys = _tried(problems, lambda: read_keys(settings))
     _tried(problems, lambda: asyncio.run(_check_cache(settings)))
     models = [check_model(spec, settings, load=load) for spec in (registry.model if registry else ())]
     if registry is not None:
         models = [_with_its_members(model, models, registry) for model in models]
-    return Checked(registry=registry, models=models, keys=len(keys or ()), problems=problems)
+    return Checked(registry=registry, models=models, keys=len(keys[0]) if keys else 0, problems=problems)
 
 
 def check_model(spec: ModelSpec, settings: Settings, *, load: bool = False) -> CheckedModel:

@@ -10,9 +10,9 @@ import pytest
 from rerankd.api.auth import key_in
 from rerankd.config.api_keys import ApiKey, hash_key, read_api_keys
 from rerankd.config.settings import Settings
-from rerankd.errors import RateLimited, Unauthorized
+from rerankd.errors import ConfigError, RateLimited, Unauthorized
+from rerankd.gateway.administration import read_keys, reload_keys
 from rerankd.gateway.keys import ApiKeys
-from rerankd.gateway.running import reload_api_keys
 
 _ALPHABETS = [
     "voilà",  # its last byte in UTF-8 is a blank in Latin-1
@@ -83,7 +83,7 @@ async def test_keys_are_read_again_and_the_log_says_what_changed(
     keys = ApiKeys(read_api_keys(settings.api_keys, settings.api_keys_file))
     path.write_text('[[key]]\nname = "new"\nkey = "s3cret-two"\n', encoding="utf-8")
     with caplog.at_level(logging.INFO):
-        await reload_api_keys(keys, settings)
+        await reload_keys(settings, keys, None)
     assert keys.identify(_bearer(b"s3cret-two")).name == "new"
     (record,) = caplog.records
     assert (vars(record)["added"], vars(record)["removed"], vars(record)["changed"]) == (["new"], ["old"], [])
@@ -94,6 +94,39 @@ async def test_a_broken_file_changes_no_key(tmp_path: Path, caplog: pytest.LogCa
     path = tmp_path / "keys.toml"
     path.write_text(broken, encoding="utf-8")
     keys = ApiKeys([_key("a", "one")])
-    await reload_api_keys(keys, Settings(api_keys_file=path))
+    await reload_keys(Settings(api_keys_file=path), keys, None)
     assert keys.identify(_bearer(b"one")).name == "a"
     assert "API keys stay as they were" in caplog.text
+
+
+async def test_admin_keys_change_together_with_the_clients_or_neither_does(tmp_path: Path) -> None:
+    clients, admins = tmp_path / "keys.toml", tmp_path / "admins.toml"
+    clients.write_text('[[key]]\nname = "client"\nkey = "one"\n', encoding="utf-8")
+    admins.write_text('[[key]]\nname = "operator"\nkey = "two"\n', encoding="utf-8")
+    settings = Settings(api_keys_file=clients, admin_keys_file=admins)
+    of_clients, of_admins = ApiKeys([_key("a", "old")]), ApiKeys([_key("b", "old")])
+    await reload_keys(settings, of_clients, of_admins)
+    assert of_clients.identify(_bearer(b"one")).name == "client"
+    assert of_admins.identify(_bearer(b"two")).name == "operator"
+    with pytest.raises(Unauthorized):
+        of_admins.identify(_bearer(b"one"))
+    clients.write_text('[[key]]\nname = "client"\nkey = "two"\n', encoding="utf-8")
+    await reload_keys(settings, of_clients, of_admins)
+    assert of_clients.identify(_bearer(b"one")).name == "client", "a client with an admin's key is refused"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('name = "a"\nkey = "client"', "is an API key too"),
+        ('name = "a"\nkey = "x"\ntokens_per_min = 5', "tokens_per_min"),
+        ('name = "a"\nkey = "x"\n[[key]]\nname = "b"\nkey = "x"', "is the same as"),
+    ],
+)
+def test_an_admin_key_that_protects_less_than_it_seems_to_is_refused(
+    tmp_path: Path, content: str, problem: str
+) -> None:
+    path = tmp_path / "admins.toml"
+    path.write_text(f"[[key]]\n{content}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=problem):
+        read_keys(Settings(api_keys=("client",), admin_keys_file=path))

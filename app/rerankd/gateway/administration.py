@@ -1,0 +1,113 @@
+"""What operators change while the service runs: API keys and models, by a signal or with an admin key.
+
+Each command leaves a line in the log `rerankd.audit`, with its origin and its outcome.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any, Final, TypeVar
+
+from rerankd.config.api_keys import ApiKey, read_admin_keys, read_api_keys
+from rerankd.config.settings import Settings
+from rerankd.errors import ConfigError, NotChanged
+from rerankd.gateway.keys import ApiKeys
+from rerankd.serving.hosting import Changes, HostedModel, ModelHost
+from rerankd.serving.model import ServedModel
+
+T = TypeVar("T")
+
+audit = logging.getLogger("rerankd.audit")
+logger = logging.getLogger(__name__)
+
+HANGUP: Final = "SIGHUP"
+
+
+class Administration:
+    """Commands to a running service. `by` is the name of an admin key, or of a signal."""
+
+    def __init__(self, settings: Settings, *, keys: ApiKeys, admin_keys: ApiKeys | None, host: ModelHost) -> None:
+        """`admin_keys` None: nobody may send commands, and only signals do."""
+        self._settings = settings
+        self._keys = keys
+        self.admin_keys = admin_keys
+        self._host = host
+
+    async def hang_up(self) -> None:
+        """Read API keys and models again. What cannot be used changes nothing, and the log says why."""
+        await reload_keys(self._settings, self._keys, self.admin_keys)
+        try:
+            await self.reload_models(by=HANGUP)
+        except NotChanged:
+            logger.debug("the audit log has said why")
+
+    async def reload_models(self, *, by: str) -> Changes:
+        """Read the registry again and serve what it says, or change nothing.
+
+        Raises:
+            NotChanged: something in it cannot be served; the message names every problem.
+        """
+        return await self._do(self._host.reload, "reload", by=by)
+
+    async def load(self, name: str, *, by: str) -> HostedModel:
+        """Load a model from its files, again if it serves already.
+
+        Raises:
+            ModelNotFound, InvalidRequest: see `ModelHost.load`.
+            NotChanged: it cannot be loaded; if it served before, it still does.
+        """
+        await self._do(lambda: self._host.load(name), "load", by=by, model=name)
+        return self._host.hosted(name)
+
+    async def unload(self, name: str, *, by: str) -> HostedModel:
+        """Release a model's memory until a request asks for it.
+
+        Raises:
+            ModelNotFound, InvalidRequest: see `ModelHost.unload`.
+        """
+        await self._do(lambda: self._host.unload(name), "unload", by=by, model=name)
+        return self._host.hosted(name)
+
+    @property
+    def default(self) -> ServedModel:
+        """The model that answers requests which name none."""
+        return self._host.catalog.named(None)
+
+    def models(self) -> list[HostedModel]:
+        """The models that are served, and their versions."""
+        return [self._host.hosted(model.name) for model in self._host.catalog.models]
+
+    async def _do(self, command: Callable[[], Awaitable[T]], name: str, *, by: str, **told: Any) -> T:  # noqa: ANN401
+        """Run a command and log it."""
+        try:
+            outcome = await command()
+        except ConfigError as error:
+            audit.error("%s changed nothing: %s", name, error, extra={"by": by, **told})
+            raise NotChanged(f"nothing was changed: {error}") from None
+        audit.info("%s", name, extra={"by": by, **told, **(asdict(outcome) if isinstance(outcome, Changes) else {})})
+        return outcome
+
+
+async def reload_keys(settings: Settings, clients: ApiKeys, admins: ApiKeys | None) -> None:
+    """Read the files of keys again. If one cannot be used, the keys stay as they are and the log says why."""
+    try:
+        of_clients, of_admins = await asyncio.to_thread(read_keys, settings)
+    except ConfigError as error:
+        logger.error("API keys stay as they were: %s", error)
+        return
+    for keys, fresh, whose in ((clients, of_clients, "API keys"), (admins, of_admins, "admin keys")):
+        if keys is not None:
+            changes = keys.replace(fresh)
+            logger.info("%s were read again", whose, extra={"keys": len(fresh), **asdict(changes)})
+
+
+def read_keys(settings: Settings) -> tuple[list[ApiKey], list[ApiKey]]:
+    """The keys of clients and of operators.
+
+    Raises:
+        ConfigError: see `read_api_keys` and `read_admin_keys`.
+    """
+    clients = read_api_keys(settings.api_keys, settings.api_keys_file)
+    file = settings.admin_keys_file
+    return clients, [] if file is None else read_admin_keys(file, clients=clients)

@@ -8,7 +8,7 @@ import pytest
 
 from rerankd.api.dialects import DIALECTS
 from rerankd.serving.model import Canary, GoldenPair
-from tests.api.conftest import Api, OpenApi
+from tests.api.conftest import Api, OpenApi, is_our_error
 from tests.fakes import FakeService, score_of
 
 _CANARY = Canary(
@@ -214,3 +214,10 @@ async def test_the_example_of_every_dialect_works(api: Api) -> None:
             assert answer.status_code == 200
             assert api.requests_counted(dialect=dialect.name, status=200) > 0
             dialect.answer.model_validate(answer.json())
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "models"), ("POST", "reload"), ("POST", "models/fake/unload")])
+async def test_without_admin_keys_there_is_no_admin(api: Api, method: str, path: str) -> None:
+    answer = await api.client.request(method, f"/admin/{path}", headers={"Authorization": "Bearer any"})
+    assert is_our_error(answer, 404, "not_found")
+    assert not [path for path in (await api.client.get("/openapi.json")).json()["paths"] if "admin" in path]

@@ -246,6 +246,16 @@ def test_an_output_that_cannot_be_written_is_refused_in_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_a_second_rank_does_not_hide_the_failures_of_the_first(tmp_path: Path, registry: Path) -> None:
+    source, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    good = {"query": "q", "documents": ["a", "b"]}
+    source.write_text("".join(json.dumps(one) + "\n" for one in (good, {**good, "model": "nobody"})))
+    first, second = (rerankd("rank", source, output, "--registry", registry) for _ in range(2))
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "failed in an earlier run: 1;" in " ".join(second.stderr.split())
+    assert [("results" in json.loads(line)) for line in output.read_text().splitlines()] == [True, False]
+
+
 def test_an_interrupted_rank_says_how_to_go_on_and_does(tmp_path: Path, registry: Path) -> None:
     source, output = _requests(tmp_path, 20_000), tmp_path / "answers.jsonl"
     command = [sys.executable, "-m", "rerankd", "rank", str(source), str(output), "--registry", str(registry)]

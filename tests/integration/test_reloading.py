@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,6 +197,7 @@ def test_a_hangup_reads_the_registry_again_and_says_what_it_did(service: _Servic
     service.server.process.send_signal(signal.SIGHUP)
     _until(lambda: service.scores("tiny") != before)
     assert service.ask("alias").status_code == 200
+    _until(lambda: service.log("rerankd.audit")[-1]["by"] == "SIGHUP")
     last = service.log("rerankd.audit")[-1]
     assert (last["message"], last["by"], last["replaced"]) == ("reload", "SIGHUP", ["tiny"])
     (told,) = [line for line in service.log("rerankd.serving.assembly") if line.get("models") == ["tiny"]][-1:]
@@ -219,6 +221,7 @@ def test_a_registry_that_cannot_be_served_changes_nothing_and_the_answer_says_wh
     assert "registry.toml" in service.command("reload").json()["message"]
     assert service.scores("tiny") == before
     assert list(service.models()) == ["main", "tiny"]
+    _until(lambda: "registry.toml" in service.log("rerankd.audit")[-1]["message"])
     assert [line["by"] for line in service.log("rerankd.audit")[-2:]] == ["operator", "operator"]
     assert "changed nothing" in service.log("rerankd.audit")[-1]["message"]
 
@@ -235,6 +238,24 @@ def test_an_operator_loads_and_unloads_a_model(service: _Service, tiny_model: Pa
     assert (loaded["status"], loaded["versions"]["serving"]) == ("ready", 1)
     assert loaded["path"] == str(tiny_model)
     assert service.command("models/nobody/load").status_code == 404
+    _until(lambda: "'nobody'" in service.log("rerankd.audit")[-1]["message"])
+    audited = [(line["message"], line.get("model"), line["by"]) for line in service.log("rerankd.audit")[-4:]]
+    assert audited[0] == ("unload", "tiny", "operator")
+    assert audited[1][0].startswith("unload changed nothing: model 'tiny' is not loaded")
+    assert audited[2] == ("load", "tiny", "operator")
+    assert audited[3][0].startswith("load changed nothing: unknown model 'nobody'")
+
+
+def test_an_idle_model_comes_back_for_all_requests_that_want_it(
+    service: _Service, tiny_model: Path, shipped: Path
+) -> None:
+    before = service.scores("tiny")
+    service.write({"name": "main", "path": shipped}, {"name": "tiny", "path": tiny_model, "idle_unload_s": 0.2})
+    assert service.command("reload").json()["replaced"] == ["tiny"]
+    _until(lambda: service.models()["tiny"]["status"] == "unloaded")
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(service.scores, ["tiny"] * 8)) == {before}
+    _until(lambda: service.models()["tiny"]["status"] == "unloaded")
 
 
 @pytest.mark.parametrize(

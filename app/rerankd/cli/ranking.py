@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from rerankd.cli.app import PROGRESS_COLUMNS, RegistryOption, interruptible, log_warnings_only
+from rerankd.cli.app import PROGRESS_COLUMNS, RegistryOption, interruptible, log_warnings_only, print_problem
 from rerankd.config.settings import read_settings
 from rerankd.errors import ConfigError
 from rerankd.tools.outputs import check_files
@@ -64,7 +64,12 @@ def rank(
         Console(stderr=True).print(f"{source} has no requests", highlight=False, markup=False, soft_wrap=True)
     with interruptible("finished requests are kept, and the same command continues from there"):
         failed = asyncio.run(_show_progress(plan, rerank_file(settings, plan, output)))
-    if failed:
+    if plan.failed:
+        print_problem(
+            f"requests that failed in an earlier run: {plan.failed}; {output} has their errors: "
+            "delete it to try all of them again"
+        )
+    if failed or plan.failed:
         raise typer.Exit(1)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from rerankd.config.api_keys import ApiKey, read_admin_keys, read_api_keys
 from rerankd.config.settings import Settings
-from rerankd.errors import ConfigError, NotChanged
+from rerankd.errors import ConfigError, NotChanged, RerankError
 from rerankd.gateway.keys import ApiKeys
 from rerankd.serving.hosting import Changes, HostedModel, ModelHost
 from rerankd.serving.model import ServedModel
@@ -82,8 +82,10 @@ class Administration:
         """Run a command and log it."""
         try:
             outcome = await command()
-        except ConfigError as error:
+        except (ConfigError, RerankError) as error:
             audit.error("%s changed nothing: %s", name, error, extra={"by": by, **told})
+            if isinstance(error, RerankError):
+                raise
             raise NotChanged(f"nothing was changed: {error}") from None
         audit.info("%s", name, extra={"by": by, **told, **(asdict(outcome) if isinstance(outcome, Changes) else {})})
         return outcome

@@ -57,16 +57,19 @@ def model_folder(spec: ModelSpec, settings: Settings, *, beside: Path | None = N
 
 
 def file_marks(spec: ModelSpec, settings: Settings) -> tuple[FileMark, ...]:
-    """The local files that an entry is loaded from, without reading them. None for a folder that is not there, and for
-    a model on a hub.
+    """The local files that an entry is loaded from, without reading them. None for a folder that cannot be read, and
+    for a model on a hub.
     """
     if is_on_hub(spec.path):
         return ()
     beside = settings.registry.parent
     template = spec.options.get("template")
     prompts = [folder / f"{template}.toml" for folder in template_folders(settings)] if template else []
-    files = matching_files((beside / Path(spec.path).expanduser()).resolve(), patterns=_patterns(spec))
-    return tuple(FileMark.of(path) for path in (*files, *prompts) if path.is_file())
+    try:
+        files = matching_files((beside / Path(spec.path).expanduser()).resolve(), patterns=_patterns(spec))
+        return tuple(FileMark.of(path) for path in (*files, *prompts) if path.is_file())
+    except (OSError, RuntimeError):  # a file that goes meanwhile, a home that nobody has
+        return ()
 
 
 def weight_bytes(spec: ModelSpec, settings: Settings) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import Context
 from typing import Literal
 
 from rerankd.errors import ConfigError, SourceUnreachable
@@ -45,7 +46,8 @@ class Version:
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._serving = asyncio.Event()
         self._retired = asyncio.Event()
-        self.task = asyncio.create_task(self._live(), name=model.name)
+        # Not in the context of the request that wants the model: its id would be in the log for ever.
+        self.task = asyncio.create_task(self._live(), name=model.name, context=Context())
 
     @property
     def alive(self) -> bool:

@@ -37,8 +37,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The jobs in order, without the `done` of `total` that an earlier run finished. `models` are the models that they
-    name, None for the default one. `model` is used by jobs that name none.
+    """The jobs in order, without the `done` of `total` that an earlier run finished, of which `failed` have an error.
+    `models` are the models that they name, None for the default one. `model` is used by jobs that name none.
     """
 
     jobs: Iterable[Job]
@@ -46,6 +46,7 @@ class Plan:
     total: int
     models: frozenset[str | None]
     model: str | None
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def plan_requests(path: Path, output: Path, *, model: str | None) -> Plan:
             f"{output} has {done} answers, {path} only {len(requests)} requests; delete it to start again"
         )
     models = frozenset(job.request.model for job in requests)
-    return Plan(requests[done:], done, len(requests), models, model)
+    return Plan(requests[done:], done, len(requests), models, model, failed=_errors_in(output))
 
 
 _REQUIRED = ("query", "documents")
@@ -219,6 +220,12 @@ def _finished_queries(output: Path, sizes: Mapping[str, int]) -> set[str]:
     if partial:
         output.write_text("".join(line for line in lines if line.split(" ", 1)[0] not in partial), encoding="utf-8")
     return set(written) - partial
+
+
+def _errors_in(output: Path) -> int:
+    """How many answers of an earlier run are errors."""
+    lines = output.read_bytes().splitlines() if output.exists() else []
+    return sum("error_type" in orjson.loads(line) for line in lines if b'"error_type"' in line)
 
 
 def _cut_to_whole_lines(output: Path) -> int:

@@ -26,6 +26,10 @@ _TASK: Final = (
     "[B] > [A], Answer concisely and directly and only respond with the ranking results, do not say any word or "
     "explain."
 )
+_BGE_TASK: Final = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
+    "prediction of either 'Yes' or 'No'."
+)
 # The chat templates as the models' makers publish them, for one system and one user message.
 CHATS: Final = {
     "llama": (
@@ -123,12 +127,8 @@ def bge_gemma_logits(folder: Path, query: str, documents: Sequence[str]) -> Floa
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-    task = (
-        "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
-        "a prediction of either 'Yes' or 'No'."
-    )
     before = [tokenizer.convert_tokens_to_ids("<bos>"), *ids(f"A: {query}"), *ids("\n")]
-    behind = [*ids("\n"), *ids(task)]
+    behind = [*ids("\n"), *ids(_BGE_TASK)]
     yes = ids("Yes")[0]
     rows = [_logits_after(folder, [*before, *ids(f"B: {document}"), *behind])[yes] for document in documents]
     return np.array(rows, dtype=np.float32)
@@ -371,6 +371,90 @@ def duot5_sums(folder: Path, query: str, documents: Sequence[str]) -> FloatArray
         sums[first] += probability
         sums[second] += 1 - probability
     return sums.astype(np.float32)
+
+
+def minicpm_logits(folder: Path, query: str, documents: Sequence[str], *, layer: int) -> FloatArray:
+    """bge-reranker-v2-minicpm-layerwise as its authors' code computes it from their tensors: what the layer of this
+    index reads, or the last one gives, through the norm and that layer's head; shape [documents].
+    """
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file  # noqa: PLC0415 - as above
+    from torch.nn.functional import silu  # noqa: PLC0415 - as above
+
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    size, depth = config["hidden_size"] // heads, config["scale_depth"] / config["num_hidden_layers"] ** 0.5
+
+    def norm(states: torch.Tensor, name: str) -> torch.Tensor:
+        mean = states.square().mean(dim=-1, keepdim=True)
+        return states * torch.rsqrt(mean + config["rms_norm_eps"]) * weights[f"{name}.weight"]
+
+    def turned(states: torch.Tensor) -> torch.Tensor:
+        angles = torch.arange(states.shape[1])[:, None] / config["rope_theta"] ** (torch.arange(0, size, 2) / size)
+        angles = torch.cat((angles, angles), dim=-1)
+        one, other = states.chunk(2, dim=-1)
+        return states * angles.cos() + torch.cat((-other, one), dim=-1) * angles.sin()
+
+    def logit(ids: Sequence[int]) -> float:
+        state = weights["model.embed_tokens.weight"][list(ids)] * config["scale_emb"]
+        hidden = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
+        for name in (f"model.layers.{number}" for number in range(layer)):
+            read = norm(state, f"{name}.input_layernorm")
+            query, key, value = (
+                (read @ weights[f"{name}.self_attn.{part}_proj.weight"].T).view(len(ids), -1, size).transpose(0, 1)
+                for part in "qkv"
+            )
+            key, value = (part.repeat_interleave(heads // shared, dim=0) for part in (turned(key), value))
+            attention = torch.softmax(turned(query) @ key.transpose(1, 2) / size**0.5 + hidden, dim=-1)
+            mixed = (attention @ value).transpose(0, 1).reshape(len(ids), -1)
+            state = state + mixed @ weights[f"{name}.self_attn.o_proj.weight"].T * depth
+            read = norm(state, f"{name}.post_attention_layernorm")
+            gate, up = (read @ weights[f"{name}.mlp.{part}_proj.weight"].T for part in ("gate", "up"))
+            state = state + (silu(gate) * up) @ weights[f"{name}.mlp.down_proj.weight"].T * depth
+        head = weights[f"lm_head.{layer - config['start_layer']}.linear_head.weight"][0]
+        return float(norm(state, "model.norm")[-1] @ head)
+
+    return np.array([logit(ids) for ids in _bge_prompts(folder, query, documents, "<s>", _BGE_TASK)], dtype=np.float32)
+
+
+def lightweight_logits(folder: Path, query: str, documents: Sequence[str], *, layer: int) -> FloatArray:
+    """bge-reranker-v2.5-gemma2-lightweight without compression: the first head, whichever layer is asked for, on what
+    the layer of this index reads, or the last one gives; shape [documents].
+    """
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file  # noqa: PLC0415 - as above
+    from transformers import Gemma2Config, Gemma2Model  # noqa: PLC0415 - as above
+
+    said = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    own = ("architectures", "auto_map", "model_type")
+    config = Gemma2Config(**{key: value for key, value in said.items() if key not in own}, attn_implementation="eager")
+    model = Gemma2Model(config).eval()
+    prefix = "model."
+    model.load_state_dict({key.removeprefix(prefix): one for key, one in weights.items() if key.startswith(prefix)})
+    cap = config.final_logit_softcapping
+    values = []
+    task = "Predict whether passage B contains an answer to query A."
+    for ids in _bge_prompts(folder, query, documents, "<bos>", task):
+        with torch.inference_mode():
+            output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            last = layer == config.num_hidden_layers
+            state = output.last_hidden_state if last else model.norm(output.hidden_states[layer])
+            value = float(state[0, -1] @ weights["lm_head.0.linear_head.weight"][0])
+        values.append(np.tanh(value / cap) * cap)
+    return np.array(values, dtype=np.float32)
+
+
+def _bge_prompts(folder: Path, query: str, documents: Sequence[str], beginning: str, task: str) -> list[list[int]]:
+    """The ids that FlagEmbedding joins from parts that it tokenizes one by one."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    start = [tokenizer.token_to_id(beginning), *ids(f"A: {query}"), *ids("\n")]
+    return [[*start, *ids(f"B: {document}"), *ids("\n"), *ids(task)] for document in documents]
 
 
 def _without_identifiers(text: str) -> str:

@@ -37,6 +37,7 @@ from tests.tiny_causal import (
     build_nemotron,
     build_qwen3_vl,
 )
+from tests.tiny_layer_wise import LAYERS, build_gemma, build_minicpm
 from tests.tiny_models import CORPUS, FAMILIES, build_bert, build_gte, build_jina_v2, build_provence
 from tests.tiny_seq2seq import build_mt5, build_t5, build_untied_t5
 from tests.tiny_vectors import bi_encoder, bi_encoder_scores
@@ -48,6 +49,8 @@ from tests.transcriptions import (
     first_step_logits,
     gte_logits,
     jina_v3_scores,
+    lightweight_logits,
+    minicpm_logits,
     mxbai_rerank_logits,
     nemotron_logits,
     prompted_logits,
@@ -195,6 +198,14 @@ def graph_of(family: str, **config: Any) -> Callable[[Path], object]:
 
 def of_the_torch_original(folder: Path) -> FloatArray:
     return by_sentence_transformers(folder / "plain")
+
+
+def by_minicpm(folder: Path, *, layer: int) -> FloatArray:
+    return minicpm_logits(folder, QUERY, DOCUMENTS, layer=layer)
+
+
+def by_lightweight(folder: Path, *, layer: int) -> FloatArray:
+    return lightweight_logits(folder, QUERY, DOCUMENTS, layer=layer)
 
 
 def true_against(false: str, true: str, prompt: str = MONO) -> Scores:
@@ -417,6 +428,8 @@ CASES = [
         lambda folder: prompted_logits(folder, _CTXL, QUERY, DOCUMENTS, token=0),
         repository="ContextualAI/ctxl-rerank-v2-instruct-multilingual-1b",
     ),
+    Case("layer-wise rerankers", build_minicpm, partial(by_minicpm, layer=LAYERS), raw=True),
+    Case("layer-wise rerankers", build_gemma, partial(by_lightweight, layer=LAYERS), raw=True, name="lightweight"),
     *(
         Case("monoT5 and InRanker", build, true_against("▁false", "▁true"), repository=repository, raw=True, name=name)
         for build, repository, name in (

@@ -60,6 +60,14 @@ def saved_as(kind: str, *modules: str) -> dict[str, Any]:
     return {"modules.json": chain, "config_sentence_transformers.json": {"model_type": kind}}
 
 
+COST_WISE = {
+    "architectures": ["CostWiseGemmaForCausalLM"],
+    "model_type": "cost_wise_gemma",
+    "layer_wise": True,
+    "start_layer": 8,
+    "layer_sep": 1,
+    "num_hidden_layers": 42,
+}
 T5 = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
 MT5 = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}
 SERVED = [
@@ -130,6 +138,7 @@ SERVED = [
     Case("mT5 on mMARCO", MT5, "unicamp-dl/mt5-base-en-pt-msmarco-v1"),
     Case("mT5 on mMARCO", MT5, "unicamp-dl/mt5-3B-mmarco-en-pt"),
     Case("PTT5 and monoPTT5 (Portuguese)", T5, "unicamp-dl/monoptt5-3b"),
+    Case("layer-wise rerankers", COST_WISE),
     Case("duoT5", T5, "castorini/duot5-base-msmarco"),
     Case("RankT5 in PyTorch", T5, "Soyoung97/RankT5-large"),
 ]
@@ -189,7 +198,9 @@ REFUSED = [
         {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"},
     ),
     Case("layer-wise rerankers", language_model("MiniCPM"), "BAAI/bge-reranker-v2-minicpm-layerwise"),
-    Case("layer-wise rerankers", {"architectures": ["CostWiseGemmaForCausalLM"], "model_type": "cost_wise_gemma"}),
+    Case("layer-wise rerankers", {**COST_WISE, "layer_wise": False}),
+    Case("layer-wise rerankers", {**COST_WISE, "start_layer": None}),
+    Case("layer-wise rerankers", {"architectures": ["CostWiseQwenForCausalLM"], "model_type": "qwen3"}),
     Case("rerankers that think before they answer", language_model(), "jhu-clsp/rank1-7b"),
     Case("setwise rerankers", language_model(), "ielabgroup/Rank-R1-7B-v0.1"),
     Case("RankVicuna", language_model("Llama"), "castorini/rank_vicuna_7b_v1"),

@@ -16,6 +16,7 @@ from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, EngineSpec
 from rerankd.engines.torch.device_memory import within_memory
 from rerankd.engines.torch.head_rows import PROBE, HeadRows
+from rerankd.engines.torch.layer_wise import load_layer_wise
 from rerankd.engines.torch.positions import stretched_beyond
 from rerankd.engines.torch.prefill import Prefill
 from rerankd.engines.torch.prefixes import (
@@ -25,7 +26,10 @@ from rerankd.engines.torch.prefixes import (
     has_shareable_layers,
     shared_tokens,
 )
-from rerankd.engines.torch.weights import LargeWeightsOptions, Precision, check_weights, load_language_model
+from rerankd.engines.torch.weights import Kind, LargeWeightsOptions, Precision, check_weights, load_language_model
+from rerankd.errors import ConfigError
+from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.layer_wise import layer_wise_form
 from rerankd.tasks.encoding import Encoding
 
 
@@ -34,6 +38,9 @@ class TorchCausalOptions(LargeWeightsOptions):
 
     share_prefixes: bool = Field(default=True, description="Compute what prompts begin with once.")
     prefix_tokens: int = Field(default=16_384, ge=0, description="Tokens whose keys and values are kept for that.")
+    cutoff_layer: int | None = Field(
+        default=None, ge=1, description="Of models that score at several layers, the one to read; default: the last."
+    )
 
 
 class TorchCausalEngine:
@@ -67,7 +74,12 @@ class TorchCausalEngine:
                 multiply.
         """
         options = check(spec)
-        model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
+        form = layer_wise_form(ModelFiles.read(spec.folder), cutoff_layer=options.cutoff_layer)
+        model, name, precision = (
+            load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
+            if form is None
+            else load_layer_wise(spec.folder, form, options)
+        )
         sharing = options.share_prefixes and options.prefix_tokens > 0 and _can_share(model, pad_id=spec.pad_id)
         engine = cls(
             model,
@@ -141,5 +153,10 @@ def check(spec: EngineSpec) -> TorchCausalOptions:
         ConfigError: an option, the scorer or the folder does not fit. The weights are not read.
     """
     options = read_options(spec.options, TorchCausalOptions, of="engine 'torch-causal'")
-    check_weights("causal language model", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    form = layer_wise_form(ModelFiles.read(spec.folder), cutoff_layer=options.cutoff_layer)
+    if form is None and options.cutoff_layer is not None:
+        raise ConfigError("cutoff_layer is for models that score at several layers; leave it out")
+    # Of those no code of their authors is needed.
+    kind: Kind = "causal language model" if form is None else "encoder"
+    check_weights(kind, spec.folder, options, trust_remote_code=spec.trust_remote_code or form is not None)
     return options

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import load_file
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -99,9 +99,14 @@ class LargeWeightsOptions(WeightsOptions):
 
 
 def load_language_model(
-    folder: Path, options: LargeWeightsOptions, *, trust_remote_code: bool, kind: Kind = "causal language model"
+    folder: Path,
+    options: LargeWeightsOptions,
+    *,
+    trust_remote_code: bool,
+    kind: Kind = "causal language model",
+    native: NativeForm | None = None,
 ) -> tuple[PreTrainedModel, str, Precision]:
-    """Load a language model. The text names device and precision, for cache keys.
+    """Load a language model, as `read_weights` does. The text names device and precision, for cache keys.
 
     Raises:
         ConfigError: the folder holds no such model, not all of its weights, or a library or device is missing.
@@ -115,6 +120,7 @@ def load_language_model(
         precision=precision,
         attention=options.attention,
         trust_remote_code=trust_remote_code,
+        native=native,
         **placement,
     )
     if not placement:
@@ -130,15 +136,17 @@ def read_weights(
     precision: Precision = "float32",
     attention: str | None = None,
     trust_remote_code: bool = False,
+    native: NativeForm | None = None,
     **placement: Any,  # noqa: ANN401 - transformers' own arguments
 ) -> PreTrainedModel:
-    """Load a model with all of its weights.
+    """Load a model with all of its weights; `native`: in this form, and not in the one that its files say.
 
     Raises:
         ConfigError: the folder holds no such model, or not all of its weights.
     """
     transformers_logging.disable_progress_bar()
-    native = _check_files(kind, folder, trust_remote_code=trust_remote_code)
+    if native is None:
+        native = _check_files(kind, folder, trust_remote_code=trust_remote_code)
     try:
         loader, source = _source(kind, folder, native)
         model, loading = loader.from_pretrained(
@@ -222,19 +230,22 @@ def _source(kind: Kind, folder: Path, native: NativeForm | None) -> tuple[Any, M
     loader = _NATIVE[kind][type(config)]
     if not native.renamed:
         return loader, {"pretrained_model_name_or_path": folder, "config": config}
-    tensors = {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
-    renamed = renamed_tensors(tensors, native.renamed)
+    renamed = _renamed_tensors(folder, native.renamed)
     return loader, {"pretrained_model_name_or_path": None, "config": config, "state_dict": renamed}
 
 
-def renamed_tensors(tensors: Mapping[str, torch.Tensor], rules: Sequence[Renamed]) -> dict[str, torch.Tensor]:
-    """Tensors by their names in transformers; the first rule that fits a name counts, and others stay as they are."""
+def _renamed_tensors(folder: Path, rules: Sequence[Renamed]) -> dict[str, torch.Tensor]:
+    """A folder's tensors by their names in transformers. The first rule that fits a name counts; tensors that no rule
+    fits keep their names, and those that are left out are not read.
+    """
     renamed: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
-        names = [name] if rule is None else [re.sub(rule.pattern, new, name) for new in rule.names]
-        parts = tensor.chunk(len(names)) if names else ()
-        renamed |= dict(zip(names, parts, strict=True))
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                rule = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
+                names = [name] if rule is None else [re.sub(rule.pattern, new, name) for new in rule.names]
+                parts = tensors.get_tensor(name).chunk(len(names)) if names else ()
+                renamed |= dict(zip(names, parts, strict=True))
     return renamed
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Final
 
-from rerankd.recognition.families import classifiers, encoder_decoders, language_models, others, vectors
+from rerankd.recognition.families import classifiers, encoder_decoders, language_models, layer_wise, others, vectors
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Family, Outcome, Refused
 
 FAMILIES: Final[Sequence[Family]] = (
     *classifiers.FAMILIES,
+    *layer_wise.FAMILIES,
     *language_models.FAMILIES,
     *vectors.FAMILIES,
     *encoder_decoders.FAMILIES,

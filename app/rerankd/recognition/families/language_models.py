@@ -28,7 +28,6 @@ from rerankd.recognition.recognised import (
     Refused,
     Task,
     architecture,
-    model_type,
     modules,
     refused_family,
     repository,
@@ -232,17 +231,6 @@ FAMILIES: Final[Sequence[Family]] = (
         ),
         because="documents are texts here, and no engine loads its class",
         instead="use Qwen/Qwen3-Reranker-0.6B for texts",
-    ),
-    refused_family(
-        "layer-wise rerankers",
-        ["BAAI/bge-reranker-v2-minicpm-layerwise", "BAAI/bge-reranker-v2.5-gemma2-lightweight"],
-        lambda files: (
-            model_type(files, "cost_wise_gemma")
-            or architecture(files, "LayerWise*", "CostWise*")
-            or repository(files, "BAAI/bge-reranker-*-layerwise", "BAAI/bge-reranker-*-lightweight")
-        ),
-        because="it reads its score from an inner layer, which no engine gives yet",
-        instead="use BAAI/bge-reranker-v2-gemma",
     ),
     refused_family(
         "rerankers that think before they answer",

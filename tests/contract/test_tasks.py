@@ -13,10 +13,12 @@ from rerankd.recognition.recognised import TASK_ENGINES
 from rerankd.tasks.base import Task
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.embed import Embed, EncodedText
+from rerankd.tasks.embed_tokens import EmbedTokens, ExpandedText
 from rerankd.tasks.encoding import Encoding
 from rerankd.tasks.generate import Chat, Conversation, Generate, Message, Prompt
 from rerankd.tasks.read_tokens import ReadTokens
 from rerankd.tasks.read_vectors import MarkedPrompt, ReadVectors
+from rerankd.tasks.weigh_words import WeighWords
 
 _IDS = np.array([5, 6, 7], dtype=np.int64)
 _OTHER_IDS = np.array([5, 6], dtype=np.int64)
@@ -25,6 +27,12 @@ TASKS: dict[str, tuple[Task[Any], list[Any], list[int]]] = {
     "classify": (Classify(outputs=1), [Encoding(_IDS, 1), Encoding(_IDS, 2), Encoding(_OTHER_IDS, 1)], [3, 3, 2]),
     "read_tokens": (ReadTokens((1, 2)), [Encoding(_IDS, 1), Encoding(_IDS, 2), Encoding(_OTHER_IDS, 1)], [3, 3, 2]),
     "embed": (Embed(outputs=1), [EncodedText(_IDS, 3), EncodedText(_IDS, 3, 1), EncodedText(_OTHER_IDS, 2)], [3, 3, 2]),
+    "embed_tokens": (
+        EmbedTokens(),
+        [ExpandedText(_IDS, 3), ExpandedText(_IDS, 3, 1), ExpandedText(_OTHER_IDS, 2)],
+        [3, 3, 2],
+    ),
+    "weigh_words": (WeighWords(), [Encoding(_IDS, 3), Encoding(_OTHER_IDS, 2)], [3, 2]),
     "generate": (Generate(decode=str), [Prompt(_IDS, 9), Prompt(_IDS, 8), Prompt(_OTHER_IDS, 9)], [3, 3, 2]),
     "read_vectors": (
         ReadVectors(),

@@ -40,7 +40,14 @@ from tests.tiny_causal import (
 from tests.tiny_layer_wise import LAYERS, build_gemma, build_minicpm
 from tests.tiny_models import CORPUS, FAMILIES, build_bert, build_gte, build_jina_v2, build_provence
 from tests.tiny_seq2seq import build_mt5, build_t5, build_untied_t5
-from tests.tiny_vectors import bi_encoder, bi_encoder_scores
+from tests.tiny_vectors import (
+    bi_encoder,
+    bi_encoder_scores,
+    multi_vector,
+    multi_vector_scores,
+    sparse_encoder,
+    sparse_scores,
+)
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 from tests.transcriptions import (
     bge_gemma_logits,
@@ -369,6 +376,57 @@ CASES = [
                 },
             ),
         )
+    ),
+    *(
+        Case(
+            f"ColBERT ({layout})",
+            partial(multi_vector, **how),
+            partial(multi_vector_scores, query=QUERY, documents=DOCUMENTS),
+            name=name,
+        )
+        for layout, name, how in (
+            ("Stanford's layout", "", {"layout": "stanford", "query_maxlen": 40, "doc_maxlen": 64}),
+            (
+                "PyLate's layout, MultiVectorEncoder",
+                "",
+                {"layout": "pylate", "query_length": 24, "document_length": 60, "attend_to_expansion_tokens": True},
+            ),
+            (
+                "PyLate's layout, MultiVectorEncoder",
+                "without expansion",
+                {"layout": "pylate", "family": "modernbert", "do_query_expansion": False, "skiplist_words": []},
+            ),
+            (
+                "PyLate's layout, MultiVectorEncoder",
+                "fixed",
+                {
+                    "prompts": {"query": "[Q] ", "document": "[D] "},
+                    "query_expansion": {"strategy": "fixed", "attend": False, "token": None, "length": 40},
+                    "document_length": 50,
+                    "skiplist_words": [",", ".", "?"],
+                },
+            ),
+            (
+                "PyLate's layout, MultiVectorEncoder",
+                "at least",
+                {
+                    "family": "modernbert",
+                    "query_expansion": {"strategy": "min", "attend": True, "token": None, "length": 48},
+                    "similarity_fn_name": "meanmaxsim",
+                    "skiplist_words": [","],
+                    "skiplist_tasks": ["query", "document"],
+                },
+            ),
+        )
+    ),
+    *(
+        Case(
+            "SPLADE",
+            partial(sparse_encoder, pooling=how),
+            partial(sparse_scores, query=QUERY, documents=DOCUMENTS),
+            name=name,
+        )
+        for name, how in (("", {}), ("sum", {"pooling_strategy": "sum", "activation_function": "log1p_relu"}))
     ),
     Case("judges with a chat template of their own", judge(), by_sentence_transformers),
     Case("judges with a chat template of their own", judge(ending="ing ??"), by_sentence_transformers, name="ending"),

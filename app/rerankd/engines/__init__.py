@@ -50,6 +50,12 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         options="TorchEncoderOptions",
         tasks=("classify", "embed"),
     ),
+    "torch-vectors": EngineKind(
+        module="rerankd.engines.torch.vectors",
+        engine="TorchVectorsEngine",
+        options="WeightsOptions",
+        tasks=("embed_tokens", "weigh_words"),
+    ),
     "torch-causal": EngineKind(
         module="rerankd.engines.torch.causal",
         engine="TorchCausalEngine",

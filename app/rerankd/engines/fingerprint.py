@@ -21,6 +21,7 @@ WITHOUT_EFFECT: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "openvino": {"kept_kernels": "only which compiled kernels stay in memory", "threads": _THREADS},
     "torch-encoder": {"device": _PLACE},
+    "torch-vectors": {"device": _PLACE},
     "torch-causal": {
         "device": _PLACE,
         "prefix_tokens": "only how many results stay in memory",
@@ -39,6 +40,7 @@ _LIBRARIES: Final[Mapping[str, Sequence[str]]] = {
     "onnx": ["onnxruntime"],
     "openvino": ["openvino"],
     "torch-encoder": ["torch", "transformers"],
+    "torch-vectors": ["torch", "transformers"],
     "torch-causal": ["torch", "transformers"],
     "torch-seq2seq": ["torch", "transformers"],
     "torch-markers": ["torch", "transformers"],

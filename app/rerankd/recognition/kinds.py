@@ -229,10 +229,14 @@ def refuse_unsaid_pairs(files: ModelFiles, *, separated: bool) -> None:
 
 
 def refuse_unknown_settings(
-    files: ModelFiles, *, task: str = "sequence-classification", prompted: bool = False
+    files: ModelFiles,
+    *,
+    task: str = "sequence-classification",
+    prompted: bool = False,
+    applied: Collection[str] = (),
 ) -> None:
     """Refuse what sentence-transformers' files say about the input, beyond what is applied here. `prompted`: a chat
-    template's options and a default prompt are applied.
+    template's options and a default prompt are applied, `applied`: so are these keys.
 
     Raises:
         ConfigError: the message names file and key.
@@ -240,7 +244,7 @@ def refuse_unknown_settings(
     for key, value in files.transformer.items():
         if value in _HARMLESS.get(key, (None, {}, [])):
             continue
-        if key in ("transformer_task", "modality_config", "max_seq_length", "do_lower_case"):
+        if key in ("transformer_task", "modality_config", "max_seq_length", "do_lower_case", *applied):
             continue
         if prompted and key == "processing_kwargs" and isinstance(value, dict) and set(value) == {"chat_template"}:
             continue

@@ -29,12 +29,15 @@ _OLD_POOLINGS: Final[Mapping[str, Pooling]] = {
 }
 _VECTOR: Final = "sentence_embedding"
 _SCORES: Final = "scores"
+_TOKENS: Final = "token_embeddings"
 _WEIGHTS: Final = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadLayer:
-    """A dense layer with its activation, or (`outputs` None) a layer norm. `weights` is the file of its weights."""
+    """A dense layer with its activation, or (`outputs` None) a layer norm. `weights` is the file of its weights, which
+    may be `shared` with others.
+    """
 
     weights: Path
     inputs: int
@@ -42,6 +45,7 @@ class HeadLayer:
     bias: bool = True
     activation: LayerActivation = "Identity"
     residual: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,35 @@ def read_embedding_head(files: ModelFiles) -> ModularHead:
     return head if kept is None else replace(head, outputs=min(kept, head.outputs))
 
 
+def read_token_layers(files: ModelFiles) -> tuple[list[HeadLayer | Normalize], int]:
+    """The layers that each token's vector goes through in a late-interaction model, and the width that comes out.
+
+    Raises:
+        ConfigError: the chain has other modules, or their files are not whole.
+    """
+    known = {"Dense", "LayerNorm", "Normalize", "Dropout", "MultiVectorMask"}
+    if files.chain[:1] != ("Transformer",) or not set(files.chain[1:]) <= known:
+        raise ConfigError(
+            f"{files.folder}: modules.json says {' -> '.join(files.chain)}; late interaction is Transformer, then any "
+            f"of {', '.join(sorted(known))}: serve another model"
+        )
+    modules = [module for module in _modules_of(files) if module[0] != "MultiVectorMask"]
+    for name, folder, config in modules:
+        if (
+            config.get("module_input_name", _TOKENS) != _TOKENS
+            or (config.get("module_output_name") or _TOKENS) != _TOKENS
+        ):
+            raise ConfigError(
+                f"{folder / 'config.json'}: {name} does not read and give {_TOKENS!r}; serve another model"
+            )
+    layers = [_READERS[name](folder, config) for name, folder, config in modules]
+    widths = [layer.outputs for layer in layers if isinstance(layer, HeadLayer) and layer.outputs is not None]
+    width = widths[-1] if widths else number_of(files.config, "hidden_size", of=files.folder / "config.json")
+    if width is None:
+        raise ConfigError(f"{files.folder / 'config.json'}: hidden_size is missing; download the model again")
+    return layers, width
+
+
 _Module = tuple[str, Path, Mapping[str, Any]]
 
 
@@ -122,13 +155,13 @@ def _head(modules: Sequence[_Module], *, gives: str) -> ModularHead:
     )
 
 
-def check_head(head: ModularHead) -> None:
-    """Refuse a head whose weights are not there, or not whole.
+def check_layers(layers: Sequence[HeadLayer | Normalize]) -> None:
+    """Refuse layers whose weights are not there, or not whole.
 
     Raises:
         ConfigError: the message names the file.
     """
-    for layer in head.layers:
+    for layer in layers:
         if isinstance(layer, Normalize):
             continue
         if not layer.weights.is_file():

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from rerankd.recognition.kinds import ModelFiles
 
-Task = Literal["classify", "read_tokens", "generate", "embed", "read_vectors"]
+Task = Literal["classify", "read_tokens", "generate", "embed", "embed_tokens", "weigh_words", "read_vectors"]
 
 # What each scorer asks of an engine, and the engines that do it.
 TASKS: Final[Mapping[str, Task]] = {
@@ -18,6 +18,8 @@ TASKS: Final[Mapping[str, Task]] = {
     "pairwise": "read_tokens",
     "generative": "generate",
     "bi-encoder": "embed",
+    "late-interaction": "embed_tokens",
+    "splade": "weigh_words",
     "last-but-not-late": "read_vectors",
 }
 GRAPH_ENGINES: Final = ("onnx", "openvino")
@@ -26,6 +28,8 @@ TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "read_tokens": (*GRAPH_ENGINES, "torch-causal", "torch-seq2seq"),
     "generate": ("torch-generate",),
     "embed": ("onnx", "torch-encoder"),
+    "embed_tokens": ("torch-vectors",),
+    "weigh_words": ("torch-vectors",),
     "read_vectors": ("torch-markers",),
 }
 

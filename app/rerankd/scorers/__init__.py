@@ -21,9 +21,11 @@ from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative
 from rerankd.scorers.last_but_not_late import LastButNotLate, LastButNotLateOptions
+from rerankd.scorers.late_interaction import LateInteractionOptions, LateInteractionScorer
 from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.pairwise import Pairwise, PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
+from rerankd.scorers.splade import Splade, SpladeOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
 
 S = TypeVar("S", bound=Scorer)
@@ -47,6 +49,8 @@ LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {
 }
 VECTOR_SCORERS: Final[dict[str, Entry[AnyVectorScorer]]] = {
     "bi-encoder": Entry(BiEncoder.load, BiEncoderOptions),
+    "late-interaction": Entry(LateInteractionScorer.load, LateInteractionOptions),
+    "splade": Entry(Splade.load, SpladeOptions),
 }
 BLOCK_SCORERS: Final[dict[str, Entry[AnyBlockScorer]]] = {
     "last-but-not-late": Entry(LastButNotLate.load, LastButNotLateOptions),

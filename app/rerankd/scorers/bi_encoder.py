@@ -6,7 +6,7 @@ sentence-transformers files.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,12 +24,12 @@ from rerankd.recognition.modules import ModularHead, read_embedding_head
 from rerankd.recognition.tokenizer_settings import refuse_other_cuts
 from rerankd.scorers.base import Edges, EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors
 from rerankd.scorers.ranking import Activation, identity
+from rerankd.scorers.stored import STORED, Stored
 from rerankd.scorers.text_encoder import TextEncoder
 from rerankd.scorers.text_template import read_text_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.tasks.embed import Embed, EncodedText
 
-_STORED: Final[Mapping[str, str]] = {"float32": "<f4", "float16": "<f2"}
 _SHORTEST: Final = np.float32(1e-12)
 
 
@@ -42,21 +42,21 @@ class BiEncoderOptions(BaseModel):
         default=None, description='What every query begins with, such as "query: "; default: what the files say.'
     )
     document_prompt: str | None = Field(default=None, description="The same for every document.")
-    stored: Literal["float32", "float16"] = Field(
+    stored: Stored = Field(
         default="float32", description="How precisely vectors are compared and kept; float16 takes half the memory."
     )
 
 
 class BiEncoder:
     def __init__(
-        self, texts: TextEncoder, head: ModularHead, *, pad_id: int, similarity: Similarity, stored: str = "float32"
+        self, texts: TextEncoder, head: ModularHead, *, pad_id: int, similarity: Similarity, stored: Stored = "float32"
     ) -> None:
         self._texts = texts
         self._similarity = SIMILARITIES[similarity]
         self.max_length = texts.max_length
         self.pad_id = pad_id
         self.task = Embed(outputs=head.outputs)
-        self.form = VectorForm(np.dtype(_STORED[stored]), (head.outputs,))
+        self.form = VectorForm(np.dtype(STORED[stored]), (head.outputs,))
         self.activation: Activation = identity
         self.fingerprint = json.dumps(["bi-encoder", texts.fingerprint, similarity, stored])
 
@@ -72,12 +72,12 @@ class BiEncoder:
         read = TokenizerFolder.read(spec.folder)
         refuse_other_than_embedder(read.files)
         refuse_other_cuts(read.files, side=read.truncation_side)
-        head = read_embedding_head(read.files)
+        head, length = read_embedding_head(read.files), read.length(spec.max_length)
         texts = TextEncoder(
             read.tokenizer,
             read_text_template(read),
             read_prompts(read.files, query=options.query_prompt, document=options.document_prompt),
-            max_length=read.length(spec.max_length),
+            max_length={"query": length, "document": length},
             pools_prompt=head.pools_prompt,
         )
         similarity = read_similarity(read.files)

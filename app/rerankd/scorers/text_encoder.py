@@ -19,42 +19,54 @@ from rerankd.scorers.text_template import TextTemplate
 from rerankd.scorers.tokenizer_files import drops, ids_of
 from rerankd.tasks.embed import EncodedText
 
-_MIN_TOKENS: Final = 16
+_MIN_TOKENS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A role's prompt, how many tokens it has, and how many of a sequence's first tokens are no part of its vector."""
+    """A role's prompt, how many tokens it has, and how many of a sequence's first tokens are no part of its vector.
+    Sequences of the role have at most `length` tokens.
+    """
 
     text: str
     tokens: int
     unpooled: int
+    length: int
 
 
 class TextEncoder:
-    """Cuts documents to `max_length`, and refuses queries that are longer. Without `pools_prompt` the prompt's tokens
-    are left out of the vector.
+    """Cuts documents to the `max_length` of their role, and refuses queries that are longer than that of theirs, unless
+    it `cuts_queries`. Without `pools_prompt` the prompt's tokens are left out of the vector.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: TextTemplate, prompts: Prompts, *, max_length: int, pools_prompt: bool
+        self,
+        tokenizer: Tokenizer,
+        template: TextTemplate,
+        prompts: Prompts,
+        *,
+        max_length: Mapping[Role, int],
+        pools_prompt: bool = True,
+        cuts_queries: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._documents = DocumentTokenizer(tokenizer)
         self._template = template
-        self.max_length = max_length
-        self._prompts: Mapping[Role, _Prompt] = {
-            "query": self._prompt(prompts.query, pooled=pools_prompt),
-            "document": self._prompt(prompts.document, pooled=pools_prompt),
+        self._cuts_queries = cuts_queries
+        self.max_length = max(max_length.values())
+        texts: Mapping[Role, str] = {"query": prompts.query, "document": prompts.document}
+        self._prompts = {
+            role: self._prompt(text, length=max_length[role], pooled=pools_prompt) for role, text in texts.items()
         }
         for role in self._prompts:
             if self.room(role) < _MIN_TOKENS:
-                raise ConfigError(f"max_length = {max_length} leaves no room for a {role}; make it larger")
+                raise ConfigError(f"max_length = {max_length[role]} leaves no room for a {role}; make it larger")
         self.fingerprint = json.dumps([max_length, prompts.query, prompts.document, pools_prompt])
 
     def room(self, role: Role) -> int:
         """How many tokens of a text fit beside its role's prompt."""
-        return self.max_length - self._template.special_tokens - self._prompts[role].tokens
+        prompt = self._prompts[role]
+        return prompt.length - self._template.special_tokens - prompt.tokens
 
     def encode(self, role: Role, texts: Sequence[str], *, max_tokens: int | None) -> EncodedTexts[EncodedText]:
         """Tokenize texts, in one call.
@@ -71,7 +83,7 @@ class TextEncoder:
             reach=Reach.of(limit),
         )
         dropped = np.array([max(0, len(part.content) - limit) + part.beyond(len(part.content)) for part in parts])
-        if role == "query" and dropped.any():
+        if role == "query" and dropped.any() and not self._cuts_queries:
             raise InvalidRequest(
                 TooLong(problem=f"the query is {dropped.max()} tokens too long: this model reads {room}; shorten it")
             )
@@ -86,9 +98,9 @@ class TextEncoder:
         """Whether the tokenizer leaves nothing of a short text."""
         return drops(self._tokenizer, text)
 
-    def _prompt(self, text: str, *, pooled: bool) -> _Prompt:
+    def _prompt(self, text: str, *, length: int, pooled: bool) -> _Prompt:
         tokens = len(ids_of(self._tokenizer, text)) if text else 0
-        return _Prompt(text, tokens, 0 if pooled or not text else len(self._template.head) + tokens)
+        return _Prompt(text, tokens, 0 if pooled or not text else len(self._template.head) + tokens, length)
 
     def _sequence(self, ids: IntArray, prompt: _Prompt) -> EncodedText:
         sequence = self._template.around(ids)

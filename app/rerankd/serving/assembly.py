@@ -41,7 +41,9 @@ from rerankd.serving.profiles import with_profile
 from rerankd.serving.service import Limits, RerankService
 from rerankd.serving.stages import StageBuilder
 from rerankd.serving.version import Opening
+from rerankd.tasks.embed_tokens import EmbedTokens
 from rerankd.tasks.read_vectors import ReadVectors
+from rerankd.tasks.weigh_words import WeighWords
 from rerankd.telemetry.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -396,7 +398,7 @@ def _certified(spec: ModelSpec, engine: Engine[Any, Any], scorer: Scorer) -> Cer
 
 def _gives_scores(engine: Engine[Any, Any], scorer: Scorer) -> bool:
     """Asking a remote model costs money, and where no logits come out there is nothing to compare."""
-    comparable = scorer.task.outputs is not None or isinstance(scorer.task, ReadVectors)
+    comparable = scorer.task.outputs is not None or isinstance(scorer.task, ReadVectors | EmbedTokens | WeighWords)
     return not isinstance(engine, RemoteEngine) and comparable
 
 

@@ -33,12 +33,13 @@ logger = logging.getLogger(__name__)
 
 _HUB: Final = "hub:"
 _HUB_NAME: Final = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_CONFIGURATION: Final = ("*.json", "*.txt", "*.model", "*.jinja")
+_CONFIGURATION: Final = ("*.json", "*.txt", "*.model", "*.jinja", "artifact.metadata")
 # Repositories offer the same graph in many precisions: without a choice, only those that the engine looks for.
 _WEIGHTS: Final = {
     "onnx": ("model.int8.onnx*", "model.float16.onnx*", "model.onnx*", "onnx/model.onnx*", "model.int8-weights.onnx*"),
     "openvino": ("model.int8.onnx*", "model.onnx*", "onnx/model.onnx*", "model.int8-weights.onnx*"),
     "torch-encoder": ("*.safetensors",),
+    "torch-vectors": ("*.safetensors",),
     "torch-causal": ("*.safetensors",),
     "torch-seq2seq": ("*.safetensors",),
     "torch-generate": ("*.safetensors",),

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel, masking_utils
 
 from rerankd.engines.onnx.engine import OUTPUT_TOKENS
-from rerankd.engines.torch.encoder import takes_token_types
 from rerankd.engines.torch.head_rows import HeadRows
+from rerankd.engines.torch.weights import takes_token_types
 
 
 def classifier_graph(model: PreTrainedModel) -> onnx.ModelProto:

@@ -32,9 +32,11 @@ from rerankd.scorers.bi_encoder import BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.first import FirstOptions
 from rerankd.scorers.last_but_not_late import LastButNotLateOptions
+from rerankd.scorers.late_interaction import LateInteractionOptions
 from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.pairwise import PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifierOptions
+from rerankd.scorers.splade import SpladeOptions
 from rerankd.scorers.yes_no import YesNoOptions
 from rerankd.serving.assembly import load_parts
 from rerankd.tasks.encoding import Encoding
@@ -77,6 +79,8 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "template": ["rank-zephyr", "rankgpt"],
         "window": [8, 9],
     },
+    "late-interaction": {"stored": ["float32", "float16"]},
+    "splade": {"stored": ["float32", "float16"]},
     "bi-encoder": {
         "document_prompt": ["passage: ", "document: "],
         "query_prompt": ["query: ", "question: "],
@@ -100,6 +104,8 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "first": {"template": "first-qwen3", "window": 6, "identifiers": "alphabetical"},
     "generative": {"template": "rank-zephyr", "window": 6},
     "bi-encoder": {},
+    "late-interaction": {},
+    "splade": {},
     "last-but-not-late": {},
     "pairwise": {"template": "duot5"},
 }
@@ -110,6 +116,8 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "first": FirstOptions,
     "generative": WindowOptions,
     "bi-encoder": BiEncoderOptions,
+    "late-interaction": LateInteractionOptions,
+    "splade": SpladeOptions,
     "last-but-not-late": LastButNotLateOptions,
     "pairwise": PairwiseOptions,
 }
@@ -129,6 +137,7 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
         "torch-causal": TorchCausalOptions,
         "torch-seq2seq": TorchSeq2SeqOptions,
         "torch-markers": WeightsOptions,
+        "torch-vectors": WeightsOptions,
         "torch-generate": TorchGenerateOptions,
         "endpoint": EndpointOptions,
     }
@@ -173,6 +182,12 @@ def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_sc
         )
         (folder / "1").mkdir()
         (folder / "1" / "config.json").write_text(json.dumps({"word_embedding_dimension": 8}))
+
+    changes = {"late-interaction": ["HF_ColBERT"], "splade": ["BertForMaskedLM"]}.get(name)
+    if changes:
+        folder = _three_labels(TINY_BERT, tmp_path / "vectors", architectures=changes)
+        settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"mask_token": "[MASK]"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
     def key(options: Mapping[str, Any]) -> str:
         spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={**_BASE[name], **options})

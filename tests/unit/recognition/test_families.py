@@ -160,6 +160,29 @@ SERVED += [
         {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
         files={**saved_as("CrossEncoder", "Transformer", "Pooling", "Dense"), **MODULES},
     ),
+    Case("ColBERT (Stanford's layout)", {"architectures": ["HF_ColBERT"], "model_type": "bert", "hidden_size": 8}),
+    Case(
+        "ColBERT (PyLate's layout, MultiVectorEncoder)",
+        {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
+        files={
+            **saved_as("ColBERT", "Transformer", "Dense"),
+            "1_Dense/config.json": {
+                "in_features": 8,
+                "out_features": 4,
+                "activation_function": "torch.nn.modules.linear.Identity",
+            },
+        },
+    ),
+    Case("SPLADE", {"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "naver/splade-v3"),
+    Case(
+        "SPLADE",
+        {"architectures": ["BertForMaskedLM"], "model_type": "bert"},
+        files={
+            **saved_as("SparseEncoder", "MLMTransformer", "SpladePooling"),
+            "1_SpladePooling/config.json": {"pooling_strategy": "max"},
+            "sentence_bert_config.json": {"transformer_task": "fill-mask"},
+        },
+    ),
     Case("embedding models (bi-encoders)", **_EMBEDDER),
     Case(
         "embedding models (bi-encoders)",
@@ -205,16 +228,15 @@ REFUSED = [
     Case("setwise rerankers", language_model(), "ielabgroup/Rank-R1-7B-v0.1"),
     Case("RankVicuna", language_model("Llama"), "castorini/rank_vicuna_7b_v1"),
     Case("other language models", language_model()),
-    Case("ColBERT (Stanford's layout)", {"architectures": ["HF_ColBERT"], "model_type": "bert"}),
     Case(
         "ColBERT (PyLate's layout, MultiVectorEncoder)",
         {"architectures": ["ModernBertModel"], "model_type": "modernbert"},
-        files=saved_as("ColBERT", "Transformer", "Dense"),
+        files=saved_as("ColBERT", "Transformer", "Dense", "HierarchicalTokenPooling"),
     ),
     Case(
         "SPLADE",
         {"architectures": ["BertForMaskedLM"], "model_type": "bert"},
-        files=saved_as("SparseEncoder", "MLMTransformer", "SpladePooling"),
+        files=saved_as("SparseEncoder", "Router"),
     ),
     Case(
         "embedding models (bi-encoders)",

@@ -18,10 +18,18 @@ from rerankd.engines.torch.graphs import CudaRecorder, Graphs, Record
 from rerankd.engines.torch.modular import modular_model
 from rerankd.engines.torch.packing import ATTENTION, can_pack, first_position, logits_of, pack
 from rerankd.engines.torch.positions import stretched_beyond
-from rerankd.engines.torch.weights import Kind, Precision, WeightsOptions, check_weights, read_weights, torch_device
+from rerankd.engines.torch.weights import (
+    Kind,
+    Precision,
+    WeightsOptions,
+    check_weights,
+    read_weights,
+    takes_token_types,
+    torch_device,
+)
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles
-from rerankd.recognition.modules import ModularHead, check_head, read_embedding_head, read_modular_head
+from rerankd.recognition.modules import ModularHead, check_layers, read_embedding_head, read_modular_head
 from rerankd.tasks.embed import Embed
 from rerankd.tasks.encoding import Encoding
 
@@ -182,7 +190,7 @@ def check(spec: EngineSpec) -> TorchEncoderOptions:
     options = read_options(spec.options, TorchEncoderOptions, of="engine 'torch-encoder'")
     head = _head(spec)
     if head is not None:
-        check_head(head)
+        check_layers(head.layers)
     kind: Kind = "sequence classifier" if head is None else "encoder"
     check_weights(kind, spec.folder, options, trust_remote_code=spec.trust_remote_code)
     if options.cuda_graphs and (options.packed or options.compile or torch_device(options.device).type != "cuda"):
@@ -240,7 +248,3 @@ def _refuse_changing_attention(model: PreTrainedModel) -> None:
             'config.json says attention_type = "block_sparse", with which a text\'s score depends on those that were '
             'read before it; write "original_full" there'
         )
-
-
-def takes_token_types(model: PreTrainedModel) -> bool:
-    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1

@@ -5,7 +5,6 @@ see each other in both directions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -75,8 +74,17 @@ def modular_model(encoder: PreTrainedModel, head: ModularHead) -> PooledModel:
     Raises:
         ConfigError: their weights do not fit what their configs say.
     """
-    layers = nn.Sequential(*map(_layer, head.layers))
+    layers = read_layers(head.layers)
     return PooledModel(encoder, layers, poolings=head.poolings, pools_prompt=head.pools_prompt, outputs=head.outputs)
+
+
+def read_layers(layers: Sequence[HeadLayer | Normalize]) -> nn.Sequential:
+    """Layers with their weights, one after the other.
+
+    Raises:
+        ConfigError: their weights do not fit what their configs say.
+    """
+    return nn.Sequential(*map(_layer, layers))
 
 
 def bidirectional_classifier(model: PreTrainedModel, *, pooling: Pooling, temperature: float) -> PooledModel:
@@ -124,20 +132,24 @@ def _layer(layer: HeadLayer | Normalize) -> nn.Module:
     if isinstance(layer, Normalize):
         return _Normalize()
     module = _LayerNorm(layer.inputs) if layer.outputs is None else _Dense(layer, layer.outputs)
-    return _filled(module, layer.weights)
+    return _filled(module, layer)
 
 
-def _filled(module: nn.Module, path: Path) -> nn.Module:
-    """Read a module's weights, all of them and no others.
+def _filled(module: nn.Module, layer: HeadLayer) -> nn.Module:
+    """Read a module's weights, all of them, and no others where the file holds no others' too.
 
     Raises:
         ConfigError: the file holds others than the module's config says.
     """
+    weights = load_file(layer.weights)
+    if layer.shared:
+        weights = {name: weights[name] for name in module.state_dict() if name in weights}
     try:
-        module.load_state_dict(load_file(path))
+        module.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(
-            f"{path} does not fit its config.json ({' '.join(str(error).split())[:200]}); download the model again"
+            f"{layer.weights} does not fit its config.json ({' '.join(str(error).split())[:200]}); download the model "
+            "again"
         ) from None
     return module.eval()
 

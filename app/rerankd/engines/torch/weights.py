@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -32,13 +33,14 @@ from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.native import NativeForm, Renamed, native_form
 from rerankd.recognition.weights import check_code, check_safetensors, weight_files
 
-Kind = Literal["sequence classifier", "causal language model", "encoder-decoder", "encoder"]
+Kind = Literal["sequence classifier", "causal language model", "masked language model", "encoder-decoder", "encoder"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 
 _LOADERS: Final[Mapping[Kind, Any]] = {
     "sequence classifier": AutoModelForSequenceClassification,
     "causal language model": AutoModelForCausalLM,
+    "masked language model": AutoModelForMaskedLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
     "encoder": AutoModel,
 }
@@ -137,9 +139,11 @@ def read_weights(
     attention: str | None = None,
     trust_remote_code: bool = False,
     native: NativeForm | None = None,
+    besides: Collection[str] = (),
     **placement: Any,  # noqa: ANN401 - transformers' own arguments
 ) -> PreTrainedModel:
-    """Load a model with all of its weights; `native`: in this form, and not in the one that its files say.
+    """Load a model with all of its weights; `native`: in this form, and not in the one that its files say. `besides`
+    are weights there that others read.
 
     Raises:
         ConfigError: the folder holds no such model, or not all of its weights.
@@ -162,20 +166,22 @@ def read_weights(
     except Exception as error:
         # transformers raises anything, and so does a model's own code that was written for another version
         raise ConfigError(_refusal(kind, folder, error)) from error
-    _check_complete(kind, folder, type(model).__name__, loading)
+    _check_complete(kind, folder, type(model).__name__, loading, besides)
     if native is not None and native.pooling is not None:
         return bidirectional_classifier(model, pooling=native.pooling, temperature=native.temperature)
     return model.eval()
 
 
-def _check_complete(kind: Kind, folder: Path, model_class: str, loading: Mapping[str, Collection[str]]) -> None:
+def _check_complete(
+    kind: Kind, folder: Path, model_class: str, loading: Mapping[str, Collection[str]], besides: Collection[str]
+) -> None:
     """Refuse what transformers would accept: it fills missing weights with random numbers and drops unknown ones."""
     # An encoder's own pooler is not read: its head does the pooling.
     lacking = [key for key in loading["missing_keys"] if kind != "encoder" or not key.startswith("pooler.")]
     if lacking:
         missing = few(sorted(lacking))
         raise ConfigError(f"the weights in {folder} lack {missing}: this is not a complete {kind}")
-    unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key))
+    unread = sorted(key for key in loading["unexpected_keys"] if not _HARMLESS.fullmatch(key) and key not in besides)
     if unread:
         raise ConfigError(
             f"the weights in {folder} hold {few(unread)}, which {model_class} does not use: "
@@ -265,3 +271,8 @@ def torch_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f'device {name!r}: this machine or this torch has no such GPU; set device = "cpu"')
     return device
+
+
+def takes_token_types(model: PreTrainedModel) -> bool:
+    """Whether a model reads segments."""
+    return (getattr(model.config, "type_vocab_size", 0) or 0) > 1

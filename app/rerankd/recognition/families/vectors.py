@@ -6,6 +6,7 @@ from typing import Final
 from rerankd.errors import ConfigError
 from rerankd.recognition.embedders import read_prompts, read_similarity, refuse_other_than_embedder
 from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.late_interaction import read_late_interaction
 from rerankd.recognition.lengths import declared_length
 from rerankd.recognition.modules import read_embedding_head
 from rerankd.recognition.recognised import (
@@ -21,6 +22,7 @@ from rerankd.recognition.recognised import (
     refused_family,
     repository,
 )
+from rerankd.recognition.splade import read_splade
 from rerankd.recognition.weights import check_code
 
 _VECTORS: Final = "use a cross-encoder, such as BAAI/bge-reranker-v2-m3 or cross-encoder/ms-marco-MiniLM-L6-v2"
@@ -62,33 +64,89 @@ def _bi_encoder(files: ModelFiles, asked: Asked) -> Outcome | None:
     )
 
 
+def _late_interaction(files: ModelFiles, asked: Asked, family: str, sign: Evidence | None) -> Outcome | None:
+    """A model that gives a vector for each token."""
+    if sign is None:
+        return None
+    evidence = [sign, *modules(files)]
+    try:
+        found = read_late_interaction(files)
+        check_code(files.folder, trust_remote_code=asked.trust_remote_code, loader="AutoModel")
+    except ConfigError as error:
+        return Refused(family=family, reason=str(error), way_out=_VECTORS, evidence=evidence)
+    return Recognised(
+        family=family,
+        scorer="late-interaction",
+        head=f"a vector of {found.width} numbers for each token, compared by {found.similarity}",
+        activation="identity",
+        input=f"query and document apart, behind the prompts {found.prompts.query!r} and {found.prompts.document!r}",
+        max_length=found.document_length or declared_length(files),
+        engines=TASK_ENGINES["embed_tokens"],
+        options=dict(asked.options),
+        evidence=evidence,
+    )
+
+
+def _stanford(files: ModelFiles, asked: Asked) -> Outcome | None:
+    return _late_interaction(files, asked, _STANFORD, architecture(files, "HF_ColBERT"))
+
+
+def _multi_vector(files: ModelFiles, asked: Asked) -> Outcome | None:
+    return _late_interaction(files, asked, _MULTI_VECTOR, _saved_as(files, "ColBERT", "MultiVectorEncoder"))
+
+
+def _splade(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """A masked language model whose logits are weights of words."""
+    sign = (
+        _saved_as(files, "SparseEncoder")
+        or (architecture(files, "*ForMaskedLM") if "SpladePooling" in files.chain else None)
+        or repository(files, "naver/splade*")
+    )
+    if sign is None:
+        return None
+    evidence = [sign, *modules(files)]
+    try:
+        pooling = read_splade(files)
+        check_code(files.folder, trust_remote_code=asked.trust_remote_code, loader="AutoModelForMaskedLM")
+    except ConfigError as error:
+        return Refused(family=_SPLADE, reason=str(error), way_out=_VECTORS, evidence=evidence)
+    return Recognised(
+        family=_SPLADE,
+        scorer="splade",
+        head=f"weights of the vocabulary's words ({pooling.strategy} pooling), compared by their dot product",
+        activation="identity",
+        input="query and document apart",
+        max_length=declared_length(files),
+        engines=TASK_ENGINES["weigh_words"],
+        options=dict(asked.options),
+        evidence=evidence,
+    )
+
+
 _BI_ENCODERS: Final = "embedding models (bi-encoders)"
+_STANFORD: Final = "ColBERT (Stanford's layout)"
+_MULTI_VECTOR: Final = "ColBERT (PyLate's layout, MultiVectorEncoder)"
+_SPLADE: Final = "SPLADE"
+_MAX_SIM: Final = "sentence-transformers: `MultiVectorEncoder.encode_query`, `encode_document` and `similarity`"
 
 FAMILIES: Final[Sequence[Family]] = (
-    refused_family(
-        "ColBERT (Stanford's layout)",
-        ["colbert-ir/colbertv2.0", "answerdotai/answerai-colbert-small-v1", "jinaai/jina-colbert-v2"],
-        lambda files: architecture(files, "HF_ColBERT"),
-        because="it gives a vector for each token, which no engine returns yet",
-        instead=_VECTORS,
+    Family(
+        name=_STANFORD,
+        repositories=["colbert-ir/colbertv2.0", "answerdotai/answerai-colbert-small-v1"],
+        recognise=_stanford,
+        oracle=_MAX_SIM,
     ),
-    refused_family(
-        "ColBERT (PyLate's layout, MultiVectorEncoder)",
-        ["lightonai/GTE-ModernColBERT-v1"],
-        lambda files: _saved_as(files, "ColBERT", "MultiVectorEncoder"),
-        because="it gives a vector for each token, which no engine returns yet",
-        instead=_VECTORS,
+    Family(
+        name=_MULTI_VECTOR,
+        repositories=["lightonai/GTE-ModernColBERT-v1"],
+        recognise=_multi_vector,
+        oracle=_MAX_SIM,
     ),
-    refused_family(
-        "SPLADE",
-        ["naver/splade-v3", "naver/splade-cocondenser-ensembledistil"],
-        lambda files: (
-            _saved_as(files, "SparseEncoder")
-            or (architecture(files, "*ForMaskedLM") if "SpladePooling" in files.chain else None)
-            or repository(files, "naver/splade*")
-        ),
-        because="it gives weights of words, no scores of pairs",
-        instead=_VECTORS,
+    Family(
+        name=_SPLADE,
+        repositories=["naver/splade-v3", "naver/splade-cocondenser-ensembledistil"],
+        recognise=_splade,
+        oracle="sentence-transformers: `SparseEncoder.encode_query`, `encode_document` and `similarity`",
     ),
     Family(
         name=_BI_ENCODERS,

@@ -1,0 +1,126 @@
+"""Learned sparse retrieval (SPLADE): query and document become weights of words, and the score is their dot product.
+
+Formal, Piwowarski and Clinchant, "SPLADE", SIGIR 2021; with max pooling "SPLADE v2", arXiv 2109.10086.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from rerankd.config.options import read_options
+from rerankd.domain import FloatArray
+from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.recognition.embedders import read_prompts
+from rerankd.recognition.splade import SpladePooling, read_splade
+from rerankd.recognition.tokenizer_settings import refuse_other_cuts
+from rerankd.scorers.base import Edges, EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors
+from rerankd.scorers.ranking import Activation, identity
+from rerankd.scorers.stored import STORED, Stored
+from rerankd.scorers.text_encoder import TextEncoder
+from rerankd.scorers.text_template import read_text_template
+from rerankd.scorers.tokenizer_files import TokenizerFolder
+from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.weigh_words import WeighWords
+
+_DOT: Final = "dot"
+
+
+class SpladeOptions(BaseModel):
+    """`[model.options]` of the scorer `splade`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stored: Stored = Field(
+        default="float32",
+        description="How precisely weights are compared and kept; float16 takes 6 bytes a word, not 8.",
+    )
+
+
+class Splade:
+    def __init__(self, texts: TextEncoder, pooling: SpladePooling, *, pad_id: int, stored: Stored = "float32") -> None:
+        self._texts = texts
+        self.max_length = texts.max_length
+        self.pad_id = pad_id
+        self.task = WeighWords()
+        self.form = VectorForm(np.dtype([("token", "<u4"), ("weight", STORED[stored])]), (-1,))
+        self.activation: Activation = identity
+        self.fingerprint = json.dumps(["splade", texts.fingerprint, repr(pooling), stored])
+
+    @classmethod
+    def load(cls, spec: ScorerSpec) -> "Splade":
+        """Read tokenizer and configuration.
+
+        Raises:
+            ConfigError: a file is missing or says something that is not computed here.
+        """
+        options = read_options(spec.options, SpladeOptions, of="scorer 'splade'")
+        read = TokenizerFolder.read(spec.folder)
+        pooling = read_splade(read.files)
+        similarity = read.files.sentence_transformers.get("similarity_fn_name") or _DOT
+        if similarity != _DOT:
+            raise ConfigError(
+                f"{spec.folder}: weights of words are compared by {similarity!r}, and only {_DOT!r} is known"
+            )
+        refuse_other_cuts(read.files, side=read.truncation_side)
+        length = read.length(spec.max_length)
+        prompts = read_prompts(read.files, query=None, document=None)
+        texts = TextEncoder(
+            read.tokenizer, read_text_template(read), prompts, max_length={"query": length, "document": length}
+        )
+        return cls(texts, pooling, pad_id=read.pad_id, stored=options.stored)
+
+    def encode(
+        self, role: Role, texts: Sequence[str], *, max_tokens: int | None, instruction: str | None = None
+    ) -> EncodedTexts[Encoding]:
+        """Tokenize texts of one role.
+
+        Raises:
+            InvalidRequest: a query is too long, or there is an instruction.
+        """
+        if instruction is not None:
+            raise InvalidRequest("this model does not take an instruction; leave it out")
+        return self._texts.encode(role, texts, max_tokens=max_tokens)
+
+    def query_room(self) -> int:
+        """How many tokens of a query the model reads."""
+        return self._texts.room("query")
+
+    def room(self, query: str, instruction: str | None = None) -> int:
+        """How many tokens of a document the model reads.
+
+        Raises:
+            InvalidRequest: the query is too long, or there is an instruction.
+        """
+        self.encode("query", [query], max_tokens=None, instruction=instruction)
+        return self._texts.room("document")
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """Where the tokens of texts lie."""
+        return self._texts.edges(texts)
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+        return self._texts.drops(text)
+
+    def vectors(self, _text: Encoding, words: NDArray[np.void], /) -> Vectors:
+        """The weights as they are kept."""
+        return words.astype(self.form.dtype, copy=False)
+
+    def compare(self, query: Vectors, documents: Sequence[Vectors], /) -> FloatArray:
+        """The dot product of the query's weights with each document's."""
+        words = 1 + max((int(text["token"][-1]) for text in (query, *documents) if len(text)), default=0)
+        asked = np.zeros(words, dtype=np.float32)
+        asked[query["token"]] = query["weight"]
+        return np.array([_dot(asked, document) for document in documents], dtype=np.float32)
+
+    def by_kind(self, kinds: Kinds[Made], /) -> Made:
+        return kinds.vectors(self)
+
+
+def _dot(asked: FloatArray, document: Vectors) -> np.float32:
+    """`asked` is the query's weight of every word, shape [words]."""
+    return np.float32((asked[document["token"]] * document["weight"].astype(np.float32)).sum(dtype=np.float32))

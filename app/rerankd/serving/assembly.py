@@ -109,7 +109,9 @@ async def running_host(
             stack.push_async_callback(cache.close)
         if isinstance(cache, MemoryCache):
             observer.cache_opened(entries=cache.__len__, size=lambda: cache.size)
+        # One model at a time: loading takes cores from those that serve.
         loading = stack.enter_context(Worker(name="load", threads=1))
+        waking = stack.enter_context(Worker(name="wake", threads=1))
         tokenizing = stack.enter_context(
             SharedWorker.open(
                 name="tokenize", threads=available_cores(), per_caller=_tokenizing(settings), niceness=_NICENESS
@@ -117,7 +119,7 @@ async def running_host(
         )
         background = stack.enter_context(SharedWorker.open(name="background", threads=1, niceness=_NICENESS))
         host = ModelHost(
-            _Files(settings, only, cache, observer, loading, tokenizing),
+            _Files(settings, only, cache, observer, loading, waking, tokenizing),
             registry,
             fallback=fallback,
             observer=observer,
@@ -160,6 +162,7 @@ class _Files:
     cache: Cache | None
     observer: Observer
     loading: Worker
+    waking: Worker
     tokenizing: SharedWorker
 
     def registry(self) -> Registry:
@@ -178,8 +181,9 @@ class _Files:
         else:
             logger.info("models load beside those that serve", extra=told)
 
-    def opening(self, spec: ModelSpec) -> Opening:
-        return ModelLoader(spec, self.settings, self.cache, self.observer, self.loading, self.tokenizing).open
+    def opening(self, spec: ModelSpec, *, wanted: bool) -> Opening:
+        worker = self.waking if wanted else self.loading
+        return ModelLoader(spec, self.settings, self.cache, self.observer, worker, self.tokenizing).open
 
 
 @dataclass(frozen=True, slots=True)

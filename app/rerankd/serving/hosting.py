@@ -40,8 +40,8 @@ class Source(Protocol):
     def expect(self, specs: Sequence[ModelSpec]) -> None:
         """Tell the operator what is going to be loaded beside what serves. Blocking."""
 
-    def opening(self, spec: ModelSpec) -> Opening:
-        """What loads the model."""
+    def opening(self, spec: ModelSpec, *, wanted: bool) -> Opening:
+        """What loads the model; one that requests wait for (`wanted`) does not wait behind others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,8 +208,13 @@ class ModelHost:
         return [self._entries[spec.name].model for spec in registry.model]
 
     def _version(self, spec: ModelSpec, model: ServedModel, *, at_once: bool = False) -> Version:
-        opening, idle_unload_s = self._source.opening(spec), spec.idle_unload_s
-        version = Version(model, opening, drain_s=self._drain_s, idle_unload_s=idle_unload_s, at_once=at_once)
+        version = Version(
+            model,
+            self._source.opening(spec, wanted=model.status is Status.UNLOADED),
+            drain_s=self._drain_s,
+            idle_unload_s=spec.idle_unload_s,
+            at_once=at_once,
+        )
         self._versions.add(version)
         version.task.add_done_callback(lambda _: self._versions.discard(version))
         return version

@@ -45,6 +45,7 @@ class _Source:
     broken: dict[str, Exception] = field(default_factory=dict)
     expected: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
+    wanted: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     scoring: asyncio.Event = field(default_factory=asyncio.Event)
     loading: asyncio.Event = field(default_factory=asyncio.Event)
@@ -66,7 +67,10 @@ class _Source:
     def expect(self, specs: Sequence[ModelSpec]) -> None:
         self.expected += [spec.name for spec in specs]
 
-    def opening(self, spec: ModelSpec) -> Opening:
+    def opening(self, spec: ModelSpec, *, wanted: bool) -> Opening:
+        if wanted:
+            self.wanted.append(spec.name)
+
         @asynccontextmanager
         async def open_() -> AsyncIterator[LoadedModel]:
             self.opened.append(spec.name)
@@ -272,6 +276,7 @@ async def test_an_idle_model_is_unloaded_and_comes_back_once_for_all_that_wait()
         world.source.loading.set()
         await asyncio.gather(*requests)
         assert world.source.opened == ["a", "a"]
+        assert world.source.wanted == ["a"], "it does not wait behind a reload"
         await _until(lambda: world.source.released == ["a 0", "a 0"])
 
 

@@ -20,6 +20,7 @@ _WORDS: Final = ("yes", "no", "Yes", "No", "Query", "Document", "passages", "rel
 LLAMA_MARKUP: Final = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 QWEN_MARKUP: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 JINA_MARKERS: Final = ("<|embed_token|>", "<|rerank_token|>")
+RANK1_ANSWERS: Final = (" true", " false")
 MISTRAL_MARKUP: Final = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
 GEMMA_MARKUP: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 _SIZES: Final[Mapping[str, Any]] = {
@@ -63,6 +64,14 @@ def build_qwen3(folder: Path) -> Path:
 
     tokenizer = byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>"))
     return _save(Qwen3ForCausalLM, Qwen3Config, tokenizer, folder, pad="<|endoftext|>", tie_word_embeddings=True)
+
+
+def build_rank1(folder: Path) -> Path:
+    """A Qwen whose tokenizer knows the answers with a space before them as one token each, and no mark of thought."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer(QWEN_MARKUP, plain=RANK1_ANSWERS)
+    return _save(Qwen3ForCausalLM, Qwen3Config, tokenizer, folder, pad="<|endoftext|>", tie_word_embeddings=False)
 
 
 def build_classifier(folder: Path, family: str) -> Path:

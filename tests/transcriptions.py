@@ -243,6 +243,44 @@ def provence_logits(folder: Path, query: str, documents: Sequence[str]) -> Float
     return np.array(values, dtype=np.float32)
 
 
+def rank1_logits(
+    folder: Path,
+    query: str,
+    documents: Sequence[str],
+    *,
+    tokens: int,
+    answers: Sequence[str] = (" true", " false"),
+    closing: str = "</think>",
+) -> FloatArray:
+    """Rank1 as its authors run it: a thought is written greedily until the answer, the answer's logits are those of its
+    place. One that does not come to its end is cut, closed and asked. Log-odds, shape [documents].
+    """
+    tokenizer, _ = _loaded(folder)
+    ids_of_answers = [tokenizer(answer, add_special_tokens=False).input_ids[0] for answer in answers]
+    values = []
+    for document in documents:
+        prompt = (
+            "Determine if the following passage is relevant to the query. Answer only with 'true' or 'false'.\n"
+            f"Query: {query}\nPassage: {document}\n<think>"
+        )
+        begins = tokenizer(prompt).input_ids
+        ids, logits, text = list(begins), np.zeros(0, dtype=np.float32), ""
+        while len(ids) < len(begins) + tokens and not text.endswith(tuple(closing + answer for answer in answers)):
+            logits = _logits_after(folder, ids)
+            if int(logits.argmax()) == tokenizer.pad_token_id:
+                break
+            ids.append(int(logits.argmax()))
+            text = tokenizer.decode(ids[len(begins) :])
+        if not text.endswith(tuple(closing + answer for answer in answers)):
+            thought = text.rstrip()
+            if not thought.endswith((".", "!", "?")):
+                last = max(thought.rfind("."), thought.rfind("!"), thought.rfind("?"))
+                thought = thought if last == -1 else thought[: last + 1]
+            logits = _logits_after(folder, tokenizer(f"{prompt}\n{thought.strip()}\n{closing}").input_ids)
+        values.append(logits[ids_of_answers[0]] - logits[ids_of_answers[1]])
+    return np.array(values, dtype=np.float32)
+
+
 def nemotron_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
     """llama-nemotron-rerank-1b-v2: every token sees all others, `score` of their mean over the temperature, shape
     [documents].
@@ -455,6 +493,80 @@ def _bge_prompts(folder: Path, query: str, documents: Sequence[str], beginning: 
 
     start = [tokenizer.token_to_id(beginning), *ids(f"A: {query}"), *ids("\n")]
     return [[*start, *ids(f"B: {document}"), *ids("\n"), *ids(task)] for document in documents]
+
+
+_VICUNA: Final = "{system} USER: {user} ASSISTANT:"
+_REASONRANK: Final = (
+    "You are RankLLM, an intelligent assistant that can rank passages based on their relevance to the query. Given a "
+    "query and a passage list, you first thinks about the reasoning process in the mind and then provides the answer "
+    "(i.e., the reranked passage list). The reasoning process and answer are enclosed within <think> </think> and "
+    "<answer> </answer> tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here "
+    "</answer>."
+)
+_RANK_K: Final = """
+Determine a ranking of the passages based on how relevant they are to the query.\x20
+If the query is a question, how relevant a passage is depends on how well it answers the question.\x20
+If not, try analyze the intent of the query and assess how well each passage satisfy the intent.\x20
+The query may have typos and passages may contain contradicting information.\x20
+However, we do not get into fact-checking. We just rank the passages based on they relevancy to the query.\x20
+
+Sort them from the most relevant to the least.\x20
+Answer with the passage number using a format of `[3] > [2] > [4] = [1] > [5]`.\x20
+Ties are acceptable if they are equally relevant.\x20
+I need you to be accurate but overthinking it is unnecessary.
+Output only the ordering without any other text.
+
+Query: {query}
+
+{docs}
+"""
+
+
+def list_prompt(template: str, folder: Path, query: str, documents: Sequence[str]) -> list[int]:
+    """The ids of a listwise prompt as the model's authors write it, with texts on one line and without identifiers."""
+    tokenizer, _ = _loaded(folder)
+    question, *texts = (_without_identifiers(" ".join(text.split())) for text in (query, *documents))
+    count = len(texts)
+    lines = [f"[{number}] {text}" for number, text in enumerate(texts, 1)]
+    asked = (
+        f"I will provide you with {count} passages, each indicated by a numerical identifier []. Rank the passages "
+        f"based on their relevance to the search query: {question}.\n"
+    )
+    order = (
+        f"Search Query: {question}.\nRank the {count} passages above based on their relevance to the search query. All "
+        "the passages should be included and listed using identifiers, in descending order of relevance. The "
+    )
+    passages = "".join(f"{line}\n" for line in lines)
+    if template == "rank-vicuna":
+        user = f"{asked}{passages}{order}output format should be [] > [], e.g., [2] > [1], Answer concisely and "
+        user += "directly and only respond with the ranking results, do not say any word or explain."
+        return list(tokenizer(_VICUNA.format(system=_SYSTEM, user=user)).input_ids)
+    messages = [{"role": "user", "content": _RANK_K.format(query=question, docs="\n\n".join(lines))}]
+    if template == "reasonrank":
+        user = f"{asked}\n{passages}{order}format of the answer should be [] > [], e.g., [2] > [1]."
+        messages = [{"role": "system", "content": _REASONRANK}, {"role": "user", "content": user}]
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=CHATS["qwen3"], tokenize=False, add_generation_prompt=True
+    )
+    # QwQ's template begins the thought, Qwen 2.5's does not.
+    text += "<think>\n" if template == "rank-k" else ""
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def greedy_ids(folder: Path, ids: Sequence[int], *, tokens: int) -> list[int]:
+    """What transformers writes behind these tokens, greedily."""
+    import torch  # noqa: PLC0415 - as above
+
+    _, model = _loaded(folder)
+    with torch.inference_mode():
+        whole = model.generate(torch.tensor([list(ids)]), max_new_tokens=tokens, do_sample=False)
+    return [int(token) for token in whole[0, len(ids) :]]
+
+
+def greedy_text(folder: Path, ids: Sequence[int], *, tokens: int) -> str:
+    """The same as text."""
+    tokenizer, _ = _loaded(folder)
+    return str(tokenizer.decode(greedy_ids(folder, ids, tokens=tokens), skip_special_tokens=True))
 
 
 def _without_identifiers(text: str) -> str:

@@ -36,6 +36,7 @@ from tests.tiny_causal import (
     build_jina_v3,
     build_nemotron,
     build_qwen3_vl,
+    build_rank1,
 )
 from tests.tiny_layer_wise import LAYERS, build_gemma, build_minicpm
 from tests.tiny_models import CORPUS, FAMILIES, build_bert, build_gte, build_jina_v2, build_provence
@@ -64,6 +65,7 @@ from tests.transcriptions import (
     provence_logits,
     qwen3_reranker_logits,
     qwen3_vl_logits,
+    rank1_logits,
     reward_logits,
 )
 
@@ -323,6 +325,14 @@ CASES = [
             name=name,
         )
         for family, chat, name in (("llama", LLAMA_CHAT, ""), ("qwen3", QWEN3_CHAT, "qwen3"))
+    ),
+    Case(
+        "Rank1",
+        build_rank1,
+        lambda folder: rank1_logits(folder, QUERY, DOCUMENTS, tokens=9),
+        repository="jhu-clsp/rank1-7b",
+        options={"answer_tokens": 9},
+        raw=True,
     ),
     Case("modular cross-encoders (ettin)", build_modular, by_sentence_transformers),
     *(

@@ -1,7 +1,9 @@
 """Language models as rerankers: ours against plain transcriptions of the methods, on tiny models of every family."""
 
+import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,9 +20,19 @@ from rerankd.errors import ConfigError
 from rerankd.scorers import load_list_scorer, load_scorer
 from rerankd.scorers.base import AnyListScorer, AnyPairScorer, ScorerSpec
 from rerankd.tasks.encoding import Encoding
-from tests.tiny_causal import FIRST_TEMPLATES
+from rerankd.tasks.generate import Prompt
+from tests.tiny_causal import FIRST_TEMPLATES, build_rank1
 from tests.tiny_models import CORPUS
-from tests.transcriptions import bge_gemma_logits, first_logits, mxbai_rerank_logits, qwen3_reranker_logits
+from tests.transcriptions import (
+    bge_gemma_logits,
+    first_logits,
+    greedy_ids,
+    greedy_text,
+    list_prompt,
+    mxbai_rerank_logits,
+    qwen3_reranker_logits,
+    rank1_logits,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -248,3 +260,65 @@ def test_the_command_exports_for_a_method(causal_folder: Folder, tmp_path: Path)
     encoding = scorer.encode_window(QUERIES[0], DOCUMENTS[:5], max_document_tokens=None).encoding
     expected = first_logits("qwen3", causal_folder("qwen3"), QUERIES[0], DOCUMENTS[:5])
     np.testing.assert_allclose(onnx_engine(tmp_path, scorer).run([encoding])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("template", "family"), [("rank-vicuna", "mistral"), ("reasonrank", "qwen3"), ("rank-k", "qwen3")]
+)
+def test_a_list_is_asked_for_and_written_as_its_authors_do(template: str, family: str, causal_folder: Folder) -> None:
+    folder = causal_folder(family)
+    options = {"template": template, "answer_tokens": 6}
+    scorer = load_list_scorer("generative", ScorerSpec(folder=folder, templates=TEMPLATES, options=options))
+    spec = EngineSpec(folder=folder, pad_id=scorer.pad_id, task=scorer.task, options={"device": "cpu"})
+    asked = [(query, DOCUMENTS[start : start + 3]) for query in QUERIES for start in (0, 2)]
+    payloads = [scorer.encode_window(*window, max_document_tokens=None).encoding for window in asked]
+    expected = [list_prompt(template, folder, *window) for window in asked]
+    assert [payload.ids.tolist() for payload in payloads] == expected
+    written = load_engine("torch-generate", spec).run(payloads)
+    assert [one.text for one in written] == [greedy_text(folder, ids, tokens=6) for ids in expected]
+
+
+def test_a_thought_that_ends_is_read_where_its_answer_is_written(tmp_path: Path) -> None:
+    folder = build_rank1(tmp_path / "model")
+    texts = CORPUS[:6]
+    # What the tiny model writes after a while about one of them, it does not write about all of them.
+    closing, positive = _an_ending(folder, QUERIES[0], texts[1])
+    shipped = (TEMPLATES[0] / "rank1.toml").read_text()
+    ours = shipped.replace('"</think>"', json.dumps(closing)).replace('" true"', json.dumps(positive))
+    (tmp_path / "ours.toml").write_text(ours)
+    spec = ScorerSpec(folder=folder, templates=[tmp_path], options={"template": "ours", "answer_tokens": 9})
+    scorer = load_scorer("reasoning", spec)
+    prompts = scorer.encode(QUERIES[0], texts, max_document_tokens=None).encodings
+    engine = load_engine(
+        "torch-generate", EngineSpec(folder=folder, pad_id=scorer.pad_id, task=scorer.task, options={"device": "cpu"})
+    )
+    answers = (positive, " false")
+    expected = rank1_logits(folder, QUERIES[0], texts, tokens=9, answers=answers, closing=closing)
+    np.testing.assert_allclose(scorer.interpret(engine.run(prompts)), expected, atol=1e-4)
+    for prompt, value in zip(prompts, expected, strict=True):
+        np.testing.assert_allclose(scorer.interpret(engine.run([prompt])), [value], atol=1e-4)
+    # It ended: with room for more the same was read, and cut before it something else.
+    ended, cut = (
+        float(scorer.interpret(engine.run([Prompt(prompts[1].ids, max_tokens=tokens)]))[0]) for tokens in (12, 2)
+    )
+    assert ended == pytest.approx(float(expected[1]), abs=1e-4)
+    assert abs(cut - ended) > 1e-2
+
+
+def _an_ending(folder: Path, query: str, text: str) -> tuple[str, str]:
+    """Two tokens that the tiny model writes one behind the other, each the one token of its text."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - imports torch
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = (TEMPLATES[0] / "rank1.toml").read_text()
+    prompt = "".join(tomllib.loads(template)["prompt"])
+    filled = prompt.replace("{query}", query).replace("{document}", text).replace("{instruction}", "")
+    words = [
+        tokenizer.decode(ids)
+        for ids in greedy_ids(folder, tokenizer(filled, add_special_tokens=False).input_ids, tokens=9)
+    ]
+    for place in range(2, 8):
+        one = [tokenizer(word, add_special_tokens=False).input_ids for word in words[place : place + 2]]
+        if all(len(ids) == 1 for ids in one) and words[place + 1] not in words[: place + 1]:
+            return words[place], words[place + 1]
+    raise AssertionError(words)

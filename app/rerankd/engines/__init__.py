@@ -79,7 +79,7 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         module="rerankd.engines.torch.generate",
         engine="TorchGenerateEngine",
         options="TorchGenerateOptions",
-        tasks=("generate",),
+        tasks=("generate", "reason"),
     ),
     "endpoint": EngineKind(
         module="rerankd.engines.remote.endpoint",

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from rerankd.recognition.kinds import ModelFiles
 
-Task = Literal["classify", "read_tokens", "generate", "embed", "embed_tokens", "weigh_words", "read_vectors"]
+Task = Literal["classify", "read_tokens", "generate", "reason", "embed", "embed_tokens", "weigh_words", "read_vectors"]
 
 # What each scorer asks of an engine, and the engines that do it.
 TASKS: Final[Mapping[str, Task]] = {
@@ -21,6 +21,7 @@ TASKS: Final[Mapping[str, Task]] = {
     "late-interaction": "embed_tokens",
     "splade": "weigh_words",
     "last-but-not-late": "read_vectors",
+    "reasoning": "reason",
 }
 GRAPH_ENGINES: Final = ("onnx", "openvino")
 TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
@@ -31,6 +32,7 @@ TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "embed_tokens": ("torch-vectors",),
     "weigh_words": ("torch-vectors",),
     "read_vectors": ("torch-markers",),
+    "reason": ("torch-generate",),
 }
 
 

@@ -19,12 +19,12 @@ from rerankd.scorers.base import (
 from rerankd.scorers.bi_encoder import BiEncoder, BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
-from rerankd.scorers.generative import Generative
+from rerankd.scorers.generative import Generative, GenerativeOptions
 from rerankd.scorers.last_but_not_late import LastButNotLate, LastButNotLateOptions
 from rerankd.scorers.late_interaction import LateInteractionOptions, LateInteractionScorer
-from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.pairwise import Pairwise, PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
+from rerankd.scorers.reasoning import Reasoning, ReasoningOptions
 from rerankd.scorers.splade import Splade, SpladeOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
 
@@ -41,11 +41,12 @@ class Entry(NamedTuple, Generic[S]):
 SCORERS: Final[dict[str, Entry[AnyPairScorer]]] = {
     "cross-encoder": Entry(CrossEncoder.load, CrossEncoderOptions),
     "prompted-classifier": Entry(PromptedClassifier.load, PromptedClassifierOptions),
+    "reasoning": Entry(Reasoning.load, ReasoningOptions),
     "yes-no": Entry(YesNo.load, YesNoOptions),
 }
 LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {
     "first": Entry(First.load, FirstOptions),
-    "generative": Entry(Generative.load, WindowOptions),
+    "generative": Entry(Generative.load, GenerativeOptions),
 }
 VECTOR_SCORERS: Final[dict[str, Entry[AnyVectorScorer]]] = {
     "bi-encoder": Entry(BiEncoder.load, BiEncoderOptions),

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
+from pydantic import Field
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
@@ -31,7 +32,7 @@ from rerankd.scorers.list_prompt import (
     refuse_instruction,
 )
 from rerankd.scorers.templates import ControlTokenEscaper, read_prompt_template
-from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
+from rerankd.scorers.tokenizer_files import TokenizerFolder, beginning_ids, drops, ids_of
 from rerankd.tasks.base import Task
 from rerankd.tasks.generate import Chat, Conversation, Generate, Generated, Message, Prompt
 
@@ -55,6 +56,17 @@ class GenerativeTemplate(ListTemplate):
     chat: str = "{system}{user}"
     messages: bool = False
     answer_tokens: int = 200
+
+    @property
+    def begins_thought(self) -> bool:
+        """Whether the prompt ends with the beginning of a thought, which the answer then lacks."""
+        return not self.messages and self.chat.rstrip().endswith(_THOUGHT_BEGINS)
+
+
+class GenerativeOptions(WindowOptions):
+    """`[model.options]` of the scorer `generative`."""
+
+    answer_tokens: int | None = Field(default=None, ge=1, description="Default: the template's.")
 
 
 class Writer(Protocol[T]):
@@ -93,12 +105,14 @@ class TokenWriter:
     def __init__(self, tokenizer: Tokenizer, template: GenerativeTemplate, *, max_length: int) -> None:
         self._tokenizer = tokenizer
         self._answer_tokens = template.answer_tokens
+        self._leading = beginning_ids(tokenizer) if template.tokenizer_beginning else np.empty(0, dtype=np.int64)
         self.clean = ControlTokenEscaper(tokenizer, template.chat)
         self.max_length = self.longest = max_length
         self.task = Generate(decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)))
 
     def write(self, prompt: ListPrompt, query: str, passages: Sequence[str]) -> Prompt:
-        return Prompt(ids_of(self._tokenizer, prompt.write(query, passages)), max_tokens=self._answer_tokens)
+        ids = ids_of(self._tokenizer, prompt.write(query, passages))
+        return Prompt(np.concatenate((self._leading, ids)), max_tokens=self._answer_tokens)
 
     def length(self, payload: Prompt) -> int:
         return len(payload.ids)
@@ -151,12 +165,12 @@ class Generative(Generic[T]):
         Raises:
             ConfigError: a file is missing, or no template is known for the model.
         """
-        options = read_options(spec.options, WindowOptions, of="scorer 'generative'")
+        options = read_options(spec.options, GenerativeOptions, of="scorer 'generative'")
         template = read_prompt_template(
             spec, scorer="generative", name=options.template, shapes={"generative": GenerativeTemplate}
         )
-        if options.identifiers is not None:
-            template = template.model_copy(update={"identifiers": options.identifiers})
+        changes = {"identifiers": options.identifiers, "answer_tokens": options.answer_tokens}
+        template = template.model_copy(update={name: value for name, value in changes.items() if value is not None})
         if template.messages:
             if spec.max_length is not None:
                 raise ConfigError(
@@ -225,9 +239,10 @@ class Generative(Generic[T]):
 
     def interpret_window(self, result: Generated, /, *, candidates: int) -> FloatArray:
         """What was written, as scores that say its order; shape [candidates]. All are equal where it names none."""
+        text = f"{_THOUGHT_BEGINS}{result.text}" if self._template.begins_thought else result.text
         scores = np.zeros(candidates, dtype=np.float32)
-        if named_places(result.text, self._identifiers[:candidates]):
-            order = read_permutation(result.text, self._identifiers[:candidates])
+        if named_places(text, self._identifiers[:candidates]):
+            order = read_permutation(text, self._identifiers[:candidates])
             scores[order] = -np.arange(candidates, dtype=np.float32)
         return scores
 

@@ -238,18 +238,6 @@ class PromptedPairs:
         self.pad_id = pad_id
         self.activation: Activation = activation_of(activation)
 
-    def encode(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        max_document_tokens: int | None,
-        instruction: str | None = None,
-        owner: str = "",  # noqa: ARG002 - nothing is kept
-    ) -> EncodedPairs[Encoding]:
-        """As `PairPrompt.encode`."""
-        return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
-
     def room(self, query: str, instruction: str | None = None) -> int:
         """As `PairPrompt.room`."""
         return self._prompt.room(query, instruction)
@@ -261,3 +249,19 @@ class PromptedPairs:
     def drops(self, text: str) -> bool:
         """As `PairPrompt.drops`."""
         return self._prompt.drops(text)
+
+
+class EncodedInPrompts(PromptedPairs):
+    """Scorers whose model reads the prompt and writes nothing."""
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+        owner: str = "",  # noqa: ARG002 - nothing is kept
+    ) -> EncodedPairs[Encoding]:
+        """As `PairPrompt.encode`."""
+        return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)

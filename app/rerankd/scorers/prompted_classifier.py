@@ -22,7 +22,7 @@ from rerankd.recognition.native import native_form
 from rerankd.recognition.tokenizer_settings import refuse_other_cuts
 from rerankd.scorers.base import Kinds, Made, ScorerSpec
 from rerankd.scorers.classifier_template import ClassifierTemplate, RewardTemplate
-from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, PromptedPairs, check_instruction, parts_of
+from rerankd.scorers.pair_prompt import EncodedInPrompts, PairPrompt, PairTemplateFile, check_instruction, parts_of
 from rerankd.scorers.templates import is_recognised, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import YesNoTemplate
@@ -54,7 +54,7 @@ class PromptedClassifierOptions(BaseModel):
     )
 
 
-class PromptedClassifier(PromptedPairs):
+class PromptedClassifier(EncodedInPrompts):
     def __init__(
         self, prompt: PairPrompt, *, pad_id: int, activation: ActivationSetting, head: Head, fingerprint: str
     ) -> None:

@@ -19,7 +19,7 @@ from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.kinds import answer_tokens, refuse_other_than_language_model, refuse_unknown_settings
 from rerankd.scorers.base import Kinds, Made, ScorerSpec
-from rerankd.scorers.pair_prompt import PairPrompt, PromptedPairs, check_instruction, parts_of
+from rerankd.scorers.pair_prompt import EncodedInPrompts, PairPrompt, check_instruction, parts_of
 from rerankd.scorers.templates import is_recognised, read_prompt_template, single_token
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import YesNoTemplate
@@ -39,7 +39,7 @@ class YesNoOptions(BaseModel):
     )
 
 
-class YesNo(PromptedPairs):
+class YesNo(EncodedInPrompts):
     def __init__(
         self,
         tokenizer: Tokenizer,

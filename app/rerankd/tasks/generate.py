@@ -25,6 +25,16 @@ class Prompt:
     max_tokens: int
 
 
+def identities_of(prompts: Sequence[Prompt]) -> list[bytes]:
+    """What tells each prompt from every other of the same model."""
+    return [prompt.max_tokens.to_bytes(8) + prompt.ids.tobytes() for prompt in prompts]
+
+
+def lengths_of(prompts: Sequence[Prompt]) -> list[int]:
+    """How many tokens each prompt has."""
+    return [len(prompt.ids) for prompt in prompts]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """What a `role`, such as "system" or "user", says in a chat."""
@@ -61,11 +71,8 @@ class Generate:
     name: ClassVar[str] = "generate"
     outputs: ClassVar[None] = None
 
-    def identities(self, prompts: Sequence[Prompt]) -> list[bytes]:
-        return [prompt.max_tokens.to_bytes(8) + prompt.ids.tobytes() for prompt in prompts]
-
-    def costs(self, prompts: Sequence[Prompt]) -> list[int]:
-        return [len(prompt.ids) for prompt in prompts]
+    identities = staticmethod(identities_of)
+    costs = staticmethod(lengths_of)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,12 @@ from rerankd.scorers.base import ScorerSpec
 from rerankd.scorers.bi_encoder import BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.first import FirstOptions
+from rerankd.scorers.generative import GenerativeOptions
 from rerankd.scorers.last_but_not_late import LastButNotLateOptions
 from rerankd.scorers.late_interaction import LateInteractionOptions
-from rerankd.scorers.list_prompt import WindowOptions
 from rerankd.scorers.pairwise import PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifierOptions
+from rerankd.scorers.reasoning import ReasoningOptions
 from rerankd.scorers.splade import SpladeOptions
 from rerankd.scorers.yes_no import YesNoOptions
 from rerankd.serving.assembly import load_parts
@@ -71,7 +72,14 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "template": ["first-qwen3", "first-qwen"],
         "window": [8, 9],
     },
+    "reasoning": {
+        "activation": "it maps raw scores, which are what is cached",
+        "answer_tokens": [100, 300],
+        "instruction": ["Judge.", "Judge well."],
+        "template": "only one template is shipped for it",
+    },
     "generative": {
+        "answer_tokens": [100, 300],
         "depth": [50, 60],
         "identifiers": ["alphabetical", "numeric"],
         "schedule": ["sliding", "tournament"],
@@ -108,18 +116,20 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "splade": {},
     "last-but-not-late": {},
     "pairwise": {"template": "duot5"},
+    "reasoning": {"template": "rank1", "answer_tokens": 50},
 }
 _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
     "yes-no": YesNoOptions,
     "prompted-classifier": PromptedClassifierOptions,
     "first": FirstOptions,
-    "generative": WindowOptions,
     "bi-encoder": BiEncoderOptions,
     "late-interaction": LateInteractionOptions,
     "splade": SpladeOptions,
     "last-but-not-late": LastButNotLateOptions,
     "pairwise": PairwiseOptions,
+    "generative": GenerativeOptions,
+    "reasoning": ReasoningOptions,
 }
 
 
@@ -168,7 +178,7 @@ def test_every_option_of_every_engine_changes_the_key_or_is_said_to_change_no_sc
 def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_score(name: str, tmp_path: Path) -> None:
     assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS}
     assert set(_SCORER_OPTIONS[name]) == set(_SCORER_SHAPES[name].model_fields)
-    folder = tokenizer_folder(tmp_path, "jina-v3" if name in BLOCK_SCORERS else "qwen3")
+    folder = tokenizer_folder(tmp_path, {"last-but-not-late": "jina-v3", "reasoning": "rank1"}.get(name, "qwen3"))
     if name == "cross-encoder":
         folder = _three_labels(TINY_BERT, tmp_path / "bert")
     if name == "prompted-classifier":

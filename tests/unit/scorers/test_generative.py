@@ -123,3 +123,19 @@ def test_room_is_left_for_the_answer(tmp_path: Path) -> None:
         scorer.encode_window("why " * 900, ["a"], max_document_tokens=None)
     with pytest.raises(InvalidRequest, match="instruction"):
         scorer.encode_window("q", ["a"], max_document_tokens=None, instruction="x")
+
+
+@pytest.mark.parametrize(
+    ("text", "scores"),
+    [
+        ("hm, [3] or [1]?</think>\n\n[3] > [2] = [1]", [-2, -1, 0]),
+        ("[2] is good, and so is [1], but", [0, 0, 0]),
+        ("hm</think>none", [0, 0, 0]),
+    ],
+)
+def test_a_thought_that_the_prompt_begins_is_no_answer(text: str, scores: list[float], tmp_path: Path) -> None:
+    folder = tokenizer_folder(tmp_path / "qwen", "qwen3", max_length=8192)
+    spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={"template": "rank-k"})
+    scorer = load_list_scorer("generative", spec)
+    assert scorer.interpret_window(Generated(text), candidates=3).tolist() == scores
+    assert scorer.max_length == 8192 - 4000

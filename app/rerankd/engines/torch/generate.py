@@ -1,69 +1,86 @@
-"""PyTorch causal language models that write their answer, greedily: the task `generate`."""
+"""PyTorch causal language models that write, greedily: the tasks `generate` and `reason`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, PreTrainedModel
 
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray
-from rerankd.engines.base import BatchLimits, EngineSpec, task_of
+from rerankd.engines.base import BatchLimits, Engine, EngineSpec, task_of
 from rerankd.engines.torch.device_memory import within_memory
+from rerankd.engines.torch.reason import ReasonEngine
 from rerankd.engines.torch.weights import LargeWeightsOptions, check_weights, load_language_model
+from rerankd.engines.torch.writing import Writer
 from rerankd.tasks.generate import Decode, Generate, Generated, Prompt
+from rerankd.tasks.reason import Reason
 
 
 class TorchGenerateOptions(LargeWeightsOptions):
     """`[model.engine_options]` of the engine `torch-generate`."""
 
-    max_new_tokens: int = Field(default=200, ge=1, description="Longest answer.")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="Longest answer; default: as long as the scorer's `answer_tokens` says."
+    )
 
 
 class TorchGenerateEngine:
     """A `*ForCausalLM` model that writes. `decode` makes text of token ids."""
 
     def __init__(
-        self, model: PreTrainedModel, decode: Decode, *, max_new_tokens: int, name: str, pad_id: int, workers: int
+        self,
+        model: PreTrainedModel,
+        decode: Decode,
+        *,
+        max_new_tokens: int | None,
+        name: str,
+        pad_id: int,
+        workers: int,
     ) -> None:
-        self._model = model
         self._decode = decode
-        self._device = model.get_input_embeddings().weight.device
+        self._writer = Writer(model, max_new_tokens=max_new_tokens, pad_id=pad_id)
         self._pad_id = pad_id
-        # Nothing of the model's own sampling settings: the same prompt always gets the same answer.
-        self._generation = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad_id,
-            eos_token_id=model.generation_config.eos_token_id,
-        )
         self.workers = workers
         self.name = name
 
     @classmethod
-    def load(cls, spec: EngineSpec) -> "TorchGenerateEngine":
-        """Load safetensors weights; pickled ones are refused.
+    def load(cls, spec: EngineSpec) -> Engine[Prompt, Any]:
+        """Load safetensors weights; pickled ones are refused. The engine is that of the spec's task.
 
         Raises:
             ConfigError: the folder holds no such model, or the device is not there.
         """
         options, task = check(spec)
-        model, name, _ = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
+        model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
+        longest = options.max_new_tokens
+        name = f"torch-generate/{name}" + (f"/{longest}" if longest else "")
+        if isinstance(task, Reason):
+            engine = ReasonEngine(
+                model,
+                task,
+                max_new_tokens=longest,
+                name=name,
+                pad_id=spec.pad_id,
+                workers=spec.workers or 1,
+                preferred_batch=_preferred_batch(model.get_input_embeddings().weight.device),
+            )
+            engine.check_head(precision)
+            return engine
         return cls(
             model,
             task.decode,
-            max_new_tokens=options.max_new_tokens,
-            name=f"torch-generate/{name}/{options.max_new_tokens}",
+            max_new_tokens=longest,
+            name=name,
             pad_id=spec.pad_id,
             workers=spec.workers or 1,
         )
 
     @property
     def preferred_batch(self) -> BatchLimits:
-        if self._device.type == "cpu":
-            return BatchLimits(tokens=4096, pairs=16)
-        return BatchLimits(tokens=65_536, pairs=64)
+        return _preferred_batch(self._writer.device)
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Prompt]) -> list[Generated]:
@@ -75,31 +92,20 @@ class TorchGenerateEngine:
         return within_memory(lambda: self._written(prompts))
 
     def _written(self, prompts: Sequence[Prompt]) -> list[Generated]:
-        longest = max(len(prompt.ids) for prompt in prompts)
-        ids = np.full((len(prompts), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt.ids) :] = prompt.ids
-            mask[row, longest - len(prompt.ids) :] = 1
         recorder = _Recorder()
-        written: IntArray = (
-            self._model.generate(
-                input_ids=torch.from_numpy(ids).to(self._device),
-                attention_mask=torch.from_numpy(mask).to(self._device),
-                generation_config=self._generation,
-                max_new_tokens=min(self._generation.max_new_tokens, max(prompt.max_tokens for prompt in prompts)),
-                logits_processor=LogitsProcessorList([recorder]),
-            )[:, longest:]
-            .cpu()
-            .numpy()
-        )
-        rows = zip(prompts, written, recorder.logprobs(), strict=True)
-        return [self._answer(tokens[: prompt.max_tokens], logprobs) for prompt, tokens, logprobs in rows]
+        written = self._writer.write(prompts, processor=recorder)
+        return [self._answer(tokens, logprobs) for tokens, logprobs in zip(written, recorder.logprobs(), strict=True)]
 
     def _answer(self, tokens: IntArray, logprobs: FloatArray) -> Generated:
         """What was written up to the end of the answer, behind which it is filled up."""
         kept = np.flatnonzero(tokens != self._pad_id)
         return Generated(self._decode(tokens[kept].tolist()), logprobs[kept].tolist())
+
+
+def _preferred_batch(device: torch.device) -> BatchLimits:
+    if device.type == "cpu":
+        return BatchLimits(tokens=4096, pairs=16)
+    return BatchLimits(tokens=65_536, pairs=64)
 
 
 class _Recorder(LogitsProcessor):
@@ -118,7 +124,7 @@ class _Recorder(LogitsProcessor):
         return steps
 
 
-def check(spec: EngineSpec) -> tuple[TorchGenerateOptions, Generate]:
+def check(spec: EngineSpec) -> tuple[TorchGenerateOptions, Generate | Reason]:
     """The options and the task.
 
     Raises:
@@ -126,4 +132,4 @@ def check(spec: EngineSpec) -> tuple[TorchGenerateOptions, Generate]:
     """
     options = read_options(spec.options, TorchGenerateOptions, of="engine 'torch-generate'")
     check_weights("causal language model", spec.folder, options, trust_remote_code=spec.trust_remote_code)
-    return options, task_of(spec, Generate)
+    return options, spec.task if isinstance(spec.task, Reason) else task_of(spec, Generate)

@@ -36,12 +36,14 @@ from rerankd.recognition.recognised import (
 _CAUSAL_ENGINES: Final[Mapping[Task, Sequence[str]]] = {
     "read_tokens": (*GRAPH_ENGINES, "torch-causal"),
     "generate": TASK_ENGINES["generate"],
+    "reason": TASK_ENGINES["reason"],
 }
 _HEADS: Final[Mapping[str, str]] = {
     "yes-no": "the logits of the template's answer tokens at the last place",
     "first": "the logits of the identifiers at the last place",
     "pairwise": "the logits of the template's answer tokens at the last place",
     "generative": "the order that the model writes",
+    "reasoning": "the logits of the template's answers behind the thought that the model writes",
 }
 
 
@@ -63,8 +65,8 @@ def _template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
 def chosen_template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
     """The template that the operator names, or else the one that knows the repository."""
     named = asked.options.get("template")
-    fits = (one for one in asked.templates if (one.name == named if named else one.fits(files.repository)))
-    return next(fits, None)
+    usable = (one for one in asked.templates if one.method in _HEADS)
+    return next((one for one in usable if (one.name == named if named else one.fits(files.repository))), None)
 
 
 def prompted_model(name: str, files: ModelFiles, asked: Asked, template: PromptTemplate) -> Outcome:
@@ -98,7 +100,7 @@ def prompted_model(name: str, files: ModelFiles, asked: Asked, template: PromptT
 
 def _activation(template: PromptTemplate, files: ModelFiles, options: dict[str, Any]) -> str:
     """A list's scores say the order; a judge's are made probabilities, unless its files say that they stay logits."""
-    if template.method != "yes-no":
+    if template.method not in ("yes-no", "reasoning"):
         return "rank"
     if "activation" not in options and (named_activation(files) or "").rsplit(".", 1)[-1] == "Identity":
         options["activation"] = "identity"
@@ -200,6 +202,7 @@ _JUDGE: Final = "judges with a chat template of their own"
 _OWN: Final = "language models with a template of your own"
 _UNKNOWN: Final = "other language models"
 _TRANSCRIPTION: Final = "transformers: the card's procedure, whole logits at the last place"
+_WRITTEN: Final = "transformers: greedy generation, the order that it writes"
 _READS_LONG: Final = "use Qwen/Qwen3-Reranker-0.6B, or castorini/rank_zephyr_7b_v1_full for lists"
 
 FAMILIES: Final[Sequence[Family]] = (
@@ -233,25 +236,11 @@ FAMILIES: Final[Sequence[Family]] = (
         instead="use Qwen/Qwen3-Reranker-0.6B for texts",
     ),
     refused_family(
-        "rerankers that think before they answer",
-        ["liuwenhan/reasonrank-7B", "hltcoe/Rank-K-32B", "jhu-clsp/rank1-7b"],
-        lambda files: repository(files, "liuwenhan/reasonrank-*", "hltcoe/Rank-K-*", "jhu-clsp/rank1-*"),
-        because="no template is shipped for it, and its answers are thousands of tokens long",
-        instead=_READS_LONG,
-    ),
-    refused_family(
         "setwise rerankers",
         ["ielabgroup/Rank-R1-7B-v0.1"],
         lambda files: repository(files, "ielabgroup/Rank-R1-*"),
         because="it names the best of a set, and no scorer sorts by that",
         instead=_READS_LONG,
-    ),
-    refused_family(
-        "RankVicuna",
-        ["castorini/rank_vicuna_7b_v1"],
-        lambda files: repository(files, "castorini/rank_vicuna_*"),
-        because="no template is shipped for it",
-        instead="use its successor castorini/rank_zephyr_7b_v1_full",
     ),
     _prompted("Qwen3-Reranker", ["Qwen/Qwen3-Reranker-0.6B", "Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-Reranker-8B"],
               ["qwen3-reranker"], oracle=_TRANSCRIPTION),
@@ -265,8 +254,12 @@ FAMILIES: Final[Sequence[Family]] = (
     _prompted("FIRST", ["rryisthebest/First_Model", "castorini/first_mistral"],
               ["first-zephyr", "first-mistral", "first-llama-3", "first-qwen", "first-qwen3", "minilm-first"],
               oracle="transformers: rank_llm's prompt, whole logits at the identifier's place"),
-    _prompted("RankZephyr", ["castorini/rank_zephyr_7b_v1_full"], ["rank-zephyr", "rankgpt"],
-              oracle="transformers: greedy generation, the order that it writes"),
+    _prompted("RankZephyr", ["castorini/rank_zephyr_7b_v1_full"], ["rank-zephyr", "rankgpt"], oracle=_WRITTEN),
+    _prompted("RankVicuna", ["castorini/rank_vicuna_7b_v1"], ["rank-vicuna"], oracle=_WRITTEN),
+    _prompted("ReasonRank", ["liuwenhan/reasonrank-7B", "liuwenhan/reasonrank-32B"], ["reasonrank"], oracle=_WRITTEN),
+    _prompted("Rank-K, greedily", ["hltcoe/Rank-K-32B"], ["rank-k"], oracle=_WRITTEN),
+    _prompted("Rank1", ["jhu-clsp/rank1-0.5b", "jhu-clsp/rank1-7b", "jhu-clsp/rank1-32b"], ["rank1"],
+              oracle="transformers: greedy generation, whole logits where the answer is written"),
     Family(
         name=_JUDGE,
         repositories=["what sentence-transformers 5.4 and later save as Transformer -> LogitScore"],

@@ -243,7 +243,7 @@ def test_a_full_device_asks_for_smaller_batches_and_keeps_nothing(causal_folder:
         ("torch-causal", TOKENS, {"device": "abacus"}, "unknown device 'abacus'"),
         ("torch-causal", TOKENS, {"device": "meta"}, "device 'meta' is not supported"),
         ("torch-causal", TOKENS, {"device": "cuda:63"}, "no such GPU"),
-        ("torch-generate", TOKENS, {}, "'read_tokens', and 'torch-generate' runs generate; set engine to one of: onnx"),
+        ("torch-generate", TOKENS, {}, "'torch-generate' runs generate and reason; set engine to one of: onnx"),
         ("torch-encoder", TOKENS, {}, "'torch-encoder' runs classify; set engine to one of: onnx, openvino, torch-c"),
     ],
 )

@@ -93,7 +93,7 @@ class TorchGenerateEngine:
 
     def _written(self, prompts: Sequence[Prompt]) -> list[Generated]:
         recorder = _Recorder()
-        written = self._writer.write(prompts, processor=recorder)
+        written = self._writer.write(prompts, recorder=recorder)
         return [self._answer(tokens, logprobs) for tokens, logprobs in zip(written, recorder.logprobs(), strict=True)]
 
     def _answer(self, tokens: IntArray, logprobs: FloatArray) -> Generated:

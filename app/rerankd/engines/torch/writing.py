@@ -34,7 +34,7 @@ class Writer:
         self,
         prompts: Sequence[Prompt],
         *,
-        processor: LogitsProcessor | None = None,
+        recorder: LogitsProcessor | None = None,
         criterion: StoppingCriteria | None = None,
     ) -> list[IntArray]:
         """What the model writes behind each prompt, with the tokens that end it, and filled up with padding."""
@@ -51,7 +51,7 @@ class Writer:
                 attention_mask=torch.from_numpy(mask).to(self.device),
                 generation_config=self._generation,
                 max_new_tokens=most if self._limit is None else min(most, self._limit),
-                logits_processor=LogitsProcessorList([] if processor is None else [processor]),
+                logits_processor=LogitsProcessorList([] if recorder is None else [recorder]),
                 stopping_criteria=StoppingCriteriaList([] if criterion is None else [criterion]),
             )[:, longest:]
             .cpu()

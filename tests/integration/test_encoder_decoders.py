@@ -1,12 +1,17 @@
 """Encoder-decoders in a service: one model chooses the documents that another compares."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest
+from rerankd.engines import load_engine
+from rerankd.engines.base import EngineSpec
+from rerankd.errors import ConfigError
 from rerankd.serving.assembly import running_service
+from rerankd.tasks.read_tokens import ReadTokens
 from rerankd.telemetry.observer import Silent
 from tests.registry_files import write_registry
 from tests.tiny_models import CORPUS
@@ -40,3 +45,10 @@ async def test_duot5_reorders_the_best_of_monot5(tmp_path: Path) -> None:
         chosen = await order("mono", list(CORPUS))
         expected = [*await order("duo", chosen[:4]), *chosen[4:]]
         assert await order("mono-duo", list(CORPUS)) == expected != chosen
+
+
+def test_a_head_that_is_not_there_is_not_replaced_by_the_embeddings(tmp_path: Path) -> None:
+    config = json.loads((build_t5(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with pytest.raises(ConfigError, match=r"lack lm_head\.weight, and config\.json says tie_word_embeddings = false"):
+        load_engine("torch-seq2seq", EngineSpec(folder=tmp_path, pad_id=0, task=ReadTokens((1, 2))))

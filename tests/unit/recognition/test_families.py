@@ -261,6 +261,7 @@ REFUSED = [
     Case("masked and pretrained models", {"architectures": ["BertForMaskedLM"], "model_type": "bert"}),
     Case("LiT5, ListT5 and other models that fuse in the decoder", T5, "Soyoung97/ListT5-base"),
     Case("other encoder-decoders", T5),
+    Case("monoT5 and InRanker", T5, "castorini/monot5-base-msmarco", files={"spiece.model": {}}),
     Case("other encoder-decoders", T5, "google/flan-t5-base"),
     Case("other encoder-decoders", {"architectures": ["UMT5ForConditionalGeneration"], "model_type": "umt5"}),
     Case("", {"architectures": ["SomethingNew"], "model_type": "novel"}),

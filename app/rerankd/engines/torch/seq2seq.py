@@ -4,8 +4,11 @@ Nothing is generated: the scorer names the tokens whose logits it reads where th
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from rerankd.config.options import read_options
@@ -14,7 +17,12 @@ from rerankd.engines.base import BatchLimits, EngineSpec, pad
 from rerankd.engines.torch.device_memory import to_device, within_memory
 from rerankd.engines.torch.head_rows import PROBE, HeadRows
 from rerankd.engines.torch.weights import LargeWeightsOptions, Precision, check_weights, load_language_model
+from rerankd.errors import ConfigError
+from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.weights import weight_files
 from rerankd.tasks.encoding import Encoding
+
+_HEAD: Final = "lm_head.weight"
 
 
 class TorchSeq2SeqOptions(LargeWeightsOptions):
@@ -44,6 +52,7 @@ class TorchSeq2SeqEngine:
                 multiply.
         """
         options = check(spec)
+        _refuse_missing_head(spec.folder)
         model, name, precision = load_language_model(
             spec.folder, options, trust_remote_code=spec.trust_remote_code, kind="encoder-decoder"
         )
@@ -103,6 +112,20 @@ def start_token(model: PreTrainedModel, *, pad_id: int) -> int:
     """The token behind which the decoder begins to write."""
     stated = getattr(model.config, "decoder_start_token_id", None)
     return pad_id if stated is None else int(stated)
+
+
+def _refuse_missing_head(folder: Path) -> None:
+    """Refuse weights without the head that config.json promises: transformers would take the embeddings for it."""
+    if ModelFiles.read(folder).config.get("tie_word_embeddings") is not False:
+        return
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as tensors:
+            if _HEAD in tensors.keys():  # noqa: SIM118 - no mapping
+                return
+    raise ConfigError(
+        f"the weights in {folder} lack {_HEAD}, and config.json says tie_word_embeddings = false: this is not a "
+        "complete encoder-decoder"
+    )
 
 
 def check(spec: EngineSpec) -> TorchSeq2SeqOptions:

@@ -48,6 +48,15 @@ def _judge(name: str, files: ModelFiles, asked: Asked) -> Outcome | None:
     found = prompted_model(name, files, asked, template)
     if not isinstance(found, Recognised):
         return found
+    if "spiece.model" in files.names and "tokenizer.json" not in files.names:
+        return Refused(
+            family=name,
+            reason="it has spiece.model and no tokenizer.json, which is read here",
+            way_out="save model and tokenizer once with transformers (AutoModelForSeq2SeqLM and AutoTokenizer, "
+            "from_pretrained(...).save_pretrained(folder); needs sentencepiece and protobuf), then serve the folder "
+            f"with --template {template.name}",
+            evidence=found.evidence,
+        )
     head = "the logits of the template's answer tokens, of which the decoder would write one first"
     return replace(found, head=head, engines=["torch-seq2seq"])
 

@@ -21,7 +21,7 @@ import orjson
 from loadtest.claims import Claim, conclude, parser, run, served
 from rerankd.config.registry import read_registry
 from rerankd.config.settings import Settings
-from rerankd.engines.base import LogitsEngine, cut_by_length
+from rerankd.engines.base import LogitsEngine, computed_here, cut_by_length
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
@@ -66,7 +66,7 @@ class EngineAlone:
     def __init__(self, settings: Settings) -> None:
         spec = read_registry(settings.registry).only([None]).model[0]
         parts = load_parts(spec, settings)
-        self._engine: LogitsEngine = parts.engine
+        self._engine: LogitsEngine = computed_here(parts.engine)
         self._encode = parts.scorer.by_kind(_PairEncoding())
         preferred = parts.engine.preferred_batch
         self._limits = replace(preferred, tokens=parts.spec.batch_tokens or preferred.tokens)

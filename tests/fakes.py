@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 import numpy as np
 
 from rerankd.batching.batcher import Batcher
+from rerankd.batching.passes import ThreadPasses
 from rerankd.batching.planner import BatchPlanner
 from rerankd.batching.work import Results
 from rerankd.cache.base import Cache
@@ -141,6 +142,12 @@ class RecordingObserver:
 
     def model_removed(self, *, model: str) -> None:
         self._state("model_removed", model=model)
+
+    def remote_changed(self, *, model: str, away: bool) -> None:
+        self._state("remote_changed", model=model, away=away)
+
+    def fallback_asked(self, *, model: str, reason: str) -> None:
+        self._state("fallback_asked", model=model, reason=reason)
 
     def connections_changed(self, *, open_connections: int) -> None:
         self._state("connections_changed", open_connections=open_connections)
@@ -378,8 +385,7 @@ def _batcher(
     )
     return Batcher(
         planner,
-        engine.run,
-        worker,
+        ThreadPasses(engine.run, worker),
         max_waiting_tokens=max_waiting_tokens,
         model="fake",
         observer=observer,

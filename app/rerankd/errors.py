@@ -9,13 +9,15 @@
     |- Unavailable              503 unavailable         the same request may succeed later: Retry-After
     |  |- Overloaded            429 overloaded
     |  |- RateLimited           429 rate_limited
-    |  `- ModelNotReady         503 model_not_ready
+    |  |- ModelNotReady         503 model_not_ready
+    |  `- RemoteUnavailable     503 remote_unavailable  a remote model did not answer
     |- DeadlineExceeded         504 deadline_exceeded
+    |- RemoteFailed             502 remote_failed       a remote model's answer cannot be used
     `- ScoringFailed            500 scoring_failed      the cause goes to the log, never to the client
 
 Outside of the tree stand: `ConfigError`, which stops the start (or the loading of one model) and names the key;
-`CacheUnavailable`, which is caught where the cache is used and becomes a miss; `OutOfMemory` and `FinalFailure`, by
-which an engine tells the batcher what to do with a batch.
+`CacheUnavailable`, which is caught where the cache is used and becomes a miss; `OutOfMemory`, by which an engine tells
+the batcher what to do with a batch.
 """
 
 from collections.abc import Sequence
@@ -119,9 +121,19 @@ class ModelNotReady(Unavailable):
     code = "model_not_ready"
 
 
+class RemoteUnavailable(Unavailable):
+    status = 503
+    code = "remote_unavailable"
+
+
 class DeadlineExceeded(RerankError):
     status = 504
     code = "deadline_exceeded"
+
+
+class RemoteFailed(RerankError):
+    status = 502
+    code = "remote_failed"
 
 
 class ScoringFailed(RerankError):
@@ -143,7 +155,3 @@ class CacheUnavailable(Exception):
 
 class OutOfMemory(Exception):
     """An engine's device has too little memory for a batch; a smaller one may fit."""
-
-
-class FinalFailure(Exception):
-    """A pass failed for good: its engine has tried again itself."""

@@ -14,6 +14,7 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from rerankd.batching.batcher import Batcher
+from rerankd.batching.passes import ThreadPasses
 from rerankd.batching.planner import BatchPlanner
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import Worker, available_cores
@@ -87,7 +88,9 @@ async def open_ours(folder: Path, name: str, *, device: str, precision: str) -> 
         Worker(name="infer", threads=engine.workers) as inference,
         SharedWorker.open(name="tokenize", threads=available_cores()) as tokenizing,
     ):
-        batcher = Batcher(planner, engine.run, inference, max_waiting_tokens=_UNLIMITED, model="gpu", observer=Silent())
+        batcher = Batcher(
+            planner, ThreadPasses(engine.run, inference), max_waiting_tokens=_UNLIMITED, model="gpu", observer=Silent()
+        )
         serving = asyncio.create_task(batcher.run())
         try:
             yield Ours(PointwiseStage(scorer, batcher, tokenizing), name=f"rerankd, {name}")

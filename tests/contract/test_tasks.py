@@ -10,12 +10,14 @@ from rerankd.engines import ENGINES, load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.errors import ConfigError
 from rerankd.recognition.recognised import TASK_ENGINES
+from rerankd.scorers.remote_apis import LIST_APIS
 from rerankd.tasks.base import Task
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.embed import Embed, EncodedText
 from rerankd.tasks.embed_tokens import EmbedTokens, ExpandedText
 from rerankd.tasks.encoding import Encoding
 from rerankd.tasks.generate import Chat, Conversation, Generate, Message, Prompt
+from rerankd.tasks.rank import Rank, TextPair
 from rerankd.tasks.read_tokens import ReadTokens
 from rerankd.tasks.read_vectors import MarkedPrompt, ReadVectors
 from rerankd.tasks.weigh_words import WeighWords
@@ -47,6 +49,11 @@ TASKS: dict[str, tuple[Task[Any], list[Any], list[int]]] = {
             Conversation((Message("user", "eight "), Message("user", "by"))),
         ],
         [2, 2, 2],
+    ),
+    "rank": (
+        Rank(LIST_APIS["cohere"]),
+        [TextPair("ab", "c"), TextPair("a", "bc"), TextPair("a", "b", "c"), TextPair("a", "four and seven")],
+        [2, 2, 3, 5],
     ),
 }
 

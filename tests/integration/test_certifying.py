@@ -10,7 +10,7 @@ import pytest
 from rerankd.config.registry import read_registry
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
 from rerankd.domain import FloatArray, WindowPlan
-from rerankd.engines.base import BatchLimits, LogitsEngine
+from rerankd.engines.base import BatchLimits, LogitsEngine, computed_here
 from rerankd.errors import ModelNotReady
 from rerankd.scorers.base import Edges, EncodedPairs, EncodedWindow, Kinds, Made, Scorer
 from rerankd.scorers.ranking import identity
@@ -109,7 +109,7 @@ class GivesItsInput:
 def shipped() -> tuple[LogitsEngine, Scorer]:
     registry = read_registry(SHIPPED_REGISTRY)
     parts = load_parts(registry.model[0], Settings())
-    return parts.engine, parts.scorer
+    return computed_here(parts.engine), parts.scorer
 
 
 def test_the_shipped_model_is_certified_in_its_language(shipped: tuple[LogitsEngine, Scorer]) -> None:

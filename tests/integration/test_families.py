@@ -20,6 +20,7 @@ from docs.generate import DIFFERENCES
 from rerankd.config.named_models import served_registry
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
 from rerankd.domain import FloatArray, RerankRequest, ScoreOptions
+from rerankd.engines.base import computed_here
 from rerankd.recognition.families import recognise
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Recognised
@@ -571,7 +572,7 @@ def test_first_reads_the_identifiers_as_its_authors_do(markup: str, template: st
     lists = parts.scorer
     assert isinstance(lists, First)
     payloads = [lists.encode_window(QUERY, window, max_document_tokens=None).encoding for window in windows]
-    rows = parts.engine.run(payloads)
+    rows = computed_here(parts.engine).run(payloads)
     ours = [lists.interpret_window(row, candidates=len(window)) for row, window in zip(rows, windows, strict=True)]
     expected = [first_logits(markup, folder, QUERY, window) for window in windows]
     _compare("FIRST", np.concatenate(ours), np.concatenate(expected), first=markup == "llama")

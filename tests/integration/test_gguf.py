@@ -15,6 +15,7 @@ from rerankd.cli import cli
 from rerankd.config.named_models import served_registry
 from rerankd.config.settings import Settings
 from rerankd.domain import FloatArray
+from rerankd.engines.base import computed_here
 from rerankd.errors import ConfigError
 from rerankd.scorers.yes_no import YesNo
 from rerankd.serving.assembly import load_parts
@@ -76,7 +77,8 @@ def test_a_converted_file_scores_as_the_file_does(
     parts = load_parts(served_registry(settings).model[0], settings)
     assert isinstance(parts.scorer, YesNo)
     encodings = parts.scorer.encode(QUERY, DOCUMENTS, max_document_tokens=None).encodings
-    ours = np.concatenate([parts.engine.run(encodings), *(parts.engine.run([encoding]) for encoding in encodings)])
+    run = computed_here(parts.engine).run
+    ours = np.concatenate([run(encodings), *(run([encoding]) for encoding in encodings)])
     tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     texts = [PROMPT.format(query=QUERY, document=document) for document in DOCUMENTS]
     expected = by_transformers(file, model_of(family), tokenizer, texts)

@@ -25,6 +25,7 @@ from rerankd.api.middleware import BodyBounds, BodyLimit
 from rerankd.api.parsing.bodies import STEP_BYTES, BodyLimits, BodyReader
 from rerankd.api.rerank import rerank_routes
 from rerankd.batching.batcher import Batcher
+from rerankd.batching.passes import ThreadPasses
 from rerankd.batching.planner import BatchPlanner
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
@@ -225,7 +226,12 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, workers=engine.workers)
     inference = VirtualWorker(clock, threads=engine.workers)
     batcher = Batcher(
-        planner, engine.run, inference, max_waiting_tokens=4_000_000, model="fake", observer=observer, clock=clock
+        planner,
+        ThreadPasses(engine.run, inference),
+        max_waiting_tokens=4_000_000,
+        model="fake",
+        observer=observer,
+        clock=clock,
     )
     # One of the threads that tokenize is left to others, as where there are keys.
     tokenizing = SharedWorker(VirtualWorker(clock, threads=threads), per_caller=max(1, threads - 1))

@@ -45,6 +45,8 @@ def _exported() -> dict[str, set[str]]:
     observer.watch_held_bytes(lambda: 0)
     observer.model_readiness_changed(model="m", ready=True)
     observer.model_certified(model="m", certified=True)
+    observer.remote_changed(model="m", away=False)
+    observer.fallback_asked(model="m", reason="remote_unavailable")
     samples: dict[str, set[str]] = {}
     for family in observer.registry.collect():
         for sample in family.samples:

@@ -29,7 +29,9 @@ _PUBLIC = {
     "overloaded": 429,
     "rate_limited": 429,
     "model_not_ready": 503,
+    "remote_unavailable": 503,
     "deadline_exceeded": 504,
+    "remote_failed": 502,
     "scoring_failed": 500,
 }
 

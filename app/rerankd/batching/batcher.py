@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from itertools import count
 from math import inf
 from time import perf_counter
@@ -18,14 +17,14 @@ from typing import Any, Generic, TypeVar
 
 from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.cost import CostModel
+from rerankd.batching.passes import Pass, Passes
 from rerankd.batching.planner import BatchPlanner, Entry
 from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.batching.work import Results, Work, WorkItem, work_of
-from rerankd.concurrency.worker import Worker, in_chunks, release
+from rerankd.concurrency.worker import in_chunks, release
 from rerankd.domain import Terms
 from rerankd.errors import (
     DeadlineExceeded,
-    FinalFailure,
     OutOfMemory,
     Overloaded,
     RerankError,
@@ -56,6 +55,7 @@ class _Job(Generic[T, R]):
     def __init__(self, items: list[WorkItem[T]], terms: Terms, *, now: float) -> None:
         self.items = items
         self.urgent = terms.urgent
+        self.deadline = terms.deadline
         self.compute = terms.meter.compute
         self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.results: list[R | None] = [None] * len(items)
@@ -88,44 +88,26 @@ class _Job(Generic[T, R]):
 
 
 class _Running(Generic[T]):
-    """An item on its way through the engine, its length there, and the entries that want its result."""
+    """An item on its way through the engine, its length there, and the entries that want its result. `shares` is the
+    pass, with all of its items, if it can be cancelled.
+    """
 
-    __slots__ = ("item", "length", "wanted_by")
+    __slots__ = ("item", "length", "shares", "wanted_by")
 
     def __init__(self, item: WorkItem[T], length: int, wanted_by: list[Entry]) -> None:
         self.item = item
         self.length = length
         self.wanted_by = wanted_by
-
-
-@dataclass(slots=True, eq=False)
-class _Pass:
-    """A pass of the engine: since when it runs, if it does, and how long it should take."""
-
-    expected_s: float = 0.0
-    started: float | None = None
-    seconds: float = 0.0
-
-    def left_s(self, now: float) -> float:
-        """How long it should take yet."""
-        return self.expected_s if self.started is None else max(0.0, self.started + self.expected_s - now)
-
-    def run(self, call: Callable[[Sequence[T]], R], payloads: Sequence[T], clock: Callable[[], float]) -> R:
-        """In the worker's thread."""
-        self.started = clock()
-        results = call(payloads)
-        self.seconds = clock() - self.started
-        return results
+        self.shares: tuple[Pass, Sequence[_Running[T]]] | None = None
 
 
 class Batcher(Generic[T, R]):
-    """Mixes the items of many requests into passes of one engine, by its function `run`."""
+    """Mixes the items of many requests into passes of one engine."""
 
     def __init__(  # noqa: PLR0913 - what it works with, and what it is told of the model
         self,
         planner: BatchPlanner,
-        run: Callable[[Sequence[T]], Results[R]],
-        worker: Worker,
+        passes: Passes[T, R],
         *,
         max_waiting_tokens: int,
         model: str,
@@ -136,26 +118,25 @@ class Batcher(Generic[T, R]):
     ) -> None:
         self._planner = planner
         self._clock = clock
-        self._run = run
-        self._worker = worker
+        self._engine = passes
         self._model = model
         self._observer = observer
         self._cost = CostModel()
         self._stuck_after_s = stuck_after_s
         self._coalesce = coalesce
         self._failures_logged: set[type[Exception]] = set()
-        self.admission = Admission(planner, self._cost, max_waiting_tokens=max_waiting_tokens, workers=worker.threads)
+        self.admission = Admission(planner, self._cost, max_waiting_tokens=max_waiting_tokens, workers=passes.limit)
         self._jobs: dict[int, _Job[T, R]] = {}
         # Open entries by what tells their items apart: those that wait, and those whose pass runs.
         self._waiting: dict[bytes, list[Entry]] = {}
         self._running: dict[bytes, _Running[T]] = {}
-        self._passes: set[_Pass] = set()
+        self._passes: set[Pass] = set()
         self._clearing: set[asyncio.Task[None]] = set()
         self._numbers = count()
         self._work_waits = asyncio.Event()
         self._ended_at = -inf
         self._closed = False
-        observer.engine_started(model=model, workers=worker.threads, max_waiting_tokens=max_waiting_tokens)
+        observer.engine_started(model=model, workers=passes.limit, max_waiting_tokens=max_waiting_tokens)
 
     def alive_at(self) -> float:
         """When the engine was last seen to work: now while a pass takes no longer than it may, else when one ended."""
@@ -218,7 +199,7 @@ class Batcher(Generic[T, R]):
         """Serve until cancelled; requests that still wait then fail, since the model is gone."""
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(self._worker.threads):
+                for _ in range(self._engine.limit):
                     workers.create_task(self._work())
         finally:
             self._closed = True
@@ -236,7 +217,7 @@ class Batcher(Generic[T, R]):
         if self._closed:
             raise _gone(self._model)
         now = self._clock()
-        busy_s = sum(one.left_s(now) for one in self._passes) / self._worker.threads
+        busy_s = sum(one.left_s(now) for one in self._passes) / self._engine.limit
         try:
             self.admission.check(work, terms, now=now, busy_s=busy_s, admitted=admitted)
         except (Overloaded, DeadlineExceeded) as refusal:
@@ -244,8 +225,10 @@ class Batcher(Generic[T, R]):
             raise
 
     async def _enter(self, number: int, job: _Job[T, R], terms: Terms) -> None:
-        """Queue a request's items; those of a large one in chunks, so that the event loop is not held up."""
-        async for span in in_chunks(len(job.items)):
+        """Queue a request's items; those of a large one in chunks of whole passes, so that the event loop is not held
+        up, and no pass begins with less than it could have.
+        """
+        async for span in in_chunks(len(job.items), of=self._planner.max_batch_pairs):
             waiting = self._joined(number, job, range(span.start, span.stop))
             if waiting:
                 self._planner.add(waiting, terms)
@@ -284,10 +267,17 @@ class Batcher(Generic[T, R]):
 
     async def _clear(self, number: int, job: _Job[T, R]) -> None:
         unfinished = job.unfinished
+        left: dict[Pass, Sequence[_Running[T]]] = {}
         async for span in in_chunks(len(unfinished)):
             for position in unfinished[span]:
-                self._forget(job.items[position].identity, number)
+                identity = job.items[position].identity
+                self._forget(identity, number)
+                if identity in self._running and (shares := self._running[identity].shares) is not None:
+                    left[shares[0]] = shares[1]
         del self._jobs[number]
+        for one, batch in left.items():
+            if one in self._passes and not any(running.wanted_by for running in batch):
+                one.cancel()
         await release(job.items)
 
     def _forget(self, identity: bytes, number: int) -> None:
@@ -343,14 +333,14 @@ class Batcher(Generic[T, R]):
         async with asyncio.TaskGroup() as scoring:
             before: asyncio.Task[None] | None = None
             while True:
-                batch, running = await self._next_batch(), _Pass()
+                batch, running = await self._next_batch(), Pass()
                 task = scoring.create_task(self._score(batch, running, tries=2))
                 if before is not None:
                     await before
                 await self._nearly_over(task, running)
                 before = task
 
-    async def _nearly_over(self, scoring: asyncio.Task[None], running: _Pass) -> None:
+    async def _nearly_over(self, scoring: asyncio.Task[None], running: Pass) -> None:
         """Wait until a batch is scored, or should be in a moment."""
         await asyncio.sleep(0)  # it is handed over
         if not self._cost.known:
@@ -360,7 +350,7 @@ class Batcher(Generic[T, R]):
         if left_s > 0:
             await asyncio.wait({scoring}, timeout=left_s)
 
-    async def _score(self, batch: Sequence[_Running[T]], running: _Pass, *, tries: int) -> None:
+    async def _score(self, batch: Sequence[_Running[T]], running: Pass, *, tries: int) -> None:
         """Compute a batch; if it fails, its halves, down to the one item that the engine cannot take. Each item has
         `tries`, so that one which was alone when a worker died is not taken for the cause.
         """
@@ -370,11 +360,18 @@ class Batcher(Generic[T, R]):
         try:
             results = await self._compute(batch, running)
         except Exception as error:  # noqa: BLE001 - whatever a runtime raises; it is logged, and isolated
-            self._log_failure(error, pairs=len(batch))
+            if running.cancelled:
+                # Unless somebody has come who wants one of them, nothing is left of it.
+                await self._score(batch, Pass(), tries=tries)
+                return
             self._observer.batch_failed(model=self._model, pairs=len(batch))
+            if isinstance(error, RerankError):
+                self._fail_all(batch, error)
+                return
+            self._log_failure(error, pairs=len(batch))
             if isinstance(error, OutOfMemory) and len(batch) > 1:
                 self._learn_budget(batch)
-            await self._isolate_failure(batch, tries=0 if isinstance(error, FinalFailure) else tries - 1)
+            await self._isolate_failure(batch, tries=tries - 1)
         else:
             self._deliver(batch, results, seconds=running.seconds)
 
@@ -392,16 +389,20 @@ class Batcher(Generic[T, R]):
             extra={"model": self._model, "reason": f"{error!r:.200}"},
         )
 
-    async def _compute(self, batch: Sequence[_Running[T]], running: _Pass) -> Results[R]:
+    async def _compute(self, batch: Sequence[_Running[T]], running: Pass) -> Results[R]:
         tokens, squares = work_of([one.length for one in batch])
         running.expected_s = self._cost.seconds(tokens=tokens, squares=squares)
+        if self._engine.cancellable:
+            running.deadline = max(self._jobs[entry.job].deadline for one in batch for entry in one.wanted_by)
+            for one in batch:
+                one.shares = running, batch
         self._passes.add(running)
         try:
-            async with asyncio.timeout(self._patience_s(running)):
+            async with asyncio.timeout(self._patience_s(running)) as running.scope:
                 payloads = [one.item.payload for one in batch]
-                results = await self._worker.run(running.run, self._run, payloads, self._clock)
+                results = await self._engine.run(running, payloads, self._clock)
         except TimeoutError:
-            self._worker.give_up()
+            self._engine.give_up()
             self._observer.thread_given_up(model=self._model)
             raise TimeoutError(f"the engine did not come back within {self._patience_s(running):.0f} s") from None
         finally:
@@ -413,13 +414,13 @@ class Batcher(Generic[T, R]):
             self._cost.learn(tokens=tokens, squares=squares, seconds=running.seconds)
         return results
 
-    def _patience_s(self, running: _Pass) -> float:
+    def _patience_s(self, running: Pass) -> float:
         """How long a pass may take."""
         if not self._cost.known:
             return _FIRST_PASSES_FACTOR * self._stuck_after_s
         return max(self._stuck_after_s, self._ordinary_s(running))
 
-    def _ordinary_s(self, running: _Pass) -> float:
+    def _ordinary_s(self, running: Pass) -> float:
         """How long a pass may take before it is odd."""
         return _STUCK_FACTOR * running.expected_s if self._cost.known else self._stuck_after_s
 
@@ -435,15 +436,21 @@ class Batcher(Generic[T, R]):
     async def _isolate_failure(self, batch: Sequence[_Running[T]], *, tries: int) -> None:
         if len(batch) > 1:
             middle = len(batch) // 2
-            await self._score(batch[:middle], _Pass(), tries=tries)
-            await self._score(batch[middle:], _Pass(), tries=tries)
+            await self._score(batch[:middle], Pass(), tries=tries)
+            await self._score(batch[middle:], Pass(), tries=tries)
             return
         if tries > 0:
-            await self._score(batch, _Pass(), tries=tries)
+            await self._score(batch, Pass(), tries=tries)
             return
-        failure = ScoringFailed("the model failed on one of the documents; the server's log has the cause")
-        for entry in self._running.pop(batch[0].item.identity).wanted_by:
-            _fail(self._jobs[entry.job], failure)
+        self._fail_all(batch, ScoringFailed("the model failed on one of the documents; the server's log has the cause"))
+
+    def _fail_all(self, batch: Sequence[_Running[T]], failure: RerankError) -> None:
+        """Tell all requests that want one of these items of a failure. An engine that raises one of our own errors has
+        tried again itself, and means this for them.
+        """
+        for one in batch:
+            for entry in self._running.pop(one.item.identity).wanted_by:
+                _fail(self._jobs[entry.job], failure)
 
     def _area(self, batch: Sequence[_Running[T]]) -> int:
         """The tokens that the engine computes for a batch, padding included."""

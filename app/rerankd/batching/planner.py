@@ -239,7 +239,7 @@ class BatchPlanner:
         self.max_batch_tokens = max_batch_tokens
         self._usual_batch_tokens = max_batch_tokens
         self._passes_that_fit = 0
-        self._max_batch_pairs = max_batch_pairs
+        self.max_batch_pairs = max_batch_pairs
         self._workers = workers
         self._padded = padded
         self._stretch = stretch
@@ -367,7 +367,7 @@ class BatchPlanner:
         first = ((caller, job) for caller in light for job in caller.in_order())
         fair = ((caller, job) for caller in active for job in caller.in_order())
         asked = list(islice(chain(urgent, first, dated, fair), _MOST_ASKED))
-        batch = _Batch(max_tokens=self._budget(asked[0][1]), max_pairs=self._max_batch_pairs, padded=self._padded)
+        batch = _Batch(max_tokens=self._budget(asked[0][1]), max_pairs=self.max_batch_pairs, padded=self._padded)
         alike = _alike(asked) if self._padded and not in_haste else []
         little = min(_LITTLE_PADDING, self._max_padding)
         for batch.max_padding, requests in ((little, alike), (self._max_padding, asked)):

@@ -48,14 +48,15 @@ def read_quota(path: Path) -> float | None:
         return None
 
 
-async def in_chunks(items: int) -> AsyncIterator[slice]:
+async def in_chunks(items: int, *, of: int = 1) -> AsyncIterator[slice]:
     """Slices of a large request's items, each of which takes some microseconds: other work of the event loop runs
-    between two of them.
+    between two of them. All but the last have a multiple `of` items.
     """
-    for start in range(0, items, _ITEMS_AT_A_TIME):
+    size = max(1, _ITEMS_AT_A_TIME // of) * of
+    for start in range(0, items, size):
         if start:
             await asyncio.sleep(0)
-        yield slice(start, min(start + _ITEMS_AT_A_TIME, items))
+        yield slice(start, min(start + size, items))
 
 
 async def in_steps(steps: Generator[None, None, R]) -> R:

@@ -15,6 +15,8 @@ from rerankd.errors import ConfigError
 
 # A scorer or engine that is chosen when the model is loaded.
 AUTO: Final = "auto"
+# The engine, and the scorer, of a rerank service elsewhere.
+REMOTE: Final = "remote"
 
 
 def _plain_name(name: str) -> str:
@@ -70,6 +72,9 @@ class ModelSpec(BaseModel):
     )
     passages: PassagePlan = Field(default=PassagePlan(), description="How long documents are read in passages.")
     batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
+    fallback: str | None = Field(
+        default=None, description="A served model that answers where this one cannot, by name or alias."
+    )
     certify: Literal["warn", "strict"] = Field(
         default="warn",
         description="What comes of a model that ranks obvious answers wrongly: a warning, or (`strict`) it is refused.",
@@ -85,9 +90,18 @@ class ModelSpec(BaseModel):
     options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the scorer.")
     engine_options: Mapping[str, Any] = Field(default_factory=dict, description="Options of the engine.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _scores_as_its_service_does(cls, table: object) -> object:
+        """Engine `remote` has one scorer."""
+        return {"scorer": REMOTE, **table} if isinstance(table, dict) and table.get("engine") == REMOTE else table
+
     @model_validator(mode="after")
     def _is_a_model_or_a_cascade(self) -> "ModelSpec":
-        if bool(self.path) == bool(self.stages):
+        if self.engine == REMOTE and not self.stages:
+            if self.path:
+                raise ValueError(f"path: a remote model has no folder here; leave it out, not {self.path!r:.60}")
+        elif bool(self.path) == bool(self.stages):
             raise ValueError(f"must have either path or stages, {'not both' if self.path else 'and has neither'}")
         if self.stages and self.idle_unload_s is not None:
             raise ValueError("idle_unload_s: a cascade has nothing to unload; set it for its members")
@@ -101,6 +115,11 @@ class ModelSpec(BaseModel):
     def cascade(self) -> tuple[CascadeStep, ...]:
         """The steps that `stages` describes."""
         return tuple(CascadeStep.read(stage) for stage in self.stages)
+
+
+def _others_of(spec: ModelSpec) -> list[str]:
+    """The models that an entry needs: its cascade's members and its fallback."""
+    return [*(step.model for step in spec.cascade), *([spec.fallback] if spec.fallback else [])]
 
 
 def _repository(spec: ModelSpec) -> str:
@@ -126,6 +145,7 @@ class Registry(BaseModel):
                 owners[name] = spec.name
         if self.default is not None and self.default not in owners:
             raise ValueError(f"default = {self.default!r}: {_not_served(self.default, owners)}")
+        self._check_fallbacks(owners)
         cascades = {spec.name for spec in self.model if spec.stages}
         for spec in self.model:
             for step in spec.cascade:
@@ -134,6 +154,19 @@ class Registry(BaseModel):
                 if owners[step.model] in cascades:
                     raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
         return self
+
+    def _check_fallbacks(self, owners: Mapping[str, str]) -> None:
+        fallback_of = {spec.name: spec.fallback for spec in self.model if spec.fallback is not None}
+        for name, fallback in fallback_of.items():
+            if fallback not in owners:
+                raise ValueError(f"fallback of {name!r}: {_not_served(fallback, owners)}")
+        for name in fallback_of:
+            met, step = {name}, owners[fallback_of[name]]
+            while step not in met and step in fallback_of:
+                met.add(step)
+                step = owners[fallback_of[step]]
+            if step in met:
+                raise ValueError(f"fallback of {name!r}: its fallbacks lead back to {step!r}; one must have none")
 
     def aliases_of(self, spec: ModelSpec) -> tuple[str, ...]:
         """Its aliases, and the name of the hub's repository that it comes from, unless that could mean another one."""
@@ -181,8 +214,11 @@ class Registry(BaseModel):
             known = ", ".join(spec.name for spec in self.model)
             raise ConfigError(f"unknown model {', '.join(unknown)}; known: {known}")
         wanted = {spec.name for spec in found.values() if spec}
-        members = [self.find(step.model) for spec in self.model if spec.name in wanted for step in spec.cascade]
-        needed = wanted | {member.name for member in members if member}
+        needed, reached = set[str](), wanted
+        while reached:
+            needed |= reached
+            named = [name for spec in self.model if spec.name in reached for name in _others_of(spec)]
+            reached = {other.name for name in named if (other := self.find(name))} - needed
         kept = tuple(spec for spec in self.model if spec.name in needed)
         default = self.find(None)
         asked = [spec.name for spec in kept if spec.name in wanted]

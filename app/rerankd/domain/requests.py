@@ -40,7 +40,8 @@ class RankedDocument(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankResult:
     """`results` are in order of relevance; `scores` are those of all documents, in the order of the request, with
-    zeros for blank ones. `scorer` names the method.
+    zeros for blank ones. `scorer` names the method. `fallback_for` is the model that could not answer, if this one
+    did for it.
     """
 
     model: str
@@ -48,6 +49,7 @@ class RerankResult:
     results: Sequence[RankedDocument]
     scores: Scores
     ignored: Sequence[str] = ()
+    fallback_for: str = ""
 
     @property
     def tokens(self) -> int:

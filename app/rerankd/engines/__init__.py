@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rerankd.config.extras import missing
 from rerankd.config.options import read_options
-from rerankd.engines.base import Engine, EngineSpec
+from rerankd.engines.base import Engine, EngineSpec, RemoteEngine, computed_here
 from rerankd.engines.replicas import load_replicas, on_each_device
 from rerankd.errors import ConfigError
 
@@ -89,6 +89,14 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         chooses_devices=False,
         runs_code=False,
     ),
+    "remote": EngineKind(
+        module="rerankd.engines.remote.service",
+        engine="ServiceEngine",
+        options="ServiceOptions",
+        tasks=("rank",),
+        chooses_devices=False,
+        runs_code=False,
+    ),
 }
 
 _EXTRAS = {
@@ -132,6 +140,15 @@ def check_files(name: str, spec: EngineSpec) -> None:
 
 
 def load_engine(name: str, spec: EngineSpec) -> Engine[Any, Any]:
+    """Load an engine that computes here, for the payloads and results of the spec's task.
+
+    Raises:
+        ConfigError: as `load_any_engine`, or the engine has a remote model.
+    """
+    return computed_here(load_any_engine(name, spec))
+
+
+def load_any_engine(name: str, spec: EngineSpec) -> Engine[Any, Any] | RemoteEngine[Any, Any]:
     """Load an engine, for the payloads and results of the spec's task.
 
     Raises:

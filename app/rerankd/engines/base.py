@@ -103,12 +103,57 @@ class Engine(Protocol[T_contra, Results_co]):
 LogitsEngine = Engine[Encoding, FloatArray]
 
 
-@runtime_checkable
-class RemoteEngine(Protocol):
-    """An engine with a remote model: it may be unavailable, each pass may cost money, and passes end on their own."""
+class Remote(Protocol):
+    """The way to a remote model. `on_change` is told why the model is away, or with an empty text that it is back."""
+
+    on_change: Callable[[str], None]
 
     @property
-    def longest_pass_s(self) -> float: ...
+    def longest_s(self) -> float:
+        """How long a call takes at most, with all attempts."""
+
+    @property
+    def trouble(self) -> str:
+        """Why the model is away; empty while it is not."""
+
+    async def close(self) -> None: ...
+
+
+@runtime_checkable
+class RemoteEngine(Protocol[T_contra, Results_co]):
+    """An engine with a remote model: it may be unavailable, each pass may cost money, and passes end on their own. It
+    has `ask` in place of `run`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def workers(self) -> int: ...
+
+    @property
+    def preferred_batch(self) -> BatchLimits: ...
+
+    @property
+    def client(self) -> Remote: ...
+
+    async def ask(self, batch: Sequence[T_contra], deadline: float, /) -> Results_co:
+        """Compute payloads as `run` does. Nobody wants the results after `deadline`, a moment of `time.perf_counter`.
+
+        Raises:
+            RemoteUnavailable, RemoteFailed: for all that want one of these results.
+        """
+
+
+def computed_here(engine: Engine[Any, Any] | RemoteEngine[Any, Any]) -> Engine[Any, Any]:
+    """The same engine, for callers of `run`.
+
+    Raises:
+        ConfigError: it has a remote model.
+    """
+    if isinstance(engine, RemoteEngine):
+        raise ConfigError(f"engine {engine.name!r} asks a remote model, which cannot be computed here")
+    return engine
 
 
 @runtime_checkable

@@ -1,6 +1,6 @@
 """Makes work items of what a scorer has written, and states what they cost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, Generic, TypeVar
@@ -65,17 +65,19 @@ def finished(outcome: Outcome[Any], items: int) -> BoolArray | None:
     return done
 
 
-def encoded_items(task: Task[T], payloads: Sequence[T], dropped: IntArray, *, scope: str) -> EncodedItems[T]:
-    """The items of payloads. Those of different scopes are never taken for equal."""
-    items = items_of(task, payloads, scope=scope)
+def encoded_items(
+    task: Task[T], payloads: Sequence[T], dropped: IntArray, *, scope: str, group: Hashable = None
+) -> EncodedItems[T]:
+    """The items of payloads; see `items_of`."""
+    items = items_of(task, payloads, scope=scope, group=group)
     return EncodedItems(items, np.array([item.cost for item in items], dtype=np.int64), dropped)
 
 
-def items_of(task: Task[T], payloads: Sequence[T], *, scope: str) -> list[WorkItem[T]]:
-    """One item each. Those of different scopes are never taken for equal."""
+def items_of(task: Task[T], payloads: Sequence[T], *, scope: str, group: Hashable = None) -> list[WorkItem[T]]:
+    """One item each. Those of different scopes are never taken for equal, and only those of one group share a pass."""
     prefix = blake2b(scope.encode(), digest_size=8).digest() if scope else b""
     told_apart = zip(task.identities(payloads), task.costs(payloads), payloads, strict=True)
-    return [WorkItem(prefix + identity, cost, None, payload) for identity, cost, payload in told_apart]
+    return [WorkItem(prefix + identity, cost, group, payload) for identity, cost, payload in told_apart]
 
 
 def tokenized(

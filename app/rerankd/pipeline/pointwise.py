@@ -85,7 +85,9 @@ class PointwiseStage(Generic[T, R]):
             instruction=options.instruction,
             owner=options.terms.caller,
         )
-        encoded = encoded_items(self._scorer.task, pairs.encodings, pairs.dropped, scope=options.scope)
+        encoded = encoded_items(
+            self._scorer.task, pairs.encodings, pairs.dropped, scope=options.scope, group=pairs.group
+        )
         part = tokenized(
             encoded.items,
             self._batcher.lengths_of(encoded.items),

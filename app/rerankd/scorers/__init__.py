@@ -25,6 +25,7 @@ from rerankd.scorers.late_interaction import LateInteractionOptions, LateInterac
 from rerankd.scorers.pairwise import Pairwise, PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
 from rerankd.scorers.reasoning import Reasoning, ReasoningOptions
+from rerankd.scorers.remote import Remote, RemoteOptions
 from rerankd.scorers.splade import Splade, SpladeOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
 
@@ -43,6 +44,7 @@ SCORERS: Final[dict[str, Entry[AnyPairScorer]]] = {
     "prompted-classifier": Entry(PromptedClassifier.load, PromptedClassifierOptions),
     "reasoning": Entry(Reasoning.load, ReasoningOptions),
     "yes-no": Entry(YesNo.load, YesNoOptions),
+    "remote": Entry(Remote.load, RemoteOptions),
 }
 LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {
     "first": Entry(First.load, FirstOptions),

@@ -5,10 +5,10 @@ vectors compares those of query and document; a scorer of blocks compares all do
 scorer of comparisons two at a time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,12 @@ Made_co = TypeVar("Made_co", covariant=True)
 @dataclass(frozen=True, slots=True)
 class EncodedPairs(Generic[T_co]):
     """One payload of the scorer's task for each document; `dropped` counts the document tokens that did not fit, shape
-    [documents].
+    [documents]. Only payloads of one `group` share a pass.
     """
 
     encodings: Sequence[T_co]
     dropped: IntArray
+    group: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,14 @@ class PairReader(Protocol):
 
     def drops(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a short text."""
+
+
+@runtime_checkable
+class StatesScores(Protocol):
+    """A scorer whose raw scores may be something else than logits."""
+
+    @property
+    def scores(self) -> Literal["logit", "relevance"]: ...
 
 
 class PairScorer(Scorer, PairReader, Protocol[T, R_contra]):

@@ -14,6 +14,7 @@ from psutil import virtual_memory
 
 from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.batcher import Batcher
+from rerankd.batching.passes import CallPasses, Passes, ThreadPasses
 from rerankd.batching.planner import BatchPlanner
 from rerankd.cache import connect_cache
 from rerankd.cache.base import Cache
@@ -24,7 +25,7 @@ from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec, Registry
 from rerankd.config.settings import Settings
 from rerankd.domain import PassagePlan, ScoreOptions, Truncation
-from rerankd.engines import check_files, load_engine, release_memory
+from rerankd.engines import check_files, load_any_engine, release_memory
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
@@ -57,13 +58,16 @@ _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a smal
 _NOT_ASKED = Canary(pairs=(), tolerance=None)
 
 
+_AnyEngine = Engine[Any, Any] | RemoteEngine[Any, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class _Parts:
     """What loading a model gives, before anything runs. `spec` is the registry's with its profile's choice."""
 
     spec: ModelSpec
     scorer: Scorer
-    engine: Engine[Any, Any]
+    engine: _AnyEngine
     canary: Canary
     fingerprint: str
     probe: Probe | None
@@ -206,34 +210,53 @@ class ModelLoader:
             SourceUnreachable: the place that its files come from cannot be reached now.
         """
         parts = await self.loading.run(load_parts, self.spec, self.settings)
-        worker = MortalWorker if self.settings.debug_faults else Worker
-        inference = worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=parts.engine.workers)
         try:
-            batcher = self._batcher(parts, inference)
-            async with asyncio.TaskGroup() as tasks:
+            async with self._passes(parts.engine) as passes, asyncio.TaskGroup() as tasks:
+                batcher = self._batcher(parts, passes)
                 running = tasks.create_task(batcher.run())
                 yield self._loaded(parts, batcher)
                 running.cancel()
         finally:
-            # A pass that hangs is waited for, and the other models go on meanwhile.
-            await asyncio.to_thread(inference.close)
             del parts
             release_memory()
 
-    def _batcher(self, parts: _Parts, inference: Worker) -> Batcher[Any, Any]:
+    @asynccontextmanager
+    async def _passes(self, engine: _AnyEngine) -> AsyncIterator[Passes[Any, Any]]:
+        """How the engine's passes run; leaving the context releases what they run on."""
+        if isinstance(engine, RemoteEngine):
+            self._report_on(engine)
+            try:
+                yield CallPasses(engine.ask, limit=engine.workers)
+            finally:
+                await engine.client.close()
+            return
+        worker = MortalWorker if self.settings.debug_faults else Worker
+        inference = worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=engine.workers)
+        try:
+            yield ThreadPasses(engine.run, inference)
+        finally:
+            # A pass that hangs is waited for, and the other models go on meanwhile.
+            await asyncio.to_thread(inference.close)
+
+    def _report_on(self, engine: RemoteEngine[Any, Any]) -> None:
+        """Tell the observer whether a remote model is away."""
+        observer, name = self.observer, self.spec.name
+        engine.client.on_change = lambda trouble: observer.remote_changed(model=name, away=bool(trouble))
+        observer.remote_changed(model=name, away=False)
+
+    def _batcher(self, parts: _Parts, passes: Passes[Any, Any]) -> Batcher[Any, Any]:
         preferred = parts.engine.preferred_batch
         planner = BatchPlanner(
             max_batch_tokens=parts.spec.batch_tokens or preferred.tokens,
             max_batch_pairs=parts.spec.batch_pairs or preferred.pairs,
-            workers=inference.threads,
+            workers=passes.limit,
             stretch=preferred.stretch,
             padded=preferred.padded,
             rounded_length=preferred.rounded_length,
         )
         return Batcher(
             planner,
-            parts.engine.run,
-            inference,
+            passes,
             max_waiting_tokens=self.settings.max_waiting_tokens,
             model=self.spec.name,
             observer=self.observer,
@@ -271,6 +294,7 @@ class ModelLoader:
             reads_windows=stages.reads_windows,
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
+            trouble=partial(_trouble, parts.engine),
             estimate=partial(_tokens_in, batcher.admission, stages.estimate),
         )
 
@@ -286,10 +310,17 @@ def _tokens_in(
     return admission.forecast(estimate(query, documents, options), caller=options.terms.caller).work.tokens
 
 
-def _patience_s(engine: Engine[Any, Any], settings: Settings) -> float:
-    """How long a pass may take: one that is given up while its engine still tries again would be asked for twice."""
+def _trouble(engine: _AnyEngine) -> str:
+    """Why an engine's remote model does not answer now; empty for one that computes here."""
+    return engine.client.trouble if isinstance(engine, RemoteEngine) else ""
+
+
+def _patience_s(engine: _AnyEngine, settings: Settings) -> float:
+    """How long a pass may take: one that is given up while its engine still tries again would be asked for twice. It
+    may have to wait for the call before.
+    """
     if isinstance(engine, RemoteEngine):
-        return max(settings.stuck_after_s, engine.longest_pass_s)
+        return max(settings.stuck_after_s, 2 * engine.client.longest_s)
     return settings.stuck_after_s
 
 
@@ -304,7 +335,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     spec = with_profile(spec, profiles=settings.profiles, content=partial(model_content, spec, folder))
     scorer = _load_scorer(spec, folder, settings)
     engine_spec = _engine_spec(spec, folder, scorer)
-    engine = load_engine(spec.engine, engine_spec)
+    engine = load_any_engine(spec.engine, engine_spec)
     canary = golden_pairs(folder) if spec.scorer in SCORERS else _NO_REFERENCE
     if isinstance(engine, RemoteEngine):
         canary = _NOT_ASKED
@@ -373,9 +404,9 @@ def check_cutting(spec: ModelSpec) -> None:
         )
 
 
-def _tried(spec: ModelSpec, engine: Engine[Any, Any], scorer: Scorer, *, full_length: bool) -> Probe | None:
+def _tried(spec: ModelSpec, engine: _AnyEngine, scorer: Scorer, *, full_length: bool) -> Probe | None:
     """What trying the model found; None for one whose scores nobody compares."""
-    if not _gives_scores(engine, scorer):
+    if isinstance(engine, RemoteEngine) or not _is_comparable(scorer):
         return None
     found = probe(engine, scorer, full_length=full_length)
     if not found.independent:
@@ -386,13 +417,15 @@ def _tried(spec: ModelSpec, engine: Engine[Any, Any], scorer: Scorer, *, full_le
     return found
 
 
-def _certified(spec: ModelSpec, engine: Engine[Any, Any], scorer: Scorer) -> Certificate | None:
+def _certified(spec: ModelSpec, engine: _AnyEngine, scorer: Scorer) -> Certificate | None:
     """Whether the model answers obvious questions; None for one that is not asked.
 
     Raises:
         ConfigError: it does not, and the entry is strict.
     """
-    certificate = certify(engine, scorer) if _gives_scores(engine, scorer) else None
+    if isinstance(engine, RemoteEngine) or not _is_comparable(scorer):
+        return None
+    certificate = certify(engine, scorer)
     if certificate is not None and not certificate.certified:
         if spec.certify == "strict":
             raise ConfigError(f'{certificate.reason}, or set certify = "warn" to serve it all the same')
@@ -400,10 +433,9 @@ def _certified(spec: ModelSpec, engine: Engine[Any, Any], scorer: Scorer) -> Cer
     return certificate
 
 
-def _gives_scores(engine: Engine[Any, Any], scorer: Scorer) -> bool:
-    """Asking a remote model costs money, and where no logits come out there is nothing to compare."""
-    comparable = scorer.task.outputs is not None or isinstance(scorer.task, ReadVectors | EmbedTokens | WeighWords)
-    return not isinstance(engine, RemoteEngine) and comparable
+def _is_comparable(scorer: Scorer) -> bool:
+    """Whether numbers come out that can be compared. A remote model is not tried, since that may cost money."""
+    return scorer.task.outputs is not None or isinstance(scorer.task, ReadVectors | EmbedTokens | WeighWords)
 
 
 def golden_pairs(folder: Path) -> Canary:

@@ -10,6 +10,7 @@ from rerankd.domain import ScoreOptions, Scores
 from rerankd.pipeline.blanks import BlankStage, drops_nothing
 from rerankd.pipeline.cascade import CascadeStage, Member
 from rerankd.scorers.ranking import identity
+from rerankd.serving.answering import AnsweringStage
 from rerankd.serving.model import Canary, LoadedModel, ServedModel, Status
 
 _MEMBERS_ARE_ASKED = Canary(pairs=(), tolerance=None)
@@ -43,7 +44,7 @@ class _ServedStages:
                 # The service keeps the deadline.
                 loaded = await member.model.loaded_within(inf)
                 using.enter_context(loaded.usage)
-                members.append(Member(member.name, loaded.stage, member.depth))
+                members.append(Member(member.name, AnsweringStage(member.model, loaded), member.depth))
             return await CascadeStage(members).score(query, documents, options)
 
 

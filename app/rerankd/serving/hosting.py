@@ -98,7 +98,7 @@ def compare(
 
 def _loading(spec: ModelSpec) -> ModelSpec:
     """The part of an entry that its version depends on."""
-    return spec.model_copy(update={"aliases": ()})
+    return spec.model_copy(update={"aliases": (), "fallback": None})
 
 
 class ModelHost:
@@ -124,7 +124,7 @@ class ModelHost:
         self._versions: set[Version] = set()
         self._entries = {spec.name: _Entry(spec, self._model(registry, spec)) for spec in registry.model}
         self.catalog = Catalog(self._models(registry), default=registry.default_name, fallback=fallback)
-        self._bind_cascades()
+        self._bind()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -268,16 +268,17 @@ class ModelHost:
             gone.model.remove()
             if gone.version:
                 gone.version.retire()
-        self._bind_cascades()
+        self._bind()
         self.catalog.replace(self._models(registry), default=registry.default_name, fallback=self._fallback)
         self._retry_failed()
 
-    def _bind_cascades(self) -> None:
-        """Look up the members of cascades again: an alias may mean another model now."""
+    def _bind(self) -> None:
+        """Look up the members of cascades and the fallbacks again: an alias may mean another model now."""
         served = {
             name: entry.model for entry in self._entries.values() for name in (entry.model.name, *entry.model.aliases)
         }
         for entry in self._entries.values():
+            entry.model.fallback = served[entry.spec.fallback] if entry.spec.fallback else None
             entry.members = [ServedMember(step.model, served[step.model], step.depth) for step in entry.spec.cascade]
         self._follow()
 

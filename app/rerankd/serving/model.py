@@ -89,7 +89,8 @@ def _about(query: str, documents: Sequence[str], _options: ScoreOptions) -> int:
 class LoadedModel:
     """What answers once a model is loaded. `direct` leaves the cache out, so that the canary reaches the engine.
     `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
-    `remark` is for operators who wonder about its speed, `warning` says what may be wrong with its scores.
+    `remark` is for operators who wonder about its speed, `warning` says what may be wrong with its scores,
+    `trouble` why its remote model does not answer now.
     `reads_windows`: it, or a member of the cascade, is listwise. `estimate` says about how many tokens a request has.
     `usage` counts the requests that use it.
     """
@@ -103,13 +104,14 @@ class LoadedModel:
     warning: str = ""
     reads_windows: bool = False
     alive_at: Callable[[], float] = _never
+    trouble: Callable[[], str] = str
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
     usage: Usage = field(default_factory=Usage)
 
 
 class ServedModel:
-    """One entry of the registry. `turned` is called when its status changes, `wanted` when a request comes for a model
-    that is unloaded.
+    """One entry of the registry. `fallback` answers where it cannot. `turned` is called when its status changes,
+    `wanted` when a request comes for a model that is unloaded.
     """
 
     def __init__(
@@ -131,8 +133,9 @@ class ServedModel:
         self.created = int(time())
         self.details: Details = {}
         self.remark = ""
-        self.warning = ""
         self.reads_windows = False
+        self.fallback: ServedModel | None = None
+        self._warning = ""
         self._loaded: LoadedModel | None = None
         self._settled = asyncio.Event()
         observer.model_readiness_changed(model=name, ready=False)
@@ -169,6 +172,18 @@ class ServedModel:
         return self.loaded
 
     @property
+    def warning(self) -> str:
+        """What may be wrong with its scores, or why its remote does not answer now; mostly empty."""
+        trouble = self._loaded.trouble() if self._loaded else ""
+        if trouble and self.fallback is not None:
+            trouble = f"{trouble}; {self.fallback.name} answers"
+        return trouble or self._warning
+
+    def failed_to_answer(self, reason: str) -> None:
+        """Count a request that its fallback is asked for."""
+        self._observer.fallback_asked(model=self.name, reason=reason)
+
+    @property
     def usage(self) -> Usage | None:
         """The requests that use it; None while it is not loaded."""
         return self._loaded.usage if self._loaded else None
@@ -176,7 +191,7 @@ class ServedModel:
     def serve(self, loaded: LoadedModel) -> None:
         """Answer from now on with this, which has passed its canary. Requests that run go on with what they have."""
         self._loaded = loaded
-        self.details, self.remark, self.warning = loaded.details, loaded.remark, loaded.warning
+        self.details, self.remark, self._warning = loaded.details, loaded.remark, loaded.warning
         self.reads_windows = loaded.reads_windows
         self.created = int(time())
         if "certified" in loaded.details:
@@ -198,7 +213,7 @@ class ServedModel:
     def fail(self, reason: str) -> None:
         """Take the model out of service."""
         self._loaded = None
-        self.details, self.remark, self.warning = {}, "", ""
+        self.details, self.remark, self._warning = {}, "", ""
         # `/ready` shows it to everybody, and a library may have written it.
         self._turn(Status.FAILED, redacted(reason))
 

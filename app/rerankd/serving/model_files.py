@@ -37,7 +37,9 @@ class FileMark:
 
 
 def model_content(spec: ModelSpec, folder: Path) -> str:
-    """A hash over the files that a registry entry is loaded from."""
+    """A hash over the files that a registry entry is loaded from; empty for a remote model."""
+    if not spec.path:
+        return ""
     return content_hash(folder, patterns=_patterns(spec))
 
 
@@ -65,9 +67,12 @@ def file_marks(spec: ModelSpec, settings: Settings) -> tuple[FileMark, ...]:
     beside = settings.registry.parent
     template = spec.options.get("template")
     prompts = [folder / f"{template}.toml" for folder in template_folders(settings)] if template else []
+    key = spec.engine_options.get("api_key_file")
+    keys = [Path(key)] if isinstance(key, str) else []
     try:
         files = matching_files((beside / Path(spec.path).expanduser()).resolve(), patterns=_patterns(spec))
-        return tuple(FileMark.of(path) for path in (*files, *prompts) if path.is_file())
+        read = (*(files if spec.path else ()), *prompts, *keys)
+        return tuple(FileMark.of(path) for path in read if path.is_file())
     except (OSError, RuntimeError):  # a file that goes meanwhile, a home that nobody has
         return ()
 

@@ -20,6 +20,7 @@ from rerankd.domain import (
 )
 from rerankd.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge, TooLong
 from rerankd.scorers.ranking import rank
+from rerankd.serving.answering import Answered, answer
 from rerankd.serving.catalog import Catalog
 from rerankd.serving.model import LoadedModel, ServedModel, Status
 from rerankd.telemetry.observer import Observer
@@ -76,7 +77,7 @@ class RerankService:
         self._check(request)
         loaded = await self._loaded(model, request)
         with loaded.usage:
-            return await self._rerank(model.name, loaded, request)
+            return await self._rerank(model, loaded, request)
 
     async def rerank_all(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
         """The result of each request, all from the versions of the models that serve now. The first failure stops all.
@@ -100,7 +101,7 @@ class RerankService:
             async def work() -> None:
                 for index, request in waiting:
                     name = request.model
-                    results[index] = await self._rerank(models[name].name, loaded[name], request)
+                    results[index] = await self._rerank(models[name], loaded[name], request)
 
             await gather_or_cancel(work() for _ in requests[:_CONCURRENT_REQUESTS])
         return [results[index] for index in range(len(requests))]
@@ -111,11 +112,12 @@ class RerankService:
         patience_s = self.limits.request_timeout_s if unloaded else self.limits.loading_timeout_s
         return await model.loaded_within(min(patience_s, request.options.terms.deadline - self.clock()))
 
-    async def _rerank(self, name: str, loaded: LoadedModel, request: RerankRequest) -> RerankResult:
+    async def _rerank(self, model: ServedModel, loaded: LoadedModel, request: RerankRequest) -> RerankResult:
         terms = request.options.terms
         if terms.meter.limited:
             terms.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
-        scores = await self._score_in_time(loaded, request)
+        answered = await self._score_in_time(model, loaded, request)
+        name, loaded, scores = answered.model.name, answered.loaded, answered.scores
         self._observer.request_scored(
             model=name,
             timings=scores.timings,
@@ -134,10 +136,11 @@ class RerankService:
             scorer=str(loaded.details.get("scorer", "")),
             results=results,
             scores=scores,
+            fallback_for="" if name == model.name else model.name,
             ignored=("windows",) if request.options.windows and not loaded.reads_windows else (),
         )
 
-    async def _score_in_time(self, loaded: LoadedModel, request: RerankRequest) -> Scores:
+    async def _score_in_time(self, model: ServedModel, loaded: LoadedModel, request: RerankRequest) -> Answered:
         """Score within the request's deadline and the service's own limit, whichever is earlier.
 
         The batcher keeps the deadline, and knows what was missing; this is for the time that goes by elsewhere. A
@@ -156,7 +159,7 @@ class RerankService:
         allowed_s = max(0.0, terms.deadline - now)
         with suppress(TimeoutError):
             async with asyncio.timeout(allowed_s + grace_s):
-                return await loaded.stage.score(request.query, request.documents, options)
+                return await answer(model, loaded, request.query, request.documents, options, clock=self.clock)
         # Not while the TimeoutError is handled: it would be a part of this error, and holds the task that ends with it.
         raise DeadlineExceeded(f"not answered within {allowed_s:g} s; send fewer documents")
 

@@ -44,6 +44,7 @@ _WEIGHTS: Final = {
     "torch-seq2seq": ("*.safetensors",),
     "torch-generate": ("*.safetensors",),
     "endpoint": (),
+    "remote": (),
 }
 _CODE: Final = ("*.py",)
 

@@ -25,7 +25,14 @@ from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
 from rerankd.pipeline.windowed import WindowedStage
-from rerankd.scorers.base import AnyBlockScorer, AnyComparisonScorer, AnyListScorer, AnyPairScorer, AnyVectorScorer
+from rerankd.scorers.base import (
+    AnyBlockScorer,
+    AnyComparisonScorer,
+    AnyListScorer,
+    AnyPairScorer,
+    AnyVectorScorer,
+    StatesScores,
+)
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.telemetry.observer import Observer
 
@@ -39,7 +46,7 @@ class Stages:
     direct: Stage
     whole: Stage
     activation: Activation
-    scores: Literal["logit", "rank", "similarity"]
+    scores: Literal["logit", "rank", "relevance", "similarity"]
     estimate: Callable[[str, Sequence[str], ScoreOptions], Estimate]
 
     @property
@@ -71,7 +78,8 @@ class StageBuilder:
         written = self._in_passages(cached, scorer)
         whole = LongQueryStage(written, scorer, self.tokenizing)
         estimate = partial(_each_once, longest=scorer.max_length)
-        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores="logit", estimate=estimate)
+        kind = scorer.scores if isinstance(scorer, StatesScores) else "logit"
+        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores=kind, estimate=estimate)
 
     def vectors(self, scorer: AnyVectorScorer, /) -> Stages:
         """The vectors of query and documents compared, long documents in passages."""

@@ -7,12 +7,10 @@ a server chats with messages, and the server puts them into its model's own chat
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from rerankd.domain import IntArray
-
-# UTF-8 bytes a token: about right for English, a little low for Chinese and for code.
-_BYTES_PER_TOKEN: Final = 4
+from rerankd.tasks.text_tokens import BYTES_PER_TOKEN, size_of
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -86,9 +84,9 @@ class Chat:
         return [json.dumps(one.as_json).encode() for one in conversations]
 
     def costs(self, conversations: Sequence[Conversation]) -> list[int]:
-        return [max(1, _size(one) // _BYTES_PER_TOKEN) for one in conversations]
+        return [max(1, _size(one) // BYTES_PER_TOKEN) for one in conversations]
 
 
 def _size(conversation: Conversation) -> int:
     """In bytes of UTF-8."""
-    return sum(len(message.content.encode("utf-8", "replace")) for message in conversation.messages)
+    return sum(size_of(message.content) for message in conversation.messages)

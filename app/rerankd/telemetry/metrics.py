@@ -110,6 +110,15 @@ class PrometheusObserver:
             registry=self.registry,
         )
         self._ready = Gauge("rerank_model_ready", "1 while the model can answer.", ["model"], registry=self.registry)
+        self._remote = Gauge(
+            "rerank_remote_up", "0 while a remote model is away and is not asked.", ["model"], registry=self.registry
+        )
+        self._fallbacks = Counter(
+            "rerank_fallbacks_total",
+            "Requests that a model could not answer and its fallback was asked.",
+            ["model", "reason"],
+            registry=self.registry,
+        )
 
     def _make_key_metrics(self) -> None:
         self._keys: set[str] = set()
@@ -328,12 +337,26 @@ class PrometheusObserver:
             self._shed.labels(model, reason)
         self._ready.labels(model).set(ready)
 
+    def remote_changed(self, *, model: str, away: bool) -> None:
+        self._remote.labels(model).set(not away)
+
+    def fallback_asked(self, *, model: str, reason: str) -> None:
+        self._fallbacks.labels(model, reason).inc()
+
     def model_certified(self, *, model: str, certified: bool) -> None:
         self._certified.labels(model).set(certified)
 
     def model_removed(self, *, model: str) -> None:
         """Show its states no longer. What it counted stays: counters must not fall."""
-        states = (self._ready, self._certified, self._workers, self._queue_limit, self._queue, self._queue_seconds)
+        states = (
+            self._ready,
+            self._certified,
+            self._remote,
+            self._workers,
+            self._queue_limit,
+            self._queue,
+            self._queue_seconds,
+        )
         for gauge in states:
             with suppress(KeyError):
                 gauge.remove(model)

@@ -48,6 +48,10 @@ class Observer(Protocol):
 
     def model_removed(self, *, model: str) -> None: ...
 
+    def remote_changed(self, *, model: str, away: bool) -> None: ...
+
+    def fallback_asked(self, *, model: str, reason: str) -> None: ...
+
     def connections_changed(self, *, open_connections: int) -> None: ...
 
     def connection_refused(self, *, reason: str) -> None: ...
@@ -110,6 +114,12 @@ class Silent:
         pass
 
     def model_removed(self, *, model: str) -> None:
+        pass
+
+    def remote_changed(self, *, model: str, away: bool) -> None:
+        pass
+
+    def fallback_asked(self, *, model: str, reason: str) -> None:
         pass
 
     def connections_changed(self, *, open_connections: int) -> None:

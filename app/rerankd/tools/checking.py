@@ -82,7 +82,7 @@ def check_model(spec: ModelSpec, settings: Settings, *, load: bool = False) -> C
     """Check one entry of the registry. A cascade has no files."""
     extent = Extent.LOADED if load else Extent.NOT_LOADED
     problems: list[str] = []
-    if spec.path:
+    if not spec.stages:
         chosen = _tried(problems, lambda: _chosen(spec, settings, fetch=load))
         if chosen is None:
             return CheckedModel(spec, problems, Extent.NOT_FETCHED)

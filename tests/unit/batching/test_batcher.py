@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher
+from rerankd.batching.passes import ThreadPasses
 from rerankd.batching.planner import BatchPlanner
 from rerankd.batching.ticket import Outcome
 from rerankd.batching.work import Work
@@ -209,9 +210,8 @@ async def test_an_engine_that_gives_the_wrong_number_of_results_is_a_failed_batc
     observer = RecordingObserver()
     planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64)
     with Worker(name="infer", threads=1) as worker:
-        batcher = Batcher(
-            planner, _MiscountingEngine().run, worker, max_waiting_tokens=1000, model="fake", observer=observer
-        )
+        passes = ThreadPasses(_MiscountingEngine().run, worker)
+        batcher = Batcher(planner, passes, max_waiting_tokens=1000, model="fake", observer=observer)
         serving = asyncio.create_task(batcher.run())
         outcome = await served(batcher, text_items([1], [2]))
         serving.cancel()

@@ -288,6 +288,13 @@ def test_a_cascade_names_models_and_depths(stages: list[str], steps: list[tuple[
         ('[[model]]\nname = "a"\npath = "."\n[[model]]\nname = "b"\nstages = ["a:0"]', "a depth must be at least 1"),
         ('[[model]]\nname = "b"\nstages = ["a"]', "no model has the name or alias 'a'"),
         ('[[model]]\nname = "b"\nstages = ["b"]', "'b' is itself a cascade"),
+        ('[[model]]\nname = "a"\npath = "."\nengine = "remote"', "a remote model has no folder here"),
+        ('[[model]]\nname = "a"\npath = "."\nfallback = "b"', "fallback of 'a': no model has the name or alias 'b'"),
+        ('[[model]]\nname = "a"\npath = "."\nfallback = "a"', "its fallbacks lead back to 'a'"),
+        (
+            '[[model]]\nname="a"\naliases=["x"]\npath="."\nfallback="b"\n[[model]]\nname="b"\npath="."\nfallback="x"',
+            "fallback of 'a': its fallbacks lead back to 'a'",
+        ),
     ],
 )
 def test_a_cascade_that_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:

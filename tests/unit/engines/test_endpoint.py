@@ -1,16 +1,17 @@
 """The engine `endpoint`, against a real HTTP server that says what it is told to."""
 
+import asyncio
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import rerankd.engines.remote.endpoint
-from rerankd.engines import load_engine
-from rerankd.engines.base import Engine, EngineSpec, RemoteEngine
-from rerankd.engines.remote.endpoint import EndpointFailed
-from rerankd.errors import ConfigError
+import rerankd.engines.remote.client
+from rerankd.engines import load_any_engine
+from rerankd.engines.base import EngineSpec, RemoteEngine
+from rerankd.errors import ConfigError, RemoteFailed, RemoteUnavailable
 from rerankd.tasks.generate import Chat, Conversation, Generated, Message
 from rerankd.tasks.read_tokens import ReadTokens
 from tests.endpoint_server import Script, completion, serving_endpoint
@@ -18,8 +19,20 @@ from tests.endpoint_server import Script, completion, serving_endpoint
 MESSAGES = [{"role": "user", "content": "größer?"}]
 
 
-def engine(url: str, **changes: Any) -> Engine[Conversation, list[Generated]]:
-    return load_engine("endpoint", spec_for({"url": url, "model": "chat", "max_tokens": 4, **changes}))
+def engine(url: str, **changes: Any) -> RemoteEngine[Conversation, list[Generated]]:
+    loaded = load_any_engine("endpoint", spec_for({"url": url, "model": "chat", "max_tokens": 4, **changes}))
+    assert isinstance(loaded, RemoteEngine)
+    return loaded
+
+
+def ask(asking: RemoteEngine[Conversation, list[Generated]], *, times: int = 1) -> list[Generated]:
+    async def answers() -> list[Generated]:
+        try:
+            return await asking.ask([conversation()] * times, inf)
+        finally:
+            await asking.client.close()
+
+    return asyncio.run(answers())
 
 
 def spec_for(options: Mapping[str, Any]) -> EngineSpec:
@@ -36,7 +49,7 @@ def written(results: list[Generated]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rerankd.engines.remote.endpoint, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(rerankd.engines.remote.client, "_FIRST_PAUSE_S", 0.01)
 
 
 def test_an_answer_comes_back_as_text(tmp_path: Path) -> None:
@@ -45,7 +58,7 @@ def test_an_answer_comes_back_as_text(tmp_path: Path) -> None:
     script = Script([(200, completion("[2] > [1] é")), (200, completion("a thought first, then [1] > [2]"))])
     with serving_endpoint(script) as url:
         asking = engine(url, api_key_file=str(key), parameters={"seed": 7})
-        results = asking.run([conversation(), conversation()])
+        results = ask(asking, times=2)
     assert written(results) == ["[2] > [1] é", "a thought first, then [1] > [2]"]
     path, body, headers = script.asked[0]
     assert path == "/v1/chat/completions"
@@ -57,7 +70,7 @@ def test_an_answer_comes_back_as_text(tmp_path: Path) -> None:
 def test_a_long_answer_comes_back_whole() -> None:
     answer = "x" * 5000 + "[2] > [1]"
     with serving_endpoint(Script([(200, completion(answer))])) as url:
-        assert written(engine(url).run([conversation()])) == [answer]
+        assert written(ask(engine(url))) == [answer]
 
 
 def test_log_probabilities_are_passed_on_where_the_endpoint_gives_them() -> None:
@@ -65,34 +78,34 @@ def test_log_probabilities_are_passed_on_where_the_endpoint_gives_them() -> None
     answer["choices"][0]["logprobs"] = {"content": [{"token": "[1", "logprob": -0.5}, {"token": "]", "logprob": 0}]}
     with serving_endpoint(Script([(200, answer), (200, completion("[1]"))])) as url:
         asking = engine(url, parameters={"logprobs": True})
-        results = asking.run([conversation(), conversation()])
+        results = ask(asking, times=2)
     assert [result.logprobs for result in results] == [[-0.5, 0.0], None]
 
 
 def test_no_content_is_an_empty_answer() -> None:
     with serving_endpoint(Script([(200, completion(None))])) as url:
-        assert written(engine(url).run([conversation()])) == [""]
+        assert written(ask(engine(url))) == [""]
 
 
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "0.01"}, {"retry-after": "soon"}])
 def test_what_may_pass_is_tried_again(headers: dict[str, str]) -> None:
     script = Script([(429, {}), (503, {}), (200, completion("[1]"))], headers)
     with serving_endpoint(script) as url:
-        assert written(engine(url).run([conversation()])) == ["[1]"]
+        assert written(ask(engine(url))) == ["[1]"]
     assert len(script.asked) == 3
 
 
 def test_tries_end() -> None:
     script = Script([(500, {})])
-    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="did not answer: status 500"):
-        engine(url, retries=1).run([conversation()])
+    with serving_endpoint(script) as url, pytest.raises(RemoteUnavailable, match="did not answer: status 500"):
+        ask(engine(url, retries=1))
     assert len(script.asked) == 2
 
 
 def test_a_refusal_is_not_tried_again() -> None:
     script = Script([(401, {})])
-    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="status 401"):
-        engine(url).run([conversation()])
+    with serving_endpoint(script) as url, pytest.raises(RemoteFailed, match="status 401"):
+        ask(engine(url))
     assert len(script.asked) == 1
 
 
@@ -100,16 +113,16 @@ def test_a_refusal_is_not_tried_again() -> None:
 def test_what_is_no_completion_fails(content: Any) -> None:
     with (
         serving_endpoint(Script([(200, content)])) as url,
-        pytest.raises(EndpointFailed, match="not a chat completion"),
+        pytest.raises(RemoteFailed, match="not a chat completion"),
     ):
-        engine(url).run([conversation()])
+        ask(engine(url))
 
 
 def test_an_endpoint_that_is_away_fails() -> None:
     with serving_endpoint(Script([])) as url:
         pass
-    with pytest.raises(EndpointFailed, match="ConnectError"):
-        engine(url, retries=1).run([conversation()])
+    with pytest.raises(RemoteUnavailable, match="ConnectError"):
+        ask(engine(url, retries=1))
 
 
 def test_an_endpoint_that_hangs_is_given_up() -> None:
@@ -118,28 +131,28 @@ def test_an_endpoint_that_hangs_is_given_up() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(EndpointFailed, match="ReadTimeout"):
-            engine(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=0, timeout_s=0.2).run([conversation()])
+        with pytest.raises(RemoteUnavailable, match=r"ReadTimeout|within 0\.2 s"):
+            ask(engine(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=0, timeout_s=0.2))
 
 
 def test_an_answer_that_never_ends_is_given_up() -> None:
     script = Script([(200, completion("[1] > [2]"))], seconds_per_byte=0.05)
-    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match=r"ReadTimeout.*within 0\.2 s"):
-        engine(url, retries=0, timeout_s=0.2).run([conversation()])
+    with serving_endpoint(script) as url, pytest.raises(RemoteUnavailable, match=r"within 0\.2 s"):
+        ask(engine(url, retries=0, timeout_s=0.2))
 
 
 def test_an_answer_that_is_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rerankd.engines.remote.endpoint, "_LONGEST_ANSWER", 10_000)
+    monkeypatch.setattr(rerankd.engines.remote.client, "_LONGEST_ANSWER", 10_000)
     script = Script([(200, completion("x" * 20_000))])
-    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="at most 10000 bytes"):
-        engine(url).run([conversation()])
+    with serving_endpoint(script) as url, pytest.raises(RemoteFailed, match="10000 bytes"):
+        ask(engine(url))
     assert len(script.asked) == 1, "it would be as long again"
 
 
 def test_an_answer_that_cannot_be_unpacked_is_tried_again() -> None:
     script = Script([(200, b"no gzip")], {"content-encoding": "gzip"})
-    with serving_endpoint(script) as url, pytest.raises(EndpointFailed, match="DecodingError"):
-        engine(url, retries=1).run([conversation()])
+    with serving_endpoint(script) as url, pytest.raises(RemoteUnavailable, match="DecodingError"):
+        ask(engine(url, retries=1))
     assert len(script.asked) == 2
 
 
@@ -149,8 +162,7 @@ def test_the_name_that_everybody_is_shown_says_nothing_of_where_the_model_is() -
 
 def test_all_tries_together_end_in_time() -> None:
     asking = engine("http://x", timeout_s=60, retries=2)
-    assert isinstance(asking, RemoteEngine)
-    assert asking.longest_pass_s == 3 * 60 + 2 * 20
+    assert asking.client.longest_s == 3 * 60 + 2 * 20
 
 
 @pytest.mark.parametrize(
@@ -164,13 +176,13 @@ def test_all_tries_together_end_in_time() -> None:
 )
 def test_unusable_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_engine("endpoint", spec_for({"url": "http://x", "model": "m", **options}))
+        load_any_engine("endpoint", spec_for({"url": "http://x", "model": "m", **options}))
 
 
 def test_a_scorer_that_reads_logits_cannot_use_it() -> None:
     spec = EngineSpec(folder=Path(), pad_id=0, task=ReadTokens((1,)), options={"url": "http://x", "model": "m"})
     with pytest.raises(ConfigError, match="'read_tokens', and 'endpoint' runs chat; set engine to one of: onnx, op"):
-        load_engine("endpoint", spec)
+        load_any_engine("endpoint", spec)
 
 
 @pytest.mark.parametrize("content", ["", " \n", "s3cret w0rd", "s3cret\nw0rd", "s3crét", "s3cret\x00"])
@@ -200,7 +212,7 @@ def test_an_endpoint_in_a_network_of_no_proxy_is_asked_directly(monkeypatch: pyt
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "fe80::/10, 127.0.0.0/8")
     with serving_endpoint(Script([(200, completion("[1]"))])) as url:
-        assert written(engine(url).run([conversation()])) == ["[1]"]
+        assert written(ask(engine(url))) == ["[1]"]
 
 
 def test_requests_go_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,5 +221,5 @@ def test_requests_go_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        assert written(engine("http://elsewhere.invalid/v1").run([conversation()])) == ["[1]"]
+        assert written(ask(engine("http://elsewhere.invalid/v1"))) == ["[1]"]
     assert script.asked[0][0] == "http://elsewhere.invalid/v1/chat/completions"

@@ -18,6 +18,7 @@ from rerankd.engines.fingerprint import WITHOUT_EFFECT, engine_fingerprint
 from rerankd.engines.onnx.engine import OnnxOptions
 from rerankd.engines.openvino import OpenVinoOptions
 from rerankd.engines.remote.endpoint import EndpointOptions
+from rerankd.engines.remote.service import ServiceOptions
 from rerankd.scorers import (
     BLOCK_SCORERS,
     COMPARISON_SCORERS,
@@ -37,6 +38,7 @@ from rerankd.scorers.late_interaction import LateInteractionOptions
 from rerankd.scorers.pairwise import PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifierOptions
 from rerankd.scorers.reasoning import ReasoningOptions
+from rerankd.scorers.remote import RemoteOptions
 from rerankd.scorers.splade import SpladeOptions
 from rerankd.scorers.yes_no import YesNoOptions
 from rerankd.serving.assembly import load_parts
@@ -45,6 +47,8 @@ from tests.fakes import ArithmeticEngine
 from tests.tiny_models import TINY_BERT
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
+# They count for the protocol `openai` alone.
+_PROMPT: Final = ("system", "user", "instruction", "yes", "no")
 # Two values of each option by scorer; a text instead: it changes no raw score, because of that.
 _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "cross-encoder": {
@@ -100,6 +104,11 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "instruction": ["Judge.", "Judge well."],
         "query_tokens": [100, 200],
     },
+    "remote": {
+        "protocol": ["vllm", "openai"],
+        "scores": ["relevance", "logit"],
+        **{option: [f"{option} 1 {{query}}{{document}}", f"{option} 2 {{query}}{{document}}"] for option in _PROMPT},
+    },
     "pairwise": {
         "depth": "a comparison is the same whatever else is compared",
         "template": "only one is shipped, and its text is part of the key",
@@ -117,6 +126,7 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "last-but-not-late": {},
     "pairwise": {"template": "duot5"},
     "reasoning": {"template": "rank1", "answer_tokens": 50},
+    "remote": {"protocol": "vllm"},
 }
 _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
@@ -130,6 +140,7 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "pairwise": PairwiseOptions,
     "generative": GenerativeOptions,
     "reasoning": ReasoningOptions,
+    "remote": RemoteOptions,
 }
 
 
@@ -150,6 +161,7 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
         "torch-vectors": WeightsOptions,
         "torch-generate": TorchGenerateOptions,
         "endpoint": EndpointOptions,
+        "remote": ServiceOptions,
     }
 
 
@@ -200,7 +212,8 @@ def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_sc
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
     def key(options: Mapping[str, Any]) -> str:
-        spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={**_BASE[name], **options})
+        base = {"protocol": "openai"} if name == "remote" and set(options) <= set(_PROMPT) else _BASE[name]
+        spec = ScorerSpec(folder=folder, templates=[SHIPPED_TEMPLATES], options={**base, **options})
         return load_any_scorer(name, spec).fingerprint
 
     for option, values in _SCORER_OPTIONS[name].items():

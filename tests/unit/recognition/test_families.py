@@ -267,7 +267,7 @@ REFUSED = [
     Case("", {"architectures": ["SomethingNew"], "model_type": "novel"}),
 ]
 # They are no folders.
-SERVICES = {name for name in (family.name for family in FAMILIES) if "services" in name or "GGUF" in name}
+SERVICES = {name for name in (family.name for family in FAMILIES) if "Cohere" in name or "GGUF" in name}
 
 
 def recognised(case: Case, folder: Path) -> Recognised | Refused:

@@ -110,6 +110,8 @@ def meta_of(result: RerankResult, options: ScoreOptions, *, version: str) -> Jso
 
 def _warnings(result: RerankResult, options: ScoreOptions) -> list[str]:
     warnings = []
+    if result.fallback_for:
+        warnings.append(f"the model {result.fallback_for!r} could not answer; {result.model!r} did")
     if result.truncated_documents:
         what = f"longer than {_limit(result, options)} allows"
         warnings.append(

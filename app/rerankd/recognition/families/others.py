@@ -12,15 +12,12 @@ def _never(_: ModelFiles, __: Asked) -> Outcome | None:
     return None
 
 
-def _remote(name: str, *, because: str, instead: str) -> Family:
-    return Family(name=name, repositories=["none"], recognise=_never, refused=(because, instead))
-
-
 SERVICES: Final[Sequence[Family]] = (
-    _remote(
-        "Cohere, Jina, Voyage, TEI, vLLM, NIM and other rerank services",
-        because="no engine calls another rerank service yet",
-        instead="call the service itself; `rerankd` answers its clients with a model of your own",
+    Family(
+        name="Cohere, Jina, Voyage, TEI, vLLM, NIM, llama.cpp, other rerankd servers and OpenAI-compatible chat models",
+        repositories=['a service elsewhere: `engine = "remote"` ([models.md](models.md))'],
+        recognise=_never,
+        oracle="the service asked directly",
     ),
     Family(
         name="GGUF files of Llama, Qwen2 and Qwen3 models, converted by `rerankd import`",

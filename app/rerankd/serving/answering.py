@@ -1,0 +1,78 @@
+"""Scores with a served model, or with its fallback where the model cannot answer."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from rerankd.domain import ScoreOptions, Scores
+from rerankd.errors import InvalidRequest, RateLimited, RerankError
+from rerankd.serving.model import LoadedModel, ServedModel
+
+logger = logging.getLogger(__name__)
+
+# The part of the time until a deadline after which a model's fallback is asked.
+_FIRST_PART = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Scores, and the model that gave them: what they mean is its activation."""
+
+    model: ServedModel
+    loaded: LoadedModel
+    scores: Scores
+
+
+async def answer(
+    model: ServedModel,
+    loaded: LoadedModel,
+    query: str,
+    documents: Sequence[str],
+    options: ScoreOptions,
+    *,
+    clock: Callable[[], float] = perf_counter,
+) -> Answered:
+    """Score every document with one model: this one, or its fallback, or that one's. A model with a fallback has half
+    of the time that is left; `clock` is that of deadlines.
+
+    Raises:
+        RerankError: what the last model's stage raises, or what the caller must change.
+    """
+    fallback = model.fallback
+    if fallback is None:
+        return Answered(model, loaded, await loaded.stage.score(query, documents, options))
+    try:
+        return Answered(model, loaded, await loaded.stage.score(query, documents, _sooner(options, now=clock())))
+    except (InvalidRequest, RateLimited):
+        raise
+    except RerankError as error:
+        model.failed_to_answer(error.code)
+        extra = {"model": model.name, "fallback": fallback.name, "reason": error.message}
+        logger.warning("a fallback answers", extra=extra)
+    other = await fallback.loaded_within(options.terms.deadline - clock())
+    with other.usage:
+        return await answer(fallback, other, query, documents, options, clock=clock)
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweringStage:
+    """A served model, or its fallback, as a stage of another."""
+
+    model: ServedModel
+    loaded: LoadedModel
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        """Score every document, in the order given.
+
+        Raises:
+            RerankError: see `answer`.
+        """
+        answered = await answer(self.model, self.loaded, query, documents, options)
+        return answered.scores
+
+
+def _sooner(options: ScoreOptions, *, now: float) -> ScoreOptions:
+    """A partial answer is for the last model: half of the scores are worth less than a fallback's."""
+    deadline = now + _FIRST_PART * (options.terms.deadline - now)
+    return replace(options, terms=replace(options.terms, deadline=deadline, partial=False))

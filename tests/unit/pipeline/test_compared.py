@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rerankd.batching.batcher import Batcher
+from rerankd.cache import connect_cache
 from rerankd.cache.base import Cache
 from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
@@ -22,6 +24,7 @@ from rerankd.pipeline.vector_codec import Entry, VectorCodec
 from rerankd.scorers.base import EncodedTexts, Role, VectorForm, Vectors
 from rerankd.tasks.embed import Embed, EncodedText
 from tests.fakes import GatedEngine, RecordingObserver, ScriptedCache, logit_of, running_batcher
+from tests.servers import redis_server
 
 _DOCUMENTS = ["a b c", "dd", "ee f g h i", "dd"]
 _FORM = VectorForm(np.dtype("<f4"), (2,))
@@ -216,6 +219,22 @@ async def test_without_the_querys_vector_there_is_no_partial_answer() -> None:
         with pytest.raises(DeadlineExceeded):
             await setup.score("who", ["a"], ScoreOptions(terms=terms))
         setup.engine.gate.set()
+
+
+@pytest.mark.redis
+async def test_services_with_one_secret_share_vectors_in_redis(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        url = f"redis://127.0.0.1:{server.port}/0?timeout_ms=2000"
+        caches = [await connect_cache(url, secret=secret) for secret in ("a" * 16, "a" * 16, "b" * 16)]
+        scores, embedded = [], []
+        for cache in caches:
+            async with running(cache) as setup:
+                scores.append((await setup.score("who", _DOCUMENTS)).values.tolist())
+                embedded.append(setup.engine.embedded)
+            assert cache is not None
+            await cache.close()
+    assert embedded == [4, 0, 4]
+    assert scores[0] == scores[1] == scores[2]
 
 
 _FORMS = {

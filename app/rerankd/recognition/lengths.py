@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from rerankd.recognition.files import number_of
 from rerankd.recognition.kinds import ModelFiles
+from rerankd.recognition.native import native_form
 
 # Tokenizer configs write "no limit" as a number like 10**30.
 _NO_LIMIT: Final = 10**9
@@ -28,11 +29,13 @@ def declared_length(files: ModelFiles) -> int | None:
     """Tokens that the model can read: the smaller of what its tokenizer and its position table allow; None: no file
     says anything, as those of Gemma 3 from 4B on do not.
     """
+    native = native_form(files)
+    config = files.config if native is None else native.config
     limits = []
     # Models that see pictures too keep what is said of their language model in a part of its own.
-    positions = files.config.get("max_position_embeddings") or _text_config(files).get("max_position_embeddings")
+    positions = config.get("max_position_embeddings") or _text_config(files).get("max_position_embeddings")
     if isinstance(positions, int) and positions > 0:
-        limits.append(positions - _unused_positions(files.config))
+        limits.append(positions - _unused_positions(config))
     # sentence-transformers puts its own in the place of the tokenizer's.
     stated = number_of(files.transformer, "max_seq_length", of="sentence_bert_config.json")
     declared = files.tokenizer_config.get("model_max_length") if stated is None else stated

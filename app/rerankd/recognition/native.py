@@ -5,7 +5,7 @@ of a class that transformers has; the tests compare both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -33,6 +33,7 @@ class NativeForm:
     """`config` is config.json as the class of transformers reads it; its `model_type` and `kind` name that class.
     `separated_once`: exactly one separator stands between query and document. `activation` is the authors' own. With
     `pooling` the head reads the tokens' vectors pooled so, and its logits are divided by `temperature`.
+    `problem` says what in config.json the class does not compute, so that only a graph of the authors' does.
     """
 
     config: Mapping[str, Any]
@@ -42,18 +43,30 @@ class NativeForm:
     activation: ActivationName | None = None
     pooling: Pooling | None = None
     temperature: float = 1.0
+    problem: str = ""
 
 
 def native_form(files: ModelFiles) -> NativeForm | None:
-    """How transformers computes a model of its authors' own code; None for every other model.
+    """How transformers computes a model of its authors' own code; None for every other model."""
+    for fits, form, kind in _FORMS:
+        if fits(files):
+            try:
+                return replace(form(files), kind=kind)
+            except ConfigError as error:
+                return NativeForm(config=files.config, kind=kind, problem=str(error))
+    return None
+
+
+def checked_native_form(files: ModelFiles) -> NativeForm | None:
+    """As `native_form`.
 
     Raises:
         ConfigError: config.json sets something that transformers' class does not compute.
     """
-    for fits, form in _FORMS:
-        if fits(files):
-            return form(files)
-    return None
+    native = native_form(files)
+    if native is not None and native.problem:
+        raise ConfigError(native.problem)
+    return native
 
 
 def is_gte(files: ModelFiles) -> bool:
@@ -171,7 +184,6 @@ def _jina_v3(files: ModelFiles) -> NativeForm:
     """The decoder alone; what reads its projector is the engine's."""
     return NativeForm(
         config={**_plain(files), "model_type": files.model_type},
-        kind="encoder",
         renamed=[Renamed(r"(projector|lm_head)\..*"), Renamed(r"model\.(.*)", (r"\1",))],
     )
 
@@ -192,7 +204,6 @@ def _qwen3_vl(files: ModelFiles) -> NativeForm:
     }
     return NativeForm(
         config=config,
-        kind="causal language model",
         renamed=[Renamed(r"model\.visual\..*"), Renamed(r"model\.language_model\.(.*)", (r"model.\1",))],
     )
 
@@ -235,12 +246,12 @@ _FLASH_XLM_ROBERTA: Final = (
     Renamed(_LAYER + r"mlp\.fc2\.(.*)", (_NATIVE_LAYER + r"output.dense.\2",)),
     Renamed(_LAYER + r"norm2\.(.*)", (_NATIVE_LAYER + r"output.LayerNorm.\2",)),
 )
-_FORMS: Final[Sequence[tuple[Callable[[ModelFiles], bool], Callable[[ModelFiles], NativeForm]]]] = (
-    (is_gte, _gte),
-    (is_jina_v2, _jina_v2),
-    (is_provence, _provence),
-    (is_xprovence, _xprovence),
-    (is_bidirectional_llama, _bidirectional_llama),
-    (is_jina_v3, _jina_v3),
-    (is_qwen3_vl, _qwen3_vl),
+_FORMS: Final[Sequence[tuple[Callable[[ModelFiles], bool], Callable[[ModelFiles], NativeForm], Kind]]] = (
+    (is_gte, _gte, "sequence classifier"),
+    (is_jina_v2, _jina_v2, "sequence classifier"),
+    (is_provence, _provence, "sequence classifier"),
+    (is_xprovence, _xprovence, "sequence classifier"),
+    (is_bidirectional_llama, _bidirectional_llama, "sequence classifier"),
+    (is_jina_v3, _jina_v3, "encoder"),
+    (is_qwen3_vl, _qwen3_vl, "causal language model"),
 )

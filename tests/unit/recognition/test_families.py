@@ -329,6 +329,30 @@ def test_an_authors_own_class_is_served_by_its_graph_alone(tmp_path: Path) -> No
     assert "torch-encoder" not in found.engines
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        classifier("New", "new", logn_attention_scale=True),
+        classifier("XLMRoberta", "", position_embedding_type="rotary"),
+    ],
+    ids=["gte", "jina-reranker-v2"],
+)
+def test_what_a_native_class_does_not_compute_is_served_by_its_graph_alone(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    found = recognised(Case("", config, files={"onnx/model.onnx": {}}), tmp_path)
+    assert isinstance(found, Recognised), str(found)
+    assert "torch-encoder" not in found.engines
+
+
+@pytest.mark.parametrize("kind", ["XProvence", ""])
+def test_a_models_length_is_that_of_the_class_that_computes_it(kind: str, tmp_path: Path) -> None:
+    config = classifier(kind or "XLMRoberta", kind, max_position_embeddings=1026, pad_token_id=1)
+    found = recognised(Case("", config), tmp_path)
+    assert isinstance(found, Recognised), str(found)
+    assert found.max_length == 1024
+
+
 @pytest.mark.parametrize(("named", "activation"), [("Identity", "identity"), ("Sigmoid", "sigmoid"), (None, "sigmoid")])
 def test_a_judges_activation_is_its_files(tmp_path: Path, named: str | None, activation: str) -> None:
     said = {"activation_fn": f"torch.nn.modules.linear.{named}"} if named else {}

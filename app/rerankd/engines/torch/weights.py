@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from rerankd.engines.torch.modular import bidirectional_classifier
 from rerankd.errors import ConfigError, few
 from rerankd.recognition.kinds import ModelFiles
-from rerankd.recognition.native import NativeForm, Renamed, native_form
+from rerankd.recognition.native import NativeForm, Renamed, checked_native_form
 from rerankd.recognition.weights import check_code, check_safetensors, weight_files
 
 Kind = Literal["sequence classifier", "causal language model", "masked language model", "encoder-decoder", "encoder"]
@@ -221,7 +221,7 @@ def check_weights(kind: Kind, folder: Path, options: WeightsOptions, *, trust_re
 def _check_files(kind: Kind, folder: Path, *, trust_remote_code: bool) -> NativeForm | None:
     """Check that the weights are whole, and that a class of transformers may compute them."""
     check_safetensors(folder)
-    native = native_form(ModelFiles.read(folder))
+    native = checked_native_form(ModelFiles.read(folder))
     if native is not None and native.kind == kind:
         return native
     check_code(folder, trust_remote_code=trust_remote_code, loader=_LOADERS[kind].__name__)

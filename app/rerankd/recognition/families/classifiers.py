@@ -15,7 +15,7 @@ from rerankd.recognition.kinds import (
     refuse_unsaid_pairs,
 )
 from rerankd.recognition.lengths import declared_length
-from rerankd.recognition.native import is_gte, is_jina_v2, is_provence, is_xprovence, native_form
+from rerankd.recognition.native import checked_native_form, is_gte, is_jina_v2, is_provence, is_xprovence
 from rerankd.recognition.recognised import (
     GRAPH_ENGINES,
     TASK_ENGINES,
@@ -94,9 +94,9 @@ def _evidence_of(files: ModelFiles, head: Head) -> list[Evidence]:
 def _engines(files: ModelFiles, asked: Asked) -> Sequence[str]:
     """A graph holds its authors' own code; torch would compute another class."""
     engines = TASK_ENGINES["classify"]
-    if native_form(files) is not None:
-        return engines
     try:
+        if checked_native_form(files) is not None:
+            return engines
         check_code(
             files.folder,
             trust_remote_code=asked.trust_remote_code,
@@ -185,7 +185,7 @@ def _in_a_prompt(
     try:
         refuse_other_than_cross_encoder(files)
         refuse_unknown_settings(files, prompted=True)
-        native_form(files)
+        checked_native_form(files)
         if template is None or template.method == "reward-model":
             prompt = read_chat_prompt(files, **({"roles": ("user", "assistant")} if template else {}))
             evidence.append(Evidence(str(files.chat_template), f"{prompt.text[:100]!r}..."))

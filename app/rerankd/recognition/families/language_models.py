@@ -14,7 +14,7 @@ from rerankd.recognition.kinds import (
     refuse_unknown_settings,
 )
 from rerankd.recognition.lengths import declared_length
-from rerankd.recognition.native import is_jina_v3, is_qwen3_vl
+from rerankd.recognition.native import is_jina_v3, is_qwen3_vl, native_form
 from rerankd.recognition.recognised import (
     GRAPH_ENGINES,
     TASK_ENGINES,
@@ -181,12 +181,15 @@ def _last_but_not_late(files: ModelFiles, asked: Asked) -> Outcome | None:
 
 def _qwen3_vl(files: ModelFiles, asked: Asked) -> Outcome | None:
     """The language model of a model that sees images, too."""
-    if not is_qwen3_vl(files):
+    native = native_form(files) if is_qwen3_vl(files) else None
+    if native is None:
         return None
-    template = chosen_template(files, asked)
-    if template is not None:
-        return prompted_model(_QWEN3_VL, files, asked, template)
     sign = Evidence("config.json", f"architectures = {files.architecture!r}")
+    template = chosen_template(files, asked)
+    if template is not None and not native.problem:
+        return prompted_model(_QWEN3_VL, files, asked, template)
+    if native.problem:
+        return Refused(family=_QWEN3_VL, reason=native.problem, evidence=[sign])
     return Refused(
         family=_QWEN3_VL,
         reason=f"{sign}, and no file says what prompt it was trained with as a reranker",

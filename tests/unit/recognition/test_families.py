@@ -345,6 +345,14 @@ def test_what_a_native_class_does_not_compute_is_served_by_its_graph_alone(
     assert "torch-encoder" not in found.engines
 
 
+def test_an_exported_language_model_is_no_classifier(tmp_path: Path) -> None:
+    config = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"}
+    files: dict[str, Any] = {"golden.json": {}, "parity.json": {}, "model.onnx": {}}
+    found = recognised(Case("", config, files=files, options={"template": "qwen3-vl-reranker"}), tmp_path)
+    assert isinstance(found, Recognised), str(found)
+    assert found.scorer == "yes-no"
+
+
 @pytest.mark.parametrize("kind", ["XProvence", ""])
 def test_a_models_length_is_that_of_the_class_that_computes_it(kind: str, tmp_path: Path) -> None:
     config = classifier(kind or "XLMRoberta", kind, max_position_embeddings=1026, pad_token_id=1)

@@ -222,7 +222,7 @@ def _decoder(files: ModelFiles, asked: Asked) -> Outcome | None:
 
 def _with_golden_pairs(files: ModelFiles, asked: Asked) -> Outcome | None:
     """A graph of any class, whose scores its makers wrote down."""
-    if "golden.json" not in files.names or not files.graphs or files.architecture.endswith("ForCausalLM"):
+    if "golden.json" not in files.names or not files.graphs or files.architecture.endswith(_LANGUAGE_MODELS):
         return None
     found = classifier(_GOLDEN, files, asked, Evidence("golden.json", "what the graph must score"))
     return replace(found, engines=GRAPH_ENGINES) if isinstance(found, Recognised) else found
@@ -232,6 +232,8 @@ _JINA_V2: Final = "jina-reranker-v2"
 _GTE: Final = "gte-multilingual-reranker"
 _PROVENCE: Final = "Provence, its ranking (documents are not pruned)"
 _XPROVENCE: Final = "XProvence, its ranking (documents are not pruned)"
+# Their graphs have golden pairs, too, and a prompt.
+_LANGUAGE_MODELS: Final = ("ForCausalLM", "VLForConditionalGeneration")
 _GOLDEN: Final = "graphs with golden pairs, as `rerankd export` writes them"
 _MONOBERT: Final = "monoBERT"
 _MODULAR: Final = "modular cross-encoders (ettin)"

@@ -15,6 +15,7 @@ from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, EngineSpec, pad
 from rerankd.engines.torch.device_memory import to_device, within_memory
+from rerankd.engines.torch.first_step import first_states, has_plain_steps
 from rerankd.engines.torch.head_rows import PROBE, HeadRows
 from rerankd.engines.torch.weights import LargeWeightsOptions, Precision, check_weights, load_language_model
 from rerankd.errors import ConfigError
@@ -40,6 +41,7 @@ class TorchSeq2SeqEngine:
         self._device: torch.device = model.get_input_embeddings().weight.device
         self._start = start_token(model, pad_id=pad_id)
         self._pad_id = pad_id
+        self._plain_steps = has_plain_steps(model)
         self.workers = workers
         self.name = name
 
@@ -86,6 +88,8 @@ class TorchSeq2SeqEngine:
         batch = pad(encodings, pad_id=self._pad_id)
         mask = to_device(batch.attention_mask, self._device)
         read = self._model.get_encoder()(input_ids=to_device(batch.input_ids, self._device), attention_mask=mask)
+        if self._plain_steps:
+            return first_states(self._model.get_decoder(), mask.new_tensor([self._start]), read.last_hidden_state, mask)
         answer = self._model.get_decoder()(
             input_ids=mask.new_full((len(encodings), 1), self._start),
             encoder_hidden_states=read.last_hidden_state,

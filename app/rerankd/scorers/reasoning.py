@@ -149,7 +149,7 @@ def _beside_the_thought(max_length: int, template: ReasoningTemplate) -> int:
     left = max_length - template.answer_tokens - _CLOSING_TOKENS
     if left < _LEAST_PROMPT:
         raise ConfigError(
-            f"the model reads {max_length} tokens, of which {template.answer_tokens} are left to the thought: set "
-            "options = { answer_tokens = ... } to fewer"
+            f"answer_tokens = {template.answer_tokens} leaves no room for a prompt within the {max_length} tokens that "
+            "the model reads: set options = { answer_tokens = ... } to fewer"
         )
     return left

@@ -67,7 +67,7 @@ def test_the_score_is_the_log_odds_of_true(folder: Path) -> None:
 
 def test_room_is_left_for_the_thought(folder: Path) -> None:
     assert load(folder).max_length == 2048 - 100 - 16
-    with pytest.raises(ConfigError, match="reads 2048 tokens, of which 2000 are left to the thought"):
+    with pytest.raises(ConfigError, match="answer_tokens = 2000 leaves no room for a prompt within the 2048 tokens"):
         load(folder, answer_tokens=2000)
     with pytest.raises(InvalidRequest, match="shorten the query"):
         load(folder).encode("why " * 2000, ["a"], max_document_tokens=None)

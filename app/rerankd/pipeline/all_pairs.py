@@ -185,6 +185,7 @@ class AllPairsStage(Generic[T, R]):
             pairs,
             max_document_tokens=options.max_tokens_per_doc,
             instruction=options.instruction,
+            owner=options.terms.caller,
         )
         items = items_of(self._scorer.task, encoded.encodings, scope=options.scope)
         part = tokenized(

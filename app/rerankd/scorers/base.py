@@ -310,8 +310,10 @@ class ComparisonScorer(Scorer, Protocol[T, R_contra]):
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
+        owner: str = "",
     ) -> EncodedPairs[T]:
-        """Write one prompt for each comparison; `dropped` counts the tokens cut off its first document.
+        """Write one prompt for each comparison; `dropped` counts the tokens cut off its first document. What is kept of
+        documents is the `owner`'s, for whom this is.
 
         Raises:
             InvalidRequest: the query leaves no room for two documents, or the model reads no instruction.

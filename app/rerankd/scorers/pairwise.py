@@ -7,12 +7,10 @@ Pradeep et al., "The Expando-Mono-Duo Design Pattern for Text Ranking with Pretr
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from tokenizers import Encoding as Tokens
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
@@ -20,15 +18,18 @@ from rerankd.domain import FloatArray, IntArray, WindowPlan
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
 from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import Comparison, EncodedPairs, Kinds, Made, ScorerSpec
-from rerankd.scorers.beginnings import Part, Reach, read_parts
+from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.list_prompt import refuse_instruction
 from rerankd.scorers.templates import ControlTokenEscaper, fill, read_prompt_template, single_token
+from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
 from rerankd.tasks.encoding import Encoding, stacked
 from rerankd.tasks.read_tokens import ReadTokens
 
 ALL_PAIRS: Final = "all-pairs"
 _MIN_DOCUMENT_TOKENS: Final = 16
+# A request's documents come back with each part of its comparisons.
+_REMEMBERED_BYTES: Final = 8 * 2**20
 _PLACE: Final = re.compile(r"\{(query|first|second)\}")
 _TRIED: Final = (("what is love", "Baby don't hurt me.", "No more"), ("größe", "漢字 🎉", "b, c"))
 
@@ -66,14 +67,6 @@ class PairwiseOptions(BaseModel):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    """A document's first tokens, and about how many others it has."""
-
-    ids: IntArray
-    beyond: int
-
-
 class Pairwise:
     def __init__(
         self, tokenizer: Tokenizer, template: PairwiseTemplate, *, depth: int, max_length: int, pad_id: int
@@ -83,6 +76,7 @@ class Pairwise:
         self._texts = [ids_of(tokenizer, text.strip()) for text in template.texts]
         self._refuse_other_tokens(template)
         self.plan = WindowPlan(window=2, stride=1, schedule=ALL_PAIRS, depth=depth)
+        self._tokens = TokenCache(max_bytes=_REMEMBERED_BYTES)
         self.max_length = max_length
         self.pad_id = pad_id
         answers = {"positive": template.positive, "negative": template.negative}
@@ -122,6 +116,7 @@ class Pairwise:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
+        owner: str = "",
     ) -> EncodedPairs[Encoding]:
         """Tokenize the query and each document once. Where two do not fit, the longer is cut first.
 
@@ -132,17 +127,17 @@ class Pairwise:
         head, middle, tail = self._frame(query)
         room = self._room(len(head) + len(middle) + len(tail))
         used = sorted({position for comparison in comparisons for position in comparison})
-        tokens = self._tokenized([documents[position] for position in used], room=room, most=max_document_tokens)
-        known = dict(zip(used, tokens, strict=True))
+        limit = room if max_document_tokens is None else min(room, max_document_tokens)
+        known = dict(zip(used, self._tokenized([documents[one] for one in used], limit, owner=owner), strict=True))
         encodings = []
         dropped = np.empty(len(comparisons), dtype=np.int64)
         for place, (first, second) in enumerate(comparisons):
-            one, other = known[first].ids, known[second].ids
+            one, other = known[first].ids[:limit], known[second].ids[:limit]
             kept = max(room // 2, room - len(other))
             part = one[:kept]
-            ids = np.concatenate((head, part, middle, other[: room - len(part)], tail))
+            ids = np.concatenate((head, part, middle, other[: room - len(part)], tail), dtype=np.int64)
             encodings.append(Encoding(ids, len(head)))
-            dropped[place] = len(one) - len(part) + known[first].beyond
+            dropped[place] = known[first].total - len(part)
         return EncodedPairs(encodings, dropped)
 
     def drops(self, text: str) -> bool:
@@ -169,15 +164,26 @@ class Pairwise:
             raise InvalidRequest(TooLong(problem=problem))
         return room
 
-    def _tokenized(self, documents: Sequence[str], *, room: int, most: int | None) -> list[_Document]:
-        limit = room if most is None else min(room, most)
-        parts = read_parts(
-            documents,
-            lambda texts: self._tokenizer.encode_batch_fast(list(map(self._escape, texts)), add_special_tokens=False),
-            enough=lambda one: len(one.ids) >= 2 * limit,
-            reach=Reach.of(limit),
+    def _tokenized(self, documents: Sequence[str], limit: int, *, owner: str) -> list[DocumentTokens]:
+        reach = Reach.of(limit)
+        return self._tokens.get(
+            documents, lambda texts: self._first_tokens(texts, limit, reach), room=limit, most=reach.most, owner=owner
         )
-        return [_cut(part, limit) for part in parts]
+
+    def _first_tokens(self, texts: Sequence[str], limit: int, reach: Reach) -> list[DocumentTokens]:
+        parts = read_parts(
+            texts,
+            lambda some: self._tokenizer.encode_batch_fast(list(map(self._escape, some)), add_special_tokens=False),
+            enough=lambda one: len(one.ids) >= 2 * limit,
+            reach=reach,
+        )
+        return [
+            DocumentTokens(
+                np.array(part.content.ids[:limit], dtype=np.int32),
+                len(part.content.ids) + part.beyond(len(part.content.ids)),
+            )
+            for part in parts
+        ]
 
     def _refuse_other_tokens(self, template: PairwiseTemplate) -> None:
         """Refuse a tokenizer that reads the parts of a prompt otherwise than the whole."""
@@ -191,8 +197,3 @@ class Pairwise:
                     "this tokenizer joins a prompt's words with the documents beside them, and scorer 'pairwise' needs "
                     "one that ends each token at white space, as T5's does"
                 )
-
-
-def _cut(part: Part[Tokens], limit: int) -> _Document:
-    ids = np.array(part.content.ids, dtype=np.int64)
-    return _Document(ids[:limit], max(0, len(ids) - limit) + part.beyond(len(ids)))

@@ -41,6 +41,7 @@ class NumberScorer:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
+        owner: str = "",
     ) -> EncodedPairs[Encoding]:
         ids = [np.array([int(documents[one]) for one in comparison], dtype=np.int64) for comparison in comparisons]
         dropped = np.array([int(documents[first]) % 3 for first, _ in comparisons], dtype=np.int64)

@@ -59,6 +59,18 @@ def test_the_longer_document_is_cut_and_the_prompt_keeps_its_end(
     assert encoded.dropped.tolist() == [len(first) - kept]
 
 
+def test_documents_that_come_back_are_read_the_same_way(folder: Path) -> None:
+    scorer = load(folder)
+    comparisons = [(0, 1), (1, 0), (2, 1)]
+    documents = [LONG, "Wien", "Berlin and Madrid " * 20]
+    for most in (None, 30, 5, 30, None):
+        encoded = scorer.encode_comparisons(QUERY, documents, comparisons, max_document_tokens=most, owner="ours")
+        fresh = load(folder).encode_comparisons(QUERY, documents, comparisons, max_document_tokens=most)
+        for ours, theirs in zip(encoded.encodings, fresh.encodings, strict=True):
+            assert ours.ids.tolist() == theirs.ids.tolist()
+        assert encoded.dropped.tolist() == fresh.dropped.tolist()
+
+
 def test_a_caller_may_read_less_of_each_document(folder: Path) -> None:
     encoded = load(folder).encode_comparisons(QUERY, [LONG, "Wien"], [(0, 1), (1, 0)], max_document_tokens=5)
     assert len({len(one.ids) for one in encoded.encodings}) == 1

@@ -14,6 +14,7 @@ from rerankd.domain import FloatArray, RerankRequest
 from rerankd.errors import ConfigError
 from rerankd.serving.assembly import load_parts, running_service
 from rerankd.telemetry.observer import Silent
+from rerankd.tools.evaluation.in_process import InProcess
 from tests.registry_files import write_registry
 from tests.tiny_models import CORPUS, TINY_BERT
 from tests.tiny_vectors import bi_encoder, bi_encoder_scores
@@ -114,6 +115,13 @@ async def test_the_best_by_vectors_are_read_again_by_a_cross_encoder(folder: Pat
         for name in ("vectors", "pairs", "both"):
             result = await service.rerank(RerankRequest(query=_QUERY, documents=_DOCUMENTS, model=name))
             orders[name] = [(one.index, one.placed_by) for one in result.results]
+    # `rerankd eval` measures the cascade, and none of its members.
+    target = InProcess(settings, "both")
+    assert target.name == "both"
+    assert len((await target.identity())["content"]) == 3
+    async with target.opened() as ask:
+        answer = await ask(RerankRequest(query=_QUERY, documents=_DOCUMENTS))
+    assert answer.order == [index for index, _ in orders["both"]]
     by_vectors, by_pairs = ([index for index, _ in orders[name]] for name in ("vectors", "pairs"))
     first_two = sorted(by_vectors[:2], key=by_pairs.index)
     assert orders["both"] == [(index, "pairs") for index in first_two] + [

@@ -88,7 +88,8 @@ def load_scorer(name: str, spec: ScorerSpec) -> AnyPairScorer:
         ConfigError: no such scorer, or the model's files do not suit it.
     """
     if name not in SCORERS:
-        raise _unknown(name)
+        _entry(name)  # raises for one that is unknown
+        raise ConfigError(f"scorer {name!r} scores no pairs; this is for models with one of: {', '.join(SCORERS)}")
     return SCORERS[name].load(spec)
 
 

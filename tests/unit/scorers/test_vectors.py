@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
 from rerankd.scorers.bi_encoder import SIMILARITIES
 from rerankd.scorers.late_interaction import LateInteractionScorer
@@ -45,6 +46,13 @@ def folder(tmp_path: Path) -> Path:
     said = {"dim": 2, "query_token_id": "##0", "doc_token_id": "##1", "query_maxlen": 12, "doc_maxlen": 20}
     (target / "artifact.metadata").write_text(json.dumps(said))
     return target
+
+
+def test_a_scorer_of_vectors_is_no_scorer_of_pairs(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'late-interaction' scores no pairs.* cross-encoder"):
+        load_scorer("late-interaction", ScorerSpec(folder=folder))
+    with pytest.raises(ConfigError, match="unknown scorer 'late'"):
+        load_scorer("late", ScorerSpec(folder=folder))
 
 
 def _change(path: Path, **changes: object) -> None:

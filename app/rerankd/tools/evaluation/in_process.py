@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from rerankd import __version__
 from rerankd.config.named_models import served_registry
+from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest
 from rerankd.errors import ConfigError, InvalidRequest, ModelNotReady
@@ -30,16 +31,21 @@ class InProcess:
             ConfigError: the registry has no such model.
         """
         self._settings = settings
-        self._spec = served_registry(settings).only([model]).model[0]
-        self.name = self._spec.name
+        registry = served_registry(settings).only([model])
+        # With the members of a cascade.
+        self._specs = registry.model
+        self.name = next(spec.name for spec in self._specs if spec == registry.find(None))
 
     async def identity(self) -> Mapping[str, Any]:
-        content = await asyncio.to_thread(self._content)
-        settings = self._spec.model_dump(mode="json", exclude=_NAMES_ONLY)
-        return {"version": __version__, "content": content, "settings": settings}
+        contents = [await asyncio.to_thread(self._content, spec) for spec in self._specs]
+        settings = [spec.model_dump(mode="json", exclude=_NAMES_ONLY) for spec in self._specs]
+        return {"version": __version__, "content": contents, "settings": settings}
 
-    def _content(self) -> str:
-        spec = choose(self._spec, self._settings)
+    def _content(self, spec: ModelSpec) -> str:
+        """Of a model's files; a cascade has none of its own."""
+        if spec.stages:
+            return ""
+        spec = choose(spec, self._settings)
         return model_content(spec, model_folder(spec, self._settings))
 
     @asynccontextmanager

@@ -81,12 +81,12 @@ def is_jina_v2(files: ModelFiles) -> bool:
 
 def is_provence(files: ModelFiles) -> bool:
     """Provence: DeBERTa-v3 with a second head that prunes documents."""
-    return files.model_type == "Provence"
+    return files.model_type == "Provence" or files.architecture.startswith("Provence")
 
 
 def is_xprovence(files: ModelFiles) -> bool:
     """XProvence: XLM-RoBERTa with the same two heads."""
-    return files.model_type == "XProvence"
+    return files.model_type == "XProvence" or files.architecture.startswith("XProvence")
 
 
 def is_bidirectional_llama(files: ModelFiles) -> bool:

@@ -88,6 +88,10 @@ SERVED = [
     Case("Provence, its ranking (documents are not pruned)", classifier("Provence", "Provence")),
     Case("XProvence, its ranking (documents are not pruned)", classifier("XProvence", "XProvence")),
     Case(
+        "XProvence, its ranking (documents are not pruned)",
+        {**classifier("", "xlm-roberta"), "architectures": ["XProvence"]},
+    ),
+    Case(
         "graphs with golden pairs, as `rerankd export` writes them",
         {"architectures": ["OwnCrossEncoder"], "model_type": "bert", "id2label": {"0": "a"}},
         files={"golden.json": {}, "model.int8.onnx": {}},

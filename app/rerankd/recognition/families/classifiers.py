@@ -264,13 +264,13 @@ FAMILIES: Final[Sequence[Family]] = (
     Family(
         name=_PROVENCE,
         repositories=["naver/provence-reranker-debertav3-v1"],
-        recognise=_native(_PROVENCE, is_provence, 'model_type = "Provence"'),
+        recognise=_native(_PROVENCE, is_provence, "Provence's own class"),
         oracle="transformers: the authors' ranking head on their one text",
     ),
     Family(
         name=_XPROVENCE,
         repositories=["naver/xprovence-reranker-bgem3-v1", "naver/xprovence-reranker-bgem3-v2"],
-        recognise=_native(_XPROVENCE, is_xprovence, 'model_type = "XProvence"'),
+        recognise=_native(_XPROVENCE, is_xprovence, "XProvence's own class"),
         oracle="transformers: the authors' ranking head on their one text",
     ),
     _prompted(

@@ -40,6 +40,11 @@ def refuse_other_than_embedder(files: ModelFiles) -> None:
         raise ConfigError(
             f"{files.folder}: {_SETTINGS} says model_type {kind!r}, and a bi-encoder is SentenceTransformer"
         )
+    if files.config.get("is_encoder_decoder"):
+        raise ConfigError(
+            f"{files.folder}: config.json says is_encoder_decoder: vectors of encoder-decoders, such as sentence-t5 "
+            "and gtr-t5, are not computed here; serve another model"
+        )
     read_embedding_head(files)
     refuse_other_root(files)
     if files.renders_pairs is not None:

@@ -35,7 +35,9 @@ def read_splade(files: ModelFiles) -> SpladePooling:
             "and SpladePooling: serve another model (one with a Router reads queries in another way)"
         )
     refuse_other_root(files)
-    refuse_unknown_settings(files, task="fill-mask", prompted=True)
+    # The older class MLMTransformer has no other task, and names none.
+    named = "transformer_task" in files.transformer or files.chain[0] == "Transformer"
+    refuse_unknown_settings(files, task="fill-mask" if named else "feature-extraction", prompted=True)
     path = files.folder / str(files.modules[1].get("path", "")) / "config.json"
     said = read_json(path)
     strategy, activation = said.get("pooling_strategy", "max"), said.get("activation_function", "relu")

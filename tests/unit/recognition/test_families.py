@@ -188,10 +188,11 @@ SERVED += [
         files={
             **saved_as("SparseEncoder", "MLMTransformer", "SpladePooling"),
             "1_SpladePooling/config.json": {"pooling_strategy": "max"},
-            "sentence_bert_config.json": {"transformer_task": "fill-mask"},
+            "sentence_bert_config.json": {"max_seq_length": 256, "do_lower_case": False},
         },
     ),
     Case("embedding models (bi-encoders)", **_EMBEDDER),
+    Case("embedding models (bi-encoders)", language_model(), "Qwen/Qwen3-Embedding-0.6B", files=_EMBEDDER["files"]),
     Case(
         "embedding models (bi-encoders)",
         **_EMBEDDER,
@@ -251,6 +252,11 @@ REFUSED = [
         files=saved_as("SentenceTransformer", "Transformer", "Pooling", "WordWeights"),
     ),
     Case("embedding models (bi-encoders)", **_EMBEDDER, repository="intfloat/e5-base-v2"),
+    Case(
+        "embedding models (bi-encoders)",
+        {"architectures": ["T5EncoderModel"], "model_type": "t5", "is_encoder_decoder": True},
+        files=_EMBEDDER["files"],
+    ),
     Case(
         "embedding models (bi-encoders)",
         _EMBEDDER["config"],

@@ -10,8 +10,9 @@ from rerankd.recognition.recognised import Asked, Family, Outcome, Refused
 FAMILIES: Final[Sequence[Family]] = (
     *classifiers.FAMILIES,
     *layer_wise.FAMILIES,
-    *language_models.FAMILIES,
+    # Before language models, many of which are trained to give vectors.
     *vectors.FAMILIES,
+    *language_models.FAMILIES,
     *encoder_decoders.FAMILIES,
     *others.SERVICES,
 )

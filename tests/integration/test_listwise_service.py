@@ -13,7 +13,7 @@ import pytest
 from rerankd.api.dialects.superset import meta_of
 from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, WindowWishes
-from rerankd.errors import InvalidRequest, ModelNotReady, ScoringFailed
+from rerankd.errors import InvalidRequest, ModelNotReady, RemoteFailed, RemoteUnavailable
 from rerankd.serving.assembly import running_service
 from rerankd.serving.model import Status
 from rerankd.serving.service import RerankService
@@ -259,7 +259,7 @@ async def test_a_model_behind_an_endpoint_orders_documents(tmp_path: Path) -> No
             ]
             script.answers = [(500, {})]
             asked = len(script.asked)
-            with pytest.raises(ScoringFailed):
+            with pytest.raises(RemoteUnavailable):
                 await service.rerank(RerankRequest(query=QUERY, documents=["d", "e"]))
             assert len(script.asked) == asked + 3
 
@@ -306,7 +306,7 @@ async def test_an_endpoint_is_asked_by_requests_only_and_may_be_away(tmp_path: P
                 assert service.model_named(name).status is Status.READY
             assert not script.asked
             request = RerankRequest(query=QUERY, documents=["a", "b", "c"], model="both")
-            with pytest.raises(ScoringFailed):
+            with pytest.raises(RemoteFailed):
                 await service.rerank(request)
             script.answers = [(200, completion("[2] > [1]"))]
             assert [document.placed_by for document in (await service.rerank(request)).results] == [

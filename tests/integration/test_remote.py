@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 import rerankd.engines.remote.client
@@ -25,12 +26,14 @@ from rerankd.serving.service import RerankService
 from rerankd.tools.checking import check_settings
 from tests.canned_server import canned_server, http_answer, raw_server
 from tests.fakes import RecordingObserver
+from tests.integration.test_families import _compare
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 from tests.tiny_models import CORPUS, TINY_BERT
 
 pytestmark = pytest.mark.timeout(120)
 
+FAMILY = "Cohere, Jina, Voyage, TEI, vLLM, NIM, llama.cpp, other rerankd servers and OpenAI-compatible chat models"
 QUERY = "where do bees live?"
 DOCUMENTS = ["y", *CORPUS[:6], " Vienna \n", "größer 東京 🐝"]
 TOLERANCE = 1e-6
@@ -128,10 +131,10 @@ async def test_every_protocol_gives_the_order_and_the_scores_of_the_remote(
             assert model.details["scores"] == kind
             assert model.details["engine"] == f"remote/{model.name.removesuffix('-raw')}"
             assert [ranked.index for ranked in result.results] == list(direct), model.name
-            for ranked in result.results:
-                relevance, logit = direct[ranked.index]
-                assert ranked.relevance_score == pytest.approx(relevance, abs=TOLERANCE), model.name
-                assert ranked.value == pytest.approx(logit if kind == "logit" else relevance, abs=TOLERANCE), model.name
+            relevance, raw = np.array(list(direct.values()), dtype=np.float32).T
+            ours = np.array([(ranked.relevance_score, ranked.value) for ranked in result.results], dtype=np.float32)
+            np.testing.assert_allclose(ours[:, 1], raw if kind == "logit" else relevance, atol=TOLERANCE)
+            _compare(FAMILY, ours[:, 0], relevance, first=model is service.models[0])
 
 
 async def test_what_the_cache_knows_is_not_asked_for(remote: Server, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rerankd.engines import load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
+from tests.tiny_models import build_gte
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -62,6 +63,11 @@ def test_both_poolings_of_modernbert_agree_with_padded(tmp_path: Path, tiny_mode
     padded, packed = _engine(folder), _engine(folder, packed=True)
     assert packed.name == "torch/cpu/float32/packed"
     np.testing.assert_allclose(packed.run(THREE), padded.run(THREE), atol=1e-5)
+
+
+def test_gte_packed_agrees_with_padded(tmp_path: Path) -> None:
+    folder = build_gte(tmp_path)
+    np.testing.assert_allclose(_engine(folder, packed=True).run(THREE), _engine(folder).run(THREE), atol=1e-5)
 
 
 @pytest.mark.timeout(600)

@@ -42,7 +42,7 @@ class TorchEncoderOptions(WeightsOptions):
 
     packed: bool = Field(
         default=False,
-        description="Lay sequences end to end instead of padding them: BERT, RoBERTa and XLM-R, ModernBERT.",
+        description="Lay sequences end to end instead of padding them: BERT, RoBERTa and XLM-R, ModernBERT, GTE.",
     )
     compile: bool = Field(default=False, description="Compile the layers with torch.compile; the first passes wait.")
     cuda_graphs: bool = Field(

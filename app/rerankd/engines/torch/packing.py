@@ -101,6 +101,7 @@ def _means(hidden: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
 
 _HEADS: Final[Mapping[str, Callable[[PreTrainedModel, torch.Tensor, torch.Tensor], torch.Tensor]]] = {
     "bert": _bert_head,
+    "gte": _bert_head,
     "modernbert": _modernbert_head,
     "roberta": _roberta_head,
     "xlm-roberta": _roberta_head,

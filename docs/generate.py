@@ -150,10 +150,10 @@ LIMIT_SETTINGS = {
     "max_body_fields": ("fields of a request, and of an object in it that is no document", "413: ... fields"),
     "max_text_bytes": ("bytes of one text, or between two commas or brackets", "413: the text at byte ..."),
     "max_documents": (
-        "entries of any list of a request: documents, texts, passages, input, text_1, text_2, windows.initial_order",
+        "entries of any list of a request: documents, texts, passages, input, inputs, records, sources, text_1, text_2, windows.initial_order",
         "413: at most ... documents per request",
     ),
-    "max_queries": ("different queries of a call to `/score`", "413: at most ... different queries"),
+    "max_queries": ("different queries of a call to `/score` or `/predict`", "413: at most ... different queries"),
     "max_query_chars": ("characters of a query, and of an instruction", "413: at most ... characters in a query"),
     "max_rank_fields": ("`rank_fields`, each named once", "413: at most ... rank_fields"),
     "max_held_bytes": ("bytes of all bodies and answers at a time", "429 with Retry-After"),

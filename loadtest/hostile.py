@@ -2,6 +2,7 @@
 from the dialects' models, so that new ones are included.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from inspect import signature
@@ -47,7 +48,7 @@ def hostile_bodies() -> Iterator[HostileBody]:
 
 def _hostile(dialect: Dialect, field: str, shape: str, content: Callable[[int], bytes]) -> HostileBody:
     headers = {"x-pinecone-api-version": "2025-10"} if dialect.name == "pinecone" else {}
-    path = dialect.paths[-1].replace("{model:path}", "model")
+    path = re.sub(r"{\w+:path}", "name", dialect.paths[-1])
     return HostileBody(dialect=dialect, path=path, headers=headers, field=field, shape=shape, content=content)
 
 

@@ -27,6 +27,7 @@ from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.spans import SpanStage
 from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.serving.catalog import Catalog
@@ -466,8 +467,10 @@ class FakeService:
         passages = PassageStage(
             cached, self.scorer, batcher, tokenizing, plan=self.passages, truncation=self.truncation
         )
+        written = BlankStage(passages, tokenizing, drops=self.scorer.drops)
+        spans = SpanStage(written, self.scorer, batcher, tokenizing, plan=self.passages, activation=self.activation)
         return LoadedModel(
-            stage=LongQueryStage(BlankStage(passages, tokenizing, drops=self.scorer.drops), self.scorer, tokenizing),
+            stage=LongQueryStage(spans, self.scorer, tokenizing),
             direct=direct,
             activation=self.activation,
             canary=self.canary,
@@ -477,6 +480,7 @@ class FakeService:
                 "max_length": self.scorer.max_length,
                 "url": "http://models.internal/v1",
             },
+            ignores=("windows",),
             alive_at=batcher.alive_at,
         )
 

@@ -91,8 +91,9 @@ async def test_a_field_may_be_as_deep_as_json_is_read(api: Api, field: str) -> N
         ({"top_n": "many"}, "top_n must be a whole number"),
         ({"top_n": [1]}, "top_n must be a whole number"),
         ({"top_n": "x" * 10_000}, "top_n must be a whole number"),
-        ({"max_tokens_per_doc": 0}, "max_tokens_per_doc must be at least 1, not"),
-        ({"max_tokens_per_doc": -5}, "max_tokens_per_doc must be at least 1, not"),
+        ({"max_tokens_per_query": -1}, "max_tokens_per_query must be at least 0, not"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens: 0 is not a number of tokens"),
+        ({"max_tokens_per_doc": -5}, "max_tokens_per_doc must be at least 0, not"),
         ({"return_documents": "maybe"}, "return_documents must be true or false"),
         ({"model": 5}, "model must be a string"),
         ({"model": ["fake"]}, "model must be a string"),
@@ -134,7 +135,7 @@ async def test_strange_characters_are_text_like_any_other(api: Api, text: str) -
 
 
 async def test_many_mistakes_are_not_all_listed(api: Api) -> None:
-    answer = await api.post("/rerank", {"top_n": -2, "model": 5, "max_tokens_per_doc": 0})
+    answer = await api.post("/rerank", {"top_n": -2, "model": 5, "max_tokens_per_doc": -1})
     assert is_our_error(answer, 400, "invalid_request")
     assert answer.json()["message"].endswith("; and 2 more")
 

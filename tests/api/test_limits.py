@@ -36,7 +36,7 @@ def _dialect(name: str) -> Dialect:
         (
             "/v2/rerank",
             {"documents": ["a"], "windows": {"initial_order": [0] * 51}},
-            "at most 50 documents per request; initial_order has 51",
+            "at most 50 entries in a list; windows.initial_order has 51",
         ),
         (
             "/v2/rerank",

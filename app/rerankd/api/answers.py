@@ -1,6 +1,6 @@
 """JSON answers and the one error body that every dialect's clients can read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from math import ceil
 from typing import Any, Final
@@ -15,7 +15,9 @@ from rerankd.gateway.failures import Failure, failure_of
 
 Json = dict[str, Any]
 # An iterator makes the entries of a list one by one, so that a long answer can be written in slices.
-Answer = Json | Iterator[Json]
+Answer = Json | Iterator[Json] | Iterator[list[Json]]
+# The body of an error, from its status, code and message.
+WordsOfErrors = Callable[[int, str, str], Json]
 
 _ROWS_PER_STEP: Final = 250
 
@@ -45,7 +47,7 @@ def write_json(content: Answer) -> Sliced[bytes]:
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _write_rows(rows: Iterator[Json]) -> Sliced[bytes]:
+def _write_rows(rows: Iterator[Json] | Iterator[list[Json]]) -> Sliced[bytes]:
     written = []
     while chunk := list(islice(rows, _ROWS_PER_STEP)):
         written.append(orjson.dumps(chunk, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
@@ -53,11 +55,16 @@ def _write_rows(rows: Iterator[Json]) -> Sliced[bytes]:
     return b"[%b]" % b",".join(written)
 
 
-def error_answer(error: RerankError) -> Response:
-    return failure_answer(failure_of(error))
+def four_strings(_status: int, code: str, message: str) -> Json:
+    """One body for all clients that read a string: each family of them reads a different one."""
+    return {"message": message, "detail": message, "error": message, "error_type": code}
 
 
-def failure_answer(failure: Failure) -> Response:
+def error_answer(error: RerankError, *, words: WordsOfErrors = four_strings) -> Response:
+    return failure_answer(failure_of(error), words=words)
+
+
+def failure_answer(failure: Failure, *, words: WordsOfErrors = four_strings) -> Response:
     headers, message = {}, failure.message
     if failure.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, ceil(failure.retry_after_s)))
@@ -67,13 +74,11 @@ def failure_answer(failure: Failure) -> Response:
         message += "; send yours in the header `Authorization: Bearer KEY`"
     if failure.code == BodyTooSlow.code:
         headers["Connection"] = "close"
-    return plain_error(failure.status, code=failure.code, message=message, headers=headers)
+    return json_answer(words(failure.status, failure.code, message), status=failure.status, headers=headers)
 
 
 def plain_error(status: int, *, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
-    """An error body of four strings, because each family of clients reads a different one."""
-    body = {"message": message, "detail": message, "error": message, "error_type": code}
-    return json_answer(body, status=status, headers=headers)
+    return json_answer(four_strings(status, code, message), status=status, headers=headers)
 
 
 def server_timing(timings: Timings, *, total_s: float) -> str:

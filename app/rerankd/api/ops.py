@@ -191,6 +191,9 @@ def operations_routes(endpoints: OperationsEndpoints, *, gateway: Gateway, priva
         "/health": _Operation(endpoints.health, _answers(Health)),
         "/ready": _Operation(endpoints.ready, _answers(Readiness, 503)),
         "/v1/cluster/auth": _Operation(endpoints.authentication, _answers(Authentication)),
+        # Weaviate asks its module's server both when it starts.
+        "/weaviate/.well-known/ready": _Operation(endpoints.ready, _answers(Readiness, 503)),
+        "/weaviate/meta": _Operation(endpoints.health, _answers(Health)),
     }
     keyed_routes = {
         "/v1/models": _Operation(endpoints.models, _answers(ModelList)),

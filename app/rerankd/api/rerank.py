@@ -82,8 +82,8 @@ class _Choice:
         return self._dialects[-1]
 
     def of(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
-        if len(self._dialects) == 1 and self.default.document_fields.isdisjoint(body):
-            others = (dialect for dialect in self._others if not dialect.document_fields.isdisjoint(body))
+        if len(self._dialects) == 1 and not self.default.has_documents(body):
+            others = (dialect for dialect in self._others if dialect.has_documents(body))
             return next((dialect for dialect in others if dialect.claims(body, headers)), self.default)
         return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self.default)
 
@@ -115,7 +115,7 @@ class _Endpoint:
             with self._gateway.call(facts) as call:
                 return await self._answer(call, request)
         except RerankError as error:
-            return error_answer(error)
+            return error_answer(error, words=self._choice.default.words_of_errors)
         except CallerGone:
             return Response(status_code=CANCELLED.status)
 

@@ -128,11 +128,14 @@ def _repository(spec: ModelSpec) -> str:
 
 
 class Registry(BaseModel):
-    """Every served model. A request that names none gets `default`, or else the first."""
+    """Every served model. A request that names none gets `default`, or else the first. `aliases` gives models further
+    names in one table, such as those of hosted services.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     default: str | None = None
+    aliases: Mapping[Name, str] = Field(default_factory=dict, description="Further names, each with a model's name.")
     model: tuple[ModelSpec, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -143,6 +146,12 @@ class Registry(BaseModel):
                 if name in owners:
                     raise ValueError(_named_twice(name, owners[name], spec.name))
                 owners[name] = spec.name
+        for name, model in self.aliases.items():
+            if name in owners:
+                raise ValueError(f"aliases: {name!r} is already a name or alias of {owners[name]!r}; leave it out")
+            if model not in owners:
+                raise ValueError(f"aliases: {name!r}: {_not_served(model, owners)}")
+        owners |= {name: owners[model] for name, model in self.aliases.items()}
         if self.default is not None and self.default not in owners:
             raise ValueError(f"default = {self.default!r}: {_not_served(self.default, owners)}")
         self._check_fallbacks(owners)
@@ -170,13 +179,14 @@ class Registry(BaseModel):
 
     def aliases_of(self, spec: ModelSpec) -> tuple[str, ...]:
         """Its aliases, and the name of the hub's repository that it comes from, unless that could mean another one."""
+        own = (spec.name, *spec.aliases)
+        aliases = (*spec.aliases, *(name for name, model in self.aliases.items() if model in own))
         repository = _repository(spec)
         others = [other for other in self.model if other is not spec]
         taken = {name for other in others for name in (other.name, *other.aliases, _repository(other))}
-        own = (spec.name, *spec.aliases)
-        return (
-            spec.aliases if not repository or repository in taken or repository in own else (*spec.aliases, repository)
-        )
+        if not repository or repository in (*taken, *self.aliases, *own):
+            return aliases
+        return (*aliases, repository)
 
     @property
     def names(self) -> list[str]:
@@ -222,7 +232,12 @@ class Registry(BaseModel):
         kept = tuple(spec for spec in self.model if spec.name in needed)
         default = self.find(None)
         asked = [spec.name for spec in kept if spec.name in wanted]
-        return Registry(default=default.name if default and default.name in wanted else asked[0], model=kept)
+        served = {name for spec in kept for name in (spec.name, *spec.aliases)}
+        return Registry(
+            default=default.name if default and default.name in wanted else asked[0],
+            aliases={name: model for name, model in self.aliases.items() if model in served},
+            model=kept,
+        )
 
 
 def _named_twice(name: str, first: str, second: str) -> str:

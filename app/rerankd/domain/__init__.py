@@ -1,6 +1,6 @@
 """The nouns of reranking. Frozen, and ignorant of HTTP, threads and storage."""
 
-from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray
+from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray, SpanArray
 from rerankd.domain.documents import Document
 from rerankd.domain.options import (
     Aggregation,
@@ -8,12 +8,13 @@ from rerankd.domain.options import (
     PassageWishes,
     ScoreOptions,
     Side,
+    SpanWishes,
     Truncation,
     WindowPlan,
     WindowWishes,
 )
 from rerankd.domain.requests import RankedDocument, RerankRequest, RerankResult
-from rerankd.domain.scores import PassageScores, Scores, Timings
+from rerankd.domain.scores import PassageScores, Scores, Span, Timings
 from rerankd.domain.terms import LAST_PRIORITY, UNMETERED, Meter, Terms, Unmetered
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
     "ScoreOptions",
     "Scores",
     "Side",
+    "Span",
+    "SpanArray",
+    "SpanWishes",
     "Terms",
     "Timings",
     "Truncation",

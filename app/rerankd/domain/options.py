@@ -131,6 +131,16 @@ class PassageWishes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpanWishes:
+    """A caller's wish to see which parts of the best documents are relevant: at most `most` of each document, all of a
+    higher relevance than `threshold`.
+    """
+
+    threshold: float = 0.1
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowPlan:
     """How a listwise model ranks more candidates than it reads at once. A schedule of `rerankd.pipeline.windows` puts
     the first `depth` candidates into windows of at most `window`. Later candidates keep their order, below the others.
@@ -206,16 +216,32 @@ def _bounded(name: str, wish: int | None, least: int, most: int) -> int:
 class ScoreOptions:
     """What a stage must know beside the texts.
 
-    `truncation` None is the model's own policy. `instruction` tells an instruction-following model what "relevant"
-    means. The caller sees only the best `top_n` documents. Requests of one `scope` do not find what others cached.
+    `truncation` None is the model's own policy. `max_tokens_per_pair` counts the query, the document and all that the
+    model reads around them; it is for `truncation: truncate`. `instruction` tells an instruction-following model what
+    "relevant" means. The caller sees only the best `top_n` documents. Requests of one `scope` do not find what others
+    cached.
     """
 
     max_tokens_per_doc: int | None = None
+    max_tokens_per_query: int | None = None
+    max_tokens_per_pair: int | None = None
     truncation: Truncation | None = None
     truncation_side: Side = Side.RIGHT
     passages: PassageWishes = PassageWishes()
     instruction: str | None = None
     top_n: int | None = None
     windows: WindowWishes | None = None
+    spans: SpanWishes | None = None
     scope: str = ""
     terms: Terms = Terms()
+
+    @property
+    def wishes(self) -> Sequence[str]:
+        """The wishes among these that mean nothing to some kinds of models, by their names in requests."""
+        wishes = {
+            "windows": self.windows,
+            "relevant_spans": self.spans,
+            "max_tokens_per_query": self.max_tokens_per_query,
+            "truncate_prompt_tokens": self.max_tokens_per_pair,
+        }
+        return [name for name, wish in wishes.items() if wish is not None]

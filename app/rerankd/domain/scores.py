@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray
+from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray, SpanArray
 
 Kind = TypeVar("Kind", np.float32, np.int64, np.bool_, np.object_)
 
@@ -77,6 +77,14 @@ class PassageScores:
         )
 
 
+class Span(NamedTuple):
+    """Characters `start` to `end` of a document's text, and the relevance of what they say."""
+
+    start: int
+    end: int
+    relevance: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """The raw scores of one query's documents, in request order: arrays with one element a document (docs/adr/0002).
@@ -93,6 +101,7 @@ class Scores:
     placed_by: the model of a cascade that gave the document its place, None for the request's own order.
     unordered: how many windows the model said nothing about. Their candidates kept their order.
     query_dropped: how many of the query's tokens were not read.
+    spans: a tuple of `Span`s for each document, the most relevant first. None: nobody looked for any.
     """
 
     values: FloatArray
@@ -106,6 +115,7 @@ class Scores:
     placed_by: NameArray | None = None
     unordered: int = 0
     query_dropped: int = 0
+    spans: SpanArray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -138,6 +148,7 @@ class Scores:
             placed_by=_end_to_end([part.placed_by for part in parts], sizes, missing=None),
             unordered=sum(part.unordered for part in parts),
             query_dropped=max(part.query_dropped for part in parts),
+            spans=_end_to_end([part.spans for part in parts], sizes, missing=None),
         )
 
     def take(self, positions: IntArray) -> "Scores":
@@ -165,7 +176,7 @@ class Scores:
 
     def reread(self, positions: IntArray, by: "Scores") -> "Scores":
         """The scores once the documents at these positions were read again. Their values are the new ones, and what was
-        spent on them adds up; which passage decided says nothing any more.
+        spent on them adds up; which passage decided, and which spans are relevant, says nothing any more.
         """
         values, tokens, dropped = self.values.copy(), self.tokens.copy(), self.dropped.copy()
         values[positions] = by.values
@@ -210,6 +221,7 @@ class Scores:
             scored=None if self.scored is None else np.logical_and.reduceat(self.scored, firsts),
             placed_by=None if self.placed_by is None else self.placed_by[firsts],
             passages=None,
+            spans=None,
         )
 
     def _rearranged(self, rearrange: _Rearrange, *, below: float) -> "Scores":
@@ -223,6 +235,7 @@ class Scores:
             scored=None if self.scored is None else rearrange(self.scored, missing=True),
             placed_by=None if self.placed_by is None else rearrange(self.placed_by, missing=None),
             passages=None if self.passages is None else self.passages.rearranged(rearrange),
+            spans=None if self.spans is None else rearrange(self.spans, missing=None),
         )
 
 

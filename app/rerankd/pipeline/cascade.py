@@ -54,7 +54,8 @@ def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
     """What a caller asks of a cascade, as its members are to understand it.
 
     A caller's order is of all documents, and of no meaning to a member that sees some of them in another order. Half of
-    a member's scores are no order, so a deadline is an error even where a partial answer was asked for.
+    a member's scores are no order, so a deadline is an error even where a partial answer was asked for. Spans of what
+    one member finds relevant would say nothing about the order of another.
     """
     windows = options.windows and replace(options.windows, initial_order=None)
-    return replace(options, top_n=top_n, windows=windows, terms=options.terms.undivided())
+    return replace(options, top_n=top_n, windows=windows, spans=None, terms=options.terms.undivided())

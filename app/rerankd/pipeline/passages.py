@@ -42,7 +42,7 @@ _SPARE_TOKENS = 64
 # As admission believes, before anything is tokenized.
 _USUAL_CHARS_PER_TOKEN = 4
 # A passage read by itself may have a few tokens more than inside of its document, at its two edges.
-_EDGE_TOKENS = 4
+EDGE_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _cut_all(
     length = plan.length(room=room)
     wanted = _Windows(
         fits=length,
-        length=min(length, room - _EDGE_TOKENS),
+        length=min(length, room - EDGE_TOKENS),
         overlap=plan.overlap_of(length),
         limit=plan.max_passages,
         max_tokens=max_tokens,
@@ -172,12 +172,13 @@ def _read(reader: PairReader, documents: Sequence[str], wanted: _Windows) -> lis
         documents,
         reader.edges,
         enough=lambda edges: edges.tokens >= wanted.most_tokens + _SPARE_TOKENS,
-        reach=_reach(wanted.most_tokens),
+        reach=reach_of(wanted.most_tokens),
     )
     return [_passages(*pair, wanted) for pair in zip(documents, beginnings, strict=True)]
 
 
-def _reach(tokens: int) -> Reach:
+def reach_of(tokens: int) -> Reach:
+    """How much of a text is looked at for that many tokens."""
     return Reach.of(tokens, first=_CHARS_PER_TOKEN, most=2 * _CHARS_PER_TOKEN, least=_LEAST_CHARS)
 
 
@@ -198,7 +199,7 @@ def _read_ends(reader: PairReader, documents: Sequence[str], *, length: int) -> 
         documents,
         reader.edges,
         enough=lambda edges: edges.tokens >= length + _SPARE_TOKENS,
-        reach=_reach(length),
+        reach=reach_of(length),
         side=Side.LEFT,
     )
     cuts = []

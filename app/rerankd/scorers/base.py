@@ -48,6 +48,10 @@ class Edges:
     def tokens(self) -> int:
         return len(self.characters) - 1
 
+    def first(self, tokens: int) -> "Edges":
+        """Those of the first tokens."""
+        return Edges(self.characters[: tokens + 1], self.words[: tokens + 1])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerSpec:

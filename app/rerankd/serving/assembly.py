@@ -291,7 +291,7 @@ class ModelLoader:
                 **({} if parts.certificate is None else {"certified": parts.certificate.certified}),
             },
             warning=parts.certificate.reason if parts.certificate else "",
-            reads_windows=stages.reads_windows,
+            ignores=stages.ignores,
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
             trouble=partial(_trouble, parts.engine),

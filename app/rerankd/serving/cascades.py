@@ -69,5 +69,5 @@ def _loaded(members: Sequence[ServedMember], tokenizing: SharedWorker) -> Loaded
             "stages": [member.name if member.depth is None else f"{member.name}:{member.depth}" for member in members],
             "scores": "rank",
         },
-        reads_windows=any(member.model.reads_windows for member in members),
+        ignores={"relevant_spans"}.union(set.intersection(*(set(member.model.ignores) for member in members))),
     )

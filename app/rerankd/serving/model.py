@@ -4,7 +4,7 @@ newer version may replace it, and it may be unloaded and loaded again.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -91,7 +91,7 @@ class LoadedModel:
     `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
     `remark` is for operators who wonder about its speed, `warning` says what may be wrong with its scores,
     `trouble` why its remote model does not answer now.
-    `reads_windows`: it, or a member of the cascade, is listwise. `estimate` says about how many tokens a request has.
+    `ignores` names the wishes of requests that mean nothing to it. `estimate` says about how many tokens a request has.
     `usage` counts the requests that use it.
     """
 
@@ -102,7 +102,7 @@ class LoadedModel:
     details: Details
     remark: str = ""
     warning: str = ""
-    reads_windows: bool = False
+    ignores: Collection[str] = ()
     alive_at: Callable[[], float] = _never
     trouble: Callable[[], str] = str
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
@@ -133,7 +133,7 @@ class ServedModel:
         self.created = int(time())
         self.details: Details = {}
         self.remark = ""
-        self.reads_windows = False
+        self.ignores: Collection[str] = ()
         self.fallback: ServedModel | None = None
         self._warning = ""
         self._loaded: LoadedModel | None = None
@@ -192,7 +192,7 @@ class ServedModel:
         """Answer from now on with this, which has passed its canary. Requests that run go on with what they have."""
         self._loaded = loaded
         self.details, self.remark, self._warning = loaded.details, loaded.remark, loaded.warning
-        self.reads_windows = loaded.reads_windows
+        self.ignores = loaded.ignores
         self.created = int(time())
         if "certified" in loaded.details:
             self._observer.model_certified(model=self.name, certified=bool(loaded.details["certified"]))

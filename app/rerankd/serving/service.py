@@ -137,7 +137,7 @@ class RerankService:
             results=results,
             scores=scores,
             fallback_for="" if name == model.name else model.name,
-            ignored=("windows",) if request.options.windows and not loaded.reads_windows else (),
+            ignored=[wish for wish in request.options.wishes if wish in loaded.ignores],
         )
 
     async def _score_in_time(self, model: ServedModel, loaded: LoadedModel, request: RerankRequest) -> Answered:

@@ -1,9 +1,9 @@
 """Builds the stages between a request and a model's batcher, for each kind of scorer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
@@ -22,6 +22,7 @@ from rerankd.pipeline.known_scores import KnownScores
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.spans import SpanStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
 from rerankd.pipeline.windowed import WindowedStage
@@ -36,11 +37,17 @@ from rerankd.scorers.base import (
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.telemetry.observer import Observer
 
+_NOT_FOR_PAIRS: Final = ("windows",)
+_NOT_FOR_LISTS: Final = ("max_tokens_per_query", "truncate_prompt_tokens", "relevant_spans")
+
+# They depend on the other documents.
+_NOT_FOR_BLOCKS: Final = ("windows", *_NOT_FOR_LISTS)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """`direct` only scores, `whole` is that with all around it. `activation` turns values into relevance.
-    `estimate` says what a request costs before its texts are read.
+    """`direct` only scores, `whole` is that with all around it. `activation` turns values into relevance. `ignores`
+    names the wishes of requests that mean nothing here. `estimate` says what a request costs before its texts are read.
     """
 
     direct: Stage
@@ -48,10 +55,7 @@ class Stages:
     activation: Activation
     scores: Literal["logit", "rank", "relevance", "similarity"]
     estimate: Callable[[str, Sequence[str], ScoreOptions], Estimate]
-
-    @property
-    def reads_windows(self) -> bool:
-        return self.scores == "rank"
+    ignores: Collection[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +79,14 @@ class StageBuilder:
         cached: Stage = direct
         if self.cache is not None:
             cached = CachedStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
-        written = self._in_passages(cached, scorer)
-        whole = LongQueryStage(written, scorer, self.tokenizing)
-        estimate = partial(_each_once, longest=scorer.max_length)
-        kind = scorer.scores if isinstance(scorer, StatesScores) else "logit"
-        return Stages(direct=direct, whole=whole, activation=scorer.activation, scores=kind, estimate=estimate)
+        return Stages(
+            direct=direct,
+            whole=self._around(self._in_passages(cached, scorer), scorer),
+            activation=scorer.activation,
+            scores=scorer.scores if isinstance(scorer, StatesScores) else "logit",
+            estimate=partial(_each_once, longest=scorer.max_length),
+            ignores=_NOT_FOR_PAIRS,
+        )
 
     def vectors(self, scorer: AnyVectorScorer, /) -> Stages:
         """The vectors of query and documents compared, long documents in passages."""
@@ -92,13 +99,13 @@ class StageBuilder:
             for texts in (batched, cached)
         )
         written = self._in_passages(compared, scorer)
-        whole = LongQueryStage(written, scorer, self.tokenizing, kept=lambda _: scorer.query_room())
         return Stages(
             direct=direct,
-            whole=whole,
+            whole=self._around(written, scorer, query_room=scorer.query_room),
             activation=scorer.activation,
             scores="similarity",
             estimate=partial(_each_once, longest=scorer.max_length),
+            ignores=_NOT_FOR_PAIRS,
         )
 
     def lists(self, scorer: AnyListScorer, /) -> Stages:
@@ -106,7 +113,7 @@ class StageBuilder:
         direct = TextOnlyStage(WindowedStage(scorer, self.batcher, self.tokenizing), model=self.model)
         whole = BlankStage(self._cached_whole(direct), self.tokenizing, drops=scorer.drops)
         estimate = partial(_each_once, longest=scorer.max_length)
-        return Stages(direct=direct, whole=whole, activation=identity, scores="rank", estimate=estimate)
+        return Stages(direct=direct, whole=whole, activation=identity, scores="rank", estimate=estimate, ignores=_NOT_FOR_LISTS)
 
     def comparisons(self, scorer: AnyComparisonScorer, /) -> Stages:
         """The first documents against one another."""
@@ -122,6 +129,7 @@ class StageBuilder:
             activation=identity,
             scores="rank",
             estimate=plain.estimate,
+            ignores=_NOT_FOR_LISTS,
         )
 
     def _in_passages(self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer) -> Stage:
@@ -129,6 +137,15 @@ class StageBuilder:
             inner, scorer, self.batcher, self.tokenizing, plan=self.passages, truncation=self.truncation
         )
         return BlankStage(passages, self.tokenizing, drops=scorer.drops)
+
+    def _around(
+        self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer, *, query_room: Callable[[], int] | None = None
+    ) -> Stage:
+        """Relevant spans, and queries that are cut."""
+        spans = SpanStage(
+            inner, scorer, self.batcher, self.tokenizing, plan=self.passages, activation=scorer.activation
+        )
+        return LongQueryStage(spans, scorer, self.tokenizing, query_room=query_room)
 
     def blocks(self, scorer: AnyBlockScorer, /) -> Stages:
         """All documents together, in as few prompts as they fit into."""
@@ -140,6 +157,7 @@ class StageBuilder:
             activation=scorer.activation,
             scores="similarity",
             estimate=partial(_each_once, longest=scorer.max_length),
+            ignores=_NOT_FOR_BLOCKS,
         )
 
     def _cached_whole(self, direct: Stage) -> Stage:

@@ -54,7 +54,7 @@ def test_no_odd_value_is_told_in_another_librarys_words(dialect: Dialect) -> Non
         (COHERE_V2, {"truncation": "drop"}, "truncation must be one of 'truncate', 'error' or 'chunk', not 'drop'"),
         (COHERE_V2, {"passages": 5}, "passages must be an object, not 5"),
         (COHERE_V2, {"passages": {"tokens": "x"}}, "passages.tokens must be a whole number, not 'x'"),
-        (COHERE_V2, {"max_tokens_per_doc": 0}, "max_tokens_per_doc must be at least 1, not 0"),
+        (COHERE_V2, {"max_tokens_per_doc": -1}, "max_tokens_per_doc must be at least 0, not -1"),
         (NIM, {"passages": [{}]}, "passages[0].text is missing"),
         (NIM, {"query": 5}, "query must be an object or must be a string, not 5"),
         (NIM, {"query": {}}, "query.text is missing; query must be a string, not an object"),

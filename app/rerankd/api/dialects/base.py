@@ -12,7 +12,7 @@ import orjson
 from pydantic import AliasChoices, BaseModel, PrivateAttr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 
-from rerankd.api.answers import Answer, Json
+from rerankd.api.answers import Answer, Json, WordsOfErrors, four_strings
 from rerankd.api.parsing.raw_body import RawBody
 from rerankd.concurrency.slices import Sliced
 from rerankd.config.options import JSON, UNKNOWN_KEY, field_of, fields_of, phrase_of, shape_in
@@ -126,10 +126,11 @@ class Dialect:
     """How one family of clients speaks.
 
     Several dialects may share a path: the first one registered there that `claims` a body gets it. On a path that
-    belongs to one dialect, it gets every body with one of its `document_fields`; other bodies go to the dialect that
-    claims them. A parameter of a path is a field that the body may leave out. `answer` and `example` describe an answer
-    and a request in the OpenAPI document. `truncation_hint` says how a request allows that long texts are truncated;
-    empty: it cannot.
+    belongs to one dialect, it gets every body with one of its `document_fields`, which are paths such as
+    `input.documents`; other bodies go to the dialect that claims them. A parameter of a path is a field that the body
+    may leave out. `answer` and `example` describe an answer and a request in the OpenAPI document. `truncation_hint`
+    says how a request allows that long texts are truncated; empty: it cannot. `words_of_errors` writes the body of an
+    error, from its status, code and message, on the paths that belong to this dialect.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Dialect:
     answer: type[BaseModel]
     example: Json
     truncation_hint: str = ""
+    words_of_errors: WordsOfErrors = four_strings
     claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _any_body
 
     @property
@@ -164,22 +166,26 @@ class Dialect:
         except RecursionError:
             # For an enum field Python writes out the whole value that is not a member.
             raise InvalidRequest("a field is nested too deeply; flatten it") from None
-        if any(
-            dict in set(map(type, fields[name])) for name in self.document_fields if isinstance(fields.get(name), list)
-        ):
+        if any(dict in set(map(type, documents)) for documents in self._lists_in(fields)):
             body.keep(RawBody(text))
         return body
 
     def count(self, fields: Mapping[str, Any]) -> int:
         """The number of documents, before `parse`."""
-        return sum(len(fields[name]) for name in self.document_fields if isinstance(fields.get(name), list))
+        return sum(map(len, self._lists_in(fields)))
+
+    def has_documents(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a body has a field of the dialect's own for documents."""
+        return any(field.partition(".")[0] in fields for field in self.document_fields)
 
     def reworded(self, error: RerankError, requests: Sequence[RerankRequest]) -> RerankError:
         """An error with the dialect's own names of fields."""
         if not isinstance(error, InvalidRequest) or error.too_long is None:
             return error
         cut = any(request.options.truncation is Truncation.TRUNCATE for request in requests)
-        documents = next(name for name in self.example if name in self.document_fields)
+        documents = next(
+            field for name in self.example for field in self.document_fields if field.partition(".")[0] == name
+        )
         hint = "" if cut else self.truncation_hint
         return InvalidRequest(error.too_long.phrase(documents=documents, truncation_hint=hint))
 
@@ -190,15 +196,30 @@ class Dialect:
         return list(islice(_unknown_fields(fields, self.body), _IGNORED_SHOWN))
 
     def _reject_long_lists(self, fields: Mapping[str, Any], limits: RequestLimits) -> None:
-        """Check the length of every list, in unknown fields too, before anything reads its entries."""
-        for name, value in fields.items():
-            if isinstance(value, list) and len(value) > limits.documents:
-                what = "documents per request" if name in self.document_fields else "entries in a list"
-                raise RequestTooLarge(f"at most {limits.documents} {what}; {name[:_NAME_SHOWN]} has {len(value)}")
-            if isinstance(value, dict) and len(value) > limits.fields:
-                raise RequestTooLarge(
-                    f"at most {limits.fields} fields in an object; {name[:_NAME_SHOWN]} has {len(value)}"
-                )
+        """Check the length of every list and object outside of lists, in unknown fields too, before anything reads the
+        entries.
+        """
+        places: list[tuple[str, Mapping[str, Any]]] = [("", fields)]
+        while places:
+            before, members = places.pop()
+            for name, value in members.items():
+                place = f"{before}{name[:_NAME_SHOWN]}"[:_NAME_SHOWN]
+                if isinstance(value, list) and len(value) > limits.documents:
+                    what = "documents per request" if place in self.document_fields else "entries in a list"
+                    raise RequestTooLarge(f"at most {limits.documents} {what}; {place} has {len(value)}")
+                if isinstance(value, dict):
+                    if len(value) > limits.fields:
+                        raise RequestTooLarge(f"at most {limits.fields} fields in an object; {place} has {len(value)}")
+                    places.append((f"{place}.", value))
+
+    def _lists_in(self, fields: Mapping[str, Any]) -> Iterator[list[Any]]:
+        """The lists that hold the documents of a body."""
+        for path in self.document_fields:
+            value: Any = fields
+            for name in path.split("."):
+                value = value.get(name) if isinstance(value, Mapping) else None
+            if isinstance(value, list):
+                yield value
 
 
 @cache

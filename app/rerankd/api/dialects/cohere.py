@@ -1,13 +1,13 @@
 """Cohere's rerank API, version 2, with our own extensions: fields that Cohere's clients do not send."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo
+from pydantic import BaseModel, Field
 
 from rerankd.api.answers import Json
-from rerankd.api.dialects.base import Dialect, limits_of
+from rerankd.api.dialects.base import Dialect
 from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import (
     PassageWishes,
@@ -15,20 +15,26 @@ from rerankd.domain import (
     RerankRequest,
     RerankResult,
     ScoreOptions,
-    Terms,
+    SpanWishes,
     Truncation,
     WindowWishes,
 )
-from rerankd.errors import RequestTooLarge
 
 
-def _limit_order(windows: object, info: ValidationInfo) -> object:
-    order = windows.get("initial_order") if isinstance(windows, dict) else None
-    if isinstance(order, list) and len(order) > limits_of(info).documents:
-        raise RequestTooLarge(
-            f"at most {limits_of(info).documents} documents per request; initial_order has {len(order)}"
-        )
-    return windows
+class RelevantSpans(BaseModel):
+    """Cohere's wish for the parts of documents that are relevant."""
+
+    mode: Literal["enabled", "disabled"]
+    threshold: float | None = Field(
+        default=None, allow_inf_nan=False, description="Only spans of a higher relevance; default: 0.1."
+    )
+    max_spans: int | None = Field(default=None, ge=1, description="At most this many spans of a document.")
+
+    def wishes(self) -> SpanWishes | None:
+        if self.mode == "disabled":
+            return None
+        wishes = SpanWishes(most=self.max_spans)
+        return wishes if self.threshold is None else replace(wishes, threshold=self.threshold)
 
 
 class CohereV2Body(SupersetBody):
@@ -40,11 +46,9 @@ class CohereV2Body(SupersetBody):
         description="Documents that are too long: truncate them, reject the request, or read them in passages.",
     )
     passages: PassageWishes | None = Field(default=None, description="How `chunk` reads; implies `truncation: chunk`.")
-    instruction: Annotated[str | None, AfterValidator(lambda text: text or None)] = Field(
-        default=None, description="What counts as relevant, for models that follow instructions."
-    )
-    windows: Annotated[WindowWishes | None, BeforeValidator(_limit_order)] = Field(
-        default=None, description="For listwise models."
+    windows: WindowWishes | None = Field(default=None, description="For listwise models.")
+    relevant_spans: RelevantSpans | None = Field(
+        default=None, description="Add to each result which of its sentences are relevant."
     )
     on_deadline: Literal["error", "partial"] | None = Field(
         default=None, description="What to return when the deadline passes: an error (default), or the scores so far."
@@ -55,22 +59,33 @@ class CohereV2Body(SupersetBody):
         return replace(super().to_request(), min_score=self.min_score)
 
     def options(self) -> ScoreOptions:
+        options = super().options()
         passages = self.passages or PassageWishes()
-        chunked = self.passages is not None or self.max_chunks_per_doc is not None
-        return ScoreOptions(
-            max_tokens_per_doc=self.max_tokens_per_doc,
-            truncation=self.truncation or (Truncation.CHUNK if chunked else None),
+        chunked = Truncation.CHUNK if self.passages is not None else None
+        return replace(
+            options,
+            truncation=self.truncation or options.truncation or chunked,
             passages=replace(passages, max_passages=passages.max_passages or self.max_chunks_per_doc),
-            instruction=self.instruction,
             windows=self.windows,
-            terms=Terms(priority=self.priority or 0, partial=self.on_deadline == "partial"),
+            spans=self.relevant_spans.wishes() if self.relevant_spans else None,
+            terms=replace(options.terms, partial=self.on_deadline == "partial"),
         )
 
+    @property
+    def reads_otherwise(self) -> bool:
+        other = self.truncation not in (None, Truncation.TRUNCATE) or self.passages is not None
+        return other or super().reads_otherwise
+
     def _tells_more(self, result: RerankResult) -> bool:
-        return bool(self.explain) or super()._tells_more(result)
+        return bool(self.explain) or result.scores.spans is not None or super()._tells_more(result)
 
     def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
         entry = super().result(ranked, result, raw=raw)
+        spans = None if result.scores.spans is None else result.scores.spans[ranked.index]
+        if spans:
+            entry["relevant_spans"] = [
+                {"start": span.start, "end": span.end, "score": span.relevance} for span in spans
+            ]
         return entry | {"explain": _explain(ranked, result)} if self.explain else entry
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
@@ -104,7 +119,16 @@ class Explanation(BaseModel):
     dropped_tokens: int
 
 
+class RelevantSpan(BaseModel):
+    """Characters `[start, end)` of the text that the model read, in Unicode code points."""
+
+    start: int
+    end: int
+    score: float
+
+
 class CohereV2Result(Result):
+    relevant_spans: list[RelevantSpan] | None = None
     explain: Explanation | None = None
 
 
@@ -116,7 +140,7 @@ class CohereV2Answer(BaseModel):
 
 COHERE_V2: Final = Dialect(
     name="cohere-v2",
-    paths=("/v2/rerank",),
+    paths=("/v2/rerank", "/v3/v2/rerank"),
     document_fields=frozenset(["documents"]),
     truncation_hint='truncation: "truncate"',
     body=CohereV2Body,

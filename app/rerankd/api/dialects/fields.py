@@ -7,13 +7,23 @@ from math import ceil
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, FailFast, Field, PrivateAttr, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    FailFast,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 from rerankd.api.dialects.base import QueryBody, limits_of, shown
 from rerankd.api.parsing.json_text import kind_of
 from rerankd.api.parsing.raw_body import RawBody
 from rerankd.concurrency.slices import Sliced, run_to_end
-from rerankd.domain import LAST_PRIORITY, RankedDocument, RerankResult, Truncation
+from rerankd.domain import LAST_PRIORITY, RankedDocument, RerankResult, ScoreOptions, Side, Terms, Truncation
 from rerankd.errors import InvalidRequest, RequestTooLarge
 from rerankd.scorers.visible import is_visible
 
@@ -96,9 +106,17 @@ RankFields = Annotated[
 ]
 ReturnDocuments = Annotated[bool | None, Field(description="Send the documents back with the results.")]
 RawScores = Annotated[bool | None, Field(description="Answer with the model's raw scores instead of relevance.")]
-MaxTokens = Annotated[int | None, Field(ge=1, description="Read at most this many tokens of each document.")]
+MaxTokens = Annotated[int | None, Field(ge=0), AfterValidator(lambda tokens: tokens or None)]
 Priority = Annotated[
     int | None, Field(ge=0, le=LAST_PRIORITY, description=f"0 is served first, {LAST_PRIORITY} last; default: 0.")
+]
+Instruction = Annotated[
+    str | None,
+    Field(
+        validation_alias=AliasChoices("instruction", "instruct"),
+        description="What counts as relevant. Models that follow no instructions refuse it.",
+    ),
+    AfterValidator(lambda text: text or None),
 ]
 Truncate = Annotated[
     bool | None, Field(description="Truncate documents that are too long (default), or reject the request.")
@@ -110,11 +128,52 @@ def truncation_of(*, cut: bool | None) -> Truncation | None:
     return {None: None, True: Truncation.TRUNCATE, False: Truncation.ERROR}[cut]
 
 
+def _whole_prompt(tokens: int | None) -> int | None:
+    if tokens is not None and tokens != -1 and tokens < 1:
+        raise ValueError(f"{tokens} is not a number of tokens; send at least 1, or -1 for as many as the model reads")
+    return tokens
+
+
+class ReadingFields(BaseModel):
+    """How texts are read: the fields of Cohere, Jina and vLLM."""
+
+    instruction: Instruction = None
+    max_tokens_per_doc: MaxTokens = Field(
+        default=None, description="Read at most this many tokens of each document; 0: as many as the model reads."
+    )
+    max_tokens_per_query: MaxTokens = Field(
+        default=None, description="Read at most this many tokens of the query; 0: as many as the model reads."
+    )
+    truncate_prompt_tokens: Annotated[int | None, AfterValidator(_whole_prompt)] = Field(
+        default=None,
+        description="vLLM's: read at most this many tokens of query and document together, and truncate what is "
+        "longer; -1: as many as the model reads.",
+    )
+    truncation_side: Side | None = Field(
+        default=None, description="vLLM's: which end of long texts `truncate_prompt_tokens` cuts off; default: right."
+    )
+    priority: Priority = None
+
+    def reading(self) -> ScoreOptions:
+        """The options that these fields say."""
+        cut = self.truncate_prompt_tokens is not None
+        whole = self.truncate_prompt_tokens == -1
+        return ScoreOptions(
+            max_tokens_per_doc=self.max_tokens_per_doc,
+            max_tokens_per_query=self.max_tokens_per_query,
+            max_tokens_per_pair=None if whole else self.truncate_prompt_tokens,
+            truncation=Truncation.TRUNCATE if cut else None,
+            truncation_side=self.truncation_side or Side.RIGHT if cut else Side.RIGHT,
+            instruction=self.instruction,
+            terms=Terms(priority=self.priority or 0),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Position:
     """Where a document is in the body."""
 
-    raw_body: RawBody
+    raw_body: RawBody | None
     field: str
     index: int
 
@@ -144,7 +203,7 @@ class TextsBody(QueryBody, ABC):
 
 def texts_of(
     documents: Sequence[Any],
-    raw_body: RawBody,
+    raw_body: RawBody | None,
     *,
     rank_fields: Sequence[str] | None,
     name: str = "documents",
@@ -153,8 +212,8 @@ def texts_of(
     """The text that the model reads of each document. Of a string that is the string, of an object its `text` or its
     `rank_fields`, the latter as lines of `name: value`. An object without either is read with all of its fields.
 
-    `name` is the dialect's name of the list, and `raw_body` the body that it came in. `bare` reads a single rank field
-    without its name.
+    `name` is the dialect's name of the list, and `raw_body` the body that it came in, None: the list's entries are not
+    the documents themselves. `bare` reads a single rank field without its name.
 
     Raises:
         InvalidRequest: a document is not a string or an object, or lacks the fields.
@@ -242,7 +301,7 @@ def _nothing_to_read(names: Sequence[str]) -> str:
 def _as_text(value: object, name: str, where: _Position) -> Sliced[str]:
     if isinstance(value, str):
         return value
-    if isinstance(value, float):
+    if isinstance(value, float) and where.raw_body is not None:
         # keeps all digits: 0.10, and integers beyond 64 bits
         yield from where.raw_body.find_members(where.field, where.index)
         return where.raw_body.member(where.field, where.index, name).decode()

@@ -38,9 +38,12 @@ class JinaAnswer(BaseModel):
     meta: dict[str, Any]
 
 
+# OpenVINO Model Server's, also as Cohere's client writes it, and DashScope's for clients of OpenAI.
+_OTHER_PATHS: Final = ("/v3/rerank", "/v3/v1/rerank", "/compatible-api/v1/reranks")
+
 JINA: Final = Dialect(
     name="jina",
-    paths=SHARED_PATHS,
+    paths=(*SHARED_PATHS, *_OTHER_PATHS),
     document_fields=frozenset(["documents"]),
     body=JinaBody,
     answer=JinaAnswer,

@@ -1,6 +1,7 @@
 """What the dialects of Cohere and Jina have in common: the request, and most of the answer."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -9,10 +10,9 @@ from rerankd.api.answers import Json
 from rerankd.api.dialects.fields import (
     PASSED_THROUGH,
     Documents,
-    MaxTokens,
     ModelName,
-    Priority,
     RankFields,
+    ReadingFields,
     ReturnDocuments,
     TextsBody,
     TopN,
@@ -21,23 +21,22 @@ from rerankd.api.dialects.fields import (
     texts_of,
 )
 from rerankd.concurrency.slices import Sliced
-from rerankd.domain import PassageWishes, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Terms, Truncation
+from rerankd.domain import PassageWishes, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Truncation
+from rerankd.errors import InvalidRequest
 
 
-class SupersetBody(TextsBody):
+class SupersetBody(ReadingFields, TextsBody):
     """The request fields of both; each dialect adds its answer."""
 
     model: ModelName = None
     query: str
     documents: Documents
     top_n: TopN = None
-    max_tokens_per_doc: MaxTokens = None
     max_chunks_per_doc: int | None = Field(
         default=None, ge=1, description="Read long documents in at most this many passages; the best one counts."
     )
     rank_fields: RankFields = None
     return_documents: ReturnDocuments = None
-    priority: Priority = None
 
     def read_texts(self) -> Sliced[list[str]]:
         return texts_of(self.documents, self.raw_body, rank_fields=self.rank_fields)
@@ -52,12 +51,23 @@ class SupersetBody(TextsBody):
         )
 
     def options(self) -> ScoreOptions:
-        return ScoreOptions(
-            max_tokens_per_doc=self.max_tokens_per_doc,
-            truncation=Truncation.CHUNK if self.max_chunks_per_doc else None,
+        reading = self.reading()
+        if self.truncate_prompt_tokens is not None and self.reads_otherwise:
+            raise InvalidRequest(
+                "truncate_prompt_tokens truncates documents, which the request wants to be read in another way; leave "
+                "it out, or use max_tokens_per_doc"
+            )
+        chunked = Truncation.CHUNK if self.max_chunks_per_doc else None
+        return replace(
+            reading,
+            truncation=reading.truncation or chunked,
             passages=PassageWishes(max_passages=self.max_chunks_per_doc),
-            terms=Terms(priority=self.priority or 0),
         )
+
+    @property
+    def reads_otherwise(self) -> bool:
+        """Whether the request names another policy for long documents than to truncate them."""
+        return self.max_chunks_per_doc is not None
 
     def results(self, result: RerankResult, *, raw: bool | None = False) -> Iterator[Json]:
         if self._tells_more(result):
@@ -137,7 +147,11 @@ def _limit(result: RerankResult, options: ScoreOptions) -> str:
         limit = "the model's max_passages"
     else:
         limit = "max_chunks_per_doc (or passages.max_per_doc)"
-    return f"{limit} or max_tokens_per_doc" if options.max_tokens_per_doc is not None else limit
+    asked = {
+        "max_tokens_per_doc": options.max_tokens_per_doc,
+        "truncate_prompt_tokens": options.max_tokens_per_pair,
+    }
+    return " or ".join([limit, *(name for name, tokens in asked.items() if tokens is not None)])
 
 
 def _tokens(tokens: int) -> str:

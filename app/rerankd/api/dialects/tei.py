@@ -15,13 +15,9 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-class TeiBody(QueryBody):
-    """`model` and `top_n` are our additions: TEI serves one model and returns all results."""
+class TruncatingFields(BaseModel):
+    """How TEI is told to cut texts that are too long."""
 
-    query: str
-    texts: Annotated[list[str], FailFast()]
-    raw_scores: RawScores = None
-    return_text: ReturnDocuments = None
     truncate: bool | None = Field(
         default=None,
         # LiteLLM always sends false; its users did not ask for an error when a text is too long.
@@ -30,21 +26,34 @@ class TeiBody(QueryBody):
     truncation_direction: Annotated[Side | None, BeforeValidator(_lower)] = Field(
         default=None, description="Which end of a text is truncated: `Left` or `Right` (default)."
     )
+
+    def truncating(self) -> ScoreOptions:
+        """The options that these fields say."""
+        side = self.truncation_direction or Side.RIGHT
+        return ScoreOptions(
+            # A client that names the end wants truncation, even from a model that reads documents in passages.
+            truncation=Truncation.TRUNCATE if self.truncate or side is Side.LEFT else None,
+            truncation_side=side,
+        )
+
+
+class TeiBody(TruncatingFields, QueryBody):
+    """`model` and `top_n` are our additions: TEI serves one model and returns all results."""
+
+    query: str
+    texts: Annotated[list[str], FailFast()]
+    raw_scores: RawScores = None
+    return_text: ReturnDocuments = None
     model: ModelName = None
     top_n: TopN = None
 
     def to_request(self) -> RerankRequest:
-        side = self.truncation_direction or Side.RIGHT
         return RerankRequest(
             query=self.query,
             documents=self.texts,
             model=self.model,
             top_n=self.top_n,
-            options=ScoreOptions(
-                # A client that names the end wants truncation, even from a model that reads documents in passages.
-                truncation=Truncation.TRUNCATE if self.truncate or side is Side.LEFT else None,
-                truncation_side=side,
-            ),
+            options=self.truncating(),
         )
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Iterator[Json]:  # noqa: ARG002 - no place for it

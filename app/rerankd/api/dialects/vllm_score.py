@@ -1,24 +1,16 @@
 """vLLM's score API: one text against many, or many pairs, answered in the order of the request."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    FailFast,
-    Field,
-    ValidationInfo,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AliasChoices, BaseModel, BeforeValidator, FailFast, Field, WithJsonSchema
 
 from rerankd.api.answers import Json
-from rerankd.api.dialects.base import Dialect, RequestBody, limits_of
-from rerankd.api.dialects.fields import ModelName, Priority, score_of, usage_of
-from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, Terms
-from rerankd.errors import InvalidRequest, RequestTooLarge
+from rerankd.api.dialects.base import Dialect
+from rerankd.api.dialects.fields import ReadingFields, score_of, usage_of
+from rerankd.api.dialects.pairs import PairsBody
+from rerankd.domain import RerankResult, ScoreOptions
+from rerankd.errors import InvalidRequest
 
 _QUERIES: Final = ("text_1", "queries", "query", "data_1")
 _DOCUMENTS: Final = ("text_2", "documents", "data_2", "items")
@@ -36,8 +28,7 @@ _Texts = Annotated[
 ]
 
 
-class ScoreBody(RequestBody):
-    model: ModelName = None
+class ScoreBody(ReadingFields, PairsBody):
     queries: _Texts = Field(
         validation_alias=AliasChoices(*_QUERIES),
         description="One text for all documents, or one for each of them.",
@@ -48,44 +39,14 @@ class ScoreBody(RequestBody):
         validation_alias=AliasChoices("use_activation", "activation"),
         description="False answers with the model's raw scores.",
     )
-    priority: Priority = None
 
-    @model_validator(mode="after")
-    def _reject_many_queries(self, info: ValidationInfo) -> Self:
-        """Each distinct query becomes a request of its own."""
-        distinct = len(set(self.queries))
-        if distinct > limits_of(info).queries:
-            raise RequestTooLarge(f"at most {limits_of(info).queries} different queries per request; got {distinct}")
-        return self
+    def distinct_queries(self) -> int:
+        return len(set(self.queries))
 
-    def to_requests(self) -> Sequence[RerankRequest]:
-        return [
-            RerankRequest(
-                query=query,
-                documents=[document for _, document in pairs],
-                model=self.model,
-                options=ScoreOptions(terms=Terms(priority=self.priority or 0)),
-            )
-            for query, pairs in self._pairs_of_query().items()
-        ]
+    def options(self) -> ScoreOptions:
+        return self.reading()
 
-    def render(self, results: Sequence[RerankResult], *, request_id: str) -> Json:
-        raw = self.use_activation is False
-        scores = {
-            pairs[ranked.index][0]: score_of(ranked, raw=raw)
-            for result, pairs in zip(results, self._pairs_of_query().values(), strict=True)
-            for ranked in result.results
-        }
-        return {
-            "id": request_id,
-            "object": "list",
-            "model": results[0].model,
-            "data": ({"index": index, "object": "score", "score": scores[index]} for index in sorted(scores)),
-            "usage": usage_of(*results),
-        }
-
-    def _pairs_of_query(self) -> dict[str, list[tuple[int, str]]]:
-        """The documents of each query, with their position in the request."""
+    def pairs(self) -> Sequence[tuple[str, str]]:
         queries, documents = self.queries, self.documents
         if len(queries) == 1:
             queries = queries * len(documents)
@@ -95,10 +56,20 @@ class ScoreBody(RequestBody):
             raise InvalidRequest(
                 f"{len(queries)} texts cannot be paired with {len(documents)}; send one text_1, or as many as text_2"
             )
-        pairs: dict[str, list[tuple[int, str]]] = {}
-        for index, (query, document) in enumerate(zip(queries, documents, strict=True)):
-            pairs.setdefault(query, []).append((index, document))
-        return pairs
+        return list(zip(queries, documents, strict=True))
+
+    def render(self, results: Sequence[RerankResult], *, request_id: str) -> Json:
+        raw = self.use_activation is False
+        return {
+            "id": request_id,
+            "object": "list",
+            "model": results[0].model,
+            "data": (
+                {"index": index, "object": "score", "score": score_of(ranked, raw=raw)}
+                for index, ranked in self.ranked(results)
+            ),
+            "usage": usage_of(*results),
+        }
 
 
 class ScoreEntry(BaseModel):

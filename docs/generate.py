@@ -69,7 +69,7 @@ _REGISTRY = """
 
 The TOML file that `RERANKD_REGISTRY` names has one `[[model]]` table for each served model; [models.md](models.md) has
 examples. `default = "name"` at the top names the model that answers requests without a model. Without it the first one
-does.
+does. The table `[aliases]` gives models further names, such as `"rerank-v3.5" = "minilm-qa"`.
 
 | key | default | meaning |
 |---|---|---|
@@ -150,7 +150,7 @@ LIMIT_SETTINGS = {
     "max_body_fields": ("fields of a request, and of an object in it that is no document", "413: ... fields"),
     "max_text_bytes": ("bytes of one text, or between two commas or brackets", "413: the text at byte ..."),
     "max_documents": (
-        "entries of any list of a request: documents, texts, passages, input, inputs, records, sources, text_1, text_2, windows.initial_order",
+        "entries of any list of a request: documents, texts, passages, input, records, text_1, initial_order, ...",
         "413: at most ... documents per request",
     ),
     "max_queries": ("different queries of a call to `/score` or `/predict`", "413: at most ... different queries"),

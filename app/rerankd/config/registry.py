@@ -146,12 +146,7 @@ class Registry(BaseModel):
                 if name in owners:
                     raise ValueError(_named_twice(name, owners[name], spec.name))
                 owners[name] = spec.name
-        for name, model in self.aliases.items():
-            if name in owners:
-                raise ValueError(f"aliases: {name!r} is already a name or alias of {owners[name]!r}; leave it out")
-            if model not in owners:
-                raise ValueError(f"aliases: {name!r}: {_not_served(model, owners)}")
-        owners |= {name: owners[model] for name, model in self.aliases.items()}
+        owners |= self._owners_of_aliases(owners)
         if self.default is not None and self.default not in owners:
             raise ValueError(f"default = {self.default!r}: {_not_served(self.default, owners)}")
         self._check_fallbacks(owners)
@@ -176,6 +171,14 @@ class Registry(BaseModel):
                 step = owners[fallback_of[step]]
             if step in met:
                 raise ValueError(f"fallback of {name!r}: its fallbacks lead back to {step!r}; one must have none")
+
+    def _owners_of_aliases(self, owners: Mapping[str, str]) -> dict[str, str]:
+        for name, model in self.aliases.items():
+            if name in owners:
+                raise ValueError(f"aliases: {name!r} is already a name or alias of {owners[name]!r}; leave it out")
+            if model not in owners:
+                raise ValueError(f"aliases: {name!r}: {_not_served(model, owners)}")
+        return {name: owners[model] for name, model in self.aliases.items()}
 
     def aliases_of(self, spec: ModelSpec) -> tuple[str, ...]:
         """Its aliases, and the name of the hub's repository that it comes from, unless that could mean another one."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rerankd.config.model_names import ModelNames
-from rerankd.config.registry import ModelSpec, Registry
+from rerankd.config.registry import ModelSpec, Registry, read_registry
 from rerankd.config.settings import read_settings
 from rerankd.errors import ConfigError
 from rerankd.serving.assembly import running_service
@@ -75,3 +75,38 @@ async def test_a_fallback_that_is_not_served_stops_the_start(tmp_path: Path, tin
     with pytest.raises(ConfigError, match=r"RERANKD_MODEL_FALLBACK = 'tinny': no model has .* did you mean 'tiny'"):
         async with running_service(settings, Silent()):
             pass
+
+
+_TWO = (("minilm", "./minilm", ("small",)), ("bge", "hub:BAAI/bge", ()))
+
+
+def test_one_table_gives_models_further_names() -> None:
+    registry = _registry(*_TWO).model_copy(update={"aliases": {"rerank-v3.5": "small", "BAAI/bge": "minilm"}})
+    assert [registry.aliases_of(spec) for spec in registry.model] == [("small", "rerank-v3.5", "BAAI/bge"), ()]
+    assert [spec.name for name in ("cohere/rerank-v3.5", "BAAI/bge", None) if (spec := registry.find(name))] == [
+        "minilm",
+        "minilm",
+        "minilm",
+    ]
+    assert registry.only(["bge"]).aliases == {}
+    assert registry.only(["rerank-v3.5"]).aliases == registry.aliases
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        ({"rerank-v3.5": "minilmm"}, "aliases: 'rerank-v3.5': no model has the name or alias 'minilmm'; did you mean"),
+        ({"bge": "minilm"}, "aliases: 'bge' is already a name or alias of 'bge'; leave it out"),
+        ({"small": "bge"}, "aliases: 'small' is already a name or alias of 'minilm'"),
+        ({"a": "minilm", "b": "a"}, "aliases: 'b': no model has the name or alias 'a'"),
+        ({"a b": "minilm"}, "cannot be a name"),
+    ],
+)
+def test_a_table_of_names_that_leads_nowhere_is_refused(tmp_path: Path, aliases: dict[str, str], message: str) -> None:
+    lines = ["[aliases]", *(f'"{name}" = "{model}"' for name, model in aliases.items())]
+    for name, path, more in _TWO:
+        lines += ["[[model]]", f'name = "{name}"', f'path = "{path}"', f"aliases = {list(more)}"]
+    (tmp_path / "registry.toml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError) as refused:
+        read_registry(tmp_path / "registry.toml")
+    assert message in str(refused.value)

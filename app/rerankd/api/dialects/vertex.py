@@ -23,8 +23,9 @@ class VertexRecord(BaseModel):
 
 class VertexBody(QueryBody):
     ranking_config: str = Field(default="", description="It has no meaning here.")
-    query: str
-    records: Annotated[list[VertexRecord], FailFast()]
+    # Google's clients leave out what is empty.
+    query: str = ""
+    records: Annotated[list[VertexRecord], FailFast()] = Field(default_factory=list)
     model: ModelName = None
     top_n: TopN = Field(default=None, validation_alias=AliasChoices("topN", "top_n"))
     ignore_record_details_in_response: bool | None = Field(

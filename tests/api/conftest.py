@@ -1,5 +1,6 @@
 """The HTTP application over a service of fakes: everything between the socket and the engine is the real thing."""
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -75,9 +76,16 @@ async def api() -> AsyncIterator[Api]:
         yield api
 
 
+def address_of(path: str) -> str:
+    """A path with something in place of its parameters."""
+    return re.sub(r"{\w+:path}", "fake", path)
+
+
 def is_our_error(answer: httpx.Response, status: int, code: str) -> bool:
-    """Whether an answer is the one error body that every client can read."""
+    """Whether an answer is the one error body that every client can read, or Google's with the same message."""
     body = answer.json()
+    if isinstance(body["error"], dict) and body["error"].keys() == {"code", "message", "status"}:
+        body["error"] = body["error"]["message"]
     return (
         answer.status_code == status
         and answer.headers["content-type"] == "application/json"

@@ -46,7 +46,7 @@ def _dialect(name: str) -> Dialect:
         (
             "/rerank",
             {"passages": [{"text": "a"} | {str(number): 1 for number in range(21)}]},
-            "at most 20 fields in a passage; one has 22",
+            "at most 20 fields in an object; one has 22",
         ),
         ("/v2/rerank", {str(number): 1 for number in range(20)}, "the body has 21 fields; at most 20 are allowed"),
         (

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from rerankd.api.dialects import DIALECTS
+from tests.api.conftest import address_of
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 
@@ -51,7 +52,7 @@ def _requests() -> Iterator[tuple[str, bytes, dict[str, str]]]:
     """Path, body, headers: what every dialect takes, what it refuses, and what is no request at all."""
     for dialect in DIALECTS:
         for path in dialect.paths:
-            address = path.replace("{model:path}", "tiny")
+            address = address_of(path)
             yield address, json.dumps(_marked(dialect.example) | {"model": "tiny"}).encode(), _AUTHORIZED
             yield address, json.dumps(_marked(dialect.example) | {"model": _MARK}).encode(), _AUTHORIZED
             yield address, json.dumps({name: {_MARK: _MARK} for name in dialect.example}).encode(), _AUTHORIZED

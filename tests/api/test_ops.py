@@ -8,7 +8,7 @@ import pytest
 
 from rerankd.api.dialects import DIALECTS
 from rerankd.serving.model import Canary, GoldenPair
-from tests.api.conftest import Api, OpenApi, is_our_error
+from tests.api.conftest import Api, OpenApi, address_of, is_our_error
 from tests.fakes import FakeService, score_of
 
 _CANARY = Canary(
@@ -208,9 +208,7 @@ async def test_the_example_of_every_dialect_works(api: Api) -> None:
     for dialect in DIALECTS:
         for path in dialect.paths:
             headers = {"X-Pinecone-Api-Version": "2025-10"} if dialect.name == "pinecone" else {}
-            answer = await api.post(
-                path.replace("{model:path}", "fake"), {**dialect.example, "model": None}, headers=headers
-            )
+            answer = await api.post(address_of(path), {**dialect.example, "model": None}, headers=headers)
             assert answer.status_code == 200
             assert api.requests_counted(dialect=dialect.name, status=200) > 0
             dialect.answer.model_validate(answer.json())

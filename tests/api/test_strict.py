@@ -6,7 +6,7 @@ import pytest
 
 from rerankd.api.dialects import DIALECTS
 from rerankd.api.dialects.base import Dialect
-from tests.api.conftest import Api, OpenApi, is_our_error
+from tests.api.conftest import Api, OpenApi, address_of, is_our_error
 
 _EVERY_PATH = pytest.mark.parametrize(
     ("dialect", "path"),
@@ -18,7 +18,7 @@ _EVERY_PATH = pytest.mark.parametrize(
 async def _post(api: Api, dialect: Dialect, path: str, **fields: Any) -> Any:
     headers = {"X-Pinecone-Api-Version": "2025-10"} if dialect.name == "pinecone" else {}
     body = {**dialect.example, "model": "fake", **fields}
-    return await api.post(path.replace("{model:path}", "fake"), body, headers=headers)
+    return await api.post(address_of(path), body, headers=headers)
 
 
 @_EVERY_PATH

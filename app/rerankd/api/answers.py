@@ -1,6 +1,7 @@
 """JSON answers and the one error body that every dialect's clients can read."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from math import ceil
 from typing import Any, Final
@@ -16,17 +17,32 @@ from rerankd.gateway.failures import Failure, failure_of
 Json = dict[str, Any]
 # An iterator makes the entries of a list one by one, so that a long answer can be written in slices.
 Answer = Json | Iterator[Json] | Iterator[list[Json]]
-# The body of an error, from its status, code and message.
-WordsOfErrors = Callable[[int, str, str], Json]
 
 _ROWS_PER_STEP: Final = 250
 
+
+def four_strings(_status: int, code: str, message: str) -> Json:
+    """One body for all clients that read a string: each family of them reads a different one."""
+    return {"message": message, "detail": message, "error": message, "error_type": code}
+
+
 # For the OpenAPI document.
-ERROR_SCHEMA: Final = {
+ERROR_SCHEMA: Final[Json] = {
     "type": "object",
     "properties": {name: {"type": "string"} for name in ("message", "detail", "error", "error_type")},
     "required": ["message", "detail", "error", "error_type"],
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """`body` makes the body of an error from its status, code and message; `schema` describes it."""
+
+    body: Callable[[int, str, str], Json]
+    schema: Json
+
+
+FOUR_STRINGS: Final = ErrorForm(four_strings, ERROR_SCHEMA)
 
 
 def json_answer(content: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401 - JSON
@@ -55,16 +71,11 @@ def _write_rows(rows: Iterator[Json] | Iterator[list[Json]]) -> Sliced[bytes]:
     return b"[%b]" % b",".join(written)
 
 
-def four_strings(_status: int, code: str, message: str) -> Json:
-    """One body for all clients that read a string: each family of them reads a different one."""
-    return {"message": message, "detail": message, "error": message, "error_type": code}
+def error_answer(error: RerankError, *, form: ErrorForm = FOUR_STRINGS) -> Response:
+    return failure_answer(failure_of(error), form=form)
 
 
-def error_answer(error: RerankError, *, words: WordsOfErrors = four_strings) -> Response:
-    return failure_answer(failure_of(error), words=words)
-
-
-def failure_answer(failure: Failure, *, words: WordsOfErrors = four_strings) -> Response:
+def failure_answer(failure: Failure, *, form: ErrorForm = FOUR_STRINGS) -> Response:
     headers, message = {}, failure.message
     if failure.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, ceil(failure.retry_after_s)))
@@ -74,7 +85,7 @@ def failure_answer(failure: Failure, *, words: WordsOfErrors = four_strings) -> 
         message += "; send yours in the header `Authorization: Bearer KEY`"
     if failure.code == BodyTooSlow.code:
         headers["Connection"] = "close"
-    return json_answer(words(failure.status, failure.code, message), status=failure.status, headers=headers)
+    return json_answer(form.body(failure.status, failure.code, message), status=failure.status, headers=headers)
 
 
 def plain_error(status: int, *, code: str, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rerankd.api.answers import ERROR_SCHEMA, Json
+from rerankd.api.answers import Json
 from rerankd.api.dialects.base import Dialect
 
 _PATH_PARAMETER: Final = re.compile(r"{(\w+)")
@@ -41,11 +41,12 @@ def answers_of(dialects: Sequence[Dialect]) -> dict[int | str, Json]:
         503: "The model is not ready; Retry-After says when to try again.",
         504: "Not answered in time.",
     }
+    error_schema = dialects[-1].errors.schema
     schema = _any_of([_inlined(dialect.answer.model_json_schema()) for dialect in dialects])
     return {
         200: {"description": "Results, best first.", "content": {"application/json": {"schema": schema}}},
         **{
-            status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}
+            status: {"description": text, "content": {"application/json": {"schema": error_schema}}}
             for status, text in errors.items()
         },
     }

@@ -115,7 +115,7 @@ class _Endpoint:
             with self._gateway.call(facts) as call:
                 return await self._answer(call, request)
         except RerankError as error:
-            return error_answer(error, words=self._choice.default.words_of_errors)
+            return error_answer(error, form=self._choice.default.errors)
         except CallerGone:
             return Response(status_code=CANCELLED.status)
 

@@ -46,7 +46,7 @@ class LongQueryStage:
         """Score every document, in the order given; `query_dropped` says how much of the query was not read.
 
         Raises:
-            InvalidRequest: so few tokens are allowed that none is left for a document.
+            InvalidRequest: the tokens that are allowed leave none for a document.
             RerankError: what the inner stage raises.
         """
         if not self._may_be_cut(query, options):

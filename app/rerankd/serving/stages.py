@@ -167,7 +167,8 @@ class StageBuilder:
         return CachedListStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
 
 
-def _each_once(query: str, documents: Sequence[str], _: ScoreOptions, *, longest: int) -> Estimate:
-    """Each document is read once beside the query."""
+def _each_once(query: str, documents: Sequence[str], options: ScoreOptions, *, longest: int) -> Estimate:
+    """Each document is read once beside the query, and once more by its sentences if spans are looked for."""
+    times = 1 if options.spans is None else 2
     characters = sum(map(len, documents)) + len(query) * len(documents)
-    return Estimate(characters=characters, items=len(documents), longest=longest)
+    return Estimate(characters=times * characters, items=times * len(documents), longest=longest)

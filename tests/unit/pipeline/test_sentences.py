@@ -29,7 +29,7 @@ def _found(text: str, *, length: int = 100, limit: int = 32) -> list[str]:
         ("no mark at all", ["no mark at all"]),
         ("The first one. The second one!  And a third?", ["The first one.", "The second one!", "And a third?"]),
         ("He said 'go away.' Then he left.", ["He said 'go away.'", "Then he left."]),
-        ("Costs 3.50 euros, e.g. for bread. Dr. Who paid.", ["Costs 3.50 euros, e.g. for bread.", "Dr. Who paid."]),
+        ("Costs 3.50 euros, e.g. for bread. Dr. Jones paid.", ["Costs 3.50 euros, e.g. for bread.", "Dr. Jones paid."]),
         ("A heading here\nand its text below", ["A heading here", "and its text below"]),
         ("东京是日本的首都，人口很多。巴黎是法国的首都。", ["东京是日本的首都，人口很多。", "巴黎是法国的首都。"]),  # noqa: RUF001
         ("Ünï 🎻 code point. After the emoji.", ["Ünï 🎻 code point.", "After the emoji."]),

@@ -12,7 +12,7 @@ import orjson
 from pydantic import AliasChoices, BaseModel, PrivateAttr, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails
 
-from rerankd.api.answers import Answer, Json, WordsOfErrors, four_strings
+from rerankd.api.answers import FOUR_STRINGS, Answer, ErrorForm, Json
 from rerankd.api.parsing.raw_body import RawBody
 from rerankd.concurrency.slices import Sliced
 from rerankd.config.options import JSON, UNKNOWN_KEY, field_of, fields_of, phrase_of, shape_in
@@ -129,8 +129,8 @@ class Dialect:
     belongs to one dialect, it gets every body with one of its `document_fields`, which are paths such as
     `input.documents`; other bodies go to the dialect that claims them. A parameter of a path is a field that the body
     may leave out. `answer` and `example` describe an answer and a request in the OpenAPI document. `truncation_hint`
-    says how a request allows that long texts are truncated; empty: it cannot. `words_of_errors` writes the body of an
-    error, from its status, code and message, on the paths that belong to this dialect.
+    says how a request allows that long texts are truncated; empty: it cannot. `errors` is the form of errors on the
+    paths that belong to this dialect.
     """
 
     name: str
@@ -140,7 +140,7 @@ class Dialect:
     answer: type[BaseModel]
     example: Json
     truncation_hint: str = ""
-    words_of_errors: WordsOfErrors = four_strings
+    errors: ErrorForm = FOUR_STRINGS
     claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = _any_body
 
     @property
@@ -176,7 +176,8 @@ class Dialect:
 
     def has_documents(self, fields: Mapping[str, Any]) -> bool:
         """Whether a body has a field of the dialect's own for documents."""
-        return any(field.partition(".")[0] in fields for field in self.document_fields)
+        places = [path.partition(".") for path in self.document_fields]
+        return any(name in fields and (not inner or isinstance(fields[name], Mapping)) for name, inner, _ in places)
 
     def reworded(self, error: RerankError, requests: Sequence[RerankRequest]) -> RerankError:
         """An error with the dialect's own names of fields."""

@@ -6,7 +6,7 @@ from pydantic import BaseModel, FailFast, Field
 
 from rerankd.api.answers import Json
 from rerankd.api.dialects.base import SHARED_PATHS, Dialect, has_field
-from rerankd.api.dialects.fields import TextsBody, TopN, texts_of
+from rerankd.api.dialects.fields import LimitedFields, ModelName, TextsBody, TopN, texts_of
 from rerankd.concurrency.slices import Sliced
 from rerankd.domain import RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
@@ -52,8 +52,9 @@ class BedrockConfiguration(BaseModel):
 
 
 class BedrockBody(TextsBody):
-    queries: Annotated[list[BedrockQuery], FailFast()]
-    sources: Annotated[list[BedrockSource], FailFast()]
+    model: ModelName = Field(default=None, description="Our addition; it goes before `modelArn`.")
+    queries: Annotated[list[BedrockQuery], FailFast(), LimitedFields]
+    sources: Annotated[list[BedrockSource], FailFast(), LimitedFields]
     rerankingConfiguration: BedrockConfiguration = BedrockConfiguration()  # noqa: N815 - Amazon's name
 
     def read_texts(self) -> Sliced[list[str]]:
@@ -63,7 +64,7 @@ class BedrockBody(TextsBody):
         if len(self.queries) != 1:
             raise InvalidRequest(f"queries must hold one query; got {len(self.queries)}")
         chosen = self.rerankingConfiguration.bedrockRerankingConfiguration
-        arn = chosen.modelConfiguration.modelArn or ""
+        arn = self.model or chosen.modelConfiguration.modelArn or ""
         return RerankRequest(
             query=self.queries[0].textQuery.text,
             documents=self.texts,
@@ -101,10 +102,7 @@ BEDROCK: Final = Dialect(
         "sources": [_source("Berlin is in Germany."), _source("Paris is the capital of France.")],
         "rerankingConfiguration": {
             "type": "BEDROCK_RERANKING_MODEL",
-            "bedrockRerankingConfiguration": {
-                "modelConfiguration": {"modelArn": "minilm-qa"},
-                "numberOfResults": 1,
-            },
+            "bedrockRerankingConfiguration": {"numberOfResults": 1},
         },
     },
     claims=has_field("sources"),

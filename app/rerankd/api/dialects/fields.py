@@ -38,6 +38,9 @@ _FIELDS_PER_STEP: Final = 100
 # Fields of a document that are returned with its result and are not read.
 PASSED_THROUGH: Final = ("id", "metadata")
 
+# Amazon's name of a document that is an object, with as many fields as it likes.
+OBJECT_DOCUMENT: Final = "jsonDocument"
+
 Documents = Annotated[
     list[Any],
     WithJsonSchema(
@@ -96,6 +99,25 @@ def _distinct(names: list[str] | None) -> list[str] | None:
         raise ValueError(f"{shown(twice)} is named twice; name each field once")
     return names
 
+
+def _limit_fields(entries: object, info: ValidationInfo) -> object:
+    limit = limits_of(info).fields
+    objects = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    while objects:
+        largest = max(map(len, objects))
+        if largest > limit:
+            raise RequestTooLarge(f"at most {limit} fields in an object; one has {largest}")
+        objects = [
+            inner
+            for entry in objects
+            for name, inner in entry.items()
+            if isinstance(inner, dict) and name != OBJECT_DOCUMENT
+        ]
+    return entries
+
+
+# With `strict` each unknown field would be an error of its own, so the number in objects of lists is checked first.
+LimitedFields = BeforeValidator(_limit_fields)
 
 RankFields = Annotated[
     list[str] | None,

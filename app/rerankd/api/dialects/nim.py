@@ -2,32 +2,22 @@
 
 from typing import Annotated, Final, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, FailFast, Field, ValidationInfo
+from pydantic import AliasChoices, BaseModel, FailFast, Field
 
 from rerankd.api.answers import Json
-from rerankd.api.dialects.base import SHARED_PATHS, Dialect, QueryBody, has_field, limits_of
-from rerankd.api.dialects.fields import ModelName, TopN, truncation_of, usage_of
+from rerankd.api.dialects.base import SHARED_PATHS, Dialect, QueryBody, has_field
+from rerankd.api.dialects.fields import LimitedFields, ModelName, TopN, truncation_of, usage_of
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions
-from rerankd.errors import RequestTooLarge
 
 
 class NimText(BaseModel):
     text: str
 
 
-def _limit_fields(passages: object, info: ValidationInfo) -> object:
-    """With `strict` each unknown field would be an error of its own, so their number is checked first."""
-    if isinstance(passages, list):
-        largest = max((len(passage) for passage in passages if isinstance(passage, dict)), default=0)
-        if largest > limits_of(info).fields:
-            raise RequestTooLarge(f"at most {limits_of(info).fields} fields in a passage; one has {largest}")
-    return passages
-
-
 class NimBody(QueryBody):
     model: ModelName = None
     query: NimText | str
-    passages: Annotated[list[NimText], FailFast(), BeforeValidator(_limit_fields)]
+    passages: Annotated[list[NimText], FailFast(), LimitedFields]
     truncate: Literal["NONE", "END"] | None = Field(
         default=None, description="NONE rejects a passage that is too long, END truncates it (default)."
     )

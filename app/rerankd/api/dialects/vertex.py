@@ -5,9 +5,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import AliasChoices, BaseModel, FailFast, Field
 
-from rerankd.api.answers import Json, four_strings
+from rerankd.api.answers import ERROR_SCHEMA, ErrorForm, Json, four_strings
 from rerankd.api.dialects.base import Dialect, QueryBody
-from rerankd.api.dialects.fields import ModelName, TopN
+from rerankd.api.dialects.fields import LimitedFields, ModelName, TopN
 from rerankd.domain import RerankRequest, RerankResult
 
 
@@ -25,7 +25,7 @@ class VertexBody(QueryBody):
     ranking_config: str = Field(default="", description="It has no meaning here.")
     # Google's clients leave out what is empty.
     query: str = ""
-    records: Annotated[list[VertexRecord], FailFast()] = Field(default_factory=list)
+    records: Annotated[list[VertexRecord], FailFast(), LimitedFields] = Field(default_factory=list)
     model: ModelName = None
     top_n: TopN = Field(default=None, validation_alias=AliasChoices("topN", "top_n"))
     ignore_record_details_in_response: bool | None = Field(
@@ -62,11 +62,19 @@ class VertexAnswer(BaseModel):
     records: list[RankedRecord]
 
 
-def _in_googles_words(status: int, code: str, message: str) -> Json:
+def _error(status: int, code: str, message: str) -> Json:
     """Google's clients read an object in `error`, and fail over a string."""
     error = {"code": status, "message": message, "status": HTTPStatus(status).name}
     return four_strings(status, code, message) | {"error": error}
 
+
+_ERROR: Final = {"code": {"type": "integer"}, "message": {"type": "string"}, "status": {"type": "string"}}
+_ERROR_SCHEMA: Final = ERROR_SCHEMA | {
+    "properties": {
+        **ERROR_SCHEMA["properties"],
+        "error": {"type": "object", "properties": _ERROR, "required": list(_ERROR)},
+    }
+}
 
 VERTEX: Final = Dialect(
     name="vertex",
@@ -78,7 +86,7 @@ VERTEX: Final = Dialect(
     document_fields=frozenset(["records"]),
     body=VertexBody,
     answer=VertexAnswer,
-    words_of_errors=_in_googles_words,
+    errors=ErrorForm(_error, _ERROR_SCHEMA),
     example={
         "query": "What is the capital of France?",
         "records": [

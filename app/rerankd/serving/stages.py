@@ -113,7 +113,9 @@ class StageBuilder:
         direct = TextOnlyStage(WindowedStage(scorer, self.batcher, self.tokenizing), model=self.model)
         whole = BlankStage(self._cached_whole(direct), self.tokenizing, drops=scorer.drops)
         estimate = partial(_each_once, longest=scorer.max_length)
-        return Stages(direct=direct, whole=whole, activation=identity, scores="rank", estimate=estimate, ignores=_NOT_FOR_LISTS)
+        return Stages(
+            direct=direct, whole=whole, activation=identity, scores="rank", estimate=estimate, ignores=_NOT_FOR_LISTS
+        )
 
     def comparisons(self, scorer: AnyComparisonScorer, /) -> Stages:
         """The first documents against one another."""

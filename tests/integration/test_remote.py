@@ -289,6 +289,8 @@ def results(*scores: object) -> bytes:
         (200, results(0.5, 1e300), "1e[+]300 where a finite number"),
         (200, results(0.5, float("nan")), "not a list of scores"),
         (200, b'{"results": {"index": 0}}', "not a list"),
+        (200, b'{"results": [0.5, 0.5]}', "not a list of scores"),
+        (200, b'"results"', "not a list of scores"),
         (200, b"<html>Sign in</html>", "not a list of scores"),
         (200, b"", "not a list of scores"),
         (302, b"", "status 302"),

@@ -157,7 +157,7 @@ class RemoteClient:
         if reply.status // 100 == _SUCCESS:
             try:
                 result = read(orjson.loads(reply.content))
-            except (ValueError, KeyError, IndexError, TypeError) as error:
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
                 problem = f"status {reply.status} and what is not {what}: {_explained(error)}"
             else:
                 self._answered(seconds)

@@ -10,7 +10,7 @@ import numpy as np
 from rerankd.concurrency.gathering import gather_or_cancel
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.turns import Share
-from rerankd.domain import FloatArray, ScoreOptions, Scores, Terms, Timings, Truncation
+from rerankd.domain import FloatArray, IntArray, ScoreOptions, Scores, Terms, Timings, Truncation
 from rerankd.errors import InvalidRequest, TooLong
 from rerankd.pipeline.embedded import Texts
 from rerankd.scorers.base import AnyVectorScorer, Vectors
@@ -53,7 +53,7 @@ class ComparedStage:
             values[scored] = await self._compare(query_vectors, known, options.terms)
         return Scores(
             values=values,
-            tokens=read.tokens,
+            tokens=_with_query(read.tokens, int(asked.tokens[0])),
             dropped=read.dropped,
             cached=read.cached,
             scored=None if scored.all() else scored,
@@ -69,3 +69,16 @@ class ComparedStage:
             share = Share(caller=terms.caller, cost=sum(costs[start:end]), left=sum(costs[start:]), urgent=terms.urgent)
             values.append(await self._comparing.run(share, self._scorer.compare, query, documents[start:end]))
         return np.concatenate(values)
+
+
+def _with_query(tokens: IntArray, query: int) -> IntArray:
+    """Tokens of documents, with the query's in equal parts on those that were read: a request's sum is what the model
+    read.
+    """
+    places = np.flatnonzero(tokens)
+    counted = tokens.copy()
+    if len(places):
+        share, rest = divmod(query, len(places))
+        counted[places] += share
+        counted[places[:rest]] += 1
+    return counted

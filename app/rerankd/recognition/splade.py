@@ -36,7 +36,7 @@ def read_splade(files: ModelFiles) -> SpladePooling:
         )
     refuse_other_root(files)
     # The older class MLMTransformer has no other task, and names none.
-    named = "transformer_task" in files.transformer or files.chain[0] == "Transformer"
+    named = "transformer_task" in files.transformer or "MLMTransformer" not in files.chain
     refuse_unknown_settings(files, task="fill-mask" if named else "feature-extraction", prompted=True)
     path = files.folder / str(files.modules[1].get("path", "")) / "config.json"
     said = read_json(path)

@@ -102,7 +102,8 @@ async def test_every_document_is_compared_with_the_query() -> None:
     async with running() as setup:
         scores = await setup.score("who knows", _DOCUMENTS)
     assert scores.values.tolist() == pytest.approx([_score("who knows", text) for text in _DOCUMENTS], rel=1e-6)
-    assert scores.tokens.tolist() == [4, 2, 6, 2]
+    # The query's three are among them.
+    assert scores.tokens.tolist() == [5, 3, 7, 2]
     assert scores.cached is None
     assert scores.timings.inference_s > 0
 
@@ -122,7 +123,7 @@ async def test_another_query_over_the_same_documents_costs_one_embedding() -> No
     ]
     assert second.values.tolist() == pytest.approx([_score("who else", text) for text in _DOCUMENTS], rel=1e-6)
     assert first.values.tolist() == third.values.tolist()
-    assert third.tokens.tolist() == [4, 2, 6, 2]
+    assert third.tokens.tolist() == [5, 3, 6, 2]
 
 
 @pytest.mark.parametrize(

@@ -293,15 +293,19 @@ async def test_a_replaced_model_is_freed_before_the_garbage_collector_comes(tmp_
 
 def test_memory_and_threads_do_not_grow_with_reloads(service: _Service, shipped: Path, tiny_model: Path) -> None:
     process = psutil.Process(service.server.process.pid)
+    service.scores("main")
+
+    def settle() -> None:
+        _until(lambda: all(model["versions"]["draining"] == 0 for model in service.models().values()))
 
     def reload(number: int) -> int:
         service.write({"name": "main", "path": shipped}, {"name": "tiny", "path": tiny_model, "revision": str(number)})
         assert service.command("reload").json()["replaced"] == ["tiny"]
         service.scores("tiny")
+        settle()
         return int(process.memory_info().rss)
 
     sizes = [reload(number) for number in range(12)]
-    _until(lambda: all(model["versions"]["draining"] == 0 for model in service.models().values()))
     assert sum(name.startswith("infer-tiny") for name in service.inference_threads().elements()) <= (
         os.cpu_count() or 1
     )

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 from math import inf
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.cost import CostModel
@@ -203,8 +203,6 @@ class Batcher(Generic[T, R]):
                     workers.create_task(self._work())
         finally:
             self._closed = True
-            # A TaskGroup that was cancelled is a reference cycle (CPython 3.11), which must not keep the engine.
-            self._run = _run_nothing
             for job in self._jobs.values():
                 _fail(job, _gone(self._model))
 
@@ -478,10 +476,6 @@ class Batcher(Generic[T, R]):
             padded_tokens=self._area(batch),
             seconds=seconds,
         )
-
-
-def _run_nothing(_batch: Sequence[Any]) -> Results[Any]:
-    raise RuntimeError("the batcher was stopped")
 
 
 def _fail(job: _Job[T, R], failure: RerankError) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from rerankd.batching.work import Results
 from rerankd.concurrency.worker import Worker
@@ -81,6 +81,16 @@ class ThreadPasses(Generic[T, R]):
 
     def give_up(self) -> None:
         self._worker.give_up()
+
+    def release(self) -> None:
+        """Drop the engine. A batcher that was cancelled is part of a reference cycle (TaskGroups of CPython 3.11), and
+        would keep it until the garbage collector comes.
+        """
+        self._run = _run_nothing
+
+
+def _run_nothing(_payloads: Sequence[Any]) -> Results[Any]:
+    raise RuntimeError("the engine was released")
 
 
 class CallPasses(Generic[T, R]):

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from ctypes import CDLL
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Final
@@ -163,10 +164,13 @@ def load_any_engine(name: str, spec: EngineSpec) -> Engine[Any, Any] | RemoteEng
 
 
 def release_memory() -> None:
-    """Give the memory of engines that are gone back to their devices: torch keeps it for later ones."""
+    """Give the memory of engines that are gone back: torch keeps a device's for later ones, glibc the machine's."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    trim = getattr(CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _kind(name: str, *, devices: Sequence[str], trust_remote_code: bool) -> EngineKind:

@@ -185,6 +185,9 @@ class _Files:
         else:
             logger.info("models load beside those that serve", extra=told)
 
+    def release(self) -> None:
+        release_memory()
+
     def opening(self, spec: ModelSpec, *, wanted: bool) -> Opening:
         worker = self.waking if wanted else self.loading
         return ModelLoader(spec, self.settings, self.cache, self.observer, worker, self.tokenizing).open
@@ -210,15 +213,11 @@ class ModelLoader:
             SourceUnreachable: the place that its files come from cannot be reached now.
         """
         parts = await self.loading.run(load_parts, self.spec, self.settings)
-        try:
-            async with self._passes(parts.engine) as passes, asyncio.TaskGroup() as tasks:
-                batcher = self._batcher(parts, passes)
-                running = tasks.create_task(batcher.run())
-                yield self._loaded(parts, batcher)
-                running.cancel()
-        finally:
-            del parts
-            release_memory()
+        async with self._passes(parts.engine) as passes, asyncio.TaskGroup() as tasks:
+            batcher = self._batcher(parts, passes)
+            running = tasks.create_task(batcher.run())
+            yield self._loaded(parts, batcher)
+            running.cancel()
 
     @asynccontextmanager
     async def _passes(self, engine: _AnyEngine) -> AsyncIterator[Passes[Any, Any]]:
@@ -232,11 +231,13 @@ class ModelLoader:
             return
         worker = MortalWorker if self.settings.debug_faults else Worker
         inference = worker(name=f"{INFERENCE_THREAD}{self.spec.name}", threads=engine.workers)
+        passes = ThreadPasses(engine.run, inference)
         try:
-            yield ThreadPasses(engine.run, inference)
+            yield passes
         finally:
             # A pass that hangs is waited for, and the other models go on meanwhile.
             await asyncio.to_thread(inference.close)
+            passes.release()
 
     def _report_on(self, engine: RemoteEngine[Any, Any]) -> None:
         """Tell the observer whether a remote model is away."""

@@ -40,6 +40,9 @@ class Source(Protocol):
     def expect(self, specs: Sequence[ModelSpec]) -> None:
         """Tell the operator what is going to be loaded beside what serves. Blocking."""
 
+    def release(self) -> None:
+        """Give back what a version held that is gone now. Blocking."""
+
     def opening(self, spec: ModelSpec, *, wanted: bool) -> Opening:
         """What loads the model; one that requests wait for (`wanted`) does not wait behind others."""
 
@@ -211,6 +214,7 @@ class ModelHost:
         version = Version(
             model,
             self._source.opening(spec, wanted=model.status is Status.UNLOADED),
+            self._source.release,
             drain_s=self._drain_s,
             idle_unload_s=spec.idle_unload_s,
             at_once=at_once,

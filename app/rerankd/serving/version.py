@@ -23,15 +23,16 @@ Opening = Callable[[], AbstractAsyncContextManager[LoadedModel]]
 class Version:
     """Loads in a task of its own, then waits for `serve`; after `retire` it finishes its requests and is released.
 
-    `idle_unload_s`: how long no request may come until it is unloaded; None: for ever. `drain_s`: how long its requests
-    may take once it is retired. With `at_once` it serves as soon as it can, and is loaded again and again while the
-    place that its files come from cannot be reached.
+    `release` is called in a thread once it is gone. `idle_unload_s`: how long no request may come until it is unloaded;
+    None: for ever. `drain_s`: how long its requests may take once it is retired. With `at_once` it serves as soon as it
+    can, and is loaded again and again while the place that its files come from cannot be reached.
     """
 
     def __init__(
         self,
         model: ServedModel,
         opening: Opening,
+        release: Callable[[], None],
         *,
         drain_s: float,
         idle_unload_s: float | None = None,
@@ -39,6 +40,7 @@ class Version:
     ) -> None:
         self.model = model
         self._opening = opening
+        self._release = release
         self._drain_s = drain_s
         self._idle_unload_s = idle_unload_s
         self._at_once = at_once
@@ -99,6 +101,8 @@ class Version:
             self._loaded = None
             if not self._opened.done():
                 self._opened.cancel()
+        if self._retired.is_set():
+            await asyncio.to_thread(self._release)
 
     async def _open_and_serve(self) -> None:
         pause_s = _FIRST_RETRY_S

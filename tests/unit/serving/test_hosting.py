@@ -46,6 +46,7 @@ class _Source:
     expected: list[str] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
     wanted: list[str] = field(default_factory=list)
+    gone: int = 0
     released: list[str] = field(default_factory=list)
     scoring: asyncio.Event = field(default_factory=asyncio.Event)
     loading: asyncio.Event = field(default_factory=asyncio.Event)
@@ -66,6 +67,9 @@ class _Source:
 
     def expect(self, specs: Sequence[ModelSpec]) -> None:
         self.expected += [spec.name for spec in specs]
+
+    def release(self) -> None:
+        self.gone += 1
 
     def opening(self, spec: ModelSpec, *, wanted: bool) -> Opening:
         if wanted:
@@ -156,7 +160,7 @@ async def test_new_files_serve_new_requests_and_the_old_ones_finish_where_they_b
         assert world.source.released == [], "a request still runs on it"
         world.source.scoring.set()
         assert [await old, await new] == [0, 7]
-        await _until(lambda: world.source.released == ["a 0"])
+        await _until(lambda: (world.source.released, world.source.gone) == (["a 0"], 1))
         assert await world.score() == 7
         assert world.service.model_named("a").details == {"version": 7}
 

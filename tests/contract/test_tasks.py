@@ -20,6 +20,7 @@ from rerankd.tasks.generate import Chat, Conversation, Generate, Message, Prompt
 from rerankd.tasks.rank import Rank, TextPair
 from rerankd.tasks.read_tokens import ReadTokens
 from rerankd.tasks.read_vectors import MarkedPrompt, ReadVectors
+from rerankd.tasks.reason import Reason
 from rerankd.tasks.weigh_words import WeighWords
 
 _IDS = np.array([5, 6, 7], dtype=np.int64)
@@ -36,6 +37,11 @@ TASKS: dict[str, tuple[Task[Any], list[Any], list[int]]] = {
     ),
     "weigh_words": (WeighWords(), [Encoding(_IDS, 3), Encoding(_OTHER_IDS, 2)], [3, 2]),
     "generate": (Generate(decode=str), [Prompt(_IDS, 9), Prompt(_IDS, 8), Prompt(_OTHER_IDS, 9)], [3, 3, 2]),
+    "reason": (
+        Reason((1, 2), endings=("yes",), decode=str, close=lambda ids, _: ids),
+        [Prompt(_IDS, 9), Prompt(_IDS, 8), Prompt(_OTHER_IDS, 9)],
+        [3, 3, 2],
+    ),
     "read_vectors": (
         ReadVectors(),
         [MarkedPrompt(_IDS, _OTHER_IDS), MarkedPrompt(_IDS, _IDS), MarkedPrompt(_OTHER_IDS, _OTHER_IDS)],

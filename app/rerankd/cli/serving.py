@@ -38,6 +38,13 @@ Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or i
 Template = Annotated[
     str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
 ]
+Adapter = Annotated[
+    str | None, typer.Option(help="An adapter (LoRA) for the MODEL: a folder, or org/name.", show_default=False)
+]
+AdapterOf = Annotated[
+    str | None,
+    typer.Option(help="What the adapter calls the MODEL, if that is a copy by another name.", show_default=False),
+]
 Certify = Annotated[
     str | None, typer.Option(help="strict: refuse a MODEL that ranks obvious answers wrongly.", show_default=False)
 ]
@@ -57,6 +64,8 @@ def serve(
     device: Device = None,
     dtype: Dtype = None,
     template: Template = None,
+    adapter: Adapter = None,
+    adapter_of: AdapterOf = None,
     certify: Certify = None,
     check: Check = False,
     load: Load = False,
@@ -68,11 +77,12 @@ def serve(
         raise ConfigError("--load is for --check; serving loads every model anyway")
     if models and registry:
         raise ConfigError("give MODEL or --registry, not both; a registry can name further models itself")
-    of_model = {"name": tuple(name or ()), "device": device, "dtype": dtype, "template": template, "certify": certify}
+    of_model: dict[str, object] = {"name": tuple(name or ()), "device": device, "dtype": dtype, "template": template}
+    of_model |= {"adapter": adapter, "adapter_of": adapter_of, "certify": certify}
     given: dict[str, object] = {"host": host, "port": port, "registry": registry}
     given["model"] = tuple(models or ()) or (() if registry else None)
     given |= {f"model_{option}": value or None for option, value in of_model.items()}
-    options = [f"--{option}" for option, value in of_model.items() if value]
+    options = [f"--{option.replace('_', '-')}" for option, value in of_model.items() if value]
     if check:
         log_warnings_only()
         settings, known = try_settings(**given)

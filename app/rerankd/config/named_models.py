@@ -1,5 +1,6 @@
 """The models that a command line or RERANKD_MODEL names, as a registry."""
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,7 @@ from rerankd.config.settings import Settings
 from rerankd.errors import ConfigError
 
 _HUB: Final = "hub:"
+_ADAPTER: Final = "adapter_config.json"
 _REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _PATH: Final = re.compile(r"[./~]|\w:\\")
 
@@ -43,12 +45,14 @@ def named_model(model: str, settings: Settings, *, name: str | None = None) -> M
     Raises:
         ConfigError: it is neither.
     """
-    path = _path(model)
+    path, adapter = _with_base(_path(model), settings)
     options: dict[str, Any] = {"template": settings.model_template} if settings.model_template else {}
     wanted = {"device": settings.model_device, "precision": settings.model_dtype}
     return ModelSpec(
-        name=name or _names([path])[0],
+        name=name or _names([_path(model)])[0],
         path=path,
+        adapter=adapter,
+        adapter_of=settings.model_adapter_of or "",
         scorer=AUTO,
         engine=AUTO,
         options=options,
@@ -68,6 +72,32 @@ def _path(model: str) -> str:
     if _REPOSITORY.fullmatch(model):
         return f"{_HUB}{model}"
     raise ConfigError(f"{model!r} is neither a folder nor a name on the hub; write a path, or org/name")
+
+
+def _with_base(path: str, settings: Settings) -> tuple[str, str]:
+    """A model and its adapter, "" for none. For the folder of an adapter alone, the model that it names.
+
+    Raises:
+        ConfigError: that model is neither a folder nor on the hub, or there are two adapters.
+    """
+    config = Path(path) / _ADAPTER
+    if path.startswith(_HUB) or not config.is_file() or (Path(path) / "config.json").is_file():
+        return path, _path(settings.model_adapter) if settings.model_adapter else ""
+    if settings.model_adapter:
+        raise ConfigError(f"{path} is an adapter itself; name the model, and one adapter for it")
+    try:
+        base = str(json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{config} cannot be read: {error}; save the adapter again") from None
+    beside = Path(path).parent / base
+    if base and beside.is_dir():
+        return str(beside.resolve()), path
+    if _REPOSITORY.fullmatch(base):
+        return f"{_HUB}{base}", path
+    raise ConfigError(
+        f"{path} is an adapter of {base!r}, which is neither a folder here nor a name on the hub; name its model: "
+        f"rerankd serve MODEL --adapter {path}"
+    )
 
 
 def _names(paths: list[str]) -> list[str]:

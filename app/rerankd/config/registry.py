@@ -56,6 +56,13 @@ class ModelSpec(BaseModel):
         default=(),
         description="Instead of a path: served models that rerank one after another, `name` or `name:depth`.",
     )
+    adapter: str = Field(
+        default="",
+        description="Changes to the model's weights (LoRA): a folder (relative to the registry) or `hub:org/name`.",
+    )
+    adapter_of: str = Field(
+        default="", description="What the adapter calls its model, if `path` is a copy of that by another name."
+    )
     revision: str | None = Field(
         default=None, description="Your own version label, shown by /v1/models. Cache keys hash the files too."
     )
@@ -103,6 +110,10 @@ class ModelSpec(BaseModel):
                 raise ValueError(f"path: a remote model has no folder here; leave it out, not {self.path!r:.60}")
         elif bool(self.path) == bool(self.stages):
             raise ValueError(f"must have either path or stages, {'not both' if self.path else 'and has neither'}")
+        if self.stages and self.adapter:
+            raise ValueError("adapter: a cascade has no weights; set it for its members")
+        if self.adapter_of and not self.adapter:
+            raise ValueError("adapter_of is there without adapter")
         if self.stages and self.idle_unload_s is not None:
             raise ValueError("idle_unload_s: a cascade has nothing to unload; set it for its members")
         # Read here, so that mistakes are reported with those in the rest of the registry.
@@ -123,7 +134,9 @@ def _others_of(spec: ModelSpec) -> list[str]:
 
 
 def _repository(spec: ModelSpec) -> str:
-    """`org/name` of `hub:org/name@revision`; empty for what comes from elsewhere."""
+    """`org/name` of `hub:org/name@revision`; empty for what comes from elsewhere, and for a model with an adapter."""
+    if spec.adapter:
+        return ""
     return spec.path.removeprefix("hub:").partition("@")[0] if spec.path.startswith("hub:") else ""
 
 

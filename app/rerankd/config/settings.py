@@ -88,6 +88,13 @@ class Settings(BaseSettings):
     model_template: str | None = Field(
         default=None, description="For `RERANKD_MODEL`: the prompt template, where no file names the model's own."
     )
+    model_adapter: str | None = Field(
+        default=None, description="For `RERANKD_MODEL`: an adapter (LoRA) for it, as a folder or a name on the hub."
+    )
+    model_adapter_of: str | None = Field(
+        default=None,
+        description="What the adapter calls its model, if `RERANKD_MODEL` is a copy of that by another name.",
+    )
     model_idle_unload_s: float | None = Field(
         default=None,
         gt=0,

@@ -27,6 +27,7 @@ class EngineKind:
     tasks: tuple[str, ...]
     chooses_devices: bool = True
     runs_code: bool = True
+    takes_adapters: bool = False
 
 
 ENGINES: Final[Mapping[str, EngineKind]] = {
@@ -50,6 +51,7 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         engine="TorchEncoderEngine",
         options="TorchEncoderOptions",
         tasks=("classify", "embed"),
+        takes_adapters=True,
     ),
     "torch-vectors": EngineKind(
         module="rerankd.engines.torch.vectors",
@@ -62,12 +64,14 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         engine="TorchCausalEngine",
         options="TorchCausalOptions",
         tasks=("read_tokens",),
+        takes_adapters=True,
     ),
     "torch-seq2seq": EngineKind(
         module="rerankd.engines.torch.seq2seq",
         engine="TorchSeq2SeqEngine",
         options="TorchSeq2SeqOptions",
         tasks=("read_tokens",),
+        takes_adapters=True,
     ),
     "torch-markers": EngineKind(
         module="rerankd.engines.torch.markers",
@@ -81,6 +85,7 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         engine="TorchGenerateEngine",
         options="TorchGenerateOptions",
         tasks=("generate", "reason"),
+        takes_adapters=True,
     ),
     "endpoint": EngineKind(
         module="rerankd.engines.remote.endpoint",
@@ -134,6 +139,7 @@ def check_files(name: str, spec: EngineSpec) -> None:
     """
     check_engine(name, spec.options, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
     _check_task(name, spec.task.name)
+    _check_adapter(name, spec)
     with _runtime_of(name):
         check = import_module(ENGINES[name].module).check
         for options in on_each_device(spec.options, spec.devices):
@@ -158,6 +164,7 @@ def load_any_engine(name: str, spec: EngineSpec) -> Engine[Any, Any] | RemoteEng
     """
     kind = _kind(name, devices=spec.devices, trust_remote_code=spec.trust_remote_code)
     _check_task(name, spec.task.name)
+    _check_adapter(name, spec)
     with _runtime_of(name):
         load: Callable[[EngineSpec], Engine[Any, Any]] = getattr(import_module(kind.module), kind.engine).load
         return load_replicas(load, spec) if spec.devices else load(spec)
@@ -171,6 +178,20 @@ def release_memory() -> None:
     trim = getattr(CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def takes_adapters(name: str) -> bool:
+    """Whether an engine of this name puts adapters on its models."""
+    return name in ENGINES and ENGINES[name].takes_adapters
+
+
+def _check_adapter(name: str, spec: EngineSpec) -> None:
+    if spec.adapter is not None and not takes_adapters(name):
+        able = [other for other, kind in ENGINES.items() if kind.takes_adapters]
+        raise ConfigError(
+            f"engine {name!r} takes no adapter; set engine to one of: {', '.join(able)}, or merge it into the model "
+            "and export that"
+        )
 
 
 def _kind(name: str, *, devices: Sequence[str], trust_remote_code: bool) -> EngineKind:

@@ -31,7 +31,7 @@ ONE_LOGIT: Final = Classify(outputs=1)
 class EngineSpec:
     """What an engine is loaded from. `task` is what the scorer needs. `workers` is the number of concurrent forward
     passes; None leaves it to the engine. `devices` get one replica each, with that many workers; empty means one
-    replica, on the device of the options.
+    replica, on the device of the options. `adapter` is the folder of changes to the model's weights.
     """
 
     folder: Path
@@ -39,6 +39,7 @@ class EngineSpec:
     task: Task[Any] = ONE_LOGIT
     workers: int | None = None
     trust_remote_code: bool = False
+    adapter: Path | None = None
     devices: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -304,8 +304,8 @@ def _config(folder: Path) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             base = read_optional_json(folder / "adapter_config.json").get("base_model_name_or_path")
             raise ConfigError(
-                f"{folder} holds an adapter (LoRA) of {base!r} and not the model; merge both (peft's "
-                "merge_and_unload, then save_pretrained) and serve the result"
+                f"{folder} holds an adapter (LoRA) of {base!r} and not the model; set `path` to the model and "
+                "`adapter` to this folder, or merge both (peft's merge_and_unload, then save_pretrained)"
             )
         gguf = sorted(folder.glob("*.gguf"))
         if gguf:

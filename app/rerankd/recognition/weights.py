@@ -154,8 +154,8 @@ def absence(folder: Path, names: Collection[str] = ()) -> str:
     if (folder / _ADAPTER).is_file():
         base = read_optional_json(folder / _ADAPTER).get("base_model_name_or_path")
         return (
-            f"{folder} holds an adapter (LoRA) of {base!r} and not the model; merge both "
-            "(peft's merge_and_unload, then save_pretrained) and serve the result"
+            f"{folder} holds an adapter (LoRA) of {base!r} and not the model; set `path` to the model and "
+            "`adapter` to this folder, or merge both (peft's merge_and_unload, then save_pretrained)"
         )
     paths = [*folder.glob("*"), *folder.glob("onnx/*.onnx")]
     found = names or [path.relative_to(folder).as_posix() for path in paths if path.is_file()]

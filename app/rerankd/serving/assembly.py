@@ -36,7 +36,15 @@ from rerankd.serving.choosing import choose
 from rerankd.serving.faults import MortalWorker
 from rerankd.serving.hosting import ModelHost
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel
-from rerankd.serving.model_files import file_marks, model_content, model_folder, template_folders, weight_bytes
+from rerankd.serving.model_files import (
+    adapter_content,
+    adapter_folder,
+    file_marks,
+    model_content,
+    model_folder,
+    template_folders,
+    weight_bytes,
+)
 from rerankd.serving.probe import Probe, probe
 from rerankd.serving.profiles import with_profile
 from rerankd.serving.service import Limits, RerankService
@@ -335,13 +343,15 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     folder = model_folder(spec, settings)
     spec = with_profile(spec, profiles=settings.profiles, content=partial(model_content, spec, folder))
     scorer = _load_scorer(spec, folder, settings)
-    engine_spec = _engine_spec(spec, folder, scorer)
+    engine_spec = _engine_spec(spec, folder, scorer, settings)
     engine = load_any_engine(spec.engine, engine_spec)
-    canary = golden_pairs(folder) if spec.scorer in SCORERS else _NO_REFERENCE
+    # With an adapter a model no longer scores its golden pairs as before.
+    canary = golden_pairs(folder) if spec.scorer in SCORERS and not spec.adapter else _NO_REFERENCE
     if isinstance(engine, RemoteEngine):
         canary = _NOT_ASKED
     computed = engine_fingerprint(spec.engine, engine, engine_spec)
-    identity = [spec.name, spec.revision, model_content(spec, folder), computed, scorer.fingerprint]
+    contents = [model_content(spec, folder), adapter_content(engine_spec.adapter)]
+    identity = [spec.name, spec.revision, *contents, computed, scorer.fingerprint]
     return _Parts(
         spec=spec,
         scorer=scorer,
@@ -362,17 +372,18 @@ def check_parts(spec: ModelSpec, folder: Path, settings: Settings) -> None:
         ConfigError: loading it would fail; the message says why.
     """
     scorer = _load_scorer(spec, folder, settings)
-    check_files(spec.engine, _engine_spec(spec, folder, scorer))
+    check_files(spec.engine, _engine_spec(spec, folder, scorer, settings))
     golden_pairs(folder)
 
 
-def _engine_spec(spec: ModelSpec, folder: Path, scorer: Scorer) -> EngineSpec:
+def _engine_spec(spec: ModelSpec, folder: Path, scorer: Scorer, settings: Settings) -> EngineSpec:
     return EngineSpec(
         folder=folder,
         pad_id=scorer.pad_id,
         task=scorer.task,
         workers=spec.workers,
         trust_remote_code=spec.trust_remote_code,
+        adapter=adapter_folder(spec, settings),
         devices=spec.devices,
         options=spec.engine_options,
     )

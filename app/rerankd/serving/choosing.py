@@ -5,7 +5,7 @@ A registry says this with `scorer = "auto"` and `engine = "auto"`, `rerankd serv
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, Final, Literal
 
@@ -16,6 +16,7 @@ from rerankd.config.named_models import served_registry
 from rerankd.config.options import read_options
 from rerankd.config.registry import AUTO, ModelSpec
 from rerankd.config.settings import Settings
+from rerankd.engines import takes_adapters
 from rerankd.errors import ConfigError, few
 from rerankd.recognition.families import recognise
 from rerankd.recognition.kinds import ModelFiles
@@ -176,7 +177,21 @@ def _choice(spec: ModelSpec, files: ModelFiles, outcome: Outcome) -> Choice:
         return Choice(engine=spec.engine, options=spec.engine_options, because="the entry says so")
     options = read_options(spec.engine_options, AutoOptions, of=f"engine {AUTO!r}")
     machine = Machine.this(ask_for_gpu=files.has_safetensors and options.device is None)
-    return engine_for(outcome, files, options, machine)
+    return engine_for(_with_adapter(spec, outcome), files, options, machine)
+
+
+def _with_adapter(spec: ModelSpec, found: Recognised) -> Recognised:
+    """The model with only the engines that put its adapter on it, if it has one.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not spec.adapter:
+        return found
+    engines = [engine for engine in found.engines if takes_adapters(engine)]
+    if not engines:
+        raise ConfigError(f"none of its engines ({', '.join(found.engines)}) takes an adapter; merge it into the model")
+    return replace(found, engines=engines)
 
 
 def engine_for(found: Recognised, files: ModelFiles, options: AutoOptions, machine: Machine) -> Choice:

@@ -6,6 +6,7 @@ from pathlib import Path
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
 from rerankd.errors import SourceUnreachable
+from rerankd.recognition.adapters import ADAPTER_FILES, Adapter
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.serving.sources import (
     Hub,
@@ -43,6 +44,24 @@ def model_content(spec: ModelSpec, folder: Path) -> str:
     return content_hash(folder, patterns=_patterns(spec))
 
 
+def adapter_content(adapter: Path | None) -> str:
+    """A hash over an adapter's files; "" for none."""
+    return "" if adapter is None else content_hash(adapter, patterns=ADAPTER_FILES)
+
+
+def adapter_folder(spec: ModelSpec, settings: Settings) -> Path | None:
+    """The local folder of an entry's adapter, downloaded if it names a repository; None if it has none.
+
+    Raises:
+        ConfigError: there is no such folder, or the adapter is one of another model.
+    """
+    if not spec.adapter:
+        return None
+    folder = find_folder(spec.adapter, beside=settings.registry.parent, hub=hub_of(settings), patterns=ADAPTER_FILES)
+    Adapter.read(folder).check_base(spec.path, said=spec.adapter_of)
+    return folder
+
+
 def template_folders(settings: Settings) -> tuple[Path, ...]:
     """Where prompt templates lie: beside the registry, then the shipped ones."""
     return tuple(path.parent / "templates" for path in (settings.registry, SHIPPED_REGISTRY))
@@ -62,16 +81,18 @@ def file_marks(spec: ModelSpec, settings: Settings) -> tuple[FileMark, ...]:
     """The local files that an entry is loaded from, without reading them. None for a folder that cannot be read, and
     for a model on a hub.
     """
-    if is_on_hub(spec.path):
-        return ()
     beside = settings.registry.parent
+    adapter = spec.adapter and not is_on_hub(spec.adapter)
+    changes = [(beside / Path(spec.adapter).expanduser()) / name for name in ADAPTER_FILES] if adapter else []
+    if is_on_hub(spec.path):
+        return tuple(FileMark.of(path) for path in changes if path.is_file())
     template = spec.options.get("template")
     prompts = [folder / f"{template}.toml" for folder in template_folders(settings)] if template else []
     key = spec.engine_options.get("api_key_file")
     keys = [Path(key)] if isinstance(key, str) else []
     try:
         files = matching_files((beside / Path(spec.path).expanduser()).resolve(), patterns=_patterns(spec))
-        read = (*(files if spec.path else ()), *prompts, *keys)
+        read = (*(files if spec.path else ()), *prompts, *keys, *changes)
         return tuple(FileMark.of(path) for path in read if path.is_file())
     except (OSError, RuntimeError):  # a file that goes meanwhile, a home that nobody has
         return ()

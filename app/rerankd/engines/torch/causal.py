@@ -26,7 +26,14 @@ from rerankd.engines.torch.prefixes import (
     has_shareable_layers,
     shared_tokens,
 )
-from rerankd.engines.torch.weights import Kind, LargeWeightsOptions, Precision, check_weights, load_language_model
+from rerankd.engines.torch.weights import (
+    Kind,
+    LargeWeightsOptions,
+    Precision,
+    check_adapter,
+    check_weights,
+    load_language_model,
+)
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.layer_wise import layer_wise_form
@@ -76,7 +83,7 @@ class TorchCausalEngine:
         options = check(spec)
         form = layer_wise_form(ModelFiles.read(spec.folder), cutoff_layer=options.cutoff_layer)
         model, name, precision = (
-            load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
+            load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code, adapter=spec.adapter)
             if form is None
             else load_layer_wise(spec.folder, form, options)
         )
@@ -159,4 +166,7 @@ def check(spec: EngineSpec) -> TorchCausalOptions:
     # Of those no code of their authors is needed.
     kind: Kind = "causal language model" if form is None else "encoder"
     check_weights(kind, spec.folder, options, trust_remote_code=spec.trust_remote_code or form is not None)
+    if form is not None and spec.adapter is not None:
+        raise ConfigError("a model that scores at several layers takes no adapter; merge it into the model")
+    check_adapter(spec.adapter, options, trust_remote_code=spec.trust_remote_code)
     return options

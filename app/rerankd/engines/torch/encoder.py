@@ -22,8 +22,9 @@ from rerankd.engines.torch.weights import (
     Kind,
     Precision,
     WeightsOptions,
+    check_adapter,
     check_weights,
-    read_weights,
+    load_weights,
     takes_token_types,
     torch_device,
 )
@@ -88,7 +89,7 @@ class TorchEncoderEngine:
         options = check(spec)
         device = torch_device(options.device)
         precision = options.precision_on(device)
-        model = _load(spec, options, device=device, precision=precision)
+        model = _load(spec, options, device=device)
         name_padding(model, spec.pad_id)
         _refuse_changing_attention(model)
         if options.compile:
@@ -193,6 +194,7 @@ def check(spec: EngineSpec) -> TorchEncoderOptions:
         check_layers(head.layers)
     kind: Kind = "sequence classifier" if head is None else "encoder"
     check_weights(kind, spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    check_adapter(spec.adapter, options, trust_remote_code=spec.trust_remote_code)
     if options.cuda_graphs and (options.packed or options.compile or torch_device(options.device).type != "cuda"):
         raise ConfigError(
             "engine 'torch-encoder': cuda_graphs = true records padded passes on a GPU; leave `packed` and `compile` "
@@ -203,21 +205,19 @@ def check(spec: EngineSpec) -> TorchEncoderOptions:
     return options
 
 
-def _load(
-    spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device, precision: Precision
-) -> PreTrainedModel:
+def _load(spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.device) -> PreTrainedModel:
     """The model on its device, with packed sequences if these are configured or faster."""
     head = _head(spec)
-    model = read_weights(
+    model = load_weights(
         "sequence classifier" if head is None else "encoder",
         spec.folder,
-        precision=precision,
-        attention=options.attention,
+        options,
+        device=device,
         trust_remote_code=spec.trust_remote_code,
+        adapter=spec.adapter,
     )
     if head is not None:
-        model = modular_model(model, head)
-    model = model.to(device)
+        model = modular_model(model, head).to(device)
     if options.packed and head is None and can_pack(model):
         model.set_attn_implementation(ATTENTION)
     elif options.packed:

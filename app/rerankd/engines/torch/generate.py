@@ -13,7 +13,7 @@ from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, Engine, EngineSpec, task_of
 from rerankd.engines.torch.device_memory import within_memory
 from rerankd.engines.torch.reason import ReasonEngine
-from rerankd.engines.torch.weights import LargeWeightsOptions, check_weights, load_language_model
+from rerankd.engines.torch.weights import LargeWeightsOptions, check_adapter, check_weights, load_language_model
 from rerankd.engines.torch.writing import Writer
 from rerankd.tasks.generate import Decode, Generate, Generated, Prompt
 from rerankd.tasks.reason import Reason
@@ -54,7 +54,9 @@ class TorchGenerateEngine:
             ConfigError: the folder holds no such model, or the device is not there.
         """
         options, task = check(spec)
-        model, name, precision = load_language_model(spec.folder, options, trust_remote_code=spec.trust_remote_code)
+        model, name, precision = load_language_model(
+            spec.folder, options, trust_remote_code=spec.trust_remote_code, adapter=spec.adapter
+        )
         longest = options.max_new_tokens
         name = f"torch-generate/{name}" + (f"/{longest}" if longest else "")
         if isinstance(task, Reason):
@@ -132,4 +134,5 @@ def check(spec: EngineSpec) -> tuple[TorchGenerateOptions, Generate | Reason]:
     """
     options = read_options(spec.options, TorchGenerateOptions, of="engine 'torch-generate'")
     check_weights("causal language model", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    check_adapter(spec.adapter, options, trust_remote_code=spec.trust_remote_code)
     return options, spec.task if isinstance(spec.task, Reason) else task_of(spec, Generate)

@@ -17,7 +17,13 @@ from rerankd.engines.base import BatchLimits, EngineSpec, pad
 from rerankd.engines.torch.device_memory import to_device, within_memory
 from rerankd.engines.torch.first_step import first_states, has_plain_steps
 from rerankd.engines.torch.head_rows import PROBE, HeadRows
-from rerankd.engines.torch.weights import LargeWeightsOptions, Precision, check_weights, load_language_model
+from rerankd.engines.torch.weights import (
+    LargeWeightsOptions,
+    Precision,
+    check_adapter,
+    check_weights,
+    load_language_model,
+)
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.weights import weight_files
@@ -56,7 +62,11 @@ class TorchSeq2SeqEngine:
         options = check(spec)
         _refuse_missing_head(spec.folder)
         model, name, precision = load_language_model(
-            spec.folder, options, trust_remote_code=spec.trust_remote_code, kind="encoder-decoder"
+            spec.folder,
+            options,
+            trust_remote_code=spec.trust_remote_code,
+            kind="encoder-decoder",
+            adapter=spec.adapter,
         )
         engine = cls(
             model,
@@ -140,4 +150,5 @@ def check(spec: EngineSpec) -> TorchSeq2SeqOptions:
     """
     options = read_options(spec.options, TorchSeq2SeqOptions, of="engine 'torch-seq2seq'")
     check_weights("encoder-decoder", spec.folder, options, trust_remote_code=spec.trust_remote_code)
+    check_adapter(spec.adapter, options, trust_remote_code=spec.trust_remote_code)
     return options

@@ -27,8 +27,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from rerankd.engines.torch.adapters import put_on, with_shared_weights
 from rerankd.engines.torch.modular import bidirectional_classifier
 from rerankd.errors import ConfigError, few
+from rerankd.recognition.adapters import Adapter
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.native import NativeForm, Renamed, checked_native_form
 from rerankd.recognition.weights import check_code, check_safetensors, weight_files
@@ -75,6 +77,11 @@ class WeightsOptions(BaseModel):
         default=None, description="transformers' attn_implementation; default: its own choice for the model."
     )
 
+    merge_adapter: bool = Field(
+        default=False,
+        description="Merge an adapter into weights of its own: faster, but they are not shared with other models.",
+    )
+
     def precision_on(self, device: torch.device) -> Precision:
         return self.precision or ("bfloat16" if device.type == "cuda" else "float32")
 
@@ -107,6 +114,7 @@ def load_language_model(
     trust_remote_code: bool,
     kind: Kind = "causal language model",
     native: NativeForm | None = None,
+    adapter: Path | None = None,
 ) -> tuple[PreTrainedModel, str, Precision]:
     """Load a language model, as `read_weights` does. The text names device and precision, for cache keys.
 
@@ -116,19 +124,78 @@ def load_language_model(
     device = torch_device(options.device)
     precision = options.precision_on(device)
     placement = options.placement_on(device)
-    model = read_weights(
-        kind,
-        folder,
-        precision=precision,
-        attention=options.attention,
-        trust_remote_code=trust_remote_code,
-        native=native,
-        **placement,
-    )
-    if not placement:
-        model = model.to(device)
+    if placement or native is not None:
+        model = read_weights(
+            kind,
+            folder,
+            precision=precision,
+            attention=options.attention,
+            trust_remote_code=trust_remote_code,
+            native=native,
+            **placement,
+        )
+        model = model if placement else model.to(device)
+    else:
+        model = load_weights(kind, folder, options, device=device, trust_remote_code=trust_remote_code, adapter=adapter)
     parts = (device.type, precision, *([options.quantization] if options.quantization else []))
     return model, "/".join(parts), precision
+
+
+def load_weights(
+    kind: Kind,
+    folder: Path,
+    options: WeightsOptions,
+    *,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    adapter: Path | None = None,
+) -> PreTrainedModel:
+    """Load a model onto its device, with its adapter. Equal models of transformers' classes share their weights.
+
+    Raises:
+        ConfigError: the folder holds no such model, not all of its weights, or the adapter does not fit.
+    """
+    precision = options.precision_on(device)
+
+    def load() -> PreTrainedModel:
+        model = read_weights(
+            kind,
+            folder,
+            precision=precision,
+            attention=options.attention,
+            trust_remote_code=trust_remote_code,
+        )
+        return model.to(device)
+
+    if trust_remote_code:
+        return load()
+    model = with_shared_weights((kind, precision, options.attention, str(device), *_marks(folder)), load)
+    if adapter is not None:
+        put_on(model, Adapter.read(adapter), merge=options.merge_adapter)
+    return model
+
+
+def _marks(folder: Path) -> list[tuple[str, int, int]]:
+    """What differs once a file has been replaced."""
+    files = sorted(path for ending in ("*.json", "*.safetensors") for path in folder.rglob(ending))
+    return [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def check_adapter(adapter: Path | None, options: WeightsOptions, *, trust_remote_code: bool) -> None:
+    """Check an adapter before weights are read.
+
+    Raises:
+        ConfigError: it says something that is not applied, or is put on no model that is loaded so.
+    """
+    if adapter is None:
+        return
+    placed = isinstance(options, LargeWeightsOptions) and (options.device_map or options.quantization)
+    if trust_remote_code or placed:
+        raise ConfigError(
+            "an adapter is put on weights in the memory of one device, of a class of transformers: leave device_map, "
+            "quantization and trust_remote_code out"
+        )
+    Adapter.read(adapter)
 
 
 def read_weights(

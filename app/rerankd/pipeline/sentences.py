@@ -41,25 +41,22 @@ def sentence_windows(text: str, edges: Edges, *, length: int, limit: int) -> lis
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    start = 0
+    start = _after_blanks(text, 0)
     for match in _END.finditer(text):
-        if match.end() - start >= _SHORTEST and _ends_a_sentence(match, text):
-            yield from _trimmed(text, start, match.end())
-            start = match.end()
-    yield from _trimmed(text, start, len(text))
+        if match.end() - start >= _SHORTEST:
+            following = _after_blanks(text, match.end())
+            # A mark before a small letter is that of an abbreviation.
+            if match[0] == "\n" or not text[following : following + 1].islower():
+                yield start, _without_blanks(text, start, match.end())
+                # Behind the white space, so that none is looked at twice: a text may have megabytes of it.
+                start = following
+    if start < len(text):
+        yield start, _without_blanks(text, start, len(text))
 
 
-def _ends_a_sentence(match: re.Match[str], text: str) -> bool:
-    """Not so before a small letter: it is an abbreviation."""
-    following = _after_blanks(text, match.end())
-    return match[0] == "\n" or not text[following : following + 1].islower()
-
-
-def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    start = min(_after_blanks(text, start), end)
-    end -= len(text[start:end]) - len(text[start:end].rstrip())
-    if end > start:
-        yield start, end
+def _without_blanks(text: str, start: int, end: int) -> int:
+    """Where a text that does not begin with white space ends without it."""
+    return start + len(text[start:end].rstrip())
 
 
 def _after_blanks(text: str, place: int) -> int:

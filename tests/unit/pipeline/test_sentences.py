@@ -79,3 +79,15 @@ def test_nothing_is_looked_at_beyond_the_edges() -> None:
 def test_time_grows_with_the_text() -> None:
     text = "a. " * 200_000 + "." * 200_000 + " " * 200_000 + '."' * 100_000
     assert _found(text, length=10**6, limit=32)
+
+
+@pytest.mark.parametrize("blanks", ["\n", "\n    ", "\r\n", ".\n "])
+def test_white_space_is_looked_at_once(blanks: str) -> None:
+    """Otherwise this takes minutes, in which nothing else runs."""
+    between = blanks * 400_000
+    text = f"The first sentence.{between}The last sentence."
+    edges = Edges(np.array([0, 19 + len(between), len(text)], dtype=np.int64), np.ones(3, dtype=np.bool_))
+    windows = sentence_windows(text, edges, length=100, limit=32)
+    assert [windows[0][0], windows[-1][1]] == [0, len(text)]
+    if "." not in blanks:
+        assert windows == [(0, 19), (len(text) - 18, len(text))]

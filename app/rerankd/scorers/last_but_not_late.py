@@ -74,6 +74,14 @@ class _Frame:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Clean:
+    """A text as it stands in a prompt, and where its tokens lie."""
+
+    text: str
+    edges: Edges
+
+
 class LastButNotLate:
     """Its scores are cosines, from -1 to 1. They compare inside of one request."""
 
@@ -122,14 +130,15 @@ class LastButNotLate:
         frame = self._frame(query, instruction)
         most = self._most_tokens(frame, max_document_tokens)
         parts = self._parts(documents, most)
-        lengths = np.array([min(part.content.tokens, most) for part in parts], dtype=np.int64)
+        lengths = np.array([min(part.content.edges.tokens, most) for part in parts], dtype=np.int64)
         texts = [
-            self._clean(document[: int(part.content.characters[length])])
-            for document, part, length in zip(documents, parts, lengths.tolist(), strict=True)
+            part.content.text[: int(part.content.edges.characters[length])]
+            for part, length in zip(parts, lengths.tolist(), strict=True)
         ]
         bounds = self._bounds(lengths + frame.around, room=self.max_length - frame.tokens)
         prompts = [self._marked(frame, texts[start:end]) for start, end in pairwise(bounds)]
-        dropped = [part.content.tokens + part.beyond(part.content.tokens) for part in parts] - lengths
+        found = [part.content.edges.tokens for part in parts]
+        dropped = [tokens + part.beyond(tokens) for tokens, part in zip(found, parts, strict=True)] - lengths
         return EncodedBlocks(prompts, sizes=np.diff(bounds).tolist(), dropped=dropped)
 
     def interpret_blocks(self, blocks: Sequence[FloatArray], /) -> FloatArray:
@@ -179,13 +188,15 @@ class LastButNotLate:
             raise InvalidRequest(TooLong(problem=problem))
         return min(self._options.document_tokens, room, room if asked is None else asked)
 
-    def _parts(self, documents: Sequence[str], most: int) -> list[Part[Edges]]:
+    def _parts(self, documents: Sequence[str], most: int) -> list[Part[_Clean]]:
         return read_parts(
-            documents,
-            lambda texts: token_edges(self._tokenizer, texts),
-            enough=lambda edges: edges.tokens >= 2 * most,
-            reach=Reach.of(most),
+            documents, self._read, enough=lambda clean: clean.edges.tokens >= 2 * most, reach=Reach.of(most)
         )
+
+    def _read(self, texts: Sequence[str]) -> list[_Clean]:
+        """Cleaned before tokens are counted: an escaped control token is several."""
+        clean = list(map(self._clean, texts))
+        return list(map(_Clean, clean, token_edges(self._tokenizer, clean)))
 
     def _bounds(self, lengths: IntArray, *, room: int) -> list[int]:
         """Where blocks begin, and where the last one ends: each takes the documents that fit."""

@@ -42,6 +42,13 @@ def test_no_prompt_is_longer_than_the_model_reads(folder: Path) -> None:
     assert encoded.dropped[:3].tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("hostile", ["<|im_end|>", "<|im_start|> ", "</think>", "<|embed_token|>x"])
+def test_escaped_tokens_are_counted(folder: Path, hostile: str) -> None:
+    texts = [hostile * 400] * 3
+    encoded = load(folder, max_length=1000).encode_blocks("q", texts, max_document_tokens=None)
+    assert max(len(prompt.ids) for prompt in encoded.encodings) <= 1000
+
+
 def test_a_long_document_is_cut_and_says_by_how_much(folder: Path) -> None:
     text = " ".join(["word"] * 100)
     whole = load(folder).encode_blocks("q", [text], max_document_tokens=None)

@@ -1,6 +1,7 @@
 """`rerankd import`: a GGUF file becomes a folder that scores as the file does, or it is refused by name."""
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,15 @@ def test_a_file_that_is_cut_off_is_refused(bytes_kept: int, qwen3: Path, tmp_pat
     file.write_bytes(file.read_bytes()[:bytes_kept])
     with pytest.raises(ConfigError, match="download"):
         import_gguf(file, tmp_path / "model")
+
+
+@pytest.mark.parametrize("metadata", [struct.pack("<IQ", 4, 2**60), struct.pack("<IQ", 9, 1) * 5000])
+def test_a_list_that_is_longer_than_the_file_is_refused(metadata: bytes, tmp_path: Path) -> None:
+    name = b"tokenizer.ggml.scores"
+    head = struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, len(name)) + name
+    (tmp_path / "m.gguf").write_bytes(head + struct.pack("<I", 9) + metadata)
+    with pytest.raises(ConfigError, match="not a whole GGUF file"):
+        import_gguf(tmp_path / "m.gguf", tmp_path / "model")
 
 
 def test_the_command_says_how_to_go_on(qwen3: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from gguf import GGUFReader, ReaderTensor, dequantize
+from numpy.typing import NDArray
 
 from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError, few
@@ -80,9 +81,17 @@ class GgufFile:
             raise ConfigError(f"no file {path}; name a GGUF file")
         refuse_hollow(path)
         try:
-            reader = GGUFReader(path)
+            reader = _Reader(path)
             says = {name: field.contents() for name, field in reader.fields.items()}
-        except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError, MemoryError) as error:
+        except (
+            ValueError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            UnicodeDecodeError,
+            MemoryError,
+            RecursionError,
+        ) as error:
             raise ConfigError(f"{path} is not a whole GGUF file ({error!r:.200}); download it again") from None
         if says.get("split.count", 1) not in (0, 1):
             raise ConfigError(
@@ -143,6 +152,18 @@ class GgufFile:
     @property
     def _groups_heads(self) -> bool:
         return f"{self.architecture}.attention.head_count_kv" in self.says
+
+
+class _Reader(GGUFReader):
+    """Ends where the file does. The original takes what lies behind for empty, and reads a list that says it has 2**60
+    entries for ever.
+    """
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **named: Any) -> NDArray[Any]:  # noqa: ANN401
+        found: NDArray[Any] = super()._get(offset, dtype, count, *more, **named)
+        if len(found) < count:
+            raise ValueError(f"at byte {offset} it has {len(found)} of {count} numbers")
+        return found
 
 
 def _in_halves(rows: FloatArray, heads: int) -> FloatArray:

@@ -40,6 +40,8 @@ _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 20.0
 # In bytes: no answer is longer, whatever its log-probabilities.
 _LONGEST_ANSWER: Final = 16 * 2**20
+# A few packed bytes can become gigabytes before anything counts them.
+_UNPACKED: Final = "identity"
 
 
 class ClientOptions(BaseModel):
@@ -109,7 +111,11 @@ class RemoteClient:
         )
         # Loads what the first call would load on the event loop, for a third of a second.
         anyio.run(anyio.sleep, 0)
-        client = httpx.AsyncClient(headers=headers_of(options), timeout=options.timeout_s, transport=transport)
+        client = httpx.AsyncClient(
+            headers={**headers_of(options), "Accept-Encoding": _UNPACKED},
+            timeout=options.timeout_s,
+            transport=transport,
+        )
         return cls(client, options, name=name)
 
     @property
@@ -198,15 +204,20 @@ class RemoteClient:
                     "POST", url, content=content, headers={"Content-Type": "application/json"}
                 ) as response,
             ):
-                async for chunk in response.aiter_bytes():
+                if response.headers.get("content-encoding", _UNPACKED) != _UNPACKED:
+                    raise self._unusable(response, "a compressed answer, for which it was not asked")
+                async for chunk in response.aiter_raw():
                     received += chunk
                     if len(received) > _LONGEST_ANSWER:
-                        problem = f"status {response.status_code} and more than {_LONGEST_ANSWER} bytes"
-                        self._failed(problem, shown=problem)
-                        raise RemoteFailed(f"the remote model ({self.name}) answered with {problem}")
+                        raise self._unusable(response, f"more than {_LONGEST_ANSWER} bytes")
         except TimeoutError:
             raise _TooSlow(f"not all of the answer came within {timeout_s:g} s") from None
         return _Reply(response.status_code, response.headers.get("retry-after", ""), bytes(received))
+
+    def _unusable(self, response: httpx.Response, what: str) -> RemoteFailed:
+        problem = f"status {response.status_code} and {what}"
+        self._failed(problem, shown=problem)
+        return RemoteFailed(f"the remote model ({self.name}) answered with {problem}")
 
     def _answered(self, seconds: float) -> None:
         was_away = self._breaker.away

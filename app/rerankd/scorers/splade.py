@@ -112,8 +112,8 @@ class Splade:
 
     def compare(self, query: Vectors, documents: Sequence[Vectors], /) -> FloatArray:
         """The dot product of the query's weights with each document's."""
-        words = 1 + max((int(text["token"][-1]) for text in (query, *documents) if len(text)), default=0)
-        asked = np.zeros(words, dtype=np.float32)
+        # The last place stands for all words behind the query's; what comes out of a cache may name any.
+        asked = np.zeros(2 + int(query["token"].max(initial=0)), dtype=np.float32)
         asked[query["token"]] = query["weight"]
         return np.array([_dot(asked, document) for document in documents], dtype=np.float32)
 
@@ -122,5 +122,7 @@ class Splade:
 
 
 def _dot(asked: FloatArray, document: Vectors) -> np.float32:
-    """`asked` is the query's weight of every word, shape [words]."""
-    return np.float32((asked[document["token"]] * document["weight"].astype(np.float32)).sum(dtype=np.float32))
+    """`asked` is the query's weight of every word, shape [words]; the last one's is that of all words behind it."""
+    return np.float32(
+        (asked.take(document["token"], mode="clip") * document["weight"].astype(np.float32)).sum(dtype=np.float32)
+    )

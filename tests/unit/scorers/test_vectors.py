@@ -110,9 +110,9 @@ def test_sparse_weights_meet_at_the_same_words(tmp_path: Path) -> None:
     shutil.copytree(TINY_BERT, tmp_path / "model")
     _change(tmp_path / "model" / "config.json", architectures=["BertForMaskedLM"])
     scorer = Splade.load(ScorerSpec(folder=tmp_path / "model"))
-    texts = [
-        np.array(words, dtype=scorer.form.dtype) for words in ([(2, 0.5), (7, 2)], [(7, 3), (900, 1)], [(1, 4)], [])
-    ]
-    assert scorer.compare(texts[0], texts).tolist() == [4.25, 6, 0, 0]
+    words = [[(2, 0.5), (7, 2)], [(7, 3), (900, 1)], [(1, 4)], [], [(2**32 - 1, 5), (7, 1), (8, 1)]]
+    texts = [np.array(text, dtype=scorer.form.dtype) for text in words]
+    assert scorer.compare(texts[0], texts).tolist() == [4.25, 6, 0, 0, 2]
+    assert scorer.compare(texts[3], texts).tolist() == [0] * 5
     with pytest.raises(InvalidRequest, match="instruction"):
         scorer.encode("query", ["x"], max_tokens=None, instruction="judge")

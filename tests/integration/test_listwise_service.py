@@ -165,6 +165,20 @@ async def test_a_cascades_answer_names_the_models_and_wishes_arrive_over_http(se
     assert described["stages"] == ["cross:12", "first:6"]
 
 
+async def test_a_listwise_model_names_the_wishes_that_it_ignores(server: Server) -> None:
+    body = {"model": "first", "query": QUERY, "documents": HUNDRED[:3]}
+    async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+        for wishes, ignored in (
+            ({"passages": {"tokens": 32}}, "truncation, passages"),
+            ({"truncation": "chunk"}, "truncation"),
+            ({"truncation": "chunk", "model": "both"}, None),
+            ({"truncation": "truncate"}, None),
+        ):
+            answer = await client.post("/v2/rerank", json={**body, **wishes})
+            assert answer.status_code == 200, answer.text
+            assert answer.headers.get("x-ignored-fields") == ignored
+
+
 async def test_wishes_out_of_the_operators_bounds_are_refused(tmp_path: Path, causal_folder: Folder) -> None:
     async with serving(tmp_path, causal_folder) as (service, _):
         for wishes, message in (

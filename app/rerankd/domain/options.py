@@ -240,6 +240,8 @@ class ScoreOptions:
         """The wishes among these that mean nothing to some kinds of models, by their names in requests."""
         wishes = {
             "windows": self.windows,
+            "truncation": self.truncation if self.truncation is Truncation.CHUNK else None,
+            "passages": None if self.passages == PassageWishes() else self.passages,
             "relevant_spans": self.spans,
             "max_tokens_per_query": self.max_tokens_per_query,
             "truncate_prompt_tokens": self.max_tokens_per_pair,

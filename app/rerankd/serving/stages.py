@@ -38,7 +38,7 @@ from rerankd.scorers.ranking import Activation, identity
 from rerankd.telemetry.observer import Observer
 
 _NOT_FOR_PAIRS: Final = ("windows",)
-_NOT_FOR_LISTS: Final = ("max_tokens_per_query", "truncate_prompt_tokens", "relevant_spans")
+_NOT_FOR_LISTS: Final = ("truncation", "passages", "max_tokens_per_query", "truncate_prompt_tokens", "relevant_spans")
 
 # They depend on the other documents.
 _NOT_FOR_BLOCKS: Final = ("windows", *_NOT_FOR_LISTS)

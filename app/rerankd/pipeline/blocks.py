@@ -1,8 +1,9 @@
 """Scores a request's documents together, in blocks that share a prompt: one trip through the batcher for all."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from rerankd.scorers.base import BlockScorer, EncodedBlocks
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# About what is tokenized in one slice of time, after which other requests have their turn.
+_CHARACTERS_PER_SLICE: Final = 10_000
 
 
 class BlockStage(Generic[T, R]):
@@ -37,14 +41,15 @@ class BlockStage(Generic[T, R]):
         estimate = Estimate(characters=sum(map(len, documents)) + len(query), items=1, longest=self._scorer.max_length)
         # A part of the blocks scores no document, so a deadline is an error even where a partial answer was asked for.
         async with self._batcher.admit(estimate, options.terms.undivided()) as ticket:
-            encoded = await self._tokenizing.run(
-                share_of(options.terms, documents),
-                self._scorer.encode_blocks,
+            encoding = self._scorer.encode_blocks(
                 query,
                 documents,
                 max_document_tokens=options.max_tokens_per_doc,
                 instruction=options.instruction,
             )
+            share = share_of(options.terms, documents)
+            share = replace(share, cost=min(share.cost, _CHARACTERS_PER_SLICE))
+            encoded = await self._tokenizing.run_sliced(share, encoding)
             read = perf_counter()
             items = items_of(self._scorer.task, encoded.encodings, scope=options.scope)
             costs = [item.cost for item in items]

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from rerankd.concurrency.slices import Sliced
 from rerankd.domain import BoolArray, FloatArray, IntArray, WindowPlan
 from rerankd.scorers.ranking import Activation
 from rerankd.tasks.base import Task
@@ -277,8 +278,8 @@ class BlockScorer(Scorer, Protocol[T, R_contra]):
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
-    ) -> EncodedBlocks[T]:
-        """Write the prompts of a request; cut documents, never the query.
+    ) -> Sliced[EncodedBlocks[T]]:
+        """Write the prompts of a request; cut documents, never the query. A step reads a document or writes a prompt.
 
         Raises:
             InvalidRequest: the query leaves no room for a document, or the model reads no instruction.

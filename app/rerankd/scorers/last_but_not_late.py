@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
+from rerankd.concurrency.slices import Sliced
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
@@ -120,7 +121,7 @@ class LastButNotLate:
         *,
         max_document_tokens: int | None,
         instruction: str | None = None,
-    ) -> EncodedBlocks[MarkedPrompt]:
+    ) -> Sliced[EncodedBlocks[MarkedPrompt]]:
         """Write the prompts of a request: as few blocks as the documents fit into, in their order. Too long documents
         are cut, the query never.
 
@@ -129,16 +130,20 @@ class LastButNotLate:
         """
         frame = self._frame(query, instruction)
         most = self._most_tokens(frame, max_document_tokens)
-        parts = self._parts(documents, most)
-        lengths = np.array([min(part.content.edges.tokens, most) for part in parts], dtype=np.int64)
-        texts = [
-            part.content.text[: int(part.content.edges.characters[length])]
-            for part, length in zip(parts, lengths.tolist(), strict=True)
-        ]
+        texts: list[str] = []
+        lengths, dropped = np.zeros((2, len(documents)), dtype=np.int64)
+        for index, document in enumerate(documents):
+            part = self._part(document, most)
+            tokens = part.content.edges.tokens
+            lengths[index] = length = min(tokens, most)
+            dropped[index] = tokens + part.beyond(tokens) - length
+            texts.append(part.content.text[: int(part.content.edges.characters[length])])
+            yield
         bounds = self._bounds(lengths + frame.around, room=self.max_length - frame.tokens)
-        prompts = [self._marked(frame, texts[start:end]) for start, end in pairwise(bounds)]
-        found = [part.content.edges.tokens for part in parts]
-        dropped = [tokens + part.beyond(tokens) for tokens, part in zip(found, parts, strict=True)] - lengths
+        prompts: list[MarkedPrompt] = []
+        for start, end in pairwise(bounds):
+            prompts.append(self._marked(frame, texts[start:end]))
+            yield
         return EncodedBlocks(prompts, sizes=np.diff(bounds).tolist(), dropped=dropped)
 
     def interpret_blocks(self, blocks: Sequence[FloatArray], /) -> FloatArray:
@@ -188,10 +193,11 @@ class LastButNotLate:
             raise InvalidRequest(TooLong(problem=problem))
         return min(self._options.document_tokens, room, room if asked is None else asked)
 
-    def _parts(self, documents: Sequence[str], most: int) -> list[Part[_Clean]]:
-        return read_parts(
-            documents, self._read, enough=lambda clean: clean.edges.tokens >= 2 * most, reach=Reach.of(most)
+    def _part(self, document: str, most: int) -> Part[_Clean]:
+        (part,) = read_parts(
+            [document], self._read, enough=lambda clean: clean.edges.tokens >= 2 * most, reach=Reach.of(most)
         )
+        return part
 
     def _read(self, texts: Sequence[str]) -> list[_Clean]:
         """Cleaned before tokens are counted: an escaped control token is several."""

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from rerankd.concurrency.slices import run_to_end
 from rerankd.domain import IntArray
 from rerankd.engines.base import LogitsEngine
 from rerankd.errors import InvalidRequest
@@ -172,7 +173,9 @@ class _Asking:
     def _compares(self, scorer: AnyBlockScorer, question: Question) -> bool:
         """Whether the answer scores higher, be it the first document or the second."""
         requests = [[question.answer, question.other], [question.other, question.answer]]
-        blocks = [scorer.encode_blocks(question.text, texts, max_document_tokens=None) for texts in requests]
+        blocks = [
+            run_to_end(scorer.encode_blocks(question.text, texts, max_document_tokens=None)) for texts in requests
+        ]
         first, second = (scorer.interpret_blocks(list(self.engine.run(block.encodings))) for block in blocks)
         return bool(first[0] > first[1] and second[1] > second[0])
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from rerankd.concurrency.slices import run_to_end
 from rerankd.domain import FloatArray
 from rerankd.engines.base import LogitsEngine
 from rerankd.errors import ConfigError, InvalidRequest
@@ -122,7 +123,9 @@ class _Sampling:
         texts = [document for _, document in (*_PAIRS, _LONG)]
         requests = [(query, texts[:count]) for count, (query, _) in enumerate((*_PAIRS, _LONG), start=1)]
         try:
-            encoded = [scorer.encode_blocks(*request, max_document_tokens=_LONG_TOKENS) for request in requests]
+            encoded = [
+                run_to_end(scorer.encode_blocks(*request, max_document_tokens=_LONG_TOKENS)) for request in requests
+            ]
         except InvalidRequest as error:
             raise ConfigError(f"max_length = {scorer.max_length} leaves no room for a document: {error}") from None
         encodings = [encoding for one in encoded for encoding in one.encodings]

@@ -106,7 +106,7 @@ def test_a_repository_is_served_by_its_name_alone(tiny_model: Path, tmp_path: Pa
         assert hub.fetched() == set(names)
         refused = rerankd("serve", "--check", "--load", "org/vectors", cwd=None, **environment)
         assert refused.returncode == 2
-        assert "it gives vectors" in refused.stderr
+        assert "it is not known how a text becomes one vector" in refused.stderr
         command = [sys.executable, "-m", "rerankd", "serve", "org/model", "--port", str(port := free_port())]
         with running(command, port, tmp_path / "rerankd.log", environment) as server:
             wait_until_ready(server)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rerankd.api.answers import Json
+from rerankd.api.answers import FOUR_STRINGS, Json
 from rerankd.api.dialects.base import Dialect
 
 _PATH_PARAMETER: Final = re.compile(r"{(\w+)")
@@ -41,7 +41,9 @@ def answers_of(dialects: Sequence[Dialect]) -> dict[int | str, Json]:
         503: "The model is not ready; Retry-After says when to try again.",
         504: "Not answered in time.",
     }
-    error_schema = dialects[-1].errors.schema
+    # What is refused before its dialect is known has the common form.
+    own = dialects[-1].errors
+    error_schema = own.schema if own is FOUR_STRINGS else _any_of([own.schema, FOUR_STRINGS.schema])
     schema = _any_of([_inlined(dialect.answer.model_json_schema()) for dialect in dialects])
     return {
         200: {"description": "Results, best first.", "content": {"application/json": {"schema": schema}}},

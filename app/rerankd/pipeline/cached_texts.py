@@ -85,10 +85,11 @@ class CachedTexts:
 
     async def _keep(self, entries: dict[bytes, Entry], *, owner: str) -> None:
         """Store what was embedded now."""
-        kept = [(key, entry) for key, entry in entries.items() if is_finite(entry.vectors)]
-        async for span in in_chunks(len(kept)):
+        fresh = list(entries.items())
+        async for span in in_chunks(len(fresh)):
+            kept = {key: self._codec.write(entry) for key, entry in fresh[span] if is_finite(entry.vectors)}
             try:
-                await self._cache.put_many({key: self._codec.write(entry) for key, entry in kept[span]}, owner=owner)
+                await self._cache.put_many(kept, owner=owner)
             except CacheUnavailable:
                 self._observer.cache_failed(operation="put")
                 break

@@ -10,6 +10,7 @@ import numpy as np
 from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
+from rerankd.concurrency.worker import in_chunks
 from rerankd.domain import BoolArray, IntArray, ScoreOptions, Timings, Truncation
 from rerankd.pipeline.items import EncodedItems, encode_items, encoded_items, finished, tokenized
 from rerankd.scorers.base import Role, Vectors, VectorScorer
@@ -77,8 +78,9 @@ class BatchedTexts(Generic[T, R]):
         done = finished(outcome, len(texts))
         places = range(len(texts)) if done is None else np.flatnonzero(done).tolist()
         vectors: list[Vectors | None] = [None] * len(texts)
-        for place, result in zip(places, outcome.results, strict=True):
-            vectors[place] = self._scorer.vectors(payloads[place], result)
+        async for span in in_chunks(len(places)):
+            for place, result in zip(places[span], outcome.results[span], strict=True):
+                vectors[place] = self._scorer.vectors(payloads[place], result)
         return Embedded(
             vectors=vectors,
             tokens=encoded.tokens if done is None else np.where(done, encoded.tokens, 0),

@@ -1,5 +1,7 @@
 """Vectors of texts are embedded once, kept, and compared."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -81,10 +83,12 @@ class Setup:
 
 
 @asynccontextmanager
-async def running(cache: Cache | None = None, *, engine: EmbeddingEngine | None = None) -> Any:
+async def running(
+    cache: Cache | None = None, *, engine: EmbeddingEngine | None = None, embedder: WordEmbedder | None = None
+) -> Any:
     engine, observer = engine or EmbeddingEngine(), RecordingObserver()
     # It knows what these stages ask of it.
-    scorer: Any = WordEmbedder()
+    scorer: Any = embedder or WordEmbedder()
     with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(engine, observer) as batcher:
             texts = _texts(scorer, batcher, tokenizing, cache, observer)
@@ -220,6 +224,34 @@ async def test_without_the_querys_vector_there_is_no_partial_answer() -> None:
         with pytest.raises(DeadlineExceeded):
             await setup.score("who", ["a"], ScoreOptions(terms=terms))
         setup.engine.gate.set()
+
+
+class Ticking(WordEmbedder):
+    """Counts the turns of the event loop, and those in which it was asked for vectors."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.turns_of_vectors: list[int] = []
+
+    async def tick(self) -> None:
+        while True:
+            self.turn += 1
+            await asyncio.sleep(0)
+
+    def vectors(self, text: EncodedText, vector: FloatArray, /) -> Vectors:
+        self.turns_of_vectors.append(self.turn)
+        return super().vectors(text, vector)
+
+
+async def test_other_work_has_its_turn_while_many_vectors_are_taken() -> None:
+    embedder = Ticking()
+    documents = [f"{'x' * (1 + number % 30)} {'y' * (number // 30)}" for number in range(1000)]
+    async with running(embedder=embedder) as setup:
+        ticking = asyncio.create_task(embedder.tick())
+        await setup.score("who", documents)
+        ticking.cancel()
+    assert len(embedder.turns_of_vectors) == 1001
+    assert max(Counter(embedder.turns_of_vectors).values()) <= 251
 
 
 @pytest.mark.redis

@@ -161,7 +161,10 @@ def test_the_first_lines_say_where_what_is_served(server: Server) -> None:
     lines = [json.loads(line) for line in server.log.read_text(encoding="utf-8").splitlines()]
     (summary,) = [line["message"] for line in lines if " listens on " in line["message"]]
     assert f"playground at {server.url}/, API reference at {server.url}/docs, an API key is needed" in summary
-    assert "tiny (onnx/cpu/model.onnx, without our own kernels: the graph has no int8 encoder layer" in summary
+    assert (
+        "tiny (cross-encoder, onnx/cpu/model.onnx, without our own kernels: the graph has no int8 encoder layer"
+        in summary
+    )
     assert not [line for line in lines if line.get("status") == 503], "probes of a service that starts are no news"
     assert not [line for line in lines if line["name"] == "rerankd.api.announcing" and line["level"] == "WARNING"]
 

@@ -104,5 +104,7 @@ def _add(writer: GGUFWriter, key: str, value: object) -> None:
             writer.add_uint32(key, value)
         case float():
             writer.add_float32(key, value)
+        case list():
+            writer.add_array(key, value)
         case _:
             raise TypeError(f"{value!r} has no type of GGUF's here")

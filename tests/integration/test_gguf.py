@@ -151,6 +151,11 @@ def test_large_models_are_written_in_shards(qwen3: Path, tmp_path: Path) -> None
         ({"tokenizer.ggml.model": "llama"}, "a tokenizer 'llama' .*not converted"),
         ({"tokenizer.ggml.pre": "tekken"}, "splits texts by 'tekken', which is not converted"),
         ({"split.count": 3}, "one of 3 parts; merge them"),
+        ({"tokenizer.ggml.eos_token_id": 10**9}, "eos_token_id = 1000000000, and has [0-9]+ tokens; download it again"),
+        ({"tokenizer.ggml.eos_token_id": "</s>"}, "eos_token_id = '</s>', and has"),
+        ({"tokenizer.ggml.add_bos_token": 1}, "bos_token_id = None, and has"),
+        ({"tokenizer.ggml.token_type": 3}, "token_type = 3; download it again"),
+        ({"tokenizer.ggml.merges": ["! !"]}, "merges do not fit its vocabulary"),
     ],
 )
 def test_what_is_not_converted_is_refused(says: Mapping[str, Any], reason: str, qwen3: Path, tmp_path: Path) -> None:

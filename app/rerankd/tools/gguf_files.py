@@ -59,6 +59,7 @@ _WHOLE: Final[Mapping[str, str]] = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
+_MATRIX: Final = 2
 _TENSOR: Final = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 
 
@@ -209,8 +210,8 @@ def _named(path: Path, tensors: Sequence[ReaderTensor]) -> dict[str, ReaderTenso
             f"{path} holds {few(unknown)}, which is not converted, and without which the model would score otherwise; "
             "serve the repository that the file was made from"
         )
-    if "token_embd.weight" not in names:
-        raise ConfigError(f"{path} holds no token_embd.weight: it is not a whole model; download it again")
+    if not any(tensor.name == "token_embd.weight" and len(tensor.shape) == _MATRIX for tensor in tensors):
+        raise ConfigError(f"{path} holds no matrix token_embd.weight: it is not a whole model; download it again")
     return {str(names[tensor.name]): tensor for tensor in tensors}
 
 

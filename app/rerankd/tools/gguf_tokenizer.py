@@ -53,27 +53,29 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
     tokens, merges = (_texts(file, key) for key in ("tokens", "merges"))
     vocabulary = {token: number for number, token in enumerate(tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    if len(vocabulary) != len(tokens) or any(part not in vocabulary for pair in pairs for part in pair):
+    if len(vocabulary) != len(tokens) or any(
+        part not in vocabulary for left, right in pairs for part in (left, right, left + right)
+    ):
         raise ConfigError(f"{file.path}: its merges do not fit its vocabulary; download it again")
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=split == _WHOLE_WORDS_FIRST))
     tokenizer.pre_tokenizer = _PRE_TOKENIZERS[split]
     tokenizer.decoder = decoders.ByteLevel()
     if split == _COMPOSED:
         tokenizer.normalizer = normalizers.NFC()
-    _add_markup(tokenizer, tokens, file.says.get("tokenizer.ggml.token_type", ()))
-    _add_beginning(tokenizer, file)
+    _add_markup(tokenizer, tokens, file)
+    _add_beginning(tokenizer, tokens, file)
     return tokenizer
 
 
 def tokenizer_config(file: GgufFile) -> dict[str, Any]:
     """tokenizer_config.json: the length, and which tokens have a role."""
     tokens = _texts(file, "tokens")
-    ids = {role: file.says.get(f"tokenizer.ggml.{key}_token_id") for role, key in _ROLES.items()}
+    named = {role: key for role, key in _ROLES.items() if f"tokenizer.ggml.{key}_token_id" in file.says}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": file.size("context_length"),
         "clean_up_tokenization_spaces": False,
-        **{f"{role}_token": tokens[number] for role, number in ids.items() if number is not None},
+        **{f"{role}_token": tokens[_id_of(key, tokens, file)] for role, key in named.items()},
     }
 
 
@@ -84,17 +86,31 @@ def _texts(file: GgufFile, key: str) -> Sequence[str]:
     return found
 
 
-def _add_markup(tokenizer: Tokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> None:
+def _id_of(key: str, tokens: Sequence[str], file: GgufFile) -> int:
+    """The place in the vocabulary of the token with a role."""
+    number = file.says.get(f"tokenizer.ggml.{key}_token_id")
+    if not isinstance(number, int) or not 0 <= number < len(tokens):
+        raise ConfigError(
+            f"{file.path} says tokenizer.ggml.{key}_token_id = {number!r:.60}, and has {len(tokens)} tokens; download "
+            "it again"
+        )
+    return number
+
+
+def _add_markup(tokenizer: Tokenizer, tokens: Sequence[str], file: GgufFile) -> None:
     """Mark the tokens that are never cut into pieces. Control tokens are special ones."""
+    kinds = file.says.get("tokenizer.ggml.token_type", [])
+    if not isinstance(kinds, list):
+        raise ConfigError(f"{file.path} says tokenizer.ggml.token_type = {kinds!r:.60}; download it again")
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         marked = [token for token, found in zip(tokens, kinds, strict=False) if found == kind]
         tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token in marked])
 
 
-def _add_beginning(tokenizer: Tokenizer, file: GgufFile) -> None:
+def _add_beginning(tokenizer: Tokenizer, tokens: Sequence[str], file: GgufFile) -> None:
     """Begin every text with a token, where the file says so."""
     if file.says.get("tokenizer.ggml.add_bos_token"):
-        number = int(file.says["tokenizer.ggml.bos_token_id"])
+        number = _id_of("bos", tokens, file)
         token = str(tokenizer.id_to_token(number))
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{token}:0 $A:0", pair=f"{token}:0 $A:0 $B:1", special_tokens=[(token, number)]

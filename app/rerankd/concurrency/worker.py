@@ -48,11 +48,11 @@ def read_quota(path: Path) -> float | None:
         return None
 
 
-async def in_chunks(items: int, *, of: int = 1) -> AsyncIterator[slice]:
-    """Slices of a large request's items, each of which takes some microseconds: other work of the event loop runs
-    between two of them. All but the last have a multiple `of` items.
+async def in_chunks(items: int, *, of: int = 1, most: int = _ITEMS_AT_A_TIME) -> AsyncIterator[slice]:
+    """Slices of a large request's items, each of which takes some microseconds, or of at most `most` that take longer:
+    other work of the event loop runs between two of them. All but the last have a multiple `of` items.
     """
-    size = max(1, _ITEMS_AT_A_TIME // of) * of
+    size = max(1, most // of) * of
     for start in range(0, items, size):
         if start:
             await asyncio.sleep(0)

@@ -28,6 +28,7 @@ class CachedTexts:
         self._inner = inner
         self._cache = cache
         self._codec = VectorCodec(form)
+        self._at_a_time = form.texts_at_a_time
         self._fingerprint = fingerprint
         self._observer = observer
 
@@ -72,7 +73,7 @@ class CachedTexts:
     async def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         """What the cache knows."""
         known: dict[bytes, Entry] = {}
-        async for span in in_chunks(len(keys)):
+        async for span in in_chunks(len(keys), most=self._at_a_time):
             asked = list(dict.fromkeys(keys[span]))
             try:
                 stored = await self._cache.get_many(asked)
@@ -86,7 +87,7 @@ class CachedTexts:
     async def _keep(self, entries: dict[bytes, Entry], *, owner: str) -> None:
         """Store what was embedded now."""
         fresh = list(entries.items())
-        async for span in in_chunks(len(fresh)):
+        async for span in in_chunks(len(fresh), most=self._at_a_time):
             kept = {key: self._codec.write(entry) for key, entry in fresh[span] if is_finite(entry.vectors)}
             try:
                 await self._cache.put_many(kept, owner=owner)

@@ -78,7 +78,7 @@ class BatchedTexts(Generic[T, R]):
         done = finished(outcome, len(texts))
         places = range(len(texts)) if done is None else np.flatnonzero(done).tolist()
         vectors: list[Vectors | None] = [None] * len(texts)
-        async for span in in_chunks(len(places)):
+        async for span in in_chunks(len(places), most=self._scorer.form.texts_at_a_time):
             for place, result in zip(places[span], outcome.results[span], strict=True):
                 vectors[place] = self._scorer.vectors(payloads[place], result)
         return Embedded(

@@ -204,6 +204,13 @@ class VectorForm:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
+    @property
+    def texts_at_a_time(self) -> int:
+        """As many as are copied in some milliseconds, or sent to a cache and back: a vector for each token of a text
+        takes some 100 KB.
+        """
+        return 16 if len(self.shape) > 1 else 250
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedTexts(Generic[T_co]):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +49,7 @@ class WordEmbedder:
 
     task = Embed(outputs=2)
     max_length = 9
+    form = _FORM
 
     def encode(
         self, role: Role, texts: Sequence[str], *, max_tokens: int | None, instruction: str | None = None
@@ -99,7 +100,9 @@ def _texts(
     scorer: Any, batcher: Batcher[Any, Any], tokenizing: SharedWorker, cache: Cache | None, observer: RecordingObserver
 ) -> Texts:
     batched: Texts = BatchedTexts(scorer, batcher, tokenizing)
-    return batched if cache is None else CachedTexts(batched, cache, _FORM, fingerprint="model-1", observer=observer)
+    return (
+        batched if cache is None else CachedTexts(batched, cache, scorer.form, fingerprint="model-1", observer=observer)
+    )
 
 
 async def test_every_document_is_compared_with_the_query() -> None:
@@ -268,6 +271,45 @@ async def test_services_with_one_secret_share_vectors_in_redis(tmp_path: Path) -
             await cache.close()
     assert embedded == [4, 0, 4]
     assert scores[0] == scores[1] == scores[2]
+
+
+class TokenEmbedder(WordEmbedder):
+    """As many vectors as ColBERT has of a document."""
+
+    rows = np.ones((180, 128), dtype="<f4")
+    form = VectorForm(rows.dtype, (-1, 128))
+
+    def vectors(self, _text: EncodedText, _vector: FloatArray, /) -> Vectors:
+        return self.rows
+
+    def compare(self, query: Vectors, documents: Sequence[Vectors], /) -> FloatArray:
+        return np.array([vectors[0] @ query[0] for vectors in documents], dtype=np.float32)
+
+
+class WeighedCache(MemoryCache):
+    """Knows the most bytes that it was sent, or asked for, at once."""
+
+    heaviest = 0
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        found = await super().get_many(keys)
+        self.heaviest = max(self.heaviest, sum(len(entry or b"") for entry in found))
+        return found
+
+    async def put_many(self, entries: Mapping[bytes, bytes], *, owner: str = "") -> None:
+        self.heaviest = max(self.heaviest, sum(map(len, entries.values())))
+        await super().put_many(entries, owner=owner)
+
+
+async def test_a_cache_is_not_sent_the_vectors_of_many_tokens_at_once() -> None:
+    """Redis would not answer within its timeout, and after three such failures no model asks it for a while."""
+    cache = WeighedCache(max_entries=100_000)
+    documents = ["x" * (1 + number) for number in range(60)]
+    async with running(cache, embedder=TokenEmbedder()) as setup:
+        await setup.score("who", documents)
+        known = await setup.score("who", documents)
+    assert known.cached.all()
+    assert 2**20 < cache.heaviest < 2 * 2**20
 
 
 _FORMS = {

@@ -108,9 +108,11 @@ _MEANINGS = {
     "name": "What requests call the model.",
     "aliases": "Other names for it, such as the one that a client library insists on.",
     "scorer": "What its numbers mean: `cross-encoder`, `prompted-classifier`, `yes-no`, `reasoning`, `first`, "
-    "`pairwise`, `generative`, `bi-encoder`, `late-interaction`, `splade`, `remote`; `auto`: by the model's files.",
+    "`pairwise`, `generative`, `last-but-not-late`, `bi-encoder`, `late-interaction`, `splade`, `remote`; "
+    "`auto`: by the model's files.",
     "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-vectors`, `torch-causal`, "
-    "`torch-seq2seq`, `torch-generate`, `endpoint`, `remote`; `auto`: by the model's files and this machine.",
+    "`torch-seq2seq`, `torch-markers`, `torch-generate`, `endpoint`, `remote`; `auto`: by the model's files and this "
+    "machine.",
 }
 
 

@@ -16,7 +16,7 @@ from tests.fakes import FakeService
         ("/v1/v1/rerank", "/v1/rerank"),
         ("/v1/rerank/rerank", "/v1/rerank"),
         ("/api/v1/rerank", "/v1/rerank"),
-        ("/v3/rerank", "/v2/rerank"),
+        ("/v4/rerank", "/v3/rerank"),
         ("/v2/score", "/v1/score"),
         ("/v1/rerankin", "/v1/reranking"),
         ("/v1/scores", "/v1/score"),
@@ -33,6 +33,12 @@ async def test_a_wrong_path_is_told_the_nearest(api: Api, path: str, nearest: st
 @pytest.mark.parametrize("path", ["/", "/wp-login.php", "/" * 60_000, "/" + "é" * 90, "/v1/" + "rerank/" * 10_000])
 def test_what_is_near_to_nothing_is_not_guessed(path: str) -> None:
     assert nearest_path(path, ["/v1/rerank", "/health"]) is None
+
+
+async def test_a_path_that_is_near_to_nothing_is_named_in_the_same_words(api: Api) -> None:
+    answer = await api.client.get("/wp-login.php")
+    assert is_our_error(answer, 404, "not_found")
+    assert answer.json()["message"] == "GET /wp-login.php: no such path; GET /docs lists all paths"
 
 
 async def test_a_long_path_is_not_said_back(api: Api) -> None:

@@ -19,6 +19,7 @@ from rerankd.engines import load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.errors import ConfigError
 from rerankd.serving.assembly import load_parts, running_service
+from rerankd.serving.choosing import refuse_unserved_folders
 from rerankd.tasks.encoding import Encoding
 from rerankd.tasks.read_tokens import ReadTokens
 from rerankd.telemetry.observer import Silent
@@ -170,6 +171,16 @@ def test_models_over_one_base_share_its_memory(spec: EngineSpec, adapter_of: Cal
     assert used[0] < used[1]
     assert used[0] < used[2]
     assert used[1] & used[2] == used[0]
+
+
+def test_an_adapter_of_another_model_ends_serve_at_once(
+    qwen3: Path, adapter_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    adapter = copytree(adapter_of("lora"), tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/other"}))
+    with pytest.raises(ConfigError, match="names 'org/other' as the model that it changes"):
+        refuse_unserved_folders(Settings(model=str(qwen3), model_template="qwen3-reranker", model_adapter=str(adapter)))
 
 
 async def test_models_over_one_base_are_served_side_by_side(

@@ -57,6 +57,12 @@ def test_a_folder_that_cannot_be_served_ends_serve_at_once(tmp_path: Path) -> No
     assert "encoder-decoder" in done.stderr
 
 
+def test_a_template_that_the_model_does_not_take_ends_serve_at_once(tiny_model: Path) -> None:
+    done = rerankd("serve", tiny_model, "--template", "qwen3-reranker", "--port", str(free_port()))
+    assert done.returncode == 2
+    assert "unknown key 'template'" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options", "engine"),

@@ -62,8 +62,10 @@ class WrongPaths:
                 "RERANKD_PRIVATE switches the playground and /docs off; send requests to POST /v2/rerank with an API "
                 "key, and see GET /openapi.json with one for all paths"
             )
-        nearest = nearest_path(path, self._paths) if status == 404 else None
-        return f"no such path; did you mean {nearest}?" if nearest else None
+        if status != 404:
+            return None
+        nearest = nearest_path(path, self._paths)
+        return f"no such path; did you mean {nearest}?" if nearest else "no such path"
 
 
 def nearest_path(path: str, known: Sequence[str]) -> str | None:

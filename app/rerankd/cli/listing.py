@@ -43,7 +43,8 @@ def inspect_model(
     """Say what a model is, how it would be served here, and what was read from which file; weights are not fetched."""
     settings = read_settings(model_device=device, model_dtype=dtype, model_template=template)
     log_warnings_only()
-    report = describe_model(inspect_whole(named_model(model, settings), settings))
+    spec = named_model(model, settings)
+    report = describe_model(spec, inspect_whole(spec, settings))
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:

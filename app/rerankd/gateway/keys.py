@@ -32,7 +32,9 @@ class _Entry:
 class ApiKeys:
     """The keys that are valid now. Without keys every request is allowed."""
 
-    def __init__(self, keys: Sequence[ApiKey]) -> None:
+    def __init__(self, keys: Sequence[ApiKey], *, called: str = "API key") -> None:
+        """`called` is what errors call such a key."""
+        self._called = called
         self._entries = [_entry(key) for key in keys]
 
     @property
@@ -49,14 +51,14 @@ class ApiKeys:
         if self.open:
             return _ANYBODY
         if not spellings:
-            raise Unauthorized("no API key, and this service needs one")
+            raise Unauthorized(f"no {self._called}, and this request needs one")
         digests = [sha256(spelling).digest() for spelling in spellings]
         # All are compared, so that the time taken does not tell which key was close.
         callers = [
             entry.caller for entry in self._entries for digest in digests if hmac.compare_digest(digest, entry.digest)
         ]
         if not callers:
-            raise Unauthorized("this API key is not valid")
+            raise Unauthorized(f"this {self._called} is not valid")
         return callers[0]
 
     def replace(self, keys: Sequence[ApiKey]) -> "KeyChanges":

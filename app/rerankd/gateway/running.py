@@ -32,5 +32,5 @@ async def running_administration(
     keys = ApiKeys(clients)
     async with running_host(settings, observer) as (service, host):
         gateway = Gateway(service, keys=keys, held=HeldBytes(settings.max_held_bytes), observer=observer)
-        admin_keys = ApiKeys(admins) if admins else None
+        admin_keys = ApiKeys(admins, called="admin key") if admins else None
         yield gateway, Administration(settings, keys=keys, admin_keys=admin_keys, host=host)

@@ -207,7 +207,7 @@ def refuse_unsaid_pairs(files: ModelFiles, *, separated: bool) -> None:
         'if it was trained on plain pairs, as sentence-transformers before 5.4 did, set options = { pairs = "plain" } '
         "(`rerankd export --pairs plain`); "
         'if it reads a pair inside of a prompt, set scorer = "prompted-classifier" and options = { template = ... } '
-        "(docs/models.md)"
+        "(`--template`; docs/models.md lists them)"
     )
     if source is not None:
         raise ConfigError(

@@ -109,8 +109,7 @@ class Certificate:
             return ""
         return (
             f"uncertified: of {self.asked} questions with an obvious answer it ranks {len(self.wrong)} wrongly, for "
-            f"example {self.wrong[0]!r}; check its prompt template, its head and the option `label` with `rerankd "
-            "inspect`"
+            f"example {self.wrong[0]!r}; check its prompt, its head and its options with `rerankd inspect`"
         )
 
 

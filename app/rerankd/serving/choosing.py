@@ -22,8 +22,9 @@ from rerankd.recognition.families import recognise
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import GRAPH_ENGINES, Asked, Outcome, Recognised, Refused
 from rerankd.recognition.weights import absence
+from rerankd.scorers import check_scorer
 from rerankd.scorers.templates import known_templates
-from rerankd.serving.model_files import read_model_files, template_folders
+from rerankd.serving.model_files import adapter_folder, read_model_files, template_folders
 from rerankd.serving.sources import is_on_hub
 
 logger = logging.getLogger(__name__)
@@ -133,8 +134,8 @@ def choose(spec: ModelSpec, settings: Settings) -> ModelSpec:
 
 
 def refuse_unserved_folders(settings: Settings) -> None:
-    """Check the folders among the models that settings name, before a service starts that could never answer. Models on
-    a hub are fetched later, and may take their time.
+    """Check the folders among the models and adapters that settings name, before a service starts that could never
+    answer. Those on a hub are fetched later, and may take their time.
 
     Raises:
         ConfigError: one of them cannot be served; the message says why.
@@ -143,6 +144,8 @@ def refuse_unserved_folders(settings: Settings) -> None:
         for spec in served_registry(settings).model:
             if not is_on_hub(spec.path):
                 choose(spec, settings)
+            if spec.adapter and not is_on_hub(spec.adapter):
+                adapter_folder(spec, settings)
 
 
 def inspect(spec: ModelSpec, settings: Settings) -> Inspected:
@@ -173,6 +176,7 @@ def _choice(spec: ModelSpec, files: ModelFiles, outcome: Outcome) -> Choice:
         raise ConfigError(str(outcome))
     if spec.scorer not in (AUTO, outcome.scorer):
         raise ConfigError(f"this is served with scorer = {outcome.scorer!r}, and the entry says {spec.scorer!r}")
+    check_scorer(outcome.scorer, outcome.options)
     if spec.engine != AUTO:
         return Choice(engine=spec.engine, options=spec.engine_options, because="the entry says so")
     options = read_options(spec.engine_options, AutoOptions, of=f"engine {AUTO!r}")

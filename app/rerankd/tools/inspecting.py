@@ -41,7 +41,7 @@ def inspect_whole(spec: ModelSpec, settings: Settings) -> Inspected:
     return found
 
 
-def describe_model(inspected: Inspected) -> dict[str, Any]:
+def describe_model(spec: ModelSpec, inspected: Inspected) -> dict[str, Any]:
     """All of it, as JSON shows it; what is unknown is null."""
     outcome, choice, files = inspected.outcome, inspected.choice, inspected.files
     described: dict[str, Any] = {
@@ -49,6 +49,7 @@ def describe_model(inspected: Inspected) -> dict[str, Any]:
         "family": outcome.family or None,
         "folder": str(files.folder),
         "repository": files.repository or None,
+        "adapter": spec.adapter or None,
     }
     if isinstance(outcome, Recognised):
         described |= {

@@ -34,6 +34,14 @@ def _bearer(key: bytes) -> Sequence[bytes]:
     return key_in({"authorization": f"Bearer {key.decode('latin-1')}"})
 
 
+def test_a_missing_or_wrong_key_is_called_what_it_is() -> None:
+    keys = ApiKeys([ApiKey(name="a", sha256=hash_key("right"))], called="admin key")
+    with pytest.raises(Unauthorized, match="no admin key, and this request needs one"):
+        keys.identify([])
+    with pytest.raises(Unauthorized, match="this admin key is not valid"):
+        keys.identify([b"wrong"])
+
+
 @pytest.mark.parametrize("key", _ALPHABETS)
 def test_a_key_of_any_alphabet_is_known(key: str) -> None:
     keys = ApiKeys([ApiKey(name="a", sha256=hash_key(key))])

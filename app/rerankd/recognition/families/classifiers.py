@@ -80,7 +80,7 @@ def classifier(name: str, files: ModelFiles, asked: Asked, sign: Evidence) -> Ou
 def _evidence_of(files: ModelFiles, head: Head) -> list[Evidence]:
     """What says the number of outputs, the activation and the length."""
     sources = (
-        ("config.json", "id2label", len(files.config.get("id2label") or ()) or None),
+        ("config.json", "labels in id2label", len(files.config.get("id2label") or ()) or None),
         ("config.json", "problem_type", files.config.get("problem_type")),
         ("config.json", "max_position_embeddings", files.config.get("max_position_embeddings")),
         ("tokenizer_config.json", "model_max_length", files.tokenizer_config.get("model_max_length")),

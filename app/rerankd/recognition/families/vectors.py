@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rerankd.errors import ConfigError
-from rerankd.recognition.embedders import read_prompts, read_similarity, refuse_other_than_embedder
+from rerankd.recognition.embedders import Prompts, read_prompts, read_similarity, refuse_other_than_embedder
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.late_interaction import read_late_interaction
 from rerankd.recognition.lengths import declared_length
@@ -56,7 +56,7 @@ def _bi_encoder(files: ModelFiles, asked: Asked) -> Outcome | None:
         scorer="bi-encoder",
         head=f"a vector of {head.outputs} numbers ({' and '.join(head.poolings)} pooling), compared by {similarity}",
         activation="identity",
-        input=f"query and document apart, behind the prompts {prompts.query!r} and {prompts.document!r}",
+        input=_input(prompts),
         max_length=declared_length(files),
         engines=TASK_ENGINES["embed"],
         options=dict(asked.options),
@@ -79,12 +79,18 @@ def _late_interaction(files: ModelFiles, asked: Asked, family: str, sign: Eviden
         scorer="late-interaction",
         head=f"a vector of {found.width} numbers for each token, compared by {found.similarity}",
         activation="identity",
-        input=f"query and document apart, behind the prompts {found.prompts.query!r} and {found.prompts.document!r}",
+        input=_input(found.prompts),
         max_length=found.document_length or declared_length(files),
         engines=TASK_ENGINES["embed_tokens"],
         options=dict(asked.options),
         evidence=evidence,
     )
+
+
+def _input(prompts: Prompts) -> str:
+    if not prompts.query and not prompts.document:
+        return "query and document apart"
+    return f"query and document apart, behind the prompts {prompts.query!r} and {prompts.document!r}"
 
 
 def _stanford(files: ModelFiles, asked: Asked) -> Outcome | None:

@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final
+
+from pydantic import BaseModel
 
 from rerankd.api.answers import FOUR_STRINGS, Json
 from rerankd.api.dialects.base import Dialect
@@ -21,7 +24,7 @@ def description_of(path: str, dialects: Sequence[Dialect]) -> Json:
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": _any_of([_inlined(dialect.body.model_json_schema()) for dialect in dialects]),
+                    "schema": _any_of([_schema_of(dialect.body) for dialect in dialects]),
                     "examples": {dialect.name: {"value": dialect.example} for dialect in dialects},
                 }
             },
@@ -44,7 +47,7 @@ def answers_of(dialects: Sequence[Dialect]) -> dict[int | str, Json]:
     # What is refused before its dialect is known has the common form.
     own = dialects[-1].errors
     error_schema = own.schema if own is FOUR_STRINGS else _any_of([own.schema, FOUR_STRINGS.schema])
-    schema = _any_of([_inlined(dialect.answer.model_json_schema()) for dialect in dialects])
+    schema = _any_of([_schema_of(dialect.answer) for dialect in dialects])
     return {
         200: {"description": "Results, best first.", "content": {"application/json": {"schema": schema}}},
         **{
@@ -58,8 +61,10 @@ def _any_of(schemas: list[Json]) -> Json:
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
-def _inlined(schema: Json) -> Json:
-    """A schema without references of its own, which would point nowhere inside an OpenAPI document."""
+@cache
+def _schema_of(model: type[BaseModel]) -> Json:
+    """Without references of its own, which would point nowhere inside an OpenAPI document."""
+    schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 
     def resolve(part: Any) -> Any:  # noqa: ANN401 - any JSON

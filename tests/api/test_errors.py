@@ -140,7 +140,7 @@ async def test_many_mistakes_are_not_all_listed(api: Api) -> None:
     assert answer.json()["message"].endswith("; and 2 more")
 
 
-@pytest.mark.parametrize("path", ["/nope", "/v3/rerank", "/v1/models/nope"])
+@pytest.mark.parametrize("path", ["/nope", "/v9/rerank", "/v1/models/nope"])
 async def test_a_wrong_path(api: Api, path: str) -> None:
     answer = await api.client.get(path)
     assert is_our_error(answer, 404, "model_not_found" if "models" in path else "not_found")

@@ -12,8 +12,11 @@ import pytest
 
 from docs.generate import LIMIT_SETTINGS, PAGES
 from rerankd.config.settings import Settings
+from rerankd.engines import ENGINES
+from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS
 
 _ROOT = Path(__file__).parents[2]
+_SCORERS = [*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS]
 _PAGES = [*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"), *(_ROOT / "models").rglob("*.md")]
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
@@ -62,6 +65,12 @@ def test_the_tests_that_hold_the_threat_models_promises_exist() -> None:
     named = re.findall(r"`(tests/[\w/.]+)`", page)
     assert len(named) > 8
     assert [path for path in named if not (_ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize(("page", "names"), [("configuration.md", [*_SCORERS, *ENGINES]), ("glossary.md", _SCORERS)])
+def test_every_scorer_and_engine_is_on_the_pages_that_list_them(page: str, names: list[str]) -> None:
+    text = (_ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rerankd.concurrency.slices import Sliced
 from rerankd.domain import BoolArray, FloatArray, IntArray, WindowPlan
+from rerankd.errors import InvalidRequest
 from rerankd.scorers.ranking import Activation
 from rerankd.tasks.base import Task
 
@@ -359,3 +360,13 @@ class Kinds(Protocol[Made_co]):
     def blocks(self, scorer: AnyBlockScorer, /) -> Made_co: ...
 
     def comparisons(self, scorer: AnyComparisonScorer, /) -> Made_co: ...
+
+
+def refuse_instruction(instruction: str | None, *, takes: bool = False) -> None:
+    """Refuse an instruction to a model that takes none.
+
+    Raises:
+        InvalidRequest: there is an instruction.
+    """
+    if instruction is not None and not takes:
+        raise InvalidRequest("this model does not take an instruction; leave it out")

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
-from rerankd.errors import InvalidRequest
 from rerankd.recognition.embedders import (
     Similarity,
     read_prompts,
@@ -22,10 +21,9 @@ from rerankd.recognition.embedders import (
 )
 from rerankd.recognition.modules import ModularHead, read_embedding_head
 from rerankd.recognition.tokenizer_settings import refuse_other_cuts
-from rerankd.scorers.base import Edges, EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors
-from rerankd.scorers.ranking import Activation, identity
+from rerankd.scorers.base import EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors, refuse_instruction
 from rerankd.scorers.stored import STORED, Stored
-from rerankd.scorers.text_encoder import TextEncoder
+from rerankd.scorers.text_encoder import TextEncoder, TextScorer
 from rerankd.scorers.text_template import read_text_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.tasks.embed import Embed, EncodedText
@@ -47,17 +45,14 @@ class BiEncoderOptions(BaseModel):
     )
 
 
-class BiEncoder:
+class BiEncoder(TextScorer):
     def __init__(
         self, texts: TextEncoder, head: ModularHead, *, pad_id: int, similarity: Similarity, stored: Stored = "float32"
     ) -> None:
-        self._texts = texts
+        super().__init__(texts, pad_id=pad_id)
         self._similarity = SIMILARITIES[similarity]
-        self.max_length = texts.max_length
-        self.pad_id = pad_id
         self.task = Embed(outputs=head.outputs)
         self.form = VectorForm(np.dtype(STORED[stored]), (head.outputs,))
-        self.activation: Activation = identity
         self.fingerprint = json.dumps(["bi-encoder", texts.fingerprint, similarity, stored])
 
     @classmethod
@@ -91,29 +86,8 @@ class BiEncoder:
         Raises:
             InvalidRequest: a query is too long, or there is an instruction.
         """
-        _refuse_instruction(instruction)
+        refuse_instruction(instruction)
         return self._texts.encode(role, texts, max_tokens=max_tokens)
-
-    def query_room(self) -> int:
-        """How many tokens of a query the model reads."""
-        return self._texts.room("query")
-
-    def room(self, query: str, instruction: str | None = None) -> int:
-        """How many tokens of a document the model reads.
-
-        Raises:
-            InvalidRequest: the query is too long, or there is an instruction.
-        """
-        self.encode("query", [query], max_tokens=None, instruction=instruction)
-        return self._texts.room("document")
-
-    def edges(self, texts: Sequence[str]) -> list[Edges]:
-        """Where the tokens of texts lie."""
-        return self._texts.edges(texts)
-
-    def drops(self, text: str) -> bool:
-        """Whether the tokenizer leaves nothing of a short text."""
-        return self._texts.drops(text)
 
     def vectors(self, _encoding: EncodedText, vector: FloatArray, /) -> Vectors:
         """The vector as it is kept."""
@@ -125,11 +99,6 @@ class BiEncoder:
 
     def by_kind(self, kinds: Kinds[Made], /) -> Made:
         return kinds.vectors(self)
-
-
-def _refuse_instruction(instruction: str | None) -> None:
-    if instruction is not None:
-        raise InvalidRequest("this model does not take an instruction; leave it out")
 
 
 def _cosine(documents: FloatArray, query: FloatArray) -> FloatArray:

@@ -27,7 +27,7 @@ from rerankd.recognition.kinds import (
 )
 from rerankd.recognition.native import native_form
 from rerankd.recognition.tokenizer_settings import check_pair, gives_segments, refuse_other_cuts
-from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec
+from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec, refuse_instruction
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.document_tokenizer import DocumentTokenizer
 from rerankd.scorers.edges import token_edges
@@ -119,7 +119,7 @@ class CrossEncoder:
         Raises:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
-        _refuse_instruction(instruction)
+        refuse_instruction(instruction)
         query_ids = ids_of(self._tokenizer, query)
         room = self._room_beside(len(query_ids))
         if max_document_tokens is not None:
@@ -145,7 +145,7 @@ class CrossEncoder:
         Raises:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
-        _refuse_instruction(instruction)
+        refuse_instruction(instruction)
         return self._room_beside(len(ids_of(self._tokenizer, query)))
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:
@@ -188,11 +188,6 @@ class CrossEncoder:
             )
             raise InvalidRequest(TooLong(problem=problem))
         return room
-
-
-def _refuse_instruction(instruction: str | None) -> None:
-    if instruction is not None:
-        raise InvalidRequest("this model does not take an instruction; leave it out")
 
 
 def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:

@@ -19,7 +19,7 @@ from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray, WindowPlan
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import refuse_other_than_language_model
-from rerankd.scorers.base import EncodedWindow, Kinds, Made, ScorerSpec
+from rerankd.scorers.base import EncodedWindow, Kinds, Made, ScorerSpec, refuse_instruction
 from rerankd.scorers.beginnings import Part, Reach, read_parts
 from rerankd.scorers.list_prompt import (
     ListPrompt,
@@ -30,7 +30,6 @@ from rerankd.scorers.list_prompt import (
     first_words,
     fit,
     identifier_texts,
-    refuse_instruction,
 )
 from rerankd.scorers.templates import ControlTokenEscaper, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder, beginning_ids, drops, ids_of

@@ -14,14 +14,13 @@ from tokenizers import AddedToken, Tokenizer
 
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray
-from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.errors import ConfigError
 from rerankd.recognition.files import read_optional_json
 from rerankd.recognition.late_interaction import Expansion, LateInteraction, read_late_interaction
 from rerankd.recognition.tokenizer_settings import content_of, refuse_other_cuts
-from rerankd.scorers.base import Edges, EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors
-from rerankd.scorers.ranking import Activation, identity
+from rerankd.scorers.base import EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors, refuse_instruction
 from rerankd.scorers.stored import STORED, Stored
-from rerankd.scorers.text_encoder import TextEncoder
+from rerankd.scorers.text_encoder import TextEncoder, TextScorer
 from rerankd.scorers.text_template import read_text_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.tasks.embed_tokens import EmbedTokens, ExpandedText
@@ -41,7 +40,7 @@ class LateInteractionOptions(BaseModel):
     )
 
 
-class LateInteractionScorer:
+class LateInteractionScorer(TextScorer):
     def __init__(
         self,
         texts: TextEncoder,
@@ -53,17 +52,14 @@ class LateInteractionScorer:
         stored: Stored = "float32",
     ) -> None:
         """`filling` is the id that queries are filled with, `skipped` are those of skipped words."""
-        self._texts = texts
+        super().__init__(texts, pad_id=pad_id)
         self._expansion = model.expansion
         self._filling = filling
         self._skipped = np.array(skipped, dtype=np.int64)
         self._skips = model.skips
         self._mean = model.similarity == "meanmaxsim"
-        self.max_length = texts.max_length
-        self.pad_id = pad_id
         self.task = EmbedTokens()
         self.form = VectorForm(np.dtype(STORED[stored]), (-1, model.width))
-        self.activation: Activation = identity
         said = [texts.fingerprint, repr(model.expansion), filling, list(skipped), list(model.skips), self._mean, stored]
         self.fingerprint = json.dumps(["late-interaction", *said])
 
@@ -107,32 +103,9 @@ class LateInteractionScorer:
         Raises:
             InvalidRequest: there is an instruction.
         """
-        if instruction is not None:
-            raise InvalidRequest("this model does not take an instruction; leave it out")
+        refuse_instruction(instruction)
         encoded = self._texts.encode(role, texts, max_tokens=max_tokens)
         return EncodedTexts([self._text(role, one.ids) for one in encoded.encodings], encoded.dropped)
-
-    def query_room(self) -> int:
-        """How many tokens of a query the model reads."""
-        return self._texts.room("query")
-
-    def room(self, query: str, instruction: str | None = None) -> int:  # noqa: ARG002 - queries are cut
-        """How many tokens of a document the model reads.
-
-        Raises:
-            InvalidRequest: there is an instruction.
-        """
-        if instruction is not None:
-            raise InvalidRequest("this model does not take an instruction; leave it out")
-        return self._texts.room("document")
-
-    def edges(self, texts: Sequence[str]) -> list[Edges]:
-        """Where the tokens of texts lie."""
-        return self._texts.edges(texts)
-
-    def drops(self, text: str) -> bool:
-        """Whether the tokenizer leaves nothing of a short text."""
-        return self._texts.drops(text)
 
     def vectors(self, text: ExpandedText, vectors: FloatArray, /) -> Vectors:
         """The vectors of the tokens that are compared, as they are kept."""

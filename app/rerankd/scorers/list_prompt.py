@@ -169,16 +169,6 @@ def first_words(documents: Sequence[str], words: int) -> list[Part[int]]:
     )
 
 
-def refuse_instruction(instruction: str | None) -> None:
-    """Refuse what a listwise prompt has no place for.
-
-    Raises:
-        InvalidRequest: there is an instruction.
-    """
-    if instruction is not None:
-        raise InvalidRequest("this model does not take an instruction; leave it out")
-
-
 def fit(
     write: Callable[[int], T], length: Callable[[T], int], *, most: int, longest: int, unit: str, candidates: int
 ) -> tuple[T, int]:

@@ -16,7 +16,7 @@ from rerankd.errors import ConfigError, InvalidRequest, TooLong
 from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.chat_template import STRIPPED, Strips
 from rerankd.recognition.kinds import ModelFiles, default_prompt
-from rerankd.scorers.base import Edges, EncodedPairs
+from rerankd.scorers.base import Edges, EncodedPairs, refuse_instruction
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.edges import token_edges
 from rerankd.scorers.ranking import Activation, activation_of
@@ -189,8 +189,7 @@ class PairPrompt:
         return self._tokenize([frame.opening + self._escape(text) + frame.closing for text in documents])
 
     def _frame(self, query: str, instruction: str | None) -> _Frame:
-        if instruction is not None and not self.takes_instruction:
-            raise InvalidRequest("this model does not take an instruction; leave it out")
+        refuse_instruction(instruction, takes=self.takes_instruction)
         values = {"query": self._escape(self._strip(query, "")[0]), "instruction": self._said(instruction)}
         at = next(index for index, part in enumerate(self._template.prompt) if "{document}" in part)
         texts = [fill(part, values) for part in self._template.prompt]

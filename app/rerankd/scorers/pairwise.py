@@ -17,9 +17,8 @@ from rerankd.config.options import read_options
 from rerankd.domain import FloatArray, IntArray, WindowPlan
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
 from rerankd.recognition.kinds import refuse_other_than_language_model
-from rerankd.scorers.base import Comparison, EncodedPairs, Kinds, Made, ScorerSpec
+from rerankd.scorers.base import Comparison, EncodedPairs, Kinds, Made, ScorerSpec, refuse_instruction
 from rerankd.scorers.beginnings import Reach, read_parts
-from rerankd.scorers.list_prompt import refuse_instruction
 from rerankd.scorers.templates import ControlTokenEscaper, fill, read_prompt_template, single_token
 from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of

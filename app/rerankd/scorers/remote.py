@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
 from rerankd.errors import ConfigError, InvalidRequest
-from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec
+from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec, refuse_instruction
 from rerankd.scorers.ranking import Activation, identity, sigmoid
 from rerankd.scorers.remote_apis import LIST_APIS, ListApi, ScoreKind, YesNoApi
 from rerankd.tasks.rank import Rank, TextPair
@@ -96,8 +96,7 @@ class Remote:
         )
 
     def room(self, query: str, instruction: str | None = None) -> int:
-        if instruction is not None and not self._api.reads_instructions:
-            raise InvalidRequest("this model does not take an instruction; leave it out")
+        refuse_instruction(instruction, takes=self._api.reads_instructions)
         room = self.max_length - tokens_of(query) - tokens_of(instruction or "")
         if room < 1:
             raise InvalidRequest(

@@ -13,14 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
-from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.errors import ConfigError
 from rerankd.recognition.embedders import read_prompts
 from rerankd.recognition.splade import SpladePooling, read_splade
 from rerankd.recognition.tokenizer_settings import refuse_other_cuts
-from rerankd.scorers.base import Edges, EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors
-from rerankd.scorers.ranking import Activation, identity
+from rerankd.scorers.base import EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors, refuse_instruction
 from rerankd.scorers.stored import STORED, Stored
-from rerankd.scorers.text_encoder import TextEncoder
+from rerankd.scorers.text_encoder import TextEncoder, TextScorer
 from rerankd.scorers.text_template import read_text_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.tasks.encoding import Encoding
@@ -40,14 +39,11 @@ class SpladeOptions(BaseModel):
     )
 
 
-class Splade:
+class Splade(TextScorer):
     def __init__(self, texts: TextEncoder, pooling: SpladePooling, *, pad_id: int, stored: Stored = "float32") -> None:
-        self._texts = texts
-        self.max_length = texts.max_length
-        self.pad_id = pad_id
+        super().__init__(texts, pad_id=pad_id)
         self.task = WeighWords()
         self.form = VectorForm(np.dtype([("token", "<u4"), ("weight", STORED[stored])]), (-1,))
-        self.activation: Activation = identity
         self.fingerprint = json.dumps(["splade", texts.fingerprint, repr(pooling), stored])
 
     @classmethod
@@ -81,30 +77,8 @@ class Splade:
         Raises:
             InvalidRequest: a query is too long, or there is an instruction.
         """
-        if instruction is not None:
-            raise InvalidRequest("this model does not take an instruction; leave it out")
+        refuse_instruction(instruction)
         return self._texts.encode(role, texts, max_tokens=max_tokens)
-
-    def query_room(self) -> int:
-        """How many tokens of a query the model reads."""
-        return self._texts.room("query")
-
-    def room(self, query: str, instruction: str | None = None) -> int:
-        """How many tokens of a document the model reads.
-
-        Raises:
-            InvalidRequest: the query is too long, or there is an instruction.
-        """
-        self.encode("query", [query], max_tokens=None, instruction=instruction)
-        return self._texts.room("document")
-
-    def edges(self, texts: Sequence[str]) -> list[Edges]:
-        """Where the tokens of texts lie."""
-        return self._texts.edges(texts)
-
-    def drops(self, text: str) -> bool:
-        """Whether the tokenizer leaves nothing of a short text."""
-        return self._texts.drops(text)
 
     def vectors(self, _text: Encoding, words: NDArray[np.void], /) -> Vectors:
         """The weights as they are kept."""

@@ -1,4 +1,4 @@
-"""Texts of queries and documents as sequences of their own, each behind its role's prompt."""
+"""Texts of queries and documents as sequences of their own, each behind its role's prompt, and scorers of them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 from rerankd.domain import IntArray
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
 from rerankd.recognition.embedders import Prompts
-from rerankd.scorers.base import Edges, EncodedTexts, Role
+from rerankd.scorers.base import Edges, EncodedTexts, Role, refuse_instruction
 from rerankd.scorers.beginnings import Reach, read_parts
 from rerankd.scorers.document_tokenizer import DocumentTokenizer
 from rerankd.scorers.edges import token_edges
+from rerankd.scorers.ranking import Activation, identity
 from rerankd.scorers.text_template import TextTemplate
 from rerankd.scorers.tokenizer_files import drops, ids_of
 from rerankd.tasks.embed import EncodedText
@@ -90,6 +91,15 @@ class TextEncoder:
         ids = [np.array(part.content[:limit], dtype=np.int64) for part in parts]
         return EncodedTexts([self._sequence(one, prompt) for one in ids], dropped)
 
+    def check_query(self, query: str) -> None:
+        """Refuse a query that is too long, unless queries are cut.
+
+        Raises:
+            InvalidRequest: it is too long.
+        """
+        if not self._cuts_queries:
+            self.encode("query", [query], max_tokens=None)
+
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         """Where the tokens of texts lie."""
         return token_edges(self._tokenizer, texts)
@@ -105,3 +115,35 @@ class TextEncoder:
     def _sequence(self, ids: IntArray, prompt: _Prompt) -> EncodedText:
         sequence = self._template.around(ids)
         return EncodedText(sequence, len(sequence), prompt.unpooled)
+
+
+class TextScorer:
+    """What scorers share that read texts apart; they take no instruction."""
+
+    def __init__(self, texts: TextEncoder, *, pad_id: int) -> None:
+        self._texts = texts
+        self.max_length = texts.max_length
+        self.pad_id = pad_id
+        self.activation: Activation = identity
+
+    def query_room(self) -> int:
+        """How many tokens of a query the model reads."""
+        return self._texts.room("query")
+
+    def room(self, query: str, instruction: str | None = None) -> int:
+        """How many tokens of a document the model reads.
+
+        Raises:
+            InvalidRequest: the query is too long, or there is an instruction.
+        """
+        refuse_instruction(instruction)
+        self._texts.check_query(query)
+        return self._texts.room("document")
+
+    def edges(self, texts: Sequence[str]) -> list[Edges]:
+        """Where the tokens of texts lie."""
+        return self._texts.edges(texts)
+
+    def drops(self, text: str) -> bool:
+        """Whether the tokenizer leaves nothing of a short text."""
+        return self._texts.drops(text)

@@ -57,6 +57,16 @@ def test_a_folder_that_cannot_be_served_ends_serve_at_once(tmp_path: Path) -> No
     assert "encoder-decoder" in done.stderr
 
 
+def test_a_model_alone_is_served(tiny_model: Path) -> None:
+    """For `docker run IMAGE MODEL`; a word that can be no model is an unknown command."""
+    options = "--name", "ours", "--check"
+    served = rerankd("serve", tiny_model, *options)
+    assert served.returncode == 0
+    assert "ours" in served.stdout
+    assert rerankd(tiny_model, *options).stdout == served.stdout
+    assert "No such command 'minilm'" in rerankd("minilm", *options).stderr
+
+
 def test_a_template_that_the_model_does_not_take_ends_serve_at_once(tiny_model: Path) -> None:
     done = rerankd("serve", tiny_model, "--template", "qwen3-reranker", "--port", str(free_port()))
     assert done.returncode == 2

@@ -59,8 +59,11 @@ cli.command(
 
 def main() -> None:
     """Run the command line. Configuration and file errors print one line and exit with status 2."""
+    words = sys.argv[1:]
+    if words and "/" in words[0] and not words[0].startswith("-"):  # a model, for `docker run IMAGE MODEL`
+        words = ["serve", *words]
     try:
-        cli()
+        cli(words)
     except (ConfigError, RerankError) as error:
         print_problem(str(error))
         sys.exit(2)

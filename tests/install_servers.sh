@@ -8,7 +8,7 @@
 # when this is interrupted, the machine has the policy that it had before; a killed run's leftover is put right by the next.
 set -euo pipefail
 
-[ $# -gt 0 ] || set -- redis-server prometheus haproxy nginx chromium chromedriver curl javac go
+[ $# -gt 0 ] || set -- redis-server prometheus haproxy nginx chromium chromedriver curl javac go openssl
 policy=${POLICY_RC_D:-/usr/sbin/policy-rc.d}
 before=$policy.before-rerankd-tests
 none=$policy.none-before-rerankd-tests

@@ -1,13 +1,13 @@
-"""One suite over every cache: in this process, and a real Redis."""
+"""One suite over every cache: in this process, a real Redis, and a real cluster."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
 from rerankd.cache import open_cache
 from rerankd.cache.base import Cache
+from tests.redis_deployments import redis_cluster
 from tests.servers import redis_server
 
 
@@ -17,10 +17,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"redis://127.0.0.1:{server.port}/0?timeout_ms=2000"
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
-async def cache(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cache]:
-    url = request.getfixturevalue("redis_url") if request.param == "redis" else "memory://"
-    cache = open_cache(url)
+@pytest.fixture(scope="module")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_cluster(tmp_path_factory.mktemp("cluster"), masters=2) as servers:
+        yield f"redis+cluster://127.0.0.1:{servers[0].port}?timeout_ms=2000"
+
+
+@pytest.fixture(scope="module")
+def memory_url() -> str:
+    return "memory://"
+
+
+@pytest.fixture(params=["memory", *(pytest.param(one, marks=pytest.mark.redis) for one in ("redis", "cluster"))])
+async def cache(request: pytest.FixtureRequest) -> AsyncIterator[Cache]:
+    cache = open_cache(request.getfixturevalue(f"{request.param}_url"))
     assert cache is not None
     yield cache
     await cache.close()

@@ -458,8 +458,8 @@ _CLUSTER = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
 @pytest.mark.parametrize(
     ("options", "url", "reason"),
     [
-        (_CLUSTER, "redis://127.0.0.1:{}", "is a Redis Cluster, which is not supported"),
-        (_CLUSTER, "redis://127.0.0.1:{}/1", "is a Redis Cluster, which is not supported"),
+        (_CLUSTER, "redis://127.0.0.1:{}", "is part of a Redis Cluster; write redis+cluster://"),
+        (_CLUSTER, "redis://127.0.0.1:{}/1", "is part of a Redis Cluster; write redis+cluster://"),
         (["--requirepass", "right"], "redis://127.0.0.1:{}", "refuses the user, the password"),
         (["--requirepass", "right"], "redis://:s3cret@127.0.0.1:{}", "refuses the user, the password"),
         ([], "redis://:s3cret@127.0.0.1:{}", "refuses the user, the password"),
@@ -562,7 +562,7 @@ async def test_a_cluster_that_takes_the_place_of_a_redis_is_not_tried_again_with
                 await asyncio.sleep(0.05)
             assert cache.is_open, "a cluster answers pings, and nothing else that is of use"
             assert "is back" not in caplog.text
-            assert "is a Redis Cluster" in caplog.text
+            assert "is part of a Redis Cluster" in caplog.text
 
 
 @pytest.mark.timed

@@ -1,37 +1,35 @@
 """Entries shared between processes in Redis: a thousand keys per round trip, a timeout, and a circuit breaker.
 
 While the breaker is open no request waits for Redis at all; a background task asks it from time to time whether it is
-back. What goes wrong for a request is `CacheUnavailable` and nothing else. A server that can never be used, as a
-cluster or one with another password, is told from one that is away: `check` refuses it, and later the log says why.
+back. What goes wrong for a request is `CacheUnavailable` and nothing else. A server that can never be used, as one with
+another password, is told from one that is away: `check` refuses it, and later the log says why.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
-from typing import Any, Final, TypeVar
-from urllib.parse import SplitResult, unquote, urlunsplit
+from functools import partial
+from itertools import islice
+from typing import Final, TypeVar
+from urllib.parse import SplitResult
 
-from redis import asyncio as redis
 from redis.exceptions import RedisError, ResponseError
 
+from rerankd.cache.access import Access
+from rerankd.cache.deployments import Deployment
+from rerankd.cache.redis_url import DEFAULTS, open_deployment
 from rerankd.cache.refusals import why_hopeless
-from rerankd.cache.url import check_server, read_parameters
+from rerankd.cache.url import read_parameters
 from rerankd.errors import CacheUnavailable, ConfigError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_PREFIX: Final = b"rerankd:"
 # The event loop is busy with a command's bytes for some milliseconds at this number, and not longer.
 _KEYS_PER_COMMAND: Final = 1000
-# One command for many keys costs a fifth of what a pipeline of as many SETs costs this process.
-_PUT: Final = "for i = 1, #KEYS do redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[1]) end"
-# Two that lie in different slots of a cluster, and are gone in a millisecond.
-_PROBE_KEYS: Final = (_PREFIX + b"probe-1", _PREFIX + b"probe-2")
-_PROBE_PUT: Final = "for i = 1, #KEYS do redis.call('SET', KEYS[i], '', 'PX', 1) end"
 _FIRST_ANSWER_S: Final = 2.0
 _FAILURES_TO_OPEN: Final = 3
 _SLICES: Final = 5
@@ -39,7 +37,6 @@ _SLICES: Final = 5
 _ERRORS: Final = (RedisError, OSError, RuntimeError)
 _LONGEST_ERROR: Final = 300
 _REFUSALS_LOGGED_EVERY_S: Final = 60.0
-_DEFAULTS: Final = {"ttl_s": 7 * 24 * 3600, "timeout_ms": 50, "probe_ms": 1000, "max_connections": 16}
 
 
 class RedisCache:
@@ -49,16 +46,16 @@ class RedisCache:
 
     def __init__(
         self,
-        client: redis.Redis,
+        deployment: Deployment,
         *,
         ttl_s: int,
         timeout_s: float,
         probe_interval_s: float,
         max_connections: int,
-        password: str = "",
+        secrets: Sequence[str] = (),
     ) -> None:
-        self._client = client
-        self._password = password
+        self._deployment = deployment
+        self._secrets = secrets
         self._ttl_s = ttl_s
         self._timeout_s = timeout_s
         self._probe_interval_s = probe_interval_s
@@ -68,34 +65,22 @@ class RedisCache:
         self._refusal_logged_at: float | None = None
 
     @classmethod
-    def from_url(cls, url: SplitResult) -> "RedisCache":
-        """Build from `redis://[user:password@]host[:port][/db]?ttl_s=N&timeout_ms=N` (rediss:// for TLS).
+    def from_url(cls, url: SplitResult, access: Access) -> "RedisCache":
+        """Build from `redis://[user:password@]host[:port][/db]?ttl_s=N&timeout_ms=N`, or another form of
+        `redis_url.open_deployment`.
 
         Raises:
             ConfigError: the URL is unusable.
         """
-        parameters = read_parameters(url, _DEFAULTS)
-        check_server(url)
-        try:
-            client = redis.Redis.from_url(
-                urlunsplit((url.scheme, url.netloc, url.path, "", "")),
-                # Time is kept by `_within`: the client's own timeouts fire when only the event loop was late.
-                socket_timeout=None,
-                socket_connect_timeout=None,
-                # Version 3 of the protocol keeps this client from noticing that an idle connection was closed.
-                protocol=2,
-                max_connections=parameters["max_connections"] + 1,  # one for the probe
-                retry=None,
-            )
-        except ValueError:
-            raise ConfigError("RERANKD_CACHE_URL cannot be read as a Redis URL; write redis://host:port/0") from None
+        parameters = read_parameters(url, DEFAULTS[url.scheme])
+        deployment, secrets = open_deployment(url, access, parameters)
         return cls(
-            client,
+            deployment,
             ttl_s=parameters["ttl_s"],
             timeout_s=parameters["timeout_ms"] / 1000,
             probe_interval_s=parameters["probe_ms"] / 1000,
             max_connections=parameters["max_connections"],
-            password=unquote(url.password or ""),
+            secrets=secrets,
         )
 
     @property
@@ -111,7 +96,8 @@ class RedisCache:
         """
         found: list[bytes | None] = []
         for start in range(0, len(keys), _KEYS_PER_COMMAND):
-            found += await self._ask("MGET", *_names(keys[start : start + _KEYS_PER_COMMAND]))
+            part = keys[start : start + _KEYS_PER_COMMAND]
+            found += await self._ask(partial(self._deployment.get, part))
         return found
 
     async def put_many(self, entries: Mapping[bytes, bytes], *, owner: str = "") -> None:  # noqa: ARG002 - see below
@@ -120,11 +106,9 @@ class RedisCache:
         Raises:
             CacheUnavailable: Redis is away, slow, full or broken; some entries may be stored.
         """
-        keys, values = list(entries), list(entries.values())
-        for start in range(0, len(keys), _KEYS_PER_COMMAND):
-            end = start + _KEYS_PER_COMMAND
-            names = _names(keys[start:end])
-            await self._ask("EVAL", _PUT, len(names), *names, self._ttl_s, *values[start:end])
+        items = iter(entries.items())
+        while part := dict(islice(items, _KEYS_PER_COMMAND)):
+            await self._ask(partial(self._deployment.put, part, ttl_s=self._ttl_s))
 
     async def check(self) -> None:
         """Try what requests will need.
@@ -133,7 +117,7 @@ class RedisCache:
             ConfigError: this server can never be used as it is. One that is away, full or a replica may come back.
         """
         try:
-            await _within(_FIRST_ANSWER_S, self._try_commands())
+            await _within(_FIRST_ANSWER_S, self._deployment.probe())
         except _ERRORS as error:
             reason = why_hopeless(error)
             if reason:
@@ -147,12 +131,12 @@ class RedisCache:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._probe
         with contextlib.suppress(Exception):
-            await _within(self._timeout_s, self._client.aclose())
+            await _within(self._timeout_s, self._deployment.close())
 
-    async def _ask(self, *command: Any) -> Any:  # noqa: ANN401 - commands take and give bytes, texts and numbers
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         self._refuse_if_open()
         try:
-            answer = await _within(self._timeout_s, self._take_turn(*command))
+            answer = await _within(self._timeout_s, self._take_turn(call))
         except CacheUnavailable:
             raise
         except ResponseError as error:
@@ -169,11 +153,11 @@ class RedisCache:
         self._failures = 0
         return answer
 
-    async def _take_turn(self, *command: Any) -> Any:  # noqa: ANN401 - as above
+    async def _take_turn(self, call: Callable[[], Awaitable[T]]) -> T:
         """Without turns, the client's pool would raise when all of its connections are in use."""
         async with self._turns:
             self._refuse_if_open()
-            return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+            return await call()
 
     def _refuse_if_open(self) -> None:
         if self.is_open:
@@ -206,8 +190,10 @@ class RedisCache:
 
     def _told(self, error: Exception) -> str:
         """An error as the log may have it: some servers repeat what they were sent, the password too."""
-        told = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
-        return told.replace(self._password, "***") if self._password else told
+        told = f"{type(error).__name__}: {error}"
+        for secret in self._secrets:
+            told = told.replace(secret, "***")
+        return told[:_LONGEST_ERROR]
 
     async def _probe_until_back(self) -> None:
         while True:
@@ -219,15 +205,10 @@ class RedisCache:
         self._failures = _FAILURES_TO_OPEN - 1
         self._probe = None
 
-    async def _try_commands(self) -> None:
-        """What requests do, for a cluster or a Sentinel answers pings too."""
-        await self._client.execute_command("MGET", *_PROBE_KEYS)  # type: ignore[no-untyped-call]
-        await self._client.execute_command("EVAL", _PROBE_PUT, len(_PROBE_KEYS), *_PROBE_KEYS)  # type: ignore[no-untyped-call]
-
     async def _is_back(self) -> bool:
         try:
-            await _within(self._timeout_s, self._client.connection_pool.disconnect(inuse_connections=False))
-            await _within(self._timeout_s, self._try_commands())
+            await _within(_FIRST_ANSWER_S, self._deployment.renew())
+            await _within(self._timeout_s, self._deployment.probe())
         except _ERRORS as error:
             if why_hopeless(error):
                 self._log_refusal(error)
@@ -235,10 +216,6 @@ class RedisCache:
             # It says no, so it is there; a full one still answers what it has.
             return isinstance(error, ResponseError)
         return True
-
-
-def _names(keys: Sequence[bytes]) -> list[bytes]:
-    return [_PREFIX + key.hex().encode() for key in keys]
 
 
 async def _within(seconds: float, call: Awaitable[T]) -> T:

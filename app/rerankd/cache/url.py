@@ -7,8 +7,8 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from rerankd.config.options import closest
 from rerankd.errors import ConfigError
 
-_VARIABLE: Final = "RERANKD_CACHE_URL"
-_HOW_TO_WRITE: Final = (
+VARIABLE: Final = "RERANKD_CACHE_URL"
+HOW_TO_WRITE: Final = (
     "write redis://user:password@host:port/db?ttl_s=N, and in a password %2F for /, %3F for ?, %23 for #, %40 for @, "
     "%3A for : and %25 for %"
 )
@@ -22,25 +22,29 @@ def split_url(url: str) -> SplitResult:
     """
     try:
         parts = urlsplit(url)
-        _ = parts.port, parts.hostname
+        for server in _servers(parts):
+            _ = server.port, server.hostname
     except ValueError:
-        raise ConfigError(f"{_VARIABLE} cannot be read as a URL; {_HOW_TO_WRITE}") from None
+        raise ConfigError(f"{VARIABLE} cannot be read as a URL; {HOW_TO_WRITE}") from None
     if parts.fragment:
-        raise ConfigError(f"{_VARIABLE} has a # in it; {_HOW_TO_WRITE}")
+        raise ConfigError(f"{VARIABLE} has a # in it; {HOW_TO_WRITE}")
     return parts
 
 
-def check_server(url: SplitResult) -> None:
-    """Whether a URL names a server, and a database by its number or none.
+def servers_of(url: SplitResult, default_port: int) -> list[tuple[str, int]]:
+    """Host and port of each server that a URL names, between commas.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: one has no host.
     """
-    if not url.hostname:
-        raise ConfigError(f"{_VARIABLE} names no host; {_HOW_TO_WRITE}")
-    database = url.path.strip("/")
-    if database and not (database.isascii() and database.isdecimal()):
-        raise ConfigError(f"{_VARIABLE}: what follows the port must be the number of a database; {_HOW_TO_WRITE}")
+    servers = _servers(url)
+    if not all(server.hostname for server in servers):
+        raise ConfigError(f"{VARIABLE} names no host; {HOW_TO_WRITE}")
+    return [(server.hostname or "", server.port or default_port) for server in servers]
+
+
+def _servers(url: SplitResult) -> list[SplitResult]:
+    return [urlsplit(f"//{server}") for server in url.netloc.rpartition("@")[2].split(",")]
 
 
 def check_no_server(url: SplitResult) -> None:
@@ -50,22 +54,22 @@ def check_no_server(url: SplitResult) -> None:
         ConfigError: it is more.
     """
     if url.netloc or url.path:
-        raise ConfigError(f"{_VARIABLE}: nothing may follow {url.scheme}:// but ? and parameters")
+        raise ConfigError(f"{VARIABLE}: nothing may follow {url.scheme}:// but ? and parameters")
 
 
 def read_parameters(url: SplitResult, defaults: Mapping[str, int]) -> dict[str, int]:
-    """The URL's parameters over their defaults, all positive whole numbers.
+    """The URL's parameters over their defaults, all positive whole numbers, but for `db`, which may be 0.
 
     Raises:
-        ConfigError: an unknown parameter or a value that is no positive whole number.
+        ConfigError: an unknown parameter or a value that is no such number.
     """
     parameters = dict(defaults)
     for name, value in parse_qsl(url.query, keep_blank_values=True):
         if name not in defaults:
             near = closest(name, defaults)
             known = f"did you mean {near}?" if near else f"known: {', '.join(defaults) or 'none'}"
-            raise ConfigError(f"{_VARIABLE} has a parameter that {url.scheme}:// does not know; {known}")
-        if not value.isdecimal() or int(value) < 1:
-            raise ConfigError(f"{_VARIABLE}: {name} must be a whole number above 0")
+            raise ConfigError(f"{VARIABLE} has a parameter that {url.scheme}:// does not know; {known}")
+        if not value.isdecimal() or int(value) < (name != "db"):
+            raise ConfigError(f"{VARIABLE}: {name} must be a whole number" + " above 0" * (name != "db"))
         parameters[name] = int(value)
     return parameters

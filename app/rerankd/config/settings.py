@@ -114,7 +114,24 @@ class Settings(BaseSettings):
     cache_url: SecretStr = Field(
         default=SecretStr("memory://"),
         description="Where scores are kept: `memory://?max_mb=N` (128) or `memory://?max_entries=N`, "
-        "`redis://host:port/db?ttl_s=N`, or `none://`.",
+        "`redis://host:port/db?ttl_s=N`, or `none://`. Sentinels, clusters, TLS and sockets: docs/operations.md.",
+    )
+    cache_password: SecretStr | None = Field(
+        default=None, description="Redis's password, for a URL without one. May not be empty."
+    )
+    cache_sentinel_password: SecretStr | None = Field(
+        default=None, description="The Sentinels' own password, for `redis+sentinel://`. May not be empty."
+    )
+    cache_ca_file: Path | None = Field(
+        default=None,
+        description="For `rediss://`: certificates (PEM) of those that may sign Redis's, beside the system's.",
+    )
+    cache_cert_file: Path | None = Field(
+        default=None,
+        description="For a Redis that asks clients for a certificate: ours (PEM), with its key or without.",
+    )
+    cache_key_file: Path | None = Field(
+        default=None, description="The key of `RERANKD_CACHE_CERT_FILE` (PEM, unencrypted), if it is in another file."
     )
     cache_secret: SecretStr | None = Field(
         default=None,

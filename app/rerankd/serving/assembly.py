@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from psutil import virtual_memory
+from pydantic import SecretStr
 
 from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.passes import CallPasses, Passes, ThreadPasses
 from rerankd.batching.planner import BatchPlanner
 from rerankd.cache import connect_cache
+from rerankd.cache.access import Access
 from rerankd.cache.base import Cache
 from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
@@ -102,21 +104,40 @@ async def running_service(
         yield service
 
 
+async def cache_of(settings: Settings, observer: Observer) -> Cache | None:
+    """The cache that the settings name, once it was asked whether it can be used.
+
+    Raises:
+        ConfigError: it never can.
+    """
+
+    def text(secret: SecretStr | None) -> str:
+        return secret.get_secret_value() if secret else ""
+
+    def path(file: Path | None) -> str | None:
+        return str(file) if file else None
+
+    access = Access(
+        password=text(settings.cache_password),
+        sentinel_password=text(settings.cache_sentinel_password),
+        ca_file=path(settings.cache_ca_file),
+        cert_file=path(settings.cache_cert_file),
+        key_file=path(settings.cache_key_file),
+    )
+    secret = text(settings.cache_secret) or None
+    return await connect_cache(settings.cache_url.get_secret_value(), access=access, secret=secret, observer=observer)
+
+
 @asynccontextmanager
 async def running_host(
     settings: Settings, observer: Observer, *, only: Collection[str | None] | None = None
 ) -> AsyncIterator[tuple[RerankService, ModelHost]]:
     """As `running_service`, with what changes its models while it runs."""
     fallback = settings.model_fallback if only is None else None
-    secret = settings.cache_secret
     async with AsyncExitStack() as stack:
         registry = _read_registry(settings, only)
         registry.check_fallback(fallback)
-        cache = await connect_cache(
-            settings.cache_url.get_secret_value(),
-            secret=secret.get_secret_value() if secret else None,
-            observer=observer,
-        )
+        cache = await cache_of(settings, observer)
         if cache is not None:
             stack.push_async_callback(cache.close)
         if isinstance(cache, MemoryCache):

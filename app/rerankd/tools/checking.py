@@ -7,7 +7,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from rerankd.cache import connect_cache
 from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec, Registry
 from rerankd.config.settings import Settings
@@ -15,10 +14,11 @@ from rerankd.engines import check_engine
 from rerankd.errors import ConfigError
 from rerankd.gateway.administration import read_keys
 from rerankd.scorers import check_scorer
-from rerankd.serving.assembly import check_cutting, check_parts, load_parts
+from rerankd.serving.assembly import cache_of, check_cutting, check_parts, load_parts
 from rerankd.serving.choosing import choose, is_open
 from rerankd.serving.model_files import model_folder
 from rerankd.serving.sources import check_hub_name, is_on_hub
+from rerankd.telemetry.observer import Silent
 
 T = TypeVar("T")
 
@@ -138,10 +138,7 @@ def _with_its_members(model: CheckedModel, models: Sequence[CheckedModel], regis
 
 
 async def _check_cache(settings: Settings) -> None:
-    secret = settings.cache_secret
-    cache = await connect_cache(
-        settings.cache_url.get_secret_value(), secret=secret.get_secret_value() if secret else None
-    )
+    cache = await cache_of(settings, Silent())
     if cache is not None:
         await cache.close()
 

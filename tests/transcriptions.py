@@ -4,7 +4,9 @@ vocabulary, no batch, no padding, nothing shared, none of our code. What ours gi
 
 import json
 import re
+import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -211,14 +213,31 @@ def gte_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray
     return np.array([logit(tokenizer.encode(query, text).ids) for text in documents], dtype=np.float32)
 
 
-def provence_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
-    """The ranking score of Provence and XProvence, read from a question and a document as one text; [documents]."""
+@dataclass(frozen=True)
+class Pruned:
+    """What Provence's authors make of a document: its score, and which of its sentences are kept."""
+
+    score: float
+    kept: list[bool]
+
+
+def provence(
+    folder: Path,
+    query: str,
+    documents: Sequence[Sequence[str]],
+    *,
+    threshold: float,
+    title: bool = True,
+    max_length: int = MAX_LENGTH,
+) -> list[Pruned]:
+    """Provence's and XProvence's procedure on documents, each a list of its sentences. Where the authors split texts
+    with NLTK the caller splits them.
+    """
     import torch  # noqa: PLC0415 - as above
     from safetensors.torch import load_file  # noqa: PLC0415 - as above
     from transformers import AutoConfig, AutoModel  # noqa: PLC0415 - as above
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(MAX_LENGTH)
     config = json.loads((folder / "config.json").read_text())
     multilingual = config["model_type"] == "XProvence"
     prefix, model_type, separator = (
@@ -229,18 +248,53 @@ def provence_logits(folder: Path, query: str, documents: Sequence[str]) -> Float
     encoder = AutoModel.from_config(AutoConfig.for_model(model_type, **kept)).eval()
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     encoder.load_state_dict(own)
-    values = []
+
+    def outputs(ids: list[int]) -> tuple[float, FloatArray]:
+        output = encoder(input_ids=torch.tensor([ids]))
+        if multilingual:
+            pooled = output.pooler_output[0]
+        else:
+            dense = weights["pooler.dense.weight"] @ output.last_hidden_state[0, 0] + weights["pooler.dense.bias"]
+            pooled = torch.nn.functional.gelu(dense)
+        logits = output.last_hidden_state[0] @ weights["token_classifier.weight"].T + weights["token_classifier.bias"]
+        kept = torch.softmax(logits, dim=-1)[:, 1].numpy()
+        return float(weights["classifier.weight"][0] @ pooled + weights["classifier.bias"][0]), kept
+
+    def ids_of(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    words = "".join(letter for letter in query.lower() if letter not in string.punctuation).split()
+    first, *_, last = tokenizer.encode("a").ids
+    beginning = [first, *ids_of(" ".join(words)), tokenizer.token_to_id(separator)]
+    room = max_length - len(beginning) - 1
+    found = []
     with torch.inference_mode():
-        for document in documents:
-            ids = tokenizer.encode(f"{query} {separator} {document}").ids
-            output = encoder(input_ids=torch.tensor([ids]))
-            if multilingual:
-                pooled = output.pooler_output[0]
-            else:
-                dense = weights["pooler.dense.weight"] @ output.last_hidden_state[0, 0] + weights["pooler.dense.bias"]
-                pooled = torch.nn.functional.gelu(dense)
-            values.append(float(weights["classifier.weight"][0] @ pooled + weights["classifier.bias"][0]))
-    return np.array(values, dtype=np.float32)
+        for sentences in documents:
+            blocks: list[list[list[int]]] = [[]]
+            for number, sentence in enumerate(sentences):
+                ids = ids_of(f" {sentence}" if number else sentence)[:room]
+                if blocks[-1] and sum(map(len, blocks[-1])) + len(ids) > room:
+                    blocks.append([])
+                blocks[-1].append(ids)
+            kept: list[bool] = []
+            scores = []
+            for number, block in enumerate(blocks):
+                score, probabilities = outputs([*beginning, *(one for ids in block for one in ids), last])
+                ends = len(beginning) + np.cumsum([len(ids) for ids in block])
+                spans = zip([len(beginning), *ends[:-1]], ends, strict=True)
+                chosen = [bool((probabilities[start:end] > threshold).mean() > threshold) for start, end in spans]
+                if title and number == 0 and any(chosen):
+                    chosen[0] = True
+                scores.append(score)
+                kept += chosen
+            found.append(Pruned(scores[0], kept))
+    return found
+
+
+def provence_logits(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """The ranking scores, shape [documents]."""
+    return np.array([one.score for one in provence(folder, query, [[text] for text in documents], threshold=0.5)])
 
 
 def rank1_logits(

@@ -280,12 +280,12 @@ CASES = [
         raw=True,
     ),
     Case(
-        "Provence, its ranking (documents are not pruned)",
+        "Provence",
         build_provence,
         lambda folder: provence_logits(folder, QUERY, DOCUMENTS),
     ),
     Case(
-        "XProvence, its ranking (documents are not pruned)",
+        "XProvence",
         partial(build_provence, multilingual=True),
         lambda folder: provence_logits(folder, QUERY, DOCUMENTS),
     ),

@@ -141,6 +141,25 @@ class SpanWishes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PruneWishes:
+    """A caller's wish to see documents without the sentences that do not help with the query."""
+
+    threshold: float | None = field(
+        default=None,
+        metadata={
+            "ge": 0,
+            "le": 1,
+            "description": "A sentence is kept if more than this share of its tokens is, each with a higher "
+            "probability than this; 0 keeps all; default: the model's.",
+        },
+    )
+    always_select_title: bool = field(
+        default=True,
+        metadata={"description": "Keep a document's first sentence if another one near it is kept."},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowPlan:
     """How a listwise model ranks more candidates than it reads at once. A schedule of `rerankd.pipeline.windows` puts
     the first `depth` candidates into windows of at most `window`. Later candidates keep their order, below the others.
@@ -232,6 +251,7 @@ class ScoreOptions:
     top_n: int | None = None
     windows: WindowWishes | None = None
     spans: SpanWishes | None = None
+    prune: PruneWishes | None = None
     scope: str = ""
     terms: Terms = Terms()
 

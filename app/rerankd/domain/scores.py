@@ -102,6 +102,8 @@ class Scores:
     unordered: how many windows the model said nothing about. Their candidates kept their order.
     query_dropped: how many of the query's tokens were not read.
     spans: a tuple of `Span`s for each document, the most relevant first. None: nobody looked for any.
+    marks: the log-odds that each token of a document is kept, shape [its tokens]. None: nobody asked.
+    kept: a tuple of (start, end) for each document, the characters that are left of it. None: nothing was pruned.
     """
 
     values: FloatArray
@@ -116,6 +118,8 @@ class Scores:
     unordered: int = 0
     query_dropped: int = 0
     spans: SpanArray | None = None
+    marks: SpanArray | None = None
+    kept: SpanArray | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -149,6 +153,8 @@ class Scores:
             unordered=sum(part.unordered for part in parts),
             query_dropped=max(part.query_dropped for part in parts),
             spans=_end_to_end([part.spans for part in parts], sizes, missing=None),
+            marks=_end_to_end([part.marks for part in parts], sizes, missing=None),
+            kept=_end_to_end([part.kept for part in parts], sizes, missing=None),
         )
 
     def take(self, positions: IntArray) -> "Scores":
@@ -222,6 +228,8 @@ class Scores:
             placed_by=None if self.placed_by is None else self.placed_by[firsts],
             passages=None,
             spans=None,
+            marks=None,
+            kept=None,
         )
 
     def _rearranged(self, rearrange: _Rearrange, *, below: float) -> "Scores":
@@ -236,6 +244,8 @@ class Scores:
             placed_by=None if self.placed_by is None else rearrange(self.placed_by, missing=None),
             passages=None if self.passages is None else self.passages.rearranged(rearrange),
             spans=None if self.spans is None else rearrange(self.spans, missing=None),
+            marks=None if self.marks is None else rearrange(self.marks, missing=None),
+            kept=None if self.kept is None else rearrange(self.kept, missing=None),
         )
 
 

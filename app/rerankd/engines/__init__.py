@@ -50,7 +50,7 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         module="rerankd.engines.torch.encoder",
         engine="TorchEncoderEngine",
         options="TorchEncoderOptions",
-        tasks=("classify", "embed"),
+        tasks=("classify", "embed", "prune"),
         takes_adapters=True,
     ),
     "torch-vectors": EngineKind(

@@ -11,19 +11,22 @@ from rerankd.cache.keys import AT_A_TIME, pair_key, pair_keys
 from rerankd.concurrency.worker import in_chunks, in_steps
 from rerankd.domain import ScoreOptions, Scores, Timings
 from rerankd.pipeline.known_scores import KnownScores
-from rerankd.pipeline.score_codec import ScoreCodec
+from rerankd.pipeline.score_codec import EntryCodec, MarkedCodec, ScoreCodec
 from rerankd.pipeline.stage import Stage
 from rerankd.telemetry.observer import Observer
 
-_PAIRS: Final = ScoreCodec(b"pr01")
+PAIRS: Final = ScoreCodec(b"pr01")
+MARKED_PAIRS: Final = MarkedCodec(b"mk01")
 
 
 class CachedStage:
     """Wraps a stage whose scores depend on the pair alone. `fingerprint` says everything else that changes them."""
 
-    def __init__(self, inner: Stage, cache: Cache, *, fingerprint: str, observer: Observer) -> None:
+    def __init__(
+        self, inner: Stage, cache: Cache, *, fingerprint: str, observer: Observer, codec: EntryCodec = PAIRS
+    ) -> None:
         self._inner = inner
-        self._known = KnownScores(cache, _PAIRS, observer=observer)
+        self._known = KnownScores(cache, codec, observer=observer)
         self._fingerprint = fingerprint
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:

@@ -12,7 +12,7 @@ from rerankd.cache.base import Cache
 from rerankd.concurrency.worker import in_chunks
 from rerankd.domain import IntArray, Scores, Terms, Timings
 from rerankd.errors import CacheUnavailable
-from rerankd.pipeline.score_codec import ScoreCodec
+from rerankd.pipeline.score_codec import EntryCodec
 from rerankd.telemetry.observer import Observer
 
 _UNKNOWN: Final = -1
@@ -24,7 +24,7 @@ Compute = Callable[[Sequence[int]], Awaitable[Scores]]
 class KnownScores:
     """What is scored depends on its key alone; `codec` says how a score becomes an entry."""
 
-    def __init__(self, cache: Cache, codec: ScoreCodec, *, observer: Observer) -> None:
+    def __init__(self, cache: Cache, codec: EntryCodec, *, observer: Observer) -> None:
         self._cache = cache
         self._codec = codec
         self._observer = observer

@@ -10,9 +10,9 @@ from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import BoolArray, FloatArray, ScoreOptions, Scores, Timings, Truncation
+from rerankd.domain import BoolArray, FloatArray, ScoreOptions, Scores, SpanArray, Timings, Truncation
 from rerankd.pipeline.items import EncodedItems, encode_items, encoded_items, finished, tokenized
-from rerankd.scorers.base import PairScorer
+from rerankd.scorers.base import PairScorer, Prunes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,6 +48,7 @@ class PointwiseStage(Generic[T, R]):
         return Scores(
             values=self._values(outcome, scored),
             scored=scored,
+            marks=self._marks(pairs, outcome, options),
             tokens=pairs.tokens if scored is None else np.where(scored, pairs.tokens, 0),
             dropped=pairs.dropped,
             timings=Timings(tokenize_s=tokenized - started, queue_s=outcome.queue_s, inference_s=outcome.inference_s),
@@ -65,6 +66,16 @@ class PointwiseStage(Generic[T, R]):
         if outcome.results:
             values[scored] = self._scorer.interpret(outcome.results)
         return values
+
+    def _marks(self, pairs: EncodedItems[T], outcome: Outcome[R], options: ScoreOptions) -> SpanArray | None:
+        """What the model says of each token of those pairs that it read, if the request prunes."""
+        if options.prune is None or not isinstance(self._scorer, Prunes):
+            return None
+        marks = np.full(len(pairs.items), None, dtype=np.object_)
+        done = range(len(pairs.items)) if outcome.finished is None else outcome.finished
+        for index, result in zip(done, outcome.results, strict=True):
+            marks[index] = self._scorer.keep(pairs.items[index].payload, result)
+        return marks
 
     async def _encode(
         self, query: str, documents: Sequence[str], options: ScoreOptions, ticket: Ticket[T, R]

@@ -6,7 +6,8 @@ change too.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import replace
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,16 @@ _ENTRY = np.dtype([("mark", "<u4"), *_FIELDS])
 _SIZE: Final = _ENTRY.itemsize
 _BYTES = np.dtype(f"V{_SIZE}")
 _NO_ENTRY: Final = bytes(_SIZE)
+
+
+class EntryCodec(Protocol):
+    """How the scores of documents become an entry each."""
+
+    def keeps(self, scores: Scores) -> BoolArray: ...
+
+    def write(self, scores: Scores) -> list[bytes]: ...
+
+    def read(self, stored: Sequence[bytes | None]) -> tuple[Scores, IntArray]: ...
 
 
 class ScoreCodec:
@@ -58,6 +69,38 @@ class ScoreCodec:
             return None
         scores = np.frombuffer(stored, dtype=_SCORE, offset=len(self._mark))
         return _unpacked(scores) if np.isfinite(scores["value"]).all() else None
+
+
+class MarkedCodec:
+    """As `ScoreCodec`, with what is known of each token behind the score: four bytes a token."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._scores = ScoreCodec(mark)
+
+    def keeps(self, scores: Scores) -> BoolArray:
+        """As `ScoreCodec`, and only those with marks."""
+        marked: BoolArray = np.array([marks is not None for marks in _marks_of(scores)], dtype=np.bool_)
+        return self._scores.keeps(scores) & marked
+
+    def write(self, scores: Scores) -> list[bytes]:
+        """An entry for each document."""
+        entries = zip(self._scores.write(scores), _marks_of(scores), strict=True)
+        return [entry + np.asarray(marks, dtype="<f4").tobytes() for entry, marks in entries]
+
+    def read(self, stored: Sequence[bytes | None]) -> tuple[Scores, IntArray]:
+        """As `ScoreCodec`."""
+        scores, found = self._scores.read([None if entry is None else entry[:_SIZE] for entry in stored])
+        marks = np.full(len(found), None, dtype=np.object_)
+        for place, index in enumerate(found.tolist()):
+            rest = (stored[index] or b"")[_SIZE:]
+            if len(rest) % 4 == 0:
+                marks[place] = np.frombuffer(rest, dtype="<f4")
+        whole = np.flatnonzero([one is not None and bool(np.isfinite(one).all()) for one in marks])
+        return replace(scores, marks=marks).take(whole), found[whole]
+
+
+def _marks_of(scores: Scores) -> Sequence[NDArray[np.float32] | None]:
+    return [None] * len(scores) if scores.marks is None else scores.marks.tolist()
 
 
 def _packed(scores: Scores, layout: np.dtype[np.void]) -> NDArray[np.void]:

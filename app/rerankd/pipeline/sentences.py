@@ -23,8 +23,7 @@ def sentence_windows(text: str, edges: Edges, *, length: int, limit: int) -> lis
     neighbours as needed share a window of at most `length` tokens. What does not fit into `limit` such windows is left
     out. `edges` are those of the text, or of its beginning, and nothing beyond them is looked at.
     """
-    sentences = _sentences(text[: int(edges.characters[-1])])
-    pieces = [piece for start, end in sentences for piece in _cut(start, end, edges, length)]
+    pieces = sentences(text, edges, length=length)
     together = ceil(len(pieces) / limit)
     windows: list[tuple[int, int]] = []
     joined = 0
@@ -38,6 +37,12 @@ def sentence_windows(text: str, edges: Edges, *, length: int, limit: int) -> lis
             windows.append((start, end))
             joined = 1
     return windows
+
+
+def sentences(text: str, edges: Edges, *, length: int) -> list[tuple[int, int]]:
+    """All sentences of a text, as (start, end) in characters, those of more than `length` tokens in pieces."""
+    whole = _sentences(text[: int(edges.characters[-1])])
+    return [piece for start, end in whole for piece in _cut(start, end, edges, length)]
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:

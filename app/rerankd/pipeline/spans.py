@@ -105,6 +105,7 @@ class SpanStage:
             max_tokens_per_doc=None,
             top_n=None,
             spans=None,
+            prune=None,
         )
         read = await self._inner.score(query, texts, alone)
         relevant = _relevant(read, self._activation, wishes)

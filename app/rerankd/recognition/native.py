@@ -33,6 +33,8 @@ class NativeForm:
     """`config` is config.json as the class of transformers reads it; its `model_type` and `kind` name that class.
     `separated_once`: exactly one separator stands between query and document. `activation` is the authors' own. With
     `pooling` the head reads the tokens' vectors pooled so, and its logits are divided by `temperature`.
+    With `normalizes_queries` the authors read queries in lower case without punctuation. `prune_threshold` is the
+    authors' for a model that prunes documents.
     `problem` says what in config.json the class does not compute, so that only a graph of the authors' does.
     """
 
@@ -44,6 +46,8 @@ class NativeForm:
     pooling: Pooling | None = None
     temperature: float = 1.0
     problem: str = ""
+    normalizes_queries: bool = False
+    prune_threshold: float | None = None
 
 
 def native_form(files: ModelFiles) -> NativeForm | None:
@@ -142,12 +146,14 @@ def _jina_v2(files: ModelFiles) -> NativeForm:
 
 
 def _provence(files: ModelFiles) -> NativeForm:
-    """Chirkova et al., "Provence", 2025: the ranking head alone, which is DeBERTa's usual one."""
+    """Chirkova et al., "Provence", 2025: its ranking head is DeBERTa's usual one. The other one is the engine's."""
     return NativeForm(
         config={**_plain(files), **_ONE_LABEL, "model_type": "deberta-v2"},
         renamed=[_PRUNING],
         separated_once=True,
         activation="identity",
+        normalizes_queries=True,
+        prune_threshold=0.1,
     )
 
 
@@ -162,6 +168,8 @@ def _xprovence(files: ModelFiles) -> NativeForm:
         ],
         separated_once=True,
         activation="identity",
+        normalizes_queries=True,
+        prune_threshold=0.3,
     )
 
 

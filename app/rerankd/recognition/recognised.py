@@ -7,12 +7,15 @@ from typing import Any, Final, Literal
 
 from rerankd.recognition.kinds import ModelFiles
 
-Task = Literal["classify", "read_tokens", "generate", "reason", "embed", "embed_tokens", "weigh_words", "read_vectors"]
+Task = Literal[
+    "classify", "read_tokens", "generate", "reason", "embed", "embed_tokens", "weigh_words", "read_vectors", "prune"
+]
 
 # What each scorer asks of an engine, and the engines that do it.
 TASKS: Final[Mapping[str, Task]] = {
     "cross-encoder": "classify",
     "prompted-classifier": "classify",
+    "pruning": "prune",
     "yes-no": "read_tokens",
     "first": "read_tokens",
     "pairwise": "read_tokens",
@@ -33,6 +36,7 @@ TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "weigh_words": ("torch-vectors",),
     "read_vectors": ("torch-markers",),
     "reason": ("torch-generate",),
+    "prune": ("torch-encoder",),
 }
 
 

@@ -24,6 +24,7 @@ from rerankd.scorers.last_but_not_late import LastButNotLate, LastButNotLateOpti
 from rerankd.scorers.late_interaction import LateInteractionOptions, LateInteractionScorer
 from rerankd.scorers.pairwise import Pairwise, PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
+from rerankd.scorers.pruning import PruningCrossEncoder, PruningOptions
 from rerankd.scorers.reasoning import Reasoning, ReasoningOptions
 from rerankd.scorers.remote import Remote, RemoteOptions
 from rerankd.scorers.splade import Splade, SpladeOptions
@@ -42,6 +43,7 @@ class Entry(NamedTuple, Generic[S]):
 SCORERS: Final[dict[str, Entry[AnyPairScorer]]] = {
     "cross-encoder": Entry(CrossEncoder.load, CrossEncoderOptions),
     "prompted-classifier": Entry(PromptedClassifier.load, PromptedClassifierOptions),
+    "pruning": Entry(PruningCrossEncoder.load, PruningOptions),
     "reasoning": Entry(Reasoning.load, ReasoningOptions),
     "yes-no": Entry(YesNo.load, YesNoOptions),
     "remote": Entry(Remote.load, RemoteOptions),

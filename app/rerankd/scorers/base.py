@@ -21,6 +21,7 @@ from rerankd.tasks.base import Task
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
 R_contra = TypeVar("R_contra", contravariant=True)
 Made = TypeVar("Made")
 Made_co = TypeVar("Made_co", covariant=True)
@@ -117,6 +118,18 @@ class StatesScores(Protocol):
 
     @property
     def scores(self) -> Literal["logit", "relevance"]: ...
+
+
+@runtime_checkable
+class Prunes(Protocol[T_contra, R_contra]):
+    """A scorer of pairs whose model also says which tokens of a document to keep."""
+
+    @property
+    def prune_threshold(self) -> float:
+        """The probability above which a token is kept, where a request names none."""
+
+    def keep(self, encoding: T_contra, result: R_contra, /) -> FloatArray:
+        """The log-odds that each token of a pair's document is kept, shape [document tokens]."""
 
 
 class PairScorer(Scorer, PairReader, Protocol[T, R_contra]):

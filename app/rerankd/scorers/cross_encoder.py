@@ -7,9 +7,10 @@ not each by itself, or values.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,12 +36,14 @@ from rerankd.scorers.pair_template import PairTemplate, read_joined_template, re
 from rerankd.scorers.ranking import Activation, activation_of
 from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
+from rerankd.tasks.base import Task
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding, stacked
 
 _MIN_DOCUMENT_TOKENS = 16
 # About 34,000 passages of 100 tokens.
 _REMEMBERED_BYTES = 32 * 2**20
+_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 
 
 class CrossEncoderOptions(BaseModel):
@@ -73,12 +76,15 @@ class CrossEncoder:
         pad_id: int,
         activation: ActivationSetting,
         head: Head,
+        read_query: Callable[[str], str] = str,
     ) -> None:
+        """`read_query` says what the model reads of a query."""
         self._tokenizer = tokenizer
         self._documents = DocumentTokenizer(tokenizer)
         self._template = template
         self._head = head
-        self.task = Classify(outputs=head.outputs)
+        self._read_query = read_query
+        self.task: Task[Any] = Classify(outputs=head.outputs)
         self._tokens = TokenCache(max_bytes=_REMEMBERED_BYTES)
         self.max_length = max_length
         self.pad_id = pad_id
@@ -92,8 +98,13 @@ class CrossEncoder:
         Raises:
             ConfigError: a file is missing, the head's meaning is unknown, or the tokenizer is unsuitable.
         """
+        return cls._load(spec)
+
+    @classmethod
+    def _load(cls, spec: ScorerSpec) -> Self:
         options = read_options(spec.options, CrossEncoderOptions, of="scorer 'cross-encoder'")
         read = TokenizerFolder.read(spec.folder)
+        native = native_form(read.files)
         template = _template(read, pairs=options.pairs)
         head = read_head(read.files, label=options.label)
         return cls(
@@ -103,6 +114,7 @@ class CrossEncoder:
             pad_id=read.pad_id,
             activation=options.activation or read_activation(read.files, head) or "sigmoid",
             head=head,
+            read_query=normalized if native is not None and native.normalizes_queries else str,
         )
 
     def encode(
@@ -120,7 +132,7 @@ class CrossEncoder:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
         refuse_instruction(instruction)
-        query_ids = ids_of(self._tokenizer, query)
+        query_ids = ids_of(self._tokenizer, self._read_query(query))
         room = self._room_beside(len(query_ids))
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
@@ -146,7 +158,7 @@ class CrossEncoder:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
         refuse_instruction(instruction)
-        return self._room_beside(len(ids_of(self._tokenizer, query)))
+        return self._room_beside(len(ids_of(self._tokenizer, self._read_query(query))))
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         """Where the tokens of texts lie."""
@@ -188,6 +200,11 @@ class CrossEncoder:
             )
             raise InvalidRequest(TooLong(problem=problem))
         return room
+
+
+def normalized(query: str) -> str:
+    """A query in lower case, without punctuation of ASCII, its words one space apart: as SQuAD compares answers."""
+    return " ".join(query.lower().translate(_PUNCTUATION).split())
 
 
 def _template(read: TokenizerFolder, *, pairs: str | None) -> PairTemplate:

@@ -39,6 +39,10 @@ async def answer(
     Raises:
         RerankError: what the last model's stage raises, or what the caller must change.
     """
+    if options.prune is not None and not loaded.prunes:
+        raise InvalidRequest(
+            f"the model {model.name!r} does not prune documents; leave prune out, or name a model that does (Provence)"
+        )
     fallback = model.fallback
     if fallback is None:
         return Answered(model, loaded, await loaded.stage.score(query, documents, options))

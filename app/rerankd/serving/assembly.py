@@ -53,6 +53,7 @@ from rerankd.serving.service import Limits, RerankService
 from rerankd.serving.stages import StageBuilder
 from rerankd.serving.version import Opening
 from rerankd.tasks.embed_tokens import EmbedTokens
+from rerankd.tasks.prune import Prune
 from rerankd.tasks.read_vectors import ReadVectors
 from rerankd.tasks.weigh_words import WeighWords
 from rerankd.telemetry.observer import Observer
@@ -317,11 +318,13 @@ class ModelLoader:
                 "revision": self.spec.revision or "",
                 "max_length": parts.scorer.max_length,
                 "scores": stages.scores,
+                **({"prunes": True} if stages.prunes else {}),
                 **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
                 **({} if parts.certificate is None else {"certified": parts.certificate.certified}),
             },
             warning=parts.certificate.reason if parts.certificate else "",
             ignores=stages.ignores,
+            prunes=stages.prunes,
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
             trouble=partial(_trouble, parts.engine),
@@ -468,7 +471,7 @@ def _certified(spec: ModelSpec, engine: _AnyEngine, scorer: Scorer) -> Certifica
 
 def _is_comparable(scorer: Scorer) -> bool:
     """Whether numbers come out that can be compared. A remote model is not tried, since that may cost money."""
-    return scorer.task.outputs is not None or isinstance(scorer.task, ReadVectors | EmbedTokens | WeighWords)
+    return scorer.task.outputs is not None or isinstance(scorer.task, ReadVectors | EmbedTokens | WeighWords | Prune)
 
 
 def golden_pairs(folder: Path) -> Canary:

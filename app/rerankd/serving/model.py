@@ -92,7 +92,7 @@ class LoadedModel:
     `remark` is for operators who wonder about its speed, `warning` says what may be wrong with its scores,
     `trouble` why its remote model does not answer now.
     `ignores` names the wishes of requests that mean nothing to it. `estimate` says about how many tokens a request has.
-    `usage` counts the requests that use it.
+    `prunes`: it can prune documents. `usage` counts the requests that use it.
     """
 
     stage: Stage
@@ -103,6 +103,7 @@ class LoadedModel:
     remark: str = ""
     warning: str = ""
     ignores: Collection[str] = ()
+    prunes: bool = False
     alive_at: Callable[[], float] = _never
     trouble: Callable[[], str] = str
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about

@@ -13,7 +13,7 @@ from rerankd.domain import PassagePlan, ScoreOptions, Truncation
 from rerankd.pipeline.all_pairs import ALL_PAIRS_CODEC, AllPairsStage
 from rerankd.pipeline.blanks import BlankStage
 from rerankd.pipeline.blocks import BlockStage
-from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.cached import MARKED_PAIRS, CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cached_texts import CachedTexts
 from rerankd.pipeline.compared import ComparedStage
@@ -22,6 +22,7 @@ from rerankd.pipeline.known_scores import KnownScores
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.pruning import Marking, PruneStage
 from rerankd.pipeline.spans import SpanStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
@@ -32,6 +33,7 @@ from rerankd.scorers.base import (
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
+    Prunes,
     StatesScores,
 )
 from rerankd.scorers.ranking import Activation, identity
@@ -48,6 +50,7 @@ _NOT_FOR_BLOCKS: Final = ("windows", *_NOT_FOR_LISTS)
 class Stages:
     """`direct` only scores, `whole` is that with all around it. `activation` turns values into relevance. `ignores`
     names the wishes of requests that mean nothing here. `estimate` says what a request costs before its texts are read.
+    `prunes`: documents can be pruned.
     """
 
     direct: Stage
@@ -56,6 +59,7 @@ class Stages:
     scores: Literal["logit", "rank", "relevance", "similarity"]
     estimate: Callable[[str, Sequence[str], ScoreOptions], Estimate]
     ignores: Collection[str]
+    prunes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +83,13 @@ class StageBuilder:
         cached: Stage = direct
         if self.cache is not None:
             cached = CachedStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
+        read = self._in_passages(cached, scorer)
+        if isinstance(scorer, Prunes):
+            read = self._pruned(read, direct, scorer, threshold=scorer.prune_threshold)
         return Stages(
             direct=direct,
-            whole=self._around(self._in_passages(cached, scorer), scorer),
+            prunes=isinstance(scorer, Prunes),
+            whole=self._around(BlankStage(read, self.tokenizing, drops=scorer.drops), scorer),
             activation=scorer.activation,
             scores=scorer.scores if isinstance(scorer, StatesScores) else "logit",
             estimate=partial(_each_once, longest=scorer.max_length),
@@ -98,7 +106,7 @@ class StageBuilder:
             TextOnlyStage(ComparedStage(scorer, texts, self.tokenizing), model=self.model)
             for texts in (batched, cached)
         )
-        written = self._in_passages(compared, scorer)
+        written = BlankStage(self._in_passages(compared, scorer), self.tokenizing, drops=scorer.drops)
         return Stages(
             direct=direct,
             whole=self._around(written, scorer, query_room=scorer.query_room),
@@ -135,10 +143,26 @@ class StageBuilder:
         )
 
     def _in_passages(self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer) -> Stage:
-        passages = PassageStage(
+        return PassageStage(
             inner, scorer, self.batcher, self.tokenizing, plan=self.passages, truncation=self.truncation
         )
-        return BlankStage(passages, self.tokenizing, drops=scorer.drops)
+
+    def _pruned(self, inner: Stage, direct: Stage, scorer: AnyPairScorer, *, threshold: float) -> Stage:
+        """With documents pruned where a request asks for it. What is known of their tokens is cached by itself."""
+        marked = direct
+        if self.cache is not None:
+            marked = CachedStage(
+                direct, self.cache, fingerprint=f"{self.fingerprint}|marked", observer=self.observer, codec=MARKED_PAIRS
+            )
+        return PruneStage(
+            inner,
+            Marking(marked, threshold),
+            scorer,
+            self.batcher,
+            self.tokenizing,
+            plan=self.passages,
+            truncation=self.truncation,
+        )
 
     def _around(
         self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer, *, query_room: Callable[[], int] | None = None

@@ -85,10 +85,10 @@ SERVED = [
     ),
     Case("jina-reranker-v2", {**classifier("XLMRoberta", ""), "model_type": None}),
     Case("gte-multilingual-reranker", classifier("New", "new", auto_map=OWN_CODE)),
-    Case("Provence, its ranking (documents are not pruned)", classifier("Provence", "Provence")),
-    Case("XProvence, its ranking (documents are not pruned)", classifier("XProvence", "XProvence")),
+    Case("Provence", classifier("Provence", "Provence")),
+    Case("XProvence", classifier("XProvence", "XProvence")),
     Case(
-        "XProvence, its ranking (documents are not pruned)",
+        "XProvence",
         {**classifier("", "xlm-roberta"), "architectures": ["XProvence"]},
     ),
     Case(

@@ -21,7 +21,15 @@ from rerankd.api.dialects.fields import (
     texts_of,
 )
 from rerankd.concurrency.slices import Sliced
-from rerankd.domain import PassageWishes, RankedDocument, RerankRequest, RerankResult, ScoreOptions, Truncation
+from rerankd.domain import (
+    PassageWishes,
+    PruneWishes,
+    RankedDocument,
+    RerankRequest,
+    RerankResult,
+    ScoreOptions,
+    Truncation,
+)
 from rerankd.errors import InvalidRequest
 
 
@@ -36,6 +44,10 @@ class SupersetBody(ReadingFields, TextsBody):
         default=None, ge=1, description="Read long documents in at most this many passages; the best one counts."
     )
     rank_fields: RankFields = None
+    prune: bool | PruneWishes | None = Field(
+        default=None,
+        description="Add to each result its text without the sentences that do not help; for Provence.",
+    )
     return_documents: ReturnDocuments = None
 
     def read_texts(self) -> Sliced[list[str]]:
@@ -62,6 +74,7 @@ class SupersetBody(ReadingFields, TextsBody):
             reading,
             truncation=reading.truncation or chunked,
             passages=PassageWishes(max_passages=self.max_chunks_per_doc),
+            prune=PruneWishes() if self.prune is True else self.prune or None,
         )
 
     @property
@@ -79,7 +92,7 @@ class SupersetBody(ReadingFields, TextsBody):
     def _tells_more(self, result: RerankResult) -> bool:
         """Whether a result has more than its index and its score."""
         scores = result.scores
-        known = scores.scored, scores.placed_by, scores.passages
+        known = scores.scored, scores.placed_by, scores.passages, scores.kept
         return bool(self.return_documents or self.raw_body.size) or any(array is not None for array in known)
 
     def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
@@ -103,6 +116,10 @@ class SupersetBody(ReadingFields, TextsBody):
                 "end": int(passages.ends[ranked.index]),
                 "count": int(passages.counts[ranked.index]),
             }
+        kept = None if result.scores.kept is None else result.scores.kept[ranked.index]
+        if kept is not None:
+            text = self.texts[ranked.index]
+            entry["pruned"] = {"text": " ".join(text[start:end] for start, end in kept), "spans": kept}
         return entry
 
 
@@ -170,6 +187,15 @@ class Passage(BaseModel):
     count: int
 
 
+class Pruned(BaseModel):
+    """What is left of a document, and the characters `[start, end)` of the text that the model read, in Unicode code
+    points, that it was joined of.
+    """
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
 class Result(BaseModel):
     index: int
     relevance_score: float
@@ -179,3 +205,4 @@ class Result(BaseModel):
     metadata: Any | None = None
     document: dict[str, Any] | None = None
     passage: Passage | None = None
+    pruned: Pruned | None = None

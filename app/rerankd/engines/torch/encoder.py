@@ -15,7 +15,7 @@ from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, EngineSpec, pad, pooled_mask
 from rerankd.engines.torch.device_memory import to_device, within_memory
 from rerankd.engines.torch.graphs import CudaRecorder, Graphs, Record
-from rerankd.engines.torch.modular import modular_model
+from rerankd.engines.torch.modular import PruningModel, modular_model
 from rerankd.engines.torch.packing import ATTENTION, can_pack, first_position, logits_of, pack
 from rerankd.engines.torch.positions import stretched_beyond
 from rerankd.engines.torch.weights import (
@@ -25,6 +25,7 @@ from rerankd.engines.torch.weights import (
     check_adapter,
     check_weights,
     load_weights,
+    read_tensors,
     takes_token_types,
     torch_device,
 )
@@ -33,9 +34,12 @@ from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.modules import ModularHead, check_layers, read_embedding_head, read_modular_head
 from rerankd.tasks.embed import Embed
 from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.prune import Prune
 
 # The maximum length of a model that names none.
 _UNLIMITED: Final = 2**31
+# The names of Provence's second head.
+_PRUNING: Final = "token_classifier."
 
 
 class TorchEncoderOptions(WeightsOptions):
@@ -52,8 +56,8 @@ class TorchEncoderOptions(WeightsOptions):
 
 
 class TorchEncoderEngine:
-    """A `*ForSequenceClassification` model, or an encoder with a `ModularHead`, which gives logits or a vector. The
-    head is computed in the model's precision, its outputs are returned as float32.
+    """A `*ForSequenceClassification` model, or an encoder with a `ModularHead`, which gives logits or a vector, or a
+    `PruningModel`. The head is computed in the model's precision, its outputs are returned as float32.
     """
 
     def __init__(
@@ -218,7 +222,9 @@ def _load(spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.devic
     )
     if head is not None:
         model = modular_model(model, head).to(device)
-    if options.packed and head is None and can_pack(model):
+    elif isinstance(spec.task, Prune):
+        model = PruningModel(model, read_tensors(spec.folder, _PRUNING)).to(device)
+    if options.packed and isinstance(model, PreTrainedModel) and can_pack(model):
         model.set_attn_implementation(ATTENTION)
     elif options.packed:
         raise ConfigError(f"a {model.config.model_type} model cannot be packed; leave `packed` out")

@@ -68,6 +68,41 @@ class PooledModel(nn.Module):
         return SimpleNamespace(logits=self._head(vectors)[:, : self._outputs] / self._temperature)
 
 
+class PruningModel(nn.Module):
+    """A classifier of transformers with a second head of two classes on every token: whether it is dropped or kept.
+    `tensors` are that head's. What is called logits has shape [texts, 1 + tokens]: the score, and each token's log-odds
+    of being kept.
+    """
+
+    def __init__(self, classifier: PreTrainedModel, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self._tokens = nn.Linear(classifier.config.hidden_size, 2)
+        try:
+            self._tokens.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ConfigError(f"the weights of the head that prunes are not whole: {str(error)[:200]}") from None
+        self._tokens.to(classifier.dtype)
+        self.eval()
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - transformers' own
+        return self.classifier.config
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        model: PreTrainedModel = self.classifier.base_model
+        return model
+
+    def forward(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        hidden = self.base_model(**inputs).last_hidden_state
+        # RoBERTa's head pools by itself.
+        pooler = getattr(self.classifier, "pooler", nn.Identity())
+        score = self.classifier.classifier(pooler(hidden))[:, :1]
+        dropped, kept = self._tokens(hidden).unbind(dim=-1)
+        return SimpleNamespace(logits=torch.cat([score, kept - dropped], dim=1))
+
+
 def modular_model(encoder: PreTrainedModel, head: ModularHead) -> PooledModel:
     """An encoder with the head of its own modules.
 

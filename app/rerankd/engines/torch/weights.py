@@ -322,6 +322,16 @@ def _renamed_tensors(folder: Path, rules: Sequence[Renamed]) -> dict[str, torch.
     return renamed
 
 
+def read_tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a folder's weights whose names begin so, by the rest of their names."""
+    found: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping
+            found |= {name.removeprefix(prefix): tensors.get_tensor(name) for name in names}
+    return found
+
+
 def torch_device(name: str) -> torch.device:
     """The device of that name; "auto" is a GPU if there is one.
 

@@ -138,6 +138,26 @@ def _native(name: str, fits: Callable[[ModelFiles], bool], says: str) -> Callabl
     return recognise
 
 
+def _pruning(name: str, fits: Callable[[ModelFiles], bool], says: str) -> Callable[[ModelFiles, Asked], Outcome | None]:
+    """Encoders with a second head that prunes; a graph has the first head alone."""
+    native = _native(name, fits, says)
+
+    def recognise(files: ModelFiles, asked: Asked) -> Outcome | None:
+        plain = {key: value for key, value in asked.options.items() if key != "threshold"}
+        found = native(files, replace(asked, options=plain))
+        if not isinstance(found, Recognised) or files.graphs:
+            return found
+        return replace(
+            found,
+            scorer="pruning",
+            head="one logit, and two for each token: dropped and kept",
+            engines=TASK_ENGINES["prune"],
+            options=dict(asked.options),
+        )
+
+    return recognise
+
+
 def _several_labels(files: ModelFiles, asked: Asked) -> Outcome | None:
     """For monoBERT and classifiers like it: which of their labels means "relevant" is known by name only."""
     sign = repository(files, "castorini/monobert-*")
@@ -230,8 +250,9 @@ def _with_golden_pairs(files: ModelFiles, asked: Asked) -> Outcome | None:
 
 _JINA_V2: Final = "jina-reranker-v2"
 _GTE: Final = "gte-multilingual-reranker"
-_PROVENCE: Final = "Provence, its ranking (documents are not pruned)"
-_XPROVENCE: Final = "XProvence, its ranking (documents are not pruned)"
+_PROVENCE: Final = "Provence"
+_XPROVENCE: Final = "XProvence"
+_PRUNING_ORACLE: Final = "the authors' procedure, transcribed: scores, and which sentences are kept"
 # Their graphs have golden pairs, too, and a prompt.
 _LANGUAGE_MODELS: Final = ("ForCausalLM", "VLForConditionalGeneration")
 _GOLDEN: Final = "graphs with golden pairs, as `rerankd export` writes them"
@@ -264,14 +285,14 @@ FAMILIES: Final[Sequence[Family]] = (
     Family(
         name=_PROVENCE,
         repositories=["naver/provence-reranker-debertav3-v1"],
-        recognise=_native(_PROVENCE, is_provence, "Provence's own class"),
-        oracle="transformers: the authors' ranking head on their one text",
+        recognise=_pruning(_PROVENCE, is_provence, "Provence's own class"),
+        oracle=_PRUNING_ORACLE,
     ),
     Family(
         name=_XPROVENCE,
         repositories=["naver/xprovence-reranker-bgem3-v1", "naver/xprovence-reranker-bgem3-v2"],
-        recognise=_native(_XPROVENCE, is_xprovence, "XProvence's own class"),
-        oracle="transformers: the authors' ranking head on their one text",
+        recognise=_pruning(_XPROVENCE, is_xprovence, "XProvence's own class"),
+        oracle=_PRUNING_ORACLE,
     ),
     _prompted(
         "nemotron rerankers",

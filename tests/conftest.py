@@ -7,21 +7,15 @@ tests that use one are marked slow.
 import gc
 import logging
 import os
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
-from functools import cache, partial
-from importlib import import_module
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from pathlib import Path
-from pkgutil import walk_packages
 from typing import Final
 
 import pytest
 from filelock import FileLock
 
-import rerankd
 from tests.tiny_causal import CAUSAL_FAMILIES
 from tests.tiny_models import FAMILIES, TINY_BERT
 
@@ -38,7 +32,7 @@ _NEEDS_TORCH: Final = {
 
 # Where the files are that take minutes: of tests that run in parallel they must not come last.
 _LONGEST: Final = "quality", "contract", "loadtest", "integration"
-# What is tested there is mostly outside of app/, or in processes of its own: measuring coverage would only cost time.
+# What is tested there is mostly outside of app/, or in processes of its own: `make coverage` leaves it out.
 _UNCOVERED: Final = "quality", "loadtest", "conformance"
 # Real processes under load, which a busy machine may starve. Such a test may fail once; pytest reports that as a rerun.
 _STARVABLE: Final = "loadtest", "integration", "conformance"
@@ -54,32 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent.name in _STARVABLE or item.get_closest_marker("timed"):
             item.add_marker(pytest.mark.flaky(reruns=1))
     items.sort(key=lambda item: _LONGEST.index(item.path.parent.name) if item.path.parent.name in _LONGEST else inf)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Measure no coverage meanwhile. The marker of pytest-cov would do, but in a worker of pytest-xdist it stops one of
-    two measurements, and the other one goes on.
-    """
-    if item.get_closest_marker("uncovered") is None:
-        return (yield)
-    _import_package()
-    trace, trace_of_threads = sys.gettrace(), threading.gettrace()
-    sys.settrace(None)
-    threading.settrace(None)
-    try:
-        return (yield)
-    finally:
-        sys.settrace(trace)
-        threading.settrace(trace_of_threads)
-
-
-@cache
-def _import_package() -> None:
-    """What is imported while nothing is measured would count as never run, in tests that come later too."""
-    for module in walk_packages(rerankd.__path__, prefix="rerankd."):
-        with suppress(ImportError):  # of what is no dependency of the service itself
-            import_module(module.name)
 
 
 @pytest.fixture(autouse=True)

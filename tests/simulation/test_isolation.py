@@ -11,7 +11,7 @@ import pytest
 from rerankd.cache.memory import MemoryCache
 from tests.simulation.world import DENSE, UNANSWERED, Client, World, simulated
 
-# Simulations of many requests: measuring coverage would more than double their time.
+# Simulations of many requests: coverage more than doubles their time.
 pytestmark = pytest.mark.uncovered
 
 _SECONDS = 8.0

@@ -23,7 +23,7 @@ from tests.unit.batching.simulation import (
     pass_s,
 )
 
-# Simulations of minutes: measuring coverage would more than double their time.
+# Simulations of minutes: coverage more than doubles their time.
 pytestmark = pytest.mark.uncovered
 
 

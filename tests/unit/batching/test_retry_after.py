@@ -16,7 +16,7 @@ from rerankd.domain import Terms
 from rerankd.errors import Overloaded
 from tests.unit.batching.simulation import Drift, Request, Simulation, Stalls, lengths_of, pass_s
 
-# Simulations of minutes: measuring coverage would more than double their time.
+# Simulations of minutes: coverage more than doubles their time.
 pytestmark = pytest.mark.uncovered
 
 _SPEED = 0.4

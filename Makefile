@@ -17,7 +17,7 @@ CXX_SOURCES := $(wildcard app/rerankd/engines/onnx/kernels/*.cpp app/rerankd/eng
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 
-.PHONY: serve install test test-fast coverage check format conformance fuzz growth amplification audit bench docs package docker clean help FORCE
+.PHONY: serve install test test-fast coverage check format conformance fuzz growth amplification audit bench docs package sbom docker clean help FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -76,6 +76,10 @@ lock: $(VENV)/.python ## write requirements/*.txt, every package with its hashes
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	scripts/lock.sh $(VENV)/lock/bin/uv
+
+sbom: ## write what is in each image, with hashes, as CycloneDX: dist/sbom-*.cdx.json
+	@mkdir -p dist
+	@for image in cpu torch gpu; do $(PYTHON) scripts/sbom.py $$image >dist/sbom-$$image.cdx.json; done
 
 pin: ## write digests behind the tags of the images that we build on and start; needs docker and the network
 	scripts/pin_images.sh

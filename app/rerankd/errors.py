@@ -3,6 +3,7 @@
     RerankError                 500 internal_error
     |- InvalidRequest           400 invalid_request     the caller must change the request
     |  |- Unauthorized          401 unauthorized
+    |  |- Forbidden             403 forbidden
     |  |- ModelNotFound         404 model_not_found
     |  |- BodyTooSlow           408 request_timeout
     |  `- RequestTooLarge       413 request_too_large
@@ -73,6 +74,13 @@ class InvalidRequest(RerankError):
 class Unauthorized(InvalidRequest):
     status = 401
     code = "unauthorized"
+
+
+class Forbidden(InvalidRequest):
+    """The key is valid, and not for this."""
+
+    status = 403
+    code = "forbidden"
 
 
 class ModelNotFound(InvalidRequest):

@@ -267,6 +267,28 @@ def test_commands_need_an_admin_key(service: _Service, headers: Mapping[str, str
     assert httpx.get(f"{service.server.url}/admin/models", headers=dict(headers), timeout=20).status_code == status
 
 
+def test_keys_are_read_again_on_command(service: _Service) -> None:
+    file = service.registry.parent / "admins.toml"
+    before = file.read_text(encoding="utf-8")
+    file.write_text(before + '[[key]]\nname = "deputy"\nkey = "deputy-secret"\n', encoding="utf-8")
+    try:
+        assert service.command("keys/reload").json() == {"added": ["deputy"], "removed": [], "changed": []}
+        deputy = {"Authorization": "Bearer deputy-secret"}
+        file.write_text("[[key", encoding="utf-8")
+        assert service.command("keys/reload", headers=deputy).status_code == 409
+    finally:
+        file.write_text(before, encoding="utf-8")
+        assert service.command("keys/reload").json()["removed"] == ["deputy"]
+    assert service.command("models/tiny/load", headers=deputy).status_code == 401
+    _until(lambda: len(_told_of_keys(service)) == 3)
+    assert [line["by"] for line in _told_of_keys(service)] == ["operator", "deputy", "operator"]
+    assert "deputy-secret" not in service.server.log.read_text()
+
+
+def _told_of_keys(service: _Service) -> list[dict[str, Any]]:
+    return [line for line in service.log("rerankd.audit") if "reload of keys" in line["message"]]
+
+
 async def test_a_replaced_model_is_freed_before_the_garbage_collector_comes(tmp_path: Path, tiny_model: Path) -> None:
     def engines() -> list[OnnxEngine]:
         # `isinstance` would ask an object for its class, and some of torch's answer with a warning

@@ -57,7 +57,7 @@ def test_a_hangup_reads_the_keys_again_and_touches_no_request(tmp_path: Path, ti
 
         keys.write_text("[[key]\n", encoding="utf-8")
         server.process.send_signal(signal.SIGHUP)
-        _until(lambda: "API keys stay as they were" in server.log.read_text())
+        _until(lambda: "reload of keys changed nothing" in server.log.read_text())
         assert [_status(server, key) for key in ("first", "second")] == [401, 200]
 
 

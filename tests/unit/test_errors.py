@@ -21,6 +21,7 @@ _PUBLIC = {
     "internal_error": 500,
     "invalid_request": 400,
     "unauthorized": 401,
+    "forbidden": 403,
     "model_not_found": 404,
     "request_timeout": 408,
     "not_changed": 409,

@@ -56,6 +56,14 @@ class Reloaded(BaseModel):
     default: str
 
 
+class ReloadedKeys(BaseModel):
+    """Names of keys; `changed` have another value, other limits or scopes."""
+
+    added: list[str]
+    removed: list[str]
+    changed: list[str]
+
+
 class AdminEndpoints:
     def __init__(self, administration: Administration) -> None:
         self._administration = administration
@@ -75,6 +83,12 @@ class AdminEndpoints:
             removed=[*changes.removed],
             default=changes.default,
         )
+        return json_answer(answer.model_dump())
+
+    async def reload_keys(self, request: Request) -> Response:
+        """Read the files of API keys and admin keys again, or change nothing (409). A variable's keys stay."""
+        changes = await self._administration.reload_keys(by=_operator(request))
+        answer = ReloadedKeys(added=[*changes.added], removed=[*changes.removed], changed=[*changes.changed])
         return json_answer(answer.model_dump())
 
     async def load(self, name: str, request: Request) -> Response:
@@ -120,6 +134,10 @@ def admin_routes(administration: Administration, keys: ApiKeys) -> APIRouter:
     router.add_api_route("/models", endpoints.models, methods=["GET"], responses=listed, openapi_extra=extra)
     router.add_api_route("/models", endpoints.models, methods=["HEAD"], include_in_schema=False)
     router.add_api_route("/reload", endpoints.reload, methods=["POST"], responses=reloaded, openapi_extra=extra)
+    keys_read: dict[int | str, dict[str, Any]] = {200: {"model": ReloadedKeys}}
+    router.add_api_route(
+        "/keys/reload", endpoints.reload_keys, methods=["POST"], responses=keys_read, openapi_extra=extra
+    )
     for command in (endpoints.load, endpoints.unload):
         path = f"/models/{{name:path}}/{command.__name__}"
         router.add_api_route(path, command, methods=["POST"], responses=changed, openapi_extra=extra)

@@ -9,6 +9,7 @@ from fastapi.params import Depends as Dependency
 from starlette.requests import HTTPConnection
 
 from rerankd.api.access import access_of
+from rerankd.config.api_keys import Scope
 from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.keys import ApiKeys
 
@@ -36,21 +37,21 @@ def key_in(headers: Mapping[str, str]) -> Sequence[bytes]:
     return [key.encode("latin-1", "replace"), key.encode()]
 
 
-def key_required(gateway: Gateway) -> Dependency:
+def key_required(gateway: Gateway, scope: Scope) -> Dependency:
     """The check as a dependency of routes other than rerank's. Their requests count against the key's rate too."""
 
     async def check(connection: HTTPConnection) -> None:
-        gateway.admit(key_in(connection.headers), access_of(connection.scope).call)
+        gateway.admit(key_in(connection.headers), access_of(connection.scope).call, scope=scope)
 
     dependency: Dependency = Depends(check)
     return dependency
 
 
 def admin_key_required(keys: ApiKeys, clock: Callable[[], float] = perf_counter) -> Dependency:
-    """The check of an admin key. API keys do not pass it, and admin keys pass no other."""
+    """The check of an admin key. Other keys do not pass it."""
 
     async def check(connection: HTTPConnection) -> None:
-        caller = keys.identify(key_in(connection.headers))
+        caller = keys.identify(key_in(connection.headers), scope="admin")
         access_of(connection.scope).call.key = caller.name
         caller.allowance.ask(now=clock())
 

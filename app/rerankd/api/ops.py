@@ -18,6 +18,7 @@ from rerankd.api.answers import ERROR_SCHEMA, json_answer
 from rerankd.api.auth import key_required, security_of
 from rerankd.api.fixed_answers import FixedAnswer
 from rerankd.api.lifecycle import Lifecycle
+from rerankd.config.api_keys import Scope
 from rerankd.gateway.gateway import Gateway
 from rerankd.serving.model import ServedModel
 
@@ -201,14 +202,16 @@ def operations_routes(endpoints: OperationsEndpoints, *, gateway: Gateway, priva
         "/v1/models/{name:path}": _Operation(endpoints.model, _answers(ModelDescription)),
         "/info": _Operation(endpoints.info, _answers(Information)),
     }
-    (keyed_routes if private else open_routes)["/metrics"] = _Operation(endpoints.metrics, _EXPOSITION)
+    metrics = {"/metrics": _Operation(endpoints.metrics, _EXPOSITION)}
     if private:
         keyed_routes["/openapi.json"] = _Operation(endpoints.description, {})
     router = APIRouter(tags=["operations"], default_response_class=Response)
-    _add(router, open_routes, extra={})
-    guarded = APIRouter(dependencies=[key_required(gateway)])
-    _add(guarded, keyed_routes, extra=security_of(gateway.keys))
-    router.include_router(guarded)
+    _add(router, open_routes if private else open_routes | metrics, extra={})
+    guards: dict[Scope, dict[str, _Operation]] = {"rerank": keyed_routes, "metrics": metrics if private else {}}
+    for scope, routes in guards.items():
+        guarded = APIRouter(dependencies=[key_required(gateway, scope)])
+        _add(guarded, routes, extra=security_of(gateway.keys))
+        router.include_router(guarded)
     return router
 
 

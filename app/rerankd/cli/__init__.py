@@ -2,7 +2,7 @@
 
 import sys
 
-from rerankd.cli import benchmarking, evaluating, exporting, importing, listing, ranking, serving, tuning
+from rerankd.cli import benchmarking, evaluating, exporting, importing, keys, listing, ranking, serving, tuning
 from rerankd.cli.app import cli, examples, print_problem
 from rerankd.errors import ConfigError, RerankError
 from rerankd.tools.outputs import explain_os_error
@@ -39,6 +39,12 @@ cli.command(
 )(benchmarking.bench)
 cli.command(epilog=examples("rerankd tune", "rerankd tune minilm-qa --budget-s 300"))(tuning.tune)
 cli.command(epilog=examples("rerankd models", "rerankd models --json | jq -r '.[].name'"))(listing.models)
+cli.command(
+    epilog=examples(
+        "rerankd keys search-frontend --requests-per-s 50 >>keys.toml",
+        "rerankd keys prometheus --scope metrics >>keys.toml",
+    )
+)(keys.keys)
 cli.command("inspect", epilog=examples("rerankd inspect BAAI/bge-reranker-v2-m3", "rerankd inspect ./my-model --json"))(
     listing.inspect_model
 )

@@ -7,11 +7,11 @@ send, one that is there twice. No message holds a key.
 import logging
 import re
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
@@ -20,6 +20,9 @@ from rerankd.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+Scope: TypeAlias = Literal["rerank", "metrics", "admin"]
+# What a key may do that says nothing of it.
+_USUAL_SCOPES: Final[tuple[Scope, ...]] = ("rerank", "metrics")
 _VARIABLE: Final = "RERANKD_API_KEYS"
 _QUOTES: Final = "\"'"
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
@@ -40,6 +43,7 @@ class ApiKey:
     sha256: str
     requests_per_s: float | None = None
     tokens_per_min: int | None = None
+    scopes: frozenset[Scope] = frozenset(_USUAL_SCOPES)
 
 
 class _KeyTable(BaseModel):
@@ -52,6 +56,7 @@ class _KeyTable(BaseModel):
     sha256: str | None = None
     requests_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     tokens_per_min: int | None = Field(default=None, gt=0)
+    scopes: tuple[Scope, ...] = Field(default=_USUAL_SCOPES, min_length=1)
 
     @field_validator("name")
     @classmethod
@@ -94,6 +99,7 @@ class _KeyTable(BaseModel):
             sha256=self.sha256 or hash_key(self.key or ""),
             requests_per_s=self.requests_per_s,
             tokens_per_min=self.tokens_per_min,
+            scopes=frozenset(self.scopes),
         )
 
 
@@ -119,21 +125,38 @@ def read_api_keys(variable: Sequence[SecretStr], file: Path | None) -> list[ApiK
     return keys
 
 
-def read_admin_keys(file: Path, *, clients: Sequence[ApiKey]) -> list[ApiKey]:
-    """The keys of operators, from a file of the same form. None of them may be a client's key.
+def read_admin_keys(file: Path | None, *, clients: Sequence[ApiKey]) -> list[ApiKey]:
+    """The keys of operators: clients' keys with the scope `admin`, and those of a file of the same form. No key of that
+    file may be a client's.
 
     Raises:
         ConfigError: the file is missing or unusable, or a key is; the message never holds a key.
     """
-    keys = _read_file(file)
+    of_clients = [client for client in clients if "admin" in client.scopes]
+    if file is None:
+        return of_clients
+    keys = [replace(key, scopes=frozenset({"admin"})) for key in _read_file(file)]
     places = [f"key {number} of {file} ({key.name!r})" for number, key in enumerate(keys, start=1)]
     for key, place in zip(keys, places, strict=True):
         if any(key.sha256 == client.sha256 for client in clients):
             raise ConfigError(f"{place} is an API key too: its client could change what is served; make another one")
         if key.tokens_per_min is not None:
             raise ConfigError(f"{place} has tokens_per_min, and commands cost no tokens; leave it out")
-    _refuse_doubles(keys, places)
-    return keys
+    _refuse_doubles([*of_clients, *keys], [*(f"the API key {client.name!r}" for client in of_clients), *places])
+    return [*of_clients, *keys]
+
+
+def checked_key(key: str, options: Mapping[str, object]) -> ApiKey:
+    """A key as a table of a file would give it, checked in the same way.
+
+    Raises:
+        ConfigError: the key or an option is unusable.
+    """
+    table = {"key": key, **options}
+    try:
+        return _KeyTable.model_validate(table).as_key()
+    except ValidationError as error:
+        raise ConfigError(explain(error, _KeyTable, data=table)) from None
 
 
 def _key_of_variable(number: int, key: str) -> ApiKey:

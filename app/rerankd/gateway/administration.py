@@ -7,12 +7,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from rerankd.config.api_keys import ApiKey, read_admin_keys, read_api_keys
 from rerankd.config.settings import Settings
 from rerankd.errors import ConfigError, NotChanged, RerankError
-from rerankd.gateway.keys import ApiKeys
+from rerankd.gateway.keys import ApiKeys, KeyChanges
 from rerankd.serving.hosting import Changes, HostedModel, ModelHost
 from rerankd.serving.model import ServedModel
 
@@ -36,11 +37,20 @@ class Administration:
 
     async def hang_up(self) -> None:
         """Read API keys and models again. What cannot be used changes nothing, and the log says why."""
-        await reload_keys(self._settings, self._keys, self.admin_keys)
-        try:
-            await self.reload_models(by=HANGUP)
-        except NotChanged:
-            logger.debug("the audit log has said why")
+        for reload in (self.reload_keys, self.reload_models):
+            try:
+                await reload(by=HANGUP)
+            except NotChanged:
+                logger.debug("the audit log has said why")
+
+    async def reload_keys(self, *, by: str) -> KeyChanges:
+        """Read the files of keys again and use them, or change nothing.
+
+        Raises:
+            NotChanged: a file cannot be used; the message never holds a key.
+        """
+        reload = partial(read_keys_again, self._settings, self._keys, self.admin_keys)
+        return await self._do(reload, "reload of keys", by=by)
 
     async def reload_models(self, *, by: str) -> Changes:
         """Read the registry again and serve what it says, or change nothing.
@@ -87,21 +97,23 @@ class Administration:
             if isinstance(error, RerankError):
                 raise
             raise NotChanged(f"nothing was changed: {error}") from None
-        audit.info("%s", name, extra={"by": by, **told, **(asdict(outcome) if isinstance(outcome, Changes) else {})})
+        audit.info("%s", name, extra={"by": by, **told, **_told(outcome)})
         return outcome
 
 
-async def reload_keys(settings: Settings, clients: ApiKeys, admins: ApiKeys | None) -> None:
-    """Read the files of keys again. If one cannot be used, the keys stay as they are and the log says why."""
-    try:
-        of_clients, of_admins = await asyncio.to_thread(read_keys, settings)
-    except ConfigError as error:
-        logger.error("API keys stay as they were: %s", error)
-        return
-    for keys, fresh, whose in ((clients, of_clients, "API keys"), (admins, of_admins, "admin keys")):
-        if keys is not None:
-            changes = keys.replace(fresh)
-            logger.info("%s were read again", whose, extra={"keys": len(fresh), **asdict(changes)})
+def _told(outcome: object) -> dict[str, Any]:
+    return asdict(outcome) if isinstance(outcome, Changes | KeyChanges) else {}
+
+
+async def read_keys_again(settings: Settings, clients: ApiKeys, admins: ApiKeys | None) -> KeyChanges:
+    """Replace the keys by those of the files, in both or in neither.
+
+    Raises:
+        ConfigError: see `read_keys`.
+    """
+    of_clients, of_admins = await asyncio.to_thread(read_keys, settings)
+    changes = clients.replace(of_clients)
+    return changes if admins is None else changes.joined(admins.replace(of_admins))
 
 
 def read_keys(settings: Settings) -> tuple[list[ApiKey], list[ApiKey]]:
@@ -111,5 +123,4 @@ def read_keys(settings: Settings) -> tuple[list[ApiKey], list[ApiKey]]:
         ConfigError: see `read_api_keys` and `read_admin_keys`.
     """
     clients = read_api_keys(settings.api_keys, settings.api_keys_file)
-    file = settings.admin_keys_file
-    return clients, [] if file is None else read_admin_keys(file, clients=clients)
+    return clients, read_admin_keys(settings.admin_keys_file, clients=clients)

@@ -22,6 +22,7 @@ from math import inf
 from types import TracebackType
 from typing import Final, Self
 
+from rerankd.config.api_keys import Scope
 from rerankd.domain import Document, RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 from rerankd.gateway.failures import failure_of
@@ -81,14 +82,15 @@ class Gateway:
         """A call that begins now; `facts` are filled in as they become known."""
         return GatewayCall(self, CallFacts() if facts is None else facts)
 
-    def admit(self, spellings: Sequence[bytes], facts: CallFacts) -> Caller:
+    def admit(self, spellings: Sequence[bytes], facts: CallFacts, *, scope: Scope = "rerank") -> Caller:
         """Identify the caller and count one request, of whatever kind.
 
         Raises:
             Unauthorized: there is no key, or a wrong one.
+            Forbidden: the key has no such scope.
             RateLimited: the key has sent too many requests.
         """
-        caller = self.keys.identify(spellings)
+        caller = self.keys.identify(spellings, scope=scope)
         facts.key = caller.name
         caller.allowance.ask(now=self.service.clock())
         return caller
@@ -137,6 +139,7 @@ class GatewayCall:
 
         Raises:
             Unauthorized: there is no key, or a wrong one.
+            Forbidden: the key may not rank.
             RateLimited: the key has sent too many requests, or its quota of tokens is used up.
         """
         allowance = self._gateway.admit(spellings, self.facts).allowance

@@ -1,17 +1,17 @@
 """Keys that change while the service runs, and keys beyond ASCII."""
 
-import logging
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rerankd.api.auth import key_in
 from rerankd.config.api_keys import ApiKey, hash_key, read_api_keys
 from rerankd.config.settings import Settings
-from rerankd.errors import ConfigError, RateLimited, Unauthorized
-from rerankd.gateway.administration import read_keys, reload_keys
+from rerankd.errors import ConfigError, Forbidden, RateLimited, Unauthorized
+from rerankd.gateway.administration import read_keys, read_keys_again
 from rerankd.gateway.keys import ApiKeys
 
 _ALPHABETS = [
@@ -81,30 +81,53 @@ def test_what_a_key_has_used_is_kept_while_its_limits_stay() -> None:
             keys.identify(_bearer(gone))
 
 
-async def test_keys_are_read_again_and_the_log_says_what_changed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_keys_are_read_again(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text('[[key]]\nname = "old"\nkey = "s3cret-one"\n', encoding="utf-8")
     path.chmod(0o600)
     settings = Settings(api_keys_file=path)
     keys = ApiKeys(read_api_keys(settings.api_keys, settings.api_keys_file))
     path.write_text('[[key]]\nname = "new"\nkey = "s3cret-two"\n', encoding="utf-8")
-    with caplog.at_level(logging.INFO):
-        await reload_keys(settings, keys, None)
+    changes = await read_keys_again(settings, keys, None)
     assert keys.identify(_bearer(b"s3cret-two")).name == "new"
-    (record,) = caplog.records
-    assert (vars(record)["added"], vars(record)["removed"], vars(record)["changed"]) == (["new"], ["old"], [])
+    assert (changes.added, changes.removed, changes.changed) == (["new"], ["old"], [])
+
+
+def test_a_key_is_for_its_scopes_alone(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(
+        '[[key]]\nname = "usual"\nkey = "one"\n'
+        '[[key]]\nname = "prometheus"\nkey = "two"\nscopes = ["metrics"]\n'
+        '[[key]]\nname = "operator"\nkey = "three"\nscopes = ["admin"]\n',
+        encoding="utf-8",
+    )
+    clients, admins = map(ApiKeys, read_keys(Settings(api_keys_file=path)))
+    allowed = {
+        (key, scope)
+        for key in (b"one", b"two", b"three")
+        for scope, keys in (("rerank", clients), ("metrics", clients), ("admin", admins))
+        if _is_allowed(keys, key, scope)
+    }
+    assert allowed == {(b"one", "rerank"), (b"one", "metrics"), (b"two", "metrics"), (b"three", "admin")}
+    with pytest.raises(Forbidden, match="this API key has no scope 'rerank'"):
+        clients.identify([b"three"])
+
+
+def _is_allowed(keys: ApiKeys, key: bytes, scope: Any) -> bool:
+    try:
+        return bool(keys.identify([key], scope=scope).name)
+    except (Unauthorized, Forbidden):
+        return False
 
 
 @pytest.mark.parametrize("broken", ["", "[[key", '[[key]]\nname = "a"\nkey = ""\n'])
-async def test_a_broken_file_changes_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str) -> None:
+async def test_a_broken_file_changes_no_key(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(broken, encoding="utf-8")
     keys = ApiKeys([_key("a", "one")])
-    await reload_keys(Settings(api_keys_file=path), keys, None)
+    with pytest.raises(ConfigError):
+        await read_keys_again(Settings(api_keys_file=path), keys, None)
     assert keys.identify(_bearer(b"one")).name == "a"
-    assert "API keys stay as they were" in caplog.text
 
 
 async def test_admin_keys_change_together_with_the_clients_or_neither_does(tmp_path: Path) -> None:
@@ -113,13 +136,15 @@ async def test_admin_keys_change_together_with_the_clients_or_neither_does(tmp_p
     admins.write_text('[[key]]\nname = "operator"\nkey = "two"\n', encoding="utf-8")
     settings = Settings(api_keys_file=clients, admin_keys_file=admins)
     of_clients, of_admins = ApiKeys([_key("a", "old")]), ApiKeys([_key("b", "old")])
-    await reload_keys(settings, of_clients, of_admins)
+    changes = await read_keys_again(settings, of_clients, of_admins)
+    assert changes.added == ["client", "operator"]
     assert of_clients.identify(_bearer(b"one")).name == "client"
-    assert of_admins.identify(_bearer(b"two")).name == "operator"
+    assert of_admins.identify(_bearer(b"two"), scope="admin").name == "operator"
     with pytest.raises(Unauthorized):
-        of_admins.identify(_bearer(b"one"))
+        of_admins.identify(_bearer(b"one"), scope="admin")
     clients.write_text('[[key]]\nname = "client"\nkey = "two"\n', encoding="utf-8")
-    await reload_keys(settings, of_clients, of_admins)
+    with pytest.raises(ConfigError, match="is an API key too"):
+        await read_keys_again(settings, of_clients, of_admins)
     assert of_clients.identify(_bearer(b"one")).name == "client", "a client with an admin's key is refused"
 
 

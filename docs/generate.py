@@ -23,7 +23,7 @@ from rerankd.config.model_names import MOST_PREFIXES
 from rerankd.config.options import fields_of
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
-from rerankd.domain import LAST_PRIORITY, PassagePlan
+from rerankd.domain import LAST_PRIORITY, FusionPlan, PassagePlan
 from rerankd.recognition.families import FAMILIES
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -87,11 +87,26 @@ Set `passages = { tokens = 256, overlap = 64 }` in a model's table. Requests may
 """
 
 
+_FUSION = """
+### `fusion`
+
+Set `fusion = { mode = "z-score", weight = 0.2 }` in a model's table. Requests may ask for other values.
+
+| key | default | meaning |
+|---|---|---|
+"""
+
+
 def configuration_page() -> str:
     """The whole page."""
     settings = [_row(f"RERANKD_{name.upper()}", field) for name, field in Settings.model_fields.items()]
     registry = _REGISTRY + "\n".join(_rows(ModelSpec)) + "\n"
-    return _HEAD + "\n".join(settings) + "\n" + registry + _PASSAGES + "\n".join(_rows(PassagePlan)) + "\n"
+    return _HEAD + "\n".join(settings) + "\n" + registry + _tables()
+
+
+def _tables() -> str:
+    tables = {_PASSAGES: PassagePlan, _FUSION: FusionPlan}
+    return "".join(head + "\n".join(_rows(shape)) + "\n" for head, shape in tables.items())
 
 
 def _rows(shape: type) -> list[str]:
@@ -123,7 +138,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
     value = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if isinstance(value, PassagePlan):
+    if isinstance(value, PassagePlan | FusionPlan):
         return "below"
     if value is None or value is PydanticUndefined or value in ((), {}, ""):
         return "none"

@@ -19,11 +19,12 @@ from rerankd.batching.work import Results
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import Worker
-from rerankd.domain import FloatArray, PassagePlan, ScoreOptions, Scores, Timings, Truncation
+from rerankd.domain import FloatArray, FusionPlan, PassagePlan, ScoreOptions, Scores, Timings, Truncation
 from rerankd.engines.base import BatchLimits
 from rerankd.errors import CacheUnavailable, InvalidRequest, TooLong
 from rerankd.pipeline.blanks import BlankStage
 from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.fusion import FusionStage
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
@@ -96,6 +97,9 @@ class RecordingObserver:
             dropped_tokens=dropped_tokens,
             unordered_windows=unordered_windows,
         )
+
+    def request_fused(self, *, model: str, mode: str) -> None:
+        self._state("request_fused", model=model, mode=mode)
 
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
         self._state("engine_started", model=model, workers=workers, max_waiting_tokens=max_waiting_tokens)
@@ -411,6 +415,7 @@ class FakeService:
     activation: Activation = identity
     canary: Canary = _CANARY
     passages: PassagePlan = field(default_factory=PassagePlan)
+    fusion: FusionPlan = field(default_factory=FusionPlan)
     truncation: Truncation = Truncation.TRUNCATE
     max_documents: int = 10_000
     max_query_chars: int = 32_768
@@ -467,7 +472,7 @@ class FakeService:
         passages = PassageStage(
             cached, self.scorer, batcher, tokenizing, plan=self.passages, truncation=self.truncation
         )
-        written = BlankStage(passages, tokenizing, drops=self.scorer.drops)
+        written = FusionStage(BlankStage(passages, tokenizing, drops=self.scorer.drops), plan=self.fusion)
         spans = SpanStage(written, self.scorer, batcher, tokenizing, plan=self.passages, activation=self.activation)
         return LoadedModel(
             stage=LongQueryStage(spans, self.scorer, tokenizing),

@@ -92,6 +92,25 @@ def _journal(output: Path) -> list[Json]:
     return [json.loads(line) for line in output.with_suffix(".state.jsonl").read_text().splitlines()]
 
 
+def test_a_fused_row_and_the_line_for_the_registry(data: Path, tmp_path: Path, evaluate: Eval) -> None:
+    output, markdown = tmp_path / "report.json", tmp_path / "report.md"
+    result = evaluate(data, "--fuse", "--depths", "3,12", "--output", output, "--markdown", markdown)
+    report = _report(result, output)
+    rows = _rows(report)
+    (choice,) = report["fusions"]
+    assert list(rows) == ["first-stage", "tiny", "tiny fused"]
+    assert choice["held_out"] == pytest.approx(rows["tiny fused"]["measures"]["nDCG@10"]["mean"])
+    assert choice["alone"] == pytest.approx(rows["tiny"]["measures"]["nDCG@10"]["mean"])
+    assert 'tiny: fusion = { mode = "' in " ".join(result.stdout.split())
+    assert "## Fusion" in markdown.read_text()
+
+
+def test_a_server_s_scores_cannot_be_fused(data: Path, evaluate: Eval) -> None:
+    result = evaluate(data, "--fuse", "--url", "http://127.0.0.1:1")
+    assert result.exit_code != 0
+    assert "--fuse needs raw scores" in repr(result.exception) + result.output
+
+
 def test_in_process_and_served_give_exactly_the_same(
     tmp_path: Path, data: Path, registry: Path, evaluate: Eval
 ) -> None:

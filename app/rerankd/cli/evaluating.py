@@ -37,6 +37,7 @@ def evaluate(
     corpus: arguments.Corpus = None,
     topics: arguments.Topics = None,
     level: arguments.Levels = None,
+    fuse: arguments.Fuse = False,
     output: arguments.Output = None,
     markdown: arguments.Markdown = None,
     plot: arguments.Plot = None,
@@ -56,7 +57,9 @@ def evaluate(
         folders=folders or (), run=run, qrels=qrels, corpus=corpus, topics=topics, queries=queries, levels=level or ()
     )
     targets = ev.TargetOptions(models=model or (), urls=url or (), biencoders=biencoder or (), api_key=api_key)
-    comparison = ev.Comparison(baseline=baseline, depth=depth, depths=depths, max_tokens_per_doc=max_tokens_per_doc)
+    comparison = ev.Comparison(
+        baseline=baseline, depth=depth, depths=depths, max_tokens_per_doc=max_tokens_per_doc, fuse=fuse
+    )
     evaluation = ev.prepare(sets, targets, comparison, settings)
     how_to_continue = (
         "the same command continues from there" if output else "with --output the same command could continue"

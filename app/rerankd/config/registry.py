@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rerankd.config.model_names import ModelNames
 from rerankd.config.options import closest, explain, read_toml
 from rerankd.config.variables import ENVIRONMENT_PREFIX
-from rerankd.domain import PassagePlan
+from rerankd.domain import FusionPlan, PassagePlan
 from rerankd.errors import ConfigError
 
 # A scorer or engine that is chosen when the model is loaded.
@@ -78,6 +78,9 @@ class ModelSpec(BaseModel):
         "ask for either.",
     )
     passages: PassagePlan = Field(default=PassagePlan(), description="How long documents are read in passages.")
+    fusion: FusionPlan = Field(
+        default=FusionPlan(), description="How the model's scores are fused with those of the first stage."
+    )
     batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
     fallback: str | None = Field(
         default=None, description="A served model that answers where this one cannot, by name or alias."

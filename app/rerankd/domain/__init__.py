@@ -2,6 +2,7 @@
 
 from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray, SpanArray
 from rerankd.domain.documents import Document
+from rerankd.domain.fusion import NO_FUSION, Fused, FusionMode, FusionPlan, FusionWishes
 from rerankd.domain.options import (
     Aggregation,
     PassagePlan,
@@ -20,11 +21,16 @@ from rerankd.domain.terms import LAST_PRIORITY, UNMETERED, Meter, Terms, Unmeter
 
 __all__ = [
     "LAST_PRIORITY",
+    "NO_FUSION",
     "UNMETERED",
     "Aggregation",
     "BoolArray",
     "Document",
     "FloatArray",
+    "Fused",
+    "FusionMode",
+    "FusionPlan",
+    "FusionWishes",
     "IntArray",
     "Meter",
     "NameArray",

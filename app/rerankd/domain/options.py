@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
 
+from rerankd.domain.fusion import FusionWishes
 from rerankd.domain.terms import Terms
 from rerankd.errors import InvalidRequest
 
@@ -252,6 +253,7 @@ class ScoreOptions:
     windows: WindowWishes | None = None
     spans: SpanWishes | None = None
     prune: PruneWishes | None = None
+    fusion: FusionWishes | None = None
     scope: str = ""
     terms: Terms = Terms()
 

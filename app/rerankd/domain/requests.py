@@ -13,7 +13,7 @@ from rerankd.domain.scores import Scores, Timings
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankRequest:
     """What a caller asks for, whatever the dialect. `documents` are the texts that the model reads; one with an image
-    is a `Document`. Results with a relevance score below `min_score` are left out.
+    is a `Document`. Results that the model finds less relevant than `min_score` are left out.
     """
 
     query: str
@@ -27,7 +27,7 @@ class RerankRequest:
 class RankedDocument(NamedTuple):
     """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation. A
     document that is not `scored` had no score when the deadline came. `placed_by` is the model of a cascade that gave
-    the document its place.
+    the document its place. Where `relevance_score` is that of a fusion, `own_relevance` is the model's.
     """
 
     index: int  # type: ignore[assignment] # hides a method of tuples that nobody needs here
@@ -35,6 +35,7 @@ class RankedDocument(NamedTuple):
     value: float
     scored: bool = True
     placed_by: str | None = None
+    own_relevance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray, SpanArray
+from rerankd.domain.fusion import Fused
 
 Kind = TypeVar("Kind", np.float32, np.int64, np.bool_, np.object_)
 
@@ -104,6 +105,7 @@ class Scores:
     spans: a tuple of `Span`s for each document, the most relevant first. None: nobody looked for any.
     marks: the log-odds that each token of a document is kept, shape [its tokens]. None: nobody asked.
     kept: a tuple of (start, end) for each document, the characters that are left of it. None: nothing was pruned.
+    fused: the scores that say the order in place of `values`. None: `values` do. Rearranged scores have none.
     """
 
     values: FloatArray
@@ -120,6 +122,7 @@ class Scores:
     spans: SpanArray | None = None
     marks: SpanArray | None = None
     kept: SpanArray | None = None
+    fused: Fused | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -230,6 +233,7 @@ class Scores:
             spans=None,
             marks=None,
             kept=None,
+            fused=None,
         )
 
     def _rearranged(self, rearrange: _Rearrange, *, below: float) -> "Scores":
@@ -246,6 +250,7 @@ class Scores:
             spans=None if self.spans is None else rearrange(self.spans, missing=None),
             marks=None if self.marks is None else rearrange(self.marks, missing=None),
             kept=None if self.kept is None else rearrange(self.kept, missing=None),
+            fused=None,
         )
 
 

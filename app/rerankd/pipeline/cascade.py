@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rerankd.domain import ScoreOptions, Scores
+from rerankd.domain import NO_FUSION, ScoreOptions, Scores
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.windowed import values_of_order
 
@@ -55,7 +55,7 @@ def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
 
     A caller's order is of all documents, and of no meaning to a member that sees some of them in another order. Half of
     a member's scores are no order, so a deadline is an error even where a partial answer was asked for. Spans of what
-    one member finds relevant would say nothing about the order of another.
+    one member finds relevant would say nothing about the order of another. The cascade's order is fused, not theirs.
     """
     windows = options.windows and replace(options.windows, initial_order=None)
-    return replace(options, top_n=top_n, windows=windows, spans=None, terms=options.terms.undivided())
+    return replace(options, top_n=top_n, windows=windows, spans=None, fusion=NO_FUSION, terms=options.terms.undivided())

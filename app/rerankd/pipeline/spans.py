@@ -13,7 +13,18 @@ import numpy as np
 from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import IntArray, PassagePlan, ScoreOptions, Scores, Side, Span, SpanWishes, Timings, Truncation
+from rerankd.domain import (
+    NO_FUSION,
+    IntArray,
+    PassagePlan,
+    ScoreOptions,
+    Scores,
+    Side,
+    Span,
+    SpanWishes,
+    Timings,
+    Truncation,
+)
 from rerankd.errors import DeadlineExceeded
 from rerankd.pipeline.chunks import chunks, share_of
 from rerankd.pipeline.passages import EDGE_TOKENS, reach_of
@@ -106,6 +117,7 @@ class SpanStage:
             top_n=None,
             spans=None,
             prune=None,
+            fusion=NO_FUSION,
         )
         read = await self._inner.score(query, texts, alone)
         relevant = _relevant(read, self._activation, wishes)
@@ -151,7 +163,8 @@ def _best(scores: Scores, top_n: int | None) -> IntArray:
     if scores.scored is not None:
         usable &= scores.scored
     candidates = np.flatnonzero(usable)
-    return candidates[np.argsort(-scores.values[candidates], kind="stable")][:top_n]
+    merits = scores.values if scores.fused is None else scores.fused.values
+    return candidates[np.argsort(-merits[candidates], kind="stable")][:top_n]
 
 
 def _search(reader: PairReader, documents: Sequence[str], search: _Search) -> list[list[tuple[int, int]]]:

@@ -46,7 +46,7 @@ _NO_RELEVANCE: Final = np.float32(-16)
 
 
 def rank(scores: Scores, *, activation: Activation, top_n: int | None) -> list[RankedDocument]:
-    """Sort documents by raw score, highest first, ties by index.
+    """Sort documents by raw score, or by fused score if there is one: highest first, ties by index.
 
     Documents without a score come after those with one, in the order of the request, and blank ones last of all. Both
     kinds of scores say so too: see `floor`.
@@ -66,13 +66,17 @@ def rank(scores: Scores, *, activation: Activation, top_n: int | None) -> list[R
     if unusable.any():
         raise ScoringFailed(f"the model's score of document {int(np.argmax(unusable))} is not a finite number")
     raw = values if ranked.all() else np.where(ranked, values, floor(values[ranked], activation))
-    order = np.lexsort((-raw, ~ranked, blank))[:top_n]
+    merits = raw if scores.fused is None else scores.fused.values
+    order = np.lexsort((-merits, ~ranked, blank))[:top_n]
     relevance = activation(raw)
     relevance = np.where(ranked, relevance, np.minimum(relevance, np.float32(0)))
     in_time = blank | ranked
     names = repeat(None) if scores.placed_by is None else scores.placed_by[order].tolist()
     columns = order.tolist(), relevance[order].tolist(), raw[order].tolist(), in_time[order].tolist()
-    return list(map(RankedDocument, *columns, names))
+    if scores.fused is None:
+        return list(map(RankedDocument, *columns, names))
+    fused = np.where(ranked, scores.fused.plan.relevance(scores.fused.values), 0)
+    return list(map(RankedDocument, columns[0], fused[order].tolist(), *columns[2:], names, columns[1]))
 
 
 def floor(values: FloatArray, activation: Activation) -> np.float32:

@@ -305,6 +305,7 @@ class ModelLoader:
             model=self.spec.name,
             passages=self.spec.passages,
             truncation=Truncation(self.spec.truncation),
+            fusion=self.spec.fusion,
         )
         stages = parts.scorer.by_kind(builder)
         return LoadedModel(

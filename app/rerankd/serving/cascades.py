@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from math import inf
 
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import ScoreOptions, Scores
+from rerankd.domain import FusionPlan, ScoreOptions, Scores
 from rerankd.pipeline.blanks import BlankStage, drops_nothing
 from rerankd.pipeline.cascade import CascadeStage, Member
+from rerankd.pipeline.fusion import FusionStage
 from rerankd.scorers.ranking import identity
 from rerankd.serving.answering import AnsweringStage
 from rerankd.serving.model import Canary, LoadedModel, ServedModel, Status
@@ -48,19 +49,21 @@ class _ServedStages:
             return await CascadeStage(members).score(query, documents, options)
 
 
-def follow(cascade: ServedModel, members: Sequence[ServedMember], tokenizing: SharedWorker) -> None:
+def follow(
+    cascade: ServedModel, members: Sequence[ServedMember], tokenizing: SharedWorker, *, fusion: FusionPlan
+) -> None:
     """Give a cascade the state of its worst member."""
     failed = next((member.model for member in members if member.model.status is Status.FAILED), None)
     if failed is not None:
         cascade.doubt(f"a member of this cascade is not ready: model {failed.name!r}: {failed.reason}")
     elif all(member.model.status.answers for member in members):
-        cascade.serve(_loaded(members, tokenizing))
+        cascade.serve(_loaded(members, tokenizing, fusion))
 
 
-def _loaded(members: Sequence[ServedMember], tokenizing: SharedWorker) -> LoadedModel:
+def _loaded(members: Sequence[ServedMember], tokenizing: SharedWorker, fusion: FusionPlan) -> LoadedModel:
     stages = _ServedStages(members)
     return LoadedModel(
-        stage=BlankStage(stages, tokenizing, drops=drops_nothing),
+        stage=FusionStage(BlankStage(stages, tokenizing, drops=drops_nothing), plan=fusion),
         direct=stages,
         activation=identity,
         canary=_MEMBERS_ARE_ASKED,

@@ -289,7 +289,7 @@ class ModelHost:
     def _follow(self) -> None:
         for entry in self._entries.values():
             if entry.members:
-                follow(entry.model, entry.members, self._tokenizing)
+                follow(entry.model, entry.members, self._tokenizing, fusion=entry.spec.fusion)
 
     def _retry_failed(self) -> None:
         """Try models again that could not be loaded when their entries were read first."""

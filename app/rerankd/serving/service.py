@@ -124,6 +124,8 @@ class RerankService:
             dropped_tokens=int(scores.dropped.sum()),
             unordered_windows=scores.unordered,
         )
+        if scores.fused is not None:
+            self._observer.request_fused(model=name, mode=scores.fused.plan.mode)
         if request.options.truncation is Truncation.ERROR:
             _refuse_cut_documents(scores)
         if len(request.documents) > _MANY_DOCUMENTS:
@@ -185,7 +187,12 @@ def _ranked(loaded: LoadedModel, request: RerankRequest, scores: Scores) -> Sequ
     results = rank(scores, activation=loaded.activation, top_n=request.top_n)
     if request.min_score is None:
         return results
-    return [ranked for ranked in results if ranked.relevance_score >= request.min_score]
+    return [ranked for ranked in results if _relevance(ranked) >= request.min_score]
+
+
+def _relevance(ranked: RankedDocument) -> float:
+    """As the model finds it: fused scores compare documents of one request only."""
+    return ranked.relevance_score if ranked.own_relevance is None else ranked.own_relevance
 
 
 def _refuse_cut_documents(scores: Scores) -> None:

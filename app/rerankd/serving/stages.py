@@ -9,15 +9,16 @@ from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import PassagePlan, ScoreOptions, Truncation
+from rerankd.domain import FusionPlan, PassagePlan, ScoreOptions, Truncation
 from rerankd.pipeline.all_pairs import ALL_PAIRS_CODEC, AllPairsStage
-from rerankd.pipeline.blanks import BlankStage
+from rerankd.pipeline.blanks import BlankStage, Drops
 from rerankd.pipeline.blocks import BlockStage
 from rerankd.pipeline.cached import MARKED_PAIRS, CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cached_texts import CachedTexts
 from rerankd.pipeline.compared import ComparedStage
 from rerankd.pipeline.embedded import BatchedTexts, Texts
+from rerankd.pipeline.fusion import FusionStage
 from rerankd.pipeline.known_scores import KnownScores
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
@@ -65,7 +66,7 @@ class Stages:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBuilder:
     """What stages are built from; `cache` None: nothing is remembered. `passages` and `truncation` are the operator's
-    word on long documents.
+    word on long documents, `fusion` on the first stage's scores.
     """
 
     batcher: Batcher[Any, Any]
@@ -76,6 +77,7 @@ class StageBuilder:
     model: str
     passages: PassagePlan
     truncation: Truncation
+    fusion: FusionPlan
 
     def pairs(self, scorer: AnyPairScorer, /) -> Stages:
         """Each document by itself, long ones in passages."""
@@ -89,7 +91,7 @@ class StageBuilder:
         return Stages(
             direct=direct,
             prunes=isinstance(scorer, Prunes),
-            whole=self._around(BlankStage(read, self.tokenizing, drops=scorer.drops), scorer),
+            whole=self._around(self._not_blank(read, scorer.drops), scorer),
             activation=scorer.activation,
             scores=scorer.scores if isinstance(scorer, StatesScores) else "logit",
             estimate=partial(_each_once, longest=scorer.max_length),
@@ -106,7 +108,7 @@ class StageBuilder:
             TextOnlyStage(ComparedStage(scorer, texts, self.tokenizing), model=self.model)
             for texts in (batched, cached)
         )
-        written = BlankStage(self._in_passages(compared, scorer), self.tokenizing, drops=scorer.drops)
+        written = self._not_blank(self._in_passages(compared, scorer), scorer.drops)
         return Stages(
             direct=direct,
             whole=self._around(written, scorer, query_room=scorer.query_room),
@@ -119,7 +121,7 @@ class StageBuilder:
     def lists(self, scorer: AnyListScorer, /) -> Stages:
         """All documents in windows."""
         direct = TextOnlyStage(WindowedStage(scorer, self.batcher, self.tokenizing), model=self.model)
-        whole = BlankStage(self._cached_whole(direct), self.tokenizing, drops=scorer.drops)
+        whole = self._not_blank(self._cached_whole(direct), scorer.drops)
         estimate = partial(_each_once, longest=scorer.max_length)
         return Stages(
             direct=direct, whole=whole, activation=identity, scores="rank", estimate=estimate, ignores=_NOT_FOR_LISTS
@@ -135,7 +137,7 @@ class StageBuilder:
         texts = TextOnlyStage(compared, model=self.model)
         return Stages(
             direct=TextOnlyStage(plain, model=self.model),
-            whole=BlankStage(texts, self.tokenizing, drops=scorer.drops),
+            whole=self._not_blank(texts, scorer.drops),
             activation=identity,
             scores="rank",
             estimate=plain.estimate,
@@ -176,7 +178,7 @@ class StageBuilder:
     def blocks(self, scorer: AnyBlockScorer, /) -> Stages:
         """All documents together, in as few prompts as they fit into."""
         direct = TextOnlyStage(BlockStage(scorer, self.batcher, self.tokenizing), model=self.model)
-        whole = BlankStage(self._cached_whole(direct), self.tokenizing, drops=scorer.drops)
+        whole = self._not_blank(self._cached_whole(direct), scorer.drops)
         return Stages(
             direct=direct,
             whole=whole,
@@ -185,6 +187,10 @@ class StageBuilder:
             estimate=partial(_each_once, longest=scorer.max_length),
             ignores=_NOT_FOR_BLOCKS,
         )
+
+    def _not_blank(self, inner: Stage, drops: Drops) -> Stage:
+        """Without blank documents, and fused with the first stage's scores."""
+        return FusionStage(BlankStage(inner, self.tokenizing, drops=drops), plan=self.fusion)
 
     def _cached_whole(self, direct: Stage) -> Stage:
         """Behind a cache of whole requests, where there is one."""

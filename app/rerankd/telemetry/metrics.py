@@ -120,6 +120,13 @@ class PrometheusObserver:
             registry=self.registry,
         )
 
+        self._fused = Counter(
+            "rerank_fused_requests_total",
+            "Requests whose order is made of the model's scores and those of the first stage.",
+            ["model", "mode"],
+            registry=self.registry,
+        )
+
     def _make_key_metrics(self) -> None:
         self._keys: set[str] = set()
         self._key_requests = Counter(
@@ -271,6 +278,9 @@ class PrometheusObserver:
             self._child(self._stages, model, stage).observe(seconds)
         self._child(self._truncated, model).inc(dropped_tokens)
         self._child(self._unordered, model).inc(unordered_windows)
+
+    def request_fused(self, *, model: str, mode: str) -> None:
+        self._child(self._fused, model, mode).inc()
 
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
         self._workers.labels(model).set(workers)

@@ -18,6 +18,8 @@ class Observer(Protocol):
 
     def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None: ...
 
+    def request_fused(self, *, model: str, mode: str) -> None: ...
+
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None: ...
 
     def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None: ...
@@ -69,6 +71,9 @@ class Silent:
         pass
 
     def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
+        pass
+
+    def request_fused(self, *, model: str, mode: str) -> None:
         pass
 
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:

@@ -16,10 +16,11 @@ from rerankd.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """One query of a run and its documents, best first."""
+    """One query of a run and its documents, best first, with the run's scores of them."""
 
     query_id: str
     document_ids: Sequence[str]
+    scores: Sequence[float]
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -37,21 +38,22 @@ def read_run(path: Path, *, depth: int | None = None) -> list[Candidates]:
     Raises:
         ConfigError: the file is missing, or a line is in neither format.
     """
-    ranked: dict[str, list[tuple[float, str]]] = {}
+    ranked: dict[str, list[tuple[float, str, float]]] = {}
     for number, line in enumerate(_lines(path), start=1):
         columns = line.split()
         if not columns:
             continue
         if len(columns) not in (4, 6):
             raise ConfigError(f"{path}:{number}: a run has 6 columns (or 4); got {len(columns)}: {line[:80]!r}")
-        document, rank = (columns[2], columns[3]) if len(columns) == 6 else (columns[1], columns[2])
+        document, rank, score = columns[2:5] if len(columns) == 6 else columns[1:]
         try:
-            ranked.setdefault(columns[0], []).append((float(rank), document))
+            ranked.setdefault(columns[0], []).append((float(rank), document, float(score)))
         except ValueError:
-            raise ConfigError(f"{path}:{number}: the rank {rank!r} is not a number") from None
+            raise ConfigError(f"{path}:{number}: the rank {rank!r} or the score {score!r} is not a number") from None
+    best = {query_id: sorted(documents, key=_rank)[:depth] for query_id, documents in ranked.items()}
     return [
-        Candidates(query_id, [document for _, document in sorted(documents, key=_rank)[:depth]])
-        for query_id, documents in ranked.items()
+        Candidates(query_id, [document for _, document, _ in documents], [score for *_, score in documents])
+        for query_id, documents in best.items()
     ]
 
 
@@ -73,7 +75,7 @@ def read_objects(path: Path, *, fields: Sequence[str]) -> Iterator[tuple[int, Ma
         yield number, entry
 
 
-def _rank(ranked: tuple[float, str]) -> float:
+def _rank(ranked: tuple[float, str, float]) -> float:
     return ranked[0]
 
 

@@ -25,16 +25,16 @@ class Bm25:
         self._texts_with: Counter[str] = Counter()
         self._texts = words = 0
         for text in texts:
-            stems = _stems(text)
+            stems = stems_of(text)
             self._texts_with.update(set(stems))
             self._texts += 1
             words += len(stems)
         self._mean_words = words / self._texts
 
     def score(self, query: str, text: str) -> float:
-        counts = Counter(_stems(text))
+        counts = Counter(stems_of(text))
         room = K1 * (1.0 - B + B * counts.total() / self._mean_words)
-        wanted = {stem: counts[stem] for stem in set(_stems(query)) if counts[stem]}
+        wanted = {stem: counts[stem] for stem in set(stems_of(query)) if counts[stem]}
         return sum(self._weight(stem) * count * (K1 + 1.0) / (count + room) for stem, count in wanted.items())
 
     def _weight(self, stem: str) -> float:
@@ -46,7 +46,8 @@ def rarity(texts_with: int, texts: int) -> float:
     return math.log(1.0 + (texts - texts_with + 0.5) / (texts_with + 0.5))
 
 
-def _stems(text: str) -> list[str]:
+def stems_of(text: str) -> list[str]:
+    """Return the Porter stems of a text's words, in their order."""
     return [stem(word) for word in _WORD.findall(text.lower())]
 
 

@@ -24,13 +24,19 @@ def test_a_title_goes_before_the_text(tmp_path: Path, name: str) -> None:
 def test_a_run_is_read_by_rank_whatever_the_order_of_its_lines(tmp_path: Path, lines: str) -> None:
     path = tmp_path / "run"
     path.write_text(lines)
-    assert read_run(path) == [Candidates("q2", ["a", "b"]), Candidates("q1", ["c"])]
-    assert read_run(path, depth=1) == [Candidates("q2", ["a"]), Candidates("q1", ["c"])]
+    assert read_run(path) == [Candidates("q2", ["a", "b"], [0.9, 0.5]), Candidates("q1", ["c"], [3.0])]
+    assert read_run(path, depth=1) == [Candidates("q2", ["a"], [0.9]), Candidates("q1", ["c"], [3.0])]
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [("q1 Q0 d 1", "rank 'd'"), ("q d one 0.5", "rank 'one'"), ("q Q0 d\n", "6 columns"), ("a b c d e", "got 5")],
+    [
+        ("q1 Q0 d 1", "rank 'd'"),
+        ("q d one 0.5", "rank 'one'"),
+        ("q d 1 high", "score 'high'"),
+        ("q Q0 d\n", "6 columns"),
+        ("a b c d e", "got 5"),
+    ],
 )
 def test_a_malformed_run_names_its_line(tmp_path: Path, content: str, complaint: str) -> None:
     path = tmp_path / "run"

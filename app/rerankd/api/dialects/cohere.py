@@ -10,6 +10,7 @@ from rerankd.api.answers import Json
 from rerankd.api.dialects.base import Dialect
 from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import (
+    FusionWishes,
     PassageWishes,
     RankedDocument,
     RerankRequest,
@@ -50,6 +51,9 @@ class CohereV2Body(SupersetBody):
     relevant_spans: RelevantSpans | None = Field(
         default=None, description="Add to each result which of its sentences are relevant."
     )
+    fusion: FusionWishes | None = Field(
+        default=None, description="Order by the model's scores and your first stage's together."
+    )
     on_deadline: Literal["error", "partial"] | None = Field(
         default=None, description="What to return when the deadline passes: an error (default), or the scores so far."
     )
@@ -67,6 +71,7 @@ class CohereV2Body(SupersetBody):
             truncation=self.truncation or options.truncation or chunked,
             passages=replace(passages, max_passages=passages.max_passages or self.max_chunks_per_doc),
             windows=self.windows,
+            fusion=self.fusion,
             spans=self.relevant_spans.wishes() if self.relevant_spans else None,
             terms=replace(options.terms, partial=self.on_deadline == "partial"),
         )
@@ -90,6 +95,9 @@ class CohereV2Body(SupersetBody):
 
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
         meta = meta_of(result, self.options(), version="2")
+        fused = result.scores.fused
+        if fused is not None:
+            meta["fusion"] = {"mode": fused.plan.mode, "weight": fused.plan.weight}
         cut = np.flatnonzero(result.scores.dropped).tolist()
         if cut:
             meta["truncated_documents"] = [
@@ -103,6 +111,7 @@ def _explain(ranked: RankedDocument, result: RerankResult) -> Json:
     return {
         "stage": ranked.placed_by or result.scorer,
         "score": ranked.value,
+        **({} if ranked.own_relevance is None else {"relevance": ranked.own_relevance}),
         "cached": scores.cached is not None and bool(scores.cached[ranked.index]),
         "tokens": int(scores.tokens[ranked.index]),
         "dropped_tokens": int(scores.dropped[ranked.index]),
@@ -110,10 +119,13 @@ def _explain(ranked: RankedDocument, result: RerankResult) -> Json:
 
 
 class Explanation(BaseModel):
-    """`score` is the raw one; a `cached` score did not reach the model this time."""
+    """`score` is the raw one, `relevance` what the model makes of it where the result's is a fused one; a `cached`
+    score did not reach the model this time.
+    """
 
     stage: str
     score: float
+    relevance: float | None = None
     cached: bool
     tokens: int
     dropped_tokens: int

@@ -42,6 +42,10 @@ Levels = Annotated[
         metavar="GRADE",
     ),
 ]
+Fuse = Annotated[
+    bool,
+    typer.Option("--fuse", help="Fuse each model with the first stage's scores: find mode and weight, held out."),
+]
 Output = Annotated[
     Path | None, typer.Option(help="The report as JSON; an interrupted run can then continue.", metavar="FILE")
 ]

@@ -59,7 +59,8 @@ class _Index:
         started = perf_counter()
         cosines = documents @ self._encode([request.query], None)[0]
         order = np.argsort(-cosines, kind="stable")
-        return Answer(order.tolist(), cosines[order].tolist(), perf_counter() - started)
+        values = cosines[order].tolist()
+        return Answer(order.tolist(), values, perf_counter() - started, values)
 
     def _documents(self, texts: Sequence[str], max_tokens: int | None) -> FloatArray:
         new = [text for text in dict.fromkeys(texts) if (text, max_tokens) not in self._vectors]

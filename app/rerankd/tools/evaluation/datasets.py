@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rerankd.errors import ConfigError
-from rerankd.tools.trec import read_run, read_texts
+from rerankd.tools.trec import Candidates, read_run, read_texts
 
 Grades = Mapping[str, Mapping[str, int]]
 
@@ -22,12 +22,15 @@ _PREFERRED_QRELS = "full"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A judged query: its candidates in first-stage order, and the grades of its documents."""
+    """A judged query: its candidates in first-stage order, the grades of its documents, and the first stage's scores of
+    the candidates; empty: it has none, as a pool.
+    """
 
     query_id: str
     text: str
     document_ids: Sequence[str]
     grades: Mapping[str, int]
+    first_scores: Sequence[float] = ()
 
     @property
     def answerable(self) -> bool:
@@ -96,11 +99,12 @@ def read_data_set(files: Files, *, depth: int) -> DataSet:
         ConfigError: a file is missing or malformed, nothing is judged, or a candidate has no text.
     """
     grades, queries, texts = read_grades(files.qrels), read_texts(files.queries), read_texts(files.corpus)
-    candidates = _candidates(files.run, depth) if files.run else {query: list(of) for query, of in grades.items()}
+    candidates = _candidates(files.run, depth) if files.run else _judged(grades)
+    nothing = Candidates("", (), ())
     questions = [
-        Question(query_id, text, candidates.get(query_id, ()), grades[query_id])
+        Question(query_id, text, found.document_ids, grades[query_id], found.scores)
         for query_id, text in queries.items()
-        if query_id in grades
+        if query_id in grades and (found := candidates.get(query_id, nothing))
     ]
     if not questions:
         raise ConfigError(f"{files.qrels} judges none of the queries in {files.queries}; choose others with --qrels")
@@ -136,10 +140,14 @@ def read_grades(path: Path) -> dict[str, dict[str, int]]:
     return grades
 
 
-def _candidates(path: Path, depth: int) -> dict[str, list[str]]:
+def _candidates(path: Path, depth: int) -> dict[str, Candidates]:
     if path.name.removesuffix(".gz") == f"{_POOL}.tsv":
-        return {query: documents[:depth] for query, documents in _read_pool(path).items()}
-    return {wanted.query_id: list(wanted.document_ids) for wanted in read_run(path, depth=depth)}
+        return {query: Candidates(query, documents[:depth], ()) for query, documents in _read_pool(path).items()}
+    return {wanted.query_id: wanted for wanted in read_run(path, depth=depth)}
+
+
+def _judged(grades: Grades) -> dict[str, Candidates]:
+    return {query: Candidates(query, list(of_query), ()) for query, of_query in grades.items()}
 
 
 def _read_pool(path: Path) -> dict[str, list[str]]:

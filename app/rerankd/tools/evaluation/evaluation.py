@@ -16,6 +16,7 @@ from rerankd.config.settings import Settings
 from rerankd.errors import ConfigError
 from rerankd.tools.evaluation.biencoder import BiEncoder
 from rerankd.tools.evaluation.datasets import DataSet, Files, files_of_folder, read_data_set
+from rerankd.tools.evaluation.fusing import Choice, with_fusion
 from rerankd.tools.evaluation.in_process import InProcess
 from rerankd.tools.evaluation.journal import Journal
 from rerankd.tools.evaluation.report import Depths, Report, build_report, check_baseline
@@ -53,12 +54,15 @@ class TargetOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How targets are compared; `depths` are those of the depth curve, as `10,50,100`."""
+    """How targets are compared; `depths` are those of the depth curve, as `10,50,100`. With `fuse` each
+    is compared fused with the first stage, too.
+    """
 
     baseline: str
     depth: int
     depths: str
     max_tokens_per_doc: int | None
+    fuse: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,7 @@ class Evaluation:
     baseline: str
     depths: Depths
     max_tokens_per_doc: int | None
+    fuse: bool = False
 
     async def scoring(self, journal: Journal) -> Scoring:
         """The questions to ask.
@@ -102,8 +107,16 @@ class Evaluation:
         return await plan_scoring(self.targets, self.data_sets, journal, max_tokens_per_doc=self.max_tokens_per_doc)
 
     def report(self, scoring: Scoring) -> Report:
+        rankings, fusions = scoring.rankings(), list[Choice]()
+        if self.fuse:
+            rankings, fusions = with_fusion(rankings, self.data_sets, depth=self.depths.main)
         return build_report(
-            self.data_sets, scoring.rankings(), baseline=self.baseline, depths=self.depths, details=self._details()
+            self.data_sets,
+            rankings,
+            baseline=self.baseline,
+            depths=self.depths,
+            details=self._details(),
+            fusions=fusions,
         )
 
     def _details(self) -> dict[str, Any]:
@@ -121,6 +134,8 @@ def prepare(sets: SetOptions, targets: TargetOptions, comparison: Comparison, se
     Raises:
         ConfigError: an option or a file is unusable; the message says which.
     """
+    if comparison.fuse and targets.urls:
+        raise ConfigError("--fuse needs raw scores, which a server does not tell; name the model with --model")
     depths = read_depths(comparison.depth, comparison.depths)
     return Evaluation(
         data_sets=read_sets(sets, depth=depths.deepest),
@@ -128,6 +143,7 @@ def prepare(sets: SetOptions, targets: TargetOptions, comparison: Comparison, se
         baseline=comparison.baseline,
         depths=depths,
         max_tokens_per_doc=comparison.max_tokens_per_doc,
+        fuse=comparison.fuse,
     )
 
 

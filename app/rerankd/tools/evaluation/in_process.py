@@ -38,7 +38,7 @@ class InProcess:
 
     async def identity(self) -> Mapping[str, Any]:
         contents = [await asyncio.to_thread(self._content, spec) for spec in self._specs]
-        settings = [spec.model_dump(mode="json", exclude=_NAMES_ONLY) for spec in self._specs]
+        settings = [spec.model_dump(mode="json", exclude=_NAMES_ONLY, exclude_defaults=True) for spec in self._specs]
         return {"version": __version__, "content": contents, "settings": settings}
 
     def _content(self, spec: ModelSpec) -> str:
@@ -79,6 +79,7 @@ class InProcess:
                     [ranked.index for ranked in result.results],
                     [ranked.relevance_score for ranked in result.results],
                     seconds,
+                    [ranked.value for ranked in result.results],
                 )
 
             yield ask

@@ -17,6 +17,9 @@ from rerankd.domain import RerankRequest
 from rerankd.errors import ConfigError
 from rerankd.tools.evaluation.targets import Answer
 
+# Of a line, in the order of an answer's.
+_FIELDS = ("order", "scores", "seconds", "values")
+
 
 def answer_key(identity: Mapping[str, Any], request: RerankRequest) -> str:
     asked = [identity, request.query, list(request.documents), request.options.max_tokens_per_doc]
@@ -52,7 +55,13 @@ class Journal:
     def add(self, key: str, answer: Answer) -> None:
         self._answers[key] = answer
         if self._file is not None:
-            line = {"key": key, "order": answer.order, "scores": answer.relevance_scores, "seconds": answer.seconds}
+            line = {
+                "key": key,
+                "order": answer.order,
+                "scores": answer.relevance_scores,
+                "seconds": answer.seconds,
+                "values": answer.values,
+            }
             self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             self._file.flush()
 
@@ -74,7 +83,7 @@ class Journal:
         for number, line in enumerate(content[:whole].splitlines(), start=1):
             try:
                 entry = orjson.loads(line)
-                self._answers[entry["key"]] = Answer(entry["order"], entry["scores"], entry["seconds"])
+                self._answers[entry["key"]] = Answer(*map(entry.__getitem__, _FIELDS))
             except (ValueError, KeyError, TypeError):
                 raise ConfigError(f"{path}:{number} is not a line of a journal; start again with --fresh") from None
         if whole < len(content):

@@ -21,6 +21,7 @@ _MEASURES: Final[Mapping[str, Callable[[int], Any]]] = {
 }
 MEASURES: Final = tuple(_MEASURES)
 MAIN_MEASURE: Final = "nDCG@10"
+_LOOKED_AT: Final = 10
 
 
 def measure(questions: Sequence[Question], orders: Mapping[str, Sequence[str]], *, level: int) -> dict[str, Values]:
@@ -28,16 +29,26 @@ def measure(questions: Sequence[Question], orders: Mapping[str, Sequence[str]], 
 
     `orders` holds document ids by query, best first.
     """
-    wanted = {name: build(level) for name, build in _MEASURES.items()}
+    wanted = [build(level) for build in _MEASURES.values()]
+    return dict(zip(_MEASURES, _measure(questions, orders, wanted), strict=True))
+
+
+def _measure(questions: Sequence[Question], orders: Mapping[str, Sequence[str]], wanted: Sequence[Any]) -> list[Values]:
     position = {question.query_id: index for index, question in enumerate(questions)}
     qrels = {question.query_id: dict(question.grades) for question in questions}
     # The negative rank, so that no tool breaks ties between scores in its own way.
     run = {query: {document: -float(rank) for rank, document in enumerate(order)} for query, order in orders.items()}
-    values = {str(each): np.zeros(len(questions)) for each in wanted.values()}
+    values = {str(each): np.zeros(len(questions)) for each in wanted}
     if questions:
-        for metric in iter_calc(list(wanted.values()), qrels, run):
+        for metric in iter_calc(wanted, qrels, run):
             values[str(metric.measure)][position[metric.query_id]] = metric.value
-    return {name: values[str(each)] for name, each in wanted.items()}
+    return [values[str(each)] for each in wanted]
+
+
+def measure_main(questions: Sequence[Question], orders: Mapping[str, Sequence[str]]) -> Values:
+    """The main measure alone, which looks at the first ten of an order: see `measure`."""
+    best = {query: order[:_LOOKED_AT] for query, order in orders.items()}
+    return _measure(questions, best, [_MEASURES[MAIN_MEASURE](1)])[0]
 
 
 def area_under_roc(positives: Values, negatives: Values) -> float | None:

@@ -9,10 +9,11 @@ import numpy as np
 
 from rerankd.errors import ConfigError
 from rerankd.tools.evaluation.datasets import DataSet, Question
+from rerankd.tools.evaluation.fusing import Choice
 from rerankd.tools.evaluation.measures import MAIN_MEASURE, Values, area_under_roc, measure
 from rerankd.tools.evaluation.scoring import Rankings
 from rerankd.tools.evaluation.significance import Difference, Interval, interval_of_mean, paired_difference
-from rerankd.tools.evaluation.targets import Answer
+from rerankd.tools.evaluation.targets import Ranked
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class SetReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """`means` has one row a target over all sets with measures; empty when that is a single one. Measures are of the
-    best `depth` candidates, times of the `deepest` that the depth curve wants.
+    best `depth` candidates, times of the `deepest` that the depth curve wants. `fusions` are recommended.
     """
 
     baseline: str
@@ -79,6 +80,7 @@ class Report:
     sets: Sequence[SetReport]
     means: Sequence[Row]
     details: Mapping[str, Any]
+    fusions: Sequence[Choice] = ()
 
     @property
     def averaged(self) -> Sequence[str]:
@@ -110,6 +112,7 @@ def build_report(
     baseline: str,
     depths: Depths,
     details: Mapping[str, Any],
+    fusions: Sequence[Choice] = (),
 ) -> Report:
     """Measure every target on every set.
 
@@ -133,6 +136,7 @@ def build_report(
         ],
         means=[_row(target, ranked, orders, baseline) for target in rankings] if len(ranked) > 1 else [],
         details=details,
+        fusions=fusions,
     )
 
 
@@ -144,10 +148,10 @@ def check_baseline(baseline: str, targets: Sequence[str]) -> None:
 
 class _Orders:
     """One target's answers on one set, measured at every depth. A depth of fewer candidates than were scored leaves
-    the others out: a pair's score does not depend on what it is scored beside.
+    the others out.
     """
 
-    def __init__(self, data_set: DataSet, answers: Mapping[str, Answer], depths: Depths) -> None:
+    def __init__(self, data_set: DataSet, answers: Mapping[str, Ranked], depths: Depths) -> None:
         self.questions = data_set.ranked
         self._data_set = data_set
         self._answers = answers
@@ -159,7 +163,7 @@ class _Orders:
     def _measured(self, depth: int) -> dict[str, Values]:
         orders = {
             question.query_id: [
-                question.document_ids[index] for index in self._answers[question.query_id].order if index < depth
+                question.document_ids[index] for index in self._answers[question.query_id].order_at(depth)
             ]
             for question in self.questions
             if self._answered(question)

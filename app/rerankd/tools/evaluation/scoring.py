@@ -10,10 +10,10 @@ from rerankd.domain import RerankRequest, ScoreOptions
 from rerankd.errors import ConfigError, RerankError
 from rerankd.tools.evaluation.datasets import DataSet, Question
 from rerankd.tools.evaluation.journal import Journal, answer_key
-from rerankd.tools.evaluation.targets import FIRST_STAGE, Answer, Ask, Target
+from rerankd.tools.evaluation.targets import FIRST_STAGE, Answer, Ask, Ranked, Target
 
 # By target, then by data set, then by query.
-Rankings = Mapping[str, Mapping[str, Mapping[str, Answer]]]
+Rankings = Mapping[str, Mapping[str, Mapping[str, Ranked]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Scoring:
 
     def rankings(self) -> Rankings:
         """All answers, and the first stage's own order."""
-        rankings: dict[str, dict[str, dict[str, Answer]]] = {FIRST_STAGE: {}}
+        rankings: dict[str, dict[str, dict[str, Ranked]]] = {FIRST_STAGE: {}}
         for work in self._works:
             of_set = rankings.setdefault(work.target.name, {}).setdefault(work.data_set.name, {})
             of_set[work.question.query_id] = self._journal[work.key]

@@ -6,6 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from rerankd.tools.evaluation.fusing import Choice
 from rerankd.tools.evaluation.measures import MAIN_MEASURE
 from rerankd.tools.evaluation.report import Report, Row, SetReport, Speed
 from rerankd.tools.evaluation.significance import Difference, Interval
@@ -63,13 +64,21 @@ def markdown(report: Report) -> str:
     curve = _curve_lines(report)
     if curve:
         parts += [f"## {MAIN_MEASURE} by candidates reranked", _markdown_table(curve)]
+    if report.fusions:
+        parts += ["## Fusion", "\n".join(f"- {_fusion(choice)}" for choice in report.fusions)]
     parts += ["## Sets", _markdown_table([_SET_HEAD, *map(_set_line, report.sets)]), _details(report)]
     return "\n\n".join(parts) + "\n"
 
 
 def notes(report: Report) -> list[str]:
-    """Queries that were left out of the means or count as 0, per set."""
-    return [f"{data_set.name}: {'; '.join(said)}" for data_set in report.sets if (said := _left_out(data_set))]
+    """Queries that were left out of the means or count as 0, per set; and the fusions that are recommended."""
+    left_out = [f"{data_set.name}: {'; '.join(said)}" for data_set in report.sets if (said := _left_out(data_set))]
+    return [*left_out, *map(_fusion, report.fusions)]
+
+
+def _fusion(choice: Choice) -> str:
+    change = f"{MAIN_MEASURE} {choice.alone:.4f} alone, {choice.held_out:.4f} fused, each half of the queries held out"
+    return f"{choice.target}: {choice.line} ({change})"
 
 
 def _title(report: Report) -> str:

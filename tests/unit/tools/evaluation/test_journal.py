@@ -9,7 +9,7 @@ from rerankd.errors import ConfigError
 from rerankd.tools.evaluation.journal import Journal, answer_key
 from rerankd.tools.evaluation.targets import Answer
 
-_ANSWER = Answer([1, 0], [0.1 + 0.2, 1e-9], 0.25)
+_ANSWER = Answer([1, 0], [0.1 + 0.2, 1e-9], 0.25, [-1.5, 1e-9])
 _REQUEST = RerankRequest(query="q", documents=["a", "b"])
 
 

@@ -138,7 +138,7 @@ def test_the_terminal_shows_every_number_in_80_columns(full_report: Report) -> N
 
 def test_json_holds_the_whole_report(full_report: Report) -> None:
     report = orjson.loads(orjson.dumps(full_report))
-    assert set(report) == {"baseline", "depth", "deepest", "sets", "means", "details"}
+    assert set(report) == {"baseline", "depth", "deepest", "sets", "means", "details", "fusions"}
     row = report["sets"][0]["rows"][1]
     assert set(row["measures"]["nDCG@10"]) == {"mean", "low", "high"}
     assert set(row["against_baseline"]["nDCG@10"]) == {"mean", "p"}

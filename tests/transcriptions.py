@@ -5,7 +5,7 @@ vocabulary, no batch, no padding, nothing shared, none of our code. What ours gi
 import json
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from rerankd.domain import FloatArray
@@ -78,6 +79,15 @@ def first_logits(family: str, folder: Path, query: str, documents: Sequence[str]
 
 def qwen3_reranker_logits(folder: Path, query: str, documents: Sequence[str], *, instruction: str) -> FloatArray:
     """The model card's procedure; log-odds of its probability of "yes", shape [documents]."""
+    ratings = {"no": 0.0, "yes": 1.0}
+    probabilities = qwen3_reranker_grades(folder, query, documents, instruction=instruction, ratings=ratings)
+    return np.log(probabilities / (1 - probabilities)).astype(np.float32)
+
+
+def qwen3_reranker_grades(
+    folder: Path, query: str, documents: Sequence[str], *, instruction: str, ratings: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """The same prompt; the expectation of ratings by their tokens' probabilities, shape [documents]."""
     import torch  # noqa: PLC0415 - only slow tests have torch
 
     tokenizer, _ = _loaded(folder)
@@ -87,15 +97,15 @@ def qwen3_reranker_logits(folder: Path, query: str, documents: Sequence[str], *,
         add_special_tokens=False,
     )
     suffix = tokenizer.encode("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", add_special_tokens=False)
-    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+    ids = [tokenizer.convert_tokens_to_ids(word) for word in ratings]
+    grades = torch.tensor(list(ratings.values()), dtype=torch.float64)
     values = []
     for document in documents:
         text = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
         body = tokenizer(text, add_special_tokens=False).input_ids
-        logits = torch.from_numpy(_logits_after(folder, prefix + body + suffix)[[no, yes]]).double()
-        probability = torch.nn.functional.log_softmax(logits, dim=0).exp()[1].item()
-        values.append(np.log(probability / (1 - probability)))
-    return np.array(values, dtype=np.float32)
+        logits = torch.from_numpy(_logits_after(folder, prefix + body + suffix)[ids]).double()
+        values.append((torch.nn.functional.log_softmax(logits, dim=0).exp() * grades).sum().item())
+    return np.array(values)
 
 
 def mxbai_rerank_logits(folder: Path, query: str, documents: Sequence[str], *, instruction: str | None) -> FloatArray:

@@ -30,6 +30,7 @@ from tests.transcriptions import (
     greedy_text,
     list_prompt,
     mxbai_rerank_logits,
+    qwen3_reranker_grades,
     qwen3_reranker_logits,
     rank1_logits,
 )
@@ -52,8 +53,8 @@ def first_scorer(folder: Path, family: str, **options: Any) -> AnyListScorer:
     return load_list_scorer("first", ScorerSpec(folder=folder, templates=TEMPLATES, options={**template, **options}))
 
 
-def yes_no_scorer(folder: Path, template: str = "qwen3-reranker", **spec: Any) -> AnyPairScorer:
-    options = {"template": template}
+def yes_no_scorer(folder: Path, template: str = "qwen3-reranker", *, ratings: Any = None, **spec: Any) -> AnyPairScorer:
+    options = {"template": template, **({"ratings": ratings} if ratings else {})}
     return load_scorer("yes-no", ScorerSpec(folder=folder, templates=TEMPLATES, options=options, **spec))
 
 
@@ -157,6 +158,21 @@ def test_yes_no_gives_the_scores_of_the_model_card(
     for logits in in_batches(engine, encodings):
         np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
     assert expected.std() > 0.1
+
+
+def test_ratings_give_the_expected_grade(causal_folder: Folder) -> None:
+    folder = causal_folder("qwen3")
+    ratings = {"yes": 2.0, "1": 1.0, "0": -0.5, "no": -1.0}
+    scorer = yes_no_scorer(folder, ratings=ratings)
+    encodings: list[Encoding] = []
+    for query in QUERIES:
+        encodings += scorer.encode(query, DOCUMENTS, max_document_tokens=None).encodings
+    expected = np.concatenate(
+        [qwen3_reranker_grades(folder, query, DOCUMENTS, instruction=INSTRUCTION, ratings=ratings) for query in QUERIES]
+    )
+    for logits in in_batches(torch_engine(folder, scorer), encodings):
+        np.testing.assert_allclose(scorer.interpret(logits), expected, atol=1e-5)
+    assert expected.std() > 0.05
 
 
 @SHARING

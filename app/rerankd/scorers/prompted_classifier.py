@@ -89,7 +89,7 @@ class PromptedClassifier(EncodedInPrompts):
         return cls(
             PairPrompt(read.tokenizer, template, instruction=instruction, max_length=max_length),
             pad_id=read.pad_id,
-            activation=options.activation or read_activation(read.files, head) or template.activation,
+            activation=options.activation or read_activation(read.files, head) or template.activation or "sigmoid",
             head=head,
             fingerprint=json.dumps(["prompted-classifier", max_length, head.label, head.problem, instruction, written]),
         )

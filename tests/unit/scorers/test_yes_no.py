@@ -198,6 +198,54 @@ def test_a_score_is_the_log_odds_or_the_positive_logit(tmp_path: Path, qwen3: Pa
     assert gemma.interpret(logits[:, :1]).tolist() == [2.0, -1.0]
 
 
+def test_a_grade_is_the_mean_of_all_weighted_by_their_probability(qwen3: Path) -> None:
+    logits = np.array([[2.0, 0.5, -1.0], [-1.0, 88.0, 1.0], [0, 0, 0]], dtype=np.float32)
+    scorer = load(qwen3, ratings={"1": 1, "0": -2.5, "yes": 3})
+    tokenizer = Tokenizer.from_file(str(qwen3 / "tokenizer.json"))
+    assert [tokenizer.id_to_token(token) for token in scorer.task.tokens] == ["1", "0", "yes"]
+    wanted = []
+    for row in logits.astype(np.float64):
+        probabilities = np.exp(row) / np.exp(row).sum()
+        wanted.append(probabilities[0] - 2.5 * probabilities[1] + 3 * probabilities[2])
+    assert scorer.interpret(logits) == pytest.approx(wanted, abs=1e-6)
+    assert scorer.activation(np.array([-2.5, 0.25, 3.0], dtype=np.float32)).tolist() == [0, 0.5, 1]
+    assert scorer.scores == "relevance"
+
+
+def test_yes_and_no_rated_1_and_0_are_the_usual_relevance(qwen3: Path) -> None:
+    logits = np.random.default_rng(0).normal(scale=6, size=(50, 2)).astype(np.float32)
+    usual, rated = load(qwen3), load(qwen3, ratings={"yes": 1, "no": 0})
+    assert usual.task.tokens == rated.task.tokens
+    relevance = usual.activation(usual.interpret(logits))
+    assert rated.activation(rated.interpret(logits)) == pytest.approx(relevance, abs=1e-6)
+    assert usual.fingerprint != rated.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("ratings", "message"),
+    [
+        ({"yes": 1, "certainly not": 0}, "'certainly not' is .* tokens"),
+        ({"yes": 1, "no": 1}, "two different values"),
+        ({"yes": float("inf"), "no": 0}, "finite"),
+        ({}, "two different values"),
+    ],
+)
+def test_unusable_ratings_are_named(qwen3: Path, ratings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(qwen3, ratings=ratings)
+
+
+def test_a_template_may_rate(tmp_path: Path, qwen3: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    content = 'method = "yes-no"\nprompt = ["{query} {document}"]\nratings = { "0" = 0, "1" = 10 }\n'
+    (tmp_path / "templates" / "ours.toml").write_text(content, encoding="utf-8")
+    spec = ScorerSpec(folder=qwen3, templates=[tmp_path / "templates"], options={"template": "ours"})
+    assert YesNo.load(spec).interpret(np.array([[1, 1]], dtype=np.float32)).tolist() == [5]
+    (tmp_path / "templates" / "ours.toml").write_text(content + 'positive = "1"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="leave out positive and negative"):
+        YesNo.load(spec)
+
+
 def test_unusable_options_are_named(qwen3: Path) -> None:
     with pytest.raises(ConfigError, match="activation must be one of"):
         load(qwen3, activation="relu")

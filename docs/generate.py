@@ -254,10 +254,11 @@ After reading this page you can tell whether a model is served, and what to use 
 
 `rerankd inspect MODEL` says of which family a folder or repository is. Tests build a tiny model of a served family with
 random weights, serve it, and compare its scores with the oracle's: alone, and in batches with longer texts. The
-largest difference in float32 was:
+largest difference in float32 was as below. The last column says of which families `rerankd export` makes ONNX graphs
+([models.md](models.md#from-torch-to-onnx)).
 
-| family | repositories | oracle | largest difference |
-|---|---|---|---|
+| family | repositories | oracle | largest difference | exported |
+|---|---|---|---|---|
 """
 _REFUSED_HEAD = """
 Not served yet. Loading one of these fails with the reason:
@@ -272,7 +273,7 @@ def supported_page() -> str:
     measured = json.loads(DIFFERENCES.read_text(encoding="utf-8"))
     served = [
         f"| {family.name} | {', '.join(family.repositories)} | {family.oracle} | {_at_most(measured.get(family.name))} "
-        "|"
+        f"| {'yes' if family.exported else 'no'} |"
         for family in FAMILIES
         if family.refused is None
     ]

@@ -14,7 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from loadtest.contestants import OUR_ENGINES, OurEngine, Precision, Weights
 from loadtest.random_models import build
 from rerankd.engines.torch.weights import read_weights
-from rerankd.tools.exporting import export_cross_encoder
+from rerankd.tools.exporting import export_classifier
 from rerankd.tools.graph_files import GRAPHS
 from rerankd.tools.torch_graphs import classifier_graph
 
@@ -27,7 +27,7 @@ def prepare_weights(model: Path | None, folder: Path) -> Weights:
     """
     model = (model or build("minilm-l6", folder / "model")).resolve()
     ours = folder / "onnx"
-    export_cross_encoder(model, ours, precisions=list(_PRECISIONS))
+    export_classifier(model, ours, precisions=list(_PRECISIONS))
     for engine in OUR_ENGINES:
         (ours / engine.registry).write_text(_registry(engine, ours), encoding="utf-8")
     float32, quantized = _without_graph(ours, folder / "float32"), _without_graph(ours, folder / "quantized")

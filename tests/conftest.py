@@ -120,10 +120,10 @@ def onnx_folder(built: Built, torch_folder: Folder) -> Folder:
     """Gives the folder that our own export makes of a family's tiny model, in every precision."""
 
     def export(family: str, folder: Path) -> None:
-        from rerankd.tools.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
+        from rerankd.tools.exporting import export_classifier  # noqa: PLC0415 - imports torch
         from rerankd.tools.graph_files import GRAPHS  # noqa: PLC0415 - imports onnxruntime
 
-        export_cross_encoder(torch_folder(family), folder, precisions=list(GRAPHS))
+        export_classifier(torch_folder(family), folder, precisions=list(GRAPHS))
 
     return lambda family: built(f"{family}-onnx", partial(export, family))
 

@@ -395,10 +395,10 @@ def main() -> None:
     """Write tests/data/tiny-bert."""
     from tempfile import TemporaryDirectory  # noqa: PLC0415 - tests need none of this
 
-    from rerankd.tools.exporting import export_cross_encoder  # noqa: PLC0415 - as above
+    from rerankd.tools.exporting import export_classifier  # noqa: PLC0415 - as above
 
     with TemporaryDirectory() as source:
-        export_cross_encoder(build_bert(Path(source)), TINY_BERT, precisions=["float32"])
+        export_classifier(build_bert(Path(source)), TINY_BERT, precisions=["float32"])
 
 
 if __name__ == "__main__":

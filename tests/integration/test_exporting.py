@@ -51,9 +51,9 @@ def golden(folder: Path) -> dict[str, Any]:
 
 
 def export(source: Path, target: Path, **options: Any) -> None:
-    from rerankd.tools.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
+    from rerankd.tools.exporting import export_classifier  # noqa: PLC0415 - imports torch
 
-    export_cross_encoder(source, target, **{"precisions": ["float32"], **options})
+    export_classifier(source, target, **{"precisions": ["float32"], **options})
 
 
 @FAMILY

@@ -195,9 +195,9 @@ def graph_of(family: str, **config: Any) -> Callable[[Path], object]:
     """A graph beside a config that names a class of the authors' own; the original lies in `plain`."""
 
     def build(folder: Path) -> None:
-        from rerankd.tools.exporting import export_cross_encoder  # noqa: PLC0415 - imports torch
+        from rerankd.tools.exporting import export_classifier  # noqa: PLC0415 - imports torch
 
-        export_cross_encoder(FAMILIES[family](folder / "plain"), folder, precisions=["float32"])
+        export_classifier(FAMILIES[family](folder / "plain"), folder, precisions=["float32"])
         (folder / "golden.json").unlink()
         said = json.loads((folder / "config.json").read_text()) | config
         said = {key: value for key, value in said.items() if value is not None}

@@ -27,6 +27,8 @@ TASKS: Final[Mapping[str, Task]] = {
     "reasoning": "reason",
 }
 GRAPH_ENGINES: Final = ("onnx", "openvino")
+# The file by which a graph is known as one of `rerankd export`.
+PARITY_FILE: Final = "parity.json"
 TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "classify": (*GRAPH_ENGINES, "torch-encoder"),
     "read_tokens": (*GRAPH_ENGINES, "torch-causal", "torch-seq2seq"),
@@ -115,13 +117,14 @@ Outcome = Recognised | Refused
 class Family:
     """A row of docs/models-supported.md. `recognise` gives None for a folder of another family. `oracle` says what its
     scores are compared with in the tests, under the family's name; `refused` why it is not served, and what to use
-    instead.
+    instead. `exported`: `rerankd export` makes a graph of it.
     """
 
     name: str
     repositories: Sequence[str]
     recognise: Callable[[ModelFiles, Asked], Outcome | None]
     oracle: str = ""
+    exported: bool = False
     refused: tuple[str, str] | None = None
 
 

@@ -71,7 +71,7 @@ _AnyEntry = (
     | Entry[AnyComparisonScorer]
 )
 # Those that read logits, which a graph gives.
-EXPORTED_SCORERS: Final = ("cross-encoder", "yes-no", "first")
+EXPORTED_SCORERS: Final = ("cross-encoder", "prompted-classifier", "yes-no", "first")
 
 
 def check_scorer(name: str, options: Mapping[str, Any]) -> None:

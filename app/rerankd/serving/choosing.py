@@ -18,11 +18,11 @@ from rerankd.config.registry import AUTO, ModelSpec
 from rerankd.config.settings import Settings
 from rerankd.engines import takes_adapters
 from rerankd.errors import ConfigError, few
-from rerankd.recognition.families import recognise
+from rerankd.recognition.families import family_named, recognise
 from rerankd.recognition.kinds import ModelFiles
-from rerankd.recognition.recognised import GRAPH_ENGINES, Asked, Outcome, Recognised, Refused
+from rerankd.recognition.recognised import GRAPH_ENGINES, PARITY_FILE, Asked, Outcome, Recognised, Refused
 from rerankd.recognition.weights import absence
-from rerankd.scorers import check_scorer
+from rerankd.scorers import EXPORTED_SCORERS, check_scorer
 from rerankd.scorers.templates import known_templates
 from rerankd.serving.model_files import adapter_folder, read_model_files, template_folders
 from rerankd.serving.sources import is_on_hub
@@ -39,7 +39,6 @@ _GRAPHS: Final[Mapping[Dtype, Sequence[str]]] = {
 }
 # Best first where nothing is said: on a CPU int8 is as good as float32, and twice as fast.
 _USUAL: Final[Mapping[bool, Sequence[Dtype]]] = {False: ("int8", "float32"), True: ("float16", "float32")}
-_EXPORTED: Final = "parity.json"
 # Tasks whose graphs are the same from every exporter.
 _PLAIN_GRAPHS: Final = ("classify", "embed")
 
@@ -131,6 +130,25 @@ def choose(spec: ModelSpec, settings: Settings) -> ModelSpec:
         "engine_options": dict(choice.options),
     }
     return spec.model_copy(update=update)
+
+
+def exportable(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    """The entry with the scorer that a graph of the model would be served with, and its options.
+
+    Raises:
+        ConfigError: the model is not served, or no graph can be made of it.
+        SourceUnreachable: the hub cannot be reached now.
+    """
+    outcome = inspect(spec, settings).outcome
+    if isinstance(outcome, Refused):
+        raise ConfigError(f"{spec.path.removeprefix('hub:')}: {outcome}")
+    if not family_named(outcome.family).exported or outcome.scorer not in EXPORTED_SCORERS:
+        raise ConfigError(
+            f"no graph is made of this model (family: {outcome.family}; scorer {outcome.scorer!r}); serve it with "
+            f"engine {' or '.join(map(repr, outcome.engines))}"
+        )
+    check_scorer(outcome.scorer, outcome.options)
+    return spec.model_copy(update={"scorer": outcome.scorer, "options": dict(outcome.options)})
 
 
 def refuse_unserved_folders(settings: Settings) -> None:
@@ -228,7 +246,7 @@ def engine_for(found: Recognised, files: ModelFiles, options: AutoOptions, machi
 
 def _graph(found: Recognised, files: ModelFiles, precision: Dtype | None, *, on_gpu: bool) -> str | None:
     """The graph to compute. Of a language model only our own export gives what its scorer reads."""
-    if "onnx" not in found.engines or (found.task not in _PLAIN_GRAPHS and _EXPORTED not in files.names):
+    if "onnx" not in found.engines or (found.task not in _PLAIN_GRAPHS and PARITY_FILE not in files.names):
         return None
     wanted = _USUAL[on_gpu] if precision is None else (precision,)
     there = (name for kind in wanted for name in _GRAPHS[kind] if name in files.names)

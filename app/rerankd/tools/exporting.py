@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, cast
 
 import numpy as np
 import onnx
@@ -22,9 +22,13 @@ from rerankd.domain import FloatArray
 from rerankd.engines.base import EngineSpec
 from rerankd.engines.torch.causal import TorchCausalEngine
 from rerankd.engines.torch.encoder import TorchEncoderEngine, name_padding
-from rerankd.engines.torch.weights import read_weights
+from rerankd.engines.torch.modular import modular_model
+from rerankd.engines.torch.weights import Kind, read_weights
 from rerankd.errors import ConfigError
+from rerankd.recognition.exported import Exported
 from rerankd.recognition.kinds import ModelFiles, refuse_other_than_cross_encoder
+from rerankd.recognition.modules import check_layers, read_modular_head
+from rerankd.recognition.recognised import PARITY_FILE
 from rerankd.scorers import load_any_scorer, load_scorer
 from rerankd.scorers.base import (
     AnyBlockScorer,
@@ -55,34 +59,35 @@ _FILES_TO_COPY: Final = (
 )
 
 
-def export_cross_encoder(
+def export_classifier(  # noqa: PLR0913 - what `rerankd export` is told
     source: Path,
     target: Path,
     *,
+    method: str = "cross-encoder",
+    spec: ScorerSpec | None = None,
     precisions: Sequence[Precision],
-    pairs: str | None = None,
     trust_remote_code: bool = False,
     largest_file: int = LARGEST_FILE,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> list[Parity]:
-    """Write a servable folder: graphs, tokenizer, configuration, golden pairs and `parity.json`. `pairs` is an option
-    of the scorer.
+    """Write a servable folder for a scorer that reads the logits of a head, `cross-encoder` or `prompted-classifier`:
+    graphs, tokenizer, configuration, golden pairs and `parity.json`. `spec` is the scorer's, apart from its folder.
 
     Raises:
-        ConfigError: the source is no sequence-classification model with safetensors weights and a fast tokenizer, or
-            its graph does not compute what torch computes.
+        ConfigError: the source is no classifier with safetensors weights and a fast tokenizer, nobody says how it reads
+            a pair, or its graph does not compute what torch computes.
     """
-    refuse_other_than_cross_encoder(ModelFiles.read(source))
+    files = ModelFiles.read(source)
+    refuse_other_than_cross_encoder(files)
     on_step("loading the torch model")
-    model = read_weights("sequence classifier", source, attention="eager", trust_remote_code=trust_remote_code)
-    target.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer_and_config(source, target)
-    scorer = load_scorer("cross-encoder", ScorerSpec(folder=target, options=_options(model, pairs=pairs)))
+    model, outputs = _classifier(files, trust_remote_code=trust_remote_code)
+    spec = _prepared(spec or ScorerSpec(folder=source), files, target, method=method)
+    # Parity is measured on all outputs, so any label will do; the registry chooses the one that means relevant.
+    options = spec.options if outputs == 1 else {"label": 0, **spec.options}
+    scorer = load_scorer(method, replace(spec, options=options))
     name_padding(model, scorer.pad_id)
-    encodings = [
-        scorer.encode(query, [document], max_document_tokens=None).encodings[0] for query, document in PROBE_PAIRS
-    ]
-    reference = _classifier_reference(model, encodings, pad_id=scorer.pad_id)
+    prompts = _ProbePrompts().pairs(scorer)
+    reference = _classifier_reference(model, prompts.encodings, pad_id=scorer.pad_id)
     parities = _write_graphs(
         lambda: _narrowed(classifier_graph(model)),
         target,
@@ -114,9 +119,7 @@ def export_language_model(
     """
     on_step("loading the torch model")
     model = read_weights("causal language model", source, attention="eager", trust_remote_code=trust_remote_code)
-    target.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer_and_config(source, target)
-    spec = replace(spec, folder=target)
+    spec = _prepared(spec, ModelFiles.read(source), target, method=method)
     scorer = load_any_scorer(method, spec)
     prompts = scorer.by_kind(_ProbePrompts())
     tokens = EngineSpec(folder=target, pad_id=scorer.pad_id, task=scorer.task).output_tokens
@@ -154,7 +157,7 @@ def _write_graphs(
         parities.append(measure_parity(converted, precision, reference))
     if "float32" not in precisions:
         delete_graph(graph)
-    (target / "parity.json").write_text(json.dumps([asdict(parity) for parity in parities], indent=2) + "\n")
+    (target / PARITY_FILE).write_text(json.dumps([asdict(parity) for parity in parities], indent=2) + "\n")
     return parities
 
 
@@ -203,10 +206,32 @@ def _causal_reference(
     return Reference(logits=logits, encodings=encodings, pad_id=scorer.pad_id, task=scorer.task)
 
 
-def _write_tokenizer_and_config(source: Path, target: Path) -> None:
+def _classifier(files: ModelFiles, *, trust_remote_code: bool) -> tuple[PreTrainedModel, int]:
+    """A classifier of transformers, or an encoder with a head in modules of its own, and how many outputs it has."""
+    head = read_modular_head(files)
+    if head is None:
+        kind: Kind = "sequence classifier"
+        model = read_weights(kind, files.folder, attention="eager", trust_remote_code=trust_remote_code)
+        return model, model.config.num_labels
+    check_layers(head.layers)
+    encoder = read_weights("encoder", files.folder, attention="eager", trust_remote_code=trust_remote_code)
+    return cast("PreTrainedModel", modular_model(encoder, head)), head.outputs
+
+
+def _prepared(spec: ScorerSpec, files: ModelFiles, target: Path, *, method: str) -> ScorerSpec:
+    """The scorer's spec for the target folder, once that holds everything but graphs."""
+    target.mkdir(parents=True, exist_ok=True)
+    _write_tokenizer_and_config(files, target)
+    Exported(scorer=method, options=spec.options).write(target)
+    return replace(spec, folder=target)
+
+
+def _write_tokenizer_and_config(files: ModelFiles, target: Path) -> None:
+    source = files.folder
     if source.resolve() != target.resolve():
-        for name in _FILES_TO_COPY:
+        for name in (*_FILES_TO_COPY, *(f"{folder}/config.json" for folder in _module_folders(files))):
             if (source / name).is_file():
+                (target / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source / name, target / name)
     if not (source / "tokenizer.json").is_file():
         try:
@@ -215,10 +240,10 @@ def _write_tokenizer_and_config(source: Path, target: Path) -> None:
             raise ConfigError(f"transformers cannot load the tokenizer in {source}: {error}") from error
 
 
-def _options(model: PreTrainedModel, *, pairs: str | None) -> dict[str, Any]:
-    """Parity is measured on all outputs, so any label will do; the registry chooses the one that means relevant."""
-    label = {"label": 0} if model.config.num_labels > 1 else {}
-    return label if pairs is None else {**label, "pairs": pairs}
+def _module_folders(files: ModelFiles) -> list[str]:
+    """Of those modules that lie in a folder of the model's own."""
+    paths = (str(module.get("path", "")) for module in files.modules or ())
+    return [path for path in paths if path not in ("", ".", "..") and Path(path).name == path]
 
 
 def _classifier_reference(model: PreTrainedModel, encodings: Sequence[Encoding], *, pad_id: int) -> Reference:

@@ -27,7 +27,7 @@ from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
 from rerankd.tasks.encoding import Encoding
-from rerankd.tools.exporting import export_cross_encoder
+from rerankd.tools.exporting import export_classifier
 from tests.requirements import missing
 from tests.tiny_models import CORPUS, MAX_LENGTH, WIDE, build_bert, build_xlmr
 
@@ -72,7 +72,7 @@ def wide_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     build = build_bert if request.param == "bert" else build_xlmr
     torch_folder = build(tmp_path_factory.mktemp("torch"), sizes=WIDE)
     folder = tmp_path_factory.mktemp("onnx")
-    export_cross_encoder(torch_folder, folder, precisions=["float32", "int8"])
+    export_classifier(torch_folder, folder, precisions=["float32", "int8"])
     return folder
 
 
@@ -241,7 +241,7 @@ def test_a_token_beyond_the_vocabulary_is_an_error_as_in_the_graph(tmp_path: Pat
 
 def _wide_bert(folder: Path) -> Path:
     torch_folder = build_bert(folder / "torch", sizes=WIDE)
-    export_cross_encoder(torch_folder, folder / "onnx", precisions=["int8"])
+    export_classifier(torch_folder, folder / "onnx", precisions=["int8"])
     return folder / "onnx"
 
 

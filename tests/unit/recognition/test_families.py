@@ -1,6 +1,7 @@
 """What a folder is, by its small files alone: each family is recognised, or refused with what to use instead."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -361,6 +362,69 @@ def test_an_exported_language_model_is_no_classifier(tmp_path: Path) -> None:
     found = recognised(Case("", config, files=files, options={"template": "qwen3-vl-reranker"}), tmp_path)
     assert isinstance(found, Recognised), str(found)
     assert found.scorer == "yes-no"
+
+
+EXPORTED: dict[str, Any] = {"golden.json": {}, "parity.json": {}, "model.onnx": {}}
+
+
+def export_file(scorer: str, **options: Any) -> dict[str, Any]:
+    return {**EXPORTED, "rerankd.json": {"scorer": scorer, "options": options}}
+
+
+def test_an_exported_folder_says_itself_how_it_is_served(tmp_path: Path) -> None:
+    config = classifier("LlamaBidirectional", "llama_bidirec")
+    files = export_file("prompted-classifier", template="nemotron-rerank")
+    found = recognised(Case("", config, files=files), tmp_path)
+    assert isinstance(found, Recognised), str(found)
+    assert (found.family, found.template) == ("nemotron rerankers", "nemotron-rerank")
+    assert "onnx" in found.engines
+
+
+def test_the_operators_options_win_over_those_of_an_export(tmp_path: Path) -> None:
+    config = classifier("Bert", "bert", id2label={"0": "a", "1": "b"})
+    files = export_file("cross-encoder", label=1)
+    heads = []
+    for place, options in enumerate(({}, {"label": 0})):
+        (tmp_path / str(place)).mkdir()
+        found = recognised(Case("", config, files=files, options=options), tmp_path / str(place))
+        assert isinstance(found, Recognised), str(found)
+        heads.append(found.options)
+    assert heads == [{"label": 1}, {"label": 0}]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            {"scorer": "yes-no", "options": {}},
+            "made for scorer 'yes-no'.*served with 'cross-encoder'.*export the model",
+        ),
+        ({"scorer": "cross-encoder"}, "says scorer, not scorer and options; export the model again"),
+        ({"scorer": "cross-encoder", "options": []}, "options is .*must be an object"),
+    ],
+)
+def test_an_export_of_something_else_is_refused(said: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    case = Case("", classifier("Bert", "bert"), files={**EXPORTED, "rerankd.json": said})
+    found = recognised(case, tmp_path)
+    assert isinstance(found, Refused)
+    assert re.search(reason, str(found)), str(found)
+
+
+def test_a_modular_models_graph_is_only_served_if_it_is_our_export(tmp_path: Path) -> None:
+    config = {"architectures": ["ModernBertModel"], "model_type": "modernbert"}
+    dense = {"in_features": 8, "out_features": 1, "module_output_name": "scores"}
+    said = {
+        **saved_as("CrossEncoder", "Transformer", "Pooling", "Dense"),
+        "1_Pooling/config.json": {"embedding_dimension": 8, "pooling_mode": "cls"},
+        "2_Dense/config.json": {**dense, "activation_function": "torch.nn.modules.linear.Identity"},
+    }
+    for place, (files, engines) in enumerate(
+        (({"onnx/model.onnx": {}}, {"torch-encoder"}), (EXPORTED, {"onnx", "openvino", "torch-encoder"}))
+    ):
+        (tmp_path / str(place)).mkdir()
+        found = recognised(Case("", config, files={**said, **files}), tmp_path / str(place))
+        assert isinstance(found, Recognised), str(found)
+        assert set(found.engines) == engines
 
 
 @pytest.mark.parametrize("kind", ["XProvence", ""])

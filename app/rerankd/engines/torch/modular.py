@@ -45,7 +45,9 @@ class PooledModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.pools_prompt = pools_prompt
-        self._pools = [_POOLS[pooling] for pooling in poolings]
+        # Texts are padded behind, so the first token that is pooled is the first of all, unless that is a prompt's.
+        pools = {**_POOLS, "cls": _first_of_all} if pools_prompt else _POOLS
+        self._pools = [pools[pooling] for pooling in poolings]
         self._head = head.to(encoder.dtype)
         self._temperature = temperature
         self._outputs = outputs
@@ -189,13 +191,17 @@ def _filled(module: nn.Module, layer: HeadLayer) -> nn.Module:
     return module.eval()
 
 
+def _first_of_all(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 - as the others
+    return hidden[:, 0]
+
+
 def _first(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), mask.argmax(dim=1)]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), mask.argmax(dim=1)]
 
 
 def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     places = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), places]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), places]
 
 
 def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

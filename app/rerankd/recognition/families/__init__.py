@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
+from rerankd.errors import ConfigError
+from rerankd.recognition.exported import Exported
 from rerankd.recognition.families import classifiers, encoder_decoders, language_models, layer_wise, others, vectors
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Family, Outcome, Refused
@@ -21,6 +23,21 @@ FAMILIES: Final[Sequence[Family]] = (
 def recognise(files: ModelFiles, asked: Asked | None = None) -> Outcome:
     """What a model folder is and how it is scored, or why it is not served and what to use instead."""
     asked = asked or Asked()
+    try:
+        exported = Exported.read(files)
+    except ConfigError as error:
+        return Refused(family="", reason=str(error))
+    if exported is None:
+        return _recognised(files, asked)
+    return exported.checked(_recognised(files, exported.asked(asked)))
+
+
+def family_named(name: str) -> Family:
+    """The family of an outcome."""
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def _recognised(files: ModelFiles, asked: Asked) -> Outcome:
     for family in FAMILIES:
         outcome = family.recognise(files, asked)
         if outcome is not None:

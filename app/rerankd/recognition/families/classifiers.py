@@ -18,6 +18,7 @@ from rerankd.recognition.lengths import declared_length
 from rerankd.recognition.native import checked_native_form, is_gte, is_jina_v2, is_provence, is_xprovence
 from rerankd.recognition.recognised import (
     GRAPH_ENGINES,
+    PARITY_FILE,
     TASK_ENGINES,
     Asked,
     Evidence,
@@ -46,7 +47,7 @@ def _cross_encoder(name: str, repositories: Sequence[str], signs: Callable[[Mode
         sign = None if files.is_decoder else signs(files)
         return None if sign is None else classifier(name, files, asked, sign)
 
-    return Family(name=name, repositories=repositories, recognise=recognise, oracle=_ORACLE)
+    return Family(name=name, repositories=repositories, recognise=recognise, oracle=_ORACLE, exported=True)
 
 
 def classifier(name: str, files: ModelFiles, asked: Asked, sign: Evidence) -> Outcome:
@@ -167,12 +168,17 @@ def _several_labels(files: ModelFiles, asked: Asked) -> Outcome | None:
 
 
 def _modular(files: ModelFiles, asked: Asked) -> Outcome | None:
-    """A head in modules of its own, which only torch computes."""
+    """A head in modules of its own."""
     if "Pooling" not in files.chain or files.sentence_transformers.get("model_type") != "CrossEncoder":
         return None
     sign = Evidence("config_sentence_transformers.json", "model_type = 'CrossEncoder'")
     found = classifier(_MODULAR, files, asked, sign)
-    return replace(found, engines=["torch-encoder"]) if isinstance(found, Recognised) else found
+    return replace(found, engines=_torch_or_our_graph(files)) if isinstance(found, Recognised) else found
+
+
+def _torch_or_our_graph(files: ModelFiles) -> Sequence[str]:
+    """The engines of a model whose graph by others may lack its head, or find the end of a padded text elsewhere."""
+    return TASK_ENGINES["classify"] if PARITY_FILE in files.names else ["torch-encoder"]
 
 
 def _prompted(name: str, repositories: Sequence[str], template: str | None = None, *, oracle: str) -> Family:
@@ -187,7 +193,7 @@ def _prompted(name: str, repositories: Sequence[str], template: str | None = Non
             return _in_a_prompt(name, files, asked, found, sign)
         return _in_a_prompt(name, files, asked, found, sign) if found and found.name == template else None
 
-    return Family(name=name, repositories=repositories, recognise=recognise, oracle=oracle)
+    return Family(name=name, repositories=repositories, recognise=recognise, oracle=oracle, exported=True)
 
 
 def _template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
@@ -225,7 +231,7 @@ def _in_a_prompt(
         input="a prompt" if template else "the folder's chat template",
         max_length=min(lengths, default=None),
         template=template.name if template else None,
-        engines=["torch-encoder"],
+        engines=_torch_or_our_graph(files),
         options={**asked.options, "template": template.name} if template else dict(asked.options),
         evidence=evidence,
     )
@@ -275,24 +281,28 @@ FAMILIES: Final[Sequence[Family]] = (
         repositories=["jinaai/jina-reranker-v2-base-multilingual"],
         recognise=_native(_JINA_V2, is_jina_v2, "XLMRobertaForSequenceClassification and no model_type"),
         oracle="transformers: the XLM-RoBERTa that its authors' conversion makes the weights of",
+        exported=True,
     ),
     Family(
         name=_GTE,
         repositories=["Alibaba-NLP/gte-multilingual-reranker-base"],
         recognise=_native(_GTE, is_gte, 'model_type = "new"'),
         oracle="the authors' formulas, transcribed",
+        exported=True,
     ),
     Family(
         name=_PROVENCE,
         repositories=["naver/provence-reranker-debertav3-v1"],
         recognise=_pruning(_PROVENCE, is_provence, "Provence's own class"),
         oracle=_PRUNING_ORACLE,
+        exported=True,
     ),
     Family(
         name=_XPROVENCE,
         repositories=["naver/xprovence-reranker-bgem3-v1", "naver/xprovence-reranker-bgem3-v2"],
         recognise=_pruning(_XPROVENCE, is_xprovence, "XProvence's own class"),
         oracle=_PRUNING_ORACLE,
+        exported=True,
     ),
     _prompted(
         "nemotron rerankers",
@@ -322,12 +332,14 @@ FAMILIES: Final[Sequence[Family]] = (
         repositories=["cross-encoder/ettin-reranker-*-v1"],
         recognise=_modular,
         oracle=_ORACLE,
+        exported=True,
     ),
     Family(
         name=_MONOBERT,
         repositories=["castorini/monobert-large-msmarco"],
         recognise=_several_labels,
         oracle="transformers: log-odds of the label",
+        exported=True,
     ),
     _cross_encoder(
         "BERT and ELECTRA cross-encoders",
@@ -354,21 +366,23 @@ FAMILIES: Final[Sequence[Family]] = (
         ["CamemBERT, ALBERT, MPNet, DistilBERT and others"],
         lambda files: architecture(files, _CLASSIFIER),
     ),
+    _prompted(
+        "language models with a classifier's head and a prompt",
+        ["tomaarsen/Qwen3-Reranker-*-seq-cls", "sigridjineth/ctxl-rerank-v2-1b-seq-cls"],
+        oracle=_ORACLE,
+    ),
+    # Exported models with a prompt have golden pairs, too.
     Family(
         name=_GOLDEN,
         repositories=["minilm-qa, which is shipped"],
         recognise=_with_golden_pairs,
         oracle="the golden pairs beside the graph",
     ),
-    _prompted(
-        "language models with a classifier's head and a prompt",
-        ["tomaarsen/Qwen3-Reranker-*-seq-cls", "sigridjineth/ctxl-rerank-v2-1b-seq-cls"],
-        oracle=_ORACLE,
-    ),
     Family(
         name=_PLAIN_DECODER,
         repositories=["cross-encoders of sentence-transformers before 5.4"],
         recognise=_decoder,
         oracle=_ORACLE,
+        exported=True,
     ),
 )

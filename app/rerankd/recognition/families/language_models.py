@@ -47,14 +47,22 @@ _HEADS: Final[Mapping[str, str]] = {
 }
 
 
-def _prompted(name: str, repositories: Sequence[str], templates: Sequence[str], *, oracle: str) -> Family:
+def _prompted(
+    name: str, repositories: Sequence[str], templates: Sequence[str], *, oracle: str, exported: bool = True
+) -> Family:
     """Models that one of the shipped templates is for."""
 
     def recognise(files: ModelFiles, asked: Asked) -> Outcome | None:
         template = _template(files, asked)
         return prompted_model(name, files, asked, template) if template and template.name in templates else None
 
-    return Family(name=name, repositories=repositories, recognise=recognise, oracle=oracle)
+    return Family(
+        name=name,
+        repositories=repositories,
+        recognise=recognise,
+        oracle=oracle,
+        exported=exported,
+    )
 
 
 def _template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
@@ -227,6 +235,7 @@ FAMILIES: Final[Sequence[Family]] = (
         repositories=["Qwen/Qwen3-VL-Reranker-2B", "Qwen/Qwen3-VL-Reranker-8B"],
         recognise=_qwen3_vl,
         oracle="transformers: the authors' procedure with the whole model",
+        exported=True,
     ),
     refused_family(
         "other models of several media",
@@ -257,19 +266,23 @@ FAMILIES: Final[Sequence[Family]] = (
     _prompted("FIRST", ["rryisthebest/First_Model", "castorini/first_mistral"],
               ["first-zephyr", "first-mistral", "first-llama-3", "first-qwen", "first-qwen3", "minilm-first"],
               oracle="transformers: rank_llm's prompt, whole logits at the identifier's place"),
-    _prompted("RankZephyr", ["castorini/rank_zephyr_7b_v1_full"], ["rank-zephyr", "rankgpt"], oracle=_WRITTEN),
-    _prompted("RankVicuna", ["castorini/rank_vicuna_7b_v1"], ["rank-vicuna"], oracle=_WRITTEN),
-    _prompted("ReasonRank", ["liuwenhan/reasonrank-7B", "liuwenhan/reasonrank-32B"], ["reasonrank"], oracle=_WRITTEN),
-    _prompted("Rank-K, greedily", ["hltcoe/Rank-K-32B"], ["rank-k"], oracle=_WRITTEN),
+    _prompted("RankZephyr", ["castorini/rank_zephyr_7b_v1_full"], ["rank-zephyr", "rankgpt"],
+              oracle=_WRITTEN, exported=False),
+    _prompted("RankVicuna", ["castorini/rank_vicuna_7b_v1"], ["rank-vicuna"], oracle=_WRITTEN, exported=False),
+    _prompted("ReasonRank", ["liuwenhan/reasonrank-7B", "liuwenhan/reasonrank-32B"], ["reasonrank"],
+              oracle=_WRITTEN, exported=False),
+    _prompted("Rank-K, greedily", ["hltcoe/Rank-K-32B"], ["rank-k"], oracle=_WRITTEN, exported=False),
     _prompted("Rank1", ["jhu-clsp/rank1-0.5b", "jhu-clsp/rank1-7b", "jhu-clsp/rank1-32b"], ["rank1"],
-              oracle="transformers: greedy generation, whole logits where the answer is written"),
+              oracle="transformers: greedy generation, whole logits where the answer is written", exported=False),
     Family(
         name=_JUDGE,
         repositories=["what sentence-transformers 5.4 and later save as Transformer -> LogitScore"],
         recognise=_own_prompt,
         oracle="sentence-transformers: `CrossEncoder.predict`",
+        exported=True,
     ),
-    Family(name=_OWN, repositories=["any causal language model"], recognise=_own_template, oracle="none: yours"),
+    Family(name=_OWN, repositories=["any causal language model"], recognise=_own_template, oracle="none: yours",
+           exported=True),
     Family(
         name=_UNKNOWN,
         repositories=["chat models and base models"],

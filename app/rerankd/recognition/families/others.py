@@ -24,5 +24,6 @@ SERVICES: Final[Sequence[Family]] = (
         repositories=["SmolLM2-135M-Instruct.Q4_1.gguf and others of llama.cpp"],
         recognise=_never,
         oracle="transformers: the file itself (`gguf_file=`), whole logits at the last place",
+        exported=True,
     ),
 )

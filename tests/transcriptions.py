@@ -548,6 +548,63 @@ def lightweight_logits(folder: Path, query: str, documents: Sequence[str], *, la
     return np.array(values, dtype=np.float32)
 
 
+def compressed_logits(
+    folder: Path, query: str, documents: Sequence[str], *, layer: int, ratio: int, before: Sequence[int]
+) -> FloatArray:
+    """bge-reranker-v2.5-gemma2-lightweight with compression before these layers, one pair at a time: sums of weighted
+    groups, as its authors form them; shape [documents].
+    """
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file  # noqa: PLC0415 - as above
+    from transformers import Gemma2Config, Gemma2Model  # noqa: PLC0415 - as above
+
+    said = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    own = ("architectures", "auto_map", "model_type")
+    config = Gemma2Config(**{key: value for key, value in said.items() if key not in own}, attn_implementation="eager")
+    model = Gemma2Model(config).eval()
+    prefix = "model."
+    model.load_state_dict({key.removeprefix(prefix): one for key, one in weights.items() if key.startswith(prefix)})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    task = "Predict whether passage B contains an answer to query A."
+    behind = len(tokenizer.encode("\n", add_special_tokens=False)) + len(
+        tokenizer.encode(task, add_special_tokens=False)
+    )
+    cap = config.final_logit_softcapping
+    values = []
+    for ids, document in zip(_bge_prompts(folder, query, documents, "<bos>", task), documents, strict=True):
+        passage = len(tokenizer.encode(f"B: {document}", add_special_tokens=False))
+        start = len(ids) - behind - passage
+        with torch.inference_mode():
+            hidden = model.embed_tokens(torch.tensor([ids]))
+            for number in range(layer):
+                if number in before:
+                    groups = -(-passage // ratio)
+                    padded = torch.zeros(groups * ratio, config.hidden_size)
+                    padded[:passage] = hidden[0, start : start + passage]
+                    share = torch.zeros(groups * ratio)
+                    share[:passage] = 1
+                    share = share.view(groups, ratio) / share.view(groups, ratio).sum(dim=1, keepdim=True)
+                    means = (padded.view(groups, ratio, -1) * share[:, :, None]).sum(dim=1)
+                    hidden = torch.cat([hidden[0, :start], means, hidden[0, start + passage :]])[None]
+                    passage = groups
+                places = torch.arange(hidden.shape[1])
+                distance = places[:, None] - places[None]
+                hides = distance < 0
+                if config.layer_types[number] == "sliding_attention":
+                    hides |= distance >= config.sliding_window
+                mask = torch.zeros(distance.shape).masked_fill(hides, torch.finfo(torch.float32).min)
+                hidden = model.layers[number](
+                    hidden,
+                    position_embeddings=model.rotary_emb(hidden, places[None]),
+                    attention_mask=mask[None, None],
+                    position_ids=places[None],
+                )
+            value = float(model.norm(hidden)[0, -1] @ weights["lm_head.0.linear_head.weight"][0])
+        values.append(np.tanh(value / cap) * cap)
+    return np.array(values, dtype=np.float32)
+
+
 def _bge_prompts(folder: Path, query: str, documents: Sequence[str], beginning: str, task: str) -> list[list[int]]:
     """The ids that FlagEmbedding joins from parts that it tokenizes one by one."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -10,13 +10,14 @@ import pytest
 from rerankd.domain import FloatArray
 from rerankd.engines import check_files, load_engine
 from rerankd.engines.base import EngineSpec
+from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
 from rerankd.scorers import load_scorer
 from rerankd.scorers.base import ScorerSpec
 from tests.tiny_layer_wise import LAYERS, build_gemma, build_minicpm
 from tests.tiny_models import CORPUS
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
-from tests.transcriptions import lightweight_logits, minicpm_logits
+from tests.transcriptions import compressed_logits, lightweight_logits, minicpm_logits
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +61,45 @@ def test_the_chosen_layer_is_read(folders: dict[str, Path], kind: str, layer: in
     for ours in scores(folders[kind], kind, cutoff_layer=layer):
         np.testing.assert_allclose(ours, expected, atol=5e-6)
     assert np.ptp(expected) > 0.01
+
+
+@pytest.mark.parametrize(("layer", "ratio", "before"), [(5, 2, [2]), (5, 4, [1, 3]), (3, 2, [1, 4]), (5, 8, [4])])
+@pytest.mark.usefixtures("_torch_on_one_thread")
+def test_passages_are_compressed_as_by_the_authors(
+    folders: dict[str, Path], layer: int, ratio: int, before: list[int]
+) -> None:
+    expected = compressed_logits(folders["gemma"], QUERY, DOCUMENTS, layer=layer, ratio=ratio, before=before)
+    compress = {"compress_ratio": ratio, "compress_layers": before}
+    for ours in scores(folders["gemma"], "gemma", cutoff_layer=layer, **compress):
+        np.testing.assert_allclose(ours, expected, atol=5e-6)
+    assert np.abs(expected - lightweight_logits(folders["gemma"], QUERY, DOCUMENTS, layer=layer)).max() > 0.01
+
+
+def test_other_compression_has_another_fingerprint(folders: dict[str, Path]) -> None:
+    seen = set()
+    for before in ([1], [2], [1, 2]):
+        spec, _ = spec_of(folders["gemma"], "gemma", cutoff_layer=3, compress_ratio=2, compress_layers=before)
+        seen.add(engine_fingerprint("torch-causal", load_engine("torch-causal", spec), spec))
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("minicpm", {"compress_ratio": 2, "compress_layers": [3]}, "for models that compress passages"),
+        ("gemma", {"compress_ratio": 2}, r"compress_layers = \[\]: give both"),
+        ("gemma", {"compress_layers": [2]}, "compress_ratio = 1 with .*give both"),
+        ("gemma", {"compress_ratio": 2, "compress_layers": [0, 2]}, "layers from 1 to 4"),
+        ("gemma", {"compress_ratio": 2, "compress_layers": [2, 5]}, "layers from 1 to 4"),
+        ("gemma", {"compress_ratio": 2, "compress_layers": [3]}, r"below the layer that is read \(3\)"),
+    ],
+)
+def test_compression_that_does_nothing_is_refused(
+    folders: dict[str, Path], kind: str, options: dict[str, object], message: str
+) -> None:
+    spec, _ = spec_of(folders[kind], kind, cutoff_layer=3, **options)
+    with pytest.raises(ConfigError, match=message):
+        check_files("torch-causal", spec)
 
 
 @pytest.mark.usefixtures("_torch_on_one_thread")

@@ -17,12 +17,13 @@ from rerankd.recognition.native import NativeForm, Renamed
 @dataclass(frozen=True, slots=True)
 class LayerWiseForm:
     """`native` is the decoder up to the layer that is read, `head` the name of the tensor that makes its state a
-    score, shape [1, hidden size].
+    score, shape [1, hidden size]. `compresses`: the layers before which the whole model may compress passages.
     """
 
     native: NativeForm
     layer: int
     head: str
+    compresses: range = range(0)
 
 
 def layer_wise_form(files: ModelFiles, *, cutoff_layer: int | None) -> LayerWiseForm | None:
@@ -64,8 +65,8 @@ def _minicpm(files: ModelFiles, cutoff_layer: int | None) -> LayerWiseForm:
 
 
 def _gemma(files: ModelFiles, cutoff_layer: int | None) -> LayerWiseForm:
-    """Gemma 2 without its compression of passages. The authors take head i for the i-th layer that is asked for, so the
-    first head wherever one layer is: not the head of that layer.
+    """Gemma 2, which may compress passages before any layer but the first. The authors take head i for the i-th layer
+    that is asked for, so the first head wherever one layer is: not the head of that layer.
     """
     said = files.config
     if said.get("layer_wise") is not True:
@@ -77,6 +78,7 @@ def _gemma(files: ModelFiles, cutoff_layer: int | None) -> LayerWiseForm:
         native=_below(files, layer, {**kinds, "model_type": "gemma2"}),
         layer=layer,
         head="lm_head.0.linear_head.weight",
+        compresses=range(1, layers.stop - 1),
     )
 
 

@@ -22,7 +22,7 @@ from rerankd.scorers.edges import token_edges
 from rerankd.scorers.ranking import Activation, activation_of
 from rerankd.scorers.templates import ControlTokenEscaper, fill, placeholders
 from rerankd.scorers.tokenizer_files import beginning_ids, drops
-from rerankd.tasks.encoding import Encoding
+from rerankd.tasks.encoding import Encoding, PromptEncoding
 
 _MIN_DOCUMENT_TOKENS: Final = 16
 _PLACES: Final = ("query", "document", "instruction")
@@ -107,7 +107,9 @@ class _Frame:
         """All ids of one prompt; those that no document changes are its shared beginning."""
         shared = len(self.opening_tokens)
         same = len(part) >= shared and bool((part[:shared] == self.opening_tokens).all())
-        return Encoding(np.concatenate((self.head, part, self.tail)), len(self.head) + (shared if same else 0))
+        start = len(self.head)
+        ids = np.concatenate((self.head, part, self.tail))
+        return PromptEncoding(ids, start + (shared if same else 0), (start, start + len(part)))
 
 
 class PairPrompt:

@@ -39,6 +39,8 @@ _GRAPHS: Final[Mapping[Dtype, Sequence[str]]] = {
 }
 # Best first where nothing is said: on a CPU int8 is as good as float32, and twice as fast.
 _USUAL: Final[Mapping[bool, Sequence[Dtype]]] = {False: ("int8", "float32"), True: ("float16", "float32")}
+_LAYERED: Final = "torch-causal"
+_OF_LAYERS: Final = ("cutoff_layer", "compress_ratio", "compress_layers")
 # Tasks whose graphs are the same from every exporter.
 _PLAIN_GRAPHS: Final = ("classify", "embed")
 
@@ -52,6 +54,9 @@ class AutoOptions(BaseModel):
         default=None, description='"cpu", "cuda" or "cuda:N"; default: a GPU where there is one.'
     )
     precision: Dtype | None = Field(default=None, description="Default: the engine's usual one.")
+    cutoff_layer: int | None = Field(default=None, description="As of `torch-causal`.")
+    compress_ratio: int | None = Field(default=None, description="As of `torch-causal`.")
+    compress_layers: tuple[int, ...] | None = Field(default=None, description="As of `torch-causal`.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,12 +221,30 @@ def _with_adapter(spec: ModelSpec, found: Recognised) -> Recognised:
     return replace(found, engines=engines)
 
 
+def _with_layers(found: Recognised, options: AutoOptions) -> Recognised:
+    """The model with only the engine that reads inner layers, if the entry says which.
+
+    Raises:
+        ConfigError: that does not compute it.
+    """
+    said = [name for name in _OF_LAYERS if getattr(options, name) is not None]
+    if not said:
+        return found
+    if _LAYERED not in found.engines:
+        raise ConfigError(
+            f"{' and '.join(said)}: only engine {_LAYERED!r} reads inner layers, and this model is computed by "
+            f"{' or '.join(found.engines)}; leave it out"
+        )
+    return replace(found, engines=[_LAYERED])
+
+
 def engine_for(found: Recognised, files: ModelFiles, options: AutoOptions, machine: Machine) -> Choice:
     """The fastest engine that computes a model here as its authors do: torch on a GPU, else an ONNX graph, else torch.
 
     Raises:
         ConfigError: none does; the message says what to install or to make.
     """
+    found = _with_layers(found, options)
     on_gpu = machine.gpu if options.device is None else options.device.startswith("cuda")
     torch = next((engine for engine in found.engines if engine not in GRAPH_ENGINES), None)
     torch = torch if files.has_safetensors and options.precision != "int8" else None

@@ -18,6 +18,13 @@ class Encoding:
     boundary: int
 
 
+@dataclass(frozen=True, slots=True)
+class PromptEncoding(Encoding):
+    """A prompt over one document. `passage`: where the part of the prompt that holds the document begins and ends."""
+
+    passage: tuple[int, int]
+
+
 def identities_of(encodings: Sequence[Encoding]) -> list[bytes]:
     """What tells each encoding from every other of the same model."""
     return [encoding.boundary.to_bytes(8) + encoding.ids.tobytes() for encoding in encodings]

@@ -58,6 +58,7 @@ def model(scorer: str = "cross-encoder", *, engines: Sequence[str] | None = None
         ("yes-no", [WEIGHTS, INT8, "parity.json"], False, {}, "onnx", {"file": INT8}),
         ("first", [WEIGHTS], True, {"precision": "float16"}, "torch-causal", {"precision": "float16"}),
         ("generative", [WEIGHTS, HUB], False, {}, "torch-generate", {}),
+        ("yes-no", [WEIGHTS, INT8, "parity.json"], False, {"cutoff_layer": 8}, "torch-causal", {"cutoff_layer": 8}),
     ],
 )  # fmt: skip
 def test_the_engine_is_chosen_by_files_machine_and_wishes(
@@ -93,3 +94,10 @@ def test_weights_of_an_authors_own_class_go_to_no_engine_of_torch() -> None:
     assert engine_for(only_graphs, files(WEIGHTS, HUB), AutoOptions(), machine).engine == "onnx"
     with pytest.raises(ConfigError, match="computed by none of onnx, openvino"):
         engine_for(only_graphs, files(WEIGHTS), AutoOptions(), machine)
+
+
+def test_an_inner_layer_is_refused_where_no_engine_reads_one() -> None:
+    with pytest.raises(ConfigError, match="cutoff_layer and compress_ratio: only engine 'torch-causal' reads inner"):
+        engine_for(
+            model(), files(WEIGHTS), AutoOptions(cutoff_layer=8, compress_ratio=2), Machine(packages=ALL, gpu=False)
+        )

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
 from rerankd.engines.base import BatchLimits, EngineSpec
+from rerankd.engines.torch.compressing import CompressingPrefill
 from rerankd.engines.torch.device_memory import within_memory
 from rerankd.engines.torch.head_rows import PROBE, HeadRows
 from rerankd.engines.torch.layer_wise import load_layer_wise
@@ -36,7 +37,7 @@ from rerankd.engines.torch.weights import (
 )
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles
-from rerankd.recognition.layer_wise import layer_wise_form
+from rerankd.recognition.layer_wise import LayerWiseForm, layer_wise_form
 from rerankd.tasks.encoding import Encoding
 
 
@@ -48,6 +49,10 @@ class TorchCausalOptions(LargeWeightsOptions):
     cutoff_layer: int | None = Field(
         default=None, ge=1, description="Of models that score at several layers, the one to read; default: the last."
     )
+    compress_ratio: int = Field(
+        default=1, ge=1, description="Of models that compress passages, how many tokens become one; 1: none do."
+    )
+    compress_layers: tuple[int, ...] = Field(default=(), description="The layers before which that happens.")
 
 
 class TorchCausalEngine:
@@ -62,8 +67,10 @@ class TorchCausalEngine:
         pad_id: int,
         workers: int,
         prefixes: PrefixStore | None,
+        compressing: CompressingPrefill | None = None,
     ) -> None:
         self._model = model
+        self._compressing = compressing
         self._head = HeadRows(model, output_tokens)
         self._prefill = Prefill(model, pad_id=pad_id)
         self._stretched_beyond = stretched_beyond(model)
@@ -87,7 +94,9 @@ class TorchCausalEngine:
             if form is None
             else load_layer_wise(spec.folder, form, options)
         )
-        sharing = options.share_prefixes and options.prefix_tokens > 0 and _can_share(model, pad_id=spec.pad_id)
+        compressing = _compressing(model, options, pad_id=spec.pad_id)
+        sharing = options.share_prefixes and options.prefix_tokens > 0 and compressing is None
+        sharing = sharing and _can_share(model, pad_id=spec.pad_id)
         engine = cls(
             model,
             output_tokens=spec.output_tokens,
@@ -95,6 +104,7 @@ class TorchCausalEngine:
             pad_id=spec.pad_id,
             workers=spec.workers or 1,
             prefixes=PrefixStore(max_tokens=options.prefix_tokens) if sharing else None,
+            compressing=compressing,
         )
         engine.check_head(precision)
         return engine
@@ -125,6 +135,8 @@ class TorchCausalEngine:
         return logits
 
     def _pass(self, encodings: Sequence[Encoding]) -> FloatArray:
+        if self._compressing is not None:
+            return self._head(self._compressing.run(encodings))
         if self._prefixes is None:
             return self._head(self._prefill.run([()] * len(encodings), [encoding.ids for encoding in encodings])[0])
         boundaries = [shared_tokens(encoding) for encoding in encodings]
@@ -147,6 +159,12 @@ class TorchCausalEngine:
         self._head.check(ours, whole, precision=precision, engine="torch-causal")
 
 
+def _compressing(model: PreTrainedModel, options: TorchCausalOptions, *, pad_id: int) -> CompressingPrefill | None:
+    if options.compress_ratio == 1:
+        return None
+    return CompressingPrefill(model, pad_id=pad_id, ratio=options.compress_ratio, layers=options.compress_layers)
+
+
 def _can_share(model: PreTrainedModel, *, pad_id: int) -> bool:
     if stretched_beyond(model) is not None or not has_shareable_layers(model):
         return False
@@ -163,6 +181,7 @@ def check(spec: EngineSpec) -> TorchCausalOptions:
     form = layer_wise_form(ModelFiles.read(spec.folder), cutoff_layer=options.cutoff_layer)
     if form is None and options.cutoff_layer is not None:
         raise ConfigError("cutoff_layer is for models that score at several layers; leave it out")
+    _check_compression(options, form)
     # Of those no code of their authors is needed.
     kind: Kind = "causal language model" if form is None else "encoder"
     check_weights(kind, spec.folder, options, trust_remote_code=spec.trust_remote_code or form is not None)
@@ -170,3 +189,25 @@ def check(spec: EngineSpec) -> TorchCausalOptions:
         raise ConfigError("a model that scores at several layers takes no adapter; merge it into the model")
     check_adapter(spec.adapter, options, trust_remote_code=spec.trust_remote_code)
     return options
+
+
+def _check_compression(options: TorchCausalOptions, form: LayerWiseForm | None) -> None:
+    """Refuse compression that would do nothing, or that the model was not trained with.
+
+    Raises:
+        ConfigError: it is one of these.
+    """
+    ratio, layers = options.compress_ratio, options.compress_layers
+    if ratio == 1 and not layers:
+        return
+    if form is None or not form.compresses:
+        raise ConfigError(
+            "compress_ratio and compress_layers are for models that compress passages, as "
+            "bge-reranker-v2.5-gemma2-lightweight does; leave them out"
+        )
+    if ratio == 1 or not set(layers) & set(range(form.layer)) or not set(layers) <= set(form.compresses):
+        raise ConfigError(
+            f"compress_ratio = {ratio} with compress_layers = {list(layers)}: give both, a ratio of 2, 4 or 8 and "
+            f"layers from {form.compresses[0]} to {form.compresses[-1]}, at least one of them below the layer that is "
+            f"read ({form.layer})"
+        )

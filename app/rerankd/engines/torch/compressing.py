@@ -1,7 +1,7 @@
 """Runs a Gemma 2 that compresses passages between its layers, as bge-reranker-v2.5-gemma2-lightweight may.
 
 Before some of the layers each run of `ratio` states of a passage becomes its mean, so later layers compute fewer. What
-stands before and behind the passage stays as it is, and positions are counted anew (BAAI, FlagEmbedding's own code).
+stands before and behind the passage stays as it is, and positions are counted again (BAAI, FlagEmbedding's own code).
 """
 
 from collections.abc import Collection, Sequence

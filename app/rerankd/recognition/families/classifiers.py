@@ -295,14 +295,12 @@ FAMILIES: Final[Sequence[Family]] = (
         repositories=["naver/provence-reranker-debertav3-v1"],
         recognise=_pruning(_PROVENCE, is_provence, "Provence's own class"),
         oracle=_PRUNING_ORACLE,
-        exported=True,
     ),
     Family(
         name=_XPROVENCE,
         repositories=["naver/xprovence-reranker-bgem3-v1", "naver/xprovence-reranker-bgem3-v2"],
         recognise=_pruning(_XPROVENCE, is_xprovence, "XProvence's own class"),
         oracle=_PRUNING_ORACLE,
-        exported=True,
     ),
     _prompted(
         "nemotron rerankers",

@@ -1,7 +1,8 @@
 """`rerankd models` and `rerankd inspect`: what would be served, and its problems."""
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -10,9 +11,12 @@ from rich.table import Table
 
 from rerankd.cli.app import RegistryOption, log_warnings_only, print_problem
 from rerankd.config.named_models import named_model, served_registry
-from rerankd.config.settings import read_settings
+from rerankd.config.registry import ModelSpec
+from rerankd.config.settings import Settings, read_settings
+from rerankd.errors import ConfigError
+from rerankd.serving.sources import is_on_hub
 from rerankd.tools.checking import Checked, check_settings
-from rerankd.tools.inspecting import describe_model, inspect_whole, inspection_table
+from rerankd.tools.inspecting import describe_adapter, describe_model, inspect_whole, inspection_table
 
 
 def models(
@@ -31,8 +35,16 @@ def models(
 
 
 def inspect_model(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or a name on the hub (org/name).")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, or a name on the hub (org/name).", show_default=False)
+    ] = "",
     *,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="A folder with an adapter of the model; without MODEL it is shown alone.", show_default=False
+        ),
+    ] = None,
     template: Annotated[
         str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
     ] = None,
@@ -41,16 +53,30 @@ def inspect_model(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
 ) -> None:
     """Say what a model is, how it would be served here, and what was read from which file; weights are not fetched."""
-    settings = read_settings(model_device=device, model_dtype=dtype, model_template=template)
+    settings = read_settings(
+        model_device=device, model_dtype=dtype, model_template=template, model_adapter=adapter if model else None
+    )
     log_warnings_only()
-    spec = named_model(model, settings)
-    report = describe_model(spec, inspect_whole(spec, settings))
+    if model:
+        report = _inspected(named_model(model, settings), settings)
+    elif adapter:
+        report = describe_adapter(Path(adapter).expanduser().absolute())
+    else:
+        raise ConfigError("name a MODEL, an adapter (--adapter FOLDER), or both")
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         Console().print(inspection_table(report))
-    if not report["served"]:
+    if report["refused"]:
         raise typer.Exit(1)
+
+
+def _inspected(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
+    """A model, and its adapter where that is a local folder."""
+    report = describe_model(spec, inspect_whole(spec, settings))
+    if spec.adapter and not is_on_hub(spec.adapter):
+        report["adapter_says"] = describe_adapter(Path(spec.adapter))
+    return report
 
 
 def list_problems(checked: Checked) -> int:

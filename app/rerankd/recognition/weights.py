@@ -57,8 +57,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / _WHOLE] if (folder / _WHOLE).is_file() else [folder / name for name in _shards(folder)]
 
 
-def check_header(path: Path) -> None:
-    """Refuse an incomplete safetensors file: its header contains the length.
+def check_header(path: Path) -> Mapping[str, Any]:
+    """Refuse an incomplete safetensors file: its header contains the length. Gives what it says of each tensor.
 
     Raises:
         ConfigError: it is a Git LFS pointer, empty, cut off, or no safetensors file.
@@ -73,10 +73,11 @@ def check_header(path: Path) -> None:
         if size < _LENGTH.size + length:
             raise ConfigError(f"{path} is cut off within its header; download it again")
         header = _header(path, file.read(length))
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    needed = _LENGTH.size + length + max(ends, default=0)
+    tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+    needed = _LENGTH.size + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     if size < needed:
         raise ConfigError(f"{path} is cut off: it has {size} of {needed} bytes; download it again")
+    return tensors
 
 
 def check_graph(path: Path) -> None:

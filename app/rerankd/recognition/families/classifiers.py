@@ -316,7 +316,8 @@ FAMILIES: Final[Sequence[Family]] = (
             if files.model_type != "llama_bidirec"
             else repository(files, "nvidia/*rerank*")
         ),
-        because="how it reads a pair is its authors' own code",
+        because="its prompt and its pooling are its authors' own code; nv-rerankqa-mistral-4b-v3 is offered as an "
+        "endpoint and a NIM, and no public file says how it reads a pair",
         instead="use nvidia/llama-nemotron-rerank-1b-v2, or run the model's NIM and call that",
     ),
     _prompted(

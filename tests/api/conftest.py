@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from rerankd.api.app import create_app
 from rerankd.api.lifecycle import Lifecycle
+from rerankd.concurrency.pacing import Pacing
 from rerankd.config.api_keys import read_api_keys
 from rerankd.config.settings import Settings
 from rerankd.gateway.gateway import Gateway
@@ -55,7 +56,7 @@ async def _open_api(fake: FakeService | None = None, **settings: Any) -> AsyncIt
         read = Settings(**settings)
         keys = ApiKeys(read_api_keys(read.api_keys, read.api_keys_file))
         held = HeldBytes(read.max_held_bytes)
-        gateway = Gateway(service, keys=keys, held=held, observer=fake.observer)
+        gateway = Gateway(service, keys=keys, held=held, pacing=Pacing(cores=2), observer=fake.observer)
         app = create_app(read, gateway, fake.observer, lifecycle)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:

@@ -52,6 +52,8 @@ def test_isolation_compares_a_key_alone_and_beside_anothers_worst(registry: Path
     assert len(ratios) == 3
     assert all(_is_measured(ratio) and ratio["value"] > 0 for ratio in ratios)
     assert claims["requests of the quiet key that failed or were refused"]["holds"]
+    assert claims["engine: event loop, cores"]["value"] > 0
+    assert claims["hanging up: busy clients, cores"]["value"] > 0
 
 
 def test_overload_is_admitted_or_refused_and_over_afterwards(registry: Path) -> None:

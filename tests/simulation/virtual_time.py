@@ -21,7 +21,7 @@ class _NothingToWaitFor:
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
             raise RuntimeError("all tasks wait, and nothing can wake them")
-        self._loop.block(timeout)
+        self._loop.idle(timeout)
         return []
 
 
@@ -29,13 +29,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self.computed_s = 0.0
         self._selector = _NothingToWaitFor(self)
 
     def time(self) -> float:
         return self._now
 
-    def block(self, seconds: float) -> None:
-        """Let time pass in which the loop does nothing else: it computes, or has nothing to do."""
+    def compute(self, seconds: float) -> None:
+        """Take CPU time in which the loop does nothing else."""
+        self._now += seconds
+        self.computed_s += seconds
+
+    def idle(self, seconds: float) -> None:
+        """Let time pass in which there is nothing to do."""
         self._now += seconds
 
     def run_in_executor(  # type: ignore[override] # it takes any call, as asyncio says with a variadic type

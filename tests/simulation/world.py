@@ -2,12 +2,13 @@
 engine is the real thing, and knows no other clock. What takes time is what clients, threads and the loop spend here.
 
 The machine is one of round numbers: it tokenizes 5 MB a second and thread, reads 100 MB of JSON a second, ranks
-or writes a slice of a large answer in 20 ms and scores about 200 usual pairs a second and worker.
+in 20 ms, reads or writes a slice of a large request in 2 ms on the event loop, and scores about 200 usual pairs a
+second and worker.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -28,7 +29,10 @@ from rerankd.batching.batcher import Batcher
 from rerankd.batching.passes import ThreadPasses
 from rerankd.batching.planner import BatchPlanner
 from rerankd.cache.base import Cache
-from rerankd.concurrency.sharing import SharedWorker
+from rerankd.concurrency.pacing import Pacing
+from rerankd.concurrency.sharing import SharedLoop, SharedWorker
+from rerankd.concurrency.slices import SLICE_S, Sliced
+from rerankd.concurrency.turns import Share
 from rerankd.config.api_keys import ApiKey, hash_key
 from rerankd.domain import FloatArray, PassagePlan
 from rerankd.engines.base import BatchLimits
@@ -52,9 +56,10 @@ from tests.unit.batching.simulation import pass_s
 
 T = TypeVar("T")
 
+_CORES: Final = 2
 _TOKENIZE_S: Final = 1 / 5e6
 _READ_S: Final = 1 / 100e6
-_WRITE_S: Final = 0.02
+_RANK_S: Final = 0.02
 _LIMITS: Final = RequestLimits(documents=10_000, queries=100, rank_fields=100, fields=1000)
 # A step of reading holds the loop for so long: as many bytes as the reader takes in one turn.
 _STEP_S: Final = STEP_BYTES * _READ_S
@@ -125,24 +130,40 @@ class _Engine:
 
 
 class _Bodies(BodyReader):
-    """Its steps hold up the loop."""
+    """Its steps take the loop's time."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__(BodyLimits(max_values=4_000_000, max_fields=1000, max_text_bytes=64 << 20))
-        self._loop = loop
+        self.loop = _Loop(loop)
+        self._virtual = loop
 
-    async def _in_turn(self, steps: Generator[None, None, T], caller: str, *, size: int) -> T:
-        return await super()._in_turn(self._slow(steps), caller, size=size)
+    async def _in_turn(self, steps: Sliced[T], caller: str, *, size: int) -> T:
+        return await super()._in_turn(_slow(steps, self._virtual, _STEP_S), caller, size=size)
 
-    def _slow(self, steps: Generator[None, None, T]) -> Generator[None, None, T]:
-        while True:
-            self._loop.block(_STEP_S)
-            try:
-                next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            yield
+
+class _Loop(SharedLoop):
+    """Each step of its work is a slice."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__(clock=loop.time)
+        self._virtual = loop
+
+    def try_now(self, work: Sliced[T]) -> None:
+        """Leave all of it to turns."""
+
+    async def _run_by_turns(self, share: Share, work: Sliced[T]) -> T:
+        return await super()._run_by_turns(share, _slow(work, self._virtual, SLICE_S))
+
+
+def _slow(steps: Sliced[T], loop: VirtualLoop, step_s: float) -> Sliced[T]:
+    while True:
+        loop.compute(step_s)
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield
 
 
 @dataclass(kw_only=True, eq=False)
@@ -250,13 +271,14 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
         Catalog([model], default="fake"),
         limits=Limits(max_documents=10_000, max_query_chars=32_768, request_timeout_s=300.0, loading_timeout_s=10.0),
         observer=observer,
-        background=SharedWorker(VirtualWorker(clock, threads=1, seconds_per_call=_WRITE_S)),
+        background=SharedWorker(VirtualWorker(clock, threads=1, seconds_per_call=_RANK_S)),
         clock=clock,
     )
     app = FastAPI()
     keys = ApiKeys([ApiKey(name=name, sha256=hash_key(f"secret-{name}")) for name in ("a", "b")])
     bounds = BodyBounds(max_bytes=64 << 20, timeout_s=60.0)
-    gateway = Gateway(service, keys=keys, held=HeldBytes(256 << 20), observer=observer)
+    pacing = Pacing(cores=_CORES, clock=clock, cpu_clock=clock)
+    gateway = Gateway(service, keys=keys, held=HeldBytes(256 << 20), pacing=pacing, observer=observer)
     app.add_middleware(BodyLimit, bounds=bounds, held=gateway.held)
     app.include_router(rerank_routes(DIALECTS, gateway=gateway, bodies=_Bodies(loop), limits=_LIMITS))
     try:

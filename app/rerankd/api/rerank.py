@@ -3,8 +3,7 @@ the gateway, and writes the answer in the same words.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from typing import Any, Final, TypeVar
@@ -17,6 +16,7 @@ from starlette.types import Receive
 from rerankd.api.access import access_of
 from rerankd.api.answers import error_answer, json_response, server_timing, write_json
 from rerankd.api.auth import key_in, security_of
+from rerankd.api.connected import while_connected
 from rerankd.api.dialects.base import Dialect, RequestBody, RequestLimits
 from rerankd.api.middleware import claim_of
 from rerankd.api.openapi import answers_of, description_of
@@ -33,7 +33,7 @@ from rerankd.telemetry.logs import request_id
 T = TypeVar("T")
 
 _SHOWN: Final = 50
-# A larger answer is written in a thread, slice by slice.
+# A larger answer is written slice by slice, in its caller's turns.
 _AT_ONCE_BYTES: Final = 1 << 18
 _AT_ONCE_RESULTS: Final = 1000
 
@@ -113,18 +113,18 @@ class _Endpoint:
         facts.dialect = self._choice.default.name
         try:
             with self._gateway.call(facts) as call:
-                return await self._answer(call, request)
+                call.identify([] if self._gateway.keys.open else key_in(request.headers))
+                return await call.paced(self._answer(call, request))
         except RerankError as error:
             return error_answer(error, form=self._choice.default.errors)
         except CallerGone:
             return Response(status_code=CANCELLED.status)
 
     async def _answer(self, call: GatewayCall, request: Request) -> Response:
-        call.identify([] if self._gateway.keys.open else key_in(request.headers))
         call.deadline = call.started + _timeout_s(request.headers)
         parsed = await self._read(call, request)
         try:
-            with _while_connected(request.receive):
+            with while_connected(request.receive):
                 results = await call.rerank(parsed.requests)
         except InvalidRequest as error:
             raise parsed.dialect.reworded(error, parsed.requests) from None
@@ -155,11 +155,10 @@ class _Endpoint:
         size = sum(len(result.results) for result in results)
         if size <= _AT_ONCE_RESULTS and parsed.body.raw_body.size <= _AT_ONCE_BYTES:
             return json_response(run_to_end(writing), headers=headers)
-        background = self._gateway.service.background
         try:
             async with asyncio.timeout(call.left_s):
-                with _while_connected(receive):
-                    written = await background.run_sliced(Share(caller=call.facts.key, left=size), writing)
+                with while_connected(receive):
+                    written = await self._bodies.loop.run(Share(caller=call.facts.key, left=size), writing)
         except TimeoutError:
             raise DeadlineExceeded("the answer was not written in time; ask for fewer results") from None
         return json_response(written, headers=headers)
@@ -174,7 +173,7 @@ class _Endpoint:
             return result
         try:
             async with asyncio.timeout(left_s):
-                with _while_connected(receive):
+                with while_connected(receive):
                     return await loop.run(Share(caller=call.facts.key, left=size), work)
         except TimeoutError:
             raise DeadlineExceeded(f"not read within {left_s:g} s; send fewer documents or fields") from None
@@ -214,42 +213,3 @@ def _headers(results: Sequence[RerankResult], *, total_s: float, ignored: Sequen
 
 def _written(body: RequestBody, results: Sequence[RerankResult], *, request_id: str) -> Sliced[bytes]:
     return (yield from write_json(body.render(results, request_id=request_id)))
-
-
-@contextmanager
-def _while_connected(receive: Receive) -> Iterator[None]:
-    """Cancel what is done inside when the client goes away.
-
-    Raises:
-        CallerGone: the client closed the connection before that was done.
-    """
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a server runs each request in a task
-    cancelled_before = task.cancelling()
-    has_gone = False
-
-    def give_up(watching: "asyncio.Task[None]") -> None:
-        nonlocal has_gone
-        if not watching.cancelled():
-            has_gone = True
-            task.cancel()
-
-    watching = asyncio.create_task(_disconnect(receive))
-    watching.add_done_callback(give_up)
-    try:
-        yield
-    except asyncio.CancelledError:
-        # Others may have cancelled the task as well, and want it to end.
-        if has_gone and task.cancelling() == cancelled_before + 1:
-            raise CallerGone from None
-        raise
-    finally:
-        watching.remove_done_callback(give_up)
-        watching.cancel()
-        if has_gone:
-            task.uncancel()
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
+from rerankd.concurrency.pacing import paced_alike
+
 R = TypeVar("R")
 
 
 async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
     """The results in order. The first failure cancels the others, and is raised once they have ended."""
-    running = [asyncio.create_task(one) for one in coroutines]
+    running = [asyncio.create_task(paced_alike(one)) for one in coroutines]
     try:
         return await asyncio.gather(*running)
     finally:

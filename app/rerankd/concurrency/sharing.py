@@ -7,6 +7,7 @@ from itertools import count
 from time import perf_counter
 from typing import ParamSpec, Self, TypeVar
 
+from rerankd.concurrency.pacing import is_held_back, pause
 from rerankd.concurrency.slices import SLICE_S, Sliced, run_slice
 from rerankd.concurrency.turns import Share, TurnQueue
 from rerankd.concurrency.worker import Worker
@@ -38,7 +39,13 @@ class Turns:
         self._grant()
 
     async def again(self, number: int, share: Share) -> int:
-        """Change a turn that is over for the same caller's next one, which comes at once if nobody goes before it."""
+        """Change a turn that is over for the same caller's next one, which comes at once if nobody goes before it. A
+        caller that is held back meanwhile has no turn.
+        """
+        if is_held_back():
+            self.leave(number)
+            await pause()
+            return await self.enter(share)
         following = self._ask(share)
         self.leave(number)
         return await self._wait(following)
@@ -126,7 +133,7 @@ class SharedLoop:
         try:
             while True:
                 await asyncio.sleep(0)
-                run_slice(work)
+                run_slice(work, clock=self._clock)
                 turn = await self._turns.again(turn, share)
         except StopIteration as end:
             result: R = end.value
@@ -156,6 +163,8 @@ class SharedWorker:
 
     async def run(self, share: Share, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking call in one of the threads when its caller's turn has come."""
+        if is_held_back():
+            await pause()
         number = await self._turns.enter(share)
         running = asyncio.create_task(self._run(number, call, *args, **kwargs))
         self._running.add(running)

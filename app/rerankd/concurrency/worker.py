@@ -14,6 +14,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
 
+from rerankd.concurrency.pacing import pause
+
 logger = logging.getLogger(__name__)
 
 _QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
@@ -55,7 +57,7 @@ async def in_chunks(items: int, *, of: int = 1, most: int = _ITEMS_AT_A_TIME) ->
     size = max(1, most // of) * of
     for start in range(0, items, size):
         if start:
-            await asyncio.sleep(0)
+            await pause()
         yield slice(start, min(start + size, items))
 
 
@@ -67,7 +69,7 @@ async def in_steps(steps: Generator[None, None, R]) -> R:
         except StopIteration as end:
             result: R = end.value
             return result
-        await asyncio.sleep(0)
+        await pause()
 
 
 async def release(items: list[Any]) -> None:

@@ -16,13 +16,14 @@ tell the client of an error. When the client hangs up, the front end raises `Cal
 task; either stops the work, and the key pays for what was computed by then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from rerankd.config.api_keys import Scope
+from rerankd.concurrency.pacing import Pacing
 from rerankd.domain import Document, RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 from rerankd.gateway.failures import failure_of
@@ -31,6 +32,8 @@ from rerankd.gateway.keys import ApiKeys, Caller
 from rerankd.gateway.rates import RequestMeter
 from rerankd.serving.service import RerankService
 from rerankd.telemetry.observer import Observer
+
+R = TypeVar("R")
 
 _ANSWERED: Final = 200
 
@@ -49,10 +52,13 @@ class CallFacts:
 class Gateway:
     """The one way from any front end to the service."""
 
-    def __init__(self, service: RerankService, *, keys: ApiKeys, held: HeldBytes, observer: Observer) -> None:
+    def __init__(
+        self, service: RerankService, *, keys: ApiKeys, held: HeldBytes, pacing: Pacing, observer: Observer
+    ) -> None:
         self.service = service
         self.keys = keys
         self.held = held
+        self.pacing = pacing
         self.observer = observer
 
     async def rerank(
@@ -74,7 +80,7 @@ class Gateway:
             claim = Claim(self.held, call.facts.key)
             try:
                 claim.take(sum(map(_bytes_of, requests)))
-                return await call.rerank(requests)
+                return await call.paced(call.rerank(requests))
             finally:
                 claim.release()
 
@@ -116,6 +122,7 @@ class GatewayCall:
     ) -> None:
         if self._meter is not None:
             self._meter.close()
+            self._gateway.pacing.leave(self.facts.key)
         self._gateway.observer.request_finished(
             model=self.facts.model or "none",
             dialect=self.facts.dialect or "none",
@@ -145,6 +152,11 @@ class GatewayCall:
         allowance = self._gateway.admit(spellings, self.facts).allowance
         allowance.check_tokens(now=self.started)
         self._meter = RequestMeter(allowance, self._service.clock)
+        self._gateway.pacing.enter(self.facts.key)
+
+    def paced(self, work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R]:
+        """Some of the call's work after `identify`, which leaves other keys their share of the event loop."""
+        return self._gateway.pacing.paced(self.facts.key, work) if self.facts.key else work
 
     async def rerank(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
         """The result of each request; the first failure stops all of them.

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from rerankd.concurrency.pacing import Pacing
+from rerankd.concurrency.worker import available_cores
 from rerankd.config.settings import Settings
 from rerankd.gateway.administration import Administration, read_keys
 from rerankd.gateway.gateway import Gateway
@@ -31,6 +33,12 @@ async def running_administration(
     clients, admins = read_keys(settings)
     keys = ApiKeys(clients)
     async with running_host(settings, observer) as (service, host):
-        gateway = Gateway(service, keys=keys, held=HeldBytes(settings.max_held_bytes), observer=observer)
+        gateway = Gateway(
+            service,
+            keys=keys,
+            held=HeldBytes(settings.max_held_bytes),
+            pacing=Pacing(cores=available_cores(), clock=service.clock),
+            observer=observer,
+        )
         admin_keys = ApiKeys(admins, called="admin key") if admins else None
         yield gateway, Administration(settings, keys=keys, admin_keys=admin_keys, host=host)

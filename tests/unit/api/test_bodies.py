@@ -38,7 +38,10 @@ def _request(body: bytes, *, chunk_bytes: int = 65_536) -> Request:
     coming = messages()
 
     async def receive() -> Message:
-        return next(coming)
+        for message in coming:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError
 
     return Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
 

@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive
 
 from rerankd.api.answers import write_json
-from rerankd.api.rerank import _while_connected
+from rerankd.api.connected import while_connected
 from rerankd.concurrency.slices import Sliced, run_to_end
 from rerankd.gateway.failures import CallerGone
 
@@ -38,7 +38,7 @@ class _Work:
 
 
 async def _at_work(receive: Receive, work: Awaitable[T]) -> T:
-    with _while_connected(receive):
+    with while_connected(receive):
         return await work
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from rerankd.concurrency.pacing import Pacing
 from rerankd.config.api_keys import ApiKey, hash_key
 from rerankd.config.settings import Settings
 from rerankd.domain import Document, RerankRequest, RerankResult
@@ -45,7 +46,9 @@ async def _open(
 ) -> AsyncIterator[Gateway]:
     fake = fake or FakeService()
     async with fake.running() as service:
-        yield Gateway(service, keys=ApiKeys(keys), held=HeldBytes(max_held_bytes), observer=fake.observer)
+        yield Gateway(
+            service, keys=ApiKeys(keys), held=HeldBytes(max_held_bytes), pacing=Pacing(cores=2), observer=fake.observer
+        )
 
 
 def _request(documents: int = 3, *, first: int = 0, words: int = 98, model: str | None = None) -> RerankRequest:

@@ -59,7 +59,10 @@ def _request(body: bytes) -> Request:
     )
 
     async def receive() -> Message:
-        return next(messages)
+        for message in messages:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError
 
     return Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
 

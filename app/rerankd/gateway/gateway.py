@@ -22,8 +22,8 @@ from math import inf
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from rerankd.config.api_keys import Scope
 from rerankd.concurrency.pacing import Pacing
+from rerankd.config.api_keys import Scope
 from rerankd.domain import Document, RerankRequest, RerankResult
 from rerankd.errors import InvalidRequest
 from rerankd.gateway.failures import failure_of

@@ -57,6 +57,17 @@ async def _engine(settings: Settings) -> str:
         return str((await service.model_named("tiny").settled()).details["engine"])
 
 
+def test_a_cascade_is_not_tuned_in_the_place_of_its_first_member(tmp_path: Path, settings: Settings) -> None:
+    models = [
+        {"name": name, "path": tmp_path / "tiny", **({"fallback": "tiny"} if name == "other" else {})}
+        for name in ("tiny", "other")
+    ]
+    write_registry(tmp_path, [*models, {"name": "both", "stages": ["tiny:2", "other"]}])
+    with pytest.raises(ConfigError, match=r"'both' is a cascade .*tune its members: tiny, other"):
+        tune("both")
+    assert not settings.profiles.exists() or not any(settings.profiles.iterdir())
+
+
 def test_what_is_kept_is_among_what_was_measured(settings: Settings) -> None:
     printed = tune("small")
     profile = profile_of(settings)

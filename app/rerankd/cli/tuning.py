@@ -12,6 +12,7 @@ from rerankd.cli.app import RegistryOption, interruptible, log_warnings_only, pr
 from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import Settings, read_settings
+from rerankd.errors import ConfigError
 from rerankd.serving.choosing import choose
 from rerankd.tools.outputs import check_folder
 
@@ -32,7 +33,13 @@ def tune(
 
     settings = read_settings(registry=registry)
     log_warnings_only()
-    spec = choose(served_registry(settings).only([model]).model[0], settings)
+    named = served_registry(settings).named(model)
+    if named.stages:
+        raise ConfigError(
+            f"{named.name!r} is a cascade and computes nothing itself; tune its members: "
+            f"{', '.join(step.model for step in named.cascade)}"
+        )
+    spec = choose(named, settings)
     check_folder("RERANKD_PROFILES", settings.profiles)
     with interruptible("no profile was written"):
         outcome = asyncio.run(_show_tuning(spec, settings, budget_s=budget_s))

@@ -231,6 +231,17 @@ class Registry(BaseModel):
         if name is not None and name not in self.names:
             raise ConfigError(f"{ENVIRONMENT_PREFIX}MODEL_FALLBACK = {name!r}: {_not_served(name, self.names)}")
 
+    def named(self, name: str | None) -> "ModelSpec":
+        """The model that a name or alias means; None means the default.
+
+        Raises:
+            ConfigError: no served model has the name.
+        """
+        found = self.find(name)
+        if found is None:
+            raise ConfigError(f"unknown model {name}; known: {', '.join(spec.name for spec in self.model)}")
+        return found
+
     def only(self, names: Collection[str | None]) -> "Registry":
         """Leave out the models that none of these names or aliases means; None means the default.
 

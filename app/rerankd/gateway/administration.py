@@ -36,8 +36,11 @@ class Administration:
         self._host = host
 
     async def hang_up(self) -> None:
-        """Read API keys and models again. What cannot be used changes nothing, and the log says why."""
-        for reload in (self.reload_keys, self.reload_models):
+        """Read models again, and API keys where they come from files. What cannot be used changes nothing, and the log
+        says why.
+        """
+        files = self._settings.api_keys_file or self._settings.admin_keys_file
+        for reload in (self.reload_keys, self.reload_models) if files else (self.reload_models,):
             try:
                 await reload(by=HANGUP)
             except NotChanged:

@@ -16,7 +16,7 @@ from rerankd.errors import CacheUnavailable
 from rerankd.pipeline.cached import keys_of
 from rerankd.pipeline.embedded import Embedded, Texts
 from rerankd.pipeline.known_scores import first_positions
-from rerankd.pipeline.vector_codec import Entry, VectorCodec, is_finite
+from rerankd.pipeline.vector_codec import Entry, VectorCodec, is_comparable
 from rerankd.scorers.base import Role, VectorForm
 from rerankd.telemetry.observer import Observer
 
@@ -88,7 +88,7 @@ class CachedTexts:
         """Store what was embedded now."""
         fresh = list(entries.items())
         async for span in in_chunks(len(fresh), most=self._at_a_time):
-            kept = {key: self._codec.write(entry) for key, entry in fresh[span] if is_finite(entry.vectors)}
+            kept = {key: self._codec.write(entry) for key, entry in fresh[span] if is_comparable(entry.vectors)}
             try:
                 await self._cache.put_many(kept, owner=owner)
             except CacheUnavailable:

@@ -13,6 +13,8 @@ from rerankd.scorers.base import VectorForm, Vectors
 
 _MARK: Final = b"ve01"
 _HEAD: Final = struct.Struct("<4sII")
+# Of weights and coordinates. Of a word's number, too: an array of as many places is made for the query's words.
+_LARGEST: Final = 1e7
 
 
 class Entry(NamedTuple):
@@ -43,12 +45,19 @@ class VectorCodec:
             vectors = np.frombuffer(stored, self._form.dtype, offset=_HEAD.size).reshape(self._form.shape)
         except ValueError:
             return None
-        return Entry(vectors, tokens, dropped) if is_finite(vectors) else None
+        return Entry(vectors, tokens, dropped) if is_comparable(vectors) else None
 
 
-def is_finite(vectors: Vectors) -> bool:
-    """Whether all of its numbers are finite."""
+def is_comparable(vectors: Vectors) -> bool:
+    """Whether all of its numbers are finite, and so small that comparing two such vectors gives a finite score. No
+    model gives larger ones; a store that others write to may.
+    """
     names = vectors.dtype.names
-    return bool(
-        np.isfinite(vectors).all() if names is None else all(np.isfinite(vectors[name]).all() for name in names)
-    )
+    return all(_are_small(vectors if name is None else vectors[name]) for name in names or (None,))
+
+
+def _are_small(numbers: Vectors) -> bool:
+    if numbers.dtype == np.float16:
+        return bool(np.isfinite(numbers).all())
+    # Written so that NaN is no small number.
+    return bool((np.abs(numbers) <= _LARGEST).all())

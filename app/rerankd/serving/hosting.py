@@ -49,10 +49,13 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """The names of the models that a reload added, replaced and removed, and the default model then."""
+    """The names of the models that a reload added, replaced and removed, and the default model then. `changed`: models
+    that keep what they loaded, and have other aliases or another fallback.
+    """
 
     added: Sequence[str] = ()
     replaced: Sequence[str] = ()
+    changed: Sequence[str] = ()
     removed: Sequence[str] = ()
     default: str
 
@@ -78,20 +81,23 @@ class _Entry:
 
 
 def compare(
-    before: Mapping[str, ModelSpec], after: Registry, *, changed: Callable[[ModelSpec], bool]
+    registry: Registry, after: Registry, *, changed: Callable[[ModelSpec], bool]
 ) -> tuple[Changes, list[ModelSpec]]:
     """What makes a registry of another, and the entries that must be loaded for it: what is new, and what has other
     options or (`changed`) other files. Names change without loading anything, and so does a cascade.
     """
+    before = {spec.name: spec for spec in registry.model}
     added = [spec for spec in after.model if spec.name not in before]
-    replaced = [
-        spec
-        for spec in after.model
-        if spec.name in before and (_loading(spec) != _loading(before[spec.name]) or changed(spec))
-    ]
+    kept = [spec for spec in after.model if spec.name in before]
+    replaced = [spec for spec in kept if _loading(spec) != _loading(before[spec.name]) or changed(spec)]
     changes = Changes(
         added=tuple(spec.name for spec in added),
         replaced=tuple(spec.name for spec in replaced),
+        changed=tuple(
+            spec.name
+            for spec in kept
+            if spec not in replaced and _called(spec, after) != _called(before[spec.name], registry)
+        ),
         removed=tuple(sorted(before.keys() - {spec.name for spec in after.model})),
         default=after.default_name,
     )
@@ -102,6 +108,11 @@ def compare(
 def _loading(spec: ModelSpec) -> ModelSpec:
     """The part of an entry that its version depends on."""
     return spec.model_copy(update={"aliases": (), "fallback": None})
+
+
+def _called(spec: ModelSpec, registry: Registry) -> tuple[frozenset[str], str | None]:
+    """The names under which requests reach a model, and what answers for it: no version depends on them."""
+    return frozenset(registry.aliases_of(spec)), spec.fallback
 
 
 class ModelHost:
@@ -151,8 +162,7 @@ class ModelHost:
             registry = await asyncio.to_thread(self._source.registry)
             registry.check_fallback(self._fallback)
             marks = await asyncio.to_thread(self._marks, registry)
-            before = {name: entry.spec for name, entry in self._entries.items()}
-            changes, needed = compare(before, registry, changed=partial(self._changed, marks))
+            changes, needed = compare(self._registry, registry, changed=partial(self._changed, marks))
             self._commit(registry, await self._open(registry, needed), marks)
             return changes
 

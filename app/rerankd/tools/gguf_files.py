@@ -36,6 +36,9 @@ _SIZES: Final[Mapping[str, str]] = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
+# Those that may be no whole numbers, and the largest of all: longer texts than any model reads.
+_FRACTIONS: Final = ("attention.layer_norm_rms_epsilon", "rope.freq_base")
+_LARGEST: Final = 2**31
 # Keys with the values that change nothing. Every other key is refused.
 _WITHOUT_EFFECT: Final[Mapping[str, object]] = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"}
 # Keys that say again what others say: the size of the vocabulary, and of a head.
@@ -112,7 +115,8 @@ class GgufFile:
             ConfigError: it does not.
         """
         value = self.says.get(f"{self.architecture}.{key}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        wanted = (int, float) if key in _FRACTIONS else int
+        if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value <= _LARGEST:
             raise ConfigError(f"{self.path} says {self.architecture}.{key} = {value!r:.60}; download it again")
         return value
 
@@ -126,6 +130,7 @@ class GgufFile:
             name = f"{self.architecture}.{key}"
             if self.says.get(name, sizes["head_dim"]) != sizes["head_dim"]:
                 raise _not_converted(self.path, name, self.says[name])
+        _check_shapes(self.path, sizes, {name: tuple(map(int, one.shape)) for name, one in self.tensors.items()})
         tokens = {
             f"{role}_token_id": self.says[f"tokenizer.ggml.{key}_token_id"]
             for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
@@ -153,6 +158,48 @@ class GgufFile:
     @property
     def _groups_heads(self) -> bool:
         return f"{self.architecture}.attention.head_count_kv" in self.says
+
+
+def _check_shapes(path: Path, sizes: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse sizes that contradict the weights. `shapes` are GGUF's: the number of inputs first.
+
+    Raises:
+        ConfigError: a weight is missing, there is one too many, or one has another shape than the sizes say.
+    """
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    own = sizes["num_attention_heads"] * sizes["head_dim"]
+    shared = sizes["num_key_value_heads"] * sizes["head_dim"]
+    in_layer: Mapping[str, tuple[int, ...]] = {
+        "input_layernorm": (hidden,),
+        "self_attn.q_proj": (hidden, own),
+        "self_attn.k_proj": (hidden, shared),
+        "self_attn.v_proj": (hidden, shared),
+        "self_attn.o_proj": (own, hidden),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
+    layers = {int(name.split(".")[2]) for name in shapes if name.startswith("model.layers.")}
+    if len(layers) != sizes["num_hidden_layers"] or layers != set(range(len(layers))):
+        raise ConfigError(
+            f"{path} says that it has {sizes['num_hidden_layers']} layers, and holds weights of {len(layers)}; "
+            "download it again"
+        )
+    words = shapes["model.embed_tokens.weight"][1]
+    wanted = {"model.embed_tokens.weight": (hidden, words), "model.norm.weight": (hidden,)}
+    wanted |= {f"model.layers.{number}.{name}.weight": one for number in layers for name, one in in_layer.items()}
+    if "lm_head.weight" in shapes:
+        wanted["lm_head.weight"] = (hidden, words)
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape:
+            there = "is missing" if name not in shapes else f"has the shape {list(shapes[name])}"
+            raise ConfigError(f"{path}: {name} {there}, and by its sizes it has {list(shape)}; download it again")
+    if sizes["num_attention_heads"] % sizes["num_key_value_heads"]:
+        raise ConfigError(
+            f"{path} says that {sizes['num_attention_heads']} heads share {sizes['num_key_value_heads']} keys; "
+            "download it again"
+        )
 
 
 class _Reader(GGUFReader):

@@ -174,6 +174,18 @@ async def test_a_model_that_gives_no_number_is_not_remembered() -> None:
     assert cache.entries == {}
 
 
+async def test_huge_numbers_that_somebody_stored_are_a_miss_and_not_an_error() -> None:
+    cache = ScriptedCache()
+    async with running(cache) as setup:
+        before = await setup.score("who", _DOCUMENTS[:3])
+        codec = VectorCodec(_FORM)
+        huge = codec.write(Entry(np.array([3e38, -3e38], dtype="<f4"), tokens=3, dropped=0))
+        cache.entries = dict.fromkeys(cache.entries, huge)
+        after = await setup.score("who", _DOCUMENTS[:3])
+        assert setup.observer.named("cache_looked_up")[-1]["hits"] == 0
+    assert after.values.tolist() == before.values.tolist()
+
+
 async def test_known_texts_count_against_a_quota_as_the_first_time() -> None:
     class Meter:
         limited = True

@@ -181,6 +181,21 @@ async def test_queries_of_one_call_are_all_scored_by_one_version() -> None:
             await world.score("a")
 
 
+async def test_a_reload_names_models_of_which_only_a_fallback_or_an_alias_changed() -> None:
+    async with _world({"name": "a"}, {"name": "b"}, {"name": "c", "aliases": ["x"]}) as world:
+        world.source.models = [{"name": "a", "fallback": "b"}, {"name": "b"}, {"name": "c", "aliases": ["y"]}]
+        assert await world.host.reload() == Changes(changed=("a", "c"), default="a")
+        assert await world.host.reload() == Changes(default="a")
+        assert world.source.opened == ["a", "b", "c"]
+
+
+async def test_a_reload_names_a_cascade_that_has_other_stages() -> None:
+    async with _world({"name": "a"}, {"name": "b"}, {"name": "both", "stages": ["a:2", "b"]}) as world:
+        world.source.models[-1] = {"name": "both", "stages": ["b:2", "a"]}
+        assert await world.host.reload() == Changes(replaced=("both",), default="a")
+        assert world.source.opened == ["a", "b"]
+
+
 @pytest.mark.parametrize("change", [{"max_length": 64}, {"batch_pairs": 3}, {"revision": "2"}, {"path": "elsewhere"}])
 async def test_an_entry_with_other_options_is_loaded_again(change: dict[str, Any]) -> None:
     async with _world({"name": "a"}) as world:
@@ -193,7 +208,7 @@ async def test_models_are_added_and_removed_and_names_and_the_default_follow() -
     async with _world({"name": "a", "aliases": ["x"]}, {"name": "b"}, files={"a": 1, "b": 2, "c": 3}) as world:
         world.source.models = [{"name": "c", "aliases": ["x"]}, {"name": "b", "aliases": ["y"]}]
         world.source.default = "y"
-        assert await world.host.reload() == Changes(added=("c",), removed=("a",), default="y")
+        assert await world.host.reload() == Changes(added=("c",), removed=("a",), changed=("b",), default="y")
         assert [await world.score(name) for name in (None, "b", "c", "x", "y")] == [2, 2, 3, 3, 2]
         assert world.names == ["c", "b"]
         assert world.source.opened == ["a", "b", "c"], "only a name of b changed"

@@ -23,7 +23,7 @@ from rerankd.config.model_names import MOST_PREFIXES
 from rerankd.config.options import fields_of
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
-from rerankd.domain import LAST_PRIORITY, FusionPlan, PassagePlan
+from rerankd.domain import LAST_PRIORITY, ConfidencePlan, FusionPlan, PassagePlan
 from rerankd.recognition.families import FAMILIES
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +97,16 @@ Set `fusion = { mode = "z-score", weight = 0.2 }` in a model's table. Requests m
 """
 
 
+_CONFIDENCE = """
+### `confidence`
+
+Set `confidence = { method = "margin", threshold = 0.1 }` in a model's table. Requests may ask for other values.
+
+| key | default | meaning |
+|---|---|---|
+"""
+
+
 def configuration_page() -> str:
     """The whole page."""
     settings = [_row(f"RERANKD_{name.upper()}", field) for name, field in Settings.model_fields.items()]
@@ -105,7 +115,7 @@ def configuration_page() -> str:
 
 
 def _tables() -> str:
-    tables = {_PASSAGES: PassagePlan, _FUSION: FusionPlan}
+    tables = {_PASSAGES: PassagePlan, _FUSION: FusionPlan, _CONFIDENCE: ConfidencePlan}
     return "".join(head + "\n".join(_rows(shape)) + "\n" for head, shape in tables.items())
 
 
@@ -138,7 +148,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
     value = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if isinstance(value, PassagePlan | FusionPlan):
+    if isinstance(value, PassagePlan | FusionPlan | ConfidencePlan):
         return "below"
     if value is None or value is PydanticUndefined or value in ((), {}, ""):
         return "none"

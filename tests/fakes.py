@@ -19,7 +19,16 @@ from rerankd.batching.work import Results
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import Worker
-from rerankd.domain import FloatArray, FusionPlan, PassagePlan, ScoreOptions, Scores, Timings, Truncation
+from rerankd.domain import (
+    ConfidencePlan,
+    FloatArray,
+    FusionPlan,
+    PassagePlan,
+    ScoreOptions,
+    Scores,
+    Timings,
+    Truncation,
+)
 from rerankd.engines.base import BatchLimits
 from rerankd.errors import CacheUnavailable, InvalidRequest, TooLong
 from rerankd.pipeline.blanks import BlankStage
@@ -30,6 +39,7 @@ from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.spans import SpanStage
 from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made
+from rerankd.scorers.calibration import ConfidenceEstimator
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.serving.catalog import Catalog
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel, ServedModel, try_out
@@ -100,6 +110,9 @@ class RecordingObserver:
 
     def request_fused(self, *, model: str, mode: str) -> None:
         self._state("request_fused", model=model, mode=mode)
+
+    def request_abstained(self, *, model: str) -> None:
+        self._state("request_abstained", model=model)
 
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
         self._state("engine_started", model=model, workers=workers, max_waiting_tokens=max_waiting_tokens)
@@ -416,6 +429,7 @@ class FakeService:
     canary: Canary = _CANARY
     passages: PassagePlan = field(default_factory=PassagePlan)
     fusion: FusionPlan = field(default_factory=FusionPlan)
+    confidence: ConfidenceEstimator | None = field(default_factory=lambda: ConfidenceEstimator(ConfidencePlan(), None))
     truncation: Truncation = Truncation.TRUNCATE
     max_documents: int = 10_000
     max_query_chars: int = 32_768
@@ -486,6 +500,7 @@ class FakeService:
                 "url": "http://models.internal/v1",
             },
             ignores=("windows",),
+            confidence=self.confidence,
             alive_at=batcher.alive_at,
         )
 

@@ -1,5 +1,6 @@
 """`rerankd eval`: in process and over HTTP alike, resumable, and right about BM25 on real data."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,12 +13,18 @@ from random import Random
 from typing import Any
 
 import ir_measures
+import numpy as np
 import pytest
 from ir_measures import Qrel, ScoredDoc, nDCG
 from typer.testing import CliRunner, Result
 
 from rerankd.cli import cli
+from rerankd.config.settings import Settings
+from rerankd.domain import Confidence, RerankRequest
 from rerankd.errors import ConfigError
+from rerankd.scorers.calibration import Calibration, FittedConfidence, PlattMap
+from rerankd.serving.assembly import running_service
+from rerankd.telemetry.observer import Silent
 from rerankd.tools.evaluation.datasets import files_of_folder, read_data_set
 from rerankd.tools.evaluation.measures import measure
 from tests.registry_files import write_registry
@@ -109,6 +116,41 @@ def test_a_server_s_scores_cannot_be_fused(data: Path, evaluate: Eval) -> None:
     result = evaluate(data, "--fuse", "--url", "http://127.0.0.1:1")
     assert result.exit_code != 0
     assert "--fuse needs raw scores" in repr(result.exception) + result.output
+
+
+async def test_a_model_is_calibrated_and_served(data: Path, tmp_path: Path, registry: Path) -> None:
+    output = tmp_path / "steps.json"
+    command = ["calibrate", str(data), "--model", "tiny", "--method", "isotonic", "--registry", str(registry)]
+    # In a thread: the command has an event loop of its own.
+    result = await asyncio.to_thread(CliRunner().invoke, cli, [*command, "--output", str(output)])
+    assert result.exit_code == 0, repr(result.exception)
+    assert "made-up, half 2" in result.stdout
+    steps = Calibration.read(output)
+    curve = Calibration(
+        relevance=PlattMap(scale=0.5, bias=-1),
+        confidence=FittedConfidence(measure="AP", weights=(0, 1), bias=0, threshold=1e9),
+    )
+    (tmp_path / "curve.json").write_text(curve.model_dump_json())
+    table = _table(registry, 0)
+    tables = [
+        table,
+        *({**table, "name": name, "aliases": [], "calibration": f"{name}.json"} for name in ("steps", "curve")),
+    ]
+    settings = Settings(registry=write_registry(_folder(tmp_path / "served"), tables))
+    for name in ("steps", "curve"):
+        (tmp_path / f"{name}.json").rename(tmp_path / "served" / f"{name}.json")
+    async with running_service(settings, Silent()) as service:
+        ranked = {}
+        for name in ("tiny", "steps", "curve"):
+            await service.model_named(name).settled()
+            ranked[name] = await service.rerank(RerankRequest(query="a bird", documents=_WORDS, model=name))
+    values = np.array([one.value for one in ranked["tiny"].results], dtype=np.float32)
+    for name, calibration in (("steps", steps), ("curve", curve)):
+        assert [one.value for one in ranked[name].results] == values.tolist()
+        expected = calibration.relevance.activation(values)
+        assert [one.relevance_score for one in ranked[name].results] == expected.tolist()
+    assert ranked["tiny"].confidence is None
+    assert ranked["curve"].confidence == Confidence(float(values[0]), abstained=True)
 
 
 def test_in_process_and_served_give_exactly_the_same(

@@ -30,6 +30,8 @@ def _exported() -> dict[str, set[str]]:
     observer = PrometheusObserver(GpuMemoryReader(NvidiaLibrary()))
     observer.request_finished(model="m", dialect="cohere-v2", status=200, duration_s=0.1, key="", tokens=9)
     observer.request_scored(model="m", timings=Timings(), dropped_tokens=1, unordered_windows=1)
+    observer.request_fused(model="m", mode="rrf")
+    observer.request_abstained(model="m")
     observer.request_started()
     observer.engine_started(model="m", workers=2, max_waiting_tokens=1000)
     observer.batch_scored(model="m", pairs=2, tokens=20, padded_tokens=24, seconds=0.1)

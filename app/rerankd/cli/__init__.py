@@ -2,7 +2,18 @@
 
 import sys
 
-from rerankd.cli import benchmarking, evaluating, exporting, importing, keys, listing, ranking, serving, tuning
+from rerankd.cli import (
+    benchmarking,
+    calibrating,
+    evaluating,
+    exporting,
+    importing,
+    keys,
+    listing,
+    ranking,
+    serving,
+    tuning,
+)
 from rerankd.cli.app import cli, examples, print_problem
 from rerankd.errors import ConfigError, RerankError
 from rerankd.tools.outputs import explain_os_error
@@ -31,6 +42,12 @@ cli.command(
         "rerankd eval data/my-questions --url http://127.0.0.1:8000 --markdown report.md",
     ),
 )(evaluating.evaluate)
+cli.command(
+    epilog=examples(
+        "rerankd calibrate data/my-questions --held-out data/others --model minilm-qa --output minilm-qa.json",
+        "rerankd calibrate data/my-questions --method isotonic --abstain 0.2",
+    )
+)(calibrating.calibrate)
 cli.command(
     epilog=examples(
         "rerankd bench http://127.0.0.1:8000 --clients 1,8,32",

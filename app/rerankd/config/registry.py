@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rerankd.config.model_names import ModelNames
 from rerankd.config.options import closest, explain, read_toml
 from rerankd.config.variables import ENVIRONMENT_PREFIX
-from rerankd.domain import FusionPlan, PassagePlan
+from rerankd.domain import ConfidencePlan, FusionPlan, PassagePlan
 from rerankd.errors import ConfigError
 
 # A scorer or engine that is chosen when the model is loaded.
@@ -81,6 +81,14 @@ class ModelSpec(BaseModel):
     fusion: FusionPlan = Field(
         default=FusionPlan(), description="How the model's scores are fused with those of the first stage."
     )
+    calibration: str = Field(
+        default="",
+        description="A file of `rerankd calibrate` (relative to the registry), or `none`; default: "
+        "`rerankd_calibration.json` in the model's folder, if it is there.",
+    )
+    confidence: ConfidencePlan = Field(
+        default=ConfidencePlan(), description="How sure the model is of its order, and when answers abstain."
+    )
     batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
     fallback: str | None = Field(
         default=None, description="A served model that answers where this one cannot, by name or alias."
@@ -115,6 +123,8 @@ class ModelSpec(BaseModel):
             raise ValueError(f"must have either path or stages, {'not both' if self.path else 'and has neither'}")
         if self.stages and self.adapter:
             raise ValueError("adapter: a cascade has no weights; set it for its members")
+        if self.stages and (self.calibration or self.confidence != ConfidencePlan()):
+            raise ValueError("calibration and confidence: a cascade's scores only say the order; leave them out")
         if self.adapter_of and not self.adapter:
             raise ValueError("adapter_of is there without adapter")
         if self.stages and self.idle_unload_s is not None:

@@ -1,6 +1,7 @@
 """The nouns of reranking. Frozen, and ignorant of HTTP, threads and storage."""
 
 from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray, SpanArray
+from rerankd.domain.confidence import Confidence, ConfidenceMethod, ConfidencePlan
 from rerankd.domain.documents import Document
 from rerankd.domain.fusion import NO_FUSION, Fused, FusionMode, FusionPlan, FusionWishes
 from rerankd.domain.options import (
@@ -25,6 +26,9 @@ __all__ = [
     "UNMETERED",
     "Aggregation",
     "BoolArray",
+    "Confidence",
+    "ConfidenceMethod",
+    "ConfidencePlan",
     "Document",
     "FloatArray",
     "Fused",

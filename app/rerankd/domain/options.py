@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
 
+from rerankd.domain.confidence import ConfidencePlan
 from rerankd.domain.fusion import FusionWishes
 from rerankd.domain.terms import Terms
 from rerankd.errors import InvalidRequest
@@ -254,6 +255,7 @@ class ScoreOptions:
     spans: SpanWishes | None = None
     prune: PruneWishes | None = None
     fusion: FusionWishes | None = None
+    confidence: ConfidencePlan | None = None
     scope: str = ""
     terms: Terms = Terms()
 
@@ -265,6 +267,7 @@ class ScoreOptions:
             "truncation": self.truncation if self.truncation is Truncation.CHUNK else None,
             "passages": None if self.passages == PassageWishes() else self.passages,
             "relevant_spans": self.spans,
+            "confidence": self.confidence,
             "max_tokens_per_query": self.max_tokens_per_query,
             "truncate_prompt_tokens": self.max_tokens_per_pair,
         }

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rerankd.domain.confidence import Confidence
 from rerankd.domain.options import ScoreOptions
 from rerankd.domain.scores import Scores, Timings
 
@@ -51,6 +52,7 @@ class RerankResult:
     scores: Scores
     ignored: Sequence[str] = ()
     fallback_for: str = ""
+    confidence: Confidence | None = None
 
     @property
     def tokens(self) -> int:

@@ -127,6 +127,16 @@ class Scores:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def known(self) -> BoolArray:
+        """Which documents have a score: they are not blank, and were scored in time."""
+        known = np.isfinite(self.values)
+        if self.blank is not None:
+            known &= ~self.blank
+        if self.scored is not None:
+            known &= self.scored
+        return known
+
     @classmethod
     def unread(cls, documents: int) -> "Scores":
         """Of documents that no model has read: `reread` adds what models say."""

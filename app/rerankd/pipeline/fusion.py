@@ -32,11 +32,7 @@ class FusionStage:
         first = wishes.first_scores((options.windows or WindowWishes()).order_of(len(documents)))
         # The best of the fused order may be anywhere in the model's.
         scores = await self._inner.score(query, documents, replace(options, top_n=None, fusion=None))
-        known = np.isfinite(scores.values)
-        if scores.blank is not None:
-            known &= ~scores.blank
-        if scores.scored is not None:
-            known &= scores.scored
+        known = scores.known
         fused = np.zeros(len(documents))
         fused[known] = plan.fuse(first[known], scores.values[known])
         return replace(scores, fused=Fused(plan, fused))

@@ -157,12 +157,7 @@ class SpanStage:
 
 def _best(scores: Scores, top_n: int | None) -> IntArray:
     """The documents that the caller sees and that have a score, best first."""
-    usable = np.isfinite(scores.values)
-    if scores.blank is not None:
-        usable &= ~scores.blank
-    if scores.scored is not None:
-        usable &= scores.scored
-    candidates = np.flatnonzero(usable)
+    candidates = np.flatnonzero(scores.known)
     merits = scores.values if scores.fused is None else scores.fused.values
     return candidates[np.argsort(-merits[candidates], kind="stable")][:top_n]
 

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from psutil import virtual_memory
 from pydantic import SecretStr
@@ -26,21 +26,24 @@ from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
 from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec, Registry
 from rerankd.config.settings import Settings
-from rerankd.domain import PassagePlan, ScoreOptions, Truncation
+from rerankd.domain import ConfidencePlan, PassagePlan, ScoreOptions, Truncation
 from rerankd.engines import check_files, load_any_engine, release_memory
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
 from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, LIST_SCORERS, SCORERS, load_any_scorer
 from rerankd.scorers.base import Scorer, ScorerSpec
+from rerankd.scorers.calibration import Calibration, ConfidenceEstimator
 from rerankd.serving.certifying import Certificate, certify
 from rerankd.serving.choosing import choose
 from rerankd.serving.faults import MortalWorker
 from rerankd.serving.hosting import ModelHost
 from rerankd.serving.model import Canary, GoldenPair, LoadedModel
 from rerankd.serving.model_files import (
+    NO_CALIBRATION,
     adapter_content,
     adapter_folder,
+    calibration_file,
     file_marks,
     model_content,
     model_folder,
@@ -69,6 +72,8 @@ _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a smal
 _NOT_ASKED = Canary(pairs=(), tolerance=None)
 
 
+# Their scores depend on the other documents of a request.
+_RELATIVE_SCORERS: Final = frozenset([*LIST_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS])
 _AnyEngine = Engine[Any, Any] | RemoteEngine[Any, Any]
 
 
@@ -82,6 +87,7 @@ class _Parts:
     canary: Canary
     fingerprint: str
     probe: Probe | None
+    calibration: Calibration | None
     certificate: Certificate | None
 
     @property
@@ -306,6 +312,7 @@ class ModelLoader:
             passages=self.spec.passages,
             truncation=Truncation(self.spec.truncation),
             fusion=self.spec.fusion,
+            calibrated=parts.calibration.relevance.activation if parts.calibration else None,
         )
         stages = parts.scorer.by_kind(builder)
         return LoadedModel(
@@ -321,16 +328,25 @@ class ModelLoader:
                 "scores": stages.scores,
                 **({"prunes": True} if stages.prunes else {}),
                 **({} if parts.probe is None else {"batch_independent": parts.probe.independent}),
+                **({"calibration": parts.calibration.fingerprint} if parts.calibration else {}),
                 **({} if parts.certificate is None else {"certified": parts.certificate.certified}),
             },
             warning=parts.certificate.reason if parts.certificate else "",
             ignores=stages.ignores,
             prunes=stages.prunes,
+            confidence=_confidence(parts),
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
             trouble=partial(_trouble, parts.engine),
             estimate=partial(_tokens_in, batcher.admission, stages.estimate),
         )
+
+
+def _confidence(parts: _Parts) -> ConfidenceEstimator | None:
+    """None for models whose scores depend on a request's other documents."""
+    if parts.spec.scorer in _RELATIVE_SCORERS:
+        return None
+    return ConfidenceEstimator(parts.spec.confidence, parts.calibration.confidence if parts.calibration else None)
 
 
 def _tokens_in(
@@ -384,6 +400,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
         canary=canary,
         fingerprint=json.dumps(identity),
         # Golden pairs hold a long one already.
+        calibration=_calibration(spec, folder, settings),
         probe=_tried(spec, engine, scorer, full_length=canary.tolerance is None),
         certificate=_certified(spec, engine, scorer),
     )
@@ -399,6 +416,12 @@ def check_parts(spec: ModelSpec, folder: Path, settings: Settings) -> None:
     scorer = _load_scorer(spec, folder, settings)
     check_files(spec.engine, _engine_spec(spec, folder, scorer, settings))
     golden_pairs(folder)
+    _calibration(spec, folder, settings)
+
+
+def _calibration(spec: ModelSpec, folder: Path, settings: Settings) -> Calibration | None:
+    path = calibration_file(spec, folder, settings)
+    return Calibration.read(path) if path else None
 
 
 def _engine_spec(spec: ModelSpec, folder: Path, scorer: Scorer, settings: Settings) -> EngineSpec:
@@ -432,9 +455,14 @@ def check_cutting(spec: ModelSpec) -> None:
     Raises:
         ConfigError: it does not.
     """
-    if spec.scorer in {*LIST_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS} and (
-        spec.truncation != "truncate" or spec.passages != PassagePlan()
-    ):
+    if spec.scorer not in _RELATIVE_SCORERS:
+        return
+    if spec.calibration not in ("", NO_CALIBRATION) or spec.confidence != ConfidencePlan():
+        raise ConfigError(
+            f"calibration and confidence are for scorers of pairs; scores of {spec.scorer!r} depend on a request's "
+            "other documents: leave them out"
+        )
+    if spec.truncation != "truncate" or spec.passages != PassagePlan():
         raise ConfigError(
             f"truncation and passages are for scorers of pairs; {spec.scorer!r} cuts what does not fit into its "
             "prompt: leave them out"

@@ -16,6 +16,7 @@ import numpy as np
 from rerankd.domain import ScoreOptions, Terms
 from rerankd.errors import ConfigError, ModelNotReady, RerankError
 from rerankd.pipeline.stage import Stage
+from rerankd.scorers.calibration import ConfidenceEstimator
 from rerankd.scorers.ranking import Activation
 from rerankd.serving.usage import Usage
 from rerankd.telemetry.observer import Observer
@@ -92,7 +93,8 @@ class LoadedModel:
     `remark` is for operators who wonder about its speed, `warning` says what may be wrong with its scores,
     `trouble` why its remote model does not answer now.
     `ignores` names the wishes of requests that mean nothing to it. `estimate` says about how many tokens a request has.
-    `prunes`: it can prune documents. `usage` counts the requests that use it.
+    `prunes`: it can prune documents. `usage` counts the requests that use it. `confidence` None: its scores only say
+    the order.
     """
 
     stage: Stage
@@ -104,6 +106,7 @@ class LoadedModel:
     warning: str = ""
     ignores: Collection[str] = ()
     prunes: bool = False
+    confidence: ConfidenceEstimator | None = None
     alive_at: Callable[[], float] = _never
     trouble: Callable[[], str] = str
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about

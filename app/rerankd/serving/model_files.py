@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
 from rerankd.errors import SourceUnreachable
 from rerankd.recognition.adapters import ADAPTER_FILES, Adapter
 from rerankd.recognition.kinds import ModelFiles
+from rerankd.scorers.calibration import CALIBRATION_FILE
 from rerankd.serving.sources import (
     Hub,
     allowed_files,
@@ -19,6 +21,8 @@ from rerankd.serving.sources import (
     repository_files,
     repository_name,
 )
+
+NO_CALIBRATION: Final = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,22 @@ class FileMark:
 
 
 def model_content(spec: ModelSpec, folder: Path) -> str:
-    """A hash over the files that a registry entry is loaded from; empty for a remote model."""
+    """A hash over the files that change a registry entry's raw scores; empty for a remote model."""
     if not spec.path:
         return ""
-    return content_hash(folder, patterns=_patterns(spec))
+    return content_hash(folder, patterns=_patterns(spec), without=[CALIBRATION_FILE])
+
+
+def calibration_file(spec: ModelSpec, folder: Path | None, settings: Settings) -> Path | None:
+    """The calibration that an entry names, or the one in its folder; None if there is none. `folder` None: it has no
+    folder here.
+    """
+    if spec.calibration == NO_CALIBRATION:
+        return None
+    if spec.calibration:
+        return settings.registry.parent / Path(spec.calibration).expanduser()
+    beside = folder / CALIBRATION_FILE if folder else None
+    return beside if beside and beside.is_file() else None
 
 
 def adapter_content(adapter: Path | None) -> str:
@@ -84,6 +100,8 @@ def file_marks(spec: ModelSpec, settings: Settings) -> tuple[FileMark, ...]:
     beside = settings.registry.parent
     adapter = spec.adapter and not is_on_hub(spec.adapter)
     changes = [(beside / Path(spec.adapter).expanduser()) / name for name in ADAPTER_FILES] if adapter else []
+    if calibration := calibration_file(spec, None, settings):
+        changes.append(calibration)
     if is_on_hub(spec.path):
         return tuple(FileMark.of(path) for path in changes if path.is_file())
     template = spec.options.get("template")

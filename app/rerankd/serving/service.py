@@ -12,6 +12,9 @@ from rerankd.concurrency.gathering import gather_or_cancel
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.turns import Share
 from rerankd.domain import (
+    Confidence,
+    ConfidenceMethod,
+    ConfidencePlan,
     RankedDocument,
     RerankRequest,
     RerankResult,
@@ -113,6 +116,8 @@ class RerankService:
         return await model.loaded_within(min(patience_s, request.options.terms.deadline - self.clock()))
 
     async def _rerank(self, model: ServedModel, loaded: LoadedModel, request: RerankRequest) -> RerankResult:
+        if request.options.confidence is not None and loaded.confidence is not None:
+            loaded.confidence.resolve(request.options.confidence)
         terms = request.options.terms
         if terms.meter.limited:
             terms.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
@@ -130,15 +135,18 @@ class RerankService:
             _refuse_cut_documents(scores)
         if len(request.documents) > _MANY_DOCUMENTS:
             share = Share(caller=terms.caller, cost=len(request.documents), left=len(request.documents))
-            results = await self.background.run(share, _ranked, loaded, request, scores)
+            results, confidence = await self.background.run(share, _ranked, loaded, request, scores)
         else:
-            results = _ranked(loaded, request, scores)
+            results, confidence = _ranked(loaded, request, scores)
+        if confidence is not None and confidence.abstained:
+            self._observer.request_abstained(model=name)
         return RerankResult(
             model=name,
             scorer=str(loaded.details.get("scorer", "")),
             results=results,
             scores=scores,
             fallback_for="" if name == model.name else model.name,
+            confidence=confidence,
             ignored=[wish for wish in request.options.wishes if wish in loaded.ignores],
         )
 
@@ -183,7 +191,24 @@ class RerankService:
             )
 
 
-def _ranked(loaded: LoadedModel, request: RerankRequest, scores: Scores) -> Sequence[RankedDocument]:
+def _ranked(
+    loaded: LoadedModel, request: RerankRequest, scores: Scores
+) -> tuple[Sequence[RankedDocument], Confidence | None]:
+    return _best(loaded, request, scores), _confidence(loaded, request.options.confidence or ConfidencePlan(), scores)
+
+
+def _confidence(loaded: LoadedModel, wishes: ConfidencePlan, scores: Scores) -> Confidence | None:
+    """In the model's own order, by all documents that it has scored."""
+    if loaded.confidence is None:
+        return None
+    plan = loaded.confidence.resolve(wishes)
+    if plan.method is ConfidenceMethod.NONE:
+        return None
+    known = scores.values[scores.known]
+    return loaded.confidence.estimate(plan, known, loaded.activation(known))
+
+
+def _best(loaded: LoadedModel, request: RerankRequest, scores: Scores) -> Sequence[RankedDocument]:
     results = rank(scores, activation=loaded.activation, top_n=request.top_n)
     if request.min_score is None:
         return results

@@ -115,10 +115,14 @@ def check_hub_name(path: str) -> None:
     _read_name(path.removeprefix(_HUB))
 
 
-def content_hash(folder: Path, *, patterns: Sequence[str]) -> str:
-    """A hash over the folder's files that match: two replicas with the same files agree, changed weights do not."""
+def content_hash(folder: Path, *, patterns: Sequence[str], without: Sequence[str] = ()) -> str:
+    """A hash over the folder's files that match, apart from some: two replicas with the same files agree, changed
+    weights do not.
+    """
     total = blake2b(digest_size=16)
     for path in matching_files(folder, patterns=patterns):
+        if path.name in without:
+            continue
         with path.open("rb") as file:
             total.update(f"{path.relative_to(folder).as_posix()}:{file_digest(file, blake2b).hexdigest()};".encode())
     return total.hexdigest()

@@ -41,7 +41,14 @@ from rerankd.scorers.ranking import Activation, identity
 from rerankd.telemetry.observer import Observer
 
 _NOT_FOR_PAIRS: Final = ("windows",)
-_NOT_FOR_LISTS: Final = ("truncation", "passages", "max_tokens_per_query", "truncate_prompt_tokens", "relevant_spans")
+_NOT_FOR_LISTS: Final = (
+    "truncation",
+    "passages",
+    "max_tokens_per_query",
+    "truncate_prompt_tokens",
+    "relevant_spans",
+    "confidence",
+)
 
 # They depend on the other documents.
 _NOT_FOR_BLOCKS: Final = ("windows", *_NOT_FOR_LISTS)
@@ -67,6 +74,7 @@ class Stages:
 class StageBuilder:
     """What stages are built from; `cache` None: nothing is remembered. `passages` and `truncation` are the operator's
     word on long documents, `fusion` on the first stage's scores.
+    `calibrated` gives probabilities of relevance instead of what a scorer's own activation gives.
     """
 
     batcher: Batcher[Any, Any]
@@ -78,6 +86,7 @@ class StageBuilder:
     passages: PassagePlan
     truncation: Truncation
     fusion: FusionPlan
+    calibrated: Activation | None = None
 
     def pairs(self, scorer: AnyPairScorer, /) -> Stages:
         """Each document by itself, long ones in passages."""
@@ -92,7 +101,7 @@ class StageBuilder:
             direct=direct,
             prunes=isinstance(scorer, Prunes),
             whole=self._around(self._not_blank(read, scorer.drops), scorer),
-            activation=scorer.activation,
+            activation=self.calibrated or scorer.activation,
             scores=scorer.scores if isinstance(scorer, StatesScores) else "logit",
             estimate=partial(_each_once, longest=scorer.max_length),
             ignores=_NOT_FOR_PAIRS,
@@ -112,7 +121,7 @@ class StageBuilder:
         return Stages(
             direct=direct,
             whole=self._around(written, scorer, query_room=scorer.query_room),
-            activation=scorer.activation,
+            activation=self.calibrated or scorer.activation,
             scores="similarity",
             estimate=partial(_each_once, longest=scorer.max_length),
             ignores=_NOT_FOR_PAIRS,
@@ -171,7 +180,12 @@ class StageBuilder:
     ) -> Stage:
         """Relevant spans, and queries that are cut."""
         spans = SpanStage(
-            inner, scorer, self.batcher, self.tokenizing, plan=self.passages, activation=scorer.activation
+            inner,
+            scorer,
+            self.batcher,
+            self.tokenizing,
+            plan=self.passages,
+            activation=self.calibrated or scorer.activation,
         )
         return LongQueryStage(spans, scorer, self.tokenizing, query_room=query_room)
 

@@ -127,6 +127,13 @@ class PrometheusObserver:
             registry=self.registry,
         )
 
+        self._abstained = Counter(
+            "rerank_abstained_requests_total",
+            "Requests whose answer says that its order had better not be relied on.",
+            ["model"],
+            registry=self.registry,
+        )
+
     def _make_key_metrics(self) -> None:
         self._keys: set[str] = set()
         self._key_requests = Counter(
@@ -281,6 +288,9 @@ class PrometheusObserver:
 
     def request_fused(self, *, model: str, mode: str) -> None:
         self._child(self._fused, model, mode).inc()
+
+    def request_abstained(self, *, model: str) -> None:
+        self._child(self._abstained, model).inc()
 
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:
         self._workers.labels(model).set(workers)

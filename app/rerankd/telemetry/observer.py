@@ -20,6 +20,8 @@ class Observer(Protocol):
 
     def request_fused(self, *, model: str, mode: str) -> None: ...
 
+    def request_abstained(self, *, model: str) -> None: ...
+
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None: ...
 
     def batch_scored(self, *, model: str, pairs: int, tokens: int, padded_tokens: int, seconds: float) -> None: ...
@@ -74,6 +76,9 @@ class Silent:
         pass
 
     def request_fused(self, *, model: str, mode: str) -> None:
+        pass
+
+    def request_abstained(self, *, model: str) -> None:
         pass
 
     def engine_started(self, *, model: str, workers: int, max_waiting_tokens: int) -> None:

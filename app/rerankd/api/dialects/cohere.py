@@ -10,6 +10,7 @@ from rerankd.api.answers import Json
 from rerankd.api.dialects.base import Dialect
 from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import (
+    ConfidencePlan,
     FusionWishes,
     PassageWishes,
     RankedDocument,
@@ -54,6 +55,9 @@ class CohereV2Body(SupersetBody):
     fusion: FusionWishes | None = Field(
         default=None, description="Order by the model's scores and your first stage's together."
     )
+    confidence: ConfidencePlan | None = Field(
+        default=None, description="How sure the model is of its order, and below which threshold the answer abstains."
+    )
     on_deadline: Literal["error", "partial"] | None = Field(
         default=None, description="What to return when the deadline passes: an error (default), or the scores so far."
     )
@@ -72,6 +76,7 @@ class CohereV2Body(SupersetBody):
             passages=replace(passages, max_passages=passages.max_passages or self.max_chunks_per_doc),
             windows=self.windows,
             fusion=self.fusion,
+            confidence=self.confidence,
             spans=self.relevant_spans.wishes() if self.relevant_spans else None,
             terms=replace(options.terms, partial=self.on_deadline == "partial"),
         )

@@ -129,6 +129,8 @@ def meta_of(result: RerankResult, options: ScoreOptions, *, version: str) -> Jso
         "billed_units": {"search_units": search_units(result)},
         "tokens": {"input_tokens": result.tokens},
     }
+    if result.confidence is not None:
+        meta |= {"confidence": result.confidence.value, "abstained": result.confidence.abstained}
     warnings = _warnings(result, options)
     if warnings:
         meta["warnings"] = warnings

@@ -8,6 +8,7 @@ only its judged documents are scored, and only the AUC is meaningful. Any file m
 import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 from rerankd.errors import ConfigError
@@ -31,6 +32,11 @@ class Question:
     document_ids: Sequence[str]
     grades: Mapping[str, int]
     first_scores: Sequence[float] = ()
+
+    @property
+    def half(self) -> int:
+        """0 or 1, by a hash of the query's id: the same in every run, and whatever other questions there are."""
+        return blake2b(self.query_id.encode(), digest_size=1).digest()[0] % 2
 
     @property
     def answerable(self) -> bool:
@@ -59,6 +65,11 @@ class DataSet:
 
     def first(self, count: int | None) -> "DataSet":
         return replace(self, questions=self.questions[:count])
+
+    def half(self, number: int) -> "DataSet":
+        """The questions of one half, under a name of its own."""
+        questions = [question for question in self.questions if question.half == number]
+        return replace(self, questions=questions, name=f"{self.name}, half {number + 1}")
 
     def with_level(self, level: int) -> "DataSet":
         return replace(self, level=level)

@@ -6,7 +6,6 @@ plan that is best on the other half. The plan that is recommended is the best on
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Final
 
 import numpy as np
@@ -92,13 +91,11 @@ def _fuse(
         data_set.name: np.stack([_measured(data_set, answers[data_set.name], plan, depth) for plan in PLANS])
         for data_set in data_sets
     }
-    halves = {data_set.name: np.array([half_of(question) for question in data_set.ranked]) for data_set in data_sets}
+    halves = {data_set.name: np.array([question.half for question in data_set.ranked]) for data_set in data_sets}
     best = [_best(values, {name: half != held for name, half in halves.items()}) for held in (0, 1)]
     fused: dict[str, dict[str, Ranked]] = {
         data_set.name: {
-            question.query_id: _fused(
-                answers[data_set.name][question.query_id], question, PLANS[best[half_of(question)]]
-            )
+            question.query_id: _fused(answers[data_set.name][question.query_id], question, PLANS[best[question.half]])
             for question in data_set.questions
             if question.query_id in answers[data_set.name]
         }
@@ -136,8 +133,3 @@ def _fused(answer: Ranked, question: Question, plan: FusionPlan) -> FusedAnswer:
     """A query that was refused stays so."""
     first = question.first_scores or rank_scores(range(len(question.document_ids))).tolist()
     return FusedAnswer(answer, first, plan)
-
-
-def half_of(question: Question) -> int:
-    """0 or 1, by a hash of the query's id: the same in every run, and whatever other questions there are."""
-    return blake2b(question.query_id.encode(), digest_size=1).digest()[0] % 2

@@ -14,9 +14,10 @@ from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest
 from rerankd.errors import ConfigError, InvalidRequest, ModelNotReady
+from rerankd.scorers.calibration import Calibration
 from rerankd.serving.assembly import running_service
 from rerankd.serving.choosing import choose
-from rerankd.serving.model_files import model_content, model_folder
+from rerankd.serving.model_files import calibration_file, model_content, model_folder
 from rerankd.telemetry.observer import Silent
 from rerankd.tools.evaluation.targets import REFUSED, Answer, Ask
 
@@ -42,11 +43,14 @@ class InProcess:
         return {"version": __version__, "content": contents, "settings": settings}
 
     def _content(self, spec: ModelSpec) -> str:
-        """Of a model's files; a cascade has none of its own."""
+        """Of a model's files, its calibration among them; a cascade has none of its own."""
         if spec.stages:
             return ""
         spec = choose(spec, self._settings)
-        return model_content(spec, model_folder(spec, self._settings))
+        folder = model_folder(spec, self._settings)
+        calibration = calibration_file(spec, folder, self._settings)
+        calibrated = Calibration.read(calibration).fingerprint if calibration else ""
+        return model_content(spec, folder) + calibrated
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Ask]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from ir_measures import RR, P, R, iter_calc, nDCG
+from ir_measures import AP, RR, P, R, iter_calc, nDCG
 from numpy.typing import NDArray
 
 from rerankd.tools.evaluation.datasets import Question
@@ -18,6 +18,12 @@ _MEASURES: Final[Mapping[str, Callable[[int], Any]]] = {
     "P@1": lambda level: P(rel=level) @ 1,
     "R@10": lambda level: R(rel=level) @ 10,
     "R@100": lambda level: R(rel=level) @ 100,
+}
+# Of a whole ranking, for `rerankd calibrate`.
+PREDICTED: Final[Mapping[str, Callable[[int], Any]]] = {
+    "nDCG@10": lambda _level: nDCG @ 10,
+    "AP": lambda level: AP(rel=level),
+    "RR": lambda level: RR(rel=level),
 }
 MEASURES: Final = tuple(_MEASURES)
 MAIN_MEASURE: Final = "nDCG@10"
@@ -43,6 +49,11 @@ def _measure(questions: Sequence[Question], orders: Mapping[str, Sequence[str]],
         for metric in iter_calc(wanted, qrels, run):
             values[str(metric.measure)][position[metric.query_id]] = metric.value
     return [values[str(each)] for each in wanted]
+
+
+def measure_one(name: str, questions: Sequence[Question], orders: Mapping[str, Sequence[str]], *, level: int) -> Values:
+    """One measure of all questions: see `measure`."""
+    return _measure(questions, orders, [PREDICTED[name](level)])[0]
 
 
 def measure_main(questions: Sequence[Question], orders: Mapping[str, Sequence[str]]) -> Values:

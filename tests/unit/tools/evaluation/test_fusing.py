@@ -6,7 +6,7 @@ import pytest
 from rerankd.domain import FusionMode, FusionPlan
 from rerankd.errors import ConfigError
 from rerankd.tools.evaluation.datasets import DataSet, Question
-from rerankd.tools.evaluation.fusing import PLANS, FusedAnswer, half_of, with_fusion
+from rerankd.tools.evaluation.fusing import PLANS, FusedAnswer, with_fusion
 from rerankd.tools.evaluation.scoring import Rankings
 from rerankd.tools.evaluation.targets import FIRST_STAGE, REFUSED, Answer, Ranked
 
@@ -58,18 +58,18 @@ def test_each_half_is_ordered_by_the_plan_of_the_other() -> None:
     for question in data_set.questions:
         answer = extended["m fused"]["s"][question.query_id]
         assert isinstance(answer, FusedAnswer)
-        plans[half_of(question)].add(answer.plan)
+        plans[question.half].add(answer.plan)
     assert [len(of_half) for of_half in plans] == [1, 1]
     # Other answers to one half change the plan of the other half alone.
     answers = dict(rankings["m"]["s"])
     for question in data_set.questions:
-        if half_of(question) == 0:
+        if question.half == 0:
             answers[question.query_id] = _answer([float(question.grades[name]) for name in question.document_ids])
     changed, _ = with_fusion({"m": {"s": answers}}, [data_set], depth=_CANDIDATES)
     for question in data_set.questions:
         answer = changed["m fused"]["s"][question.query_id]
         assert isinstance(answer, FusedAnswer)
-        if half_of(question) == 0:
+        if question.half == 0:
             assert answer.plan in plans[0]
         else:
             assert answer.plan.weight == 0

@@ -10,9 +10,9 @@ from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import BoolArray, FloatArray, ScoreOptions, Scores, SpanArray, Timings, Truncation
+from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, SpanArray, Timings, Truncation
 from rerankd.pipeline.items import EncodedItems, encode_items, encoded_items, finished, tokenized
-from rerankd.scorers.base import PairScorer, Prunes
+from rerankd.scorers.base import PairScorer, Prunes, Writes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,6 +21,7 @@ R = TypeVar("R")
 class PointwiseStage(Generic[T, R]):
     def __init__(self, scorer: PairScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
         self._scorer = scorer
+        self._writes = scorer if isinstance(scorer, Writes) else None
         self._batcher = batcher
         self._tokenizing = tokenizing
 
@@ -49,7 +50,7 @@ class PointwiseStage(Generic[T, R]):
             values=self._values(outcome, scored),
             scored=scored,
             marks=self._marks(pairs, outcome, options),
-            tokens=pairs.tokens if scored is None else np.where(scored, pairs.tokens, 0),
+            tokens=self._tokens(pairs, outcome, scored, options),
             dropped=pairs.dropped,
             timings=Timings(tokenize_s=tokenized - started, queue_s=outcome.queue_s, inference_s=outcome.inference_s),
         )
@@ -66,6 +67,19 @@ class PointwiseStage(Generic[T, R]):
         if outcome.results:
             values[scored] = self._scorer.interpret(outcome.results)
         return values
+
+    def _tokens(
+        self, pairs: EncodedItems[T], outcome: Outcome[R], scored: BoolArray | None, options: ScoreOptions
+    ) -> IntArray:
+        """What the model read of each pair that it scored, and wrote about it: both cost alike."""
+        read = pairs.tokens if scored is None else np.where(scored, pairs.tokens, 0)
+        if self._writes is None:
+            return read
+        written = np.fromiter(map(self._writes.written, outcome.results), dtype=np.int64)
+        options.terms.meter.compute(int(written.sum()))
+        tokens = read.copy()
+        tokens[slice(None) if scored is None else scored] += written
+        return tokens
 
     def _marks(self, pairs: EncodedItems[T], outcome: Outcome[R], options: ScoreOptions) -> SpanArray | None:
         """What the model says of each token of those pairs that it read, if the request prunes."""

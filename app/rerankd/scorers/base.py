@@ -132,6 +132,14 @@ class Prunes(Protocol[T_contra, R_contra]):
         """The log-odds that each token of a pair's document is kept, shape [document tokens]."""
 
 
+@runtime_checkable
+class Writes(Protocol[R_contra]):
+    """A scorer of pairs whose model writes a text about each, which costs as much as reading it."""
+
+    def written(self, result: R_contra, /) -> int:
+        """How many tokens the model wrote for a result."""
+
+
 class PairScorer(Scorer, PairReader, Protocol[T, R_contra]):
     """Scores are absolute: a pair's score does not depend on the request's other documents."""
 

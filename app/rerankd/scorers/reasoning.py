@@ -24,7 +24,7 @@ from rerankd.scorers.templates import placeholders, read_prompt_template, single
 from rerankd.scorers.tokenizer_files import TokenizerFolder, ids_of
 from rerankd.tasks.encoding import stacked
 from rerankd.tasks.generate import Prompt
-from rerankd.tasks.reason import Reason
+from rerankd.tasks.reason import Judged, Reason
 
 _SENTENCE_ENDS: Final = (".", "!", "?")
 # What closes a thought that did not end comes on top of it.
@@ -128,9 +128,13 @@ class Reasoning(PromptedPairs):
     def by_kind(self, kinds: Kinds[Made], /) -> Made:
         return kinds.pairs(self)
 
-    def interpret(self, rows: Iterable[FloatArray], /) -> FloatArray:
-        """Raw scores of shape [pairs] from logits of shape [pairs, 2]."""
-        logits = stacked(rows)
+    def written(self, judged: Judged, /) -> int:
+        """How many tokens the model wrote."""
+        return judged.written
+
+    def interpret(self, judged: Iterable[Judged], /) -> FloatArray:
+        """Raw scores of shape [pairs] from two logits each."""
+        logits = stacked(one.logits for one in judged)
         return logits[:, 0] - logits[:, 1]
 
     def _close(self, prompt: IntArray, thought: str) -> IntArray:

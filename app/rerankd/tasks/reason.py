@@ -4,18 +4,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rerankd.domain import IntArray
+from rerankd.domain import FloatArray, IntArray
 from rerankd.tasks.generate import Decode, identities_of, lengths_of
 
 Close = Callable[[IntArray, str], IntArray]
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """The logits behind a thought, shape [tokens], and how many tokens the model wrote before."""
+
+    logits: FloatArray
+    written: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reason:
-    """Payloads are `Prompt`s, results rows with the logit of each of `tokens`, in that order. Writing stops where the
-    text ends with one of `endings`, and the logits are those that its last token, one of `tokens`, was chosen by. Of a
-    text that ends otherwise, be it that the model stopped or wrote too long, `close` makes what the logits are read
-    behind: of the prompt's ids, and what was written.
+    """Payloads are `Prompt`s, results `Judged` with the logit of each of `tokens`, in that order. Writing stops where
+    the text ends with one of `endings`, and the logits are those that its last token, one of `tokens`, was chosen by.
+    Of a text that ends otherwise, be it that the model stopped or wrote too long, `close` makes what the logits are
+    read behind: of the prompt's ids, and what was written.
     """
 
     tokens: tuple[int, ...]

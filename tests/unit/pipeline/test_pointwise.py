@@ -9,7 +9,7 @@ import pytest
 
 from rerankd.batching.admission import Estimate
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import ScoreOptions, Terms
+from rerankd.domain import ScoreOptions, Terms, Unmetered
 from rerankd.errors import ScoringFailed
 from rerankd.pipeline.items import items_of
 from rerankd.pipeline.pointwise import PointwiseStage
@@ -31,6 +31,31 @@ async def test_every_document_gets_its_own_score_in_request_order() -> None:
     assert scores.cached is None
     assert scores.timings.tokenize_s > 0
     assert scores.timings.inference_s > 0
+
+
+class _Writer(WordScorer):
+    """Its model writes seven tokens about a document before it scores it."""
+
+    def written(self, _: object) -> int:
+        return 7
+
+
+class _Meter(Unmetered):
+    def __init__(self) -> None:
+        self.computed = 0
+
+    def compute(self, tokens: int) -> None:
+        self.computed += tokens
+
+
+async def test_what_a_model_writes_counts_as_what_it_reads() -> None:
+    meter = _Meter()
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
+            stage = PointwiseStage(_Writer(), batcher, tokenizing)
+            scores = await stage.score("query", ["a b c", "d"], ScoreOptions(terms=Terms(meter=meter)))
+    assert scores.tokens.tolist() == [5 + 7, 3 + 7]
+    assert meter.computed == scores.tokens.sum()
 
 
 async def test_documents_are_cut_at_what_the_caller_allows_and_the_rest_is_counted() -> None:

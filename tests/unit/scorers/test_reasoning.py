@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.scorers import load_scorer
-from rerankd.scorers.base import AnyPairScorer, ScorerSpec
+from rerankd.scorers.base import AnyPairScorer, ScorerSpec, Writes
 from rerankd.scorers.reasoning import whole_sentences
-from rerankd.tasks.reason import Reason
+from rerankd.tasks.reason import Judged, Reason
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
 
 
@@ -60,8 +60,10 @@ def test_the_prompt_is_the_authors_and_a_thought_without_end_is_closed(folder: P
 
 def test_the_score_is_the_log_odds_of_true(folder: Path) -> None:
     scorer = load(folder, activation={"scale": 2})
-    logits = np.array([[2, 0.5], [-1, 1]], dtype=np.float32)
-    assert scorer.interpret(logits).tolist() == [1.5, -2]
+    judged = [Judged(np.array(logits, dtype=np.float32), written=9) for logits in ([2, 0.5], [-1, 1])]
+    assert scorer.interpret(judged).tolist() == [1.5, -2]
+    assert isinstance(scorer, Writes)
+    assert scorer.written(judged[0]) == 9
     assert scorer.activation(np.array([0.5], dtype=np.float32)) == pytest.approx(1 / (1 + np.exp(-1)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, StoppingCriteria
 
-from rerankd.domain import FloatArray, IntArray
+from rerankd.domain import IntArray
 from rerankd.engines.base import BatchLimits
 from rerankd.engines.torch.device_memory import within_memory
 from rerankd.engines.torch.head_rows import PROBE, HeadRows
@@ -20,7 +20,7 @@ from rerankd.engines.torch.weights import Precision
 from rerankd.engines.torch.writing import Writer
 from rerankd.errors import ConfigError
 from rerankd.tasks.generate import Prompt
-from rerankd.tasks.reason import Reason
+from rerankd.tasks.reason import Judged, Reason
 
 # An ending has a few tokens; more of them would only be decoded for nothing.
 _TAIL = 16
@@ -52,8 +52,8 @@ class ReasonEngine:
         self.preferred_batch = preferred_batch
 
     @torch.inference_mode()
-    def run(self, prompts: Sequence[Prompt]) -> FloatArray:
-        """Judge prompts; the result has shape [prompts, tokens], float32.
+    def run(self, prompts: Sequence[Prompt]) -> list[Judged]:
+        """Judge prompts; logits are float32.
 
         Raises:
             OutOfMemory: the device has no room for so large a batch.
@@ -72,18 +72,19 @@ class ReasonEngine:
         whole = self._model(input_ids=read, use_cache=False).logits[0, -1]
         self._head.check(ours, whole, precision=precision, engine="torch-generate")
 
-    def _judged(self, prompts: Sequence[Prompt]) -> FloatArray:
+    def _judged(self, prompts: Sequence[Prompt]) -> list[Judged]:
         endings = _Endings(self._task, rows=len(prompts))
-        written = self._writer.write(prompts, criterion=endings)
+        thoughts = [self._writer.text_tokens(tokens) for tokens in self._writer.write(prompts, criterion=endings)]
         read = [
-            self._before_the_answer(prompt.ids, tokens, steps)
-            for prompt, tokens, steps in zip(prompts, written, endings.steps, strict=True)
+            self._before_the_answer(prompt.ids, thought, steps)
+            for prompt, thought, steps in zip(prompts, thoughts, endings.steps, strict=True)
         ]
-        return self._head(self._prefill.run([()] * len(read), read)[0])
+        logits = self._head(self._prefill.run([()] * len(read), read)[0])
+        written = [len(thought) for thought in thoughts]
+        return [Judged(row, count) for row, count in zip(logits, written, strict=True)]
 
-    def _before_the_answer(self, prompt: IntArray, tokens: IntArray, steps: int | None) -> IntArray:
+    def _before_the_answer(self, prompt: IntArray, thought: IntArray, steps: int | None) -> IntArray:
         """What the model had read when it answered, or would read if it had to answer now."""
-        thought = self._writer.text_tokens(tokens)
         if steps is not None and steps <= len(thought):
             return np.concatenate((prompt, thought[: steps - 1]))
         return self._task.close(prompt, self._task.decode(thought.tolist()))

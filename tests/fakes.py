@@ -37,6 +37,7 @@ from rerankd.pipeline.fusion import FusionStage
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.several_queries import SeveralQueriesStage
 from rerankd.pipeline.spans import SpanStage
 from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made
 from rerankd.scorers.calibration import ConfidenceEstimator
@@ -486,7 +487,9 @@ class FakeService:
         passages = PassageStage(
             cached, self.scorer, batcher, tokenizing, plan=self.passages, truncation=self.truncation
         )
-        written = FusionStage(BlankStage(passages, tokenizing, drops=self.scorer.drops), plan=self.fusion)
+        written = FusionStage(
+            SeveralQueriesStage(BlankStage(passages, tokenizing, drops=self.scorer.drops)), plan=self.fusion
+        )
         spans = SpanStage(written, self.scorer, batcher, tokenizing, plan=self.passages, activation=self.activation)
         return LoadedModel(
             stage=LongQueryStage(spans, self.scorer, tokenizing),

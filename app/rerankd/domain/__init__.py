@@ -16,6 +16,7 @@ from rerankd.domain.options import (
     WindowPlan,
     WindowWishes,
 )
+from rerankd.domain.queries import QueryMode, QueryWishes
 from rerankd.domain.requests import RankedDocument, RerankRequest, RerankResult
 from rerankd.domain.scores import PassageScores, Scores, Span, Timings
 from rerankd.domain.terms import LAST_PRIORITY, UNMETERED, Meter, Terms, Unmetered
@@ -42,6 +43,8 @@ __all__ = [
     "PassageScores",
     "PassageWishes",
     "PruneWishes",
+    "QueryMode",
+    "QueryWishes",
     "RankedDocument",
     "RerankRequest",
     "RerankResult",

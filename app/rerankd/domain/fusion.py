@@ -116,10 +116,13 @@ NO_FUSION: Final = FusionWishes(mode=FusionMode.NONE)
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """Fused scores of documents, shape [documents], and the plan that made them."""
+    """Fused scores of documents, shape [documents], and the plan that made them: of the first stage's scores and the
+    model's, or of the model's for several queries (`of_queries`).
+    """
 
     plan: FusionPlan
     values: Values
+    of_queries: bool = False
 
 
 def rank_scores(order: Sequence[int]) -> Values:

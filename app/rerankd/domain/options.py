@@ -11,6 +11,7 @@ from math import ceil
 
 from rerankd.domain.confidence import ConfidencePlan
 from rerankd.domain.fusion import FusionWishes
+from rerankd.domain.queries import QueryWishes
 from rerankd.domain.terms import Terms
 from rerankd.errors import InvalidRequest
 
@@ -255,6 +256,7 @@ class ScoreOptions:
     spans: SpanWishes | None = None
     prune: PruneWishes | None = None
     fusion: FusionWishes | None = None
+    queries: QueryWishes | None = None
     confidence: ConfidencePlan | None = None
     scope: str = ""
     terms: Terms = Terms()

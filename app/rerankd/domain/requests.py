@@ -25,6 +25,12 @@ class RerankRequest:
     options: ScoreOptions = ScoreOptions()
 
 
+def queries_of(request: RerankRequest) -> Sequence[str]:
+    """The request's query, and those that are asked beside it."""
+    wishes = request.options.queries
+    return (request.query, *wishes.others) if wishes else (request.query,)
+
+
 class RankedDocument(NamedTuple):
     """`index` is the document's position in the request, `value` the raw score, `relevance_score` its activation. A
     document that is not `scored` had no score when the deadline came. `placed_by` is the model of a cascade that gave

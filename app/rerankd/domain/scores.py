@@ -137,6 +137,11 @@ class Scores:
             known &= self.scored
         return known
 
+    @property
+    def merits(self) -> FloatArray | NDArray[np.float64]:
+        """What says the order: higher is better."""
+        return self.values if self.fused is None else self.fused.values
+
     @classmethod
     def unread(cls, documents: int) -> "Scores":
         """Of documents that no model has read: `reread` adds what models say."""

@@ -25,6 +25,7 @@ from typing import Any, Final, Self, TypeVar
 from rerankd.concurrency.pacing import Pacing
 from rerankd.config.api_keys import Scope
 from rerankd.domain import Document, RerankRequest, RerankResult
+from rerankd.domain.requests import queries_of
 from rerankd.errors import InvalidRequest
 from rerankd.gateway.failures import failure_of
 from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES, Claim, HeldBytes
@@ -183,5 +184,5 @@ class GatewayCall:
 def _bytes_of(request: RerankRequest) -> int:
     """About what a request holds: its texts and images, and what the work on them takes."""
     images = sum(len(document.image) for document in request.documents if isinstance(document, Document))
-    texts = len(request.query) + sum(map(len, request.documents))
+    texts = sum(map(len, queries_of(request))) + sum(map(len, request.documents))
     return QUERY_BYTES + DOCUMENT_BYTES * len(request.documents) + texts + images

@@ -58,4 +58,12 @@ def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
     one member finds relevant would say nothing about the order of another. The cascade's order is fused, not theirs.
     """
     windows = options.windows and replace(options.windows, initial_order=None)
-    return replace(options, top_n=top_n, windows=windows, spans=None, fusion=NO_FUSION, terms=options.terms.undivided())
+    return replace(
+        options,
+        top_n=top_n,
+        windows=windows,
+        spans=None,
+        fusion=NO_FUSION,
+        queries=None,
+        terms=options.terms.undivided(),
+    )

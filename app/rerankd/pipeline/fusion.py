@@ -34,5 +34,5 @@ class FusionStage:
         scores = await self._inner.score(query, documents, replace(options, top_n=None, fusion=None))
         known = scores.known
         fused = np.zeros(len(documents))
-        fused[known] = plan.fuse(first[known], scores.values[known])
+        fused[known] = plan.fuse(first[known], scores.merits[known])
         return replace(scores, fused=Fused(plan, fused))

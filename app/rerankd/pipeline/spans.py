@@ -118,6 +118,7 @@ class SpanStage:
             spans=None,
             prune=None,
             fusion=NO_FUSION,
+            queries=None,
         )
         read = await self._inner.score(query, texts, alone)
         relevant = _relevant(read, self._activation, wishes)
@@ -158,8 +159,7 @@ class SpanStage:
 def _best(scores: Scores, top_n: int | None) -> IntArray:
     """The documents that the caller sees and that have a score, best first."""
     candidates = np.flatnonzero(scores.known)
-    merits = scores.values if scores.fused is None else scores.fused.values
-    return candidates[np.argsort(-merits[candidates], kind="stable")][:top_n]
+    return candidates[np.argsort(-scores.merits[candidates], kind="stable")][:top_n]
 
 
 def _search(reader: PairReader, documents: Sequence[str], search: _Search) -> list[list[tuple[int, int]]]:

@@ -10,6 +10,7 @@ from rerankd.domain import FusionPlan, ScoreOptions, Scores
 from rerankd.pipeline.blanks import BlankStage, drops_nothing
 from rerankd.pipeline.cascade import CascadeStage, Member
 from rerankd.pipeline.fusion import FusionStage
+from rerankd.pipeline.several_queries import SeveralQueriesStage
 from rerankd.scorers.ranking import identity
 from rerankd.serving.answering import AnsweringStage
 from rerankd.serving.model import Canary, LoadedModel, ServedModel, Status
@@ -63,7 +64,7 @@ def follow(
 def _loaded(members: Sequence[ServedMember], tokenizing: SharedWorker, fusion: FusionPlan) -> LoadedModel:
     stages = _ServedStages(members)
     return LoadedModel(
-        stage=FusionStage(BlankStage(stages, tokenizing, drops=drops_nothing), plan=fusion),
+        stage=FusionStage(SeveralQueriesStage(BlankStage(stages, tokenizing, drops=drops_nothing)), plan=fusion),
         direct=stages,
         activation=identity,
         canary=_MEMBERS_ARE_ASKED,

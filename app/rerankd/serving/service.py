@@ -21,6 +21,7 @@ from rerankd.domain import (
     Scores,
     Truncation,
 )
+from rerankd.domain.requests import queries_of
 from rerankd.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge, TooLong
 from rerankd.scorers.ranking import rank
 from rerankd.serving.answering import Answered, answer
@@ -120,7 +121,8 @@ class RerankService:
             loaded.confidence.resolve(request.options.confidence)
         terms = request.options.terms
         if terms.meter.limited:
-            terms.meter.reserve(loaded.estimate(request.query, request.documents, request.options))
+            estimates = (loaded.estimate(query, request.documents, request.options) for query in queries_of(request))
+            terms.meter.reserve(sum(estimates))
         answered = await self._score_in_time(model, loaded, request)
         name, loaded, scores = answered.model.name, answered.loaded, answered.scores
         self._observer.request_scored(
@@ -129,7 +131,7 @@ class RerankService:
             dropped_tokens=int(scores.dropped.sum()),
             unordered_windows=scores.unordered,
         )
-        if scores.fused is not None:
+        if scores.fused is not None and not scores.fused.of_queries:
             self._observer.request_fused(model=name, mode=scores.fused.plan.mode)
         if request.options.truncation is Truncation.ERROR:
             _refuse_cut_documents(scores)
@@ -174,10 +176,10 @@ class RerankService:
         raise DeadlineExceeded(f"not answered within {allowed_s:g} s; send fewer documents")
 
     def _check(self, request: RerankRequest) -> None:
-        if len(request.query) > self.limits.max_query_chars:
-            raise RequestTooLarge(
-                f"at most {self.limits.max_query_chars} characters in a query; got {len(request.query)}"
-            )
+        queries = queries_of(request)
+        longest = max(map(len, queries))
+        if longest > self.limits.max_query_chars:
+            raise RequestTooLarge(f"at most {self.limits.max_query_chars} characters in a query; got {longest}")
         instruction = request.options.instruction or ""
         if len(instruction) > self.limits.max_query_chars:
             raise RequestTooLarge(
@@ -188,6 +190,11 @@ class RerankService:
         if len(request.documents) > self.limits.max_documents:
             raise RequestTooLarge(
                 f"at most {self.limits.max_documents} documents per request; got {len(request.documents)}"
+            )
+        if len(queries) * len(request.documents) > self.limits.max_documents:
+            raise RequestTooLarge(
+                f"at most {self.limits.max_documents} documents per request, once for each query; got "
+                f"{len(queries)} queries of {len(request.documents)} documents"
             )
 
 

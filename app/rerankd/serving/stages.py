@@ -24,6 +24,7 @@ from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.pruning import Marking, PruneStage
+from rerankd.pipeline.several_queries import SeveralQueriesStage
 from rerankd.pipeline.spans import SpanStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
@@ -203,8 +204,9 @@ class StageBuilder:
         )
 
     def _not_blank(self, inner: Stage, drops: Drops) -> Stage:
-        """Without blank documents, and fused with the first stage's scores."""
-        return FusionStage(BlankStage(inner, self.tokenizing, drops=drops), plan=self.fusion)
+        """Without blank documents, for several queries, and fused with the first stage's scores."""
+        blanks = BlankStage(inner, self.tokenizing, drops=drops)
+        return FusionStage(SeveralQueriesStage(blanks), plan=self.fusion)
 
     def _cached_whole(self, direct: Stage) -> Stage:
         """Behind a cache of whole requests, where there is one."""

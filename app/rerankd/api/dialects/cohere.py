@@ -1,10 +1,10 @@
 """Cohere's rerank API, version 2, with our own extensions: fields that Cohere's clients do not send."""
 
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 
 from rerankd.api.answers import Json
 from rerankd.api.dialects.base import Dialect
@@ -13,6 +13,8 @@ from rerankd.domain import (
     ConfidencePlan,
     FusionWishes,
     PassageWishes,
+    QueryMode,
+    QueryWishes,
     RankedDocument,
     RerankRequest,
     RerankResult,
@@ -39,6 +41,15 @@ class RelevantSpans(BaseModel):
         return wishes if self.threshold is None else replace(wishes, threshold=self.threshold)
 
 
+class QueryFusion(BaseModel):
+    """How the scores for several queries become one."""
+
+    mode: QueryMode | None = Field(default=None, description="`rrf` (default), `max` or `mean`.")
+    weights: Annotated[list[float] | None, FailFast()] = Field(
+        default=None, description="What each query counts, `query` first; default: the same."
+    )
+
+
 class CohereV2Body(SupersetBody):
     min_score: float | None = Field(
         default=None, allow_inf_nan=False, description="Leave out results with a lower relevance score."
@@ -52,6 +63,13 @@ class CohereV2Body(SupersetBody):
     relevant_spans: RelevantSpans | None = Field(
         default=None, description="Add to each result which of its sentences are relevant."
     )
+    queries: Annotated[list[str] | None, FailFast()] = Field(
+        default=None, description="Further queries, such as rewrites or sub-questions; all give one order."
+    )
+    query_fusion: QueryFusion | None = Field(default=None, description="How several queries give one order.")
+    evidence: Annotated[list[str] | None, FailFast()] = Field(
+        default=None, description="Texts that are chosen already: each query is read with them behind it."
+    )
     fusion: FusionWishes | None = Field(
         default=None, description="Order by the model's scores and your first stage's together."
     )
@@ -64,7 +82,8 @@ class CohereV2Body(SupersetBody):
     explain: bool | None = Field(default=None, description="Add to each result where its score comes from.")
 
     def to_request(self) -> RerankRequest:
-        return replace(super().to_request(), min_score=self.min_score)
+        request = super().to_request()
+        return replace(request, query=self._with_evidence(request.query), min_score=self.min_score)
 
     def options(self) -> ScoreOptions:
         options = super().options()
@@ -76,10 +95,21 @@ class CohereV2Body(SupersetBody):
             passages=replace(passages, max_passages=passages.max_passages or self.max_chunks_per_doc),
             windows=self.windows,
             fusion=self.fusion,
+            queries=self._wishes_for_queries(),
             confidence=self.confidence,
             spans=self.relevant_spans.wishes() if self.relevant_spans else None,
             terms=replace(options.terms, partial=self.on_deadline == "partial"),
         )
+
+    def _with_evidence(self, query: str) -> str:
+        return "\n".join([query, *(self.evidence or ())])
+
+    def _wishes_for_queries(self) -> QueryWishes | None:
+        if not self.queries:
+            return None
+        fusion = self.query_fusion or QueryFusion()
+        others = [self._with_evidence(query) for query in self.queries]
+        return QueryWishes(others=others, mode=fusion.mode or QueryMode.RRF, weights=fusion.weights)
 
     @property
     def reads_otherwise(self) -> bool:
@@ -101,7 +131,7 @@ class CohereV2Body(SupersetBody):
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
         meta = meta_of(result, self.options(), version="2")
         fused = result.scores.fused
-        if fused is not None:
+        if fused is not None and not fused.of_queries:
             meta["fusion"] = {"mode": fused.plan.mode, "weight": fused.plan.weight}
         cut = np.flatnonzero(result.scores.dropped).tolist()
         if cut:

@@ -48,7 +48,8 @@ def read_head(files: ModelFiles, *, label: int | None) -> Head:
     if label is None or label >= outputs:
         raise ConfigError(
             f"this model's head has {outputs} outputs ({few([str(name) for name in names.values()]) or 'unnamed'}); "
-            f"say which one means relevant: options = {{ label = N }}, with N from 0 to {outputs - 1}"
+            f"say which one means relevant: options = {{ label = N }}, with N from 0 to {outputs - 1} (`rerankd export "
+            "--label N`)"
         )
     return Head(outputs, label, _problem(files))
 

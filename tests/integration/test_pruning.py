@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 
 @asynccontextmanager
 async def _served(root: Path, folder: Path) -> AsyncIterator[RerankService]:
-    models = [
+    models: list[dict[str, Any]] = [
         {"name": "m", "path": folder, "scorer": "auto", "engine": "auto", "passages": {"max_passages": 8}},
         {"name": "plain", "path": TINY_BERT},
         {"name": "both", "stages": ["plain", "m"]},

@@ -72,10 +72,10 @@ class ModelSpec(BaseModel):
     )
     workers: int | None = Field(default=None, ge=1, description="Forward passes at a time, on each device.")
     batch_tokens: int | None = Field(default=None, ge=16, description="Tokens per forward pass, padding included.")
-    truncation: Literal["truncate", "chunk"] = Field(
+    truncation: Literal["truncate", "chunk", "extract"] = Field(
         default="truncate",
-        description="How to treat documents that are too long: cut them, or read them in `passages`. Requests may "
-        "ask for either.",
+        description="How to treat documents that are too long: cut them, read them in `passages`, or read the "
+        "sentences that speak of the query. Requests may ask for either.",
     )
     passages: PassagePlan = Field(default=PassagePlan(), description="How long documents are read in passages.")
     fusion: FusionPlan = Field(

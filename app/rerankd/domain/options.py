@@ -22,6 +22,7 @@ class Truncation(StrEnum):
     TRUNCATE = "truncate"
     ERROR = "error"
     CHUNK = "chunk"
+    EXTRACT = "extract"
 
 
 class Side(StrEnum):
@@ -72,6 +73,13 @@ class PassagePlan:
         metadata={"description": "A document's score: `max`, `first`, `mean` or `top_k_mean` of passages."},
     )
     top_k: int = field(default=3, metadata={"ge": 1, "description": "How many passages `top_k_mean` averages."})
+    select: int | None = field(
+        default=None,
+        metadata={
+            "ge": 1,
+            "description": "The model reads only this many passages of a document, those with the most query words.",
+        },
+    )
 
     def __post_init__(self) -> None:
         _check_overlap(tokens=self.tokens, overlap=self.overlap)
@@ -116,6 +124,13 @@ class PassageWishes:
     top_k: int | None = field(
         default=None, metadata={"ge": 1, "description": "How many passages `top_k_mean` averages."}
     )
+    select: int | None = field(
+        default=None,
+        metadata={
+            "ge": 1,
+            "description": "The model reads only this many passages of a document, those with the most query words.",
+        },
+    )
 
     def __post_init__(self) -> None:
         _check_overlap(tokens=self.tokens, overlap=self.overlap)
@@ -130,6 +145,7 @@ class PassageWishes:
             max_passages=min(self.max_passages or plan.max_passages, plan.max_passages),
             aggregation=self.aggregation or plan.aggregation,
             top_k=self.top_k or plan.top_k,
+            select=min(self.select or plan.select, plan.select) if plan.select else self.select,
         )
 
 
@@ -266,7 +282,7 @@ class ScoreOptions:
         """The wishes among these that mean nothing to some kinds of models, by their names in requests."""
         wishes = {
             "windows": self.windows,
-            "truncation": self.truncation if self.truncation is Truncation.CHUNK else None,
+            "truncation": self.truncation if self.truncation in (Truncation.CHUNK, Truncation.EXTRACT) else None,
             "passages": None if self.passages == PassageWishes() else self.passages,
             "relevant_spans": self.spans,
             "confidence": self.confidence,

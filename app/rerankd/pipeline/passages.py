@@ -8,7 +8,7 @@ Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import (
+    FloatArray,
     IntArray,
     PassagePlan,
     PassageScores,
@@ -27,6 +28,7 @@ from rerankd.domain import (
 )
 from rerankd.pipeline.chunks import chunks, share_of
 from rerankd.pipeline.passage_windows import aggregate, last_window, windows
+from rerankd.pipeline.query_words import overlaps, words_of
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.base import Edges, PairReader
 from rerankd.scorers.beginnings import Part, Reach, read_parts
@@ -47,10 +49,50 @@ EDGE_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A document's passages as (start, end) in characters, and how many of its tokens are in none of them."""
+    """A document's passages as (start, end) in characters and in tokens, and how many of its tokens are in none."""
 
-    spans: list[tuple[int, int]]
+    spans: Sequence[tuple[int, int]]
+    windows: Sequence[tuple[int, int]]
     dropped: int
+
+    def only(self, chosen: Sequence[int]) -> "_Cut":
+        """With these passages."""
+        windows = [self.windows[index] for index in chosen]
+        unread = _covered(self.windows) - _covered(windows)
+        return _Cut([self.spans[index] for index in chosen], windows, self.dropped + unread)
+
+
+class Selector(Protocol):
+    """A cheap ranker of passages (Hofstätter et al., "Intra-Document Cascading", SIGIR 2021)."""
+
+    async def values(
+        self, query: str, passages: Sequence[str], counts: Sequence[int], options: ScoreOptions
+    ) -> FloatArray:
+        """How much each passage is worth reading, shape [passages]; `counts` of them belong to each document.
+
+        Raises:
+            RerankError: see `rerankd.errors`.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class WordSelector:
+    """Prefers passages that have many of the query's words, the rare ones of a document first."""
+
+    tokenizing: SharedWorker
+
+    async def values(
+        self, query: str, passages: Sequence[str], counts: Sequence[int], options: ScoreOptions
+    ) -> FloatArray:
+        """How much each passage speaks of the query's words."""
+        words = words_of(query)
+        values: list[FloatArray] = []
+        start = 0
+        for count in counts:
+            part = passages[start : start + count]
+            start += count
+            values.append(await self.tokenizing.run(share_of(options.terms, part), overlaps, words, part))
+        return np.concatenate(values)
 
 
 class PassageStage:
@@ -65,14 +107,18 @@ class PassageStage:
         *,
         plan: PassagePlan,
         truncation: Truncation = Truncation.TRUNCATE,
+        selector: Selector | None = None,
     ) -> None:
-        """`plan` and `truncation` are the operator's; a request may wish otherwise."""
+        """`plan` and `truncation` are the operator's; a request may wish otherwise. Without a `selector` words select
+        passages.
+        """
         self._inner = inner
         self._reader = reader
         self._batcher = batcher
         self._tokenizing = tokenizing
         self._plan = plan
         self._truncation = truncation
+        self._selector = selector or WordSelector(tokenizing)
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
         """Score every document, in the order given: whole, by its end, or by its passages.
@@ -89,6 +135,8 @@ class PassageStage:
         estimate = self._estimate(documents, plan, limit=1 if from_the_end else plan.max_passages)
         async with self._batcher.admit(estimate, options.terms) as ticket:
             cuts = await self._cut(query, documents, options, None if from_the_end else plan)
+            if plan.select is not None:
+                cuts = await self._select(query, documents, cuts, plan.select, options)
             # Passages that are in the cache cost nothing more, and the others ask for themselves.
             ticket.release_to_ask_again()
         cutting = Timings(tokenize_s=perf_counter() - started)
@@ -96,8 +144,25 @@ class PassageStage:
         whole = replace(options, truncation=Truncation.TRUNCATE, truncation_side=Side.RIGHT, max_tokens_per_doc=None)
         return _gathered(await self._inner.score(query, texts, whole), cuts, plan, cutting)
 
+    async def _select(
+        self, query: str, documents: Sequence[str], cuts: Sequence[_Cut], most: int, options: ScoreOptions
+    ) -> list[_Cut]:
+        """At most so many passages of each document: the most promising ones, in their order."""
+        long = [index for index, cut in enumerate(cuts) if len(cut.spans) > most]
+        selected = list(cuts)
+        if not long:
+            return selected
+        counts = [len(cuts[index].spans) for index in long]
+        texts = [documents[index][start:end] for index in long for start, end in cuts[index].spans]
+        values = await self._selector.values(query, texts, counts, options)
+        for index, own in zip(long, np.split(values, np.cumsum(counts)[:-1]), strict=True):
+            best = np.argsort(-own, kind="stable")[:most]
+            selected[index] = cuts[index].only(np.sort(best).tolist())
+        return selected
+
     def _estimate(self, documents: Sequence[str], plan: PassagePlan, *, limit: int) -> Estimate:
         """By the number of characters, since nothing is tokenized yet."""
+        limit = min(limit, plan.select or limit)
         length = plan.length(room=self._reader.max_length)
         per_passage = length * _USUAL_CHARS_PER_TOKEN
         return Estimate(
@@ -190,8 +255,18 @@ def _passages(document: str, beginning: Part[Edges], wanted: _Windows) -> _Cut:
         found = windows(edges, tokens=tokens, length=wanted.length, overlap=wanted.overlap, limit=wanted.limit)
     spans = [(int(edges.characters[start]), int(edges.characters[end])) for start, end in found]
     # A blank passage says nothing about its document, whatever its score.
-    visible = [(start, end) for start, end in spans if is_visible(document[start:end])]
-    return _Cut(visible or spans[:1], edges.tokens + beginning.beyond(edges.tokens) - found[-1][1])
+    visible = [index for index, (start, end) in enumerate(spans) if is_visible(document[start:end])] or [0]
+    dropped = edges.tokens + beginning.beyond(edges.tokens) - found[-1][1]
+    return _Cut([spans[index] for index in visible], [found[index] for index in visible], dropped)
+
+
+def _covered(windows: Sequence[tuple[int, int]]) -> int:
+    """How many tokens are in windows, which are in order and may overlap."""
+    covered = last = 0
+    for start, end in windows:
+        covered += end - max(start, last)
+        last = end
+    return covered
 
 
 def _read_ends(reader: PairReader, documents: Sequence[str], *, length: int) -> list[_Cut]:
@@ -207,5 +282,5 @@ def _read_ends(reader: PairReader, documents: Sequence[str], *, length: int) -> 
         edges = ending.content
         start, _ = last_window(edges, length=length)
         begins = ending.unread + int(edges.characters[start])
-        cuts.append(_Cut([(begins, len(document))], start + ending.beyond(edges.tokens)))
+        cuts.append(_Cut([(begins, len(document))], [(0, length)], start + ending.beyond(edges.tokens)))
     return cuts

@@ -18,6 +18,7 @@ from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cached_texts import CachedTexts
 from rerankd.pipeline.compared import ComparedStage
 from rerankd.pipeline.embedded import BatchedTexts, Texts
+from rerankd.pipeline.extracts import ExtractStage
 from rerankd.pipeline.fusion import FusionStage
 from rerankd.pipeline.known_scores import KnownScores
 from rerankd.pipeline.long_queries import LongQueryStage
@@ -155,9 +156,9 @@ class StageBuilder:
         )
 
     def _in_passages(self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer) -> Stage:
-        return PassageStage(
-            inner, scorer, self.batcher, self.tokenizing, plan=self.passages, truncation=self.truncation
-        )
+        plan, truncation = self.passages, self.truncation
+        passages = PassageStage(inner, scorer, self.batcher, self.tokenizing, plan=plan, truncation=truncation)
+        return ExtractStage(passages, scorer, self.batcher, self.tokenizing, plan=plan, truncation=truncation)
 
     def _pruned(self, inner: Stage, direct: Stage, scorer: AnyPairScorer, *, threshold: float) -> Stage:
         """With documents pruned where a request asks for it. What is known of their tokens is cached by itself."""

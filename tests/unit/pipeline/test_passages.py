@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from rerankd.batching.admission import Estimate
 from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import Aggregation, PassagePlan, PassageWishes, ScoreOptions, Scores, Side, Truncation
+from rerankd.domain import Aggregation, FloatArray, PassagePlan, PassageWishes, ScoreOptions, Scores, Side, Truncation
 from rerankd.errors import Overloaded
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.passages import PassageStage
@@ -29,9 +30,10 @@ class _Setup:
         self.observer = RecordingObserver()
         self.cache = MemoryCache(max_entries=1000)
         cached = CachedStage(self.inner, self.cache, fingerprint="f", observer=self.observer)
-        self.stage = PassageStage(
-            cached, WordScorer(max_length=42), idle_batcher(), worker, plan=plan, truncation=truncation
+        self.with_selector = partial(
+            PassageStage, cached, WordScorer(max_length=42), idle_batcher(), worker, plan=plan, truncation=truncation
         )
+        self.stage = self.with_selector()
 
     async def score(self, *documents: str, options: ScoreOptions = _CHUNK) -> Scores:
         return await self.stage.score("query", documents, options)
@@ -266,3 +268,58 @@ async def test_a_document_is_scored_when_all_of_its_passages_are() -> None:
         scores = await stage.score("query", ["short", _WORDS, "other"], _CHUNK)
     assert scores.scored is not None
     assert scores.scored.tolist() == [True, False, True]
+
+
+class _Perfect:
+    """Selects as the model itself would."""
+
+    async def values(
+        self, query: str, passages: Sequence[str], counts: Sequence[int], options: ScoreOptions
+    ) -> FloatArray:
+        del options
+        assert sum(counts) == len(passages)
+        return np.array([score_of(query, passage) for passage in passages], dtype=np.float32)
+
+
+async def test_a_perfect_selector_gives_the_best_passage() -> None:
+    async with _opened() as setup:
+        documents = ["short", _WORDS, " ".join(reversed(_WORDS.split()))]
+        whole = await setup.score(*documents)
+        setup.inner.asked.clear()
+        setup.stage = setup.with_selector(selector=_Perfect())
+        options = replace(_CHUNK, passages=PassageWishes(select=1))
+        selected = await setup.score(*documents, options=options)
+        assert selected.values.tolist() == whole.values.tolist()
+        assert selected.passages is not None
+        assert whole.passages is not None
+        assert selected.passages.starts.tolist() == whole.passages.starts.tolist()
+        assert selected.passages.counts.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("most", [4, 5, 100])
+async def test_to_select_all_passages_is_to_read_all(most: int) -> None:
+    async with _opened() as setup:
+        whole = await setup.score("short", _WORDS)
+        selected = await setup.score("short", _WORDS, options=replace(_CHUNK, passages=PassageWishes(select=most)))
+        assert selected.values.tolist() == whole.values.tolist()
+        assert selected.dropped.tolist() == whole.dropped.tolist()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+async def test_passages_with_query_words_are_read_and_the_others_count_as_not_read(most: int) -> None:
+    words = _WORDS.split()
+    words[70] = "query"
+    async with _opened() as setup:
+        document = " ".join(words)
+        scores = await setup.score(document, options=replace(_CHUNK, passages=PassageWishes(select=most)))
+        assert len(setup.texts) == most
+        assert sum("query" in text.split() for text in setup.texts) == min(most, 2)
+        assert [document.index(text) for text in setup.texts] == sorted(document.index(text) for text in setup.texts)
+        read = {word for text in setup.texts for word in text.split()}
+        assert scores.dropped[0] == len(words) - len(read) + 3 * most
+
+
+async def test_the_operator_bounds_how_many_are_selected() -> None:
+    async with _opened(PassagePlan(select=2), truncation=Truncation.CHUNK) as setup:
+        await setup.score(_WORDS, options=ScoreOptions(passages=PassageWishes(select=3)))
+        assert len(setup.texts) == 2

@@ -56,7 +56,8 @@ class CohereV2Body(SupersetBody):
     )
     truncation: Truncation | None = Field(
         default=None,
-        description="Documents that are too long: truncate them, reject the request, or read them in passages.",
+        description="Documents that are too long: truncate them, reject the request, read them in passages, or read "
+        "the sentences that speak of the query.",
     )
     passages: PassageWishes | None = Field(default=None, description="How `chunk` reads; implies `truncation: chunk`.")
     windows: WindowWishes | None = Field(default=None, description="For listwise models.")

@@ -287,7 +287,7 @@ def provence(
                 if blocks[-1] and sum(map(len, blocks[-1])) + len(ids) > room:
                     blocks.append([])
                 blocks[-1].append(ids)
-            kept: list[bool] = []
+            decisions: list[bool] = []
             scores = []
             for number, block in enumerate(blocks):
                 score, probabilities = outputs([*beginning, *(one for ids in block for one in ids), last])
@@ -297,8 +297,8 @@ def provence(
                 if title and number == 0 and any(chosen):
                     chosen[0] = True
                 scores.append(score)
-                kept += chosen
-            found.append(Pruned(scores[0], kept))
+                decisions += chosen
+            found.append(Pruned(scores[0], decisions))
     return found
 
 
@@ -716,3 +716,86 @@ def _seq2seq(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer  # noqa: PLC0415 - as above
 
     return AutoTokenizer.from_pretrained(folder), AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+
+def attention_scores(
+    folder: Path, query: str, documents: Sequence[str], *, opening: str, closing: str, separator: str
+) -> FloatArray:
+    """In-context reranking: for the query and for "N/A" a whole pass each that returns all attention, [documents]. The
+    documents are in the prompt's order.
+    """
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    text = f"{opening} Here are some paragraphs:{separator}"
+    places = []
+    for number, document in enumerate(documents, start=1):
+        start = len(text)
+        text += f"[{number}] {document}"
+        places.append((start, len(text)))
+        text += separator
+    late = "Please find information that are relevant to the following query in the paragraphs above."
+    masses = []
+    for asked in (query, "N/A"):
+        encoded = tokenizer(
+            f"{text}{late}{separator}Query: {asked}{closing}", add_special_tokens=False, return_offsets_mapping=True
+        )
+        ids, offsets = encoded.input_ids, encoded.offset_mapping
+        with torch.inference_mode():
+            attentions = model(input_ids=torch.tensor([ids]), output_attentions=True).attentions
+        first = next(place for place, (_, end) in enumerate(offsets) if end > len(text))
+        rows = torch.stack([layer[0, :, first:].double() for layer in attentions])
+        mass = rows.sum(dim=(0, 1)).mean(dim=0).numpy()
+        masses.append(
+            [
+                np.array([mass[place] for place, (begin, end) in enumerate(offsets) if end > start and begin < stop])
+                for start, stop in places
+            ]
+        )
+    scores = []
+    for asked_of, without in zip(*masses, strict=True):
+        difference = asked_of - without
+        if len(difference) > 1:
+            difference = difference[difference > difference.mean() - 2 * difference.std(ddof=1)]
+        scores.append(difference.sum())
+    return np.array(scores, dtype=np.float32)
+
+
+def e2rank_scores(
+    folder: Path, query: str, documents: Sequence[str], *, most: int, instruction: str | None = None
+) -> FloatArray:
+    """E2Rank as its eval.py does it: the prompt over the first documents ends without the token that ends a document;
+    shape [documents].
+    """
+    import torch  # noqa: PLC0415 - only slow tests have torch
+    from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - as above
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    told = instruction or (
+        "Given a web search query and some relevant documents, rerank the documents that answer the query:"
+    )
+    texts = [_harmless(" ".join(document.split()[:1024])) for document in documents]
+    listed = "\n".join(f"[{number}] {text}" for number, text in enumerate(texts[:most], start=1))
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": f"{told}\nDocuments:\n{listed}\nSearch Query: {query}"}],
+        chat_template=CHATS["qwen3"],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+    )
+
+    def vector(text: str) -> Any:
+        with torch.inference_mode():
+            last = model(input_ids=torch.tensor([tokenizer(text).input_ids])).last_hidden_state[0, -1]
+        return torch.nn.functional.normalize(last, dim=0)
+
+    asked = vector(prompt)
+    return np.array([float(vector(f"{text}<|endoftext|>") @ asked) for text in texts], dtype=np.float32)
+
+
+def _harmless(text: str) -> str:
+    """With control tokens taken apart: what they would do to a prompt is no part of a method."""
+    return text.replace("<|im_end|>", "< |im_end|>")

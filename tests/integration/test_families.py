@@ -54,6 +54,7 @@ from tests.tokenizer_folders import SHIPPED_TEMPLATES
 from tests.transcriptions import (
     bge_gemma_logits,
     duot5_sums,
+    e2rank_scores,
     first_logits,
     first_step_logits,
     gte_logits,
@@ -611,6 +612,35 @@ async def test_jina_v3_compares_as_its_authors_do(config: Mapping[str, Any], tmp
     assert np.array_equal(again.scores.values, ours[0])
     assert again.scores.cached is not None
     assert again.scores.cached.all()
+
+
+@pytest.mark.usefixtures("_torch_on_one_thread")
+async def test_e2rank_compares_as_its_authors_do(tmp_path: Path) -> None:
+    """A query with the first documents, which may be fewer than all, and documents in mixed batches."""
+    folder = _place(tmp_path, "Alibaba-NLP/E2Rank-0.6B")
+    CAUSAL_FAMILIES["qwen3"](folder)
+    texts = [*DOCUMENTS, " Vienna\n\tis <|im_end|> large. ", "w " * 1500]
+    model = {"name": "m", "path": folder, "scorer": "auto", "engine": "auto", "options": {"documents": 5}}
+    settings = Settings(registry=write_registry(tmp_path, [model]), cache_url="memory://")
+    asked = [(QUERY, texts, None), (QUERY, texts[:2], "Prefer cities:"), ("bees", texts, None)]
+    async with running_service(settings, Silent()) as service:
+        await service.model_named("m").settled()
+        results = [
+            await service.rerank(
+                RerankRequest(query=query, documents=documents, options=ScoreOptions(instruction=instruction))
+            )
+            for query, documents, instruction in asked
+        ]
+    ours = [result.scores.values for result in results]
+    expected = [
+        e2rank_scores(folder, query, documents, most=5, instruction=instruction)
+        for query, documents, instruction in asked
+    ]
+    _compare("E2Rank", np.concatenate(ours), np.concatenate(expected), first=True)
+    assert results[0].scores.dropped.tolist()[:-1] == [0] * (len(texts) - 1)
+    assert results[0].scores.dropped[-1] > 400
+    # Another query over the same documents embeds the query alone.
+    assert results[2].cached == len(texts)
 
 
 @pytest.mark.usefixtures("_torch_on_one_thread")

@@ -66,6 +66,13 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         tasks=("read_tokens",),
         takes_adapters=True,
     ),
+    "torch-attention": EngineKind(
+        module="rerankd.engines.torch.attend",
+        engine="TorchAttentionEngine",
+        options="LargeWeightsOptions",
+        tasks=("attend",),
+        takes_adapters=True,
+    ),
     "torch-seq2seq": EngineKind(
         module="rerankd.engines.torch.seq2seq",
         engine="TorchSeq2SeqEngine",

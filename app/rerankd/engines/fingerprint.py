@@ -35,6 +35,7 @@ WITHOUT_EFFECT: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "torch-seq2seq": {"device": _PLACE},
     "torch-markers": {"device": _PLACE},
+    "torch-attention": {"device": _PLACE},
     "torch-generate": {"device": _PLACE},
     "endpoint": _CALLS,
     "remote": {
@@ -52,6 +53,7 @@ _LIBRARIES: Final[Mapping[str, Sequence[str]]] = {
     "torch-causal": ["torch", "transformers"],
     "torch-seq2seq": ["torch", "transformers"],
     "torch-markers": ["torch", "transformers"],
+    "torch-attention": ["torch", "transformers"],
     "torch-generate": ["torch", "transformers"],
 }
 

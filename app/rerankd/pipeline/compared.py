@@ -12,13 +12,16 @@ from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.turns import Share
 from rerankd.domain import FloatArray, IntArray, ScoreOptions, Scores, Terms, Timings, Truncation
 from rerankd.errors import InvalidRequest, TooLong
+from rerankd.pipeline.chunks import share_of
 from rerankd.pipeline.embedded import Texts
-from rerankd.scorers.base import AnyVectorScorer, Vectors
+from rerankd.scorers.base import AnyVectorScorer, AsksOverDocuments, Vectors
 
 # As many as are compared in one turn of a thread.
 _DOCUMENTS_PER_CALL: Final = 250
 # How many numbers are compared in the time in which a character is tokenized.
 _NUMBERS_PER_CHARACTER: Final = 64
+# About as many documents are read together with a query, if any are.
+_READ_WITH_QUERY: Final = 20
 
 
 class ComparedStage:
@@ -35,6 +38,9 @@ class ComparedStage:
             InvalidRequest: the query is too long.
             RerankError: see `Texts.embed`.
         """
+        if isinstance(self._scorer, AsksOverDocuments):
+            share = share_of(options.terms, [query, *documents[:_READ_WITH_QUERY]])
+            query = await self._comparing.run(share, self._scorer.query_over, query, documents, options.instruction)
         # Without the query's vectors there is no part of an answer.
         whole = replace(options, terms=options.terms.undivided())
         asked, read = await gather_or_cancel(

@@ -8,7 +8,16 @@ from typing import Any, Final, Literal
 from rerankd.recognition.kinds import ModelFiles
 
 Task = Literal[
-    "classify", "read_tokens", "generate", "reason", "embed", "embed_tokens", "weigh_words", "read_vectors", "prune"
+    "classify",
+    "read_tokens",
+    "generate",
+    "reason",
+    "embed",
+    "embed_tokens",
+    "weigh_words",
+    "read_vectors",
+    "prune",
+    "attend",
 ]
 
 # What each scorer asks of an engine, and the engines that do it.
@@ -20,7 +29,9 @@ TASKS: Final[Mapping[str, Task]] = {
     "first": "read_tokens",
     "pairwise": "read_tokens",
     "generative": "generate",
+    "attention": "attend",
     "bi-encoder": "embed",
+    "listwise-embedding": "embed",
     "late-interaction": "embed_tokens",
     "splade": "weigh_words",
     "last-but-not-late": "read_vectors",
@@ -39,6 +50,7 @@ TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "read_vectors": ("torch-markers",),
     "reason": ("torch-generate",),
     "prune": ("torch-encoder",),
+    "attend": ("torch-attention",),
 }
 
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from rerankd.config.options import read_options
 from rerankd.errors import ConfigError
+from rerankd.scorers.attention import AttentionOptions, InContextAttention
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
@@ -22,6 +23,7 @@ from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative, GenerativeOptions
 from rerankd.scorers.last_but_not_late import LastButNotLate, LastButNotLateOptions
 from rerankd.scorers.late_interaction import LateInteractionOptions, LateInteractionScorer
+from rerankd.scorers.listwise_embedding import ListwiseEmbedding, ListwiseEmbeddingOptions
 from rerankd.scorers.pairwise import Pairwise, PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifier, PromptedClassifierOptions
 from rerankd.scorers.pruning import PruningCrossEncoder, PruningOptions
@@ -50,11 +52,13 @@ SCORERS: Final[dict[str, Entry[AnyPairScorer]]] = {
 }
 LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {
     "first": Entry(First.load, FirstOptions),
+    "attention": Entry(InContextAttention.load, AttentionOptions),
     "generative": Entry(Generative.load, GenerativeOptions),
 }
 VECTOR_SCORERS: Final[dict[str, Entry[AnyVectorScorer]]] = {
     "bi-encoder": Entry(BiEncoder.load, BiEncoderOptions),
     "late-interaction": Entry(LateInteractionScorer.load, LateInteractionOptions),
+    "listwise-embedding": Entry(ListwiseEmbedding.load, ListwiseEmbeddingOptions),
     "splade": Entry(Splade.load, SpladeOptions),
 }
 BLOCK_SCORERS: Final[dict[str, Entry[AnyBlockScorer]]] = {

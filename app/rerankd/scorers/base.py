@@ -279,6 +279,18 @@ class VectorScorer(Scorer, PairReader, Protocol[T, R_contra]):
         """Raw scores of shape [documents], at least one."""
 
 
+@runtime_checkable
+class AsksOverDocuments(Protocol):
+    """A scorer of vectors that reads a query together with a request's first documents."""
+
+    def query_over(self, query: str, documents: Sequence[str], instruction: str | None) -> str:
+        """What is embedded in the role of the query.
+
+        Raises:
+            InvalidRequest: it does not fit into what the model reads.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedBlocks(Generic[T_co]):
     """One payload of the scorer's task for each block of consecutive documents; `sizes` counts the documents of each.

@@ -20,16 +20,15 @@ from rerankd.domain import FloatArray, IntArray, WindowPlan
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import EncodedWindow, Kinds, Made, ScorerSpec, refuse_instruction
-from rerankd.scorers.beginnings import Part, Reach, read_parts
 from rerankd.scorers.list_prompt import (
     ListPrompt,
     ListTemplate,
     WindowOptions,
-    count_words,
     cut_words,
-    first_words,
+    dropped_words,
     fit,
     identifier_texts,
+    passages_of,
 )
 from rerankd.scorers.templates import ControlTokenEscaper, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder, beginning_ids, drops, ids_of
@@ -120,9 +119,7 @@ class First:
         refuse_instruction(instruction)
         question = self._prompt.clean(query)
         most = self._template.words_for(len(documents))
-        parts = first_words(documents, most)
-        read = [document[: part.characters] for document, part in zip(documents, parts, strict=True)]
-        passages = [self._prompt.clean(text) for text in self._beginnings(read, max_document_tokens)]
+        parts, passages = passages_of(self._tokenizer, self._prompt, documents, words=most, tokens=max_document_tokens)
 
         @cache
         def ids_with(words: int) -> IntArray:
@@ -131,7 +128,7 @@ class First:
 
         ids, words = fit(ids_with, len, most=most, longest=self.max_length, unit="tokens", candidates=len(documents))
         boundary = self._shared_tokens(ids, self._prompt.opening(question, count=len(documents)))
-        return EncodedWindow(Encoding(ids, boundary), _dropped(parts, passages, words))
+        return EncodedWindow(Encoding(ids, boundary), dropped_words(parts, passages, words))
 
     def drops(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a short text."""
@@ -152,22 +149,6 @@ class First:
         """Tokens that all windows with this query begin with; the opening's last may merge with a passage."""
         shared = np.concatenate((self._leading, ids_of(self._tokenizer, opening)[:-1]))
         return len(shared) if bool((ids[: len(shared)] == shared).all()) else 0
-
-    def _beginnings(self, documents: Sequence[str], max_document_tokens: int | None) -> Sequence[str]:
-        if max_document_tokens is None:
-            return documents
-        parts = read_parts(
-            documents,
-            lambda texts: self._tokenizer.encode_batch(list(texts), add_special_tokens=False),
-            enough=lambda one: len(one.ids) >= 2 * max_document_tokens,
-            reach=Reach.of(max_document_tokens),
-        )
-        return [
-            document[: part.characters]
-            if len(part.content.ids) <= max_document_tokens
-            else document[: part.content.offsets[max_document_tokens - 1][1]]
-            for document, part in zip(documents, parts, strict=True)
-        ]
 
     def _bracket_ids(self) -> IntArray:
         """What follows a prompt's own ids: nothing, or the bracket that the model would generate."""
@@ -204,10 +185,3 @@ class First:
                 "other identifiers, a smaller window (numbers: up to 9 with most tokenizers), or another way to read"
             )
         return int(after[-1])
-
-
-def _dropped(parts: Sequence[Part[int]], passages: Sequence[str], words: int) -> IntArray:
-    """Words cut off each document: an estimate of tokens."""
-    kept = [min(count_words(passage), words) for passage in passages]
-    counts = [max(0, part.content - count) + part.beyond(part.content) for part, count in zip(parts, kept, strict=True)]
-    return np.array(counts, dtype=np.int64)

@@ -5,9 +5,11 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tokenizers import Tokenizer
 
-from rerankd.domain import WindowPlan
+from rerankd.domain import IntArray, WindowPlan
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.scorers.beginnings import Part, Reach, read_parts
 from rerankd.scorers.templates import fill, placeholders
@@ -167,6 +169,39 @@ def first_words(documents: Sequence[str], words: int) -> list[Part[int]]:
         enough=lambda count: count > words,
         reach=Reach.of(words),
     )
+
+
+def passages_of(
+    tokenizer: Tokenizer, prompt: ListPrompt, documents: Sequence[str], *, words: int, tokens: int | None
+) -> tuple[list[Part[int]], list[str]]:
+    """What may be read of each document: the beginning that has its first words; and that, cut to `tokens`, clean."""
+    parts = first_words(documents, words)
+    read = [document[: part.characters] for document, part in zip(documents, parts, strict=True)]
+    return parts, [prompt.clean(text) for text in _beginnings(tokenizer, read, tokens)]
+
+
+def _beginnings(tokenizer: Tokenizer, documents: Sequence[str], tokens: int | None) -> Sequence[str]:
+    if tokens is None:
+        return documents
+    parts = read_parts(
+        documents,
+        lambda texts: tokenizer.encode_batch(list(texts), add_special_tokens=False),
+        enough=lambda one: len(one.ids) >= 2 * tokens,
+        reach=Reach.of(tokens),
+    )
+    return [
+        document[: part.characters]
+        if len(part.content.ids) <= tokens
+        else document[: part.content.offsets[tokens - 1][1]]
+        for document, part in zip(documents, parts, strict=True)
+    ]
+
+
+def dropped_words(parts: Sequence[Part[int]], passages: Sequence[str], words: int) -> IntArray:
+    """Words cut off each document: an estimate of tokens."""
+    kept = [min(count_words(passage), words) for passage in passages]
+    counts = [max(0, part.content - count) + part.beyond(part.content) for part, count in zip(parts, kept, strict=True)]
+    return np.array(counts, dtype=np.int64)
 
 
 def fit(

@@ -73,7 +73,7 @@ _NOT_ASKED = Canary(pairs=(), tolerance=None)
 
 
 # Their scores depend on the other documents of a request.
-_RELATIVE_SCORERS: Final = frozenset([*LIST_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS])
+_RELATIVE_SCORERS: Final = frozenset([*LIST_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS, "listwise-embedding"])
 _AnyEngine = Engine[Any, Any] | RemoteEngine[Any, Any]
 
 

@@ -20,6 +20,7 @@ from rerankd.scorers.base import (
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
+    AsksOverDocuments,
     PairReader,
     Scorer,
 )
@@ -155,7 +156,10 @@ class _Asking:
 
     def _is_closer(self, scorer: AnyVectorScorer, question: Question) -> bool:
         """Whether the answer's vectors are closer to the question's than the other passage's."""
-        query = scorer.encode("query", [question.text], max_tokens=None).encodings
+        asked_text = question.text
+        if isinstance(scorer, AsksOverDocuments):
+            asked_text = scorer.query_over(question.text, [question.answer, question.other], None)
+        query = scorer.encode("query", [asked_text], max_tokens=None).encodings
         documents = scorer.encode("document", [question.answer, question.other], max_tokens=None).encodings
         encodings = [*query, *documents]
         asked, *passages = map(scorer.vectors, encodings, self.engine.run(encodings))

@@ -36,6 +36,7 @@ from rerankd.scorers.base import (
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
+    AsksOverDocuments,
     Prunes,
     StatesScores,
 )
@@ -119,14 +120,15 @@ class StageBuilder:
             TextOnlyStage(ComparedStage(scorer, texts, self.tokenizing), model=self.model)
             for texts in (batched, cached)
         )
-        written = self._not_blank(self._in_passages(compared, scorer), scorer.drops)
+        together = isinstance(scorer, AsksOverDocuments)
+        written = self._not_blank(compared if together else self._in_passages(compared, scorer), scorer.drops)
         return Stages(
             direct=direct,
-            whole=self._around(written, scorer, query_room=scorer.query_room),
+            whole=written if together else self._around(written, scorer, query_room=scorer.query_room),
             activation=self.calibrated or scorer.activation,
             scores="similarity",
             estimate=partial(_each_once, longest=scorer.max_length),
-            ignores=_NOT_FOR_PAIRS,
+            ignores=_NOT_FOR_BLOCKS if together else _NOT_FOR_PAIRS,
         )
 
     def lists(self, scorer: AnyListScorer, /) -> Stages:

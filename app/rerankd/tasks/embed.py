@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rerankd.recognition.modules import Pooling
 from rerankd.tasks.encoding import Encoding, lengths_of
 
 
@@ -18,9 +19,12 @@ class EncodedText(Encoding):
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Payloads are `EncodedText`s, results vectors of `outputs` numbers."""
+    """Payloads are `EncodedText`s, results vectors of `outputs` numbers. `pooling` says how tokens' vectors become one
+    of unit length; None: the folder's modules do.
+    """
 
     outputs: int
+    pooling: Pooling | None = None
 
     name: ClassVar[str] = "embed"
     costs = staticmethod(lengths_of)

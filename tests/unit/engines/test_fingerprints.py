@@ -28,6 +28,7 @@ from rerankd.scorers import (
     load_any_scorer,
     load_scorer,
 )
+from rerankd.scorers.attention import AttentionOptions
 from rerankd.scorers.base import ScorerSpec
 from rerankd.scorers.bi_encoder import BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
@@ -35,8 +36,10 @@ from rerankd.scorers.first import FirstOptions
 from rerankd.scorers.generative import GenerativeOptions
 from rerankd.scorers.last_but_not_late import LastButNotLateOptions
 from rerankd.scorers.late_interaction import LateInteractionOptions
+from rerankd.scorers.listwise_embedding import ListwiseEmbeddingOptions
 from rerankd.scorers.pairwise import PairwiseOptions
 from rerankd.scorers.prompted_classifier import PromptedClassifierOptions
+from rerankd.scorers.pruning import PruningOptions
 from rerankd.scorers.reasoning import ReasoningOptions
 from rerankd.scorers.remote import RemoteOptions
 from rerankd.scorers.splade import SpladeOptions
@@ -56,9 +59,16 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "label": [1, 2],
         "pairs": "a model that can be loaded without it is read the same way with it",
     },
+    "pruning": {
+        "activation": "it maps raw scores, which are what is cached",
+        "label": "its head has one output",
+        "pairs": "a model that can be loaded without it is read the same way with it",
+        "threshold": "what is cached are the tokens' probabilities, whatever they are compared with",
+    },
     "yes-no": {
         "activation": "it maps raw scores, which are what is cached",
         "instruction": ["Judge.", "Judge well."],
+        "ratings": [{"no": 0, "yes": 1}, {"no": 0, "yes": 2}],
         "template": ["qwen3-reranker", "mxbai-rerank-v2"],
     },
     "prompted-classifier": {
@@ -76,6 +86,15 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "template": ["first-qwen3", "first-qwen"],
         "window": [8, 9],
     },
+    "attention": {
+        "best_last": [True, False],
+        "depth": [50, 60],
+        "identifiers": ["alphabetical", "numeric"],
+        "schedule": ["sliding", "tournament"],
+        "stride": [2, 3],
+        "template": ["icr-llama-3", "icr-mistral"],
+        "window": [8, 9],
+    },
     "reasoning": {
         "activation": "it maps raw scores, which are what is cached",
         "answer_tokens": [100, 300],
@@ -90,6 +109,11 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "stride": [2, 3],
         "template": ["rank-zephyr", "rankgpt"],
         "window": [8, 9],
+    },
+    "listwise-embedding": {
+        "documents": [5, 6],
+        "instruction": ["Judge.", "Judge well."],
+        "stored": ["float32", "float16"],
     },
     "late-interaction": {"stored": ["float32", "float16"]},
     "splade": {"stored": ["float32", "float16"]},
@@ -119,8 +143,10 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "yes-no": {"template": "qwen3-reranker"},
     "prompted-classifier": {"template": "qwen3-reranker", "label": 0},
     "first": {"template": "first-qwen3", "window": 6, "identifiers": "alphabetical"},
+    "attention": {"template": "icr-chatml", "window": 6},
     "generative": {"template": "rank-zephyr", "window": 6},
     "bi-encoder": {},
+    "listwise-embedding": {},
     "late-interaction": {},
     "splade": {},
     "last-but-not-late": {},
@@ -130,10 +156,13 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
+    "pruning": PruningOptions,
+    "attention": AttentionOptions,
     "yes-no": YesNoOptions,
     "prompted-classifier": PromptedClassifierOptions,
     "first": FirstOptions,
     "bi-encoder": BiEncoderOptions,
+    "listwise-embedding": ListwiseEmbeddingOptions,
     "late-interaction": LateInteractionOptions,
     "splade": SpladeOptions,
     "last-but-not-late": LastButNotLateOptions,
@@ -149,7 +178,7 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
     from rerankd.engines.torch.encoder import TorchEncoderOptions  # noqa: PLC0415
     from rerankd.engines.torch.generate import TorchGenerateOptions  # noqa: PLC0415
     from rerankd.engines.torch.seq2seq import TorchSeq2SeqOptions  # noqa: PLC0415
-    from rerankd.engines.torch.weights import WeightsOptions  # noqa: PLC0415
+    from rerankd.engines.torch.weights import LargeWeightsOptions, WeightsOptions  # noqa: PLC0415
 
     return {
         "onnx": OnnxOptions,
@@ -158,6 +187,7 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
         "torch-causal": TorchCausalOptions,
         "torch-seq2seq": TorchSeq2SeqOptions,
         "torch-markers": WeightsOptions,
+        "torch-attention": LargeWeightsOptions,
         "torch-vectors": WeightsOptions,
         "torch-generate": TorchGenerateOptions,
         "endpoint": EndpointOptions,
@@ -193,6 +223,8 @@ def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_sc
     folder = tokenizer_folder(tmp_path, {"last-but-not-late": "jina-v3", "reasoning": "rank1"}.get(name, "qwen3"))
     if name == "cross-encoder":
         folder = _three_labels(TINY_BERT, tmp_path / "bert")
+    if name == "listwise-embedding":
+        folder = _three_labels(folder, tmp_path / "embedder", architectures=["Qwen3ForCausalLM"], hidden_size=8)
     if name == "prompted-classifier":
         folder = _three_labels(folder, tmp_path / "classifier", architectures=["Qwen3ForSequenceClassification"])
 

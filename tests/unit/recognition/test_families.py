@@ -182,6 +182,7 @@ SERVED += [
             },
         },
     ),
+    Case("E2Rank", language_model(), "Alibaba-NLP/E2Rank-0.6B"),
     Case("SPLADE", {"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "naver/splade-v3"),
     Case(
         "SPLADE",

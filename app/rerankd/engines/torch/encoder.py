@@ -31,7 +31,7 @@ from rerankd.engines.torch.weights import (
 )
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import ModelFiles
-from rerankd.recognition.modules import ModularHead, check_layers, read_embedding_head, read_modular_head
+from rerankd.recognition.modules import ModularHead, Normalize, check_layers, read_embedding_head, read_modular_head
 from rerankd.tasks.embed import Embed
 from rerankd.tasks.encoding import Encoding
 from rerankd.tasks.prune import Prune
@@ -234,7 +234,11 @@ def _load(spec: EngineSpec, options: TorchEncoderOptions, *, device: torch.devic
 def _head(spec: EngineSpec) -> ModularHead | None:
     """The modules behind the encoder; None for a classifier of transformers."""
     files = ModelFiles.read(spec.folder)
-    return read_embedding_head(files) if isinstance(spec.task, Embed) else read_modular_head(files)
+    if not isinstance(spec.task, Embed):
+        return read_modular_head(files)
+    if spec.task.pooling is None:
+        return read_embedding_head(files)
+    return ModularHead(poolings=[spec.task.pooling], layers=[Normalize()], outputs=spec.task.outputs)
 
 
 def name_padding(model: PreTrainedModel, pad_id: int) -> None:

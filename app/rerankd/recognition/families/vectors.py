@@ -64,6 +64,24 @@ def _bi_encoder(files: ModelFiles, asked: Asked) -> Outcome | None:
     )
 
 
+def _listwise(files: ModelFiles, asked: Asked) -> Outcome | None:
+    """An embedding model whose files do not say so."""
+    sign = repository(files, "Alibaba-NLP/E2Rank-*")
+    if sign is None or not files.is_decoder:
+        return None
+    return Recognised(
+        family=_E2RANK,
+        scorer="listwise-embedding",
+        head="the last token's vector, compared by dot",
+        activation="identity",
+        input="a query with the first documents in one prompt; each document",
+        max_length=declared_length(files),
+        engines=["torch-encoder"],
+        options=dict(asked.options),
+        evidence=[sign],
+    )
+
+
 def _late_interaction(files: ModelFiles, asked: Asked, family: str, sign: Evidence | None) -> Outcome | None:
     """A model that gives a vector for each token."""
     if sign is None:
@@ -129,6 +147,7 @@ def _splade(files: ModelFiles, asked: Asked) -> Outcome | None:
     )
 
 
+_E2RANK: Final = "E2Rank"
 _BI_ENCODERS: Final = "embedding models (bi-encoders)"
 _STANFORD: Final = "ColBERT (Stanford's layout)"
 _MULTI_VECTOR: Final = "ColBERT (PyLate's layout, MultiVectorEncoder)"
@@ -153,6 +172,12 @@ FAMILIES: Final[Sequence[Family]] = (
         repositories=["naver/splade-v3", "naver/splade-cocondenser-ensembledistil"],
         recognise=_splade,
         oracle="sentence-transformers: `SparseEncoder.encode_query`, `encode_document` and `similarity`",
+    ),
+    Family(
+        name=_E2RANK,
+        repositories=["Alibaba-NLP/E2Rank-0.6B", "Alibaba-NLP/E2Rank-4B", "Alibaba-NLP/E2Rank-8B"],
+        recognise=_listwise,
+        oracle="transformers: the authors' eval.py, transcribed",
     ),
     Family(
         name=_BI_ENCODERS,

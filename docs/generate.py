@@ -134,10 +134,10 @@ _MEANINGS = {
     "aliases": "Other names for it, such as the one that a client library insists on.",
     "scorer": "What its numbers mean: `cross-encoder`, `prompted-classifier`, `pruning`, `yes-no`, `reasoning`, "
     "`first`, `attention`, `pairwise`, `generative`, `last-but-not-late`, `bi-encoder`, `listwise-embedding`, "
-    "`late-interaction`, `splade`, `remote`; "
+    "`late-interaction`, `splade`, `vision-language`, `remote`; "
     "`auto`: by the model's files.",
     "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-vectors`, `torch-causal`, "
-    "`torch-seq2seq`, `torch-markers`, `torch-attention`, `torch-generate`, `endpoint`, `remote`; "
+    "`torch-seq2seq`, `torch-vision`, `torch-markers`, `torch-attention`, `torch-generate`, `endpoint`, `remote`; "
     "`auto`: by the model's files and this machine.",
 }
 
@@ -184,6 +184,9 @@ LIMIT_SETTINGS = {
     "max_queries": ("different queries of a call to `/score` or `/predict`", "413: at most ... different queries"),
     "max_query_chars": ("characters of a query, and of an instruction", "413: at most ... characters in a query"),
     "max_rank_fields": ("`rank_fields`, each named once", "413: at most ... rank_fields"),
+    "max_images": ("images in a request", "413: at most ... images per request"),
+    "max_image_bytes": ("bytes of an image's file", "413: at most ... bytes in an image"),
+    "max_image_pixels": ("pixels of an image, by its header", "400: the image of ... cannot be read"),
     "max_held_bytes": ("bytes of all bodies and answers at a time", "429 with Retry-After"),
     "max_waiting_tokens": ("tokens that wait for one model", "429 with Retry-After"),
     "max_connections": ("connections at a time", "503, then closed"),

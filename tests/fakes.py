@@ -23,6 +23,7 @@ from rerankd.domain import (
     ConfidencePlan,
     FloatArray,
     FusionPlan,
+    ImageLimits,
     PassagePlan,
     ScoreOptions,
     Scores,
@@ -56,6 +57,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 POISON: Final = 666
 NOT_A_NUMBER: Final = 667
+IMAGES: Final = ImageLimits(images=10, bytes=100_000)
 _SPECIAL: Final[Mapping[str, int]] = {"poison": POISON, "nan": NOT_A_NUMBER}
 _SEPARATOR: Final = 1
 _VOCABULARY: Final = 1_000_003
@@ -449,6 +451,7 @@ class FakeService:
         limits = Limits(
             max_documents=self.max_documents,
             max_query_chars=self.max_query_chars,
+            images=IMAGES,
             request_timeout_s=self.request_timeout_s,
             loading_timeout_s=0,
             cache_per_key=self.cache_per_key,

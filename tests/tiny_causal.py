@@ -19,6 +19,7 @@ SLIDING_WINDOW: Final = 48
 _WORDS: Final = ("yes", "no", "Yes", "No", "Query", "Document", "passages", "relevance", "rank", "Rank")
 LLAMA_MARKUP: Final = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 QWEN_MARKUP: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VISION_MARKUP: Final = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 JINA_MARKERS: Final = ("<|embed_token|>", "<|rerank_token|>")
 RANK1_ANSWERS: Final = (" true", " false")
 MISTRAL_MARKUP: Final = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
@@ -150,16 +151,17 @@ def build_qwen3_vl(folder: Path) -> Path:
     """Qwen3 that also sees images, with positions in three dimensions."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration  # noqa: PLC0415 - as above
 
-    tokenizer = byte_level_tokenizer(QWEN_MARKUP, plain=("<think>", "</think>"))
+    tokenizer = byte_level_tokenizer((*QWEN_MARKUP, *VISION_MARKUP), plain=("<think>", "</think>"))
     text = {
         **_SIZES,
         "vocab_size": tokenizer.get_vocab_size(),
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 1, 1]},
     }
     vision = {
-        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
-        "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+        "depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0], "initializer_range": 0.15,
     }  # fmt: skip
+    _write_image_settings(folder, patch_size=16, mean=0.5)
     return _save(
         Qwen3VLForConditionalGeneration,
         Qwen3VLConfig,
@@ -169,7 +171,69 @@ def build_qwen3_vl(folder: Path) -> Path:
         text_config=text,
         vision_config=vision,
         tie_word_embeddings=True,
+        **_vision_tokens(tokenizer),
     )
+
+
+def build_qwen2_vl(folder: Path, **config: Any) -> Path:
+    """Qwen2 that also sees images, in patches of 14 pixels."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa: PLC0415 - as above
+
+    tokenizer = byte_level_tokenizer((*QWEN_MARKUP, *VISION_MARKUP), plain=("True", "False"))
+    text = {
+        **{name: value for name, value in _SIZES.items() if name != "head_dim"},
+        "vocab_size": tokenizer.get_vocab_size(),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 1, 1]},
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "initializer_range": 0.15}
+    _write_image_settings(folder, patch_size=14, mean=0.48)
+    return _save(
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLConfig,
+        tokenizer,
+        folder,
+        pad="<|endoftext|>",
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+        **_vision_tokens(tokenizer),
+        **config,
+    )
+
+
+def build_jina_m0(folder: Path) -> Path:
+    """Qwen2-VL with a head of two layers, by the names of jina-reranker-m0's authors."""
+    import torch  # noqa: PLC0415 - as above
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415 - as above
+
+    build_qwen2_vl(folder)
+    random = torch.Generator().manual_seed(0)
+    shapes = {"0.weight": (32, 32), "0.bias": (32,), "2.weight": (1, 32), "2.bias": (1,)}
+    head = {f"score.{name}": torch.randn(shape, generator=random) / 8 for name, shape in shapes.items()}
+    save_file(load_file(folder / "model.safetensors") | head, folder / "model.safetensors", {"format": "pt"})
+    said = json.loads((folder / "config.json").read_text())
+    said |= {"architectures": ["JinaVLForRanking"], "auto_map": {"AutoModel": "modeling.JinaVLForRanking"}}
+    (folder / "config.json").write_text(json.dumps(said))
+    return folder
+
+
+def _vision_tokens(tokenizer: Tokenizer) -> Mapping[str, int]:
+    start, end, image, video = map(tokenizer.token_to_id, VISION_MARKUP)
+    return {
+        "vision_start_token_id": start, "vision_end_token_id": end, "image_token_id": image, "video_token_id": video
+    }  # fmt: skip
+
+
+def _write_image_settings(folder: Path, *, patch_size: int, mean: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    said = {
+        "image_processor_type": "Qwen2VLImageProcessorFast", "patch_size": patch_size, "temporal_patch_size": 2,
+        "merge_size": 2, "size": {"shortest_edge": 3136, "longest_edge": 12_845_056}, "image_mean": [mean] * 3,
+        "image_std": [0.5] * 3,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
 
 
 def build_phi3(folder: Path) -> Path:

@@ -60,15 +60,27 @@ class TooLong:
         return f"{place}{self.problem}" + (f", or allow truncation ({truncation_hint})" if truncation_hint else "")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadImage:
+    """An image cannot be read. `digest` says which one; its place is known where the whole request is."""
+
+    problem: str
+    digest: bytes
+
+    def phrase(self, *, place: str = "an image") -> str:
+        return f"{place} cannot be read: {self.problem}"
+
+
 class InvalidRequest(RerankError):
-    """`too_long` is there if a cut would help."""
+    """`too_long` is there if a cut would help, `bad_image` if another image would."""
 
     status = 400
     code = "invalid_request"
 
-    def __init__(self, message: str | TooLong) -> None:
+    def __init__(self, message: str | TooLong | BadImage) -> None:
         self.too_long = message if isinstance(message, TooLong) else None
-        super().__init__(message.phrase() if isinstance(message, TooLong) else message)
+        self.bad_image = message if isinstance(message, BadImage) else None
+        super().__init__(message if isinstance(message, str) else message.phrase())
 
 
 class Unauthorized(InvalidRequest):

@@ -18,6 +18,7 @@ from rerankd.api.dialects import DIALECTS
 from rerankd.api.dialects.base import RequestLimits
 from rerankd.api.parsing.bodies import BodyLimits, BodyReader
 from rerankd.config.settings import Settings
+from rerankd.domain import ImageLimits
 from rerankd.errors import RerankError
 
 _MIB = 2**20
@@ -32,6 +33,7 @@ _CALLS = RequestLimits(
     queries=_SETTINGS.max_queries,
     rank_fields=_SETTINGS.max_rank_fields,
     fields=_SETTINGS.max_body_fields,
+    images=ImageLimits(images=_SETTINGS.max_images, bytes=_SETTINGS.max_image_bytes),
 )
 _SIZES = (_MIB // 8, _MIB // 2)
 # What is refused at once takes less time than can be compared.

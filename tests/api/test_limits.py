@@ -9,11 +9,14 @@ import pytest
 
 from rerankd.api.dialects import DIALECTS
 from rerankd.api.dialects.base import Dialect, RequestLimits
+from rerankd.domain import ImageLimits
 from rerankd.errors import InvalidRequest, RequestTooLarge
 from tests.api.conftest import OpenApi, is_our_error
 from tests.fakes import FakeService
 
-_LIMITS = RequestLimits(documents=10_000, queries=1000, rank_fields=64, fields=256)
+_LIMITS = RequestLimits(
+    documents=10_000, queries=1000, rank_fields=64, fields=256, images=ImageLimits(images=10, bytes=10_000)
+)
 
 
 def _dialect(name: str) -> Dialect:

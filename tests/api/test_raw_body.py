@@ -10,9 +10,12 @@ from rerankd.api.dialects.base import RequestLimits
 from rerankd.api.dialects.voyage import VOYAGE
 from rerankd.api.parsing.json_outline import Container
 from rerankd.api.parsing.raw_body import RawBody
+from rerankd.domain import ImageLimits
 from tests.api.conftest import Api
 
-_LIMITS = RequestLimits(documents=10_000, queries=1000, rank_fields=64, fields=256)
+_LIMITS = RequestLimits(
+    documents=10_000, queries=1000, rank_fields=64, fields=256, images=ImageLimits(images=10, bytes=10_000)
+)
 _FILLING = b"x" * 1_200_000
 _VALUES = [
     b"12345678901234567890123",

@@ -5,7 +5,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from docs.generate import DIFFERENCES
 from rerankd.config.named_models import served_registry
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
 from rerankd.domain import FloatArray, RerankRequest, ScoreOptions
@@ -29,6 +27,7 @@ from rerankd.scorers.templates import known_templates
 from rerankd.serving.assembly import load_parts, running_service
 from rerankd.telemetry.observer import Silent
 from tests.integration.test_poisoned_folders import build_modular, build_qwen3_classifier
+from tests.oracles import hold
 from tests.registry_files import write_registry
 from tests.tiny_causal import (
     CAUSAL_FAMILIES,
@@ -75,7 +74,6 @@ pytestmark = pytest.mark.slow
 
 QUERY = "Where is the capital of Austria, and how large is it?"
 DOCUMENTS = ["y", *CORPUS[:3], " Vienna \n", "\n\nVienna.", CORPUS[7], " ".join(CORPUS[:4])]
-TOLERANCE = 1e-4
 OWN_CODE = {"AutoModelForSequenceClassification": "modeling.Own"}
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 # With the roles that sentence-transformers gives a pair, an instruction before them, and text behind the document.
@@ -452,7 +450,7 @@ CASES = [
         raw=True,
     ),
     Case(
-        "Qwen3-VL-Reranker, on texts (images are refused)",
+        "Qwen3-VL-Reranker",
         build_qwen3_vl,
         lambda folder: qwen3_vl_logits(
             folder,
@@ -560,7 +558,7 @@ async def test_a_family_scores_as_its_authors_library_does(case: Case, tmp_path:
     assert found.family == case.family
     together, alone = await _scores(folder, case, tmp_path)
     expected = case.oracle(folder)
-    _compare(case.family, np.concatenate([together, alone]), np.concatenate([expected, expected]), first=not case.name)
+    hold(case.family, np.concatenate([together, alone]), np.concatenate([expected, expected]), first=not case.name)
 
 
 @pytest.mark.parametrize(("markup", "template"), FIRST_TEMPLATES.items())
@@ -576,7 +574,7 @@ def test_first_reads_the_identifiers_as_its_authors_do(markup: str, template: st
     rows = computed_here(parts.engine).run(payloads)
     ours = [lists.interpret_window(row, candidates=len(window)) for row, window in zip(rows, windows, strict=True)]
     expected = [first_logits(markup, folder, QUERY, window) for window in windows]
-    _compare("FIRST", np.concatenate(ours), np.concatenate(expected), first=markup == "llama")
+    hold("FIRST", np.concatenate(ours), np.concatenate(expected), first=markup == "llama")
 
 
 # Of v3.5 every other layer sees a window, shorter than the prompts here.
@@ -608,7 +606,7 @@ async def test_jina_v3_compares_as_its_authors_do(config: Mapping[str, Any], tmp
     expected = [
         jina_v3_scores(folder, QUERY, documents, block=3, instruction=instruction) for documents, instruction in asked
     ]
-    _compare("jina-reranker-v3", np.concatenate(ours), np.concatenate(expected), first=not config)
+    hold("jina-reranker-v3", np.concatenate(ours), np.concatenate(expected), first=not config)
     assert np.array_equal(again.scores.values, ours[0])
     assert again.scores.cached is not None
     assert again.scores.cached.all()
@@ -636,7 +634,7 @@ async def test_e2rank_compares_as_its_authors_do(tmp_path: Path) -> None:
         e2rank_scores(folder, query, documents, most=5, instruction=instruction)
         for query, documents, instruction in asked
     ]
-    _compare("E2Rank", np.concatenate(ours), np.concatenate(expected), first=True)
+    hold("E2Rank", np.concatenate(ours), np.concatenate(expected), first=True)
     assert results[0].scores.dropped.tolist()[:-1] == [0] * (len(texts) - 1)
     assert results[0].scores.dropped[-1] > 400
     # Another query over the same documents embeds the query alone.
@@ -660,7 +658,7 @@ async def test_duot5_adds_up_what_its_authors_add_up(tmp_path: Path) -> None:
         ]
     expected = [duot5_sums(folder, QUERY, DOCUMENTS[:3]) / 4, sums / (2 * len(DOCUMENTS) - 2)]
     ours = np.array([one.relevance_score for one in (*few, *all_of_them)])
-    _compare("duoT5", ours, np.concatenate(expected), first=True)
+    hold("duoT5", ours, np.concatenate(expected), first=True)
 
 
 async def test_the_shipped_model_scores_its_golden_pairs() -> None:
@@ -672,17 +670,6 @@ async def test_the_shipped_model_scores_its_golden_pairs() -> None:
         for pair in golden["pairs"]:
             result = await service.rerank(RerankRequest(query=pair["query"], documents=[pair["document"]]))
             assert abs(result.results[0].value - pair["logit"]) <= golden["tolerance"]
-
-
-def _compare(family: str, ours: FloatArray, expected: FloatArray, *, first: bool) -> None:
-    """Hold scores against the oracle's, and record the largest difference; `first`: of the family's tests."""
-    difference = float(np.abs(ours - expected).max())
-    assert difference <= TOLERANCE, (ours, expected)
-    assert np.ptp(expected) > 100 * TOLERANCE, "all scores are alike: they would agree whatever is read"
-    if os.environ.get("RERANKD_TEST_RECORD"):
-        known = json.loads(DIFFERENCES.read_text())
-        known[family] = max(difference, 0.0 if first else known.get(family, 0.0))
-        DIFFERENCES.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 
 
 def _place(root: Path, repository: str) -> Path:

@@ -24,7 +24,8 @@ from rerankd.serving.sources import Hub, find_folder
 from rerankd.tools.importing import import_gguf
 from tests.conftest import Built
 from tests.gguf_files import write_gguf
-from tests.integration.test_families import DOCUMENTS, QUERY, _compare
+from tests.integration.test_families import DOCUMENTS, QUERY
+from tests.oracles import hold
 from tests.tiny_causal import build_llama, build_qwen2, build_qwen3
 from tests.tiny_models import CORPUS
 
@@ -83,7 +84,7 @@ def test_a_converted_file_scores_as_the_file_does(
     tokenizer = Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     texts = [PROMPT.format(query=QUERY, document=document) for document in DOCUMENTS]
     expected = by_transformers(file, model_of(family), tokenizer, texts)
-    _compare(FAMILY, ours[:, 0], np.concatenate([expected, expected]), first=(family, kind) == ("llama", "F32"))
+    hold(FAMILY, ours[:, 0], np.concatenate([expected, expected]), first=(family, kind) == ("llama", "F32"))
 
 
 @pytest.mark.parametrize("family", BUILDERS)

@@ -26,7 +26,7 @@ from rerankd.serving.service import RerankService
 from rerankd.tools.checking import check_settings
 from tests.canned_server import canned_server, http_answer, raw_server
 from tests.fakes import RecordingObserver
-from tests.integration.test_families import _compare
+from tests.oracles import hold
 from tests.registry_files import write_registry
 from tests.servers import Server, rerankd_server, wait_until_ready
 from tests.tiny_models import CORPUS, TINY_BERT
@@ -134,7 +134,7 @@ async def test_every_protocol_gives_the_order_and_the_scores_of_the_remote(
             relevance, raw = np.array(list(direct.values()), dtype=np.float32).T
             ours = np.array([(ranked.relevance_score, ranked.value) for ranked in result.results], dtype=np.float32)
             np.testing.assert_allclose(ours[:, 1], raw if kind == "logit" else relevance, atol=TOLERANCE)
-            _compare(FAMILY, ours[:, 0], relevance, first=model is service.models[0])
+            hold(FAMILY, ours[:, 0], relevance, first=model is service.models[0])
 
 
 async def test_what_the_cache_knows_is_not_asked_for(remote: Server, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ from rerankd.serving.catalog import Catalog
 from rerankd.serving.model import Canary, LoadedModel, ServedModel
 from rerankd.serving.service import Limits, RerankService
 from rerankd.tasks.encoding import Encoding
-from tests.fakes import RecordingObserver, WordScorer, put_into_service
+from tests.fakes import IMAGES, RecordingObserver, WordScorer, put_into_service
 from tests.simulation.virtual_time import Clock, VirtualLoop, VirtualWorker
 from tests.unit.batching.simulation import pass_s
 
@@ -60,7 +60,7 @@ _CORES: Final = 2
 _TOKENIZE_S: Final = 1 / 5e6
 _READ_S: Final = 1 / 100e6
 _RANK_S: Final = 0.02
-_LIMITS: Final = RequestLimits(documents=10_000, queries=100, rank_fields=100, fields=1000)
+_LIMITS: Final = RequestLimits(documents=10_000, queries=100, rank_fields=100, fields=1000, images=IMAGES)
 # A step of reading holds the loop for so long: as many bytes as the reader takes in one turn.
 _STEP_S: Final = STEP_BYTES * _READ_S
 # A text of these has a token for each character, one of all others one for each four.
@@ -269,7 +269,9 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     )
     service = RerankService(
         Catalog([model], default="fake"),
-        limits=Limits(max_documents=10_000, max_query_chars=32_768, request_timeout_s=300.0, loading_timeout_s=10.0),
+        limits=Limits(
+            max_documents=10_000, max_query_chars=32_768, images=IMAGES, request_timeout_s=300.0, loading_timeout_s=10.0
+        ),
         observer=observer,
         background=SharedWorker(VirtualWorker(clock, threads=1, seconds_per_call=_RANK_S)),
         clock=clock,

@@ -96,6 +96,7 @@ def _rerank_routes(settings: Settings, gateway: Gateway) -> APIRouter:
         queries=settings.max_queries,
         rank_fields=settings.max_rank_fields,
         fields=settings.max_body_fields,
+        images=gateway.service.limits.images,
     )
     return rerank_routes(DIALECTS, gateway=gateway, bodies=BodyReader(bodies), limits=calls, strict=settings.strict)
 

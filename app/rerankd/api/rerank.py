@@ -144,7 +144,7 @@ class _Endpoint:
         claim.take(DOCUMENT_BYTES * min(dialect.count(fields), self._limits.documents))
         parsing = _parse(dialect, fields, body.text, limits=self._limits, strict=self._strict)
         parsed_body, requests = await self._run_sliced(parsing, call, request.receive, size=len(body.text))
-        claim.take(QUERY_BYTES * len(requests))
+        claim.take(QUERY_BYTES * len(requests) + parsed_body.image_bytes)
         return _Parsed(dialect, parsed_body, requests, dialect.ignored(body.fields))
 
     async def _write(

@@ -26,6 +26,7 @@ def pair_keys(fingerprint: str, query: str, documents: Sequence[str]) -> list[by
     common = blake2b(digest_size=KEY_BYTES)
     for part in (fingerprint, query):
         _add(common, part)
+    _add_image(common, query)
     keys = []
     for document in documents:
         key = common.copy()
@@ -42,8 +43,7 @@ def pair_key(fingerprint: str, query: str, document: str) -> Steps[bytes]:
     key = blake2b(digest_size=KEY_BYTES)
     for part in (fingerprint, query, document):
         yield from _added(key, part)
-    if document.__class__ is Document:
-        key.update(_IMAGE + document.digest)
+        _add_image(key, part)
     yield
     return key.digest()
 
@@ -61,8 +61,7 @@ def list_key(fingerprint: str, query: str, documents: Sequence[str]) -> Steps[by
     done = 0
     for part in (fingerprint, query, *documents):
         yield from _added(key, part)
-        if part.__class__ is Document:
-            key.update(_IMAGE + part.digest)
+        _add_image(key, part)
         done += len(part)
         if done > AT_A_TIME:
             yield
@@ -74,6 +73,11 @@ def _add(digest: blake2b, text: str) -> None:
     encoded = text.encode("utf-8", "surrogatepass")
     digest.update(_LENGTH.pack(len(encoded)))
     digest.update(encoded)
+
+
+def _add_image(digest: blake2b, text: str) -> None:
+    if text.__class__ is Document:
+        digest.update(_IMAGE + text.digest)
 
 
 def _added(digest: blake2b, text: str) -> Steps[None]:

@@ -175,6 +175,15 @@ class Settings(BaseSettings):
         ge=2**20,
         description="Longest text in a request, as bytes of JSON: a document, or any other string.",
     )
+    max_images: int = Field(default=100, ge=0, description="Most images in one request; 0 refuses all.")
+    max_image_bytes: int = Field(
+        default=8 * 2**20, ge=1024, description="Largest image of a document or query, in bytes of its file."
+    )
+    max_image_pixels: int = Field(
+        default=40_000_000,
+        ge=1024,
+        description="Most pixels of an image, by its header. Decoded, each takes up to 8 bytes of memory.",
+    )
     max_held_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,

@@ -2,7 +2,7 @@
 
 from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray, SpanArray
 from rerankd.domain.confidence import Confidence, ConfidenceMethod, ConfidencePlan
-from rerankd.domain.documents import Document
+from rerankd.domain.documents import Document, ImageLimits, images_of
 from rerankd.domain.fusion import NO_FUSION, Fused, FusionMode, FusionPlan, FusionWishes
 from rerankd.domain.options import (
     Aggregation,
@@ -36,6 +36,7 @@ __all__ = [
     "FusionMode",
     "FusionPlan",
     "FusionWishes",
+    "ImageLimits",
     "IntArray",
     "Meter",
     "NameArray",
@@ -60,4 +61,5 @@ __all__ = [
     "Unmetered",
     "WindowPlan",
     "WindowWishes",
+    "images_of",
 ]

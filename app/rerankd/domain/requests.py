@@ -13,8 +13,8 @@ from rerankd.domain.scores import Scores, Timings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankRequest:
-    """What a caller asks for, whatever the dialect. `documents` are the texts that the model reads; one with an image
-    is a `Document`. Results that the model finds less relevant than `min_score` are left out.
+    """What a caller asks for, whatever the dialect. `documents` are the texts that the model reads. A document or
+    query with an image is a `Document`. Results that the model finds less relevant than `min_score` are left out.
     """
 
     query: str

@@ -73,6 +73,14 @@ ENGINES: Final[Mapping[str, EngineKind]] = {
         tasks=("attend",),
         takes_adapters=True,
     ),
+    "torch-vision": EngineKind(
+        module="rerankd.engines.torch.vision",
+        engine="TorchVisionEngine",
+        options="TorchVisionOptions",
+        tasks=("read_images",),
+        runs_code=False,
+        takes_adapters=True,
+    ),
     "torch-seq2seq": EngineKind(
         module="rerankd.engines.torch.seq2seq",
         engine="TorchSeq2SeqEngine",
@@ -117,6 +125,7 @@ _EXTRAS = {
     "openvino": "openvino",
     "torch": "torch",
     "transformers": "torch",
+    "PIL": "images",
     "accelerate": "llm",
     "bitsandbytes": "llm",
     "httpx": "endpoint",

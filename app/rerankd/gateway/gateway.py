@@ -24,7 +24,7 @@ from typing import Any, Final, Self, TypeVar
 
 from rerankd.concurrency.pacing import Pacing
 from rerankd.config.api_keys import Scope
-from rerankd.domain import Document, RerankRequest, RerankResult
+from rerankd.domain import RerankRequest, RerankResult, images_of
 from rerankd.domain.requests import queries_of
 from rerankd.errors import InvalidRequest
 from rerankd.gateway.failures import failure_of
@@ -183,6 +183,6 @@ class GatewayCall:
 
 def _bytes_of(request: RerankRequest) -> int:
     """About what a request holds: its texts and images, and what the work on them takes."""
-    images = sum(len(document.image) for document in request.documents if isinstance(document, Document))
+    images = sum(map(len, images_of([*queries_of(request), *request.documents])))
     texts = sum(map(len, queries_of(request))) + sum(map(len, request.documents))
     return QUERY_BYTES + DOCUMENT_BYTES * len(request.documents) + texts + images

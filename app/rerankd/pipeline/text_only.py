@@ -1,4 +1,4 @@
-"""Refuses images where the model would rank a document by its text alone."""
+"""Refuses images where the model would read the text alone."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,13 @@ class TextOnlyStage:
         """Score every document, in the order given.
 
         Raises:
-            InvalidRequest: a document has an image.
+            InvalidRequest: a document or the query has an image.
             RerankError: what the inner stage raises.
         """
-        if Document in set(map(type, documents)):
+        with_image = "the query" if type(query) is Document else "a document"
+        if Document in {type(query), *map(type, documents)}:
             raise InvalidRequest(
-                f"model {self._model!r} reads text only, and a document has an image: send its text alone, or name a "
+                f"model {self._model!r} reads text only, and {with_image} has an image: send its text alone, or name a "
                 "model that reads images"
             )
         return await self._inner.score(query, documents, options)

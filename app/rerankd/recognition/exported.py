@@ -47,7 +47,7 @@ class Exported:
 
     def asked(self, asked: Asked) -> Asked:
         """The same, with the options of the export where the operator names none."""
-        return replace(asked, options={**self.options, **asked.options})
+        return replace(asked, scorer=self.scorer, options={**self.options, **asked.options})
 
     def checked(self, outcome: Outcome) -> Outcome:
         """The outcome, refused if it would read the graph in another way than that it was made for."""

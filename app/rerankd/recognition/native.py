@@ -108,6 +108,11 @@ def is_qwen3_vl(files: ModelFiles) -> bool:
     return files.model_type == "qwen3_vl" and files.architecture == "Qwen3VLForConditionalGeneration"
 
 
+def is_jina_m0(files: ModelFiles) -> bool:
+    """jina-reranker-m0: Qwen2-VL with a head of its own."""
+    return files.model_type == "qwen2_vl" and files.architecture == "JinaVLForRanking"
+
+
 def _gte(files: ModelFiles) -> NativeForm:
     """Zhang et al., "mGTE", 2024. The tensors' names are those that transformers converts itself."""
     source = files.folder / "config.json"
@@ -216,6 +221,11 @@ def _qwen3_vl(files: ModelFiles) -> NativeForm:
     )
 
 
+def _jina_m0(files: ModelFiles) -> NativeForm:
+    """Qwen2-VL without its head; what reads the head of its own is the engine's."""
+    return NativeForm(config={**_plain(files), "model_type": files.model_type})
+
+
 def _plain(files: ModelFiles) -> dict[str, Any]:
     """config.json without what belongs to the authors' code."""
     return {key: value for key, value in files.config.items() if key not in ("auto_map", "architectures", "model_type")}
@@ -262,4 +272,5 @@ _FORMS: Final[Sequence[tuple[Callable[[ModelFiles], bool], Callable[[ModelFiles]
     (is_bidirectional_llama, _bidirectional_llama, "sequence classifier"),
     (is_jina_v3, _jina_v3, "encoder"),
     (is_qwen3_vl, _qwen3_vl, "causal language model"),
+    (is_jina_m0, _jina_m0, "encoder"),
 )

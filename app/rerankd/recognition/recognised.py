@@ -10,6 +10,7 @@ from rerankd.recognition.kinds import ModelFiles
 Task = Literal[
     "classify",
     "read_tokens",
+    "read_images",
     "generate",
     "reason",
     "embed",
@@ -36,6 +37,7 @@ TASKS: Final[Mapping[str, Task]] = {
     "splade": "weigh_words",
     "last-but-not-late": "read_vectors",
     "reasoning": "reason",
+    "vision-language": "read_images",
 }
 GRAPH_ENGINES: Final = ("onnx", "openvino")
 # The file by which a graph is known as one of `rerankd export`.
@@ -51,6 +53,7 @@ TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "reason": ("torch-generate",),
     "prune": ("torch-encoder",),
     "attend": ("torch-attention",),
+    "read_images": ("torch-vision",),
 }
 
 
@@ -82,10 +85,14 @@ class PromptTemplate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What the operator says beside the folder: the scorer's options, and the templates that there are."""
+    """What the operator says beside the folder: the scorer's options, the templates that there are, the name of the
+    adapter's repository, and the scorer if it is named.
+    """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     templates: Sequence[PromptTemplate] = ()
+    adapter: str = ""
+    scorer: str = ""
     trust_remote_code: bool = False
 
 

@@ -30,6 +30,7 @@ from rerankd.scorers.pruning import PruningCrossEncoder, PruningOptions
 from rerankd.scorers.reasoning import Reasoning, ReasoningOptions
 from rerankd.scorers.remote import Remote, RemoteOptions
 from rerankd.scorers.splade import Splade, SpladeOptions
+from rerankd.scorers.vision_language import VisionLanguage, VisionLanguageOptions
 from rerankd.scorers.yes_no import YesNo, YesNoOptions
 
 S = TypeVar("S", bound=Scorer)
@@ -48,6 +49,7 @@ SCORERS: Final[dict[str, Entry[AnyPairScorer]]] = {
     "pruning": Entry(PruningCrossEncoder.load, PruningOptions),
     "reasoning": Entry(Reasoning.load, ReasoningOptions),
     "yes-no": Entry(YesNo.load, YesNoOptions),
+    "vision-language": Entry(VisionLanguage.load, VisionLanguageOptions),
     "remote": Entry(Remote.load, RemoteOptions),
 }
 LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {

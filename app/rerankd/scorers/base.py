@@ -59,13 +59,15 @@ class Edges:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerSpec:
     """What a scorer is loaded from. `max_length` None: as long as the model can read. `source` is the registry's word
-    for where the model comes from; prompt templates are looked for in `templates`, the first folder first.
+    for where the model comes from; prompt templates are looked for in `templates`, the first folder first. Images of
+    more than `max_image_pixels` are refused.
     """
 
     folder: Path
     max_length: int | None = None
     source: str = ""
     templates: Sequence[Path] = ()
+    max_image_pixels: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -138,6 +140,14 @@ class Writes(Protocol[R_contra]):
 
     def written(self, result: R_contra, /) -> int:
         """How many tokens the model wrote for a result."""
+
+
+@runtime_checkable
+class ReadsImages(Protocol):
+    """A scorer of pairs that reads documents and queries with images."""
+
+    def samples(self, text: str) -> Sequence[str]:
+        """Documents for trying the model, one of each kind that it reads; the last has an image."""
 
 
 class PairScorer(Scorer, PairReader, Protocol[T, R_contra]):

@@ -41,6 +41,7 @@ class PairTemplateFile(BaseModel):
     instruction_form: str = Field(default="{instruction}", description="How it is put; nothing where there is none.")
     tokenizer_beginning: bool = Field(default=False, description="Before it stands what the tokenizer puts before all.")
     strips: Strips = Field(default="nothing", description="What query and document lose at their ends.")
+    ending_tokens: tuple[int, ...] = Field(default=(), description="Ids behind the prompt, where no text makes them.")
     max_length: int | None = Field(default=None, ge=64)
 
     @model_validator(mode="after")
@@ -113,15 +114,24 @@ class _Frame:
 
 
 class PairPrompt:
-    """Encodes pairs into a prompt; `instruction` None: nothing is said where a request brings none."""
+    """Encodes pairs into a prompt; `instruction` None: nothing is said where a request brings none. `also` holds
+    control tokens that the prompt may have beside those of the template.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: PairTemplateFile, *, instruction: str | None, max_length: int
+        self,
+        tokenizer: Tokenizer,
+        template: PairTemplateFile,
+        *,
+        instruction: str | None,
+        max_length: int,
+        also: str = "",
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._instruction = instruction
-        self._escape = ControlTokenEscaper(tokenizer, "".join(template.prompt))
+        self.escape = ControlTokenEscaper(tokenizer, "".join(template.prompt) + also)
+        self._ending = np.array(template.ending_tokens, dtype=np.int64)
         self._strip = STRIPPED[template.strips]
         self._leading = beginning_ids(tokenizer) if template.tokenizer_beginning else np.empty(0, dtype=np.int64)
         self.max_length = max_length
@@ -148,7 +158,7 @@ class PairPrompt:
         limit = len(frame.opening_tokens) + room
         parts = read_parts(
             documents,
-            lambda texts: self._tokenize([frame.opening + self._escape(text) for text in texts]),
+            lambda texts: self._tokenize([frame.opening + self.escape(text) for text in texts]),
             enough=lambda ids: len(ids) >= limit + room,
             reach=Reach.of(limit),
         )
@@ -184,15 +194,24 @@ class PairPrompt:
         """Whether the tokenizer leaves nothing of a short text."""
         return drops(self._tokenizer, text)
 
+    def written(self, query: str, instruction: str | None, *, mark: str = "") -> tuple[str, str]:
+        """The text of the prompt before a document and behind it; `mark` is written before the query's text.
+
+        Raises:
+            InvalidRequest: there is an instruction that the prompt has no place for.
+        """
+        before, behind = "".join(self._template.prompt).split("{document}")
+        values = self._values(query, instruction, mark=mark)
+        return fill(before, values), fill(behind, values)
+
     def _closed(self, frame: _Frame, documents: Sequence[str]) -> list[list[int]]:
         """The ids of the document's part with what stands behind the document there: it may merge with its end."""
         if not frame.closing:
             return []
-        return self._tokenize([frame.opening + self._escape(text) + frame.closing for text in documents])
+        return self._tokenize([frame.opening + self.escape(text) + frame.closing for text in documents])
 
     def _frame(self, query: str, instruction: str | None) -> _Frame:
-        refuse_instruction(instruction, takes=self.takes_instruction)
-        values = {"query": self._escape(self._strip(query, "")[0]), "instruction": self._said(instruction)}
+        values = self._values(query, instruction)
         at = next(index for index, part in enumerate(self._template.prompt) if "{document}" in part)
         texts = [fill(part, values) for part in self._template.prompt]
         opening, closing = (fill(side, values) for side in self._template.prompt[at].split("{document}"))
@@ -203,11 +222,15 @@ class PairPrompt:
             opening_tokens=self._ids([opening])[:-1],
             closing=closing,
             closing_tokens=self._ids([closing]),
-            tail=self._ids(texts[at + 1 :]),
+            tail=np.concatenate((self._ids(texts[at + 1 :]), self._ending)),
         )
 
+    def _values(self, query: str, instruction: str | None, *, mark: str = "") -> dict[str, str]:
+        refuse_instruction(instruction, takes=self.takes_instruction)
+        return {"query": mark + self.escape(self._strip(query, "")[0]), "instruction": self._said(instruction)}
+
     def _said(self, instruction: str | None) -> str:
-        said = self._instruction if instruction is None else self._escape(instruction)
+        said = self._instruction if instruction is None else self.escape(instruction)
         return fill(self._template.instruction_form, {"instruction": said}) if said else ""
 
     def _ids(self, texts: Sequence[str]) -> IntArray:

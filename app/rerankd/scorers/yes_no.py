@@ -8,9 +8,9 @@ the rating tokens, weighted by their softmax (Zhuang et al., "Beyond Yes and No"
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,12 +23,16 @@ from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.chat_template import read_chat_prompt, reads_own_prompt
 from rerankd.recognition.kinds import answer_tokens, refuse_other_than_language_model, refuse_unknown_settings
 from rerankd.scorers.base import Kinds, Made, ScorerSpec
+from rerankd.scorers.image_template import ImageTemplate
 from rerankd.scorers.pair_prompt import EncodedInPrompts, PairPrompt, check_instruction, parts_of
 from rerankd.scorers.templates import is_recognised, read_prompt_template, single_token
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.scorers.yes_no_template import Ratings, YesNoTemplate
 from rerankd.tasks.encoding import stacked
 from rerankd.tasks.read_tokens import ReadTokens
+
+# A model that reads images judges texts with its language model alone.
+_TEMPLATES: Final[Mapping[str, type[YesNoTemplate]]] = {"yes-no": YesNoTemplate, "vision-language": ImageTemplate}
 
 
 class YesNoOptions(BaseModel):
@@ -86,6 +90,8 @@ class YesNo(EncodedInPrompts):
         read = TokenizerFolder.read(spec.folder)
         refuse_other_than_language_model(read.files, scorer="yes-no")
         template = _template(spec, read, options)
+        if template.positive is None and template.ratings is None:
+            raise ConfigError(f"template {options.template!r} names no answer tokens: its model has a head of its own")
         scorer = cls(
             read.tokenizer,
             template,
@@ -159,7 +165,7 @@ def _written_template(spec: ScorerSpec, read: TokenizerFolder, options: YesNoOpt
     """The named template, or the one that recognises the model, or what the folder itself says: sentence-transformers
     writes the prompt into a chat template, and the tokens into a module of their own.
     """
-    if options.template is None and reads_own_prompt(read.files) and not is_recognised(spec, methods=["yes-no"]):
+    if options.template is None and reads_own_prompt(read.files) and not is_recognised(spec, methods=_TEMPLATES):
         refuse_unknown_settings(read.files, task="text-generation", prompted=True)
         prompt = read_chat_prompt(read.files)
         answers: Sequence[str | int] = answer_tokens(read.files) or ("yes", "no")
@@ -171,7 +177,7 @@ def _written_template(spec: ScorerSpec, read: TokenizerFolder, options: YesNoOpt
             positive=answers[0],
             negative=answers[1] if len(answers) > 1 else None,
         )
-    template = read_prompt_template(spec, scorer="yes-no", name=options.template, shapes={"yes-no": YesNoTemplate})
+    template = read_prompt_template(spec, scorer="yes-no", name=options.template, shapes=_TEMPLATES)
     if "{instruction}" in "".join(template.prompt):
         check_instruction(read.files, said=options.instruction, template=template.instruction)
     return template

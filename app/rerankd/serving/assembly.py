@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,13 +26,13 @@ from rerankd.concurrency.worker import INFERENCE_THREAD, Worker, available_cores
 from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec, Registry
 from rerankd.config.settings import Settings
-from rerankd.domain import ConfidencePlan, PassagePlan, ScoreOptions, Truncation
+from rerankd.domain import ConfidencePlan, ImageLimits, PassagePlan, ScoreOptions, Truncation
 from rerankd.engines import check_files, load_any_engine, release_memory
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
 from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, LIST_SCORERS, SCORERS, load_any_scorer
-from rerankd.scorers.base import Scorer, ScorerSpec
+from rerankd.scorers.base import ReadsImages, Scorer, ScorerSpec
 from rerankd.scorers.calibration import Calibration, ConfidenceEstimator
 from rerankd.serving.certifying import Certificate, certify
 from rerankd.serving.choosing import choose
@@ -183,10 +183,16 @@ def _tokenizing(settings: Settings) -> int:
     return max(1, available_cores() // 4) if keyed else available_cores()
 
 
+def _image_limits(settings: Settings) -> ImageLimits:
+    """How many images a request may have, and how large."""
+    return ImageLimits(images=settings.max_images, bytes=settings.max_image_bytes)
+
+
 def _limits(settings: Settings) -> Limits:
     return Limits(
         max_documents=settings.max_documents,
         max_query_chars=settings.max_query_chars,
+        images=_image_limits(settings),
         request_timeout_s=settings.request_timeout_s,
         loading_timeout_s=settings.loading_timeout_s,
         cache_per_key=settings.cache_scope == "key",
@@ -313,6 +319,7 @@ class ModelLoader:
             truncation=Truncation(self.spec.truncation),
             fusion=self.spec.fusion,
             calibrated=parts.calibration.relevance.activation if parts.calibration else None,
+            images=_image_limits(self.settings),
         )
         stages = parts.scorer.by_kind(builder)
         return LoadedModel(
@@ -390,6 +397,10 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
     canary = golden_pairs(folder) if spec.scorer in SCORERS and not spec.adapter else _NO_REFERENCE
     if isinstance(engine, RemoteEngine):
         canary = _NOT_ASKED
+    if isinstance(scorer, ReadsImages):
+        canary = replace(
+            canary, pairs=[replace(pair, document=scorer.samples(pair.document)[-1]) for pair in canary.pairs]
+        )
     computed = engine_fingerprint(spec.engine, engine, engine_spec)
     contents = [model_content(spec, folder), adapter_content(engine_spec.adapter)]
     identity = [spec.name, spec.revision, *contents, computed, scorer.fingerprint]
@@ -444,6 +455,7 @@ def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> Scorer:
         max_length=spec.max_length,
         source=spec.path,
         templates=template_folders(settings),
+        max_image_pixels=settings.max_image_pixels,
         options=spec.options,
     )
     return load_any_scorer(spec.scorer, scorer_spec)

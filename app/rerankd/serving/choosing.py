@@ -25,7 +25,7 @@ from rerankd.recognition.weights import absence
 from rerankd.scorers import EXPORTED_SCORERS, check_scorer
 from rerankd.scorers.templates import known_templates
 from rerankd.serving.model_files import adapter_folder, read_model_files, template_folders
-from rerankd.serving.sources import is_on_hub
+from rerankd.serving.sources import is_on_hub, repository_name
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,13 @@ def inspect(spec: ModelSpec, settings: Settings) -> Inspected:
     """
     files = read_model_files(spec, settings)
     templates = known_templates(template_folders(settings))
-    asked = Asked(options=spec.options, templates=templates, trust_remote_code=spec.trust_remote_code)
+    asked = Asked(
+        options=spec.options,
+        templates=templates,
+        adapter=repository_name(spec.adapter) if is_on_hub(spec.adapter) else "",
+        scorer="" if spec.scorer == AUTO else spec.scorer,
+        trust_remote_code=spec.trust_remote_code,
+    )
     outcome = recognise(files, asked)
     try:
         choice = _choice(spec, files, outcome)

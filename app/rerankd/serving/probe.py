@@ -21,6 +21,7 @@ from rerankd.scorers.base import (
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
+    ReadsImages,
     Scorer,
 )
 from rerankd.tasks.encoding import Encoding
@@ -31,6 +32,7 @@ _PAIRS: Final = (
 )
 _LONG: Final = ("tides", "The Moon pulls at the sea; the Sun, further away, pulls less, and so tides come and go. " * 6)
 _LONG_TOKENS: Final = 64
+_TRIED: Final = (*((*pair, None) for pair in _PAIRS), (*_LONG, _LONG_TOKENS))
 # Up to this length a text as long as the model is said to read is tried too: its table of positions may be shorter.
 _LONGEST_TRIED: Final = 1024
 
@@ -100,12 +102,13 @@ class _Sampling:
     full_length: bool
 
     def pairs(self, scorer: AnyPairScorer, /) -> _Samples:
-        pairs = [(*pair, None) for pair in _PAIRS] + [(*_LONG, _LONG_TOKENS)]
+        samples = scorer.samples if isinstance(scorer, ReadsImages) else _alone
+        pairs = [(query, sample, most) for query, text, most in _TRIED for sample in samples(text)]
         encoded = [scorer.encode(query, [text], max_document_tokens=most).encodings[0] for query, text, most in pairs]
         longest: Sequence[Encoding] = ()
         if self.full_length and scorer.max_length <= _LONGEST_TRIED:
             words = "tides and the sea " * scorer.max_length
-            longest = scorer.encode("x", [words], max_document_tokens=None).encodings
+            longest = scorer.encode("x", samples(words), max_document_tokens=None).encodings
         return _Samples(encoded, longest, scorer.interpret)
 
     def lists(self, scorer: AnyListScorer, /) -> _Samples:
@@ -159,6 +162,10 @@ class _Sampling:
             raise ConfigError(f"max_length = {scorer.max_length} leaves no room for two documents: {error}") from None
         *encodings, longest = compared.encodings
         return _Samples(encodings, [longest] if self.full_length else (), scorer.interpret_comparisons)
+
+
+def _alone(text: str) -> Sequence[str]:
+    return [text]
 
 
 def _outputs(engine: LogitsEngine, encodings: Sequence[Any], expected: int | None) -> Sequence[FloatArray]:

@@ -15,6 +15,7 @@ from rerankd.domain import (
     Confidence,
     ConfidenceMethod,
     ConfidencePlan,
+    ImageLimits,
     RankedDocument,
     RerankRequest,
     RerankResult,
@@ -41,6 +42,7 @@ _PARTIAL_GRACE_S = 1.0
 class Limits:
     max_documents: int
     max_query_chars: int
+    images: ImageLimits
     request_timeout_s: float
     loading_timeout_s: float
     cache_per_key: bool = False

@@ -9,7 +9,7 @@ from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import FusionPlan, PassagePlan, ScoreOptions, Truncation
+from rerankd.domain import FusionPlan, ImageLimits, PassagePlan, ScoreOptions, Truncation
 from rerankd.pipeline.all_pairs import ALL_PAIRS_CODEC, AllPairsStage
 from rerankd.pipeline.blanks import BlankStage, Drops
 from rerankd.pipeline.blocks import BlockStage
@@ -20,6 +20,7 @@ from rerankd.pipeline.compared import ComparedStage
 from rerankd.pipeline.embedded import BatchedTexts, Texts
 from rerankd.pipeline.extracts import ExtractStage
 from rerankd.pipeline.fusion import FusionStage
+from rerankd.pipeline.image_limits import ImageLimitStage
 from rerankd.pipeline.known_scores import KnownScores
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
@@ -38,6 +39,7 @@ from rerankd.scorers.base import (
     AnyVectorScorer,
     AsksOverDocuments,
     Prunes,
+    ReadsImages,
     StatesScores,
 )
 from rerankd.scorers.ranking import Activation, identity
@@ -89,21 +91,25 @@ class StageBuilder:
     passages: PassagePlan
     truncation: Truncation
     fusion: FusionPlan
+    images: ImageLimits
     calibrated: Activation | None = None
 
     def pairs(self, scorer: AnyPairScorer, /) -> Stages:
         """Each document by itself, long ones in passages."""
-        direct = TextOnlyStage(PointwiseStage(scorer, self.batcher, self.tokenizing), model=self.model)
-        cached: Stage = direct
+        direct: Stage = PointwiseStage(scorer, self.batcher, self.tokenizing)
+        if not isinstance(scorer, ReadsImages):
+            direct = TextOnlyStage(direct, model=self.model)
+        cached = direct
         if self.cache is not None:
             cached = CachedStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
         read = self._in_passages(cached, scorer)
         if isinstance(scorer, Prunes):
             read = self._pruned(read, direct, scorer, threshold=scorer.prune_threshold)
+        whole = self._around(self._not_blank(read, scorer.drops), scorer)
         return Stages(
             direct=direct,
             prunes=isinstance(scorer, Prunes),
-            whole=self._around(self._not_blank(read, scorer.drops), scorer),
+            whole=ImageLimitStage(whole, self.images) if isinstance(scorer, ReadsImages) else whole,
             activation=self.calibrated or scorer.activation,
             scores=scorer.scores if isinstance(scorer, StatesScores) else "logit",
             estimate=partial(_each_once, longest=scorer.max_length),

@@ -10,9 +10,10 @@ from rerankd.api.dialects.base import Dialect, RequestLimits
 from rerankd.api.dialects.cohere import COHERE_V2
 from rerankd.api.dialects.nim import NIM
 from rerankd.api.dialects.vllm_score import VLLM_SCORE
+from rerankd.domain import ImageLimits
 from rerankd.errors import InvalidRequest, RerankError
 
-_LIMITS = RequestLimits(documents=50, queries=5, rank_fields=5, fields=20)
+_LIMITS = RequestLimits(documents=50, queries=5, rank_fields=5, fields=20, images=ImageLimits(images=10, bytes=10_000))
 _ODD: list[object] = [
     "", "many", "1", 0, -1, 1e300, 1.5, True, None, [], [1], ["a"], [[]], {}, {"text": 1}, {"a": {}}, [{}],
     [{"text": None}], {"tokens": "many"}, {"window": 0}, {"truncate": 5},

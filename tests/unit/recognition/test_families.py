@@ -71,6 +71,7 @@ COST_WISE = {
 }
 T5 = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}
 MT5 = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}
+JINA_M0 = {"architectures": ["JinaVLForRanking"], "model_type": "qwen2_vl"}
 SERVED = [
     Case("BERT and ELECTRA cross-encoders", classifier("Bert", "bert")),
     Case("BERT and ELECTRA cross-encoders", classifier("Electra", "electra")),
@@ -132,9 +133,15 @@ SERVED = [
     ),
     Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen3"}),
     Case(
-        "Qwen3-VL-Reranker, on texts (images are refused)",
+        "Qwen3-VL-Reranker",
         {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"},
         "Qwen/Qwen3-VL-Reranker-2B",
+    ),
+    Case("jina-reranker-m0", JINA_M0),
+    Case(
+        "MonoQwen2-VL",
+        {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"},
+        "lightonai/MonoQwen2-VL-v0.1",
     ),
     Case("FIRST", language_model("Mistral"), "castorini/first_mistral"),
     Case("RankZephyr", language_model("Mistral"), "castorini/rank_zephyr_7b_v1_full"),
@@ -222,13 +229,19 @@ REFUSED = [
     ),
     Case("language models with a classifier's head, trained on plain pairs", classifier("Qwen3", "qwen3")),
     Case("jina-reranker-v3", {"architectures": ["JinaForRanking"], "model_type": "qwen2"}),
-    Case("jina-reranker-m0", language_model("Qwen2"), "jinaai/jina-reranker-m0"),
+    Case("MonoQwen2-VL", {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}),
+    Case(
+        "jina-reranker-m0",
+        {"architectures": ["JinaVLForRanking"], "model_type": "qwen2_vl"},
+        options={"template": "mine"},
+    ),
+    Case("other language models", language_model("Qwen2"), "jinaai/jina-reranker-m0"),
     Case(
         "other models of several media",
         {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"},
     ),
     Case(
-        "Qwen3-VL-Reranker, on texts (images are refused)",
+        "Qwen3-VL-Reranker",
         {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl"},
     ),
     Case("layer-wise rerankers", language_model("MiniCPM"), "BAAI/bge-reranker-v2-minicpm-layerwise"),

@@ -18,7 +18,7 @@ from rerankd.serving.hosting import Changes, ModelHost
 from rerankd.serving.model import Canary, LoadedModel, Status
 from rerankd.serving.service import Limits, RerankService
 from rerankd.serving.version import Opening
-from tests.fakes import RecordingObserver, RecordingStage
+from tests.fakes import IMAGES, RecordingObserver, RecordingStage
 
 
 @dataclass
@@ -133,7 +133,7 @@ async def _until(happened: Any) -> None:
 @asynccontextmanager
 async def _world(*models: dict[str, Any], settled: bool = True, **source_fields: Any) -> AsyncIterator[_World]:
     source, observer = _Source(list(models), **source_fields), RecordingObserver()
-    limits = Limits(max_documents=10, max_query_chars=100, request_timeout_s=30, loading_timeout_s=0)
+    limits = Limits(max_documents=10, max_query_chars=100, images=IMAGES, request_timeout_s=30, loading_timeout_s=0)
     with SharedWorker.open(name="t", threads=1) as worker:
         host = ModelHost(source, source.registry(), fallback=None, observer=observer, tokenizing=worker, drain_s=30)
         async with host.running():

@@ -16,7 +16,7 @@ from rerankd.api.answers import FOUR_STRINGS, Answer, ErrorForm, Json
 from rerankd.api.parsing.raw_body import RawBody
 from rerankd.concurrency.slices import Sliced
 from rerankd.config.options import JSON, UNKNOWN_KEY, field_of, fields_of, phrase_of, shape_in
-from rerankd.domain import RerankRequest, RerankResult, Truncation
+from rerankd.domain import Document, ImageLimits, RerankRequest, RerankResult, Truncation
 from rerankd.errors import InvalidRequest, RequestTooLarge, RerankError
 
 # Paths that several dialects share; the body shows which dialect it is.
@@ -51,6 +51,7 @@ class RequestLimits:
     queries: int
     rank_fields: int
     fields: int
+    images: ImageLimits
 
 
 def limits_of(info: ValidationInfo) -> RequestLimits:
@@ -72,6 +73,11 @@ class RequestBody(BaseModel, ABC):
 
     def keep(self, raw_body: RawBody) -> None:
         self._raw_body = raw_body
+
+    @property
+    def image_bytes(self) -> int:
+        """How many bytes the images have that were read from the body."""
+        return 0
 
     def prepare(self) -> Sliced[None]:
         """Do what takes long before `to_requests`, in slices.
@@ -181,12 +187,16 @@ class Dialect:
 
     def reworded(self, error: RerankError, requests: Sequence[RerankRequest]) -> RerankError:
         """An error with the dialect's own names of fields."""
-        if not isinstance(error, InvalidRequest) or error.too_long is None:
+        fields = {field.partition(".")[0] for field in self.document_fields}
+        documents = next(name for name in self.example if name in fields)
+        if not isinstance(error, InvalidRequest):
+            return error
+        if error.bad_image is not None:
+            place = _place_of(error.bad_image.digest, requests, documents=documents)
+            return InvalidRequest(error.bad_image.phrase(place=place))
+        if error.too_long is None:
             return error
         cut = any(request.options.truncation is Truncation.TRUNCATE for request in requests)
-        documents = next(
-            field for name in self.example for field in self.document_fields if field.partition(".")[0] == name
-        )
         hint = "" if cut else self.truncation_hint
         return InvalidRequest(error.too_long.phrase(documents=documents, truncation_hint=hint))
 
@@ -221,6 +231,21 @@ class Dialect:
                 value = value.get(name) if isinstance(value, Mapping) else None
             if isinstance(value, list):
                 yield value
+
+
+def _place_of(digest: bytes, requests: Sequence[RerankRequest], *, documents: str) -> str:
+    """Which image of a call this is; in a call of pairs, positions are those of each query's own documents."""
+    if len(requests) > 1:
+        return "an image"
+    (request,) = requests
+    if isinstance(request.query, Document) and request.query.digest == digest:
+        return "the image of the query"
+    places = (
+        index
+        for index, document in enumerate(request.documents)
+        if isinstance(document, Document) and document.digest == digest
+    )
+    return next((f"the image of {documents}[{index}]" for index in places), "an image")
 
 
 @cache

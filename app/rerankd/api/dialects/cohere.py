@@ -11,6 +11,7 @@ from rerankd.api.dialects.base import Dialect
 from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import (
     ConfidencePlan,
+    Document,
     FusionWishes,
     PassageWishes,
     QueryMode,
@@ -103,7 +104,10 @@ class CohereV2Body(SupersetBody):
         )
 
     def _with_evidence(self, query: str) -> str:
-        return "\n".join([query, *(self.evidence or ())])
+        if not self.evidence:
+            return query
+        text = "\n".join([query, *self.evidence])
+        return Document(text, image=query.image) if isinstance(query, Document) else text
 
     def _wishes_for_queries(self) -> QueryWishes | None:
         if not self.queries:
@@ -189,7 +193,7 @@ class CohereV2Answer(BaseModel):
 COHERE_V2: Final = Dialect(
     name="cohere-v2",
     paths=("/v2/rerank", "/v3/v2/rerank"),
-    document_fields=frozenset(["documents"]),
+    document_fields=frozenset(["documents", "documents.content"]),
     truncation_hint='truncation: "truncate"',
     body=CohereV2Body,
     answer=CohereV2Answer,

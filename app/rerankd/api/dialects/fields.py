@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from rerankd.api.dialects.base import QueryBody, limits_of, shown
+from rerankd.api.dialects.images import IMAGE_FIELDS, SentImages
 from rerankd.api.parsing.json_text import kind_of
 from rerankd.api.parsing.raw_body import RawBody
 from rerankd.concurrency.slices import Sliced, run_to_end
@@ -230,15 +231,18 @@ def texts_of(
     rank_fields: Sequence[str] | None,
     name: str = "documents",
     bare: bool = False,
+    images: SentImages | None = None,
 ) -> Sliced[list[str]]:
     """The text that the model reads of each document. Of a string that is the string, of an object its `text` or its
     `rank_fields`, the latter as lines of `name: value`. An object without either is read with all of its fields.
 
     `name` is the dialect's name of the list, and `raw_body` the body that it came in, None: the list's entries are not
-    the documents themselves. `bare` reads a single rank field without its name.
+    the documents themselves. `bare` reads a single rank field without its name. `images` reads those of documents that
+    name no rank fields; None: such fields are like others.
 
     Raises:
         InvalidRequest: a document is not a string or an object, or lacks the fields.
+        RequestTooLarge: an image is too large, or one too many.
     """
     if set(map(type, documents)) <= {str}:
         return list(documents)
@@ -246,7 +250,11 @@ def texts_of(
     own = not rank_fields or list(rank_fields) == ["text"]
     texts: list[str] = []
     for index, document in enumerate(documents):
-        text = document if isinstance(document, str) else _own_text(document) if own else None
+        text = document if isinstance(document, str) else None
+        if text is None and own:
+            if images and isinstance(document, dict) and not IMAGE_FIELDS.isdisjoint(document):
+                text = yield from images.document_of(document, f"{name}[{index}]")
+            text = _own_text(document) if text is None else text
         if text is None:
             yield
             text = yield from _text_of(document, _Position(raw_body, name, index), rank_fields, bare=bare)

@@ -7,17 +7,14 @@ from pydantic import BaseModel
 from rerankd.api.answers import Json
 from rerankd.api.dialects.base import SHARED_PATHS, Dialect, has_field
 from rerankd.api.dialects.fields import (
-    Documents,
     ModelName,
     RawScores,
     ReturnDocuments,
-    TextsBody,
     TopN,
     score_of,
-    texts_of,
     usage_of,
 )
-from rerankd.concurrency.slices import Sliced
+from rerankd.api.dialects.illustrated import IllustratedBody
 from rerankd.domain import RerankRequest, RerankResult
 
 # A body without raw_scores looks like Jina's, whose documents are returned as objects.
@@ -28,20 +25,15 @@ _OWN_PATHS = tuple(f"/infinity{path}" for path in SHARED_PATHS)
 _NO_MODEL = "default/not-specified"
 
 
-class InfinityBody(TextsBody):
+class InfinityBody(IllustratedBody):
     model: ModelName = None
-    query: str
-    documents: Documents
     top_n: TopN = None
     return_documents: ReturnDocuments = None
     raw_scores: RawScores = None
 
-    def read_texts(self) -> Sliced[list[str]]:
-        return texts_of(self.documents, self.raw_body, rank_fields=None)
-
     def to_request(self) -> RerankRequest:
         return RerankRequest(
-            query=self.query,
+            query=self.query_text,
             documents=self.texts,
             model=None if self.model == _NO_MODEL else self.model,
             top_n=self.top_n,
@@ -81,7 +73,7 @@ class InfinityAnswer(BaseModel):
 INFINITY: Final = Dialect(
     name="infinity",
     paths=(*SHARED_PATHS, *_OWN_PATHS),
-    document_fields=frozenset(["documents"]),
+    document_fields=frozenset(["documents", "documents.content"]),
     body=InfinityBody,
     answer=InfinityAnswer,
     example={

@@ -1,6 +1,6 @@
 """What the dialects of Cohere and Jina have in common: the request, and most of the answer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,18 +9,16 @@ from pydantic import BaseModel, Field
 from rerankd.api.answers import Json
 from rerankd.api.dialects.fields import (
     PASSED_THROUGH,
-    Documents,
     ModelName,
     RankFields,
     ReadingFields,
     ReturnDocuments,
-    TextsBody,
     TopN,
     score_of,
     search_units,
-    texts_of,
 )
-from rerankd.concurrency.slices import Sliced
+from rerankd.api.dialects.illustrated import IllustratedBody
+from rerankd.api.dialects.images import Content
 from rerankd.domain import (
     PassageWishes,
     PruneWishes,
@@ -33,12 +31,10 @@ from rerankd.domain import (
 from rerankd.errors import InvalidRequest
 
 
-class SupersetBody(ReadingFields, TextsBody):
+class SupersetBody(ReadingFields, IllustratedBody):
     """The request fields of both; each dialect adds its answer."""
 
     model: ModelName = None
-    query: str
-    documents: Documents
     top_n: TopN = None
     max_chunks_per_doc: int | None = Field(
         default=None, ge=1, description="Read long documents in at most this many passages; the best one counts."
@@ -50,12 +46,13 @@ class SupersetBody(ReadingFields, TextsBody):
     )
     return_documents: ReturnDocuments = None
 
-    def read_texts(self) -> Sliced[list[str]]:
-        return texts_of(self.documents, self.raw_body, rank_fields=self.rank_fields)
+    @property
+    def fields_to_read(self) -> Sequence[str] | None:
+        return self.rank_fields
 
     def to_request(self) -> RerankRequest:
         return RerankRequest(
-            query=self.query,
+            query=self.query_text,
             documents=self.texts,
             model=self.model,
             top_n=self.top_n,
@@ -97,9 +94,9 @@ class SupersetBody(ReadingFields, TextsBody):
 
     def result(self, ranked: RankedDocument, result: RerankResult, *, raw: bool | None = False) -> Json:
         """One entry of `results`, with the fields to return of its document. No field is null."""
-        document = self.documents[ranked.index]
+        document = self.listed[ranked.index]
         entry: Json = {"index": ranked.index, "relevance_score": score_of(ranked, raw=raw)}
-        if isinstance(document, Mapping):
+        if isinstance(document, Mapping) and not isinstance(self.documents, Content):
             given = [name for name in PASSED_THROUGH if name in document]
             entry |= {name: self.raw_body.value("documents", ranked.index, name, document[name]) for name in given}
         if ranked.placed_by:
@@ -107,8 +104,7 @@ class SupersetBody(ReadingFields, TextsBody):
         if not ranked.scored:
             entry["scored"] = False
         if self.return_documents:
-            is_text = isinstance(document, str)
-            entry["document"] = {"text": document} if is_text else self.raw_body.entry("documents", ranked.index)
+            entry["document"] = self._returned(ranked.index)
         passages = result.scores.passages
         if passages is not None and passages.counts[ranked.index]:
             entry["passage"] = {
@@ -121,6 +117,13 @@ class SupersetBody(ReadingFields, TextsBody):
             text = self.texts[ranked.index]
             entry["pruned"] = {"text": " ".join(text[start:end] for start, end in kept), "spans": kept}
         return entry
+
+    def _returned(self, index: int) -> Any:  # noqa: ANN401 - whatever JSON holds
+        """A document as the client sent it."""
+        document = self.listed[index]
+        if isinstance(document, str):
+            return {"text": document}
+        return document if isinstance(self.documents, Content) else self.raw_body.entry("documents", index)
 
 
 def meta_of(result: RerankResult, options: ScoreOptions, *, version: str) -> Json:

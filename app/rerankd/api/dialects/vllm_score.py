@@ -1,14 +1,26 @@
 """vLLM's score API: one text against many, or many pairs, answered in the order of the request."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, FailFast, Field, WithJsonSchema
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    FailFast,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
 from rerankd.api.answers import Json
-from rerankd.api.dialects.base import Dialect
+from rerankd.api.dialects.base import Dialect, limits_of
 from rerankd.api.dialects.fields import ReadingFields, score_of, usage_of
+from rerankd.api.dialects.images import Query, SentImages
 from rerankd.api.dialects.pairs import PairsBody
+from rerankd.concurrency.slices import Sliced, run_to_end
 from rerankd.domain import RerankResult, ScoreOptions
 from rerankd.errors import InvalidRequest
 
@@ -17,14 +29,28 @@ _DOCUMENTS: Final = ("text_2", "documents", "data_2", "items")
 
 
 def _as_list(texts: object) -> object:
-    return [texts] if isinstance(texts, str) else texts
+    """One text, or the parts of one content, as many."""
+    if isinstance(texts, dict) and isinstance(texts.get("content"), list):
+        return texts["content"]
+    return [texts] if isinstance(texts, str | dict) else texts
 
 
 _Texts = Annotated[
-    list[str],
+    list[Query],
     FailFast(),
     BeforeValidator(_as_list),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "object", "additionalProperties": True},
+                {
+                    "type": "array",
+                    "items": {"anyOf": [{"type": "string"}, {"type": "object", "additionalProperties": True}]},
+                },
+            ]
+        }
+    ),
 ]
 
 
@@ -40,14 +66,36 @@ class ScoreBody(ReadingFields, PairsBody):
         description="False answers with the model's raw scores.",
     )
 
+    _sent: SentImages = PrivateAttr()
+    _texts: tuple[list[str], list[str]] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _bound_images(self, info: ValidationInfo) -> Self:
+        self._sent = SentImages(limits_of(info).images)
+        return self
+
+    @property
+    def image_bytes(self) -> int:
+        return self._sent.bytes
+
+    def prepare(self) -> Sliced[None]:
+        queries = yield from self._sent.texts_of(self.queries, name="queries")
+        documents = yield from self._sent.texts_of(self.documents, name="documents")
+        self._texts = queries, documents
+
     def distinct_queries(self) -> int:
-        return len(set(self.queries))
+        return len({query for query in self.queries if isinstance(query, str)}) + sum(
+            not isinstance(query, str) for query in self.queries
+        )
 
     def options(self) -> ScoreOptions:
         return self.reading()
 
     def pairs(self) -> Sequence[tuple[str, str]]:
-        queries, documents = self.queries, self.documents
+        if self._texts is None:
+            run_to_end(self.prepare())
+        assert self._texts is not None  # noqa: S101 - it was prepared
+        queries, documents = self._texts
         if len(queries) == 1:
             queries = queries * len(documents)
         if not documents:

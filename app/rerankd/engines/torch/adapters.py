@@ -22,6 +22,11 @@ _PREFIX: Final = "base_model.model."
 _MATRIX: Final = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What peft puts between a module and its weights.
 _WRAPPED: Final = re.compile(r"\.(?:modules_to_save|base_layer)\.")
+# Where transformers 4.52 put the parts of models that read images, and where they were before.
+_MOVED: Final = (
+    (re.compile(r"model\.(?=layers\.|embed_tokens\.|norm\.)"), "model.language_model."),
+    (re.compile(r"visual\."), "model.visual."),
+)
 # Models by what they were loaded from, as long as any model has their weights.
 _bases: "WeakValueDictionary[Hashable, PreTrainedModel]" = WeakValueDictionary()
 
@@ -97,7 +102,7 @@ def _sorted(
     unknown = []
     own = model.state_dict()
     for key, tensor in load_file(path).items():
-        name = _WRAPPED.sub(".", key.removeprefix(_PREFIX))
+        name = _moved(model, _WRAPPED.sub(".", key.removeprefix(_PREFIX)))
         fits = name in own and own[name].shape == tensor.shape
         match = _MATRIX.fullmatch(name)
         if match:
@@ -116,6 +121,15 @@ def _sorted(
     if single or not matrices:
         raise ConfigError(f"{path} lacks one of the two matrices of {few(single) or 'every module'}; save it again")
     return matrices, replaced
+
+
+def _moved(model: PreTrainedModel, name: str) -> str:
+    """The name that a weight has now."""
+    if getattr(model.config, "vision_config", None) is not None:
+        for before, now in _MOVED:
+            if before.match(name):
+                return before.sub(now, name, count=1)
+    return name
 
 
 def _layer(model: PreTrainedModel, adapter: Adapter, name: str, sides: Mapping[str, torch.Tensor]) -> Any:  # noqa: ANN401 - a layer

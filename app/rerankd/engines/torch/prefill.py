@@ -4,7 +4,8 @@ Pasts are aligned at their ends and the remaining tokens at their beginnings, so
 contiguous and sliding windows stay correct.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from rerankd.errors import ConfigError
 LayerStates = tuple[torch.Tensor, torch.Tensor]
 # Those of all layers; empty without a prefix.
 States = Sequence[LayerStates]
+NOTHING: Final[Mapping[str, torch.Tensor]] = {}
 
 
 class Prefill:
@@ -27,9 +29,10 @@ class Prefill:
     """
 
     def __init__(self, model: PreTrainedModel, *, pad_id: int) -> None:
-        self._decoder = model.base_model
+        # A model without a head is its own decoder.
+        self._decoder = model.base_model if model.get_output_embeddings() is not None else model
         # transformers returns the model itself if it has no part below the head, as for Llama 4.
-        if self._decoder is model:
+        if self._decoder is model and model.get_output_embeddings() is not None:
             raise ConfigError(
                 f"model_type {model.config.model_type!r} is not supported by engine 'torch-causal': transformers has "
                 f'no {type(model).__name__} without its head; let it write orders (scorer = "generative" with engine = '
@@ -39,9 +42,15 @@ class Prefill:
         self._pad_id = pad_id
 
     def run(
-        self, past: Sequence[States], rests: Sequence[IntArray], *, keep: bool = False
+        self,
+        past: Sequence[States],
+        rests: Sequence[IntArray],
+        *,
+        keep: bool = False,
+        besides: Mapping[str, torch.Tensor] = NOTHING,
     ) -> tuple[torch.Tensor, States]:
-        """Compute the tokens that follow each past.
+        """Compute the tokens that follow each past. `besides` are other inputs of the model, and positions if they are
+        not those of a text.
 
         Returns:
             The hidden states of the last positions, shape [rows, hidden size], and with `keep` all layers' keys and
@@ -50,8 +59,9 @@ class Prefill:
         before = [_tokens(states) for states in past]
         longest = max(before)
         cache = _filled_cache(past, longest) if longest else DynamicCache() if keep else None
+        inputs = {name: torch.from_numpy(array).to(self.device) for name, array in self._inputs(before, rests).items()}
         output = self._decoder(
-            **{name: torch.from_numpy(array).to(self.device) for name, array in self._inputs(before, rests).items()},
+            **{**inputs, **besides},
             past_key_values=cache,
             use_cache=cache is not None,
         )

@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -35,7 +36,14 @@ from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.native import NativeForm, Renamed, checked_native_form
 from rerankd.recognition.weights import check_code, check_safetensors, weight_files
 
-Kind = Literal["sequence classifier", "causal language model", "masked language model", "encoder-decoder", "encoder"]
+Kind = Literal[
+    "sequence classifier",
+    "causal language model",
+    "masked language model",
+    "encoder-decoder",
+    "vision-language model",
+    "encoder",
+]
 Precision = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
 
@@ -44,6 +52,7 @@ _LOADERS: Final[Mapping[Kind, Any]] = {
     "causal language model": AutoModelForCausalLM,
     "masked language model": AutoModelForMaskedLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
+    "vision-language model": AutoModelForImageTextToText,
     "encoder": AutoModel,
 }
 # The classes of transformers by their configuration, for models that come in a form of their own.
@@ -115,6 +124,7 @@ def load_language_model(
     kind: Kind = "causal language model",
     native: NativeForm | None = None,
     adapter: Path | None = None,
+    besides: Collection[str] = (),
 ) -> tuple[PreTrainedModel, str, Precision]:
     """Load a language model, as `read_weights` does. The text names device and precision, for cache keys.
 
@@ -132,11 +142,20 @@ def load_language_model(
             attention=options.attention,
             trust_remote_code=trust_remote_code,
             native=native,
+            besides=besides,
             **placement,
         )
         model = model if placement else model.to(device)
     else:
-        model = load_weights(kind, folder, options, device=device, trust_remote_code=trust_remote_code, adapter=adapter)
+        model = load_weights(
+            kind,
+            folder,
+            options,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            adapter=adapter,
+            besides=besides,
+        )
     parts = (device.type, precision, *([options.quantization] if options.quantization else []))
     return model, "/".join(parts), precision
 
@@ -149,6 +168,7 @@ def load_weights(
     device: torch.device,
     trust_remote_code: bool = False,
     adapter: Path | None = None,
+    besides: Collection[str] = (),
 ) -> PreTrainedModel:
     """Load a model onto its device, with its adapter. Equal models of transformers' classes share their weights.
 
@@ -164,6 +184,7 @@ def load_weights(
             precision=precision,
             attention=options.attention,
             trust_remote_code=trust_remote_code,
+            besides=besides,
         )
         return model.to(device)
 

@@ -5,7 +5,15 @@ from typing import Final
 
 from rerankd.errors import ConfigError
 from rerankd.recognition.exported import Exported
-from rerankd.recognition.families import classifiers, encoder_decoders, language_models, layer_wise, others, vectors
+from rerankd.recognition.families import (
+    classifiers,
+    encoder_decoders,
+    images,
+    language_models,
+    layer_wise,
+    others,
+    vectors,
+)
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Family, Outcome, Refused
 
@@ -14,6 +22,7 @@ FAMILIES: Final[Sequence[Family]] = (
     *layer_wise.FAMILIES,
     # Before language models, many of which are trained to give vectors.
     *vectors.FAMILIES,
+    *images.FAMILIES,
     *language_models.FAMILIES,
     *encoder_decoders.FAMILIES,
     *others.SERVICES,

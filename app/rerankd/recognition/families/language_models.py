@@ -14,7 +14,7 @@ from rerankd.recognition.kinds import (
     refuse_unknown_settings,
 )
 from rerankd.recognition.lengths import declared_length
-from rerankd.recognition.native import is_jina_v3, is_qwen3_vl, native_form
+from rerankd.recognition.native import is_jina_v3
 from rerankd.recognition.recognised import (
     GRAPH_ENGINES,
     TASK_ENGINES,
@@ -37,14 +37,18 @@ _CAUSAL_ENGINES: Final[Mapping[Task, Sequence[str]]] = {
     "read_tokens": (*GRAPH_ENGINES, "torch-causal"),
     "generate": TASK_ENGINES["generate"],
     "reason": TASK_ENGINES["reason"],
+    "read_images": TASK_ENGINES["read_images"],
 }
 _HEADS: Final[Mapping[str, str]] = {
+    "vision-language": "the logits of the template's answer tokens at the last place",
     "yes-no": "the logits of the template's answer tokens at the last place",
     "first": "the logits of the identifiers at the last place",
     "pairwise": "the logits of the template's answer tokens at the last place",
     "generative": "the order that the model writes",
     "reasoning": "the logits of the template's answers behind the thought that the model writes",
 }
+
+_INPUTS: Final[Mapping[str, str]] = {"vision-language": "a prompt with texts and images"}
 
 
 def _prompted(
@@ -67,7 +71,8 @@ def _prompted(
 
 def _template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
     causal = architecture(files, "*ForCausalLM", "*LMHeadModel") is not None
-    return chosen_template(files, asked) if causal else None
+    template = chosen_template(files, asked) if causal else None
+    return None if template is None or template.method == "vision-language" else template
 
 
 def chosen_template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
@@ -92,12 +97,13 @@ def prompted_model(name: str, files: ModelFiles, asked: Asked, template: PromptT
         return Refused(family=name, reason=str(error), evidence=evidence)
     lengths = [length for length in (declared_length(files), template.max_length) if length is not None]
     options: dict[str, Any] = {**asked.options, "template": template.name}
+    told = ", which takes an instruction" if template.instruction else ""
     return Recognised(
         family=name,
         scorer=template.method,
         head=_HEADS[template.method],
         activation=_activation(template, files, options),
-        input=f"a prompt{', which takes an instruction' if template.instruction else ''}",
+        input=f"{_INPUTS.get(template.method, 'a prompt')}{told}",
         max_length=min(lengths, default=None),
         template=template.name,
         engines=_CAUSAL_ENGINES[TASKS[template.method]],
@@ -108,7 +114,7 @@ def prompted_model(name: str, files: ModelFiles, asked: Asked, template: PromptT
 
 def _activation(template: PromptTemplate, files: ModelFiles, options: dict[str, Any]) -> str:
     """A list's scores say the order; a judge's are made probabilities, unless its files say that they stay logits."""
-    if template.method not in ("yes-no", "reasoning"):
+    if template.method not in ("yes-no", "reasoning", "vision-language"):
         return "rank"
     if "activation" not in options and (named_activation(files) or "").rsplit(".", 1)[-1] == "Identity":
         options["activation"] = "identity"
@@ -187,27 +193,6 @@ def _last_but_not_late(files: ModelFiles, asked: Asked) -> Outcome | None:
     )
 
 
-def _qwen3_vl(files: ModelFiles, asked: Asked) -> Outcome | None:
-    """The language model of a model that sees images, too."""
-    native = native_form(files) if is_qwen3_vl(files) else None
-    if native is None:
-        return None
-    sign = Evidence("config.json", f"architectures = {files.architecture!r}")
-    template = chosen_template(files, asked)
-    if template is not None and not native.problem:
-        return prompted_model(_QWEN3_VL, files, asked, template)
-    if native.problem:
-        return Refused(family=_QWEN3_VL, reason=native.problem, evidence=[sign])
-    return Refused(
-        family=_QWEN3_VL,
-        reason=f"{sign}, and no file says what prompt it was trained with as a reranker",
-        way_out="if it is a copy of Qwen3-VL-Reranker, name its template: options = { template = "
-        '"qwen3-vl-reranker" }; or serve it by its name on the hub',
-        evidence=[sign],
-    )
-
-
-_QWEN3_VL: Final = "Qwen3-VL-Reranker, on texts (images are refused)"
 _JINA_V3: Final = "jina-reranker-v3"
 _JUDGE: Final = "judges with a chat template of their own"
 _OWN: Final = "language models with a template of your own"
@@ -222,30 +207,6 @@ FAMILIES: Final[Sequence[Family]] = (
         repositories=["jinaai/jina-reranker-v3", "jinaai/jina-reranker-v3.5"],
         recognise=_last_but_not_late,
         oracle="transformers: the authors' `rerank`, one block after another",
-    ),
-    refused_family(
-        "jina-reranker-m0",
-        ["jinaai/jina-reranker-m0"],
-        lambda files: architecture(files, "JinaVLForRanking") or repository(files, "jinaai/jina-reranker-m0"),
-        because="it reads images, and its head is its authors' own code",
-        instead="use Qwen/Qwen3-Reranker-0.6B for texts",
-    ),
-    Family(
-        name=_QWEN3_VL,
-        repositories=["Qwen/Qwen3-VL-Reranker-2B", "Qwen/Qwen3-VL-Reranker-8B"],
-        recognise=_qwen3_vl,
-        oracle="transformers: the authors' procedure with the whole model",
-        exported=True,
-    ),
-    refused_family(
-        "other models of several media",
-        ["nvidia/llama-nemotron-rerank-vl-1b-v2"],
-        lambda files: (
-            architecture(files, "*VLForConditionalGeneration", "*VisionForConditionalGeneration")
-            or repository(files, "*/*-VL-Reranker-*", "*/*rerank-vl-*")
-        ),
-        because="documents are texts here, and no engine loads its class",
-        instead="use Qwen/Qwen3-Reranker-0.6B for texts",
     ),
     refused_family(
         "setwise rerankers",

@@ -20,6 +20,7 @@ from rerankd.gateway.held_bytes import HeldBytes
 from rerankd.gateway.keys import ApiKeys
 from rerankd.scorers.ranking import sigmoid
 from rerankd.telemetry.metrics import PrometheusObserver
+from rerankd.telemetry.otel import Tracing
 from tests.fakes import ArithmeticEngine, FakeService
 
 OpenApi = Callable[..., AbstractAsyncContextManager["Api"]]
@@ -48,7 +49,9 @@ class Api:
 
 
 @asynccontextmanager
-async def _open_api(fake: FakeService | None = None, **settings: Any) -> AsyncIterator[Api]:
+async def _open_api(
+    fake: FakeService | None = None, *, tracing: Tracing | None = None, **settings: Any
+) -> AsyncIterator[Api]:
     fake = fake or FakeService(activation=sigmoid)
     fake.observer = PrometheusObserver()
     lifecycle = Lifecycle()
@@ -57,7 +60,7 @@ async def _open_api(fake: FakeService | None = None, **settings: Any) -> AsyncIt
         keys = ApiKeys(read_api_keys(read.api_keys, read.api_keys_file))
         held = HeldBytes(read.max_held_bytes)
         gateway = Gateway(service, keys=keys, held=held, pacing=Pacing(cores=2), observer=fake.observer)
-        app = create_app(read, gateway, fake.observer, lifecycle)
+        app = create_app(read, gateway, fake.observer, lifecycle, tracing=tracing)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
             yield Api(

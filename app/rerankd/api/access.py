@@ -15,7 +15,7 @@ _KEY: Final = "rerankd.access"
 _LONGEST_PATH: Final = 200
 _LONGEST_ADDRESS: Final = 64
 # Load balancers ask every second or two; changes of what they are told are logged elsewhere.
-_PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
+PROBES: Final = frozenset({"/health", "/ready", "/metrics"})
 _USUAL_OF_PROBES: Final = frozenset({200, 503})
 
 
@@ -31,7 +31,7 @@ class Access:
 
     def log(self, scope: Scope) -> None:
         """Write the line, at DEBUG for probes."""
-        probe = self.status in _USUAL_OF_PROBES and scope["path"] in _PROBES
+        probe = self.status in _USUAL_OF_PROBES and scope["path"] in PROBES
         level = logging.DEBUG if probe else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(level, "request", extra=self._fields(scope))

@@ -1,7 +1,7 @@
 """The HTTP application: routes, pages and middleware in front of a gateway."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import APIRouter, FastAPI
@@ -31,6 +31,9 @@ from rerankd.gateway.administration import Administration
 from rerankd.gateway.gateway import Gateway
 from rerankd.telemetry.metrics import PrometheusObserver
 
+if TYPE_CHECKING:
+    from rerankd.telemetry.otel import Tracing
+
 
 def create_app(
     settings: Settings,
@@ -38,6 +41,7 @@ def create_app(
     observer: PrometheusObserver,
     lifecycle: Lifecycle,
     administration: Administration | None = None,
+    tracing: "Tracing | None" = None,
 ) -> FastAPI:
     """The HTTP application in front of a running gateway. Without admin keys it has no `/admin`."""
     app = FastAPI(
@@ -64,7 +68,7 @@ def create_app(
     app.add_exception_handler(RerankError, _known_error)
     wrong_paths = WrongPaths(lambda: [*app.openapi()["paths"], *fixed], documented=not settings.private)
     app.add_exception_handler(HTTPException, wrong_paths)
-    _add_middleware(app, settings, gateway, lifecycle, fixed)
+    _add_middleware(app, settings, gateway, lifecycle, fixed, tracing)
     observer.watch_held_bytes(lambda: gateway.held.total)
     if not gateway.keys.open or administered:
         _name_security_schemes(app)
@@ -72,12 +76,21 @@ def create_app(
 
 
 def _add_middleware(
-    app: FastAPI, settings: Settings, gateway: Gateway, lifecycle: Lifecycle, fixed: Mapping[str, FixedAnswer]
+    app: FastAPI,
+    settings: Settings,
+    gateway: Gateway,
+    lifecycle: Lifecycle,
+    fixed: Mapping[str, FixedAnswer],
+    tracing: "Tracing | None",
 ) -> None:
     """From the innermost to the outermost, which sees a request first."""
     bounds = BodyBounds(max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(BodyLimit, bounds=bounds, held=gateway.held)
     app.add_middleware(FixedAnswers, answers=fixed)
+    if tracing is not None:
+        from rerankd.api.tracing import TracedRequests  # noqa: PLC0415 - needs packages of the extra `otel`
+
+        app.add_middleware(TracedRequests, tracing=tracing)
     app.add_middleware(RequestContext, lifecycle=lifecycle)
     if settings.trusted_proxies:
         app.add_middleware(ForwardedClient, trusted=settings.trusted_proxies)

@@ -29,6 +29,7 @@ from rerankd.gateway.failures import CANCELLED, CallerGone
 from rerankd.gateway.gateway import Gateway, GatewayCall
 from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES
 from rerankd.telemetry.logs import request_id
+from rerankd.telemetry.spans import traced
 
 T = TypeVar("T")
 
@@ -122,13 +123,15 @@ class _Endpoint:
 
     async def _answer(self, call: GatewayCall, request: Request) -> Response:
         call.deadline = call.started + _timeout_s(request.headers)
-        parsed = await self._read(call, request)
+        with traced("parse"):
+            parsed = await self._read(call, request)
         try:
             with while_connected(request.receive):
                 results = await call.rerank(parsed.requests)
         except InvalidRequest as error:
             raise parsed.dialect.reworded(error, parsed.requests) from None
-        answer = await self._write(call, parsed, results, request.receive)
+        with traced("write"):
+            answer = await self._write(call, parsed, results, request.receive)
         claim_of(request.scope).change(len(answer.body))
         return answer
 

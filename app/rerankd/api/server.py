@@ -6,11 +6,11 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from socket import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,11 +21,15 @@ from rerankd.api.lifecycle import Lifecycle
 from rerankd.api.signals import ignore_harmless_signals, reloading_on_hangup
 from rerankd.api.transport.connection import Connection
 from rerankd.api.transport.connection_limiter import ConnectionLimiter, ConnectionLimits
+from rerankd.config.extras import missing
 from rerankd.config.settings import Settings
 from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.running import running_administration
 from rerankd.serving.faults import faults_on_signal
 from rerankd.telemetry.metrics import PrometheusObserver
+
+if TYPE_CHECKING:
+    from rerankd.telemetry.otel import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +53,9 @@ async def serve(settings: Settings) -> None:
     async with (
         running_administration(settings, observer) as (gateway, administration),
         reloading_on_hangup(administration.hang_up),
+        _traces(settings) as tracing,
     ):
-        app = create_app(settings, gateway, observer, lifecycle, administration)
+        app = create_app(settings, gateway, observer, lifecycle, administration, tracing)
         app.openapi()  # takes a tenth of a second, which no request should
         limiter = ConnectionLimiter(_connection_limits(settings), observer)
         _allow_open_files(limiter.limits.max_connections + limiter.limits.probe_connections + _OTHER_FILES)
@@ -64,6 +69,27 @@ async def serve(settings: Settings) -> None:
         finally:
             announcing.cancel()
             await asyncio.gather(announcing, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _traces(settings: Settings) -> "AsyncIterator[Tracing | None]":
+    """What traces requests; None if nothing does.
+
+    Raises:
+        ConfigError: the extra `otel` is not installed.
+    """
+    if settings.traces == "none":
+        yield None
+        return
+    try:
+        from rerankd.telemetry.otel import Tracing  # noqa: PLC0415 - packages of the extra `otel`
+    except ModuleNotFoundError as error:
+        raise missing(str(error.name), extra="otel", of=f"RERANKD_TRACES={settings.traces}") from None
+    tracing = Tracing.to_collector()
+    try:
+        yield tracing
+    finally:
+        await tracing.close()
 
 
 async def _announce(server: "DrainingServer", gateway: Gateway, settings: Settings) -> None:

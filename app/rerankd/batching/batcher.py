@@ -9,11 +9,11 @@ result is, only the engine and the stage know.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from itertools import count
 from math import inf
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from rerankd.batching.admission import Admission, Estimate
 from rerankd.batching.cost import CostModel
@@ -32,6 +32,7 @@ from rerankd.errors import (
     Unavailable,
 )
 from rerankd.telemetry.observer import Observer
+from rerankd.telemetry.spans import Attributes, Span, current_span, joint_span, leave_trace
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ _FIRST_PASSES_FACTOR = 30.0
 # what predictions are wrong by. What arrives after that waits for the batch behind.
 _HANDOVER_S = 0.001
 _HANDOVER_SHARE = 0.1
+_UNTRACED: Final = nullcontext()
 
 
 class _Job(Generic[T, R]):
@@ -63,6 +65,8 @@ class _Job(Generic[T, R]):
         self.submitted = now
         self.started: float | None = None
         self.ended = now
+        # What it is traced in.
+        self.origin = current_span()
 
     def receive(self, index: int, result: R, *, now: float) -> None:
         self.results[index] = result
@@ -136,6 +140,8 @@ class Batcher(Generic[T, R]):
         self._work_waits = asyncio.Event()
         self._ended_at = -inf
         self._closed = False
+        # Requests that are traced.
+        self._traced = 0
         observer.engine_started(model=model, workers=passes.limit, max_waiting_tokens=max_waiting_tokens)
 
     def alive_at(self) -> float:
@@ -175,6 +181,7 @@ class Batcher(Generic[T, R]):
             items = [item._replace(identity=b"%d/%d" % (number, position)) for position, item in enumerate(items)]
         job: _Job[T, R] = _Job(items, terms, now=now)
         self._jobs[number] = job
+        self._traced += job.origin is not None
         try:
             await self._enter(number, job, terms)
             with suppress(TimeoutError):
@@ -184,12 +191,23 @@ class Batcher(Generic[T, R]):
                 self._observer.deadline_missed(model=self._model)
                 if not terms.partial:
                     raise _too_late(job, terms)
-            return job.outcome()
+            outcome = job.outcome()
+            if job.origin is not None:
+                self._record(job.origin, job, outcome)
+            return outcome
         finally:
+            self._traced -= job.origin is not None
             self._withdraw(number, job)
             # An error holds this frame, and the job's future the error: the request would stay in memory until the
             # garbage collector comes. (For the same reason no error is raised while a TimeoutError is handled.)
             del job
+
+    def _record(self, origin: Span, job: _Job[T, R], outcome: Outcome[R]) -> None:
+        """Tell a request's trace when its items waited, and when the engine had them."""
+        ago_s = self._clock() - job.submitted
+        told: Attributes = {"rerankd.model": self._model, "rerankd.items": len(job.results)}
+        origin.record("queue", told, ago_s=ago_s, seconds=outcome.queue_s)
+        origin.record("inference", told, ago_s=ago_s - outcome.queue_s, seconds=outcome.inference_s)
 
     def lengths_of(self, items: Sequence[WorkItem[T]]) -> list[int]:
         """In tokens, as the engine computes them."""
@@ -197,6 +215,7 @@ class Batcher(Generic[T, R]):
 
     async def run(self) -> None:
         """Serve until cancelled; requests that still wait then fail, since the model is gone."""
+        leave_trace()
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(self._engine.limit):
@@ -396,9 +415,10 @@ class Batcher(Generic[T, R]):
                 one.shares = running, batch
         self._passes.add(running)
         try:
-            async with asyncio.timeout(self._patience_s(running)) as running.scope:
-                payloads = [one.item.payload for one in batch]
-                results = await self._engine.run(running, payloads, self._clock)
+            with self._traced_pass(batch) if self._traced else _UNTRACED:
+                async with asyncio.timeout(self._patience_s(running)) as running.scope:
+                    payloads = [one.item.payload for one in batch]
+                    results = await self._engine.run(running, payloads, self._clock)
         except TimeoutError:
             self._engine.give_up()
             self._observer.thread_given_up(model=self._model)
@@ -411,6 +431,16 @@ class Batcher(Generic[T, R]):
         if any(not self._jobs[entry.job].urgent for one in batch for entry in one.wanted_by):
             self._cost.learn(tokens=tokens, squares=squares, seconds=running.seconds)
         return results
+
+    def _traced_pass(self, batch: Sequence[_Running[T]]) -> AbstractContextManager[object]:
+        """The span of a pass, which belongs to every request with an item in it."""
+        origins = {self._jobs[entry.job].origin for one in batch for entry in one.wanted_by}
+        told: Attributes = {
+            "rerankd.model": self._model,
+            "rerankd.items": len(batch),
+            "rerankd.padded_tokens": self._area(batch),
+        }
+        return joint_span("pass", told, [origin for origin in origins if origin is not None])
 
     def _patience_s(self, running: Pass) -> float:
         """How long a pass may take."""

@@ -249,6 +249,11 @@ class Settings(BaseSettings):
         default="auto",
         description="`json`: one object a line; `text`: for reading; `auto`: text on a terminal, else JSON.",
     )
+    traces: Literal["none", "otlp"] = Field(
+        default="none",
+        description="`otlp`: send traces of requests to an OpenTelemetry collector (extra `otel`). "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER` and `OTEL_SERVICE_NAME` say where, how many and as whom.",
+    )
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="Comma-separated addresses or networks of proxies. Of requests from there the log names the client "

@@ -8,6 +8,7 @@ import numpy as np
 from rerankd.domain import NO_FUSION, ScoreOptions, Scores
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.windowed import values_of_order
+from rerankd.telemetry.spans import traced
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class CascadeStage:
         for member, top_n in zip(self._members, self._wanted(options.top_n), strict=True):
             best = order[: member.depth].copy()
             texts = [documents[index] for index in best.tolist()]
-            scores = await member.stage.score(query, texts, _as_member(options, top_n=top_n))
+            with traced(f"member {member.name}", {"rerankd.items": len(texts)}):
+                scores = await member.stage.score(query, texts, _as_member(options, top_n=top_n))
             order[: len(best)] = best[np.argsort(-scores.values, kind="stable")]
             known = known.reread(best, replace(scores, placed_by=np.full(len(best), member.name, dtype=np.object_)))
         return replace(known, values=values_of_order(order.tolist()))

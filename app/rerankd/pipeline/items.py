@@ -14,6 +14,7 @@ from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, IntArray, Terms
 from rerankd.pipeline.chunks import chunks
 from rerankd.tasks.base import Task
+from rerankd.telemetry.spans import traced
 
 T = TypeVar("T")
 
@@ -45,10 +46,11 @@ async def encode_items(
         Overloaded, DeadlineExceeded, RateLimited: see `Ticket.correct`.
     """
     encoded: list[EncodedItems[T]] = []
-    for span, share in chunks(texts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
-        chunk, part = await tokenizing.run(share, encode, texts[span])
-        ticket.correct(part)
-        encoded.append(chunk)
+    with traced("tokenize", {"rerankd.items": len(texts)}):
+        for places, share in chunks(texts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
+            chunk, part = await tokenizing.run(share, encode, texts[places])
+            ticket.correct(part)
+            encoded.append(chunk)
     return EncodedItems(
         [item for chunk in encoded for item in chunk.items],
         tokens=np.concatenate([chunk.tokens for chunk in encoded]),

@@ -14,6 +14,7 @@ from rerankd.domain import IntArray, Scores, Terms, Timings
 from rerankd.errors import CacheUnavailable
 from rerankd.pipeline.score_codec import EntryCodec
 from rerankd.telemetry.observer import Observer
+from rerankd.telemetry.spans import traced
 
 _UNKNOWN: Final = -1
 
@@ -36,7 +37,8 @@ class KnownScores:
             RerankError: what `compute` raises.
         """
         started = perf_counter()
-        known, row_of = await self._look_up(keys)
+        with traced("cache get", {"rerankd.items": len(keys)}):
+            known, row_of = await self._look_up(keys)
         rows = np.arange(len(keys)) if len(row_of) == len(keys) else await _rows(keys, row_of)
         unknown = await first_positions(keys, np.flatnonzero(rows == _UNKNOWN))
         timings = Timings(cache_s=perf_counter() - started)
@@ -51,7 +53,8 @@ class KnownScores:
             cached[positions] = False
             fresh = await compute(positions)
             started = perf_counter()
-            await self._keep(list(unknown), fresh, owner=terms.caller)
+            with traced("cache put", {"rerankd.items": len(unknown)}):
+                await self._keep(list(unknown), fresh, owner=terms.caller)
             row_of |= zip(unknown, count(len(known)), strict=False)
             rows = await _rows(keys, row_of)
             scores = Scores.concatenate([known, fresh]) if len(known) else fresh

@@ -19,6 +19,7 @@ from rerankd.engines.onnx.kernel_support import why_not_compiled, why_not_usable
 from rerankd.telemetry.gpu_memory import GpuMemoryReader
 from rerankd.telemetry.logs import dropped_lines
 from rerankd.telemetry.observer import REFUSAL_REASONS
+from rerankd.telemetry.spans import current_span
 
 Metric = TypeVar("Metric", Counter, Histogram)
 
@@ -251,7 +252,7 @@ class PrometheusObserver:
     ) -> None:
         self._in_flight.dec()
         self._child(self._requests, model, dialect, str(status)).inc()
-        self._child(self._durations, model, dialect).observe(duration_s)
+        self._child(self._durations, model, dialect).observe(duration_s, _exemplar())
         label = self._key_label(key)
         self._child(self._key_requests, label, _outcome(status)).inc()
         self._child(self._key_tokens, label).inc(tokens)
@@ -276,13 +277,14 @@ class PrometheusObserver:
         return key
 
     def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
+        exemplar = _exemplar()
         for stage, seconds in (
             ("cache", timings.cache_s),
             ("tokenize", timings.tokenize_s),
             ("queue", timings.queue_s),
             ("inference", timings.inference_s),
         ):
-            self._child(self._stages, model, stage).observe(seconds)
+            self._child(self._stages, model, stage).observe(seconds, exemplar)
         self._child(self._truncated, model).inc(dropped_tokens)
         self._child(self._unordered, model).inc(unordered_windows)
 
@@ -393,3 +395,9 @@ def _kernels() -> str:
     if why_not_compiled() is not None:
         return "missing"
     return "supported" if why_not_usable() is None else "unsupported"
+
+
+def _exemplar() -> dict[str, str] | None:
+    """The trace of the current request, by which a histogram's bucket names one of its requests."""
+    span = current_span()
+    return None if span is None else {"trace_id": span.trace_id}

@@ -27,6 +27,7 @@ from rerankd.config.proxies import proxy_for
 from rerankd.engines.remote.breaker import Breaker
 from rerankd.errors import ConfigError, RemoteFailed, RemoteUnavailable
 from rerankd.telemetry.redaction import redacted
+from rerankd.telemetry.spans import current_span, traced
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +142,10 @@ class RemoteClient:
         if wait_s := self._breaker.wait_s(now=started):
             raise RemoteUnavailable(f"the remote model ({self.name}) is away", retry_after_s=wait_s)
         try:
-            reply = await self._answer(
-                f"{self._base}{path}", orjson.dumps({**body, **self._options.parameters}), deadline
-            )
+            with traced(f"POST {self.name}", {"http.request.method": "POST"}, outgoing=True):
+                reply = await self._answer(
+                    f"{self._base}{path}", orjson.dumps({**body, **self._options.parameters}), deadline
+                )
         except _NoAnswer as error:
             self._failed(str(error), shown=error.shown, pause_s=error.pause_s)
             message = f"the remote model ({self.name}) did not answer: {error.shown}"
@@ -197,12 +199,11 @@ class RemoteClient:
     async def _post(self, url: str, content: bytes, timeout_s: float) -> _Reply:
         """Ask once. The client's own timeout is for the next bytes, which may come one by one for hours."""
         received = bytearray()
+        headers = {"Content-Type": "application/json", **(caller.headers if (caller := current_span()) else {})}
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._client.stream(
-                    "POST", url, content=content, headers={"Content-Type": "application/json"}
-                ) as response,
+                self._client.stream("POST", url, content=content, headers=headers) as response,
             ):
                 if response.headers.get("content-encoding", _UNPACKED) != _UNPACKED:
                     raise self._unusable(response, "a compressed answer, for which it was not asked")

@@ -17,7 +17,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.registry_files import write_registry
 from tests.servers import rerankd_server, wait_until_ready
 
-
 pytestmark = pytest.mark.timeout(240)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from rerankd.errors import ConfigError
 from rerankd.recognition.files import read_json, table_of
 from rerankd.recognition.kinds import ModelFiles
-from rerankd.recognition.recognised import Asked, Outcome, Recognised, Refused
+from rerankd.recognition.recognised import Asked, Evidence, Outcome, Recognised, Refused
 
 EXPORT_FILE: Final = "rerankd.json"
 
@@ -50,13 +50,14 @@ class Exported:
         return replace(asked, scorer=self.scorer, options={**self.options, **asked.options})
 
     def checked(self, outcome: Outcome) -> Outcome:
-        """The outcome, refused if it would read the graph in another way than that it was made for."""
+        """The outcome with this as evidence, refused if the graph would be read otherwise than it was made for."""
+        evidence = [*outcome.evidence, Evidence(EXPORT_FILE, f"scorer = {self.scorer!r}, options = {self.options}")]
         if not isinstance(outcome, Recognised) or outcome.scorer == self.scorer:
-            return outcome
+            return replace(outcome, evidence=evidence)
         return Refused(
             family=outcome.family,
             reason=f"{EXPORT_FILE} says that the graph was made for scorer {self.scorer!r}, and this is served with "
             f"{outcome.scorer!r}",
             way_out="export the model again with `rerankd export`",
-            evidence=outcome.evidence,
+            evidence=evidence,
         )

@@ -45,7 +45,8 @@ def read_head(files: ModelFiles, *, label: int | None) -> Head:
         if label not in (None, 0):
             raise ConfigError(f"label = {label}, but this model's head has one output")
         return Head(1, None, _problem(files))
-    if label is None or label >= outputs:
+    # An option that a file says, and no scorer has checked yet.
+    if not isinstance(label, int) or label >= outputs:
         raise ConfigError(
             f"this model's head has {outputs} outputs ({few([str(name) for name in names.values()]) or 'unnamed'}); "
             f"say which one means relevant: options = {{ label = N }}, with N from 0 to {outputs - 1} (`rerankd export "

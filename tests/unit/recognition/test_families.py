@@ -391,6 +391,7 @@ def test_an_exported_folder_says_itself_how_it_is_served(tmp_path: Path) -> None
     found = recognised(Case("", config, files=files), tmp_path)
     assert isinstance(found, Recognised), str(found)
     assert (found.family, found.template) == ("nemotron rerankers", "nemotron-rerank")
+    assert found.evidence[-1].file == "rerankd.json"
     assert "onnx" in found.engines
 
 
@@ -422,6 +423,14 @@ def test_an_export_of_something_else_is_refused(said: dict[str, Any], reason: st
     found = recognised(case, tmp_path)
     assert isinstance(found, Refused)
     assert re.search(reason, str(found)), str(found)
+
+
+@pytest.mark.parametrize("label", ["1", [1], 2])
+def test_a_label_that_the_head_does_not_have_is_refused(label: object, tmp_path: Path) -> None:
+    config = classifier("Bert", "bert", id2label={"0": "bad", "1": "good"})
+    found = recognised(Case("", config, files=export_file("cross-encoder", label=label)), tmp_path)
+    assert isinstance(found, Refused)
+    assert "with N from 0 to 1" in str(found)
 
 
 def test_a_modular_models_graph_is_only_served_if_it_is_our_export(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Writes what docs/ says about the code from the code itself: `python -m docs.generate`.
 
 The settings and the registry give configuration.md and limits.md, the import contracts of pyproject.toml the picture of
-layers in architecture.md, the families of recognition models-supported.md. A test says when a page is stale.
+layers in architecture.md, the families of recognition models-supported.md, simulated models the schedules of
+comparisons in models.md. A test says when a page is stale.
 """
 
 import ast
@@ -16,6 +17,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from docs.comparisons import comparisons_table
 from rerankd.api.dialects.fields import RANK_FIELD_CHARS
 from rerankd.api.parsing.json_text import MAX_LEVELS
 from rerankd.api.transport.request_reader import MAX_HEAD_BYTES
@@ -32,6 +34,7 @@ LIMITS = _ROOT / "docs" / "limits.md"
 SUPPORTED = _ROOT / "docs" / "models-supported.md"
 # Written by the tests of families, with RERANKD_TEST_RECORD=1.
 DIFFERENCES = _ROOT / "docs" / "differences.json"
+MODELS = _ROOT / "docs" / "models.md"
 ARCHITECTURE = _ROOT / "docs" / "architecture.md"
 
 _HEAD = """# Configuration
@@ -307,11 +310,24 @@ def _at_most(difference: float | None) -> str:
     return f"{ceil(max(difference, 1e-7) / 10**power)}e{power}"
 
 
+_COMPARISONS_BEGIN = "<!-- comparisons: written by `python -m docs.generate` -->\n"
+_COMPARISONS_END = "<!-- end of comparisons -->\n"
+
+
+def models_page() -> str:
+    """The page of models, with its table of schedules written again."""
+    page = MODELS.read_text(encoding="utf-8")
+    before, rest = page.split(_COMPARISONS_BEGIN)
+    after = rest.split(_COMPARISONS_END)[1]
+    return f"{before}{_COMPARISONS_BEGIN}\n{comparisons_table()}\n{_COMPARISONS_END}{after}"
+
+
 PAGES = {
     CONFIGURATION: configuration_page,
     LIMITS: limits_page,
     ARCHITECTURE: architecture_page,
     SUPPORTED: supported_page,
+    MODELS: models_page,
 }
 
 if __name__ == "__main__":

@@ -102,13 +102,16 @@ class RecordingObserver:
             tokens=tokens,
         )
 
-    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
+    def request_scored(
+        self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int, comparisons: int
+    ) -> None:
         self._state(
             "request_scored",
             model=model,
             timings=timings,
             dropped_tokens=dropped_tokens,
             unordered_windows=unordered_windows,
+            comparisons=comparisons,
         )
 
     def request_fused(self, *, model: str, mode: str) -> None:

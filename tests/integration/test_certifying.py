@@ -40,6 +40,7 @@ class Other:
 class CountsWords:
     """A scorer of lists whose prompt is how many words each candidate shares with the query."""
 
+    names_best = False
     fingerprint = ""
     pad_id = 0
     task = Classify(outputs=2)

@@ -48,9 +48,9 @@ def pair_key(fingerprint: str, query: str, document: str) -> Steps[bytes]:
     return key.digest()
 
 
-def comparison_key(first: bytes, second: bytes) -> bytes:
-    """The key of two documents in this order, from the keys that each has as a pair with the query."""
-    return blake2b(first + second, digest_size=KEY_BYTES, person=b"comparison").digest()
+def comparison_key(documents: Sequence[bytes]) -> bytes:
+    """The key of documents in this order, from the keys that each has as a pair with the query."""
+    return blake2b(b"".join(documents), digest_size=KEY_BYTES, person=b"comparison").digest()
 
 
 def list_key(fingerprint: str, query: str, documents: Sequence[str]) -> Steps[bytes]:

@@ -14,6 +14,7 @@ from rerankd.config.named_models import named_model, served_registry
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import Settings, read_settings
 from rerankd.errors import ConfigError
+from rerankd.serving.model_files import with_base
 from rerankd.serving.sources import is_on_hub
 from rerankd.tools.checking import Checked, check_settings
 from rerankd.tools.inspecting import describe_adapter, describe_model, inspect_whole, inspection_table
@@ -58,7 +59,7 @@ def inspect_model(
     )
     log_warnings_only()
     if model:
-        report = _inspected(named_model(model, settings), settings)
+        report = _inspected(with_base(named_model(model, settings), settings), settings)
     elif adapter:
         report = describe_adapter(Path(adapter).expanduser().absolute())
     else:

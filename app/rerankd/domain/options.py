@@ -5,7 +5,7 @@ plans from the registry and wishes from requests: the `metadata` of their fields
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
 
@@ -182,12 +182,17 @@ class PruneWishes:
 class WindowPlan:
     """How a listwise model ranks more candidates than it reads at once. A schedule of `rerankd.pipeline.windows` puts
     the first `depth` candidates into windows of at most `window`. Later candidates keep their order, below the others.
+    A schedule of `rerankd.pipeline.choices` compares them, and settles the first `settle`. Two are compared in
+    `both_orders`. `rounds` 0: as many as the schedule needs.
     """
 
     window: int = 20
     stride: int = 10
     schedule: str = "sliding"
     depth: int = 100
+    settle: int = 10
+    rounds: int = 0
+    both_orders: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +232,7 @@ class WindowWishes:
             # A shorter one would read every candidate more often than the operator allows.
             least = min(ceil(window * plan.stride / plan.window), window - 1)
             stride = _bounded("stride", self.stride, least, window - 1)
-        return WindowPlan(window=window, stride=stride, schedule=self.schedule or plan.schedule, depth=depth)
+        return replace(plan, window=window, stride=stride, schedule=self.schedule or plan.schedule, depth=depth)
 
     def order_of(self, documents: int) -> Sequence[int]:
         """The indices of all documents, best first.

@@ -100,7 +100,9 @@ class Scores:
     scored: which documents had a score before the deadline. The values of the others mean nothing. None: all had one.
     passages: which passage decided. None: documents were read whole.
     placed_by: the model of a cascade that gave the document its place, None for the request's own order.
-    unordered: how many windows the model said nothing about. Their candidates kept their order.
+    unordered: how many windows or comparisons the model said nothing about. Their candidates kept their order.
+    comparisons: how many comparisons of documents were answered, by the model or out of the cache.
+    settled: how many of the first places were final when the deadline came. None: all that were asked for.
     query_dropped: how many of the query's tokens were not read.
     spans: a tuple of `Span`s for each document, the most relevant first. None: nobody looked for any.
     marks: the log-odds that each token of a document is kept, shape [its tokens]. None: nobody asked.
@@ -118,6 +120,8 @@ class Scores:
     timings: Timings = field(default_factory=Timings)
     placed_by: NameArray | None = None
     unordered: int = 0
+    comparisons: int = 0
+    settled: int | None = None
     query_dropped: int = 0
     spans: SpanArray | None = None
     marks: SpanArray | None = None
@@ -169,6 +173,7 @@ class Scores:
             timings=sum((part.timings for part in parts), start=Timings()),
             placed_by=_end_to_end([part.placed_by for part in parts], sizes, missing=None),
             unordered=sum(part.unordered for part in parts),
+            comparisons=sum(part.comparisons for part in parts),
             query_dropped=max(part.query_dropped for part in parts),
             spans=_end_to_end([part.spans for part in parts], sizes, missing=None),
             marks=_end_to_end([part.marks for part in parts], sizes, missing=None),
@@ -227,6 +232,7 @@ class Scores:
             placed_by=placed_by,
             timings=self.timings + by.timings,
             unordered=self.unordered + by.unordered,
+            comparisons=self.comparisons + by.comparisons,
             query_dropped=max(self.query_dropped, by.query_dropped),
         )
 

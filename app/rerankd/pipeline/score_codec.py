@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 
 from rerankd.domain import BoolArray, IntArray, Scores
 
-_FIELDS = [("value", "<f4"), ("tokens", "<u4"), ("dropped", "<u4")]
-_SCORE = np.dtype(_FIELDS)
-_ENTRY = np.dtype([("mark", "<u4"), *_FIELDS])
-_SIZE: Final = _ENTRY.itemsize
-_BYTES = np.dtype(f"V{_SIZE}")
-_NO_ENTRY: Final = bytes(_SIZE)
+_MARK: Final = np.dtype("<u4")
 
 
 class EntryCodec(Protocol):
@@ -33,11 +28,18 @@ class EntryCodec(Protocol):
 
 
 class ScoreCodec:
-    """Packs a document's score, tokens and dropped tokens into 12 bytes, behind a `mark` of four, not all zero."""
+    """Packs a document's score, tokens and dropped tokens into 12 bytes, behind a `mark` of four, not all zero. With
+    `parts`, what is scored has several documents, and `dropped` of `Scores` has shape [scores, parts].
+    """
 
-    def __init__(self, mark: bytes) -> None:
+    def __init__(self, mark: bytes, *, parts: int | None = None) -> None:
         self._mark = mark
-        self._number = np.frombuffer(mark, dtype=_ENTRY["mark"])[0]
+        self._number = np.frombuffer(mark, dtype=_MARK)[0]
+        dropped = ("dropped", "<u4") if parts is None else ("dropped", "<u4", (parts,))
+        fields = [("value", "<f4"), ("tokens", "<u4"), dropped]
+        self._score = np.dtype(fields)
+        self._entry = np.dtype([("mark", _MARK), *fields])
+        self._bytes = np.dtype(f"V{self._entry.itemsize}")
 
     def keeps(self, scores: Scores) -> BoolArray:
         """Which scores get an entry: those that exist and are finite."""
@@ -46,28 +48,29 @@ class ScoreCodec:
 
     def write(self, scores: Scores) -> list[bytes]:
         """An entry for each document."""
-        entries = _packed(scores, _ENTRY)
+        entries = _packed(scores, self._entry)
         entries["mark"] = self._number
-        written: list[bytes] = entries.view(_BYTES).tolist()
+        written: list[bytes] = entries.view(self._bytes).tolist()
         return written
 
     def read(self, stored: Sequence[bytes | None]) -> tuple[Scores, IntArray]:
         """The scores in entries, and which of `stored` these entries are. A store may hold anything under our keys."""
-        whole = [_NO_ENTRY if entry is None or len(entry) != _SIZE else entry for entry in stored]
-        entries = np.frombuffer(b"".join(whole), dtype=_ENTRY)
+        size = self._entry.itemsize
+        whole = [bytes(size) if entry is None or len(entry) != size else entry for entry in stored]
+        entries = np.frombuffer(b"".join(whole), dtype=self._entry)
         found = np.flatnonzero((entries["mark"] == self._number) & np.isfinite(entries["value"]))
         return _unpacked(entries if len(found) == len(entries) else entries[found]), found
 
     def write_whole(self, scores: Scores) -> bytes:
         """One entry for all documents."""
-        return self._mark + _packed(scores, _SCORE).tobytes()
+        return self._mark + _packed(scores, self._score).tobytes()
 
     def read_whole(self, stored: bytes | None, *, documents: int) -> Scores | None:
         """The scores in an entry of `write_whole` for this many documents; None: it is not such an entry."""
-        size = len(self._mark) + documents * _SCORE.itemsize
+        size = len(self._mark) + documents * self._score.itemsize
         if stored is None or len(stored) != size or not stored.startswith(self._mark):
             return None
-        scores = np.frombuffer(stored, dtype=_SCORE, offset=len(self._mark))
+        scores = np.frombuffer(stored, dtype=self._score, offset=len(self._mark))
         return _unpacked(scores) if np.isfinite(scores["value"]).all() else None
 
 

@@ -14,10 +14,11 @@ from rerankd.concurrency.gathering import gather_or_cancel
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FloatArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, InvalidRequest, ScoringFailed
+from rerankd.pipeline.choices import METHODS
 from rerankd.pipeline.chunks import share_of
 from rerankd.pipeline.items import items_of, tokenized
 from rerankd.pipeline.windows import SCHEDULES, Schedule, Window, full
-from rerankd.scorers.base import EncodedWindow, ListScorer
+from rerankd.scorers.base import AnyListScorer, EncodedWindow, ListScorer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,8 +28,7 @@ class WindowedStage(Generic[T, R]):
     """Its scores say the order and nothing else: n for the best of n documents down to 1, divided by n."""
 
     def __init__(self, scorer: ListScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
-        if scorer.plan.schedule not in SCHEDULES:
-            raise ConfigError(f"unknown schedule {scorer.plan.schedule!r}; known: {', '.join(SCHEDULES)}")
+        check_windows(scorer)
         self._scorer = scorer
         self._batcher = batcher
         self._tokenizing = tokenizing
@@ -164,6 +164,23 @@ def values_of_order(ranked: Sequence[int]) -> FloatArray:
     values = np.empty(len(ranked), dtype=np.float32)
     values[np.asarray(ranked, dtype=np.int64)] = np.arange(len(ranked), 0, -1, dtype=np.float32) / len(ranked)
     return values
+
+
+def check_windows(scorer: AnyListScorer) -> None:
+    """Check that a scorer's plan is one of windows, and that it orders them.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    schedule, names_best = scorer.plan.schedule, scorer.names_best
+    if schedule not in SCHEDULES:
+        known = ", ".join([*SCHEDULES, *METHODS])
+        raise ConfigError(f"unknown schedule {schedule[:40]!r}; known: {known}")
+    if names_best:
+        raise ConfigError(
+            f"schedule {schedule!r} needs the order of a whole window, and by its template this model names only the "
+            f"best of one; set schedule to one of: {', '.join(METHODS)}"
+        )
 
 
 def _known_schedule(plan: WindowPlan) -> WindowPlan:

@@ -6,10 +6,12 @@ first. The answer is a permutation whatever it is sent; answers that fit one tru
 candidates, but for the limits that `full` and `top_down` name.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import ceil
 from typing import Final
+
+from rerankd.pipeline.partial_order import PartialOrder
 
 Window = list[int]
 Schedule = Generator[list[Window], Sequence[Sequence[int]], list[int]]
@@ -90,15 +92,12 @@ SCHEDULES: Final[Mapping[str, Callable[..., Schedule]]] = {
 
 
 class _Known:
-    """What is known about the order of candidates, by place in their first order: sets of places as bits of integers.
-
-    Answers of a model may contradict one another; what was learnt first stands, so that there is always an order.
-    """
+    """What is known about the order of candidates, by place in their first order."""
 
     def __init__(self, candidates: Sequence[int]) -> None:
         self._candidates = candidates
-        self._above = [0] * len(candidates)
-        self._below = [0] * len(candidates)
+        self._order = PartialOrder(len(candidates))
+        self.better_than = self._order.better_than
 
     def ask(
         self, windows: Sequence[Sequence[int]]
@@ -108,12 +107,8 @@ class _Known:
         learnt = []
         for places, order in zip(windows, orders, strict=True):
             place_of = {self._candidates[place]: place for place in places}
-            learnt.append(self._learn([place_of[candidate] for candidate in order]))
+            learnt.append(self._order.learn_order([place_of[candidate] for candidate in order]))
         return learnt
-
-    def better_than(self, place: int) -> int:
-        """How many are known to be better."""
-        return self._above[place].bit_count()
 
     def unsettled(self, settle: int) -> list[int]:
         """Places that may be among the first `settle` and are not known against all others, the best known first."""
@@ -121,57 +116,13 @@ class _Known:
             place
             for place in range(len(self._candidates))
             if self.better_than(place) < settle
-            and self.better_than(place) + self._below[place].bit_count() < len(self._candidates) - 1
+            and self.better_than(place) + self._order.worse_than(place) < len(self._candidates) - 1
         ]
         return sorted(found, key=self.better_than)
 
     def ranked(self, places: Iterable[int]) -> list[int]:
-        """The candidates at these places by their expected rank: all that is known of it is how many are better and how
-        many worse (Brüggemann et al., "Estimation of Averaged Ranks by a Local Partial Order Model", 2004).
-        """
-        return [self._candidates[place] for place in sorted(places, key=self._expected)]
-
-    def _expected(self, place: int) -> float:
-        better, worse = self.better_than(place), self._below[place].bit_count()
-        return (better + 1) / (better + worse + 2)
-
-    def _learn(self, order: Sequence[int]) -> list[int]:
-        """Learn one window's order and what follows from it; return it as far as it agrees with what was known."""
-        agreeing = self._agreeing(order)
-        _connect(agreeing, self._above, self._below)
-        _connect(agreeing[::-1], self._below, self._above)
-        return agreeing
-
-    def _agreeing(self, order: Sequence[int]) -> list[int]:
-        """The same places, as near to this order as what is known allows."""
-        left, agreeing = list(order), []
-        remaining = sum(1 << place for place in left)
-        while left:
-            free = next(place for place in left if not self._above[place] & remaining)
-            left.remove(free)
-            remaining ^= 1 << free
-            agreeing.append(free)
-        return agreeing
-
-
-def _connect(order: Sequence[int], above: Sequence[int], below: list[int]) -> None:
-    """Note in `below` that all at or above one of these places are above all at or below those that follow it."""
-    following = [0]
-    for place in order[:0:-1]:
-        following.append(following[-1] | below[place] | 1 << place)
-    done = 0
-    for place, mask in zip(order, reversed(following), strict=True):
-        upper = above[place] | 1 << place
-        for one in _bits(upper & ~done):
-            below[one] |= mask
-        done |= upper
-
-
-def _bits(mask: int) -> Iterator[int]:
-    while mask:
-        lowest = mask & -mask
-        yield lowest.bit_length() - 1
-        mask ^= lowest
+        """The candidates at these places by their expected rank."""
+        return [self._candidates[place] for place in self._order.ranked(places)]
 
 
 def _chunks(items: Sequence[int], count: int) -> list[Sequence[int]]:

@@ -94,7 +94,7 @@ class ModelFiles:
         return cls(
             folder=folder,
             names=frozenset(names or there),
-            repository=repository or _repository_of(folder),
+            repository=repository or repository_of(folder),
             config=_config(folder),
             tokenizer_config=read_optional_json(folder / "tokenizer_config.json"),
             sentence_transformers=read_optional_json(folder / "config_sentence_transformers.json"),
@@ -350,7 +350,7 @@ def refuse_other_root(files: ModelFiles) -> None:
         raise ConfigError(f"{files.folder}: modules.json says that the model lies in {path!r}; make that folder `path`")
 
 
-def _repository_of(folder: Path) -> str:
+def repository_of(folder: Path) -> str:
     """The repository of a folder in the hub client's cache: `models--org--name/snapshots/<commit>`."""
     match = _SNAPSHOT.search(folder.as_posix())
     return f"{match[1]}/{match[2]}" if match else ""

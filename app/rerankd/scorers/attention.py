@@ -71,6 +71,8 @@ class _Written:
 
 
 class InContextAttention:
+    names_best = False
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -111,7 +113,7 @@ class InContextAttention:
         return cls(
             files.tokenizer,
             template,
-            plan=options.plan,
+            plan=options.plan(template),
             best_last=options.best_last,
             max_length=files.length(spec.max_length, usual=template.max_length),
             pad_id=files.pad_id,

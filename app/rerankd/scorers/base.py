@@ -199,7 +199,11 @@ class ListScorer(Scorer, Protocol[T, R_contra]):
 
     @property
     def plan(self) -> WindowPlan:
-        """How the operator wants a request's candidates to be put into windows."""
+        """How the operator wants a request's candidates to be put into windows, or compared."""
+
+    @property
+    def names_best(self) -> bool:
+        """Whether it says which candidate of a window is the best, and nothing about the others."""
 
     def encode_window(
         self,
@@ -220,7 +224,7 @@ class ListScorer(Scorer, Protocol[T, R_contra]):
 
     def interpret_window(self, result: R_contra, /, *, candidates: int) -> FloatArray:
         """Turn what the engine gave for one window into scores, shape [candidates]: higher is better. All are equal
-        where the model said nothing of the candidates.
+        where the model said nothing of the candidates; all but one where it `names_best`.
         """
 
 
@@ -356,7 +360,7 @@ class ComparisonScorer(Scorer, Protocol[T, R_contra]):
 
     @property
     def plan(self) -> WindowPlan:
-        """How many candidates are compared: the first `depth`, two at a time."""
+        """Which candidates are compared: of the first `depth`, two at a time, by its schedule."""
 
     def encode_comparisons(
         self,

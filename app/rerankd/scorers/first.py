@@ -59,6 +59,8 @@ class FirstOptions(WindowOptions):
 
 
 class First:
+    names_best = False
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -98,7 +100,7 @@ class First:
         return cls(
             files.tokenizer,
             template,
-            plan=options.plan,
+            plan=options.plan(template),
             max_length=files.length(spec.max_length, usual=template.max_length),
             pad_id=files.pad_id,
         )

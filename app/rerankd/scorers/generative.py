@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -49,11 +49,13 @@ T = TypeVar("T")
 
 class GenerativeTemplate(ListTemplate):
     """A template file of the method "generative". With `messages` the prompt goes to an endpoint as a system and a user
-    message, and `chat` is not used. `answer_tokens` are left free behind the prompt.
+    message, and `chat` is not used. `answer` says whether the model writes an order or names the best passage only.
+    `answer_tokens` are left free behind the prompt.
     """
 
     chat: str = "{system}{user}"
     messages: bool = False
+    answer: Literal["order", "best"] = "order"
     answer_tokens: int = 200
 
     @property
@@ -151,6 +153,7 @@ class Generative(Generic[T]):
         self._template = template
         self._identifiers = identifier_texts(template.identifiers, count=plan.window)
         self._prompt = ListPrompt(template, self._identifiers, writer.clean)
+        self.names_best = template.answer == "best"
         self.task = writer.task
         self.plan = plan
         self.max_length = writer.max_length
@@ -175,7 +178,7 @@ class Generative(Generic[T]):
                 raise ConfigError(
                     f"max_length = {spec.max_length}: an endpoint counts its own tokens; leave max_length out"
                 )
-            return Generative(MessageWriter(template), template, plan=options.plan, pad_id=0)
+            return Generative(MessageWriter(template), template, plan=options.plan(template), pad_id=0)
         files = TokenizerFolder.read(spec.folder)
         refuse_other_than_language_model(files.files, scorer="generative")
         max_length = files.length(spec.max_length, usual=template.max_length)
@@ -185,7 +188,7 @@ class Generative(Generic[T]):
                 f"{template.answer_tokens} are left to the answer"
             )
         writer = TokenWriter(files.tokenizer, template, max_length=max_length - template.answer_tokens)
-        return Generative(writer, template, plan=options.plan, pad_id=files.pad_id)
+        return Generative(writer, template, plan=options.plan(template), pad_id=files.pad_id)
 
     def encode_window(
         self,
@@ -237,10 +240,16 @@ class Generative(Generic[T]):
         return kinds.lists(self)
 
     def interpret_window(self, result: Generated, /, *, candidates: int) -> FloatArray:
-        """What was written, as scores that say its order; shape [candidates]. All are equal where it names none."""
+        """What was written, as scores that say its order; shape [candidates]. All are equal where it names none, or
+        several where it should name the best.
+        """
         text = f"{_THOUGHT_BEGINS}{result.text}" if self._template.begins_thought else result.text
         scores = np.zeros(candidates, dtype=np.float32)
-        if named_places(text, self._identifiers[:candidates]):
+        named = named_places(text, self._identifiers[:candidates])
+        if self.names_best:
+            if len(named) == 1:
+                scores[named] = 1
+        elif named:
             order = read_permutation(text, self._identifiers[:candidates])
             scores[order] = -np.arange(candidates, dtype=np.float32)
         return scores

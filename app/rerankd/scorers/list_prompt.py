@@ -43,8 +43,11 @@ class ListTemplate(BaseModel):
     identifiers: Identifiers
     passage_words: int = Field(default=300, ge=LEAST_WORDS)
     window_words: int | None = Field(default=None, ge=LEAST_WORDS, description="If given, divided among a window's.")
+    keeps_lines: bool = Field(default=False, description="Whether passages keep their line breaks.")
     tokenizer_beginning: bool = False
     max_length: int | None = Field(default=None, ge=64)
+    window: int = Field(default=20, ge=2, description="Unless the registry says otherwise.")
+    schedule: str = Field(default="sliding", description="Unless the registry says otherwise.")
 
     @model_validator(mode="after")
     def _texts_have_their_places(self) -> "ListTemplate":
@@ -65,30 +68,61 @@ class ListTemplate(BaseModel):
         return max(LEAST_WORDS, self.window_words // candidates)
 
 
-class WindowOptions(BaseModel):
-    """Options of the registry that every listwise scorer has."""
+class ScheduleOptions(BaseModel):
+    """Options of the registry that scorers have which are asked about several documents at once."""
 
     model_config = ConfigDict(extra="forbid")
 
     template: str | None = Field(default=None, description="Default: the one that recognises the model's repository.")
+    schedule: str | None = Field(default=None, description="What is compared with what; default: the template's.")
+    settle: int = Field(
+        default=10, ge=1, description="How many of the first places comparisons settle; `top_n` may ask for fewer."
+    )
+    rounds: int = Field(default=0, ge=0, description="Rounds of `swiss`; 0: as many as find the best.")
+    both_orders: bool = Field(default=True, description="Whether comparisons of two are asked in both orders.")
+
+
+class WindowOptions(ScheduleOptions):
+    """Options of the registry that every listwise scorer has."""
+
     identifiers: Identifiers | None = Field(default=None, description="Default: the template's.")
-    window: int = Field(
-        default=20, ge=2, description="Candidates that the model reads at once; requests may ask for fewer."
+    window: int | None = Field(
+        default=None,
+        ge=2,
+        description="Candidates that the model reads at once; requests may ask for fewer. Default: the template's.",
     )
     stride: int | None = Field(default=None, ge=1, description="Default: half of the window.")
-    schedule: str = "sliding"
     depth: int = Field(default=100, ge=2, description="Candidates that are ranked at all; requests may ask for fewer.")
 
     @model_validator(mode="after")
     def _windows_overlap(self) -> "WindowOptions":
-        if self.stride is not None and self.stride >= self.window:
-            raise ValueError(f"stride: it must be below window = {self.window}, or nothing is carried upwards")
+        if self.stride is not None and self.window is not None and self.stride >= self.window:
+            raise ValueError(_no_overlap(self.window))
         return self
 
-    @property
-    def plan(self) -> WindowPlan:
-        stride = self.window // 2 if self.stride is None else self.stride
-        return WindowPlan(window=self.window, stride=stride, schedule=self.schedule, depth=self.depth)
+    def plan(self, template: ListTemplate) -> WindowPlan:
+        """How candidates are put into windows, or compared.
+
+        Raises:
+            ConfigError: windows would not overlap.
+        """
+        window = self.window or template.window
+        stride = window // 2 if self.stride is None else self.stride
+        if stride >= window:
+            raise ConfigError(_no_overlap(window))
+        return WindowPlan(
+            window=window,
+            stride=stride,
+            schedule=self.schedule or template.schedule,
+            depth=self.depth,
+            settle=self.settle,
+            rounds=self.rounds,
+            both_orders=self.both_orders,
+        )
+
+
+def _no_overlap(window: int) -> str:
+    return f"stride: it must be below window = {window}, or nothing is carried upwards"
 
 
 def identifier_texts(kind: Identifiers, *, count: int) -> list[str]:
@@ -114,7 +148,8 @@ class ListPrompt:
 
     def clean(self, text: str) -> str:
         """One line, in which nothing reads as an identifier or a control token: else a passage could name itself."""
-        return _IDENTIFIER.sub(r"(\1)", self._escape(" ".join(text.split())))
+        text = text.strip() if self.template.keeps_lines else " ".join(text.split())
+        return _IDENTIFIER.sub(r"(\1)", self._escape(text))
 
     def opening(self, query: str, *, count: int) -> str:
         """What all windows of `count` candidates begin with; `query` is clean."""

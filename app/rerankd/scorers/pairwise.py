@@ -19,6 +19,7 @@ from rerankd.errors import ConfigError, InvalidRequest, TooLong
 from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import Comparison, EncodedPairs, Kinds, Made, ScorerSpec, refuse_instruction
 from rerankd.scorers.beginnings import Reach, read_parts
+from rerankd.scorers.list_prompt import ScheduleOptions
 from rerankd.scorers.templates import ControlTokenEscaper, fill, read_prompt_template, single_token
 from rerankd.scorers.token_cache import DocumentTokens, TokenCache
 from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
@@ -55,32 +56,39 @@ class PairwiseTemplate(BaseModel):
         return _PLACE.split(self.prompt)[::2]
 
 
-class PairwiseOptions(BaseModel):
+class PairwiseOptions(ScheduleOptions):
     """`[model.options]` of the scorer `pairwise`."""
 
-    model_config = ConfigDict(extra="forbid")
+    depth: int = Field(default=50, ge=2, le=200, description="Documents that are compared; requests may ask for fewer.")
 
-    template: str | None = Field(default=None, description="Default: the one that recognises the model's repository.")
-    depth: int = Field(
-        default=50, ge=2, le=200, description="Documents that are compared, each with every other one, in both orders."
-    )
+    @property
+    def plan(self) -> WindowPlan:
+        return WindowPlan(
+            window=2,
+            stride=1,
+            schedule=self.schedule or ALL_PAIRS,
+            depth=self.depth,
+            settle=self.settle,
+            rounds=self.rounds,
+            both_orders=self.both_orders,
+        )
 
 
 class Pairwise:
     def __init__(
-        self, tokenizer: Tokenizer, template: PairwiseTemplate, *, depth: int, max_length: int, pad_id: int
+        self, tokenizer: Tokenizer, template: PairwiseTemplate, *, plan: WindowPlan, max_length: int, pad_id: int
     ) -> None:
         self._tokenizer = tokenizer
         self._escape = ControlTokenEscaper(tokenizer, template.prompt)
         self._texts = [ids_of(tokenizer, text.strip()) for text in template.texts]
         self._refuse_other_tokens(template)
-        self.plan = WindowPlan(window=2, stride=1, schedule=ALL_PAIRS, depth=depth)
+        self.plan = plan
         self._tokens = TokenCache(max_bytes=_REMEMBERED_BYTES)
         self.max_length = max_length
         self.pad_id = pad_id
         answers = {"positive": template.positive, "negative": template.negative}
         self.task = ReadTokens(tuple(single_token(tokenizer, text, option=name) for name, text in answers.items()))
-        # Not the depth: a comparison is the same whatever else is compared.
+        # Not the plan: a comparison is the same whatever else is compared.
         self.fingerprint = json.dumps(["pairwise", max_length, template.model_dump()])
 
     @classmethod
@@ -99,7 +107,7 @@ class Pairwise:
         return cls(
             read.tokenizer,
             template,
-            depth=options.depth,
+            plan=options.plan,
             max_length=read.length(spec.max_length, usual=template.max_length),
             pad_id=read.pad_id,
         )

@@ -53,7 +53,7 @@ from rerankd.serving.model_files import (
 from rerankd.serving.probe import Probe, probe
 from rerankd.serving.profiles import with_profile
 from rerankd.serving.service import Limits, RerankService
-from rerankd.serving.stages import StageBuilder
+from rerankd.serving.stages import ScheduleCheck, StageBuilder
 from rerankd.serving.version import Opening
 from rerankd.tasks.embed_tokens import EmbedTokens
 from rerankd.tasks.prune import Prune
@@ -458,7 +458,9 @@ def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> Scorer:
         max_image_pixels=settings.max_image_pixels,
         options=spec.options,
     )
-    return load_any_scorer(spec.scorer, scorer_spec)
+    scorer = load_any_scorer(spec.scorer, scorer_spec)
+    scorer.by_kind(ScheduleCheck())
+    return scorer
 
 
 def check_cutting(spec: ModelSpec) -> None:

@@ -24,8 +24,14 @@ from rerankd.recognition.recognised import GRAPH_ENGINES, PARITY_FILE, Asked, Ou
 from rerankd.recognition.weights import absence
 from rerankd.scorers import EXPORTED_SCORERS, check_scorer
 from rerankd.scorers.templates import known_templates
-from rerankd.serving.model_files import adapter_folder, read_model_files, template_folders
-from rerankd.serving.sources import is_on_hub, repository_name
+from rerankd.serving.model_files import (
+    adapter_folder,
+    adapter_repository,
+    read_model_files,
+    template_folders,
+    with_base,
+)
+from rerankd.serving.sources import is_on_hub
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +118,7 @@ def choose(spec: ModelSpec, settings: Settings) -> ModelSpec:
     """
     if not is_open(spec):
         return spec
+    spec = with_base(spec, settings)
     found = inspect(spec, settings)
     outcome, choice = found.outcome, found.choice
     if not isinstance(outcome, Recognised) or choice is None:
@@ -180,10 +187,14 @@ def inspect(spec: ModelSpec, settings: Settings) -> Inspected:
     """
     files = read_model_files(spec, settings)
     templates = known_templates(template_folders(settings))
+    trained = adapter_repository(spec)
+    if any(template.fits(trained) for template in templates):
+        # The adapter was trained with a prompt of its own.
+        files = replace(files, repository=trained)
     asked = Asked(
         options=spec.options,
         templates=templates,
-        adapter=repository_name(spec.adapter) if is_on_hub(spec.adapter) else "",
+        adapter=adapter_repository(spec),
         scorer="" if spec.scorer == AUTO else spec.scorer,
         trust_remote_code=spec.trust_remote_code,
     )

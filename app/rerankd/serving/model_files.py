@@ -6,13 +6,15 @@ from typing import Final
 
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
-from rerankd.errors import SourceUnreachable
-from rerankd.recognition.adapters import ADAPTER_FILES, Adapter
-from rerankd.recognition.kinds import ModelFiles
+from rerankd.errors import ConfigError, SourceUnreachable
+from rerankd.recognition.adapters import ADAPTER_CONFIG, ADAPTER_FILES, Adapter
+from rerankd.recognition.files import read_json
+from rerankd.recognition.kinds import ModelFiles, repository_of
 from rerankd.scorers.calibration import CALIBRATION_FILE
 from rerankd.serving.sources import (
     Hub,
     allowed_files,
+    check_hub_name,
     configuration_files,
     content_hash,
     find_folder,
@@ -76,6 +78,36 @@ def adapter_folder(spec: ModelSpec, settings: Settings) -> Path | None:
     folder = find_folder(spec.adapter, beside=settings.registry.parent, hub=hub_of(settings), patterns=ADAPTER_FILES)
     Adapter.read(folder).check_base(spec.path, said=spec.adapter_of)
     return folder
+
+
+def adapter_repository(spec: ModelSpec) -> str:
+    """The hub's name of an entry's adapter; empty where nothing says it."""
+    return repository_name(spec.adapter) if is_on_hub(spec.adapter) else repository_of(Path(spec.adapter))
+
+
+def with_base(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    """The entry of a model; of a repository that holds an adapter alone, the model that it names, with it.
+
+    Raises:
+        ConfigError: there is no such repository, or what it names is not on the hub.
+        SourceUnreachable: the hub cannot be reached now.
+    """
+    if spec.adapter or not is_on_hub(spec.path):
+        return spec
+    hub, beside = hub_of(settings), settings.registry.parent
+    folder = find_folder(spec.path, beside=beside, hub=hub, patterns=configuration_files())
+    if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        return spec
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    try:
+        path = f"hub:{base}"
+        check_hub_name(path)
+    except ConfigError:
+        raise ConfigError(
+            f"{spec.path} is an adapter of {base!r}, which is not a name on the hub; set `path` to its model and "
+            f"`adapter` to {spec.path!r}"
+        ) from None
+    return spec.model_copy(update={"path": path, "adapter": spec.path})
 
 
 def template_folders(settings: Settings) -> tuple[Path, ...]:

@@ -132,6 +132,7 @@ class RerankService:
             timings=scores.timings,
             dropped_tokens=int(scores.dropped.sum()),
             unordered_windows=scores.unordered,
+            comparisons=scores.comparisons,
         )
         if scores.fused is not None and not scores.fused.of_queries:
             self._observer.request_fused(model=name, mode=scores.fused.plan.mode)

@@ -10,12 +10,14 @@ from rerankd.batching.batcher import Batcher
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FusionPlan, ImageLimits, PassagePlan, ScoreOptions, Truncation
-from rerankd.pipeline.all_pairs import ALL_PAIRS_CODEC, AllPairsStage
 from rerankd.pipeline.blanks import BlankStage, Drops
 from rerankd.pipeline.blocks import BlockStage
 from rerankd.pipeline.cached import MARKED_PAIRS, CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cached_texts import CachedTexts
+from rerankd.pipeline.choices import METHODS
+from rerankd.pipeline.chosen import ANSWERS, ChosenStage, check_method
+from rerankd.pipeline.comparators import Comparator, ListComparator, PairComparator
 from rerankd.pipeline.compared import ComparedStage
 from rerankd.pipeline.embedded import BatchedTexts, Texts
 from rerankd.pipeline.extracts import ExtractStage
@@ -26,11 +28,12 @@ from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.pruning import Marking, PruneStage
+from rerankd.pipeline.score_codec import ScoreCodec
 from rerankd.pipeline.several_queries import SeveralQueriesStage
 from rerankd.pipeline.spans import SpanStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
-from rerankd.pipeline.windowed import WindowedStage
+from rerankd.pipeline.windowed import WindowedStage, check_windows
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
@@ -73,6 +76,29 @@ class Stages:
     estimate: Callable[[str, Sequence[str], ScoreOptions], Estimate]
     ignores: Collection[str]
     prunes: bool = False
+
+
+class ScheduleCheck:
+    """Checks that the schedule of a scorer's plan is known and suits it.
+
+    Raises:
+        ConfigError: it does not.
+    """
+
+    def pairs(self, _: AnyPairScorer, /) -> None: ...
+
+    def vectors(self, _: AnyVectorScorer, /) -> None: ...
+
+    def blocks(self, _: AnyBlockScorer, /) -> None: ...
+
+    def lists(self, scorer: AnyListScorer, /) -> None:
+        if scorer.plan.schedule in METHODS:
+            check_method(scorer.plan)
+        else:
+            check_windows(scorer)
+
+    def comparisons(self, scorer: AnyComparisonScorer, /) -> None:
+        check_method(scorer.plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +164,9 @@ class StageBuilder:
         )
 
     def lists(self, scorer: AnyListScorer, /) -> Stages:
-        """All documents in windows."""
+        """All documents in windows, or by comparisons."""
+        if scorer.plan.schedule in METHODS:
+            return self._chosen(ListComparator(scorer), drops=scorer.drops)
         direct = TextOnlyStage(WindowedStage(scorer, self.batcher, self.tokenizing), model=self.model)
         whole = self._not_blank(self._cached_whole(direct), scorer.drops)
         estimate = partial(_each_once, longest=scorer.max_length)
@@ -148,15 +176,19 @@ class StageBuilder:
 
     def comparisons(self, scorer: AnyComparisonScorer, /) -> Stages:
         """The first documents against one another."""
-        plain = AllPairsStage(scorer, self.batcher, self.tokenizing, known=None, fingerprint=self.fingerprint)
-        compared = plain
+        return self._chosen(PairComparator(scorer), drops=scorer.drops)
+
+    def _chosen(self, comparator: Comparator[Any, Any], *, drops: Drops) -> Stages:
+        def stage(known: KnownScores | None) -> ChosenStage[Any, Any]:
+            return ChosenStage(comparator, self.batcher, self.tokenizing, known=known, fingerprint=self.fingerprint)
+
+        plain = compared = stage(None)
         if self.cache is not None:
-            known = KnownScores(self.cache, ALL_PAIRS_CODEC, observer=self.observer)
-            compared = AllPairsStage(scorer, self.batcher, self.tokenizing, known=known, fingerprint=self.fingerprint)
-        texts = TextOnlyStage(compared, model=self.model)
+            codec = ScoreCodec(ANSWERS, parts=comparator.told)
+            compared = stage(KnownScores(self.cache, codec, observer=self.observer))
         return Stages(
             direct=TextOnlyStage(plain, model=self.model),
-            whole=self._not_blank(texts, scorer.drops),
+            whole=self._not_blank(TextOnlyStage(compared, model=self.model), drops),
             activation=identity,
             scores="rank",
             estimate=plain.estimate,

@@ -215,7 +215,13 @@ class PrometheusObserver:
         )
         self._unordered = Counter(
             "rerank_unordered_windows_total",
-            "Windows of which a listwise model said nothing.",
+            "Windows and comparisons of which a model said nothing.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._comparisons = Counter(
+            "rerank_comparisons_total",
+            "Comparisons of documents, answered by a model or out of the cache.",
             ["model"],
             registry=self.registry,
         )
@@ -276,7 +282,9 @@ class PrometheusObserver:
             self._keys.add(key)
         return key
 
-    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
+    def request_scored(
+        self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int, comparisons: int
+    ) -> None:
         exemplar = _exemplar()
         for stage, seconds in (
             ("cache", timings.cache_s),
@@ -287,6 +295,7 @@ class PrometheusObserver:
             self._child(self._stages, model, stage).observe(seconds, exemplar)
         self._child(self._truncated, model).inc(dropped_tokens)
         self._child(self._unordered, model).inc(unordered_windows)
+        self._child(self._comparisons, model).inc(comparisons)
 
     def request_fused(self, *, model: str, mode: str) -> None:
         self._child(self._fused, model, mode).inc()

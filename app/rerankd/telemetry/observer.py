@@ -16,7 +16,9 @@ class Observer(Protocol):
         self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
     ) -> None: ...
 
-    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None: ...
+    def request_scored(
+        self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int, comparisons: int
+    ) -> None: ...
 
     def request_fused(self, *, model: str, mode: str) -> None: ...
 
@@ -72,7 +74,9 @@ class Silent:
     ) -> None:
         pass
 
-    def request_scored(self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int) -> None:
+    def request_scored(
+        self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int, comparisons: int
+    ) -> None:
         pass
 
     def request_fused(self, *, model: str, mode: str) -> None:

@@ -81,7 +81,10 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "depth": [50, 60],
         "identifiers": ["alphabetical", "numeric"],
         "read": ["bracket", "prompt"],
+        "both_orders": [True, False],
+        "rounds": [3, 4],
         "schedule": ["sliding", "tournament"],
+        "settle": [3, 4],
         "stride": [2, 3],
         "template": ["first-qwen3", "first-qwen"],
         "window": [8, 9],
@@ -105,7 +108,10 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "answer_tokens": [100, 300],
         "depth": [50, 60],
         "identifiers": ["alphabetical", "numeric"],
+        "both_orders": [True, False],
+        "rounds": [3, 4],
         "schedule": ["sliding", "tournament"],
+        "settle": [3, 4],
         "stride": [2, 3],
         "template": ["rank-zephyr", "rankgpt"],
         "window": [8, 9],
@@ -134,7 +140,10 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         **{option: [f"{option} 1 {{query}}{{document}}", f"{option} 2 {{query}}{{document}}"] for option in _PROMPT},
     },
     "pairwise": {
-        "depth": "a comparison is the same whatever else is compared",
+        **dict.fromkeys(
+            ("both_orders", "depth", "rounds", "schedule", "settle"),
+            "a comparison is the same whatever else is compared",
+        ),
         "template": "only one is shipped, and its text is part of the key",
     },
 }

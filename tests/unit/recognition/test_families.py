@@ -145,6 +145,17 @@ SERVED = [
     ),
     Case("FIRST", language_model("Mistral"), "castorini/first_mistral"),
     Case("RankZephyr", language_model("Mistral"), "castorini/rank_zephyr_7b_v1_full"),
+    Case("Rank-R1", language_model("Qwen2"), "ielabgroup/Rank-R1-7B-v0.1"),
+    Case(
+        "RM-R1, which chooses the best of several answers",
+        language_model("Qwen2"),
+        "gaotang/RM-R1-Qwen2.5-Instruct-14B",
+    ),
+    Case(
+        "RM-R1, which chooses the best of several answers",
+        language_model("Qwen2"),
+        "gaotang/RM-R1-DeepSeek-Distilled-Qwen-14B",
+    ),
     Case("RankVicuna", language_model("Llama"), "castorini/rank_vicuna_7b_v1"),
     Case("ReasonRank", language_model("Qwen2"), "liuwenhan/reasonrank-32B"),
     Case("Rank-K, greedily", language_model("Qwen2"), "hltcoe/Rank-K-32B"),
@@ -249,7 +260,6 @@ REFUSED = [
     Case("layer-wise rerankers", {**COST_WISE, "start_layer": None}),
     Case("layer-wise rerankers", {"architectures": ["CostWiseQwenForCausalLM"], "model_type": "qwen3"}),
     Case("other language models", language_model(), options={"template": "nemotron-rerank"}),
-    Case("setwise rerankers", language_model(), "ielabgroup/Rank-R1-7B-v0.1"),
     Case("other language models", language_model()),
     Case(
         "ColBERT (PyLate's layout, MultiVectorEncoder)",

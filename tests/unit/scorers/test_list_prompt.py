@@ -98,9 +98,11 @@ def test_a_template_without_a_place_for_a_text_is_refused(changed: dict[str, str
 def test_windows_that_do_not_overlap_are_refused() -> None:
     with pytest.raises(ValueError, match="stride: it must be below window = 10"):
         WindowOptions(window=10, stride=10)
+    with pytest.raises(ConfigError, match="stride: it must be below window = 20"):
+        WindowOptions(stride=20).plan(TEMPLATE)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(2, 1), (3, 1), (20, 10)])
 def test_windows_overlap_by_half_unless_told_otherwise(window: int, stride: int) -> None:
-    assert WindowOptions(window=window).plan.stride == stride
-    assert WindowOptions(window=window, stride=1).plan.stride == 1
+    assert WindowOptions(window=window).plan(TEMPLATE).stride == stride
+    assert WindowOptions(window=window, stride=1).plan(TEMPLATE).stride == 1

@@ -155,9 +155,15 @@ def _warnings(result: RerankResult, options: ScoreOptions) -> list[str]:
         warnings.append(
             f"{_documents_were(result.unscored_documents)} not scored before the deadline, and are in your order"
         )
+    if result.scores.settled is not None:
+        warnings.append(
+            f"the deadline came before the order was settled: the first {result.scores.settled} places are final, the "
+            "others are the best order that was known"
+        )
     if result.scores.unordered:
-        what = "1 window" if result.scores.unordered == 1 else f"{result.scores.unordered} windows"
-        warnings.append(f"the model named no document of {what}, which kept the order it was given; ask again")
+        count, compared = result.scores.unordered, result.scores.comparisons
+        what = f"comparison{'' if count == 1 else 's'}" if compared else f"window{'' if count == 1 else 's'}"
+        warnings.append(f"the model named no document of {count} {what}, which kept the order it was given; ask again")
     return warnings
 
 

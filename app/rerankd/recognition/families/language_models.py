@@ -29,8 +29,6 @@ from rerankd.recognition.recognised import (
     Task,
     architecture,
     modules,
-    refused_family,
-    repository,
 )
 
 _CAUSAL_ENGINES: Final[Mapping[Task, Sequence[str]]] = {
@@ -76,20 +74,24 @@ def _template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
 
 
 def chosen_template(files: ModelFiles, asked: Asked) -> PromptTemplate | None:
-    """The template that the operator names, or else the one that knows the repository."""
+    """The template that the operator names, or else the one that knows the adapter, or the repository."""
     named = asked.options.get("template")
-    usable = (one for one in asked.templates if one.method in _HEADS)
-    return next((one for one in usable if (one.name == named if named else one.fits(files.repository))), None)
+    usable = [one for one in asked.templates if one.method in _HEADS]
+    if named:
+        return next((one for one in usable if one.name == named), None)
+    known = (one for trained in (asked.adapter, files.repository) for one in usable if one.fits(trained))
+    return next(known, None)
 
 
 def prompted_model(name: str, files: ModelFiles, asked: Asked, template: PromptTemplate) -> Outcome:
     """A causal model that reads a template's prompt."""
+    trained = asked.adapter if template.fits(asked.adapter) else files.repository
     evidence = [
         Evidence("config.json", f"architectures = {files.architecture!r}"),
         *modules(files),
         Evidence("the operator", f"template = {template.name!r}")
         if asked.options.get("template")
-        else Evidence("the hub", f"the name {files.repository!r}, which is template {template.name!r}'s"),
+        else Evidence("the hub", f"the name {trained!r}, which is template {template.name!r}'s"),
     ]
     try:
         refuse_other_than_language_model(files, scorer=template.method)
@@ -199,7 +201,7 @@ _OWN: Final = "language models with a template of your own"
 _UNKNOWN: Final = "other language models"
 _TRANSCRIPTION: Final = "transformers: the card's procedure, whole logits at the last place"
 _WRITTEN: Final = "transformers: greedy generation, the order that it writes"
-_READS_LONG: Final = "use Qwen/Qwen3-Reranker-0.6B, or castorini/rank_zephyr_7b_v1_full for lists"
+_CHOSEN: Final = "transformers: greedy generation, the label that it writes; the authors' sort by such labels"
 
 FAMILIES: Final[Sequence[Family]] = (
     Family(
@@ -207,13 +209,6 @@ FAMILIES: Final[Sequence[Family]] = (
         repositories=["jinaai/jina-reranker-v3", "jinaai/jina-reranker-v3.5"],
         recognise=_last_but_not_late,
         oracle="transformers: the authors' `rerank`, one block after another",
-    ),
-    refused_family(
-        "setwise rerankers",
-        ["ielabgroup/Rank-R1-7B-v0.1"],
-        lambda files: repository(files, "ielabgroup/Rank-R1-*"),
-        because="it names the best of a set, and no scorer sorts by that",
-        instead=_READS_LONG,
     ),
     _prompted("Qwen3-Reranker", ["Qwen/Qwen3-Reranker-0.6B", "Qwen/Qwen3-Reranker-4B", "Qwen/Qwen3-Reranker-8B"],
               ["qwen3-reranker"], oracle=_TRANSCRIPTION),
@@ -233,6 +228,11 @@ FAMILIES: Final[Sequence[Family]] = (
     _prompted("ReasonRank", ["liuwenhan/reasonrank-7B", "liuwenhan/reasonrank-32B"], ["reasonrank"],
               oracle=_WRITTEN, exported=False),
     _prompted("Rank-K, greedily", ["hltcoe/Rank-K-32B"], ["rank-k"], oracle=_WRITTEN, exported=False),
+    _prompted("Rank-R1", ["ielabgroup/Rank-R1-3B-v0.1", "ielabgroup/Rank-R1-7B-v0.1", "ielabgroup/Rank-R1-14B-v0.1"],
+              ["rank-r1"], oracle=_CHOSEN, exported=False),
+    _prompted("RM-R1, which chooses the best of several answers",
+              ["gaotang/RM-R1-Qwen2.5-Instruct-7B", "gaotang/RM-R1-DeepSeek-Distilled-Qwen-7B"],
+              ["rm-r1-instruct", "rm-r1-distilled"], oracle=_CHOSEN, exported=False),
     _prompted("Rank1", ["jhu-clsp/rank1-0.5b", "jhu-clsp/rank1-7b", "jhu-clsp/rank1-32b"], ["rank1"],
               oracle="transformers: greedy generation, whole logits where the answer is written", exported=False),
     Family(

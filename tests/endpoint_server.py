@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,12 +12,21 @@ from typing import Any
 
 @dataclass
 class Script:
-    """What the server answers, one after another (the last for ever), and what it was asked."""
+    """What the server answers, one after another (the last for ever), or what `reply` makes of a request's messages;
+    and what it was asked.
+    """
 
     answers: list[tuple[int, Any]]
     headers: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     seconds_per_byte: float = 0.0
+    reply: Callable[[list[dict[str, str]]], str] | None = None
+
+
+def _answer(script: Script, body: dict[str, Any]) -> tuple[int, Any]:
+    if script.reply is not None:
+        return 200, completion(script.reply(body["messages"]))
+    return script.answers[min(len(script.asked), len(script.answers)) - 1]
 
 
 @contextmanager
@@ -26,7 +35,7 @@ def serving_endpoint(script: Script) -> Iterator[str]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             script.asked.append((self.path, body, dict(self.headers)))
-            status, content = script.answers[min(len(script.asked), len(script.answers)) - 1]
+            status, content = _answer(script, body)
             sent = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             for name, value in {"content-length": str(len(sent)), **script.headers}.items():

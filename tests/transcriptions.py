@@ -5,12 +5,12 @@ vocabulary, no batch, no padding, nothing shared, none of our code. What ours gi
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from tokenizers import Tokenizer
 from rerankd.domain import FloatArray
 from tests.tiny_causal import JINA_MARKERS
 from tests.tiny_models import MAX_LENGTH
+
+T = TypeVar("T")
 
 _SYSTEM: Final = (
     "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query"
@@ -672,6 +674,115 @@ def list_prompt(template: str, folder: Path, query: str, documents: Sequence[str
     # QwQ's template begins the thought, Qwen 2.5's does not.
     text += "<think>\n" if template == "rank-k" else ""
     return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def in_chat(family: str, messages: Sequence[dict[str, str]]) -> str:
+    """A conversation by a family's own chat template, up to where the model answers."""
+    from jinja2 import Template  # noqa: PLC0415 - comes with transformers
+
+    return str(Template(CHATS[family]).render(messages=messages, add_generation_prompt=True))
+
+
+def plain_ids(folder: Path, text: str) -> list[int]:
+    """The ids of a finished prompt, without any token that the tokenizer adds."""
+    tokenizer, _ = _loaded(folder)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def rank_r1_messages(query: str, documents: Sequence[str]) -> list[dict[str, str]]:
+    """The conversation in which Rank-R1's authors ask for the best document."""
+    texts = "\n".join(f"[{number}] {text}" for number, text in enumerate(documents, 1))
+    thinking = (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
+        "assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
+        "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, "
+        "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>."
+    )
+    asked = (
+        f'Given the query: "{query}", which of the following documents is most relevant?\n{texts}\nAfter completing '
+        "the reasoning process, please provide only the label of the most relevant document to the query, enclosed in "
+        "square brackets, within the answer tags. For example, if the third document is the most relevant, the answer "
+        "should be: <think> reasoning process here </think> <answer>[3]</answer>."
+    )
+    return [{"role": "system", "content": thinking}, {"role": "user", "content": asked}]
+
+
+def rm_r1_prompt(query: str, answers: Sequence[str]) -> str:
+    """The whole prompt with which RM-R1's authors ask a distilled model for the better of two answers."""
+    shown = "\n\n".join(
+        f"[The Start of Chatbot {name}'s Response]\n{text}\n[The End of Chatbot {name}'s Response]"
+        for name, text in zip("AB", answers, strict=True)
+    )
+    user = (
+        "Please act as an impartial judge and evaluate the quality of the responses provided by two AI Chatbots to the "
+        f"Client question displayed below. \n\n[Client Question]\n{query}\n\n{shown}\n\nOutput your final verdict at "
+        "last by strictly following this format: '<answer>[[A]]</answer>' if Chatbot A is better, or "
+        "'<answer>[[B]]</answer>' if Chatbot B is better."
+    )
+    return f"<｜begin▁of▁sentence｜><｜User｜>{user}<｜Assistant｜><think>\n"  # noqa: RUF001 - DeepSeek's markup
+
+
+def setwise_sort(
+    documents: Sequence[T], best: Callable[[Sequence[T]], int | None], *, children: int, k: int
+) -> list[T]:
+    """The first k as the authors of Setwise sort: a heap whose nodes ask for the best of them and their children."""
+    heap = list(documents)
+
+    def heapify(size: int, node: int) -> None:
+        below = list(range(children * node + 1, min(children * (node + 1) + 1, size)))
+        if below:
+            places = [node, *below]
+            found = best([heap[place] for place in places])
+            largest = places[found or 0]
+            if largest != node:
+                heap[node], heap[largest] = heap[largest], heap[node]
+                heapify(size, largest)
+
+    for node in range(len(heap) // children, -1, -1):
+        heapify(len(heap), node)
+    for taken, last in enumerate(range(len(heap) - 1, 0, -1), 1):
+        heap[last], heap[0] = heap[0], heap[last]
+        if taken == k:
+            break
+        heapify(last, 0)
+    return heap[::-1][:k]
+
+
+def setwise_labels(folder: Path, query: str, documents: Sequence[str]) -> FloatArray:
+    """The logits of the labels in the prompt of the template `setwise-chatml`, behind "["."""
+    tokenizer, _ = _loaded(folder)
+    passages = "\n\n".join(
+        f'[{label}] "{text}"' for label, text in zip(string.ascii_uppercase, documents, strict=False)
+    )
+    persona = (
+        "You are an intelligent assistant that selects the most relevant passage from a set of passages, based on "
+        "their relevance to the query."
+    )
+    user = (
+        f'Given a query "{query}", which of the following {len(documents)} passages is the most relevant one to the '
+        f"query?\n\n{passages}\n\nOutput only the label of the most relevant passage, in square brackets, e.g. [B]."
+    )
+    text = f"<|im_start|>system\n{persona}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n["
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    labels = [tokenizer.convert_tokens_to_ids(label) for label in string.ascii_uppercase[: len(documents)]]
+    return _logits_after(folder, ids)[labels]
+
+
+def greedy_logprobs(folder: Path, ids: Sequence[int], *, tokens: int) -> list[float]:
+    """The log-probabilities of what transformers writes behind these tokens, greedily, up to its end."""
+    import torch  # noqa: PLC0415 - as above
+
+    _, model = _loaded(folder)
+    written = list(ids)
+    logprobs = []
+    for _ in range(tokens):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([written]), use_cache=False).logits[0, -1].float()
+        written.append(int(logits.argmax()))
+        logprobs.append(float(logits.log_softmax(-1).max()))
+        if written[-1] == model.generation_config.eos_token_id:
+            break
+    return logprobs
 
 
 def greedy_ids(folder: Path, ids: Sequence[int], *, tokens: int) -> list[int]:

@@ -23,6 +23,7 @@ from rerankd.recognition.families import recognise
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Recognised
 from rerankd.scorers.first import First
+from rerankd.scorers.generative import Generative
 from rerankd.scorers.templates import known_templates
 from rerankd.serving.assembly import load_parts, running_service
 from rerankd.telemetry.observer import Silent
@@ -35,6 +36,7 @@ from tests.tiny_causal import (
     build_classifier,
     build_jina_v3,
     build_nemotron,
+    build_qwen2,
     build_qwen3_vl,
     build_rank1,
 )
@@ -56,18 +58,23 @@ from tests.transcriptions import (
     e2rank_scores,
     first_logits,
     first_step_logits,
+    greedy_logprobs,
     gte_logits,
+    in_chat,
     jina_v3_scores,
     lightweight_logits,
     minicpm_logits,
     mxbai_rerank_logits,
     nemotron_logits,
+    plain_ids,
     prompted_logits,
     provence_logits,
     qwen3_reranker_logits,
     qwen3_vl_logits,
     rank1_logits,
+    rank_r1_messages,
     reward_logits,
+    rm_r1_prompt,
 )
 
 pytestmark = pytest.mark.slow
@@ -610,6 +617,60 @@ async def test_jina_v3_compares_as_its_authors_do(config: Mapping[str, Any], tmp
     assert np.array_equal(again.scores.values, ours[0])
     assert again.scores.cached is not None
     assert again.scores.cached.all()
+
+
+CHOOSERS: list[tuple[str, str, str, int, Callable[[str, Sequence[str]], str]]] = [
+    (
+        "Rank-R1",
+        "ielabgroup/Rank-R1-7B-v0.1",
+        "rank-r1",
+        4,
+        lambda query, texts: in_chat("qwen3", rank_r1_messages(query, texts)),
+    ),
+    (
+        "RM-R1, which chooses the best of several answers",
+        "gaotang/RM-R1-DeepSeek-Distilled-Qwen-7B",
+        "rm-r1-distilled",
+        2,
+        rm_r1_prompt,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "repository", "template", "size", "written"), CHOOSERS, ids=lambda one: str(one)[:20]
+)
+@pytest.mark.usefixtures("_torch_on_one_thread")
+def test_a_chooser_is_asked_and_writes_as_its_authors_do(
+    family: str,
+    repository: str,
+    template: str,
+    size: int,
+    written: Callable[[str, Sequence[str]], str],
+    tmp_path: Path,
+) -> None:
+    """The same prompts, and the same tokens with the same probabilities: alone, and beside longer prompts."""
+    folder = build_qwen2(_place(tmp_path, repository))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    asked = Asked(options={"answer_tokens": 6}, templates=known_templates([SHIPPED_TEMPLATES]))
+    found = recognise(ModelFiles.read(folder), asked)
+    assert isinstance(found, Recognised), str(found)
+    assert (found.family, found.template) == (family, template)
+    entry = {"name": "m", "path": folder, "scorer": "auto", "engine": "auto", "options": {"answer_tokens": 6}}
+    settings = Settings(registry=write_registry(tmp_path, [entry]))
+    parts = load_parts(served_registry(settings).model[0], settings)
+    lists, engine = parts.scorer, computed_here(parts.engine)
+    assert isinstance(lists, Generative)
+    windows = [[" ".join(text.split()) for text in DOCUMENTS[start : start + size]] for start in range(1, 5)]
+    payloads = [lists.encode_window(QUERY, window, max_document_tokens=None).encoding for window in windows]
+    expected = [plain_ids(folder, written(QUERY, window)) for window in windows]
+    assert [payload.ids.tolist() for payload in payloads] == expected
+    together, alone = engine.run(payloads), [engine.run([payload])[0] for payload in payloads]
+    assert [one.text for one in together] == [one.text for one in alone]
+    ours = [value for one in (*together, *alone) for value in one.logprobs]
+    theirs = [value for ids in expected for value in greedy_logprobs(folder, ids, tokens=6)]
+    hold(family, np.array(ours), np.array(theirs * 2), first=True)
 
 
 @pytest.mark.usefixtures("_torch_on_one_thread")

@@ -185,7 +185,7 @@ class _Asking(Generic[T, R]):
     tokenizing: SharedWorker
 
     def estimate(self, query: str, documents: Sequence[str], course: Course, *, prompts: int) -> Estimate:
-        """What so many prompts cost that show documents of average length."""
+        """What this number of prompts costs, with documents of average length."""
         compared = [len(documents[index]) for index in course.order[: course.depth].tolist()]
         characters = prompts * (course.size * sum(compared) / len(compared) + len(query))
         return Estimate(characters=round(characters), items=prompts, longest=self.comparator.max_length)

@@ -39,7 +39,8 @@ class ScoreCodec:
         fields = [("value", "<f4"), ("tokens", "<u4"), dropped]
         self._score = np.dtype(fields)
         self._entry = np.dtype([("mark", _MARK), *fields])
-        self._bytes = np.dtype(f"V{self._entry.itemsize}")
+        self.size = self._entry.itemsize
+        self._bytes = np.dtype(f"V{self.size}")
 
     def keeps(self, scores: Scores) -> BoolArray:
         """Which scores get an entry: those that exist and are finite."""
@@ -55,8 +56,8 @@ class ScoreCodec:
 
     def read(self, stored: Sequence[bytes | None]) -> tuple[Scores, IntArray]:
         """The scores in entries, and which of `stored` these entries are. A store may hold anything under our keys."""
-        size = self._entry.itemsize
-        whole = [bytes(size) if entry is None or len(entry) != size else entry for entry in stored]
+        size, none = self.size, bytes(self.size)
+        whole = [none if entry is None or len(entry) != size else entry for entry in stored]
         entries = np.frombuffer(b"".join(whole), dtype=self._entry)
         found = np.flatnonzero((entries["mark"] == self._number) & np.isfinite(entries["value"]))
         return _unpacked(entries if len(found) == len(entries) else entries[found]), found
@@ -92,10 +93,10 @@ class MarkedCodec:
 
     def read(self, stored: Sequence[bytes | None]) -> tuple[Scores, IntArray]:
         """As `ScoreCodec`."""
-        scores, found = self._scores.read([None if entry is None else entry[:_SIZE] for entry in stored])
+        scores, found = self._scores.read([None if entry is None else entry[: self._scores.size] for entry in stored])
         marks = np.full(len(found), None, dtype=np.object_)
         for place, index in enumerate(found.tolist()):
-            rest = (stored[index] or b"")[_SIZE:]
+            rest = (stored[index] or b"")[self._scores.size :]
             if len(rest) % 4 == 0:
                 marks[place] = np.frombuffer(rest, dtype="<f4")
         whole = np.flatnonzero([one is not None and bool(np.isfinite(one).all()) for one in marks])

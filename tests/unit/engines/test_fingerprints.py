@@ -91,9 +91,12 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "attention": {
         "best_last": [True, False],
+        "both_orders": [True, False],
         "depth": [50, 60],
         "identifiers": ["alphabetical", "numeric"],
+        "rounds": [3, 4],
         "schedule": ["sliding", "tournament"],
+        "settle": [3, 4],
         "stride": [2, 3],
         "template": ["icr-llama-3", "icr-mistral"],
         "window": [8, 9],

@@ -147,7 +147,11 @@ class RemoteClient:
                     f"{self._base}{path}", orjson.dumps({**body, **self._options.parameters}), deadline
                 )
         except _NoAnswer as error:
-            self._failed(str(error), shown=error.shown, pause_s=error.pause_s)
+            if perf_counter() >= deadline:
+                # Its caller's deadline ended it: that says no more of the remote than a caller that goes away.
+                self._given_up(perf_counter() - started)
+            else:
+                self._failed(str(error), shown=error.shown, pause_s=error.pause_s)
             message = f"the remote model ({self.name}) did not answer: {error.shown}"
             raise RemoteUnavailable(message, retry_after_s=max(1.0, error.pause_s)) from None
         except RemoteFailed:

@@ -42,7 +42,7 @@ _HEADS: Final[Mapping[str, str]] = {
     "yes-no": "the logits of the template's answer tokens at the last place",
     "first": "the logits of the identifiers at the last place",
     "pairwise": "the logits of the template's answer tokens at the last place",
-    "generative": "the order that the model writes",
+    "generative": "the order, or the label of the best, that the model writes",
     "reasoning": "the logits of the template's answers behind the thought that the model writes",
 }
 

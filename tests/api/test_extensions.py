@@ -112,7 +112,7 @@ async def test_every_aggregation_answers(api: Api, aggregation: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"truncation": "drop"}, "truncation must be one of 'truncate', 'error' or 'chunk'"),
+        ({"truncation": "drop"}, "truncation must be one of 'truncate', 'error', 'chunk' or 'extract'"),
         ({"truncation": True}, "truncation must be "),
         ({"passages": 5}, "passages must be "),
         ({"passages": {"tokens": 15}}, "passages.tokens must be "),

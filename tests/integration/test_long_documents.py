@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rerankd.config.registry import read_registry
 from rerankd.config.settings import Settings
 from rerankd.domain import (
     Aggregation,
@@ -19,7 +21,7 @@ from rerankd.domain import (
     Side,
     Truncation,
 )
-from rerankd.errors import InvalidRequest
+from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.serving.assembly import running_service
 from rerankd.serving.service import RerankService
 from rerankd.telemetry.observer import Silent
@@ -126,3 +128,22 @@ async def test_the_end_of_a_document_is_read_when_its_left_is_cut(tmp_path: Path
         alone = await _rerank(service, _LONG[int(passages.starts[0]) :], options=ScoreOptions())
         assert alone.scores.values[0] == result.scores.values[0]
         assert alone.dropped_tokens == 0
+
+
+async def test_passages_that_the_model_itself_selects_score_as_all_of_them(tmp_path: Path) -> None:
+    async with _service(tmp_path, passage_selector="tiny") as service:
+        whole = await _rerank(service, _LONG, CORPUS[0], _LONG[500:])
+        chosen = replace(_CHUNK, passages=PassageWishes(select=1))
+        selected = await _rerank(service, _LONG, CORPUS[0], _LONG[500:], options=chosen)
+        assert selected.scores.values.tolist() == whole.scores.values.tolist()
+        assert whole.scores.passages is not None
+        assert selected.scores.passages is not None
+        assert selected.scores.passages.starts.tolist() == whole.scores.passages.starts.tolist()
+        assert selected.scores.passages.counts.tolist() == [1, 1, 1]
+        assert selected.dropped_tokens > whole.dropped_tokens
+
+
+def test_a_selector_that_is_not_served_is_named(tmp_path: Path) -> None:
+    registry = write_registry(tmp_path, [{"name": "tiny", "path": TINY_BERT, "passage_selector": "tyni"}])
+    with pytest.raises(ConfigError, match=r"passage_selector of 'tiny'.*no model has the name or alias 'tyni'"):
+        read_registry(registry)

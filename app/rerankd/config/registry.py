@@ -1,6 +1,6 @@
 """The registry of served models, as a registry file describes it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -89,6 +89,11 @@ class ModelSpec(BaseModel):
     confidence: ConfidencePlan = Field(
         default=ConfidencePlan(), description="How sure the model is of its order, and when answers abstain."
     )
+    passage_selector: str | None = Field(
+        default=None,
+        description="A served model that chooses the passages of `passages.select`, by name or alias; default: the "
+        "query's words.",
+    )
     batch_pairs: int | None = Field(default=None, ge=1, description="Pairs per forward pass.")
     fallback: str | None = Field(
         default=None, description="A served model that answers where this one cannot, by name or alias."
@@ -142,8 +147,8 @@ class ModelSpec(BaseModel):
 
 
 def _others_of(spec: ModelSpec) -> list[str]:
-    """The models that an entry needs: its cascade's members and its fallback."""
-    return [*(step.model for step in spec.cascade), *([spec.fallback] if spec.fallback else [])]
+    """The models that an entry needs: its cascade's members, its fallback and its selector."""
+    return [*(step.model for step in spec.cascade), *filter(None, (spec.fallback, spec.passage_selector))]
 
 
 def _repository(spec: ModelSpec) -> str:
@@ -176,6 +181,7 @@ class Registry(BaseModel):
         if self.default is not None and self.default not in owners:
             raise ValueError(f"default = {self.default!r}: {_not_served(self.default, owners)}")
         self._check_fallbacks(owners)
+        _check_selectors(self.model, owners)
         cascades = {spec.name for spec in self.model if spec.stages}
         for spec in self.model:
             for step in spec.cascade:
@@ -278,6 +284,12 @@ class Registry(BaseModel):
             aliases={name: model for name, model in self.aliases.items() if model in served},
             model=kept,
         )
+
+
+def _check_selectors(models: Sequence[ModelSpec], owners: Collection[str]) -> None:
+    for spec in models:
+        if spec.passage_selector is not None and spec.passage_selector not in owners:
+            raise ValueError(f"passage_selector of {spec.name!r}: {_not_served(spec.passage_selector, owners)}")
 
 
 def _named_twice(name: str, first: str, second: str) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
+from typing import Protocol
 
+from rerankd.domain.arrays import FloatArray
 from rerankd.domain.confidence import ConfidencePlan
 from rerankd.domain.fusion import FusionWishes
 from rerankd.domain.queries import QueryWishes
@@ -255,6 +257,21 @@ def _bounded(name: str, wish: int | None, least: int, most: int) -> int:
     return wish
 
 
+class Selector(Protocol):
+    """A cheap ranker of passages (Hofstätter et al., "Intra-Document Cascading for Efficient Passage and Document
+    Ranking", SIGIR 2021).
+    """
+
+    async def values(
+        self, query: str, passages: Sequence[str], counts: Sequence[int], options: "ScoreOptions", /
+    ) -> FloatArray:
+        """How much each passage is worth reading, shape [passages]; `counts` of them belong to each document.
+
+        Raises:
+            RerankError: see `rerankd.errors`.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
     """What a stage must know beside the texts.
@@ -262,7 +279,7 @@ class ScoreOptions:
     `truncation` None is the model's own policy. `max_tokens_per_pair` counts the query, the document and all that the
     model reads around them; it is for `truncation: truncate`. `instruction` tells an instruction-following model what
     "relevant" means. The caller sees only the best `top_n` documents. Requests of one `scope` do not find what others
-    cached.
+    cached. `selector` chooses the passages of `passages.select`, None: by words.
     """
 
     max_tokens_per_doc: int | None = None
@@ -279,6 +296,7 @@ class ScoreOptions:
     fusion: FusionWishes | None = None
     queries: QueryWishes | None = None
     confidence: ConfidencePlan | None = None
+    selector: Selector | None = None
     scope: str = ""
     terms: Terms = Terms()
 

@@ -8,7 +8,7 @@ Understanding for IR with Contextual Neural Language Modeling", SIGIR 2019.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -62,19 +62,6 @@ class _Cut:
         return _Cut([self.spans[index] for index in chosen], windows, self.dropped + unread)
 
 
-class Selector(Protocol):
-    """A cheap ranker of passages (Hofstätter et al., "Intra-Document Cascading", SIGIR 2021)."""
-
-    async def values(
-        self, query: str, passages: Sequence[str], counts: Sequence[int], options: ScoreOptions
-    ) -> FloatArray:
-        """How much each passage is worth reading, shape [passages]; `counts` of them belong to each document.
-
-        Raises:
-            RerankError: see `rerankd.errors`.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class WordSelector:
     """Prefers passages that have many of the query's words, the rare ones of a document first."""
@@ -107,18 +94,15 @@ class PassageStage:
         *,
         plan: PassagePlan,
         truncation: Truncation = Truncation.TRUNCATE,
-        selector: Selector | None = None,
     ) -> None:
-        """`plan` and `truncation` are the operator's; a request may wish otherwise. Without a `selector` words select
-        passages.
-        """
+        """`plan` and `truncation` are the operator's; a request may wish otherwise."""
         self._inner = inner
         self._reader = reader
         self._batcher = batcher
         self._tokenizing = tokenizing
         self._plan = plan
         self._truncation = truncation
-        self._selector = selector or WordSelector(tokenizing)
+        self._words = WordSelector(tokenizing)
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
         """Score every document, in the order given: whole, by its end, or by its passages.
@@ -135,10 +119,10 @@ class PassageStage:
         estimate = self._estimate(documents, plan, limit=1 if from_the_end else plan.max_passages)
         async with self._batcher.admit(estimate, options.terms) as ticket:
             cuts = await self._cut(query, documents, options, None if from_the_end else plan)
-            if plan.select is not None:
-                cuts = await self._select(query, documents, cuts, plan.select, options)
             # Passages that are in the cache cost nothing more, and the others ask for themselves.
             ticket.release_to_ask_again()
+        if plan.select is not None:
+            cuts = await self._select(query, documents, cuts, plan.select, options)
         cutting = Timings(tokenize_s=perf_counter() - started)
         texts = [document[start:end] for document, cut in zip(documents, cuts, strict=True) for start, end in cut.spans]
         whole = replace(options, truncation=Truncation.TRUNCATE, truncation_side=Side.RIGHT, max_tokens_per_doc=None)
@@ -154,7 +138,8 @@ class PassageStage:
             return selected
         counts = [len(cuts[index].spans) for index in long]
         texts = [documents[index][start:end] for index in long for start, end in cuts[index].spans]
-        values = await self._selector.values(query, texts, counts, options)
+        selector = options.selector or self._words
+        values = await selector.values(query, texts, counts, options)
         for index, own in zip(long, np.split(values, np.cumsum(counts)[:-1]), strict=True):
             best = np.argsort(-own, kind="stable")[:most]
             selected[index] = cuts[index].only(np.sort(best).tolist())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from rerankd.domain import ScoreOptions, Scores
+from rerankd.domain import FloatArray, ScoreOptions, Scores, Truncation
 from rerankd.errors import InvalidRequest, RateLimited, RerankError
 from rerankd.serving.model import LoadedModel, ServedModel
 
@@ -43,6 +43,8 @@ async def answer(
         raise InvalidRequest(
             f"the model {model.name!r} does not prune documents; leave prune out, or name a model that does (Provence)"
         )
+    selector = model.passage_selector
+    options = replace(options, selector=None if selector is None else ModelSelector(selector, clock))
     fallback = model.fallback
     if fallback is None:
         return Answered(model, loaded, await loaded.stage.score(query, documents, options))
@@ -57,6 +59,29 @@ async def answer(
     other = await fallback.loaded_within(options.terms.deadline - clock())
     with other.usage:
         return await answer(fallback, other, query, documents, options, clock=clock)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSelector:
+    """Selects passages by a served model's scores; it is given nothing else that a request wishes."""
+
+    model: ServedModel
+    clock: Callable[[], float]
+
+    async def values(
+        self, query: str, passages: Sequence[str], _counts: Sequence[int], options: ScoreOptions, /
+    ) -> FloatArray:
+        """The raw score of each passage.
+
+        Raises:
+            RerankError: see `answer`.
+        """
+        terms = options.terms.undivided()
+        loaded = await self.model.loaded_within(terms.deadline - self.clock())
+        alone = ScoreOptions(truncation=Truncation.TRUNCATE, scope=options.scope, terms=terms)
+        with loaded.usage:
+            answered = await answer(self.model, loaded, query, passages, alone, clock=self.clock)
+        return answered.scores.values
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ def compare(
 
 def _loading(spec: ModelSpec) -> ModelSpec:
     """The part of an entry that its version depends on."""
-    return spec.model_copy(update={"aliases": (), "fallback": None})
+    return spec.model_copy(update={"aliases": (), "fallback": None, "passage_selector": None})
 
 
 def _called(spec: ModelSpec, registry: Registry) -> tuple[frozenset[str], str | None]:
@@ -287,12 +287,14 @@ class ModelHost:
         self._retry_failed()
 
     def _bind(self) -> None:
-        """Look up the members of cascades and the fallbacks again: an alias may mean another model now."""
+        """Look up the members of cascades, fallbacks and selectors again: an alias may mean another model now."""
         served = {
             name: entry.model for entry in self._entries.values() for name in (entry.model.name, *entry.model.aliases)
         }
         for entry in self._entries.values():
             entry.model.fallback = served[entry.spec.fallback] if entry.spec.fallback else None
+            selector = entry.spec.passage_selector
+            entry.model.passage_selector = served[selector] if selector else None
             entry.members = [ServedMember(step.model, served[step.model], step.depth) for step in entry.spec.cascade]
         self._follow()
 

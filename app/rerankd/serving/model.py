@@ -139,6 +139,7 @@ class ServedModel:
         self.remark = ""
         self.ignores: Collection[str] = ()
         self.fallback: ServedModel | None = None
+        self.passage_selector: ServedModel | None = None
         self._warning = ""
         self._loaded: LoadedModel | None = None
         self._settled = asyncio.Event()

@@ -52,7 +52,11 @@ def test_no_odd_value_is_told_in_another_librarys_words(dialect: Dialect) -> Non
         (COHERE_V2, {"top_n": "many"}, "top_n must be a whole number, not 'many'"),
         (COHERE_V2, {"top_n": [1]}, "top_n must be a whole number, not a list"),
         (COHERE_V2, {"documents": ...}, "documents is missing"),
-        (COHERE_V2, {"truncation": "drop"}, "truncation must be one of 'truncate', 'error' or 'chunk', not 'drop'"),
+        (
+            COHERE_V2,
+            {"truncation": "drop"},
+            "truncation must be one of 'truncate', 'error', 'chunk' or 'extract', not 'drop'",
+        ),
         (COHERE_V2, {"passages": 5}, "passages must be an object, not 5"),
         (COHERE_V2, {"passages": {"tokens": "x"}}, "passages.tokens must be a whole number, not 'x'"),
         (COHERE_V2, {"max_tokens_per_doc": -1}, "max_tokens_per_doc must be at least 0, not -1"),

@@ -202,7 +202,7 @@ _A = "[[model]]\nname = 'a'\npath = 'p'\n"
         (_A + "[model.passages]\ntoken = 64", "passages: unknown key 'token' (did you mean 'tokens'?)"),
         (_A + "passages = { tokens = 1 }", "[[model]] number 1 ('a'): passages.tokens must be at least 16, not 1"),
         (_A + "aliases = ['b', 3]", "[[model]] number 1 ('a'): aliases[1] must be a text in quotes, not 3"),
-        (_A + "truncation = 'cut'", "truncation must be one of 'truncate' or 'chunk', not 'cut'"),
+        (_A + "truncation = 'cut'", "truncation must be one of 'truncate', 'chunk' or 'extract', not 'cut'"),
         ("[[model]]\nname = 'a b'\npath = 'p'", "'a b' cannot be a name"),
         (_A + _A, "'a' is there twice: two models have this name"),
         (_A + "aliases = ['a']", "'a' is there twice"),

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -30,10 +29,9 @@ class _Setup:
         self.observer = RecordingObserver()
         self.cache = MemoryCache(max_entries=1000)
         cached = CachedStage(self.inner, self.cache, fingerprint="f", observer=self.observer)
-        self.with_selector = partial(
-            PassageStage, cached, WordScorer(max_length=42), idle_batcher(), worker, plan=plan, truncation=truncation
+        self.stage = PassageStage(
+            cached, WordScorer(max_length=42), idle_batcher(), worker, plan=plan, truncation=truncation
         )
-        self.stage = self.with_selector()
 
     async def score(self, *documents: str, options: ScoreOptions = _CHUNK) -> Scores:
         return await self.stage.score("query", documents, options)
@@ -274,7 +272,7 @@ class _Perfect:
     """Selects as the model itself would."""
 
     async def values(
-        self, query: str, passages: Sequence[str], counts: Sequence[int], options: ScoreOptions
+        self, query: str, passages: Sequence[str], counts: Sequence[int], options: ScoreOptions, /
     ) -> FloatArray:
         del options
         assert sum(counts) == len(passages)
@@ -286,8 +284,7 @@ async def test_a_perfect_selector_gives_the_best_passage() -> None:
         documents = ["short", _WORDS, " ".join(reversed(_WORDS.split()))]
         whole = await setup.score(*documents)
         setup.inner.asked.clear()
-        setup.stage = setup.with_selector(selector=_Perfect())
-        options = replace(_CHUNK, passages=PassageWishes(select=1))
+        options = replace(_CHUNK, passages=PassageWishes(select=1), selector=_Perfect())
         selected = await setup.score(*documents, options=options)
         assert selected.values.tolist() == whole.values.tolist()
         assert selected.passages is not None

@@ -116,6 +116,7 @@ def _results(answer: dict[str, Any]) -> list[Any]:
         ({"windows": {"window": 4, "strides": 2}}, "windows.strides, windows"),
         ({"windows": {"window": 4}}, "windows"),
         ({"windows": None, "passages": None}, None),
+        ({"on_deadline": "partial"}, None),
         ({"documents": [{"text": "a", "mine": 1}]}, None),
         ({"a b": 1, "größe": 2, "x" * 65: 3, "line\nfeed": 4, "": 5, "fine": 6}, "fine"),
         ({f"f{number}": 1 for number in range(99)}, ", ".join(f"f{number}" for number in range(10))),

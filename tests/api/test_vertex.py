@@ -52,3 +52,8 @@ async def test_an_error_is_an_object_for_googles_clients(api: Api, body: object,
     assert error["code"] == status
     assert name in error["message"]
     assert error["message"] == answer.json()["message"]
+
+
+async def test_an_error_before_there_is_a_body_is_an_object_too(api: Api) -> None:
+    answer = await api.post(_PATH, content=b"{}", headers={"Content-Length": str(1 << 40)})
+    assert answer.status_code == answer.json()["error"]["code"] == 413

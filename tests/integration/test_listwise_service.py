@@ -171,6 +171,8 @@ async def test_a_listwise_model_names_the_wishes_that_it_ignores(server: Server)
         for wishes, ignored in (
             ({"passages": {"tokens": 32}}, "truncation, passages"),
             ({"truncation": "chunk"}, "truncation"),
+            ({"on_deadline": "partial"}, "on_deadline"),
+            ({"on_deadline": "partial", "model": "both"}, "on_deadline"),
             ({"truncation": "chunk", "model": "both"}, None),
             ({"truncation": "truncate"}, None),
         ):

@@ -28,8 +28,8 @@ def test_hostile_bodies_take_memory_in_proportion_to_their_bytes(tmp_path: Path)
 
 def test_what_costs_too_much_does_not_hold() -> None:
     costs = [
-        Cost(name="memory", status=400, body_mib=1.0, memory_mib=75.0, cpu_s=0.1, loop_ms=1.0),
-        Cost(name="loop", status=500, body_mib=1.0, memory_mib=73.0, cpu_s=0.1, loop_ms=101.0),
+        Cost(name="memory", status=400, body_mib=1.0, memory_mib=75.0, cpu_s=0.1, loop_ms=1.0, loop_cpu_ms=101.0),
+        Cost(name="loop", status=500, body_mib=1.0, memory_mib=73.0, cpu_s=0.1, loop_ms=101.0, loop_cpu_ms=1.0),
     ]
-    assert [claim.holds for claim in claims_of(costs)] == [True, False, False, False, True]
-    assert all(claim.holds for claim in claims_of([Cost("fine", 200, 1.0, 73.0, 0.1, 99.0)]))
+    assert [claim.holds for claim in claims_of(costs)] == [True, False, False, False, False, True]
+    assert all(claim.holds for claim in claims_of([Cost("fine", 200, 1.0, 73.0, 0.1, 99.0, 99.0)]))

@@ -143,7 +143,7 @@ class _Endpoint:
         fields = {**request.path_params, **body.fields}
         dialect = self._choice.of(fields, request.headers)
         call.facts.dialect = dialect.name
-        claim = claim_of(request.scope)
+        claim = call.claim = claim_of(request.scope)
         claim.take(DOCUMENT_BYTES * min(dialect.count(fields), self._limits.documents))
         parsing = _parse(dialect, fields, body.text, limits=self._limits, strict=self._strict)
         parsed_body, requests = await self._run_sliced(parsing, call, request.receive, size=len(body.text))

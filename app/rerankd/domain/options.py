@@ -311,5 +311,6 @@ class ScoreOptions:
             "confidence": self.confidence,
             "max_tokens_per_query": self.max_tokens_per_query,
             "truncate_prompt_tokens": self.max_tokens_per_pair,
+            "on_deadline": self.terms.partial or None,
         }
         return [name for name, wish in wishes.items() if wish is not None]

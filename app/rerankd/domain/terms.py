@@ -1,5 +1,6 @@
 """How a request's work is scheduled among that of others, and what counts its cost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Final, Protocol
@@ -32,6 +33,9 @@ class Meter(Protocol):
     def compute(self, tokens: int) -> None:
         """Count tokens that went to the engine."""
 
+    def start_over(self) -> None:
+        """Forget what was read and computed: the model could not answer, and another one does it again."""
+
 
 class Unmetered:
     """Counts nothing: for the service's own work, and for callers without a quota."""
@@ -47,8 +51,15 @@ class Unmetered:
     def compute(self, tokens: int) -> None:
         pass
 
+    def start_over(self) -> None:
+        pass
+
 
 UNMETERED: Final = Unmetered()
+
+
+def hold_uncounted(_size: int) -> None:
+    """For the service's own work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +69,8 @@ class Terms:
     `caller` owns the work (an API key's name). Among one caller's requests a lower `priority` goes first, 0 to 999.
     `urgent` work goes before everything that waits, and is never rejected. `deadline` is a moment on the clock of
     `time.perf_counter`. When it comes, a `partial` answer holds what is scored by then. Work that is not `divisible`
-    cannot be answered in part. `meter` counts what the work costs.
+    cannot be answered in part. `meter` counts what the work costs. `hold` counts bytes that it keeps until there is an
+    answer, beside those of the request; it raises Overloaded or RequestTooLarge where there is no room.
     """
 
     caller: str = ""
@@ -68,6 +80,7 @@ class Terms:
     partial: bool = False
     divisible: bool = True
     meter: Meter = UNMETERED
+    hold: Callable[[int], None] = hold_uncounted
 
     def undivided(self) -> "Terms":
         """The same terms for work that is only of use as a whole, such as an order."""

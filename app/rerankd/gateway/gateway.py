@@ -26,7 +26,7 @@ from rerankd.concurrency.pacing import Pacing
 from rerankd.config.api_keys import Scope
 from rerankd.domain import RerankRequest, RerankResult, images_of
 from rerankd.domain.requests import queries_of
-from rerankd.errors import InvalidRequest
+from rerankd.errors import InvalidRequest, RequestTooLarge
 from rerankd.gateway.failures import failure_of
 from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES, Claim, HeldBytes
 from rerankd.gateway.keys import ApiKeys, Caller
@@ -78,7 +78,7 @@ class Gateway:
         with self.call(facts) as call:
             call.identify([api_key.encode()] if api_key else [])
             call.deadline = call.started + timeout_s
-            claim = Claim(self.held, call.facts.key)
+            claim = call.claim = Claim(self.held, call.facts.key)
             try:
                 claim.take(sum(map(_bytes_of, requests)))
                 return await call.paced(call.rerank(requests))
@@ -104,7 +104,9 @@ class Gateway:
 
 
 class GatewayCall:
-    """One call, from its first byte to its answer. `deadline` is a moment on the service's clock, as `started` is."""
+    """One call, from its first byte to its answer. `deadline` is a moment on the service's clock, as `started` is.
+    `claim` is what the front end holds for it, and releases.
+    """
 
     def __init__(self, gateway: Gateway, facts: CallFacts) -> None:
         self.facts = facts
@@ -113,6 +115,7 @@ class GatewayCall:
         self._gateway = gateway
         self._service = gateway.service
         self._meter: RequestMeter | None = None
+        self.claim = Claim(gateway.held, "")
 
     def __enter__(self) -> Self:
         self._gateway.observer.request_started()
@@ -176,8 +179,18 @@ class GatewayCall:
         self._meter.settle(self.facts.tokens)
         return results
 
+    def _hold(self, size: int) -> None:
+        if size > self.claim.held.max_bytes:
+            raise RequestTooLarge(
+                f"the vectors of this request take {size} bytes; at most {self.claim.held.max_bytes} may be held: "
+                "send fewer documents, or fewer passages of them"
+            )
+        self.claim.take(size)
+
     def _with_terms(self, request: RerankRequest, meter: RequestMeter) -> RerankRequest:
-        terms = replace(request.options.terms, caller=self.facts.key, deadline=self.deadline, meter=meter)
+        terms = replace(
+            request.options.terms, caller=self.facts.key, deadline=self.deadline, meter=meter, hold=self._hold
+        )
         return replace(request, options=replace(request.options, terms=terms))
 
 

@@ -141,6 +141,10 @@ class RequestMeter:
     def compute(self, tokens: int) -> None:
         self._computed += tokens
 
+    def start_over(self) -> None:
+        """Forget what was read and computed, but keep what was reserved: another model answers instead."""
+        self._read = self._computed = 0
+
     def settle(self, tokens: int) -> None:
         """The request succeeded and costs `tokens`; a partial answer costs at least what was computed for it."""
         self._settled = True

@@ -73,6 +73,7 @@ class BatchedTexts(Generic[T, R]):
             if options.truncation is Truncation.ERROR and encoded.dropped.any():
                 nothing = np.zeros(len(texts), dtype=np.int64)
                 return Embedded(vectors=[None] * len(texts), tokens=nothing, dropped=encoded.dropped, timings=timings)
+            options.terms.hold(sum(map(self._scorer.form.bytes_of, encoded.tokens.tolist())))
             payloads = [item.payload for item in encoded.items]
             outcome = await ticket.run(encoded.items)
         done = finished(outcome, len(texts))

@@ -7,6 +7,7 @@ scorer of comparisons two at a time.
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -239,6 +240,10 @@ class VectorForm:
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes of the vectors of a text with this many tokens, at most."""
+        return self.dtype.itemsize * prod(tokens if size < 0 else size for size in self.shape)
 
     @property
     def texts_at_a_time(self) -> int:

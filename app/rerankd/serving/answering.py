@@ -56,6 +56,7 @@ async def answer(
         model.failed_to_answer(error.code)
         extra = {"model": model.name, "fallback": fallback.name, "reason": error.message}
         logger.warning("a fallback answers", extra=extra)
+    options.terms.meter.start_over()
     other = await fallback.loaded_within(options.terms.deadline - clock())
     with other.usage:
         return await answer(fallback, other, query, documents, options, clock=clock)

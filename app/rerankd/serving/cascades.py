@@ -73,7 +73,7 @@ def _loaded(members: Sequence[ServedMember], tokenizing: SharedWorker, fusion: F
             "stages": [member.name if member.depth is None else f"{member.name}:{member.depth}" for member in members],
             "scores": "rank",
         },
-        ignores={"relevant_spans", "confidence"}.union(
+        ignores={"relevant_spans", "confidence", "on_deadline"}.union(
             set.intersection(*(set(member.model.ignores) for member in members))
         ),
     )

@@ -49,7 +49,8 @@ from rerankd.scorers.ranking import Activation, identity
 from rerankd.telemetry.observer import Observer
 
 _NOT_FOR_PAIRS: Final = ("windows",)
-_NOT_FOR_LISTS: Final = (
+# Their scores depend on the other documents.
+_NOT_FOR_CHOSEN: Final = (
     "truncation",
     "passages",
     "max_tokens_per_query",
@@ -57,9 +58,10 @@ _NOT_FOR_LISTS: Final = (
     "relevant_spans",
     "confidence",
 )
-
-# They depend on the other documents.
-_NOT_FOR_BLOCKS: Final = ("windows", *_NOT_FOR_LISTS)
+_NOT_FOR_TOGETHER: Final = ("windows", *_NOT_FOR_CHOSEN)
+# A part of their work is of no use.
+_NOT_FOR_LISTS: Final = (*_NOT_FOR_CHOSEN, "on_deadline")
+_NOT_FOR_BLOCKS: Final = (*_NOT_FOR_TOGETHER, "on_deadline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,7 @@ class StageBuilder:
             activation=self.calibrated or scorer.activation,
             scores="similarity",
             estimate=partial(_each_once, longest=scorer.max_length),
-            ignores=_NOT_FOR_BLOCKS if together else _NOT_FOR_PAIRS,
+            ignores=_NOT_FOR_TOGETHER if together else _NOT_FOR_PAIRS,
         )
 
     def lists(self, scorer: AnyListScorer, /) -> Stages:
@@ -192,7 +194,7 @@ class StageBuilder:
             activation=identity,
             scores="rank",
             estimate=plain.estimate,
-            ignores=_NOT_FOR_LISTS,
+            ignores=_NOT_FOR_CHOSEN,
         )
 
     def _in_passages(self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer) -> Stage:

@@ -2,24 +2,18 @@
 
 import asyncio
 
-from rerankd.domain import LAST_PRIORITY, Terms
+from rerankd.domain import LAST_PRIORITY, Terms, Unmetered
 from tests.fakes import RecordingObserver, running_batcher
 from tests.unit.batching.texts import TextEngine, answers_to, served, text_items, until_a_pass_runs
 
 
-class _Counting:
+class _Counting(Unmetered):
     """A meter that remembers what went to the engine."""
 
     limited = True
 
     def __init__(self) -> None:
         self.computed = 0
-
-    def reserve(self, tokens: int) -> None:
-        pass
-
-    def read(self, tokens: int) -> None:
-        pass
 
     def compute(self, tokens: int) -> None:
         self.computed += tokens

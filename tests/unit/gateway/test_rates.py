@@ -110,6 +110,19 @@ def test_what_turns_out_to_be_longer_than_reserved_is_refused_if_others_have_use
     second.read(900)
 
 
+def test_a_request_that_another_model_answers_instead_costs_what_that_says() -> None:
+    allowance, _, meter = _metered(1000)
+    one = meter()
+    one.reserve(300)
+    one.read(300)
+    one.compute(300)
+    one.start_over()
+    one.read(200)
+    one.compute(200)
+    one.settle(200)
+    assert _left(allowance, tokens_per_min=1000) == pytest.approx(800)
+
+
 def test_a_request_that_succeeds_costs_what_its_usage_says() -> None:
     allowance, _, meter = _metered(1000)
     for tokens in (700, 400):

@@ -18,7 +18,7 @@ from rerankd.cache.base import Cache
 from rerankd.cache.memory import MemoryCache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FloatArray, ScoreOptions, Scores, Terms, Truncation
-from rerankd.errors import DeadlineExceeded, InvalidRequest
+from rerankd.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from rerankd.pipeline.cached_texts import CachedTexts
 from rerankd.pipeline.compared import ComparedStage
 from rerankd.pipeline.embedded import BatchedTexts, Texts
@@ -200,11 +200,33 @@ async def test_known_texts_count_against_a_quota_as_the_first_time() -> None:
         def compute(self, tokens: int) -> None:
             pass
 
+        def start_over(self) -> None:
+            pass
+
     meters = [Meter(), Meter()]
     async with running(MemoryCache(max_entries=100)) as setup:
         for meter in meters:
             await setup.score("who", ["a b c", "d"], ScoreOptions(terms=Terms(meter=meter)))
     assert [meter.tokens for meter in meters] == [8, 8]
+
+
+async def test_the_vectors_of_a_request_are_held_before_they_are_computed() -> None:
+    held: list[int] = []
+
+    def hold(size: int) -> None:
+        held.append(size)
+        if size > 100:
+            raise Overloaded("no room")
+
+    terms = Terms(hold=hold)
+    async with running() as setup:
+        await setup.score("who", ["a b c", "d"], ScoreOptions(terms=terms))
+        embedded = setup.engine.embedded
+        size = held[-1]
+        with pytest.raises(Overloaded):
+            await setup.score("why", ["a b c", "d"] * (1 + 100 // size), ScoreOptions(terms=terms))
+        assert setup.engine.embedded <= embedded + 1, "at most the query"
+    assert 0 < size <= 100
 
 
 async def test_under_truncation_error_nothing_is_computed_if_a_document_does_not_fit() -> None:

@@ -12,8 +12,9 @@ BIN := $(VENV)/bin
 INSTALL := scripts/install.sh $(BIN)/python
 # every package of the service with its hashes; `make lock` writes them
 HASHED := requirements/$(if $(filter gpu,$(subst $(comma), ,$(EXTRAS))),gpu,cpu).txt
-FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(wildcard app/rerankd/engines/onnx/kernels/*.cpp app/rerankd/engines/onnx/kernels/*.h)
-CXX_SOURCES := $(wildcard app/rerankd/engines/onnx/kernels/*.cpp app/rerankd/engines/onnx/kernels/*.h tests/sanitizers/*.cpp tests/sanitizers/*.h)
+KERNELS := $(wildcard $(addprefix app/rerankd/engines/onnx/kernels/,*.cpp *.h isa/*.cpp isa/*.h))
+FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(KERNELS)
+CXX_SOURCES := $(KERNELS) $(wildcard tests/sanitizers/*.cpp tests/sanitizers/*.h)
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 

@@ -1,8 +1,7 @@
 """Runs the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-The kernels are compiled with an emulation of their instructions (emulated_avx512.h), so this runs on any x86-64 CPU
-with AVX2. Each load, store and alignment is checked, and each dot product for overflow. A report ends the tests. It
-takes about a minute to compile.
+The layers are compiled with an instruction set in plain C++ (emulated.h), so this runs on any CPU. Each load, store and
+alignment is checked, and each dot product for overflow. A report ends the tests. It takes about a minute to compile.
 """
 
 import os
@@ -16,26 +15,25 @@ from typing import Final
 import pybind11
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
-_KERNELS: Final = _ROOT / "app" / "rerankd" / "engines" / "onnx" / "kernels"
+KERNELS: Final = _ROOT / "app" / "rerankd" / "engines" / "onnx" / "kernels"
 _TESTS: Final = ("tests/unit/engines/test_kernels.py",)
 COMPILER: Final = "g++"
 _FLAGS: Final = (
-    *("-std=c++17", "-O2", "-g1", "-mavx2", "-mfma"),
-    *("-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-attributes"),
+    *("-std=c++17", "-O2", "-g1", "-ffp-contract=off"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-DRERANKD_WITH_EMULATED"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
 )
 
 
 def build(sources: Sequence[Path], target: Path, *, shared: bool) -> None:
-    """Compile with both sanitizers and emulated instructions, a library or a program.
+    """Compile with both sanitizers and the emulated instruction set, a library or a program.
 
     Raises:
         subprocess.CalledProcessError: the compiler refuses them; it says why on standard error.
     """
-    emulation = Path(__file__).with_name("emulated_avx512.h")
     include = (sysconfig.get_path("include"), pybind11.get_include())
     command = [
-        *(COMPILER, *_FLAGS, f'-DRERANKD_INSTRUCTIONS="{emulation}"', f"-I{_KERNELS}"),
+        *(COMPILER, *_FLAGS, f"-I{KERNELS}"),
         *(f"-isystem{folder}" for folder in include),
         *(["-shared", "-fPIC"] if shared else []),
         *map(str, sources),
@@ -46,7 +44,8 @@ def build(sources: Sequence[Path], target: Path, *, shared: bool) -> None:
 
 def build_kernels(target: Path) -> None:
     """The same of the kernels."""
-    build(sorted(_KERNELS.glob("*.cpp")), target, shared=True)
+    emulated = Path(__file__).with_name("emulated.cpp")
+    build([*sorted(KERNELS.glob("*.cpp")), KERNELS / "isa" / "sets.cpp", emulated], target, shared=True)
 
 
 def run_tests(kernels: Path, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -61,7 +60,7 @@ def _environment(kernels: Path) -> dict[str, str]:
     # Python itself is not compiled with the sanitizers, so they must be there before it; what it leaks is not ours.
     runtimes = " ".join(_library(name) for name in ("libasan.so", "libubsan.so"))
     return os.environ | {
-        "RERANKD_TEST_KERNELS": str(kernels),
+        "RERANKD_TESTKERNELS": str(kernels),
         "LD_PRELOAD": runtimes,
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",

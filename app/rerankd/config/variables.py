@@ -7,8 +7,8 @@ from typing import Final
 from rerankd.config.options import closest
 
 ENVIRONMENT_PREFIX: Final = "RERANKD_"
-# Names with our prefix that are not settings: those of commands and tests.
-_NOT_SETTINGS: Final = frozenset({"RERANKD_BENCH_API_KEY", "RERANKD_EVAL_API_KEY"})
+# Names with our prefix that are not settings: those of commands, tests, and the kernels (engines/onnx/kernels).
+_NOT_SETTINGS: Final = frozenset({"RERANKD_BENCH_API_KEY", "RERANKD_EVAL_API_KEY", "RERANKD_INSTRUCTION_SET"})
 _OF_TESTS: Final = "RERANKD_TEST_"
 # Kubernetes and old Docker links set these in containers beside a service named `rerankd`.
 _SERVICE_LINK: Final = re.compile(

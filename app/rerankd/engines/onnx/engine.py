@@ -99,8 +99,8 @@ class OnnxOptions(BaseModel):
     io_binding: bool | None = Field(default=None, description="Bind inputs and outputs; default: on a GPU.")
     fused: bool | None = Field(
         default=None,
-        description="Compute an encoder's int8 layers by rerankd's own kernels, on CPUs with AVX-512 VNNI and "
-        "with one thread per pass. Default: where that is possible; true: refuse to load where it is not.",
+        description="Compute an encoder's int8 layers by rerankd's own kernels, on CPUs with AVX2, or Arm's dot "
+        "product, and with one thread per pass. Default: where that is possible; true: refuse to load where it is not.",
     )
     provider_options: Mapping[str, Any] = Field(default_factory=dict)
 
@@ -190,7 +190,7 @@ class OnnxEngine:
         _check_output_tokens(session, spec.output_tokens)
         engine = cls(
             session,
-            name=f"onnx/{options.kind}/{file}" + ("/fused" if fused else "" if exact else "/inexact"),
+            name=f"onnx/{options.kind}/{file}" + (f"/{fused.name}" if fused else "" if exact else "/inexact"),
             pad_id=spec.pad_id,
             workers=spec.workers or (max(1, available_cores() // options.threads) if on_cpu else 1),
             preferred_batch=_preferred_batch(fused) if on_cpu else _LARGE,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -24,11 +24,13 @@ from rerankd.engines.onnx.encoder_names import (
 )
 from rerankd.engines.onnx.encoder_patterns import find_encoder
 from rerankd.engines.onnx.kernel_support import NO_INT8_LAYERS
-from rerankd.engines.onnx.kernels import MASKED, Embeddings, Layer, LayerNorm, Layers, Linear
+from rerankd.engines.onnx.kernels import MASKED, Embeddings, Layer, LayerNorm, Layers, Linear, lanes
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 
 Inputs = Mapping[str, IntArray]
+# Those of AVX-512, the first instruction set that there were kernels for.
+_LANES: Final = 16
 
 
 class FusedSession:
@@ -59,6 +61,8 @@ class FusedSession:
         self._made = [node.name for node in before.get_outputs()] if before else []
         self._taken = {node.name for node in after.get_inputs()}
         self.padded = not self._skips_padding()
+        # Float sums have another order with fewer lanes, so the last bits of a score differ.
+        self.name = "fused" if lanes() == _LANES else f"fused-{lanes()}"
 
     def get_inputs(self) -> Sequence[ort.NodeArg]:
         return [node for node in self._after.get_inputs() if node.name not in (self._last, self._bias)]

@@ -2,8 +2,8 @@
 
     python -m rerankd.engines.onnx.kernel_support
 
-prints the answer. It exits with 1 if the kernels were not compiled, so that the build of an image can require them. A
-CPU that cannot run them is not an error.
+prints the answer, and the instruction set that they use. It exits with 1 if the kernels were not compiled, so that the
+build of an image can require them. A CPU that cannot run them is not an error.
 """
 
 import platform
@@ -55,14 +55,14 @@ def why_not_usable() -> str | None:
     reason = why_not_compiled()
     if reason is not None:
         return f"the compiled kernels are missing: {reason}"
-    from rerankd.engines.onnx.kernels import supported  # noqa: PLC0415 - importing it fails where it was not compiled
+    from rerankd.engines.onnx.kernels import instruction_sets  # noqa: PLC0415 - it fails where it was not compiled
 
-    if supported():
+    if instruction_sets():
         return None
-    machine = platform.machine()
-    if machine.lower() not in ("x86_64", "amd64"):
-        return f"the kernels are for x86-64 CPUs; this one is {machine}"
-    return "this CPU has no AVX-512 VNNI, which the kernels need"
+    return (
+        "the kernels need AVX2 (x86-64) or the dot product (Arm, on Linux), and a compiler that knows it; "
+        f"this CPU is {platform.machine()}"
+    )
 
 
 def _why_not_importable() -> str | None:
@@ -77,7 +77,9 @@ def main() -> int:
     """Print whether the kernels can be used here."""
     reason = why_not_usable()
     if reason is None:
-        print("kernels: compiled, and this CPU can run them")  # noqa: T201 - a command of its own
+        from rerankd.engines.onnx.kernels import instruction_set  # noqa: PLC0415 - as above
+
+        print(f"kernels: compiled, and this CPU runs them with {instruction_set()}")  # noqa: T201 - a command of its own
     else:
         print(f"kernels: {reason}. rerankd works without them, at about half the speed.")  # noqa: T201 - as above
     return 0 if why_not_compiled() is None else 1

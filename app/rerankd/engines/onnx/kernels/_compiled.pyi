@@ -10,8 +10,28 @@ from rerankd.domain import FloatArray
 # A bias at or below this masks a key.
 MASKED: float
 
-def supported() -> bool:
-    """Whether this CPU has the instructions that the kernels need: AVX-512 with VNNI."""
+def instruction_sets() -> list[str]:
+    """Those that were compiled and that this CPU has, the fastest last. Empty if it has none."""
+
+def instruction_set() -> str:
+    """The one of everything that is made from now on; the fastest if none was chosen.
+
+    Raises:
+        ValueError: this CPU has none.
+    """
+
+def use_instruction_set(name: str) -> None:
+    """Choose the one of everything that is made from now on, in this process.
+
+    Raises:
+        ValueError: it was not compiled, or this CPU does not have it.
+    """
+
+def lanes() -> int:
+    """Floats per register of the chosen instruction set. Sets with as many give the same results to the bit."""
+
+def peak(steps: int) -> int:
+    """Run int8 multiply-adds on registers and nothing else. Returns their number."""
 
 class Linear:
     """A linear layer: int8 weights of shape [in, out], both multiples of 64, and a scale and a bias per column."""
@@ -25,7 +45,7 @@ class Embeddings:
     """Layer norm of the sum of one vector from each table: int8 vectors of shape [rows, width], and a scale per row.
 
     Raises:
-        ValueError: sizes that do not match, or a CPU without the instructions.
+        ValueError: sizes that do not match, or a CPU that has no instruction set of the kernels.
     """
 
     def __init__(self, tables: Sequence[tuple[NDArray[np.int8], FloatArray]], *, norm: LayerNorm) -> None: ...
@@ -60,7 +80,7 @@ class Layers:
     """Consecutive layers.
 
     Raises:
-        ValueError: sizes that do not match, or a CPU without the instructions.
+        ValueError: sizes or instruction sets that do not match.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None: ...

@@ -1,6 +1,6 @@
-// Matmul of quantized activations (uint8) and constant weights (int8), one tile of rows and columns at a time.
+// Matmul of quantized activations and constant weights (int8), one tile of rows and columns at a time.
 //
-// Included by layers.cpp only, after its target pragma: the functions use instructions that a CPU may lack.
+// Included after the header of an instruction set (isa/).
 
 #pragma once
 
@@ -10,9 +10,7 @@ namespace rerankd {
 
 namespace {
 
-constexpr std::size_t kTileVectors = 4;  // registers per row of a tile
 constexpr std::size_t kPanelColumns = kTileVectors * kLanes;
-constexpr std::size_t kTileRows = 6;  // 24 sums, 4 vectors of weights and a broadcast take 29 of 32 registers
 
 // What to prefetch into the L2 cache: the line at `address`, then the one `step` bytes further, and so on.
 struct Prefetch {
@@ -20,42 +18,43 @@ struct Prefetch {
     std::size_t step;
 };
 
-// One tile: `Count` rows, 64 columns. `epilogue(row, column, values)` gets 16 results. Not inlined: GCC 12 would spill
-// the sums and run at less than half the speed.
+constexpr Layout kLayout{kPanelColumns, kDepth, kZeroPoint};
+
+// One tile: `Count` rows of a panel. `epilogue(row, column, values)` gets `kLanes` results. Not inlined: GCC 12 would
+// spill the sums and run at less than half the speed.
 template <std::size_t Count, class Epilogue>
-[[gnu::noinline]] void gemm_tile(const Linear& linear, std::size_t panel, const std::uint8_t* values,
+[[gnu::noinline]] void gemm_tile(const Linear& linear, std::size_t panel, const Activation* values,
                                  const float* row_scales, Prefetch prefetch, Epilogue epilogue) {
     const std::size_t first = panel * kPanelColumns;
     const std::int8_t* weights = linear.panels.get() + first * linear.in;
-    __m512i sums[Count][kTileVectors];
+    Integers sums[Count][kTileVectors];
 #pragma GCC unroll 8
     for (std::size_t row = 0; row < Count; ++row)
 #pragma GCC unroll 4
         for (std::size_t vector = 0; vector < kTileVectors; ++vector)
-            sums[row][vector] = _mm512_loadu_si512(&linear.offsets[first + vector * kLanes]);
+            sums[row][vector] = load_integers(&linear.offsets[first + vector * kLanes]);
     for (std::size_t depth = 0; depth < linear.in;
-         depth += 4, weights += 4 * kPanelColumns, prefetch.address += prefetch.step) {
-        _mm_prefetch(prefetch.address, _MM_HINT_T1);
-        __m512i columns[kTileVectors];
+         depth += kDepth, weights += kDepth * kPanelColumns, prefetch.address += prefetch.step) {
+        prefetch_to_l2(prefetch.address);
+        Weights columns[kTileVectors];
 #pragma GCC unroll 4
         for (std::size_t vector = 0; vector < kTileVectors; ++vector)
-            columns[vector] = _mm512_load_si512(weights + 4 * kLanes * vector);
+            columns[vector] = load_weights(weights + kDepth * kLanes * vector);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            const __m512i four = broadcast_4_bytes(values + row * linear.in + depth);
+            const Integers four = broadcast_4_bytes(values + row * linear.in + depth);
 #pragma GCC unroll 4
-            for (std::size_t vector = 0; vector < kTileVectors; ++vector)
-                dot_accumulate_u8s8(sums[row][vector], four, columns[vector]);
+            for (std::size_t vector = 0; vector < kTileVectors; ++vector) dot(sums[row][vector], four, columns[vector]);
         }
     }
 #pragma GCC unroll 4
     for (std::size_t vector = 0; vector < kTileVectors; ++vector) {
         const std::size_t column = first + vector * kLanes;
-        const __m512 scale = load(&linear.scales[column]), bias = load(&linear.bias[column]);
+        const Floats scale = load(&linear.scales[column]), bias = load(&linear.bias[column]);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
-            const __m512 unscaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row][vector]), scale);
-            epilogue(row, column, _mm512_fmadd_ps(unscaled, _mm512_set1_ps(row_scales[row]), bias));
+            const Floats unscaled = to_floats(sums[row][vector]) * scale;
+            epilogue(row, column, multiply_add(unscaled, broadcast(row_scales[row]), bias));
         }
     }
 }
@@ -65,18 +64,18 @@ struct Columns {
     std::size_t first, end;
 };
 
-// Matmul of quantized rows and some columns of the weights. `epilogue(row, column, values)` gets 16 results.
+// Matmul of quantized rows and some columns of the weights. `epilogue(row, column, values)` gets `kLanes` results.
 template <class Epilogue>
 void gemm(const Linear& linear, const QuantizedRows& rows, std::size_t count, const Columns& columns,
           Epilogue epilogue) {
-    const std::size_t step = 4 * kPanelColumns * kTileRows / round_up(count, kTileRows);
+    const std::size_t step = kDepth * kPanelColumns * kTileRows / round_up(count, kTileRows);
     for (std::size_t panel = columns.first / kPanelColumns; panel * kPanelColumns < columns.end; ++panel) {
         const auto* next = reinterpret_cast<const char*>(linear.panels.get() + (panel + 1) * kPanelColumns * linear.in);
         for (std::size_t first = 0; first < count; first += kTileRows) {
-            const std::uint8_t* values = rows.values + first * linear.in;
+            const Activation* values = rows.values + first * linear.in;
             const float* scales = rows.scales + first;
-            const Prefetch prefetch{next + first / kTileRows * linear.in / 4 * step, step};
-            const auto shifted = [&](std::size_t row, std::size_t column, __m512 value) {
+            const Prefetch prefetch{next + first / kTileRows * linear.in / kDepth * step, step};
+            const auto shifted = [&](std::size_t row, std::size_t column, Floats value) {
                 epilogue(first + row, column, value);
             };
             switch (std::min(kTileRows, count - first)) {
@@ -94,6 +93,37 @@ void gemm(const Linear& linear, const QuantizedRows& rows, std::size_t count, co
 template <class Epilogue>
 void gemm(const Linear& linear, const QuantizedRows& rows, std::size_t count, Epilogue epilogue) {
     gemm(linear, rows, count, {0, linear.out}, epilogue);
+}
+
+// Multiply-adds on registers and nothing else, `steps` times a tile's. Returns their number.
+[[gnu::noinline]] std::size_t peak(std::size_t steps) {
+    alignas(64) std::int8_t ones[kDepth * kPanelColumns];
+    std::memset(ones, 1, sizeof ones);
+    Weights columns[kTileVectors];
+#pragma GCC unroll 4
+    for (std::size_t vector = 0; vector < kTileVectors; ++vector)
+        columns[vector] = load_weights(ones + kDepth * kLanes * vector);
+    Integers four = broadcast_4_bytes(ones);
+    Integers sums[kTileRows][kTileVectors];
+#pragma GCC unroll 8
+    for (std::size_t row = 0; row < kTileRows; ++row)
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < kTileVectors; ++vector) {
+            sums[row][vector] = no_integers();
+            keep(sums[row][vector]);
+        }
+    for (std::size_t step = 0; step < steps; ++step)
+#pragma GCC unroll 8
+        for (std::size_t row = 0; row < kTileRows; ++row) {
+            keep(four);
+#pragma GCC unroll 4
+            for (std::size_t vector = 0; vector < kTileVectors; ++vector) dot(sums[row][vector], four, columns[vector]);
+        }
+#pragma GCC unroll 8
+    for (std::size_t row = 0; row < kTileRows; ++row)
+#pragma GCC unroll 4
+        for (std::size_t vector = 0; vector < kTileVectors; ++vector) keep(sums[row][vector]);
+    return steps * kTileRows * kPanelColumns * kDepth;
 }
 
 }  // namespace

@@ -3,6 +3,9 @@
 //
 // Each token is quantized by itself, and in attention together with its own sequence. So its result does not depend on
 // the rest of the batch, provided that padding is masked for every query.
+//
+// The layers are written once (encoder.h) and compiled for several instruction sets (isa/). Code that runs on any CPU
+// is in layers.cpp.
 
 #pragma once
 
@@ -11,25 +14,39 @@
 #include <memory>
 #include <vector>
 
+#include "gelu_table.h"
+
 namespace rerankd {
 
-// Whether this CPU has the instructions that the kernels need: AVX-512 with VNNI.
-bool supported();
+struct InstructionSet;
 
 struct AlignedDelete {
     void operator()(void* memory) const;
 };
 
+template <class T>
+using Aligned = std::unique_ptr<T[], AlignedDelete>;
+
+// How an instruction set reads weights: panels of columns. Within a panel, `depth` rows at a time, with those weights
+// of a column side by side. Activations are stored with `zero_point` added.
+struct Layout {
+    std::size_t columns, depth;
+    int zero_point;
+};
+
 // A linear layer: int8 weights of shape [in, out], a scale and a bias per column. Both sizes are multiples of 64.
 struct Linear {
-    Linear(const std::int8_t* weights, const float* scales, const float* bias, std::size_t in, std::size_t out);
+    Linear(const InstructionSet& set, const std::int8_t* weights, const float* scales, const float* bias,
+           std::size_t in, std::size_t out);
 
+    const InstructionSet& set;
     std::size_t in, out;
-    // Panels of 64 columns. Within a panel, four rows at a time, with the four weights of a column side by side.
-    std::unique_ptr<std::int8_t[], AlignedDelete> panels;
-    // Compensates each column's sum for the zero point: activations are stored as 1 to 255 instead of -127 to 127.
+    Aligned<std::int8_t> panels;
+    // Compensates each column's sum for the zero point.
     std::vector<std::int32_t> offsets;
     std::vector<float> scales, bias;
+
+    std::int8_t weight(std::size_t row, std::size_t column) const;
 };
 
 struct LayerNorm {
@@ -57,7 +74,12 @@ struct Layer {
     float score_scale;
     // Whether the output is the first token of each sequence only. Allowed for the last layer.
     bool first_row;
+    // With `first_row`: the weights of keys and values, shape [width, 2 width].
+    std::vector<std::int8_t> key_value_rows;
 };
+
+// The weights of keys and values, row by row.
+std::vector<std::int8_t> key_value_rows(const Linear& query_key_value);
 
 // The maximum sequence length, in tokens.
 constexpr std::size_t kMaxLength = 16384;
@@ -71,9 +93,38 @@ struct AttentionBias {
     std::size_t sequence_stride, query_stride;
 };
 
+constexpr std::size_t kBlockTokens = 128;  // tokens whose vectors stay in the L2 cache during a layer
+
+// Sequences packed without padding. Sequence i has the tokens first[i] to first[i + 1] - 1.
+struct Packed {
+    std::vector<std::size_t> first;
+    std::size_t length;  // including padding: the row length of the bias
+
+    std::size_t sequences() const { return first.size() - 1; }
+    std::size_t tokens() const { return first[sequences()]; }
+    std::size_t tokens(std::size_t from, std::size_t end) const { return first[end] - first[from]; }
+    std::size_t block_end(std::size_t from) const;
+};
+
+// The kernels, compiled for one instruction set. `peak` runs int8 multiply-adds on registers and nothing else, and
+// returns their number.
+struct InstructionSet {
+    const char* name;
+    std::size_t lanes;  // floats per register
+    Layout layout;
+    void (*embed)(const std::vector<EmbeddingTable>& tables, const LayerNorm& norm,
+                  const std::vector<RowIndices>& indices, std::size_t sequences, std::size_t length, float* result);
+    void (*forward)(const std::vector<Layer>& layers, float* hidden, const Packed& packed, const AttentionBias& bias,
+                    float* first_rows);
+    std::size_t (*peak)(std::size_t steps);
+};
+
+// Those that were compiled and that this CPU has, the fastest last.
+const std::vector<const InstructionSet*>& instruction_sets();
+
 // Layer norm of the sum of one vector from each table, shape [sequences, length, width].
-void embed(const std::vector<EmbeddingTable>& tables, const LayerNorm& norm, const std::vector<RowIndices>& indices,
-           std::size_t sequences, std::size_t length, float* result);
+void embed(const InstructionSet& set, const std::vector<EmbeddingTable>& tables, const LayerNorm& norm,
+           const std::vector<RowIndices>& indices, std::size_t sequences, std::size_t length, float* result);
 
 // Apply one or more layers to hidden states of shape [sequences, length, width], which are overwritten. The result has
 // the same shape, or one row per sequence. Runs on the calling thread. Padding is skipped, and its result is 0. Padding

@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -14,6 +15,7 @@
 #include "layers.h"
 
 namespace py = pybind11;
+using rerankd::InstructionSet;
 using rerankd::Layer;
 using rerankd::LayerNorm;
 using rerankd::Linear;
@@ -29,6 +31,29 @@ void require(bool holds, const std::string& otherwise) {
     if (!holds) throw std::invalid_argument(otherwise);
 }
 
+// The instruction set of everything that is made from now on.
+const InstructionSet* chosen = nullptr;
+
+const InstructionSet& instruction_set() {
+    require(chosen != nullptr, "the kernels have no instruction set of this CPU");
+    return *chosen;
+}
+
+std::vector<std::string> instruction_sets() {
+    std::vector<std::string> names;
+    for (const InstructionSet* set : rerankd::instruction_sets()) names.emplace_back(set->name);
+    return names;
+}
+
+void use_instruction_set(const std::string& name) {
+    for (const InstructionSet* set : rerankd::instruction_sets())
+        if (set->name == name) {
+            chosen = set;
+            return;
+        }
+    throw std::invalid_argument("this CPU or this build has no instruction set " + name);
+}
+
 std::vector<float> vector_of(const Floats& values, std::size_t size, const char* name) {
     require(values.ndim() == 1 && static_cast<std::size_t>(values.size()) == size,
             std::string(name) + ": expected a vector of " + std::to_string(size));
@@ -41,7 +66,8 @@ std::shared_ptr<Linear> make_linear(const Integers& weights, const Floats& scale
             "weights: expected a matrix whose sizes are multiples of 64");
     const auto in = static_cast<std::size_t>(weights.shape(0)), out = static_cast<std::size_t>(weights.shape(1));
     const auto checked_scales = vector_of(scales, out, "scales"), checked_bias = vector_of(bias, out, "bias");
-    return std::make_shared<Linear>(weights.data(), checked_scales.data(), checked_bias.data(), in, out);
+    return std::make_shared<Linear>(instruction_set(), weights.data(), checked_scales.data(), checked_bias.data(), in,
+                                    out);
 }
 
 LayerNorm make_layer_norm(const Floats& weight, const Floats& bias, float epsilon) {
@@ -58,8 +84,18 @@ Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear
                 output_norm.weight.size() == width,
             "the sizes of a layer's parts do not match");
     require((size == 32 || size == 64) && size * heads == width, "the head size must be 32 or 64");
-    return {query_key_value,        output, up,          down,     std::move(attention_norm),
-            std::move(output_norm), heads,  score_scale, first_row};
+    for (const auto& part : {output, up, down})
+        require(&part->set == &query_key_value->set, "a layer's parts are for different instruction sets");
+    return {query_key_value,
+            output,
+            up,
+            down,
+            std::move(attention_norm),
+            std::move(output_norm),
+            heads,
+            score_scale,
+            first_row,
+            first_row ? rerankd::key_value_rows(*query_key_value) : std::vector<std::int8_t>()};
 }
 
 using Rows = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
@@ -68,11 +104,10 @@ using Rows = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast
 class Embeddings {
   public:
     Embeddings(const std::vector<std::pair<Integers, Floats>>& tables, LayerNorm norm)
-        : arrays_(tables), norm_(std::move(norm)) {
+        : set_(instruction_set()), arrays_(tables), norm_(std::move(norm)) {
         const auto width = static_cast<py::ssize_t>(norm_.weight.size());
         require(!tables.empty() && width > 0 && width % kMultiple == 0,
                 "expected at least one table, with vectors of a multiple of 64");
-        require(rerankd::supported(), "the kernels need a CPU with AVX-512 and VNNI");
         for (const auto& [vectors, scales] : arrays_) {
             require(vectors.ndim() == 2 && vectors.shape(1) == width && scales.ndim() == 1 &&
                         scales.size() == vectors.shape(0),
@@ -103,12 +138,13 @@ class Embeddings {
         float* to = result.mutable_data();
         {
             const py::gil_scoped_release release;
-            rerankd::embed(tables_, norm_, checked, sequences, length, to);
+            rerankd::embed(set_, tables_, norm_, checked, sequences, length, to);
         }
         return result;
     }
 
   private:
+    const InstructionSet& set_;
     std::vector<std::pair<Integers, Floats>> arrays_;
     std::vector<rerankd::EmbeddingTable> tables_;
     LayerNorm norm_;
@@ -118,9 +154,10 @@ class Layers {
   public:
     explicit Layers(std::vector<Layer> layers) : layers_(std::move(layers)) {
         require(!layers_.empty(), "expected at least one layer");
-        require(rerankd::supported(), "the kernels need a CPU with AVX-512 and VNNI");
         for (const Layer& layer : layers_) {
             require(layer.output->out == layers_.front().output->out, "the layers have different widths");
+            require(&layer.output->set == &layers_.front().output->set,
+                    "the layers are for different instruction sets");
             require(!layer.first_row || &layer == &layers_.back(),
                     "only the last layer may output the first row alone");
         }
@@ -156,7 +193,22 @@ class Layers {
 }  // namespace
 
 PYBIND11_MODULE(_compiled, module) {
-    module.def("supported", &rerankd::supported);
+    if (const char* name = std::getenv("RERANKD_INSTRUCTION_SET")) {
+        try {
+            use_instruction_set(name);
+        } catch (const std::invalid_argument& error) {
+            throw py::import_error("RERANKD_INSTRUCTION_SET: " + std::string(error.what()));
+        }
+    } else if (!rerankd::instruction_sets().empty()) {
+        chosen = rerankd::instruction_sets().back();
+    }
+    module.def("instruction_sets", &instruction_sets);
+    module.def("instruction_set", [] { return instruction_set().name; });
+    module.def("use_instruction_set", &use_instruction_set, py::arg("name"));
+    module.def("lanes", [] { return instruction_set().lanes; });
+    module.def(
+        "peak", [](std::size_t steps) { return instruction_set().peak(steps); }, py::arg("steps"),
+        py::call_guard<py::gil_scoped_release>());
     module.attr("MASKED") = rerankd::kMasked;
     py::class_<Linear, std::shared_ptr<Linear>>(module, "Linear")
         .def(py::init(&make_linear), py::arg("weights"), py::kw_only(), py::arg("scales"), py::arg("bias"));

@@ -157,7 +157,8 @@ WATCHED inline Weights load_weights(const std::int8_t* from) { return *reinterpr
     for (std::size_t at = 0; at < 32; ++at) sums.lanes[at / 2] += one.lanes[at] * other.lanes[at];
 }
 
-inline void keep(Integers&) {}
+template <class Register>
+inline void keep(Register&) {}
 inline void prefetch_to_l1(const void*) {}
 inline void prefetch_to_l2(const void*) {}
 

@@ -101,8 +101,10 @@ void gemm(const Linear& linear, const QuantizedRows& rows, std::size_t count, Ep
     std::memset(ones, 1, sizeof ones);
     Weights columns[kTileVectors];
 #pragma GCC unroll 4
-    for (std::size_t vector = 0; vector < kTileVectors; ++vector)
+    for (std::size_t vector = 0; vector < kTileVectors; ++vector) {
         columns[vector] = load_weights(ones + kDepth * kLanes * vector);
+        keep(columns[vector]);
+    }
     Integers four = broadcast_4_bytes(ones);
     Integers sums[kTileRows][kTileVectors];
 #pragma GCC unroll 8

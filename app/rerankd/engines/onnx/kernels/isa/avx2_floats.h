@@ -117,7 +117,10 @@ inline void transpose(Integers (&rows)[kLanes]) {
 inline Floats divide(Floats a, Floats b) { return a / b; }
 
 // So that the compiler thinks that it changes.
-inline void keep(Integers& value) { asm volatile("" : "+x"(value)); }
+template <class Register>
+inline void keep(Register& value) {
+    asm volatile("" : "+x"(value));
+}
 
 inline void prefetch_to_l1(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0); }
 inline void prefetch_to_l2(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1); }

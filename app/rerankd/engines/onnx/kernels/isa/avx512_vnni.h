@@ -144,7 +144,10 @@ inline Floats gelu(Floats x) {
 }
 
 // So that the compiler thinks that it changes.
-inline void keep(Integers& value) { asm volatile("" : "+v"(value)); }
+template <class Register>
+inline void keep(Register& value) {
+    asm volatile("" : "+v"(value));
+}
 
 inline void prefetch_to_l1(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T0); }
 inline void prefetch_to_l2(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1); }

@@ -95,7 +95,10 @@ inline void transpose(Integers (&rows)[kLanes]) {
 }
 
 // So that the compiler thinks that it changes.
-inline void keep(Integers& value) { asm volatile("" : "+w"(value)); }
+template <class Register>
+inline void keep(Register& value) {
+    asm volatile("" : "+w"(value));
+}
 
 inline void prefetch_to_l1(const void* address) { __builtin_prefetch(address, 0, 3); }
 inline void prefetch_to_l2(const void* address) { __builtin_prefetch(address, 0, 2); }

@@ -11,7 +11,7 @@ A set that is slower than the CPU's best runs here as it does on this CPU, not a
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import thread_time
 from typing import Any
 
@@ -46,7 +46,7 @@ def layers() -> kernels.Layers:
     return kernels.Layers([layer] * _LAYERS)
 
 
-def shortest(calls: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
+def shortest(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
     """Seconds of CPU time of each call, the least of all rounds, after one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):

@@ -44,7 +44,8 @@ def instruction_set(request: pytest.FixtureRequest) -> str:
 def in_each_set(test: Test) -> Test:
     """Run a test with each instruction set of this CPU. Other tests run with the fastest."""
     every = pytest.mark.parametrize("instruction_set", kernels.instruction_sets(), indirect=True)
-    return pytest.mark.usefixtures("instruction_set")(every(test))
+    marked: Test = pytest.mark.usefixtures("instruction_set")(every(test))
+    return marked
 
 
 Matrix = NDArray[np.float64]

@@ -51,7 +51,7 @@ The service ignores nothing silently. A variable that begins with `RERANKD_` and
 and the message names the nearest setting. These variables are exempt:
 
 - `RERANKD_BENCH_API_KEY` and `RERANKD_EVAL_API_KEY`, of `rerankd bench` and `rerankd eval`;
-- `RERANKD_INSTRUCTION_SET`, which makes the kernels use slower instructions of the CPU ([which engine](models.md)), for tests;
+- `RERANKD_INSTRUCTION_SET`, which makes the kernels use slower instructions of the CPU, for tests;
 - names that begin with `RERANKD_TEST_`, of the tests;
 - variables that Kubernetes sets beside a Service with the name `rerankd` (`RERANKD_SERVICE_HOST`,
   `RERANKD_PORT_8000_TCP` and so on).

@@ -60,7 +60,7 @@ def _environment(kernels: Path) -> dict[str, str]:
     # Python itself is not compiled with the sanitizers, so they must be there before it; what it leaks is not ours.
     runtimes = " ".join(_library(name) for name in ("libasan.so", "libubsan.so"))
     return os.environ | {
-        "RERANKD_TESTKERNELS": str(kernels),
+        "RERANKD_TEST_KERNELS": str(kernels),
         "LD_PRELOAD": runtimes,
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",

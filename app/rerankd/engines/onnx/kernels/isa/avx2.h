@@ -1,4 +1,4 @@
-// AVX2 without VNNI. Activations and weights are widened to int16, whose products are exact: 16 multiply-adds take two
+// AVX2 without VNNI. Activations and weights are widened to int16, which is exact: 16 multiply-adds take two
 // instructions. Those of `vpmaddubsw` would need activations of 7 bits (docs/adr/0011).
 
 #pragma once

@@ -33,6 +33,7 @@ from rerankd.domain import (
 from rerankd.engines.base import BatchLimits
 from rerankd.errors import CacheUnavailable, InvalidRequest, TooLong
 from rerankd.pipeline.blanks import BlankStage
+from rerankd.pipeline.budget import BudgetStage
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.fusion import FusionStage
 from rerankd.pipeline.long_queries import LongQueryStage
@@ -485,10 +486,11 @@ class FakeService:
 
     def _loaded(self, batcher: Batcher[Encoding, FloatArray], tokenizing: SharedWorker) -> LoadedModel:
         direct = PointwiseStage(self.scorer, batcher, tokenizing)
+        budgeted = BudgetStage(direct, batcher, longest=self.scorer.max_length)
         cached = (
-            CachedStage(direct, self.cache, fingerprint=self.scorer.fingerprint, observer=self.observer)
+            CachedStage(budgeted, self.cache, fingerprint=self.scorer.fingerprint, observer=self.observer)
             if self.cache is not None
-            else direct
+            else budgeted
         )
         passages = PassageStage(
             cached, self.scorer, batcher, tokenizing, plan=self.passages, truncation=self.truncation

@@ -136,3 +136,11 @@ async def test_a_partial_answer_counts_no_tokens_of_what_was_not_scored(
         assert [result.get("scored") for result in answer["results"]].count(False) == 3
         assert answer["meta"]["tokens"]["input_tokens"] == alone["meta"]["tokens"]["input_tokens"] > 0
         assert nothing["meta"]["tokens"]["input_tokens"] == 0
+
+
+async def test_an_answer_says_how_deep_it_was_read(api: Api) -> None:
+    body = {"query": "q", "documents": ["a b", "c", " "], "on_deadline": "depth"}
+    answer = await api.post("/v2/rerank", body, headers={_HEADER: "20000"})
+    assert answer.json()["meta"]["depth"] == 3
+    assert not any("scored" in result for result in answer.json()["results"])
+    assert "depth" not in (await api.post("/v2/rerank", body | {"on_deadline": "partial"})).json()["meta"]

@@ -169,7 +169,7 @@ async def test_an_instruction_needs_a_model_with_a_place_for_it(open_api: OpenAp
         assert (await api.post("/v2/rerank", body)).status_code == 200
 
 
-@pytest.mark.parametrize("on_deadline", ["error", "partial", None])
+@pytest.mark.parametrize("on_deadline", ["error", "partial", "depth", None])
 async def test_on_deadline_is_taken(api: Api, on_deadline: object) -> None:
     await _results(api, ["a"], on_deadline=on_deadline)
 

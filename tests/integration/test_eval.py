@@ -112,6 +112,20 @@ def test_a_fused_row_and_the_line_for_the_registry(data: Path, tmp_path: Path, e
     assert "## Fusion" in markdown.read_text()
 
 
+def test_within_a_deadline_that_is_far_away_nothing_changes(data: Path, tmp_path: Path, evaluate: Eval) -> None:
+    output = tmp_path / "report.json"
+    rows = _rows(_report(evaluate(data, "--deadline", "60000", "--output", output), output))
+    assert list(rows) == ["first-stage", "tiny", "tiny in 60000 ms"]
+    assert rows["tiny in 60000 ms"]["per_query"] == rows["tiny"]["per_query"]
+
+
+@pytest.mark.parametrize("deadline", ["0", "50,soon", "-1"])
+def test_a_deadline_is_a_number_of_milliseconds(data: Path, evaluate: Eval, deadline: str) -> None:
+    result = evaluate(data, "--deadline", deadline)
+    assert isinstance(result.exception, ConfigError)
+    assert "is not a number of milliseconds" in str(result.exception)
+
+
 def test_a_server_s_scores_cannot_be_fused(data: Path, evaluate: Eval) -> None:
     result = evaluate(data, "--fuse", "--url", "http://127.0.0.1:1")
     assert result.exit_code != 0

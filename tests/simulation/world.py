@@ -40,6 +40,7 @@ from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.held_bytes import HeldBytes
 from rerankd.gateway.keys import ApiKeys
 from rerankd.pipeline.blanks import BlankStage, drops_nothing
+from rerankd.pipeline.budget import BudgetStage
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
@@ -78,6 +79,7 @@ class Reply:
     latency_s: float
     status: int
     headers: dict[str, str]
+    body: bytes = b""
 
 
 class _Scorer(WordScorer):
@@ -178,12 +180,21 @@ class World:
     _numbers: Iterator[int] = field(default_factory=count)
     replies: dict[str, list[Reply]] = field(default_factory=lambda: {"a": [], "b": []})
 
-    async def post(self, key: str, body: bytes, *, patience_s: float = inf, complete: bool = True) -> Reply:
+    async def post(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        patience_s: float = inf,
+        complete: bool = True,
+        deadline_s: float | None = None,
+    ) -> Reply:
         """Send a request, and wait for its answer; the client goes away after `patience_s`. Of a body that is not
         `complete` the rest never comes.
         """
         sent = self.loop.time()
         start: dict[str, Any] = {}
+        written: list[bytes] = []
         messages = iter([{"type": "http.request", "body": body, "more_body": not complete}])
 
         async def receive() -> Message:
@@ -195,15 +206,22 @@ class World:
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 start.update(message)
+            written.append(message.get("body", b""))
 
         try:
-            await self.app(_scope(key), receive, send)
+            await self.app(_scope(key, deadline_s), receive, send)
         except asyncio.CancelledError:
             latency_s = self.loop.time() - sent
             self.replies[key].append(Reply(sent=sent, latency_s=latency_s, status=UNANSWERED, headers={}))
             raise
         headers = {name.decode(): value.decode() for name, value in start["headers"]}
-        reply = Reply(sent=sent, latency_s=self.loop.time() - sent, status=start["status"], headers=headers)
+        reply = Reply(
+            sent=sent,
+            latency_s=self.loop.time() - sent,
+            status=start["status"],
+            headers=headers,
+            body=b"".join(written),
+        )
         self.replies[key].append(reply)
         return reply
 
@@ -222,14 +240,15 @@ class World:
         return json.dumps({"query": "query", "documents": documents, **fields}).encode()
 
 
-def _scope(key: str) -> dict[str, Any]:
+def _scope(key: str, deadline_s: float | None) -> dict[str, Any]:
+    deadline = [] if deadline_s is None else [(b"x-request-deadline-ms", b"%f" % (1000 * deadline_s))]
     return {
         "type": "http",
         "method": "POST",
         "path": "/v2/rerank",
         "raw_path": b"/v2/rerank",
         "query_string": b"",
-        "headers": [(b"authorization", f"Bearer secret-{key}".encode())],
+        "headers": [(b"authorization", f"Bearer secret-{key}".encode()), *deadline],
         "http_version": "1.1",
         "scheme": "http",
         "server": ("test", 80),
@@ -257,7 +276,8 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     # One of the threads that tokenize is left to others, as where there are keys.
     tokenizing = SharedWorker(VirtualWorker(clock, threads=threads), per_caller=max(1, threads - 1))
     pointwise = PointwiseStage(scorer, batcher, tokenizing)
-    cached = pointwise if cache is None else CachedStage(pointwise, cache, fingerprint="", observer=observer)
+    budgeted = BudgetStage(pointwise, batcher, longest=scorer.max_length)
+    cached = budgeted if cache is None else CachedStage(budgeted, cache, fingerprint="", observer=observer)
     passages = PassageStage(cached, scorer, batcher, tokenizing, plan=PassagePlan())
     stage: Stage = BlankStage(passages, tokenizing, drops=drops_nothing)
     model = ServedModel(name="fake", aliases=(), observer=observer)

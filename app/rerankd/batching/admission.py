@@ -160,6 +160,16 @@ class Admission:
             self._check_deadline(work, terms, now=now, busy_s=busy_s)
         self._admitted_at = now
 
+    def fits(self, work: Work, terms: Terms, *, now: float, busy_s: float) -> bool:
+        """Whether this work would be done before its deadline, if it came now. It is not counted as asked for."""
+        if terms.deadline == inf or not self._cost.known:
+            return True
+        try:
+            self._check_deadline(work, terms, now=now, busy_s=busy_s)
+        except (Overloaded, DeadlineExceeded):
+            return False
+        return True
+
     def _check_room(self, work: Work, terms: Terms) -> None:
         """A caller below its share of the queue is not refused because others have more than theirs. Until it has less
         than its share, equal shares of the engine are taken for granted. A request that is larger than the limit is
@@ -281,7 +291,7 @@ class Admission:
         """How much of the time that is left others may still claim, whose requests would go first: each as much as it
         has waiting and asked for lately, but no more than an equal part, less what is counted already.
         """
-        part_s = left_s / len(self._asked)
+        part_s = left_s / max(1, len(self._asked))
         claimed_s = 0.0
         for other, asked in self._asked.items():
             if other != caller:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from dataclasses import replace
 from itertools import count
 from math import inf
 from time import perf_counter
@@ -167,6 +168,16 @@ class Batcher(Generic[T, R]):
         finally:
             ticket.release()
 
+    def fits(self, estimate: Estimate, terms: Terms) -> bool:
+        """Whether a request would be answered whole before its deadline, as far as can be known now."""
+        forecast = self.admission.forecast(estimate, caller=terms.caller)
+        now = self._clock()
+        return self.admission.fits(forecast.work, replace(terms, partial=False), now=now, busy_s=self._busy_s(now))
+
+    def _busy_s(self, now: float) -> float:
+        """What the passes that run will still take."""
+        return sum(one.left_s(now) for one in self._passes) / self._engine.limit
+
     async def _serve(self, items: list[WorkItem[T]], terms: Terms) -> Outcome[R]:
         """Compute the items of an admitted request.
 
@@ -234,9 +245,8 @@ class Batcher(Generic[T, R]):
         if self._closed:
             raise _gone(self._model)
         now = self._clock()
-        busy_s = sum(one.left_s(now) for one in self._passes) / self._engine.limit
         try:
-            self.admission.check(work, terms, now=now, busy_s=busy_s, admitted=admitted)
+            self.admission.check(work, terms, now=now, busy_s=self._busy_s(now), admitted=admitted)
         except (Overloaded, DeadlineExceeded) as refusal:
             self._observer.request_shed(model=self._model, reason=refusal.code)
             raise

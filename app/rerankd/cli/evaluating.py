@@ -37,6 +37,7 @@ def evaluate(
     corpus: arguments.Corpus = None,
     topics: arguments.Topics = None,
     level: arguments.Levels = None,
+    deadline: arguments.Deadlines = "",
     fuse: arguments.Fuse = False,
     output: arguments.Output = None,
     markdown: arguments.Markdown = None,
@@ -56,7 +57,9 @@ def evaluate(
     sets = ev.SetOptions(
         folders=folders or (), run=run, qrels=qrels, corpus=corpus, topics=topics, queries=queries, levels=level or ()
     )
-    targets = ev.TargetOptions(models=model or (), urls=url or (), biencoders=biencoder or (), api_key=api_key)
+    targets = ev.TargetOptions(
+        models=model or (), urls=url or (), biencoders=biencoder or (), api_key=api_key, deadlines=deadline
+    )
     comparison = ev.Comparison(
         baseline=baseline, depth=depth, depths=depths, max_tokens_per_doc=max_tokens_per_doc, fuse=fuse
     )

@@ -279,7 +279,8 @@ class ScoreOptions:
     `truncation` None is the model's own policy. `max_tokens_per_pair` counts the query, the document and all that the
     model reads around them; it is for `truncation: truncate`. `instruction` tells an instruction-following model what
     "relevant" means. The caller sees only the best `top_n` documents. Requests of one `scope` do not find what others
-    cached. `selector` chooses the passages of `passages.select`, None: by words.
+    cached. `selector` chooses the passages of `passages.select`, None: by words. `budgeted`: read only as many
+    documents as fit before the deadline.
     """
 
     max_tokens_per_doc: int | None = None
@@ -295,6 +296,7 @@ class ScoreOptions:
     prune: PruneWishes | None = None
     fusion: FusionWishes | None = None
     queries: QueryWishes | None = None
+    budgeted: bool = False
     confidence: ConfidencePlan | None = None
     selector: Selector | None = None
     scope: str = ""

@@ -67,5 +67,6 @@ def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
         spans=None,
         fusion=NO_FUSION,
         queries=None,
+        budgeted=False,
         terms=options.terms.undivided(),
     )

@@ -105,4 +105,4 @@ class AnsweringStage:
 def _sooner(options: ScoreOptions, *, now: float) -> ScoreOptions:
     """A partial answer is for the last model: half of the scores are worth less than a fallback's."""
     deadline = now + _FIRST_PART * (options.terms.deadline - now)
-    return replace(options, terms=replace(options.terms, deadline=deadline, partial=False))
+    return replace(options, budgeted=False, terms=replace(options.terms, deadline=deadline, partial=False))

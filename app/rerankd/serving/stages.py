@@ -12,6 +12,7 @@ from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FusionPlan, ImageLimits, PassagePlan, ScoreOptions, Truncation
 from rerankd.pipeline.blanks import BlankStage, Drops
 from rerankd.pipeline.blocks import BlockStage
+from rerankd.pipeline.budget import BudgetStage
 from rerankd.pipeline.cached import MARKED_PAIRS, CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cached_texts import CachedTexts
@@ -127,9 +128,9 @@ class StageBuilder:
         direct: Stage = PointwiseStage(scorer, self.batcher, self.tokenizing)
         if not isinstance(scorer, ReadsImages):
             direct = TextOnlyStage(direct, model=self.model)
-        cached = direct
+        cached: Stage = BudgetStage(direct, self.batcher, longest=scorer.max_length)
         if self.cache is not None:
-            cached = CachedStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
+            cached = CachedStage(cached, self.cache, fingerprint=self.fingerprint, observer=self.observer)
         read = self._in_passages(cached, scorer)
         if isinstance(scorer, Prunes):
             read = self._pruned(read, direct, scorer, threshold=scorer.prune_threshold)

@@ -377,3 +377,20 @@ def test_a_request_that_comes_again_later_is_expected_when_it_does() -> None:
     admission.take_back("a", 200)
     assert admission.expected_of("a") == 0
     assert admission.expected_of("nobody") == 0
+
+
+@pytest.mark.parametrize("waiting", [0, 300, 900])
+@pytest.mark.parametrize("busy_s", [0.0, 0.2])
+def test_what_fits_is_what_would_be_admitted(waiting: int, busy_s: float) -> None:
+    others = [(waiting, Terms(caller="other", deadline=5.0))] if waiting else []
+    for tokens in (1, 100, 400, 700, 1000, 3000):
+        terms = Terms(caller="own", deadline=1.0)
+        fits = _admission(waiting=others).fits(_work(tokens), terms, now=0.0, busy_s=busy_s)
+        assert fits == (_verdict(_admission(waiting=others), tokens, terms, busy_s=busy_s) is None)
+
+
+def test_to_ask_what_fits_asks_for_nothing() -> None:
+    admission = _admission()
+    assert admission.fits(_work(100), Terms(caller="a", deadline=1.0), now=0.0, busy_s=0.0)
+    assert admission.expected_of("a") == 0
+    assert admission.fits(_work(10**9), Terms(caller="a"), now=0.0, busy_s=0.0)

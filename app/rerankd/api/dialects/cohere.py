@@ -78,8 +78,10 @@ class CohereV2Body(SupersetBody):
     confidence: ConfidencePlan | None = Field(
         default=None, description="How sure the model is of its order, and below which threshold the answer abstains."
     )
-    on_deadline: Literal["error", "partial"] | None = Field(
-        default=None, description="What to return when the deadline passes: an error (default), or the scores so far."
+    on_deadline: Literal["error", "partial", "depth"] | None = Field(
+        default=None,
+        description="What to return when the deadline passes: an error (default), the scores so far (`partial`), or "
+        "those of as many documents as should fit (`depth`).",
     )
     explain: bool | None = Field(default=None, description="Add to each result where its score comes from.")
 
@@ -100,7 +102,8 @@ class CohereV2Body(SupersetBody):
             queries=self._wishes_for_queries(),
             confidence=self.confidence,
             spans=self.relevant_spans.wishes() if self.relevant_spans else None,
-            terms=replace(options.terms, partial=self.on_deadline == "partial"),
+            terms=replace(options.terms, partial=self.on_deadline in ("partial", "depth")),
+            budgeted=self.on_deadline == "depth",
         )
 
     def _with_evidence(self, query: str) -> str:
@@ -138,6 +141,8 @@ class CohereV2Body(SupersetBody):
         fused = result.scores.fused
         if fused is not None and not fused.of_queries:
             meta["fusion"] = {"mode": fused.plan.mode, "weight": fused.plan.weight}
+        if self.on_deadline == "depth":
+            meta["depth"] = len(result.scores) - result.unscored_documents
         cut = np.flatnonzero(result.scores.dropped).tolist()
         if cut:
             meta["truncated_documents"] = [

@@ -42,6 +42,10 @@ Levels = Annotated[
         metavar="GRADE",
     ),
 ]
+Deadlines = Annotated[
+    str,
+    typer.Option("--deadline", help="Each model once more within each of these, for example 50,100.", metavar="MS,..."),
+]
 Fuse = Annotated[
     bool,
     typer.Option("--fuse", help="Fuse each model with the first stage's scores: find mode and weight, held out."),

@@ -44,12 +44,13 @@ class SetOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions:
-    """The targets; by default the registry's default model."""
+    """The targets; by default the registry's default model. `deadlines` are milliseconds, as `50,100`."""
 
     models: Sequence[str]
     urls: Sequence[str]
     biencoders: Sequence[Path]
     api_key: str | None
+    deadlines: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +161,19 @@ def read_depths(depth: int, curve: str) -> Depths:
     return Depths(main=depth, curve=sorted({int(part) for part in depths}))
 
 
+def read_deadlines(deadlines: str) -> list[float]:
+    """Read milliseconds, as `50,100`, as seconds.
+
+    Raises:
+        ConfigError: one of them is not a number above 0.
+    """
+    parts = [part.strip() for part in deadlines.split(",") if part.strip()]
+    wrong = [part for part in parts if not part.isdigit() or int(part) < 1]
+    if wrong:
+        raise ConfigError(f"--deadline {deadlines!r}: {wrong[0]!r} is not a number of milliseconds; write 50,100")
+    return [int(part) / 1000 for part in parts]
+
+
 def read_sets(options: SetOptions, *, depth: int) -> list[DataSet]:
     """Read every set that the options name.
 
@@ -187,8 +201,10 @@ def choose_targets(options: TargetOptions, settings: Settings) -> list[Target]:
     """
     named_elsewhere = options.urls or options.biencoders
     models: Sequence[str | None] = options.models or ([] if named_elsewhere else [None])
+    deadlines = read_deadlines(options.deadlines)
     targets: list[Target] = [
         *(InProcess(settings, model) for model in models),
+        *(InProcess(settings, model, deadline_s=deadline_s) for model in models for deadline_s in deadlines),
         *(Served(url, api_key=options.api_key) for url in options.urls),
         *(BiEncoder(folder) for folder in options.biencoders),
     ]

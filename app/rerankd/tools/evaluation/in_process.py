@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +15,7 @@ from rerankd.config.named_models import served_registry
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest
-from rerankd.errors import ConfigError, InvalidRequest, ModelNotReady
+from rerankd.errors import ConfigError, DeadlineExceeded, InvalidRequest, ModelNotReady, Overloaded
 from rerankd.scorers.calibration import Calibration
 from rerankd.serving.assembly import running_service
 from rerankd.serving.choosing import choose
@@ -25,8 +27,8 @@ _NAMES_ONLY = {"name", "aliases", "path", "revision"}
 
 
 class InProcess:
-    def __init__(self, settings: Settings, model: str | None) -> None:
-        """None is the registry's default model.
+    def __init__(self, settings: Settings, model: str | None, *, deadline_s: float = inf) -> None:
+        """None is the registry's default model. Before `deadline_s` it reads as many candidates as fit.
 
         Raises:
             ConfigError: the registry has no such model.
@@ -35,12 +37,15 @@ class InProcess:
         registry = served_registry(settings).only([model])
         # With the members of a cascade.
         self._specs = registry.model
-        self.name = next(spec.name for spec in self._specs if spec == registry.find(None))
+        self._model = next(spec.name for spec in self._specs if spec == registry.find(None))
+        self._deadline_s = deadline_s
+        self.name = self._model if deadline_s == inf else f"{self._model} in {1000 * deadline_s:g} ms"
 
     async def identity(self) -> Mapping[str, Any]:
         contents = [await asyncio.to_thread(self._content, spec) for spec in self._specs]
         settings = [spec.model_dump(mode="json", exclude=_NAMES_ONLY, exclude_defaults=True) for spec in self._specs]
-        return {"version": __version__, "content": contents, "settings": settings}
+        deadline = {} if self._deadline_s == inf else {"deadline_s": self._deadline_s}
+        return {"version": __version__, "content": contents, "settings": settings, **deadline}
 
     def _content(self, spec: ModelSpec) -> str:
         """Of a model's files, its calibration among them; a cascade has none of its own."""
@@ -63,17 +68,21 @@ class InProcess:
                 "request_timeout_s": 1e9,
             }
         )
-        async with running_service(unlimited, Silent(), only=[self.name]) as service:
-            model = service.model_named(self.name)
+        async with running_service(unlimited, Silent(), only=[self._model]) as service:
+            model = service.model_named(self._model)
             try:
                 await model.settled()
             except ModelNotReady:
-                raise ConfigError(f"model {self.name!r} cannot be loaded: {model.reason}") from None
+                raise ConfigError(f"model {self._model!r} cannot be loaded: {model.reason}") from None
 
             async def ask(request: RerankRequest) -> Answer:
                 started = perf_counter()
                 try:
-                    result = await service.rerank(request)
+                    result = await service.rerank(self._in_time(request, started))
+                except (DeadlineExceeded, Overloaded):
+                    if self._deadline_s == inf:
+                        raise
+                    return Answer(range(len(request.documents)), (), perf_counter() - started)
                 except InvalidRequest as error:
                     if error.code == InvalidRequest.code:
                         return REFUSED
@@ -87,3 +96,9 @@ class InProcess:
                 )
 
             yield ask
+
+    def _in_time(self, request: RerankRequest, started: float) -> RerankRequest:
+        if self._deadline_s == inf:
+            return request
+        terms = replace(request.options.terms, deadline=started + self._deadline_s, partial=True)
+        return replace(request, options=replace(request.options, terms=terms, budgeted=True))

@@ -1,0 +1,88 @@
+"""`on_deadline: depth`: as many documents are read as fit before the deadline, in virtual time."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from tests.simulation.world import Client, World, simulated
+
+_DOCUMENTS = 1000
+_DEADLINES_S = (0.25, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What became of a request: its status and latency, and how many documents were read, by the answer and in fact."""
+
+    deadline_s: float
+    status: int
+    latency_s: float
+    depth: int
+    scored: int
+    computed_tokens: int
+
+
+async def _ask(world: World, deadline_s: float, on_deadline: str) -> _Asked:
+    body = world.body(world.texts(_DOCUMENTS, characters=(500, 501)), on_deadline=on_deadline)
+    before = world.engine.tokens
+    reply = await world.post("b", body, deadline_s=deadline_s)
+    answer = json.loads(reply.body)
+    results = answer.get("results", [])
+    return _Asked(
+        deadline_s,
+        reply.status,
+        reply.latency_s,
+        answer.get("meta", {}).get("depth", -1),
+        sum(result.get("scored", True) for result in results),
+        world.engine.tokens - before,
+    )
+
+
+def _asked(on_deadline: str, *others: Client) -> list[_Asked]:
+    found: list[_Asked] = []
+
+    async def ask(world: World) -> None:
+        for _ in range(10):
+            await world.post("b", world.body(world.texts(30)))
+        found.extend([await _ask(world, deadline_s, on_deadline) for deadline_s in _DEADLINES_S])
+
+    simulated([ask, *others], seconds=8)
+    assert len(found) == len(_DEADLINES_S)
+    return found
+
+
+async def _hurried(world: World) -> None:
+    """Four clients of another key, with deadlines that are soon."""
+    clients = (world.closed_loop("a", lambda: world.body(world.texts(20)), deadline_s=0.6) for _ in range(4))
+    await asyncio.gather(*clients)
+
+
+def test_the_depth_is_what_fits_and_the_answer_says_it() -> None:
+    asked = _asked("depth")
+    for one in asked:
+        assert one.status == 200
+        assert one.latency_s <= one.deadline_s
+        assert one.scored == one.depth
+        # Not much of the time that there was is left over.
+        assert one.latency_s >= 0.6 * one.deadline_s
+    depths = [one.depth for one in asked]
+    assert depths == sorted(depths)
+    assert 10 <= depths[0] < depths[-1] < _DOCUMENTS
+    # Nothing is computed that the answer does not have.
+    shares = [one.computed_tokens / one.depth for one in asked]
+    assert max(shares) == pytest.approx(min(shares), rel=0.01)
+
+
+def test_without_it_such_a_request_is_refused() -> None:
+    assert {one.status for one in _asked("error")} == {504}
+
+
+def test_what_others_have_waiting_counts() -> None:
+    alone, beside = _asked("depth"), _asked("depth", _hurried)
+    assert {one.status for one in beside} == {200}
+    for one in beside:
+        assert one.latency_s <= one.deadline_s
+        assert one.scored == one.depth
+    assert sum(one.depth for one in beside) < 0.8 * sum(one.depth for one in alone)

@@ -75,7 +75,14 @@ class InProcess:
             except ModelNotReady:
                 raise ConfigError(f"model {self._model!r} cannot be loaded: {model.reason}") from None
 
+            speed_is_known = self._deadline_s == inf
+
             async def ask(request: RerankRequest) -> Answer:
+                nonlocal speed_is_known
+                if not speed_is_known:
+                    # As of a server that has served: without it the first request would be read whole, and be late.
+                    await service.rerank(request)
+                    speed_is_known = True
                 started = perf_counter()
                 try:
                     result = await service.rerank(self._in_time(request, started))

@@ -6,18 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rerankd.domain import FloatArray
 from rerankd.engines import ENGINES, load_engine
 from rerankd.engines.base import EngineSpec
 from rerankd.errors import ConfigError
 from rerankd.recognition.recognised import TASK_ENGINES
 from rerankd.scorers.remote_apis import LIST_APIS
+from rerankd.tasks.attend import Attend, AttendedPrompt
 from rerankd.tasks.base import Task
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.embed import Embed, EncodedText
 from rerankd.tasks.embed_tokens import EmbedTokens, ExpandedText
 from rerankd.tasks.encoding import Encoding
 from rerankd.tasks.generate import Chat, Conversation, Generate, Message, Prompt
+from rerankd.tasks.prune import PrunablePair, Prune
 from rerankd.tasks.rank import Rank, TextPair
+from rerankd.tasks.read_images import IllustratedEncoding, ReadImages, SeenImage
 from rerankd.tasks.read_tokens import ReadTokens
 from rerankd.tasks.read_vectors import MarkedPrompt, ReadVectors
 from rerankd.tasks.reason import Reason
@@ -25,10 +29,35 @@ from rerankd.tasks.weigh_words import WeighWords
 
 _IDS = np.array([5, 6, 7], dtype=np.int64)
 _OTHER_IDS = np.array([5, 6], dtype=np.int64)
+_SPANS = np.array([[0, 2]], dtype=np.int64)
+
+
+def _no_patches() -> FloatArray:
+    return np.zeros((4, 2), dtype=np.float32)
+
+
 # Each task with payloads that differ in one thing only, and what each costs.
 TASKS: dict[str, tuple[Task[Any], list[Any], list[int]]] = {
     "classify": (Classify(outputs=1), [Encoding(_IDS, 1), Encoding(_IDS, 2), Encoding(_OTHER_IDS, 1)], [3, 3, 2]),
     "read_tokens": (ReadTokens((1, 2)), [Encoding(_IDS, 1), Encoding(_IDS, 2), Encoding(_OTHER_IDS, 1)], [3, 3, 2]),
+    "read_images": (
+        ReadImages((1, 2)),
+        [
+            Encoding(_IDS, 1),
+            *(IllustratedEncoding(_IDS, 1, (SeenImage(name, 2, 2, _no_patches),)) for name in (b"a", b"b")),
+        ],
+        [3, 3, 3],
+    ),
+    "prune": (Prune(), [PrunablePair(_IDS, 1), PrunablePair(_IDS, 2), PrunablePair(_OTHER_IDS, 1)], [3, 3, 2]),
+    "attend": (
+        Attend(),
+        [
+            AttendedPrompt(_IDS, _OTHER_IDS, _IDS, _SPANS),
+            AttendedPrompt(_IDS, _IDS, _OTHER_IDS, _SPANS),
+            AttendedPrompt(_IDS, _OTHER_IDS, _IDS, _SPANS[:0]),
+        ],
+        [8, 8, 8],
+    ),
     "embed": (Embed(outputs=1), [EncodedText(_IDS, 3), EncodedText(_IDS, 3, 1), EncodedText(_OTHER_IDS, 2)], [3, 3, 2]),
     "embed_tokens": (
         EmbedTokens(),

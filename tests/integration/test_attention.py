@@ -80,7 +80,7 @@ def test_scores_are_those_of_two_whole_passes(family: str, tmp_path: Path) -> No
 @pytest.mark.usefixtures("_torch_on_one_thread")
 def test_attention_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     folder = build_gemma2(tmp_path / "model")
-    with pytest.raises(ConfigError, match="does more than softmax"):
+    with pytest.raises(ConfigError, match="is more than a softmax"):
         load_engine("torch-attention", EngineSpec(folder=folder, pad_id=0, task=Attend()))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import PassagePlan, ScoreOptions, Scores, Timings, Truncation
+from rerankd.domain import Document, PassagePlan, ScoreOptions, Scores, Timings, Truncation
 from rerankd.pipeline.chunks import chunks, share_of
 from rerankd.pipeline.passages import EDGE_TOKENS, reach_of
 from rerankd.pipeline.query_words import extract, words_of
@@ -110,7 +110,10 @@ def _extract(query: Sequence[str], document: str, part: Part[Edges], *, room: in
     chosen = extract(query, texts, lengths, room=most)
     if not chosen:
         return _Extract(document, 0)
-    return _Extract(" ".join(texts[index] for index in chosen), tokens - sum(lengths[index] for index in chosen))
+    read = " ".join(texts[index] for index in chosen)
+    if isinstance(document, Document):
+        read = Document(read, image=document.image)
+    return _Extract(read, tokens - sum(lengths[index] for index in chosen))
 
 
 def _tokens(edges: Edges, start: int, end: int) -> int:

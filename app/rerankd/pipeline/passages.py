@@ -131,7 +131,7 @@ class PassageStage:
     async def _select(
         self, query: str, documents: Sequence[str], cuts: Sequence[_Cut], most: int, options: ScoreOptions
     ) -> list[_Cut]:
-        """At most so many passages of each document: the most promising ones, in their order."""
+        """At most this many passages of each document: the most promising ones, in their order."""
         long = [index for index, cut in enumerate(cuts) if len(cut.spans) > most]
         selected = list(cuts)
         if not long:

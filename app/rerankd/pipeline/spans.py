@@ -112,8 +112,8 @@ class SpanStage:
             ticket.release_to_ask_again()
         cutting = Timings(tokenize_s=perf_counter() - started)
         texts: list[str] = []
-        async for some in in_chunks(len(searched), most=_DOCUMENTS_PER_STEP):
-            for text, found in zip(searched[some], windows[some], strict=True):
+        async for chunk in in_chunks(len(searched), most=_DOCUMENTS_PER_STEP):
+            for text, found in zip(searched[chunk], windows[chunk], strict=True):
                 texts += [text[start:end] for start, end in found]
         if not texts:
             return scores
@@ -134,8 +134,8 @@ class SpanStage:
         spans = np.full(len(documents), None, dtype=np.object_)
         tokens = scores.tokens.copy()
         place = 0
-        async for some in in_chunks(len(best), most=_DOCUMENTS_PER_STEP):
-            for index, found in zip(best[some].tolist(), windows[some], strict=True):
+        async for chunk in in_chunks(len(best), most=_DOCUMENTS_PER_STEP):
+            for index, found in zip(best[chunk].tolist(), windows[chunk], strict=True):
                 part = slice(place, place + len(found))
                 place += len(found)
                 tokens[index] += read.tokens[part].sum()

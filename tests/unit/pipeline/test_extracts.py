@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import PassagePlan, ScoreOptions, Truncation
+from rerankd.domain import Document, PassagePlan, ScoreOptions, Truncation
 from rerankd.pipeline.extracts import ExtractStage
 from tests.fakes import RecordingStage, WordScorer, idle_batcher
 
@@ -51,6 +51,15 @@ async def test_a_request_may_allow_less() -> None:
     async with _opened(max_length=200) as (stage, inner):
         await stage.score("honey", [_LONG], replace(_EXTRACT, max_tokens_per_doc=12))
         assert inner.asked[0][1] == [_SENTENCES[3]]
+
+
+async def test_an_extract_keeps_its_document_s_image() -> None:
+    async with _opened(max_length=36) as (stage, inner):
+        await stage.score("honey", [Document(_LONG, image=b"bee")], _EXTRACT)
+        (read,) = inner.asked[0][1]
+    assert isinstance(read, Document)
+    assert read.image == b"bee"
+    assert _SENTENCES[3] in read
 
 
 async def test_other_policies_pass() -> None:

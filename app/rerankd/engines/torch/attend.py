@@ -201,6 +201,6 @@ def _check_attention(model: PreTrainedModel, prefill: Prefill, layers: int) -> N
 
 def _other_attention(model: PreTrainedModel) -> ConfigError:
     return ConfigError(
-        f"the attention of a {model.config.model_type!r} model does more than softmax of products, and cannot be read; "
+        f"the attention of a {model.config.model_type!r} model is more than a softmax, and cannot be read; "
         "use a Llama, Mistral or Qwen"
     )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerankd.domain import Scores
-from rerankd.pipeline.score_codec import ScoreCodec
+from rerankd.pipeline.score_codec import MarkedCodec, ScoreCodec
 
 _CODEC = ScoreCodec(b"own1")
 _ROWS = st.lists(
@@ -88,3 +88,38 @@ def test_a_document_that_was_not_scored_in_time_is_not_kept() -> None:
 )
 def test_a_list_of_another_length_or_mark_is_no_entry(stored: bytes | None) -> None:
     assert _CODEC.read_whole(stored, documents=2) is None
+
+
+def _marked(*lengths: int) -> Scores:
+    marks = np.full(len(lengths), None, dtype=np.object_)
+    for index, length in enumerate(lengths):
+        marks[index] = np.linspace(-3, 3, length, dtype=np.float32)
+    return replace(Scores.unread(len(lengths)), values=np.arange(len(lengths), dtype=np.float32), marks=marks)
+
+
+def test_marks_of_tokens_come_back_as_they_were() -> None:
+    codec = MarkedCodec(b"mk01")
+    scores = _marked(4, 0, 4)
+    assert codec.keeps(scores).all()
+    read, found = codec.read([*codec.write(scores), None])
+    assert found.tolist() == [0, 1, 2]
+    assert read.values.tolist() == scores.values.tolist()
+    assert read.marks is not None
+    assert scores.marks is not None
+    assert [one.tolist() for one in read.marks] == [one.tolist() for one in scores.marks]
+
+
+def test_what_is_no_entry_with_marks_is_not_read() -> None:
+    codec = MarkedCodec(b"mk01")
+    whole, other = codec.write(_marked(2, 2))
+    broken = [whole[:-1], whole[:3], b"", whole[:-4] + np.float32(np.nan).tobytes(), b"xxxx" + whole[4:], None, other]
+    read, found = codec.read(broken)
+    assert found.tolist() == [6]
+    assert read.values.tolist() == [1]
+
+
+def test_a_document_without_marks_is_not_kept() -> None:
+    scores = _marked(2, 2)
+    assert scores.marks is not None
+    scores.marks[1] = None
+    assert MarkedCodec(b"mk01").keeps(scores).tolist() == [True, False]

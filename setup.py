@@ -54,7 +54,7 @@ setup(
         Pybind11Extension(
             "rerankd.engines.onnx.kernels._compiled",
             [f"{_KERNELS}/module.cpp", f"{_KERNELS}/layers.cpp", f"{_KERNELS}/isa/sets.cpp"],
-            depends=[str(header) for header in Path(_KERNELS).rglob("*.h")],
+            depends=[str(source) for source in Path(_KERNELS).rglob("*") if source.suffix in {".h", ".cpp"}],
             cxx_std=17,
             extra_compile_args=_FLAGS,
             optional=True,

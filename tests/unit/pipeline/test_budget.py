@@ -12,7 +12,7 @@ _DOCUMENTS = [f"text number {number}" for number in range(9)]
 
 
 class _Batcher:
-    """What fits has at most so many characters."""
+    """What fits has at most `characters`."""
 
     def __init__(self, characters: int) -> None:
         self._characters = characters

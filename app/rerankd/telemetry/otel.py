@@ -37,12 +37,12 @@ _NS_PER_S: Final = 1_000_000_000
 class Tracing:
     """Opens the spans of requests that come in."""
 
-    def __init__(self, processor: SpanProcessor) -> None:
+    def __init__(self, sink: SpanProcessor) -> None:
         resource = Resource({SERVICE_NAME: "rerankd", SERVICE_VERSION: __version__}).merge(
             OTELResourceDetector().detect()
         )
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(processor)
+        self._provider.add_span_processor(sink)
         self._tracer = self._provider.get_tracer("rerankd", __version__)
 
     @classmethod

@@ -185,7 +185,7 @@ LIMIT_SETTINGS = {
         "entries of any list of a request: documents, texts, passages, input, records, text_1, initial_order, ...",
         "413: at most ... documents per request",
     ),
-    "max_queries": ("different queries of a call to `/score` or `/predict`", "413: at most ... different queries"),
+    "max_queries": ("different queries of a call to `/score` or `/predict`; `queries`", "413: at most ... queries"),
     "max_query_chars": ("characters of a query, and of an instruction", "413: at most ... characters in a query"),
     "max_rank_fields": ("`rank_fields`, each named once", "413: at most ... rank_fields"),
     "max_images": ("images in a request", "413: at most ... images per request"),

@@ -31,6 +31,7 @@ _BODIES = BodyLimits(
 _CALLS = RequestLimits(
     documents=_SETTINGS.max_documents,
     queries=_SETTINGS.max_queries,
+    query_chars=_SETTINGS.max_query_chars,
     rank_fields=_SETTINGS.max_rank_fields,
     fields=_SETTINGS.max_body_fields,
     images=ImageLimits(images=_SETTINGS.max_images, bytes=_SETTINGS.max_image_bytes),

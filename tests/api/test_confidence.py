@@ -42,7 +42,7 @@ async def test_the_answer_says_how_sure_it_is_and_keeps_its_results(api: Api) ->
     assert _abstained(api) == 1
 
 
-@pytest.mark.parametrize("confidence", [None, {}, {"method": "none"}, {"threshold": 0.5}])
+@pytest.mark.parametrize("confidence", [None, {}, {"method": "none", "threshold": 0.5}])
 async def test_without_a_method_nothing_is_said(api: Api, confidence: Any) -> None:
     assert {"confidence", "abstained"}.isdisjoint(await _meta(api, confidence))
 
@@ -67,6 +67,7 @@ async def test_the_operator_s_method_is_the_default(open_api: OpenApi) -> None:
     ("confidence", "complaint"),
     [
         ({"method": "fitted"}, "nothing is fitted for this model"),
+        ({"threshold": 0.5}, "confidence.threshold: this model has no method of its own; add method"),
         ({"method": "luck"}, "confidence.method must be one of"),
         ({"threshold": "NaN"}, "confidence.threshold must be a finite number"),
     ],

@@ -15,7 +15,12 @@ from tests.api.conftest import OpenApi, is_our_error
 from tests.fakes import FakeService
 
 _LIMITS = RequestLimits(
-    documents=10_000, queries=1000, rank_fields=64, fields=256, images=ImageLimits(images=10, bytes=10_000)
+    documents=10_000,
+    queries=1000,
+    query_chars=32_768,
+    rank_fields=64,
+    fields=256,
+    images=ImageLimits(images=10, bytes=10_000),
 )
 
 
@@ -57,12 +62,18 @@ def _dialect(name: str) -> Dialect:
             {"text_1": list("abc"), "text_2": ["d"] * 3},
             "at most 2 different queries per request; got 3",
         ),
+        ("/v2/rerank", {"documents": ["a"], "queries": list("abc")}, "at most 2 further queries per request; got 3"),
+        (
+            "/v2/rerank",
+            {"documents": ["a"], "queries": ["abc", "d"], "evidence": ["e" * 20, "f" * 20]},
+            "at most 40 characters in a query with its evidence; got 45",
+        ),
     ],
 )
 async def test_too_much_of_anything_is_refused(
     open_api: OpenApi, path: str, fields: dict[str, Any], message: str
 ) -> None:
-    limits = {"max_rank_fields": 5, "max_queries": 2, "max_body_fields": 20}
+    limits = {"max_rank_fields": 5, "max_queries": 2, "max_body_fields": 20, "max_query_chars": 40}
     async with open_api(FakeService(max_documents=50), **limits) as api:
         answer = await api.post(path, {"query": "q", **fields})
         assert is_our_error(answer, 413, "request_too_large"), answer.text
@@ -100,6 +111,11 @@ _HOSTILE: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
         {"text_1": [str(number) for number in range(700_000)], "text_2": ["a"] * 700_000},
     ),
     "wrong queries": lambda: ("vllm-score", {"text_1": [0] * 10_000, "text_2": ["a"] * 10_000}),
+    "further queries": lambda: ("cohere-v2", {"documents": ["a"], "queries": ["a"] * 10_000}),
+    "evidence for each query": lambda: (
+        "cohere-v2",
+        {"documents": ["a"], "queries": ["a"] * 1000, "evidence": ["a" * 1_000_000]},
+    ),
     "wrong order": lambda: ("cohere-v2", {"documents": ["a"], "windows": {"initial_order": ["x"] * 700_000}}),
 }
 

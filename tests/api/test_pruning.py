@@ -14,7 +14,7 @@ from rerankd.domain import PruneWishes, RankedDocument, RerankResult, Scores
 from tests.api.conftest import Api, is_our_error
 from tests.fakes import IMAGES
 
-_LIMITS = RequestLimits(documents=9, queries=9, rank_fields=9, fields=9, images=IMAGES)
+_LIMITS = RequestLimits(documents=9, queries=9, query_chars=32_768, rank_fields=9, fields=9, images=IMAGES)
 
 _DOCUMENT = "  Größe zählt 🎻 hier. Paris is in France.  Bread is made of flour."
 

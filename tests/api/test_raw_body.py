@@ -14,7 +14,12 @@ from rerankd.domain import ImageLimits
 from tests.api.conftest import Api
 
 _LIMITS = RequestLimits(
-    documents=10_000, queries=1000, rank_fields=64, fields=256, images=ImageLimits(images=10, bytes=10_000)
+    documents=10_000,
+    queries=1000,
+    query_chars=32_768,
+    rank_fields=64,
+    fields=256,
+    images=ImageLimits(images=10, bytes=10_000),
 )
 _FILLING = b"x" * 1_200_000
 _VALUES = [

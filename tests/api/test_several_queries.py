@@ -98,6 +98,7 @@ async def test_evidence_is_read_behind_each_query(api: Api) -> None:
         ({"queries": ["a" * 1001]}, 413, "at most 1000 characters in a query; got 1001"),
         ({"evidence": ["a" * 1000]}, 413, "at most 1000 characters in a query"),
         ({"queries": [1]}, 400, "queries[0] must be a string"),
+        ({"query_fusion": {"mode": "max"}}, 400, "query_fusion joins several queries, and there is one"),
     ],
 )
 async def test_what_is_too_much_or_no_query_is_refused(api: Api, fields: Any, status: int, complaint: str) -> None:

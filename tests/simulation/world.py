@@ -61,7 +61,9 @@ _CORES: Final = 2
 _TOKENIZE_S: Final = 1 / 5e6
 _READ_S: Final = 1 / 100e6
 _RANK_S: Final = 0.02
-_LIMITS: Final = RequestLimits(documents=10_000, queries=100, rank_fields=100, fields=1000, images=IMAGES)
+_LIMITS: Final = RequestLimits(
+    documents=10_000, queries=100, query_chars=32_768, rank_fields=100, fields=1000, images=IMAGES
+)
 # A step of reading holds the loop for so long: as many bytes as the reader takes in one turn.
 _STEP_S: Final = STEP_BYTES * _READ_S
 # A text of these has a token for each character, one of all others one for each four.

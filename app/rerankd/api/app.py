@@ -107,6 +107,7 @@ def _rerank_routes(settings: Settings, gateway: Gateway) -> APIRouter:
     calls = RequestLimits(
         documents=gateway.service.limits.max_documents,
         queries=settings.max_queries,
+        query_chars=settings.max_query_chars,
         rank_fields=settings.max_rank_fields,
         fields=settings.max_body_fields,
         images=gateway.service.limits.images,

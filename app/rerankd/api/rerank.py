@@ -24,6 +24,7 @@ from rerankd.api.parsing.bodies import SMALL_BYTES, BodyReader
 from rerankd.concurrency.slices import Sliced, run_slice, run_to_end
 from rerankd.concurrency.turns import Share
 from rerankd.domain import RerankRequest, RerankResult, Timings
+from rerankd.domain.requests import queries_of
 from rerankd.errors import DeadlineExceeded, InvalidRequest, RerankError
 from rerankd.gateway.failures import CANCELLED, CallerGone
 from rerankd.gateway.gateway import Gateway, GatewayCall
@@ -147,7 +148,8 @@ class _Endpoint:
         claim.take(DOCUMENT_BYTES * min(dialect.count(fields), self._limits.documents))
         parsing = _parse(dialect, fields, body.text, limits=self._limits, strict=self._strict)
         parsed_body, requests = await self._run_sliced(parsing, call, request.receive, size=len(body.text))
-        claim.take(QUERY_BYTES * len(requests) + parsed_body.image_bytes)
+        queries = sum(len(queries_of(request)) for request in requests)
+        claim.take(QUERY_BYTES * queries + parsed_body.image_bytes)
         return _Parsed(dialect, parsed_body, requests, dialect.ignored(body.fields))
 
     async def _write(

@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         "default: `rerankd/profiles` in `XDG_CACHE_HOME` or `~/.cache`.",
     )
     max_documents: int = Field(default=10_000, ge=1, description="Most documents in one request.")
-    max_queries: int = Field(default=1000, ge=1, description="Most different queries in one request to `/score`.")
+    max_queries: int = Field(default=1000, ge=1, description="Most different queries in one request.")
     max_rank_fields: int = Field(default=64, ge=1, description="Most `rank_fields` of a request.")
     max_query_chars: int = Field(
         default=32_768, ge=1, description="Longest query, and longest instruction, in characters."

@@ -9,11 +9,14 @@ from dataclasses import replace
 import numpy as np
 
 from rerankd.concurrency.gathering import gather_or_cancel
+from rerankd.concurrency.pacing import pause
 from rerankd.domain import Fused, FusionMode, FusionPlan, QueryMode, QueryWishes, ScoreOptions, Scores
 from rerankd.domain.queries import Values, join_values
 from rerankd.pipeline.stage import Stage
 
 _RECIPROCAL_RANKS = FusionPlan(mode=FusionMode.RRF)
+# The queries of one request that are worked on at the same time. With more the event loop would serve it only.
+_CONCURRENT_QUERIES = 128
 
 
 class SeveralQueriesStage:
@@ -36,10 +39,17 @@ class SeveralQueriesStage:
         shares = wishes.shares
         # The best for all queries may be anywhere in the order for one of them.
         alone = replace(options, queries=None, top_n=None)
-        parts = await gather_or_cancel(
-            [self._inner.score(asked, documents, alone) for asked in (query, *wishes.others)]
-        )
-        return _joined(parts, wishes, shares)
+        asked = (query, *wishes.others)
+        parts: dict[int, Scores] = {}
+        waiting = iter(enumerate(asked))
+
+        async def work() -> None:
+            for index, one in waiting:
+                parts[index] = await self._inner.score(one, documents, alone)
+                await pause()
+
+        await gather_or_cancel(work() for _ in asked[:_CONCURRENT_QUERIES])
+        return _joined([parts[index] for index in range(len(asked))], wishes, shares)
 
 
 def _joined(parts: Sequence[Scores], wishes: QueryWishes, shares: Values) -> Scores:

@@ -24,7 +24,8 @@ from rerankd.scorers.ranking import Activation, activation_of
 # Beside a model's weights.
 CALIBRATION_FILE: Final = "rerankd_calibration.json"
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+# Larger ones are no fit of anything, and their sums would not be finite.
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
 class PlattMap(BaseModel):
@@ -132,6 +133,10 @@ class ConfidenceEstimator:
         plan = wishes.within(self.plan)
         method = plan.method or (ConfidenceMethod.FITTED if self.fitted else ConfidenceMethod.NONE)
         threshold = plan.threshold
+        if method is ConfidenceMethod.NONE and wishes.method is None and wishes.threshold is not None:
+            raise InvalidRequest(
+                "confidence.threshold: this model has no method of its own; add method: max, deviation or margin"
+            )
         if method is ConfidenceMethod.FITTED:
             if self.fitted is None:
                 raise InvalidRequest(

@@ -13,7 +13,9 @@ from rerankd.api.dialects.vllm_score import VLLM_SCORE
 from rerankd.domain import ImageLimits
 from rerankd.errors import InvalidRequest, RerankError
 
-_LIMITS = RequestLimits(documents=50, queries=5, rank_fields=5, fields=20, images=ImageLimits(images=10, bytes=10_000))
+_LIMITS = RequestLimits(
+    documents=50, queries=5, query_chars=32_768, rank_fields=5, fields=20, images=ImageLimits(images=10, bytes=10_000)
+)
 _ODD: list[object] = [
     "", "many", "1", 0, -1, 1e300, 1.5, True, None, [], [1], ["a"], [[]], {}, {"text": 1}, {"a": {}}, [{}],
     [{"text": None}], {"tokens": "many"}, {"window": 0}, {"truncate": 5},

@@ -80,6 +80,7 @@ def test_a_file_is_read_again_as_it_was_written(tmp_path: Path) -> None:
     [
         ("{", "is not a calibration"),
         ({"relevance": {"method": "platt", "scale": -1, "bias": 0}}, "scale must be greater than 0"),
+        ({"relevance": {"method": "platt", "scale": 1e300, "bias": 0}}, "scale must be at most"),
         ({"relevance": {"method": "isotonic", "scores": [1, 0], "probabilities": [0, 1]}}, "must not fall"),
         ({"relevance": {"method": "isotonic", "scores": [1], "probabilities": [0, 1]}}, "equally many"),
         ({"relevance": {"method": "isotonic", "scores": [1], "probabilities": [2]}}, "at most 1"),

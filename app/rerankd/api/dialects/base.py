@@ -49,6 +49,7 @@ class RequestLimits:
 
     documents: int
     queries: int
+    query_chars: int
     rank_fields: int
     fields: int
     images: ImageLimits

@@ -1,13 +1,13 @@
 """Cohere's rerank API, version 2, with our own extensions: fields that Cohere's clients do not send."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, FailFast, Field
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationInfo, model_validator
 
 from rerankd.api.answers import Json
-from rerankd.api.dialects.base import Dialect
+from rerankd.api.dialects.base import Dialect, limits_of
 from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import (
     ConfidencePlan,
@@ -24,6 +24,7 @@ from rerankd.domain import (
     Truncation,
     WindowWishes,
 )
+from rerankd.errors import RequestTooLarge
 
 
 class RelevantSpans(BaseModel):
@@ -51,6 +52,12 @@ class QueryFusion(BaseModel):
     )
 
 
+def _limited(queries: object, info: ValidationInfo) -> object:
+    if isinstance(queries, list) and len(queries) > limits_of(info).queries:
+        raise RequestTooLarge(f"at most {limits_of(info).queries} further queries per request; got {len(queries)}")
+    return queries
+
+
 class CohereV2Body(SupersetBody):
     min_score: float | None = Field(
         default=None, allow_inf_nan=False, description="Leave out results with a lower relevance score."
@@ -65,7 +72,7 @@ class CohereV2Body(SupersetBody):
     relevant_spans: RelevantSpans | None = Field(
         default=None, description="Add to each result which of its sentences are relevant."
     )
-    queries: Annotated[list[str] | None, FailFast()] = Field(
+    queries: Annotated[list[str] | None, FailFast(), BeforeValidator(_limited)] = Field(
         default=None, description="Further queries, such as rewrites or sub-questions; all give one order."
     )
     query_fusion: QueryFusion | None = Field(default=None, description="How several queries give one order.")
@@ -84,6 +91,19 @@ class CohereV2Body(SupersetBody):
         "those of as many documents as should fit (`depth`).",
     )
     explain: bool | None = Field(default=None, description="Add to each result where its score comes from.")
+
+    @model_validator(mode="after")
+    def _check_queries(self, info: ValidationInfo) -> Self:
+        if self.query_fusion is not None and not self.queries:
+            raise ValueError("query_fusion joins several queries, and there is one; add queries, or leave it out")
+        # Each query gets a copy of all evidence, so this is checked before they are made.
+        evidence = sum(len(text) + 1 for text in self.evidence or ())
+        longest = evidence + max(map(len, self.queries or ()), default=0)
+        if longest > limits_of(info).query_chars:
+            raise RequestTooLarge(
+                f"at most {limits_of(info).query_chars} characters in a query with its evidence; got {longest}"
+            )
+        return self
 
     def to_request(self) -> RerankRequest:
         request = super().to_request()

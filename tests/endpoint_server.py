@@ -12,8 +12,8 @@ from typing import Any
 
 @dataclass
 class Script:
-    """What the server answers, one after another (the last for ever), or what `reply` makes of a request's messages;
-    and what it was asked.
+    """What the server answers, one after another (the last for ever), or what `reply` makes of a request's messages, or
+    `respond` of its whole body; and what it was asked.
     """
 
     answers: list[tuple[int, Any]]
@@ -21,9 +21,12 @@ class Script:
     asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     seconds_per_byte: float = 0.0
     reply: Callable[[list[dict[str, str]]], str] | None = None
+    respond: Callable[[dict[str, Any]], Any] | None = None
 
 
 def _answer(script: Script, body: dict[str, Any]) -> tuple[int, Any]:
+    if script.respond is not None:
+        return 200, script.respond(body)
     if script.reply is not None:
         return 200, completion(script.reply(body["messages"]))
     return script.answers[min(len(script.asked), len(script.answers)) - 1]

@@ -104,7 +104,14 @@ class RecordingObserver:
         )
 
     def request_scored(
-        self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int, comparisons: int
+        self,
+        *,
+        model: str,
+        timings: Timings,
+        dropped_tokens: int,
+        unordered_windows: int,
+        ungraded_answers: int,
+        comparisons: int,
     ) -> None:
         self._state(
             "request_scored",
@@ -112,6 +119,7 @@ class RecordingObserver:
             timings=timings,
             dropped_tokens=dropped_tokens,
             unordered_windows=unordered_windows,
+            ungraded_answers=ungraded_answers,
             comparisons=comparisons,
         )
 

@@ -689,6 +689,12 @@ def plain_ids(folder: Path, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
+def plain_text(folder: Path, ids: Sequence[int]) -> str:
+    """The text of ids, control tokens included."""
+    tokenizer, _ = _loaded(folder)
+    return str(tokenizer.decode(list(ids)))
+
+
 def rank_r1_messages(query: str, documents: Sequence[str]) -> list[dict[str, str]]:
     """The conversation in which Rank-R1's authors ask for the best document."""
     texts = "\n".join(f"[{number}] {text}" for number, text in enumerate(documents, 1))
@@ -783,6 +789,27 @@ def greedy_logprobs(folder: Path, ids: Sequence[int], *, tokens: int) -> list[fl
         if written[-1] == model.generation_config.eos_token_id:
             break
     return logprobs
+
+
+def drawn(
+    folder: Path, ids: Sequence[int], numbers: Sequence[float], *, temperature: float, top_k: int
+) -> tuple[list[int], list[float]]:
+    """The tokens that are drawn behind these, one whole pass each: the first whose cumulative probability is above the
+    token's number; and their log-probabilities at temperature 1.
+    """
+    tokenizer, _ = _loaded(folder)
+    written: list[int] = []
+    logprobs: list[float] = []
+    for number in numbers:
+        logits = _logits_after(folder, [*ids, *written]).astype(np.float64)
+        likely = logits >= np.sort(logits)[-top_k]
+        weights = np.where(likely, np.exp((logits - logits.max()) / temperature), 0)
+        token = int(np.flatnonzero(np.cumsum(weights) > number * weights.sum())[0])
+        if token == tokenizer.pad_token_id:
+            break
+        written.append(token)
+        logprobs.append(float(logits[token] - logits.max() - np.log(np.exp(logits - logits.max()).sum())))
+    return written, logprobs
 
 
 def greedy_ids(folder: Path, ids: Sequence[int], *, tokens: int) -> list[int]:

@@ -25,6 +25,7 @@ from rerankd.tasks.read_images import IllustratedEncoding, ReadImages, SeenImage
 from rerankd.tasks.read_tokens import ReadTokens
 from rerankd.tasks.read_vectors import MarkedPrompt, ReadVectors
 from rerankd.tasks.reason import Reason
+from rerankd.tasks.sample import Sample, SampleChat, Sampling
 from rerankd.tasks.weigh_words import WeighWords
 
 _IDS = np.array([5, 6, 7], dtype=np.int64)
@@ -34,6 +35,13 @@ _SPANS = np.array([[0, 2]], dtype=np.int64)
 
 def _no_patches() -> FloatArray:
     return np.zeros((4, 2), dtype=np.float32)
+
+
+_CONVERSATIONS = [
+    Conversation((Message("user", "eight by"),)),
+    Conversation((Message("system", "eight by"),)),
+    Conversation((Message("user", "eight "), Message("user", "by"))),
+]
 
 
 # Each task with payloads that differ in one thing only, and what each costs.
@@ -76,15 +84,13 @@ TASKS: dict[str, tuple[Task[Any], list[Any], list[int]]] = {
         [MarkedPrompt(_IDS, _OTHER_IDS), MarkedPrompt(_IDS, _IDS), MarkedPrompt(_OTHER_IDS, _OTHER_IDS)],
         [3, 3, 2],
     ),
-    "chat": (
-        Chat(),
-        [
-            Conversation((Message("user", "eight by"),)),
-            Conversation((Message("system", "eight by"),)),
-            Conversation((Message("user", "eight "), Message("user", "by"))),
-        ],
-        [2, 2, 2],
+    "sample": (
+        Sample(decode=str, sampling=Sampling()),
+        [Prompt(_IDS, 9), Prompt(_IDS, 8), Prompt(_OTHER_IDS, 9)],
+        [3, 3, 2],
     ),
+    "chat": (Chat(), _CONVERSATIONS, [2, 2, 2]),
+    "sample_chat": (SampleChat(Sampling(), logprobs=False), _CONVERSATIONS, [2, 2, 2]),
     "rank": (
         Rank(LIST_APIS["cohere"]),
         [TextPair("ab", "c"), TextPair("a", "bc"), TextPair("a", "b", "c"), TextPair("a", "four and seven")],

@@ -24,8 +24,10 @@ from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import Asked, Recognised
 from rerankd.scorers.first import First
 from rerankd.scorers.generative import Generative
+from rerankd.scorers.graded import Graded
 from rerankd.scorers.templates import known_templates
 from rerankd.serving.assembly import load_parts, running_service
+from rerankd.tasks.sample import seeds_of
 from rerankd.telemetry.observer import Silent
 from tests.integration.test_poisoned_folders import build_modular, build_qwen3_classifier
 from tests.oracles import hold
@@ -54,6 +56,7 @@ from tests.tiny_vectors import (
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 from tests.transcriptions import (
     bge_gemma_logits,
+    drawn,
     duot5_sums,
     e2rank_scores,
     first_logits,
@@ -67,6 +70,7 @@ from tests.transcriptions import (
     mxbai_rerank_logits,
     nemotron_logits,
     plain_ids,
+    plain_text,
     prompted_logits,
     provence_logits,
     qwen3_reranker_logits,
@@ -670,6 +674,57 @@ def test_a_chooser_is_asked_and_writes_as_its_authors_do(
     assert [one.text for one in together] == [one.text for one in alone]
     ours = [value for one in (*together, *alone) for value in one.logprobs]
     theirs = [value for ids in expected for value in greedy_logprobs(folder, ids, tokens=6)]
+    hold(family, np.array(ours), np.array(theirs * 2), first=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "repository", "answers", "opening", "ending"),
+    [
+        ("ERank", "Alibaba-NLP/ERank-4B", 1, "Given a query and a document, please give a relevance score", ""),
+        ("Retro*", "ljw13/retro-star-qwen3-8b-0928", 3, "Here is the **relevance def", "<think>\n\n</think>\n\n"),
+    ],
+)
+@pytest.mark.usefixtures("_torch_on_one_thread")
+def test_a_judge_that_grades_is_asked_and_writes_as_its_authors_do(
+    family: str, repository: str, answers: int, opening: str, ending: str, tmp_path: Path
+) -> None:
+    """The tokens that follow from the whole logits, with their probabilities: alone, and beside longer prompts."""
+    folder = CAUSAL_FAMILIES["qwen3"](_place(tmp_path, repository))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    options = {"answer_tokens": 6, "samples": answers}
+    entry = {"name": "m", "path": folder, "scorer": "auto", "engine": "auto", "options": options}
+    parts = load_parts(
+        served_registry(settings := Settings(registry=write_registry(tmp_path, [entry]))).model[0], settings
+    )
+    scorer, engine = parts.scorer, computed_here(parts.engine)
+    assert isinstance(scorer, Graded)
+    prompts = scorer.encode(QUERY, DOCUMENTS, max_document_tokens=None).encodings
+    text = in_chat("qwen3", [{"role": "user", "content": "TEXT"}]).split("TEXT")
+    for prompt, document in zip(prompts, DOCUMENTS, strict=True):
+        begin, asked, end = f"{text[0]}{opening}", plain_text(folder, prompt.ids.tolist()), f"{text[1]}{ending}"
+        assert asked.startswith(begin)
+        assert asked.endswith(end)
+        assert QUERY in asked
+        assert document in asked
+        assert plain_ids(folder, asked) == prompt.ids.tolist()
+    together, alone = engine.run(prompts), [engine.run([prompt])[0] for prompt in prompts]
+    assert [[one.text for one in sampled.answers] for sampled in together] == [
+        [one.text for one in sampled.answers] for sampled in alone
+    ]
+    sampling = scorer.task.sampling
+    theirs: list[float] = []
+    written: list[int] = []
+    for prompt, seed in zip(prompts, seeds_of(prompts), strict=True):
+        if not sampling.temperature:
+            logprobs = [greedy_logprobs(folder, prompt.ids.tolist(), tokens=6)]
+        else:
+            numbers = [np.random.default_rng([seed, answer]).random(6).tolist() for answer in range(answers)]
+            logprobs = [drawn(folder, prompt.ids.tolist(), one, temperature=0.6, top_k=40)[1] for one in numbers]
+        theirs += [value for one in logprobs for value in one]
+        written.append(sum(map(len, logprobs)))
+    assert [sampled.written for sampled in together] == written
+    ours = [value for sampled in (*together, *alone) for one in sampled.answers for value in one.logprobs or ()]
     hold(family, np.array(ours), np.array(theirs * 2), first=True)
 
 

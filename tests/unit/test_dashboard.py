@@ -29,7 +29,9 @@ def _exported() -> dict[str, set[str]]:
     """Every sample name that the observer exports once everything has happened, with its labels."""
     observer = PrometheusObserver(GpuMemoryReader(NvidiaLibrary()))
     observer.request_finished(model="m", dialect="cohere-v2", status=200, duration_s=0.1, key="", tokens=9)
-    observer.request_scored(model="m", timings=Timings(), dropped_tokens=1, unordered_windows=1, comparisons=1)
+    observer.request_scored(
+        model="m", timings=Timings(), dropped_tokens=1, unordered_windows=1, ungraded_answers=1, comparisons=1
+    )
     observer.request_fused(model="m", mode="rrf")
     observer.request_abstained(model="m")
     observer.request_started()

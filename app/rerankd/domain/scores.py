@@ -101,6 +101,7 @@ class Scores:
     passages: which passage decided. None: documents were read whole.
     placed_by: the model of a cascade that gave the document its place, None for the request's own order.
     unordered: how many windows or comparisons the model said nothing about. Their candidates kept their order.
+    ungraded: how many answers of the model had no grade. A document without any other has no score.
     comparisons: how many comparisons of documents were answered, by the model or out of the cache.
     settled: how many of the first places were final when the deadline came. None: all that were asked for.
     query_dropped: how many of the query's tokens were not read.
@@ -120,6 +121,7 @@ class Scores:
     timings: Timings = field(default_factory=Timings)
     placed_by: NameArray | None = None
     unordered: int = 0
+    ungraded: int = 0
     comparisons: int = 0
     settled: int | None = None
     query_dropped: int = 0
@@ -173,6 +175,7 @@ class Scores:
             timings=sum((part.timings for part in parts), start=Timings()),
             placed_by=_end_to_end([part.placed_by for part in parts], sizes, missing=None),
             unordered=sum(part.unordered for part in parts),
+            ungraded=sum(part.ungraded for part in parts),
             comparisons=sum(part.comparisons for part in parts),
             query_dropped=max(part.query_dropped for part in parts),
             spans=_end_to_end([part.spans for part in parts], sizes, missing=None),
@@ -232,6 +235,7 @@ class Scores:
             placed_by=placed_by,
             timings=self.timings + by.timings,
             unordered=self.unordered + by.unordered,
+            ungraded=self.ungraded + by.ungraded,
             comparisons=self.comparisons + by.comparisons,
             query_dropped=max(self.query_dropped, by.query_dropped),
         )

@@ -12,7 +12,7 @@ from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, SpanArray, Timings, Truncation
 from rerankd.pipeline.items import EncodedItems, encode_items, encoded_items, finished, tokenized
-from rerankd.scorers.base import PairScorer, Prunes, Writes
+from rerankd.scorers.base import Grades, PairScorer, Prunes, Writes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,6 +22,7 @@ class PointwiseStage(Generic[T, R]):
     def __init__(self, scorer: PairScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
         self._scorer = scorer
         self._writes = scorer if isinstance(scorer, Writes) else None
+        self._grades = scorer if isinstance(scorer, Grades) else None
         self._batcher = batcher
         self._tokenizing = tokenizing
 
@@ -45,12 +46,17 @@ class PointwiseStage(Generic[T, R]):
             if options.truncation is Truncation.ERROR and pairs.dropped.any():
                 return _unscored(pairs, tokenize_s=tokenized - started)
             outcome = await ticket.run(pairs.items)
-        scored = finished(outcome, len(documents))
+        done = finished(outcome, len(documents))
+        values, scored, ungraded = self._values(outcome, done), done, 0
+        if self._grades is not None:
+            ungraded = sum(map(self._grades.ungraded, outcome.results))
+            values, scored = _graded(values, done)
         return Scores(
-            values=self._values(outcome, scored),
+            values=values,
             scored=scored,
+            ungraded=ungraded,
             marks=self._marks(pairs, outcome, options),
-            tokens=self._tokens(pairs, outcome, scored, options),
+            tokens=self._tokens(pairs, outcome, done, options),
             dropped=pairs.dropped,
             timings=Timings(tokenize_s=tokenized - started, queue_s=outcome.queue_s, inference_s=outcome.inference_s),
         )
@@ -120,6 +126,12 @@ class PointwiseStage(Generic[T, R]):
             whole=np.flatnonzero(pairs.dropped == 0).tolist(),
         )
         return encoded, part
+
+
+def _graded(values: FloatArray, scored: BoolArray | None) -> tuple[FloatArray, BoolArray | None]:
+    """The values of graded documents, and which documents are graded; None: all."""
+    graded = np.isfinite(values) if scored is None else np.isfinite(values) & scored
+    return np.where(graded, values, 0), None if graded.all() else graded
 
 
 def _unscored(pairs: EncodedItems[T], *, tokenize_s: float) -> Scores:

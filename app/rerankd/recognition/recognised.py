@@ -13,6 +13,7 @@ Task = Literal[
     "read_images",
     "generate",
     "reason",
+    "sample",
     "embed",
     "embed_tokens",
     "weigh_words",
@@ -37,6 +38,7 @@ TASKS: Final[Mapping[str, Task]] = {
     "splade": "weigh_words",
     "last-but-not-late": "read_vectors",
     "reasoning": "reason",
+    "graded": "sample",
     "vision-language": "read_images",
 }
 GRAPH_ENGINES: Final = ("onnx", "openvino")
@@ -51,6 +53,7 @@ TASK_ENGINES: Final[Mapping[Task, tuple[str, ...]]] = {
     "weigh_words": ("torch-vectors",),
     "read_vectors": ("torch-markers",),
     "reason": ("torch-generate",),
+    "sample": ("torch-generate",),
     "prune": ("torch-encoder",),
     "attend": ("torch-attention",),
     "read_images": ("torch-vision",),

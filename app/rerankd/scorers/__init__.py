@@ -21,6 +21,7 @@ from rerankd.scorers.bi_encoder import BiEncoder, BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative, GenerativeOptions
+from rerankd.scorers.graded import GradedOptions, load_graded
 from rerankd.scorers.last_but_not_late import LastButNotLate, LastButNotLateOptions
 from rerankd.scorers.late_interaction import LateInteractionOptions, LateInteractionScorer
 from rerankd.scorers.listwise_embedding import ListwiseEmbedding, ListwiseEmbeddingOptions
@@ -48,6 +49,7 @@ SCORERS: Final[dict[str, Entry[AnyPairScorer]]] = {
     "prompted-classifier": Entry(PromptedClassifier.load, PromptedClassifierOptions),
     "pruning": Entry(PruningCrossEncoder.load, PruningOptions),
     "reasoning": Entry(Reasoning.load, ReasoningOptions),
+    "graded": Entry(load_graded, GradedOptions),
     "yes-no": Entry(YesNo.load, YesNoOptions),
     "vision-language": Entry(VisionLanguage.load, VisionLanguageOptions),
     "remote": Entry(Remote.load, RemoteOptions),

@@ -144,6 +144,14 @@ class Writes(Protocol[R_contra]):
 
 
 @runtime_checkable
+class Grades(Protocol[R_contra]):
+    """A scorer of pairs whose model writes grades. The raw score of a pair without one is NaN."""
+
+    def ungraded(self, result: R_contra, /) -> int:
+        """How many of a result's answers have no grade."""
+
+
+@runtime_checkable
 class ReadsImages(Protocol):
     """A scorer of pairs that reads documents and queries with images."""
 

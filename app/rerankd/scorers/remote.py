@@ -6,23 +6,19 @@ cut, and where the passages of a long one begin. The service may read less than 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from rerankd.config.options import read_options
 from rerankd.domain import FloatArray
-from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.errors import ConfigError
 from rerankd.scorers.base import Edges, EncodedPairs, Kinds, Made, ScorerSpec, refuse_instruction
+from rerankd.scorers.estimated import USUAL_LENGTH, estimated_edges, first_tokens, room_beside, unicode_of
 from rerankd.scorers.ranking import Activation, identity, sigmoid
 from rerankd.scorers.remote_apis import LIST_APIS, ListApi, ScoreKind, YesNoApi
 from rerankd.tasks.rank import Rank, TextPair
-from rerankd.tasks.text_tokens import BYTES_PER_TOKEN, tokens_of
-
-# More than services read: what is longer is cut by the service itself.
-_USUAL_LENGTH: Final = 32_768
-_WHITE_SPACE: Final = [ord(character) for character in " \t\n\r\f\v\u00a0\u3000"]
 
 Protocol = Literal["cohere", "jina", "voyage", "tei", "vllm", "vllm-score", "nim", "llama.cpp", "rerankd", "openai"]
 
@@ -75,7 +71,7 @@ class Remote:
         """
         options = read_options(spec.options, RemoteOptions, of="scorer 'remote'")
         api = _yes_no(options) if options.protocol == "openai" else LIST_APIS[options.protocol]
-        return cls(_giving(options.scores, api), max_length=spec.max_length or _USUAL_LENGTH)
+        return cls(_giving(options.scores, api), max_length=spec.max_length or USUAL_LENGTH)
 
     def encode(
         self,
@@ -88,8 +84,8 @@ class Remote:
     ) -> EncodedPairs[TextPair]:
         """Cut documents to what is read beside the query. Only documents of one caller and query share a call."""
         room = min(self.room(query, instruction), max_document_tokens or self.max_length)
-        query, instruction = _unicode(query), None if instruction is None else _unicode(instruction)
-        parts = [_first_tokens(_unicode(document), room) for document in documents]
+        query, instruction = unicode_of(query), None if instruction is None else unicode_of(instruction)
+        parts = [first_tokens(unicode_of(document), room) for document in documents]
         pairs = [TextPair(query, text, instruction) for text, _ in parts]
         return EncodedPairs(
             pairs, np.array([dropped for _, dropped in parts], dtype=np.int64), group=(owner, query, instruction)
@@ -97,16 +93,10 @@ class Remote:
 
     def room(self, query: str, instruction: str | None = None) -> int:
         refuse_instruction(instruction, takes=self._api.reads_instructions)
-        room = self.max_length - tokens_of(query) - tokens_of(instruction or "")
-        if room < 1:
-            raise InvalidRequest(
-                f"the query leaves no room for a document: it has about {tokens_of(query)} tokens, and the model reads "
-                f"{self.max_length}; shorten it"
-            )
-        return room
+        return room_beside([query, instruction or ""], max_length=self.max_length)
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:
-        return [_edges(text) for text in texts]
+        return [estimated_edges(text) for text in texts]
 
     def drops(self, text: str) -> bool:  # noqa: ARG002 - the service's tokenizer is not known
         return False
@@ -143,34 +133,3 @@ def _giving(scores: ScoreKind | None, api: ListApi | YesNoApi) -> ListApi | YesN
             "scores out"
         )
     return replace(api, scores=scores or kinds[0])
-
-
-def _unicode(text: str) -> str:
-    """The text without what no JSON can carry: halves of surrogate pairs."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def _first_tokens(text: str, tokens: int) -> tuple[str, int]:
-    """The beginning of a text, and about how many tokens are not in it."""
-    most = tokens * BYTES_PER_TOKEN
-    if len(text) <= tokens:
-        # No character has more than four bytes.
-        return text, 0
-    content = text.encode()
-    if len(content) <= most:
-        return text, 0
-    kept = content[:most].decode("utf-8", "ignore")
-    return kept, tokens_of(text) - tokens
-
-
-def _edges(text: str) -> Edges:
-    """A token every four bytes; its edge moves back to a white space that is in the token before."""
-    codes = np.frombuffer(text.encode("utf-32-le", "replace"), dtype=np.uint32)
-    sizes = 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)
-    firsts = np.flatnonzero(np.diff((np.cumsum(sizes) - sizes) // BYTES_PER_TOKEN, prepend=-1))
-    positions = np.where(np.isin(codes, _WHITE_SPACE), np.arange(len(codes)), 0)
-    spaces = np.maximum.accumulate(positions)[firsts] if len(codes) else firsts
-    words = spaces > np.concatenate([firsts[:1], firsts[:-1]])
-    characters = np.append(np.where(words, spaces, firsts), len(codes)).astype(np.int64)
-    words[:1] = True
-    return Edges(characters=characters, words=np.append(words, True))

@@ -132,6 +132,7 @@ class RerankService:
             timings=scores.timings,
             dropped_tokens=int(scores.dropped.sum()),
             unordered_windows=scores.unordered,
+            ungraded_answers=scores.ungraded,
             comparisons=scores.comparisons,
         )
         if scores.fused is not None and not scores.fused.of_queries:

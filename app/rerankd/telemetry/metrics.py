@@ -219,6 +219,12 @@ class PrometheusObserver:
             ["model"],
             registry=self.registry,
         )
+        self._ungraded = Counter(
+            "rerank_ungraded_answers_total",
+            "Answers without a grade, of models that write grades.",
+            ["model"],
+            registry=self.registry,
+        )
         self._comparisons = Counter(
             "rerank_comparisons_total",
             "Comparisons of documents, answered by a model or out of the cache.",
@@ -283,7 +289,14 @@ class PrometheusObserver:
         return key
 
     def request_scored(
-        self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int, comparisons: int
+        self,
+        *,
+        model: str,
+        timings: Timings,
+        dropped_tokens: int,
+        unordered_windows: int,
+        ungraded_answers: int,
+        comparisons: int,
     ) -> None:
         exemplar = _exemplar()
         for stage, seconds in (
@@ -295,6 +308,7 @@ class PrometheusObserver:
             self._child(self._stages, model, stage).observe(seconds, exemplar)
         self._child(self._truncated, model).inc(dropped_tokens)
         self._child(self._unordered, model).inc(unordered_windows)
+        self._child(self._ungraded, model).inc(ungraded_answers)
         self._child(self._comparisons, model).inc(comparisons)
 
     def request_fused(self, *, model: str, mode: str) -> None:

@@ -17,7 +17,14 @@ class Observer(Protocol):
     ) -> None: ...
 
     def request_scored(
-        self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int, comparisons: int
+        self,
+        *,
+        model: str,
+        timings: Timings,
+        dropped_tokens: int,
+        unordered_windows: int,
+        ungraded_answers: int,
+        comparisons: int,
     ) -> None: ...
 
     def request_fused(self, *, model: str, mode: str) -> None: ...
@@ -75,7 +82,14 @@ class Silent:
         pass
 
     def request_scored(
-        self, *, model: str, timings: Timings, dropped_tokens: int, unordered_windows: int, comparisons: int
+        self,
+        *,
+        model: str,
+        timings: Timings,
+        dropped_tokens: int,
+        unordered_windows: int,
+        ungraded_answers: int,
+        comparisons: int,
     ) -> None:
         pass
 

@@ -34,6 +34,7 @@ from rerankd.scorers.bi_encoder import BiEncoderOptions
 from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.first import FirstOptions
 from rerankd.scorers.generative import GenerativeOptions
+from rerankd.scorers.graded import GradedOptions
 from rerankd.scorers.last_but_not_late import LastButNotLateOptions
 from rerankd.scorers.late_interaction import LateInteractionOptions
 from rerankd.scorers.listwise_embedding import ListwiseEmbeddingOptions
@@ -107,6 +108,13 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "instruction": ["Judge.", "Judge well."],
         "template": "only one template is shipped for it",
     },
+    "graded": {
+        "answer_tokens": [100, 300],
+        "instruction": ["Judge.", "Judge well."],
+        "samples": [2, 3],
+        "temperature": [0.5, 1.0],
+        "template": ["erank", "retro-star"],
+    },
     "generative": {
         "answer_tokens": [100, 300],
         "depth": [50, 60],
@@ -157,6 +165,7 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "first": {"template": "first-qwen3", "window": 6, "identifiers": "alphabetical"},
     "attention": {"template": "icr-chatml", "window": 6},
     "generative": {"template": "rank-zephyr", "window": 6},
+    "graded": {"template": "retro-star", "answer_tokens": 50},
     "bi-encoder": {},
     "listwise-embedding": {},
     "late-interaction": {},
@@ -180,6 +189,7 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "last-but-not-late": LastButNotLateOptions,
     "pairwise": PairwiseOptions,
     "generative": GenerativeOptions,
+    "graded": GradedOptions,
     "reasoning": ReasoningOptions,
     "remote": RemoteOptions,
 }

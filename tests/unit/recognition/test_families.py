@@ -160,6 +160,8 @@ SERVED = [
     Case("ReasonRank", language_model("Qwen2"), "liuwenhan/reasonrank-32B"),
     Case("Rank-K, greedily", language_model("Qwen2"), "hltcoe/Rank-K-32B"),
     Case("Rank1", language_model("Qwen2"), "jhu-clsp/rank1-0.5b"),
+    Case("ERank", language_model("Qwen3"), "Alibaba-NLP/ERank-4B"),
+    Case("Retro*", language_model("Qwen3"), "ljw13/retro-star-qwen3-8b-0928"),
     Case("monoT5 and InRanker", T5, "castorini/monot5-3b-msmarco-10k"),
     Case("monoT5 and InRanker", T5, options={"template": "monot5"}),
     Case("mT5 on mMARCO", MT5, "unicamp-dl/mt5-base-en-pt-msmarco-v1"),

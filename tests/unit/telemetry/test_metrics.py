@@ -32,7 +32,9 @@ def test_a_finished_request_is_counted_and_timed(observer: PrometheusObserver) -
 
 def test_the_stages_of_a_request_are_timed(observer: PrometheusObserver) -> None:
     timings = Timings(cache_s=1.0, tokenize_s=2.0, queue_s=3.0, inference_s=4.0)
-    observer.request_scored(model="m", timings=timings, dropped_tokens=5, unordered_windows=2, comparisons=7)
+    observer.request_scored(
+        model="m", timings=timings, dropped_tokens=5, unordered_windows=2, ungraded_answers=3, comparisons=7
+    )
     seconds = {
         stage: _value(observer, "rerank_stage_duration_seconds_sum", model="m", stage=stage)
         for stage in ("cache", "tokenize", "queue", "inference")
@@ -40,6 +42,7 @@ def test_the_stages_of_a_request_are_timed(observer: PrometheusObserver) -> None
     assert seconds == {"cache": 1.0, "tokenize": 2.0, "queue": 3.0, "inference": 4.0}
     assert _value(observer, "rerank_truncated_tokens_total", model="m") == 5
     assert _value(observer, "rerank_unordered_windows_total", model="m") == 2
+    assert _value(observer, "rerank_ungraded_answers_total", model="m") == 3
     assert _value(observer, "rerank_comparisons_total", model="m") == 7
 
 

@@ -152,9 +152,11 @@ def _warnings(result: RerankResult, options: ScoreOptions) -> list[str]:
     if result.scores.query_dropped:
         warnings.append(f"the query was too long: {_tokens(result.scores.query_dropped)} of it not read")
     if result.unscored_documents:
-        warnings.append(
-            f"{_documents_were(result.unscored_documents)} not scored before the deadline, and are in your order"
-        )
+        why = "" if result.scores.ungraded else " before the deadline"
+        warnings.append(f"{_documents_were(result.unscored_documents)} not scored{why}, and are in your order")
+    if result.scores.ungraded:
+        count = result.scores.ungraded
+        warnings.append(f"{count} answer{'' if count == 1 else 's'} of the model had no grade, and did not count")
     if result.scores.settled is not None:
         warnings.append(
             f"the deadline came before the order was settled: the first {result.scores.settled} places are final, the "

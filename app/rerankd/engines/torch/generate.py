@@ -1,4 +1,4 @@
-"""PyTorch causal language models that write, greedily: the tasks `generate` and `reason`."""
+"""PyTorch causal language models that write: the tasks `generate`, `reason` and `sample`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +13,12 @@ from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import BatchLimits, Engine, EngineSpec, task_of
 from rerankd.engines.torch.device_memory import within_memory
 from rerankd.engines.torch.reason import ReasonEngine
+from rerankd.engines.torch.sample import SampleEngine
 from rerankd.engines.torch.weights import LargeWeightsOptions, check_adapter, check_weights, load_language_model
 from rerankd.engines.torch.writing import Writer
 from rerankd.tasks.generate import Decode, Generate, Generated, Prompt
 from rerankd.tasks.reason import Reason
+from rerankd.tasks.sample import Sample
 
 
 class TorchGenerateOptions(LargeWeightsOptions):
@@ -28,7 +30,7 @@ class TorchGenerateOptions(LargeWeightsOptions):
 
 
 class TorchGenerateEngine:
-    """A `*ForCausalLM` model that writes. `decode` makes text of token ids."""
+    """A `*ForCausalLM` model that writes greedily. `decode` makes text of token ids."""
 
     def __init__(
         self,
@@ -71,6 +73,16 @@ class TorchGenerateEngine:
             )
             engine.check_head(precision)
             return engine
+        if isinstance(task, Sample):
+            return SampleEngine(
+                model,
+                task,
+                max_new_tokens=longest,
+                name=name,
+                pad_id=spec.pad_id,
+                workers=spec.workers or 1,
+                preferred_batch=_preferred_batch(model.get_input_embeddings().weight.device),
+            )
         return cls(
             model,
             task.decode,
@@ -126,7 +138,7 @@ class _Recorder(LogitsProcessor):
         return steps
 
 
-def check(spec: EngineSpec) -> tuple[TorchGenerateOptions, Generate | Reason]:
+def check(spec: EngineSpec) -> tuple[TorchGenerateOptions, Generate | Reason | Sample]:
     """The options and the task.
 
     Raises:
@@ -135,4 +147,4 @@ def check(spec: EngineSpec) -> tuple[TorchGenerateOptions, Generate | Reason]:
     options = read_options(spec.options, TorchGenerateOptions, of="engine 'torch-generate'")
     check_weights("causal language model", spec.folder, options, trust_remote_code=spec.trust_remote_code)
     check_adapter(spec.adapter, options, trust_remote_code=spec.trust_remote_code)
-    return options, spec.task if isinstance(spec.task, Reason) else task_of(spec, Generate)
+    return options, spec.task if isinstance(spec.task, Reason | Sample) else task_of(spec, Generate)

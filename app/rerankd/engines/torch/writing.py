@@ -1,4 +1,6 @@
-"""Greedy writing with a causal language model: a batch of prompts goes in, token ids come out."""
+"""Writing with a causal language model: a batch of prompts goes in, token ids come out. Each token is the most probable
+one of those that are left to it.
+"""
 
 from collections.abc import Sequence
 

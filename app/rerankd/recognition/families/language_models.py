@@ -35,6 +35,7 @@ _CAUSAL_ENGINES: Final[Mapping[Task, Sequence[str]]] = {
     "read_tokens": (*GRAPH_ENGINES, "torch-causal"),
     "generate": TASK_ENGINES["generate"],
     "reason": TASK_ENGINES["reason"],
+    "sample": TASK_ENGINES["sample"],
     "read_images": TASK_ENGINES["read_images"],
 }
 _HEADS: Final[Mapping[str, str]] = {
@@ -44,6 +45,7 @@ _HEADS: Final[Mapping[str, str]] = {
     "pairwise": "the logits of the template's answer tokens at the last place",
     "generative": "the order, or the label of the best, that the model writes",
     "reasoning": "the logits of the template's answers behind the thought that the model writes",
+    "graded": "the grade that the model writes behind its thought",
 }
 
 _INPUTS: Final[Mapping[str, str]] = {"vision-language": "a prompt with texts and images"}
@@ -115,7 +117,11 @@ def prompted_model(name: str, files: ModelFiles, asked: Asked, template: PromptT
 
 
 def _activation(template: PromptTemplate, files: ModelFiles, options: dict[str, Any]) -> str:
-    """A list's scores say the order; a judge's are made probabilities, unless its files say that they stay logits."""
+    """A list's scores say the order, a grade is relevance. A judge's scores are made probabilities, unless its files
+    say that they stay logits.
+    """
+    if template.method == "graded":
+        return "identity"
     if template.method not in ("yes-no", "reasoning", "vision-language"):
         return "rank"
     if "activation" not in options and (named_activation(files) or "").rsplit(".", 1)[-1] == "Identity":
@@ -202,6 +208,8 @@ _UNKNOWN: Final = "other language models"
 _TRANSCRIPTION: Final = "transformers: the card's procedure, whole logits at the last place"
 _WRITTEN: Final = "transformers: greedy generation, the order that it writes"
 _CHOSEN: Final = "transformers: greedy generation, the label that it writes; the authors' sort by such labels"
+_GRADED: Final = "transformers: greedy generation, the grade that it writes and its whole logits"
+_DRAWN: Final = "transformers: whole logits, one draw after another from the same random numbers"
 
 FAMILIES: Final[Sequence[Family]] = (
     Family(
@@ -235,6 +243,11 @@ FAMILIES: Final[Sequence[Family]] = (
               ["rm-r1-instruct", "rm-r1-distilled"], oracle=_CHOSEN, exported=False),
     _prompted("Rank1", ["jhu-clsp/rank1-0.5b", "jhu-clsp/rank1-7b", "jhu-clsp/rank1-32b"], ["rank1"],
               oracle="transformers: greedy generation, whole logits where the answer is written", exported=False),
+    _prompted("ERank", ["Alibaba-NLP/ERank-4B", "Alibaba-NLP/ERank-14B", "Alibaba-NLP/ERank-32B"],
+              ["erank", "erank-chat"], oracle=_GRADED, exported=False),
+    _prompted("Retro*", ["ljw13/retro-star-qwen3-8b-0928", "ljw13/retro-star-qwen3-14b-0928",
+                         "ljw13/retro-star-qwen3-32b-0928"],
+              ["retro-star", "retro-star-chat"], oracle=_DRAWN, exported=False),
     Family(
         name=_JUDGE,
         repositories=["what sentence-transformers 5.4 and later save as Transformer -> LogitScore"],

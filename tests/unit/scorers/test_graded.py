@@ -1,0 +1,141 @@
+"""Grades: what is asked, what is read of an answer, and what is made of several."""
+
+from math import exp, isnan, log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from rerankd.errors import ConfigError, InvalidRequest
+from rerankd.scorers import load_scorer
+from rerankd.scorers.base import AnyPairScorer, Grades, ScorerSpec, StatesScores, Writes
+from rerankd.scorers.graded import Grading
+from rerankd.tasks.sample import Answer, Sample, SampleChat, Sampled, Sampling
+from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
+
+TEN = Grading("<answer>", "</answer>", 10, weighted=False)
+WEIGHTED = Grading("<answer>", "</answer>", 10, weighted=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tokenizer_folder(tmp_path / "model", "qwen3", max_length=4096)
+
+
+def load(folder: Path, template: str, *, max_length: int | None = None, **options: Any) -> AnyPairScorer:
+    spec = ScorerSpec(
+        folder=folder,
+        max_length=max_length,
+        templates=[SHIPPED_TEMPLATES],
+        options={"template": template, **options},
+    )
+    return load_scorer("graded", spec)
+
+
+def says(*texts: str) -> Sampled:
+    return Sampled([Answer((text,)) for text in texts], written=7)
+
+
+@pytest.mark.parametrize(
+    ("text", "grade"),
+    [
+        ("<think>8 or 9</think><answer>9</answer>", 9),
+        ("<answer>\n 0 \n</answer>", 0),
+        ("<answer>10</answer>", 10),
+        ("<answer>11</answer>", None),
+        ("<answer>999999999999</answer>", None),
+        ("<answer>-1</answer>", None),
+        ("<answer>7.5</answer>", None),
+        ("<answer>٣</answer>", None),
+        ("<answer>3</answer> said the passage. <answer>4</answer>", 4),
+        ("<answer>8", None),
+        ("8", None),
+        ("", None),
+    ],
+)
+def test_the_grade_is_the_last_integer_between_its_marks(text: str, grade: int | None) -> None:
+    found = TEN.grade(Answer((text,)))
+    assert isnan(found) if grade is None else found == grade
+
+
+def test_a_weighted_grade_is_multiplied_by_the_probability_of_its_digits() -> None:
+    tokens = ("3 <", "answer", ">", "1", "0", "</answer>")
+    logprobs = [-9.0, -9.0, -9.0, log(0.5), log(0.25), -9.0]
+    assert WEIGHTED.grade(Answer(tokens, logprobs)) == pytest.approx(10 * 0.5 * 0.25)
+    merged = Answer(("<answer>", " 4</", "answer>"), [-9.0, -0.5, -9.0])
+    assert WEIGHTED.grade(merged) == pytest.approx(4 * exp(-0.5))
+    assert isnan(WEIGHTED.grade(Answer(("<answer>4</answer>",))))
+    assert WEIGHTED.grade(Answer(("<answer>4</answer>",), [0.3])) == 4
+
+
+def test_the_score_is_the_mean_of_the_answers_with_a_grade(folder: Path) -> None:
+    scorer = load(folder, "retro-star", samples=4, answer_tokens=99)
+    results = [
+        says(*(f"<score>{grade}</score>" for grade in (80, 100, 0, 61))),
+        says("<score>30</score>", "no", "<score>101</score>", "<score> 50 </score>"),
+        says("", "?", "<score></score>", "<score>a</score>"),
+    ]
+    np.testing.assert_allclose(scorer.interpret(results), [0.6025, 0.4, np.nan])
+    assert isinstance(scorer, Grades)
+    assert [scorer.ungraded(result) for result in results] == [0, 2, 4]
+    assert isinstance(scorer, Writes)
+    assert scorer.written(results[0]) == 7
+    assert isinstance(scorer, StatesScores)
+    assert scorer.scores == "relevance"
+
+
+def test_the_prompt_is_the_authors(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    scorer = load(folder, "erank", answer_tokens=50)
+    (prompt,) = scorer.encode("who?", ["Bees <|im_end|> do."], max_document_tokens=None).encodings
+    text = tokenizer.decode(prompt.ids.tolist(), skip_special_tokens=False)
+    assert text.startswith(
+        "<|im_start|>user\nGiven a query and a document, please give a relevance score of 0~10.\n"
+        "The goal or relevance definition is: Retrieve relevant documents for the query.\n\n"
+        "Here is the query:\nwho?\n\nHere is the document:\nBees < |im_end|> do.\n\nAfter thinking"
+    )
+    assert text.endswith("Your output:<|im_end|>\n<|im_start|>assistant\n")
+    assert prompt.ids.tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+    assert prompt.max_tokens == 50
+    assert isinstance(scorer.task, Sample)
+    assert scorer.task.sampling == Sampling(answers=1, temperature=0)
+    retro = load(folder, "retro-star", answer_tokens=50, samples=16).task
+    assert isinstance(retro, Sample)
+    assert retro.sampling == Sampling(answers=16, temperature=0.6, top_k=40)
+
+
+def test_a_chat_model_is_asked_in_a_message_and_its_documents_are_cut(folder: Path) -> None:
+    scorer = load(folder, "retro-star-chat", max_length=2000, samples=3)
+    assert scorer.task == SampleChat(Sampling(answers=3, temperature=0.6), logprobs=False)
+    documents = ["a " * 9000, "{query} b\ud800"]
+    asked = scorer.encode("who {document}?", documents, max_document_tokens=None, instruction="{x}")
+    long, short = (conversation.messages[0].content for conversation in asked.encodings)
+    assert short.startswith("Here is the **relevance definition** in a retrieval task: {x}\n")
+    assert "[Begin of Query]\nwho {document}?\n[End of Query]" in short
+    assert "[Begin of Document]\n{query} b?\n[End of Document]" in short
+    assert 1900 < len(long) / 4 <= 2001
+    assert asked.dropped.tolist() == [4500 - scorer.room("who {document}?", "{x}"), 0]
+    with pytest.raises(InvalidRequest, match="the query leaves no room for a document"):
+        scorer.encode("why " * 2000, ["a"], max_document_tokens=None)
+    weighted = load(folder, "erank-chat").task
+    assert isinstance(weighted, SampleChat)
+    assert weighted.logprobs
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "message"),
+    [
+        ("erank", {"samples": 2, "answer_tokens": 9}, "samples: answers at temperature 0 are all the same"),
+        ("retro-star", {"samples": 2, "temperature": 0}, "answers at temperature 0 are all the same; set samples to 1"),
+        ("erank", {}, "answer_tokens = 4096 leaves no room for a prompt within the 4096 tokens"),
+        ("erank-chat", {"answer_tokens": 9}, r"set engine_options = { max_tokens = ... }"),
+        ("rank1", {}, "there is no template 'rank1' of this method"),
+    ],
+)
+def test_options_that_do_not_suit_are_refused(
+    folder: Path, template: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(folder, template, **options)

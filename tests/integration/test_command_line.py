@@ -407,7 +407,7 @@ def test_an_unknown_method_is_told_before_anything_is_loaded(tmp_path: Path) -> 
     done = rerankd("export", tmp_path / "nowhere", tmp_path / "out", "--method", "foo")
     assert (done.returncode, done.stderr) == (
         2,
-        "rerankd: unknown method 'foo'; known: cross-encoder, yes-no, first\n",
+        "rerankd: unknown method 'foo'; known: cross-encoder, prompted-classifier, yes-no, first\n",
     )
 
 

@@ -51,7 +51,8 @@ The service ignores nothing silently. A variable that begins with `RERANKD_` and
 and the message names the nearest setting. These variables are exempt:
 
 - `RERANKD_BENCH_API_KEY` and `RERANKD_EVAL_API_KEY`, of `rerankd bench` and `rerankd eval`;
-- `RERANKD_INSTRUCTION_SET`, which makes the kernels use slower instructions of the CPU, for tests;
+- `RERANKD_INSTRUCTION_SET`, for tests: the kernels use these instructions instead of the CPU's best (`avx2`,
+  `avx_vnni`, `avx512_vnni`, `amx`; on Arm `neon_dot`, `neon_i8mm`);
 - names that begin with `RERANKD_TEST_`, of the tests;
 - variables that Kubernetes sets beside a Service with the name `rerankd` (`RERANKD_SERVICE_HOST`,
   `RERANKD_PORT_8000_TCP` and so on).

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from rerankd.api.dialects.cohere import CohereV2Body
 from rerankd.cache.memory import MemoryCache
-from rerankd.domain import FloatArray
+from rerankd.domain import FloatArray, RerankResult, Scores
 from rerankd.scorers.ranking import sigmoid
 from rerankd.tasks.encoding import Encoding
 from tests.api.conftest import Api, OpenApi, is_our_error
@@ -144,3 +145,9 @@ async def test_an_answer_says_how_deep_it_was_read(api: Api) -> None:
     assert answer.json()["meta"]["depth"] == 3
     assert not any("scored" in result for result in answer.json()["results"])
     assert "depth" not in (await api.post("/v2/rerank", body | {"on_deadline": "partial"})).json()["meta"]
+
+
+def test_a_model_that_ignores_the_deadlines_policy_has_no_depth() -> None:
+    body = CohereV2Body.model_construct(query="q", documents=["a"], on_deadline="depth")
+    result = RerankResult(model="m", scorer="first", results=[], scores=Scores.unread(3), ignored=["on_deadline"])
+    assert "depth" not in body.render_result(result, request_id="1")["meta"]

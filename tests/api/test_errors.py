@@ -62,7 +62,7 @@ async def test_a_field_may_be_as_deep_as_json_is_read(api: Api, field: str) -> N
         ({"query": None}, "query must be a string"),
         ({"query": 5}, "query must be a string"),
         ({"query": ["q"]}, "query must be a string"),
-        ({"query": {"text": "q"}}, "query must be a string"),
+        ({"query": {"id": "q"}}, 'query is an object without "text", "image" or "content"; send a string'),
         ({"query": ""}, "query is empty"),
         ({"query": " \t\n"}, "query is empty"),
         ({"documents": None}, "documents must be a list"),

@@ -27,8 +27,8 @@ def keys(
     tokens_per_min: Annotated[int | None, typer.Option(help="Limit of tokens.", show_default=False)] = None,
     hash_only: Annotated[bool, typer.Option("--hash", help="Hash the key on standard input; make none.")] = False,
 ) -> None:
-    """Make an API key. Its [[key]] table for RERANKD_API_KEYS_FILE goes to standard output, the key itself to standard
-    error. The table holds a hash, from which nobody can compute the key.
+    """Make an API key. Its table for RERANKD_API_KEYS_FILE goes to standard output, the key itself to standard error.
+    The table holds a hash, from which nobody can compute the key.
     """
     key = sys.stdin.readline().strip() if hash_only else _PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     given = {"name": name, "requests_per_s": requests_per_s, "tokens_per_min": tokens_per_min, "scopes": scope}

@@ -65,6 +65,7 @@ def test_no_odd_value_is_told_in_another_librarys_words(dialect: Dialect) -> Non
         (NIM, {"passages": [{}]}, "passages[0].text is missing"),
         (NIM, {"query": 5}, "query must be an object or must be a string, not 5"),
         (NIM, {"query": {}}, "query.text is missing; query must be a string, not an object"),
+        (COHERE_V2, {"prune": {"threshold": 5}}, "prune.threshold must be at most 1, not 5"),
         (VLLM_SCORE, {"text_2": ...}, "text_2 is missing"),
         (VLLM_SCORE, {"text_2": ["a", None]}, "text_2[1] must be a string, not null"),
     ],

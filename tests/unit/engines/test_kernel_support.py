@@ -54,6 +54,15 @@ def test_the_command_fails_where_the_kernels_were_not_compiled(without_kernels: 
     assert done.stderr == ""
 
 
+def test_an_unknown_instruction_set_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    if why_not_compiled() is not None:
+        pytest.skip("no kernels were compiled here")
+    monkeypatch.setenv("RERANKD_INSTRUCTION_SET", "mmx")
+    said = _run(_ROOT / "app", "-m", "rerankd.engines.onnx.kernel_support").stdout
+    assert "no instruction set mmx); correct or unset the variable" in said
+    assert "install" not in said
+
+
 def test_the_command_succeeds_where_they_were() -> None:
     if why_not_compiled() is not None:
         pytest.skip("no kernels were compiled here")

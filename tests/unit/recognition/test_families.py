@@ -323,6 +323,7 @@ def test_a_family_that_is_served_is_recognised(case: Case, tmp_path: Path) -> No
     assert found.scorer in {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS}
     assert found.engines
     assert found.evidence
+    assert not any("name ''" in evidence.says for evidence in found.evidence)
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.family or "unknown")

@@ -30,6 +30,8 @@ _NO_BODY = RawBody()
 # Kinds of problems that showing the value would not explain.
 _WITHOUT_VALUE: Final = frozenset(["missing", "too_short", "too_long"])
 _PRINTABLE = re.compile(r"[\w.-]{1,64}", re.ASCII)
+# What follows the place of a value in the place of one inside of it.
+_BELOW = re.compile(r"[.[]")
 
 
 def shown(value: object) -> str:
@@ -275,8 +277,17 @@ def _explain(error: ValidationError, shape: type[RequestBody]) -> str:
     problems.sort(key=lambda problem: problem["type"] not in UNKNOWN_KEY)
     # A value that fits none of several types has one problem for each type.
     phrases: dict[tuple[str, str], list[str]] = {}
-    for problem in problems:
-        place = _place(problem, shape)
+    places = [_place(problem, shape) for problem in problems]
+    entered = {
+        place[: mark.start()]
+        for place, problem in zip(places, problems, strict=True)
+        if problem["type"] != "missing"
+        for mark in _BELOW.finditer(place)
+    }
+    for place, problem in zip(places, problems, strict=True):
+        # The value has one of the types, and a field of it is wrong: what the other types want is no help.
+        if place in entered:
+            continue
         before, phrase, after = _phrases(problem)
         phrases.setdefault((f"{place}{before}", after), []).append(phrase)
     lines = [f"{before}{' or '.join(dict.fromkeys(several))}{after}" for (before, after), several in phrases.items()]

@@ -161,7 +161,7 @@ class CohereV2Body(SupersetBody):
         fused = result.scores.fused
         if fused is not None and not fused.of_queries:
             meta["fusion"] = {"mode": fused.plan.mode, "weight": fused.plan.weight}
-        if self.on_deadline == "depth":
+        if self.on_deadline == "depth" and "on_deadline" not in result.ignored:
             meta["depth"] = len(result.scores) - result.unscored_documents
         cut = np.flatnonzero(result.scores.dropped).tolist()
         if cut:

@@ -8,10 +8,10 @@ from pydantic import Field, PrivateAttr, Tag, ValidationInfo, model_validator
 
 from rerankd.api.dialects.base import limits_of
 from rerankd.api.dialects.fields import Documents, TextsBody, texts_of
-from rerankd.api.dialects.images import BY_KIND, Content, Query, SentImages
+from rerankd.api.dialects.images import BY_CONTENT, Content, Query, SentImages
 from rerankd.concurrency.slices import Sliced, run_to_end
 
-_Documents = Annotated[Annotated[Documents, Tag("plain")] | Annotated[Content, Tag("object")], BY_KIND]
+_Documents = Annotated[Annotated[Documents, Tag("plain")] | Annotated[Content, Tag("content")], BY_CONTENT]
 
 
 class IllustratedBody(TextsBody, ABC):

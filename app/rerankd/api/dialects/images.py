@@ -33,9 +33,14 @@ class Content(BaseModel):
 
 
 # Told apart before they are checked, so that a message says what is wrong with the kind that is meant.
-BY_KIND: Final = Discriminator(lambda value: "object" if isinstance(value, dict | BaseModel) else "plain")
+_BY_KIND: Final = Discriminator(lambda value: "object" if isinstance(value, dict) else "plain")
+BY_CONTENT: Final = Discriminator(
+    lambda value: (
+        "content" if isinstance(value, Content) or (isinstance(value, dict) and "content" in value) else "plain"
+    )
+)
 # A text, or an object with an image.
-Query = Annotated[Annotated[str, Tag("plain")] | Annotated[dict[str, Any], Tag("object")], BY_KIND]
+Query = Annotated[Annotated[str, Tag("plain")] | Annotated[dict[str, Any], Tag("object")], _BY_KIND]
 
 
 class SentImages:

@@ -24,6 +24,7 @@ NO_INT8_LAYERS: Final = "the graph has no int8 encoder layer like BERT's, as `re
 # `make install` alone does nothing if no file has changed.
 _AGAIN: Final = "install rerankd again from its source (in a checkout: make clean install)"
 KERNELS: Final = Path(__file__).parent / "kernels"
+_INSTRUCTION_SET: Final = "RERANKD_INSTRUCTION_SET"
 _COMPILERS: Final = ("c++", "g++", "clang++", "cl")
 
 
@@ -69,6 +70,8 @@ def _why_not_importable() -> str | None:
     try:
         import_module("rerankd.engines.onnx.kernels")
     except ImportError as error:
+        if str(error).startswith(_INSTRUCTION_SET):
+            return f"they cannot be used ({error}); correct or unset the variable"
         return f"they cannot be loaded ({error}); {_AGAIN}"
     return None
 

@@ -91,10 +91,11 @@ def prompted_model(name: str, files: ModelFiles, asked: Asked, template: PromptT
     evidence = [
         Evidence("config.json", f"architectures = {files.architecture!r}"),
         *modules(files),
-        Evidence("the operator", f"template = {template.name!r}")
-        if asked.options.get("template")
-        else Evidence("the hub", f"the name {trained!r}, which is template {template.name!r}'s"),
     ]
+    if asked.options.get("template"):
+        evidence.append(Evidence("the operator", f"template = {template.name!r}"))
+    elif trained:
+        evidence.append(Evidence("the hub", f"the name {trained!r}, which is template {template.name!r}'s"))
     try:
         refuse_other_than_language_model(files, scorer=template.method)
     except ConfigError as error:

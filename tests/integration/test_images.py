@@ -261,6 +261,8 @@ def test_models_refuse_what_they_were_not_trained_on(server: Server) -> None:
     assert "not both" in either["message"]
     text = post(server, "/v1/rerank", {"query": "q", "documents": ["a"], "model": "mono"}, status=400)
     assert "documents that are images" in text["message"]
+    no_text = post(server, "/v2/rerank", {"query": "q", "documents": ["a", {**both, "text": 5}]}, status=400)
+    assert no_text["message"].startswith("documents[1].text is 5; send a string beside the image")
     several = {"content": [{"type": "image", "image": both["image"]}] * 2}
     assert "several images" in post(server, "/v1/rerank", {"query": "q", "documents": [several]}, status=400)["message"]
 

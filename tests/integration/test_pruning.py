@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rerankd.config.settings import Settings
-from rerankd.domain import PruneWishes, RerankRequest, RerankResult, ScoreOptions, Side, Truncation
+from rerankd.domain import PruneWishes, QueryWishes, RerankRequest, RerankResult, ScoreOptions, Side, Truncation
 from rerankd.errors import InvalidRequest
 from rerankd.serving.assembly import running_service
 from rerankd.serving.service import RerankService
@@ -122,6 +122,9 @@ async def test_how_documents_are_read_is_the_request_s_wish_and_some_models_cann
         assert with_blank.scores.kept is not None
         assert with_blank.scores.kept[0] == first.scores.kept[0]
         assert with_blank.scores.kept[1] is None
+        several = await _prune(service, TEXTS, queries=QueryWishes(others=["another question"]))
+        assert several.scores.kept is not None
+        assert several.scores.kept.tolist() == first.scores.kept.tolist(), "they are kept for the query itself"
         plain = await service.rerank(RerankRequest(query=QUERY, documents=TEXTS[:2]))
         assert np.abs(plain.scores.values - first.scores.values[:2]).max() <= TOLERANCE
         assert plain.scores.kept is None

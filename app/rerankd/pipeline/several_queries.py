@@ -67,6 +67,7 @@ def _joined(parts: Sequence[Scores], wishes: QueryWishes, shares: Values) -> Sco
         blank=parts[0].blank,
         scored=np.logical_and.reduce(in_time) if in_time else None,
         placed_by=None,
+        kept=parts[0].kept,
     )
     if wishes.mode is not QueryMode.RRF:
         return scores

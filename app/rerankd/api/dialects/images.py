@@ -95,9 +95,11 @@ class SentImages:
             return None
         if len(sent) > 1:
             raise InvalidRequest(f"{place} has image and image_url; send one image a document")
-        image = yield from self._decoded(document[sent[0]], f"{place}.{sent[0]}")
         text = document.get("text")
-        return Document(text if isinstance(text, str) else "", image=image)
+        if text is not None and not isinstance(text, str):
+            raise InvalidRequest(f"{place}.text is {shown(text)}; send a string beside the image, or leave it out")
+        image = yield from self._decoded(document[sent[0]], f"{place}.{sent[0]}")
+        return Document(text or "", image=image)
 
     def _joined(self, parts: Sequence[Mapping[str, Any]], place: str) -> Sliced[str]:
         """One text of all text parts, with the image of the others."""

@@ -65,6 +65,18 @@ async def test_a_request_continues_the_trace_of_its_client(
     assert current_span() is None
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [_SAMPLED | {"tracestate": "a secret,=,k=v;" * 30}, {"traceparent": "-" * 5000}, {"traceparent": "00-" + "z" * 52}],
+)
+async def test_bad_headers_do_no_harm_and_are_not_logged(
+    open_api: OpenApi, tracing: Tracing, headers: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_api(FakeService(), tracing=tracing) as api:
+        assert (await api.post("/v2/rerank", _body("a"), headers=headers)).status_code == 200
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
+
+
 async def test_a_pass_is_linked_to_every_request_in_it(
     open_api: OpenApi, exporter: InMemorySpanExporter, tracing: Tracing
 ) -> None:

@@ -5,6 +5,7 @@ Where spans go, how many requests are sampled and what the service is called say
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from time import time_ns
 from typing import Final
@@ -41,6 +42,8 @@ class Tracing:
         resource = Resource({SERVICE_NAME: "rerankd", SERVICE_VERSION: __version__}).merge(
             OTELResourceDetector().detect()
         )
+        # What a client sends wrongly is no warning for the operator, and its headers are not for the log.
+        logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(sink)
         self._tracer = self._provider.get_tracer("rerankd", __version__)

@@ -161,7 +161,7 @@ def build_qwen3_vl(folder: Path) -> Path:
         "depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
         "num_position_embeddings": 16, "deepstack_visual_indexes": [0], "initializer_range": 0.15,
     }  # fmt: skip
-    _write_image_settings(folder, patch_size=16, mean=0.5)
+    write_image_settings(folder, patch_size=16, mean=0.5)
     return _save(
         Qwen3VLForConditionalGeneration,
         Qwen3VLConfig,
@@ -188,7 +188,7 @@ def build_qwen2_vl(folder: Path, **config: Any) -> Path:
         "eos_token_id": None,
     }
     vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "initializer_range": 0.15}
-    _write_image_settings(folder, patch_size=14, mean=0.48)
+    write_image_settings(folder, patch_size=14, mean=0.48)
     return _save(
         Qwen2VLForConditionalGeneration,
         Qwen2VLConfig,
@@ -226,7 +226,7 @@ def _vision_tokens(tokenizer: Tokenizer) -> Mapping[str, int]:
     }  # fmt: skip
 
 
-def _write_image_settings(folder: Path, *, patch_size: int, mean: float) -> None:
+def write_image_settings(folder: Path, *, patch_size: int, mean: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     said = {
         "image_processor_type": "Qwen2VLImageProcessorFast", "patch_size": patch_size, "temporal_patch_size": 2,

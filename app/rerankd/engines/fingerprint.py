@@ -33,6 +33,10 @@ WITHOUT_EFFECT: Final[Mapping[str, Mapping[str, str]]] = {
         "device": _PLACE,
         "prefix_tokens": "only how many results stay in memory",
     },
+    "torch-vision": {
+        "device": _PLACE,
+        "prefix_tokens": "only how many results stay in memory",
+    },
     "torch-seq2seq": {"device": _PLACE},
     "torch-markers": {"device": _PLACE},
     "torch-attention": {"device": _PLACE},
@@ -51,6 +55,7 @@ _LIBRARIES: Final[Mapping[str, Sequence[str]]] = {
     "torch-encoder": ["torch", "transformers"],
     "torch-vectors": ["torch", "transformers"],
     "torch-causal": ["torch", "transformers"],
+    "torch-vision": ["torch", "transformers"],
     "torch-seq2seq": ["torch", "transformers"],
     "torch-markers": ["torch", "transformers"],
     "torch-attention": ["torch", "transformers"],

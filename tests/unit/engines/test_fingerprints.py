@@ -44,6 +44,7 @@ from rerankd.scorers.pruning import PruningOptions
 from rerankd.scorers.reasoning import ReasoningOptions
 from rerankd.scorers.remote import RemoteOptions
 from rerankd.scorers.splade import SpladeOptions
+from rerankd.scorers.vision_language import VisionLanguageOptions
 from rerankd.scorers.yes_no import YesNoOptions
 from rerankd.serving.assembly import load_parts
 from rerankd.tasks.encoding import Encoding
@@ -127,6 +128,13 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "template": ["rank-zephyr", "rankgpt"],
         "window": [8, 9],
     },
+    "vision-language": {
+        "activation": "it maps raw scores, which are what is cached",
+        "instruction": ["Judge.", "Judge well."],
+        "kept_image_mb": "only how many images stay in memory",
+        "most_pixels": [100_000, 200_000],
+        "template": ["qwen3-vl-reranker", "jina-reranker-m0"],
+    },
     "listwise-embedding": {
         "documents": [5, 6],
         "instruction": ["Judge.", "Judge well."],
@@ -174,6 +182,7 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "pairwise": {"template": "duot5"},
     "reasoning": {"template": "rank1", "answer_tokens": 50},
     "remote": {"protocol": "vllm"},
+    "vision-language": {"template": "qwen3-vl-reranker"},
 }
 _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "cross-encoder": CrossEncoderOptions,
@@ -192,6 +201,7 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "graded": GradedOptions,
     "reasoning": ReasoningOptions,
     "remote": RemoteOptions,
+    "vision-language": VisionLanguageOptions,
 }
 
 
@@ -200,6 +210,7 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
     from rerankd.engines.torch.encoder import TorchEncoderOptions  # noqa: PLC0415
     from rerankd.engines.torch.generate import TorchGenerateOptions  # noqa: PLC0415
     from rerankd.engines.torch.seq2seq import TorchSeq2SeqOptions  # noqa: PLC0415
+    from rerankd.engines.torch.vision import TorchVisionOptions  # noqa: PLC0415
     from rerankd.engines.torch.weights import LargeWeightsOptions, WeightsOptions  # noqa: PLC0415
 
     return {
@@ -209,6 +220,7 @@ def engine_shapes() -> Mapping[str, type[BaseModel]]:
         "torch-causal": TorchCausalOptions,
         "torch-seq2seq": TorchSeq2SeqOptions,
         "torch-markers": WeightsOptions,
+        "torch-vision": TorchVisionOptions,
         "torch-attention": LargeWeightsOptions,
         "torch-vectors": WeightsOptions,
         "torch-generate": TorchGenerateOptions,
@@ -242,7 +254,8 @@ def test_every_option_of_every_engine_changes_the_key_or_is_said_to_change_no_sc
 def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_score(name: str, tmp_path: Path) -> None:
     assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS}
     assert set(_SCORER_OPTIONS[name]) == set(_SCORER_SHAPES[name].model_fields)
-    folder = tokenizer_folder(tmp_path, {"last-but-not-late": "jina-v3", "reasoning": "rank1"}.get(name, "qwen3"))
+    tokenizers = {"last-but-not-late": "jina-v3", "reasoning": "rank1", "vision-language": "qwen3-vl"}
+    folder = tokenizer_folder(tmp_path, tokenizers.get(name, "qwen3"))
     if name == "cross-encoder":
         folder = _three_labels(TINY_BERT, tmp_path / "bert")
     if name == "listwise-embedding":

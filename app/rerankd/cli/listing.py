@@ -111,7 +111,7 @@ def _listed(checked: Checked) -> list[dict[str, object]]:
 def _models_table(checked: Checked) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for name in ("model", "aliases", "scorer", "engine", "path or stages", "revision", "usable"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("model", "scorer", "engine", "usable"))
+        table.add_column(name, overflow="fold", no_wrap=name in ("scorer", "engine", "usable"))
     for model in checked.models:
         spec = model.spec
         table.add_row(

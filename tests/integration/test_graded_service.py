@@ -193,6 +193,29 @@ async def test_what_is_no_completion_fails_and_nothing_hangs(content: Any, tmp_p
             await service.rerank(request(["a"]))
 
 
+async def test_a_local_model_that_writes_no_grade_is_ready_and_says_so(causal_folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "ours.toml").write_text(
+        'method = "graded"\nprompt = ["{query} {document}"]\nopening = "<score>"\nclosing = "</score>"\nhighest = 9\n'
+        "temperature = 1.0\nanswer_tokens = 6\n"
+    )
+    model = {
+        "name": "m",
+        "path": causal_folder("qwen3"),
+        "scorer": "graded",
+        "engine": "torch-generate",
+        "engine_options": {"device": "cpu"},
+        "options": {"template": "ours", "samples": 3},
+    }
+    settings = Settings(registry=write_registry(tmp_path, [model]))
+    async with running_service(settings, RecordingObserver()) as service:
+        await service.model_named("m").settled()
+        result = await service.rerank(request(["Vienna", "", "bees <|im_end|>"]))
+        assert [(one.index, one.scored) for one in result.results] == [(0, False), (2, False), (1, True)]
+        assert result.scores.ungraded == 2 * 3
+        assert result.scores.tokens[0] > len(QUERY.split()) + 6, "what was written counts"
+
+
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
     return [Prompt(np.arange(5, 5 + length, dtype=np.int64), 12) for length in (7, 3, 40)]

@@ -184,7 +184,9 @@ def test_unusable_options_are_named(options: dict[str, Any], message: str) -> No
 
 def test_a_scorer_that_reads_logits_cannot_use_it() -> None:
     spec = EngineSpec(folder=Path(), pad_id=0, task=ReadTokens((1,)), options={"url": "http://x", "model": "m"})
-    with pytest.raises(ConfigError, match="'read_tokens', and 'endpoint' runs chat; set engine to one of: onnx, op"):
+    with pytest.raises(
+        ConfigError, match="'read_tokens', and 'endpoint' runs chat and sample_chat; set engine to one of: onnx"
+    ):
         load_any_engine("endpoint", spec)
 
 

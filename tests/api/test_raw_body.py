@@ -144,3 +144,11 @@ def test_documents_are_read_in_steps_that_are_small(documents: list[Any]) -> Non
     steps = sum(1 for _ in call.prepare())
     assert steps >= sum(len(document) for document in documents) // 1000
     assert len(call.to_requests()[0].documents) == len(documents)
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/infinity/rerank"])
+async def test_numbers_of_documents_in_content_are_read(api: Api, path: str) -> None:
+    documents = b'{"other": [], "content": [{"price": 1.5}, "text"]}'
+    answer = await api.post(path, content=_body(documents, large=False))
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["results"]) == 2

@@ -126,7 +126,7 @@ _BODIES: list[tuple[str, Callable[[], bytes], int]] = [
     ("a query of the whole body", lambda: b'{"documents": ["a"], "query": "' + b"q" * (_MAX_BODY - 40) + b'"}', 413),
     ("documents that are a string", lambda: b'{"query": "q", "documents": "text"}', 400),
     ("documents that are numbers", lambda: b'{"query": "q", "documents": [1, 2.5, true, null]}', 400),
-    ("a query that is an object", lambda: b'{"query": {"text": "q"}, "documents": ["a"]}', 400),
+    ("a query that is an object", lambda: b'{"query": {"words": "q"}, "documents": ["a"]}', 400),
     ("top_n of 400 digits", lambda: b'{"query": "q", "documents": ["a"], "top_n": 1%b}' % (b"0" * 400), 400),
     ("NUL characters in texts", lambda: b'{"query": "q\\u0000", "documents": ["a\\u0000b"]}', 200),
     ("NUL bytes around the JSON", lambda: b'\x00{"query": "q", "documents": ["a"]}\x00', 400),

@@ -42,7 +42,10 @@ class IllustratedBody(TextsBody, ABC):
         return self._sent.bytes
 
     def read_texts(self) -> Sliced[list[str]]:
-        return texts_of(self.listed, self.raw_body, rank_fields=self.fields_to_read, images=self._sent)
+        listed, fields, images = self.listed, self.fields_to_read, self._sent
+        if isinstance(self.documents, Content):
+            return texts_of(listed, None, rank_fields=fields, name="documents.content", images=images)
+        return texts_of(listed, self.raw_body, rank_fields=fields, images=images)
 
     def prepare(self) -> Sliced[None]:
         self._query_text = yield from self._sent.query_of(self.query)

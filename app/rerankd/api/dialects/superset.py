@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -206,7 +206,7 @@ class Pruned(BaseModel):
     """
 
     text: str
-    spans: list[tuple[int, int]]
+    spans: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
 
 
 class Result(BaseModel):

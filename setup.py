@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -38,13 +39,19 @@ class _BuildKernels(build_ext):
         sets = _SETS.get(platform.machine().lower(), {})
         known = {name: flags for name, flags in sets.items() if all(has_flag(self.compiler, flag) for flag in flags)}
         ext.define_macros += [(f"RERANKD_WITH_{name.upper()}", None) for name in known]
-        for name, flags in known.items():
-            ext.extra_objects += self.compiler.compile(
+
+        def compile_set(name: str) -> list[str]:
+            objects: list[str] = self.compiler.compile(
                 [f"{_KERNELS}/isa/{name}.cpp"],
                 output_dir=self.build_temp,
-                extra_postargs=[*ext.extra_compile_args, *flags],
+                extra_postargs=[*ext.extra_compile_args, *known[name]],
                 depends=ext.depends,
             )
+            return objects
+
+        with ThreadPoolExecutor() as pool:
+            for objects in pool.map(compile_set, known):
+                ext.extra_objects += objects
         super().build_extension(ext)
 
 

@@ -19,7 +19,8 @@ def test_every_answer_to_generated_requests_is_one_that_the_document_describes(
     keys = {"RERANKD_API_KEYS": key} if key else {}
     with rerankd_server(tmp_path, registry, **keys) as server:
         wait_until_ready(server)
-        phases = "examples,coverage,fuzzing"
+        # a key changes the answers, not what is read: the bodies of every field are sent once
+        phases = "examples,fuzzing" if key else "examples,coverage,fuzzing"
         done = fuzz(server, ["--max-examples", "10", "--seed", "1", "--phases", phases, *authorized])
         assert done.returncode == 0, done.stdout + done.stderr
         assert " passed" in done.stdout

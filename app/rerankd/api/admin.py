@@ -48,10 +48,13 @@ class AdministeredModels(BaseModel):
 
 
 class Reloaded(BaseModel):
-    """Names of models; `default` answers requests that name none."""
+    """Names of models; `changed` load nothing again, but have other aliases or another fallback. `default` answers
+    requests that name none.
+    """
 
     added: list[str]
     replaced: list[str]
+    changed: list[str]
     removed: list[str]
     default: str
 
@@ -80,6 +83,7 @@ class AdminEndpoints:
         answer = Reloaded(
             added=[*changes.added],
             replaced=[*changes.replaced],
+            changed=[*changes.changed],
             removed=[*changes.removed],
             default=changes.default,
         )

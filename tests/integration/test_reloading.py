@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +68,10 @@ class _Service:
     def inference_threads(self) -> Counter[str]:
         """Their names, as the system knows them (15 characters)."""
         tasks = Path(f"/proc/{self.server.process.pid}/task")
-        names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
+        names = []
+        for task in tasks.iterdir():
+            with suppress(FileNotFoundError):  # a thread that ends meanwhile
+                names.append((task / "comm").read_text().strip())
         return Counter(name for name in names if name.startswith("infer"))
 
 

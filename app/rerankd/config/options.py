@@ -226,7 +226,9 @@ def _phrase(problem: ErrorDetails, shape: type[BaseModel]) -> str:
         known = tuple(fields_of(owner)) if owner else ()
         near = closest(field, known)
         meant = f"did you mean {near!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {field!r:.{_SHOWN}} ({meant})"
+        # In a file of secrets, a word that is like no key may be one.
+        named = f" {field!r:.{_SHOWN}}" if near or not _is_secret(shape, owner) else ""
+        return f"unknown key{named} ({meant})"
     known_field = fields_of(owner).get(field) if owner else None
     holds_tables = known_field is not None and shape_in(known_field.annotation) is not None
     if kind in {"missing", "too_short"} and holds_tables:
@@ -235,6 +237,10 @@ def _phrase(problem: ErrorDetails, shape: type[BaseModel]) -> str:
         # As `[model]` instead of `[[model]]` gives it.
         return f"must be a list of tables: write [[{field}]]" if holds_tables else "must be a list"
     return phrase_of(problem, TOML) + _not_this(problem, shape, owner, field)
+
+
+def _is_secret(*shapes: type | None) -> bool:
+    return any(getattr(shape, "model_config", {}).get("hide_input_in_errors") for shape in shapes)
 
 
 def phrase_of(problem: ErrorDetails, words: Words) -> str:
@@ -279,5 +285,4 @@ def _not_this(problem: ErrorDetails, shape: type[BaseModel], owner: type | None,
         return ""
     known = fields_of(owner).get(field) if owner else None
     secret = known is not None and _found(lambda part: issubclass(part, SecretStr), known.annotation) is not None
-    hidden = any(getattr(one, "model_config", {}).get("hide_input_in_errors") for one in (shape, owner))
-    return "" if secret or hidden else f", not {given!r:.{_SHOWN}}"
+    return "" if secret or _is_secret(shape, owner) else f", not {given!r:.{_SHOWN}}"

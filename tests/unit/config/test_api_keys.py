@@ -57,6 +57,7 @@ def test_keys_come_from_the_variable_and_from_the_file(tmp_path: Path) -> None:
         ('[[key]]\nname = "a"\nkey = "s3cret"\nrequests_per_s = 0\n', "requests_per_s must be greater than 0"),
         ('[[key]]\nname = "a"\nkey = "s3cret"\nrequests_per_s = inf\n', "requests_per_s must be a finite number"),
         ('[[key]]\nname = "a"\nkey = "s3cret"\nrequest_per_s = 5\n', "unknown key 'request_per_s' (did you mean"),
+        ('[[key]]\nname = "a"\ns3cret = "key"\n', "unknown key (known keys: name, "),
         (
             '[[key]]\nname = "a"\nkey = "s3cret"\n[[key]]\nname = "b"\nkey = "s3cret"\n',
             "key 2 of .* is the same as key 1",

@@ -103,7 +103,7 @@ def test_what_is_wrong_with_passages_is_told(passages: object, told: str) -> Non
 
 @pytest.mark.parametrize("shape", [_KeyFile, _KeyTable, EndpointOptions], ids=lambda shape: shape.__name__)
 def test_of_what_may_hold_a_secret_no_value_is_repeated(shape: type[BaseModel]) -> None:
-    values = [told for told in _refusals(shape) if "s3cret" in told.replace("unknown key 's3cret'", "")]
+    values = [told for told in _refusals(shape) if "s3cret" in told]
     assert values == []
 
 

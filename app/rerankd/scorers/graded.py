@@ -24,11 +24,11 @@ from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import AnyPairScorer, Edges, EncodedPairs, Kinds, Made, ScorerSpec, refuse_instruction
 from rerankd.scorers.estimated import USUAL_LENGTH, estimated_edges, first_tokens, room_beside, unicode_of
-from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, PromptedPairs
+from rerankd.scorers.pair_prompt import AnsweredPairs, PairPrompt, PairTemplateFile
 from rerankd.scorers.ranking import Activation, identity
 from rerankd.scorers.templates import fill, placeholders, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
-from rerankd.tasks.generate import Conversation, Message, Prompt
+from rerankd.tasks.generate import Conversation, Message
 from rerankd.tasks.sample import Answer, Sample, SampleChat, Sampled, Sampling
 
 _LEAST_PROMPT: Final = 64
@@ -111,7 +111,7 @@ def _probability(answer: Answer, start: int, end: int) -> float:
     return exp(min(0.0, sum(logprob for first, last, logprob in spans if first < end and last > start)))
 
 
-class Graded(PromptedPairs):
+class Graded(AnsweredPairs):
     """For an engine that has the model's weights."""
 
     scores: ClassVar[Literal["relevance"]] = "relevance"
@@ -133,19 +133,6 @@ class Graded(PromptedPairs):
             decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)), sampling=_sampling(template)
         )
         self.fingerprint = json.dumps(["graded", max_length, instruction, template.model_dump()])
-
-    def encode(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        max_document_tokens: int | None,
-        instruction: str | None = None,
-        owner: str = "",  # noqa: ARG002 - nothing is kept
-    ) -> EncodedPairs[Prompt]:
-        """As `PairPrompt.encode`, with room for an answer."""
-        pairs = self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
-        return EncodedPairs([Prompt(one.ids, self._answer_tokens) for one in pairs.encodings], pairs.dropped)
 
     def by_kind(self, kinds: Kinds[Made], /) -> Made:
         return kinds.pairs(self)

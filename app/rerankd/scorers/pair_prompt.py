@@ -23,6 +23,7 @@ from rerankd.scorers.ranking import Activation, activation_of
 from rerankd.scorers.templates import ControlTokenEscaper, fill, placeholders
 from rerankd.scorers.tokenizer_files import beginning_ids, drops
 from rerankd.tasks.encoding import Encoding, PromptEncoding
+from rerankd.tasks.generate import Prompt
 
 _MIN_DOCUMENT_TOKENS: Final = 16
 _PLACES: Final = ("query", "document", "instruction")
@@ -289,3 +290,22 @@ class EncodedInPrompts(PromptedPairs):
     ) -> EncodedPairs[Encoding]:
         """As `PairPrompt.encode`."""
         return self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
+
+
+class AnsweredPairs(PromptedPairs):
+    """Scorers whose model writes an answer of at most `_answer_tokens` tokens behind the prompt."""
+
+    _answer_tokens: int
+
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+        owner: str = "",  # noqa: ARG002 - nothing is kept
+    ) -> EncodedPairs[Prompt]:
+        """As `PairPrompt.encode`, with room for an answer."""
+        pairs = self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
+        return EncodedPairs([Prompt(one.ids, self._answer_tokens) for one in pairs.encodings], pairs.dropped)

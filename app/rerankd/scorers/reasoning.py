@@ -6,7 +6,7 @@ come to its end is cut behind its last sentence and closed, and the answer is re
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -18,12 +18,11 @@ from rerankd.domain import FloatArray, IntArray
 from rerankd.errors import ConfigError
 from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.kinds import refuse_other_than_language_model
-from rerankd.scorers.base import EncodedPairs, Kinds, Made, ScorerSpec
-from rerankd.scorers.pair_prompt import PairPrompt, PairTemplateFile, PromptedPairs
+from rerankd.scorers.base import Kinds, Made, ScorerSpec
+from rerankd.scorers.pair_prompt import AnsweredPairs, PairPrompt, PairTemplateFile
 from rerankd.scorers.templates import placeholders, read_prompt_template, single_token
 from rerankd.scorers.tokenizer_files import TokenizerFolder, ids_of
 from rerankd.tasks.encoding import stacked
-from rerankd.tasks.generate import Prompt
 from rerankd.tasks.reason import Judged, Reason
 
 _SENTENCE_ENDS: Final = (".", "!", "?")
@@ -63,7 +62,7 @@ class ReasoningOptions(BaseModel):
     answer_tokens: int | None = Field(default=None, ge=1, description="The longest thought; default: the template's.")
 
 
-class Reasoning(PromptedPairs):
+class Reasoning(AnsweredPairs):
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -77,6 +76,7 @@ class Reasoning(PromptedPairs):
         super().__init__(prompt, pad_id=pad_id, activation=template.activation)
         self._tokenizer = tokenizer
         self._template = template
+        self._answer_tokens = template.answer_tokens
         self._opening = ids_of(tokenizer, template.prompt[-1])
         answers = (template.positive, template.negative)
         self.task = Reason(
@@ -110,20 +110,6 @@ class Reasoning(PromptedPairs):
             max_length=_beside_the_thought(read.length(spec.max_length, usual=template.max_length), template),
             pad_id=read.pad_id,
         )
-
-    def encode(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        max_document_tokens: int | None,
-        instruction: str | None = None,
-        owner: str = "",  # noqa: ARG002 - nothing is kept
-    ) -> EncodedPairs[Prompt]:
-        """As `PairPrompt.encode`, with room for a thought."""
-        pairs = self._prompt.encode(query, documents, max_document_tokens=max_document_tokens, instruction=instruction)
-        prompts = [Prompt(encoding.ids, self._template.answer_tokens) for encoding in pairs.encodings]
-        return EncodedPairs(prompts, pairs.dropped)
 
     def by_kind(self, kinds: Kinds[Made], /) -> Made:
         return kinds.pairs(self)

@@ -14,16 +14,6 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from rerankd.config.proxies import check_proxies
 from rerankd.errors import ConfigError, SourceUnreachable
 from rerankd.serving.downloads import DownloadProgress
@@ -152,6 +142,8 @@ def repository_files(path: str, *, hub: Hub) -> frozenset[str]:
         ConfigError: no such repository, or no access to it.
         SourceUnreachable: the hub cannot be reached now.
     """
+    from huggingface_hub import HfApi  # noqa: PLC0415 - a third of a second that local models need not wait for
+
     name = path.removeprefix(_HUB)
     match = _read_name(name)
     if hub.offline:
@@ -163,6 +155,8 @@ def repository_files(path: str, *, hub: Hub) -> frozenset[str]:
 
 
 def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - as above
+
     match = _read_name(name)
     logger.info("looking for model %s %s", name, "among the downloaded ones" if hub.offline else "on the hub")
     if not hub.offline:
@@ -188,6 +182,15 @@ def _download(name: str, *, hub: Hub, patterns: Sequence[str]) -> Path:
 @contextmanager
 def _explained(name: str, match: re.Match[str], hub: Hub) -> Iterator[None]:
     """What the hub's client raises, in our words."""
+    from huggingface_hub.errors import (  # noqa: PLC0415 - as above
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     try:
         yield
     except HFValidationError as error:

@@ -179,6 +179,8 @@ def test_models_lists_faults_and_as_json(tmp_path: Path, tiny_model: Path) -> No
     done = rerankd("models", "--registry", registry)
     assert done.returncode == 0
     assert "model typo: unknown engine 'onxx'" in done.stderr
+    assert "aliases" in done.stdout
+    assert "revision" not in done.stdout, "no model has one"
     listed = json.loads(rerankd("models", "--json", "--registry", registry).stdout)
     assert [(model["name"], model["default"], bool(model["problems"])) for model in listed] == [
         ("tiny", True, False),

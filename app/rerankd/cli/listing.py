@@ -46,6 +46,7 @@ def inspect_model(
             help="A folder with an adapter of the model; without MODEL it is shown alone.", show_default=False
         ),
     ] = None,
+    adapter_of: Annotated[str | None, typer.Option(help="As of `rerankd serve`.", show_default=False)] = None,
     template: Annotated[
         str | None, typer.Option(help="The prompt of a language model that no file names.", show_default=False)
     ] = None,
@@ -54,8 +55,14 @@ def inspect_model(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object.")] = False,
 ) -> None:
     """Say what a model is, how it would be served here, and what was read from which file; weights are not fetched."""
+    if adapter_of and not (model and adapter):
+        raise ConfigError("--adapter-of says what an adapter calls the MODEL: name both, as MODEL --adapter FOLDER")
     settings = read_settings(
-        model_device=device, model_dtype=dtype, model_template=template, model_adapter=adapter if model else None
+        model_device=device,
+        model_dtype=dtype,
+        model_template=template,
+        model_adapter=adapter if model else None,
+        model_adapter_of=adapter_of,
     )
     log_warnings_only()
     if model:
@@ -109,18 +116,24 @@ def _listed(checked: Checked) -> list[dict[str, object]]:
 
 
 def _models_table(checked: Checked) -> Table:
+    """Columns that are empty for every model are left out, so that names and paths fit the terminal."""
+    rows = [
+        {
+            "model": spec.name + (" (default)" if spec.name == checked.default else ""),
+            "aliases": ", ".join(spec.aliases),
+            "scorer": "cascade" if spec.stages else spec.scorer,
+            "engine": "" if spec.stages else spec.engine,
+            "path or stages": spec.path or " > ".join(spec.stages),
+            "revision": spec.revision or "",
+            "usable": "no" if model.problems else model.extent.value,
+        }
+        for model in checked.models
+        for spec in [model.spec]
+    ]
+    filled = [name for name in rows[0] if any(row[name] for row in rows)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("model", "aliases", "scorer", "engine", "path or stages", "revision", "usable"):
+    for name in filled:
         table.add_column(name, overflow="fold", no_wrap=name in ("scorer", "engine", "usable"))
-    for model in checked.models:
-        spec = model.spec
-        table.add_row(
-            spec.name + (" (default)" if spec.name == checked.default else ""),
-            ", ".join(spec.aliases),
-            "cascade" if spec.stages else spec.scorer,
-            "" if spec.stages else spec.engine,
-            spec.path or " > ".join(spec.stages),
-            spec.revision or "",
-            "no" if model.problems else model.extent.value,
-        )
+    for row in rows:
+        table.add_row(*(row[name] for name in filled))
     return table

@@ -100,3 +100,9 @@ def test_another_models_adapter_is_refused(tmp_path: Path, tiny_model: Path) -> 
     done = CliRunner().invoke(cli, ["inspect", str(copied), "--adapter", str(folder), "--json"])
     assert done.exit_code == 1, done.output
     assert "'org/other' as the model that it changes" in json.loads(done.output)["refused"]
+    named = ["--adapter", str(folder), "--adapter-of", "org/other", "--json"]
+    refusal = json.loads(CliRunner().invoke(cli, ["inspect", str(copied), *named]).output)["refused"]
+    assert "org/other" not in (refusal or "")
+    alone = CliRunner().invoke(cli, ["inspect", *named])
+    assert isinstance(alone.exception, ConfigError)
+    assert "MODEL --adapter FOLDER" in str(alone.exception)

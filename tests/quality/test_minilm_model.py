@@ -18,15 +18,16 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from models.recipes.minilm_qa.encoding import padded, token_ids
-from models.recipes.minilm_qa.export import export_int8, export_onnx
 from models.recipes.minilm_qa.interpolation import SIGNAL_WEIGHTS, TRAINED_SHARE, move_towards
-from models.recipes.minilm_qa.lexical_tables import lexical_tables
-from models.recipes.minilm_qa.model import CrossEncoder, load_model, new_model, save_model, score_pairs
-from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs
 from models.recipes.minilm_qa.shared_texts import SharedTexts
-from models.recipes.minilm_qa.shipped import read_shipped
+from models.recipes.minilm_qa.start import new_model
 from models.recipes.minilm_qa.teacher import load_tokenizer
+from rerankd.tools.training.encoding import padded, token_ids
+from rerankd.tools.training.export import export_int8, export_onnx
+from rerankd.tools.training.lexical_tables import lexical_tables
+from rerankd.tools.training.model import CrossEncoder, load_model, save_model, score_pairs
+from rerankd.tools.training.runtime import OnnxScorer, encode_pairs
+from rerankd.tools.training.shipped import read_shipped
 
 pytestmark = pytest.mark.slow
 

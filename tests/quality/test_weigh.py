@@ -15,10 +15,10 @@ import typer
 
 from models.recipes.minilm_qa.evaluate import EvaluationSet, read_candidates
 from models.recipes.minilm_qa.interpolation import scale_of, weigh_signals
-from models.recipes.minilm_qa.model import CrossEncoder, score_pairs
-from models.recipes.minilm_qa.shipped import SHIPPED, read_shipped
 from models.recipes.minilm_qa.teacher import load_tokenizer
 from models.recipes.minilm_qa.weigh import sets_of, weights_of
+from rerankd.tools.training.model import CrossEncoder, score_pairs
+from rerankd.tools.training.shipped import SHIPPED, read_shipped
 
 pytestmark = pytest.mark.slow
 

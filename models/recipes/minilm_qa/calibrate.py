@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import Group
-from models.recipes.minilm_qa.model import CrossEncoder, score_pairs
+from rerankd.tools.training.model import CrossEncoder, score_pairs
 
 BINS = 10
 NEGATIVES = 2

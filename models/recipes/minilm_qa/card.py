@@ -6,9 +6,9 @@ from string import Template
 from typing import Any
 
 from models.recipes.minilm_qa.interpolation import SIGNAL_WEIGHTS
-from models.recipes.minilm_qa.ship import sha256
 from models.recipes.minilm_qa.steps import FLOAT32, INT8, Folders
 from models.recipes.minilm_qa.train import Progress
+from rerankd.tools.training.ship import sha256
 
 TEMPLATE = Path(__file__).with_name("card.md")
 

@@ -4,18 +4,13 @@ python -m models.recipes.minilm_qa.deep_run data/scifact scifact-deep --depth 10
 rerankd eval scifact-deep --depths 10,20,50,100,200,500,1000 --fuse --output scifact-deep/report.json
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
-from models.recipes.minilm_qa.lexical import K1, B, rarity, stems_of
 from models.recipes.minilm_qa.ranking_data import read_documents, read_grades, read_queries
-
-Postings = Mapping[str, tuple[np.ndarray, np.ndarray]]
+from rerankd.tools.training.lexical import Bm25Index
 
 
 def main(
@@ -28,31 +23,11 @@ def main(
     for path in (*data.glob("corpus.*"), *data.glob("queries.*"), *data.glob("qrels.*")):
         (output / path.name).symlink_to(path.resolve())
     documents, queries = read_documents(data), read_queries(data)
-    names, weights = list(documents), _weights([document.full_text for document in documents.values()])
+    names, index = list(documents), Bm25Index([document.full_text for document in documents.values()])
     with (output / "run.bm25.tsv").open("w", encoding="utf-8") as run:
         for query_id in read_grades(data):
-            scores = np.zeros(len(names))
-            for stem in set(stems_of(queries[query_id].text)) & weights.keys():
-                places, of_stem = weights[stem]
-                scores[places] += of_stem
-            for rank, place in enumerate(np.argsort(-scores, kind="stable")[:depth].tolist(), start=1):
-                run.write(f"{query_id}\t{names[place]}\t{rank}\t{scores[place]:.6f}\n")
-
-
-def _weights(texts: list[str]) -> Postings:
-    """By stem: the texts that hold it, and what it adds to their scores."""
-    counts = [Counter(stems_of(text)) for text in texts]
-    lengths = np.array([count.total() for count in counts])
-    room = K1 * (1.0 - B + B * lengths / lengths.mean())
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, count in enumerate(counts):
-        for stem in count:
-            places[stem].append(place)
-    weights = {}
-    for stem, holding in places.items():
-        found = np.array([counts[place][stem] for place in holding])
-        weights[stem] = np.array(holding), rarity(len(holding), len(texts)) * found * (K1 + 1) / (found + room[holding])
-    return weights
+            for rank, (place, score) in enumerate(index.best(queries[query_id].text, depth=depth), start=1):
+                run.write(f"{query_id}\t{names[place]}\t{rank}\t{score:.6f}\n")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import Group, read_groups
-from models.recipes.minilm_qa.encoding import MAX_QUERY_TOKENS, PairEncoder, padded, token_ids
-from models.recipes.minilm_qa.model import CrossEncoder
-from models.recipes.minilm_qa.shipped import SHIPPED, read_shipped
 from models.recipes.minilm_qa.steps import Folders, finish, measure
 from models.recipes.minilm_qa.teacher import load_tokenizer
 from models.recipes.minilm_qa.train import learning_rate_factor
-from models.recipes.precision import in_bfloat16
+from rerankd.tools.training.encoding import MAX_QUERY_TOKENS, PairEncoder, padded, token_ids
+from rerankd.tools.training.model import CrossEncoder
+from rerankd.tools.training.precision import in_bfloat16
+from rerankd.tools.training.shipped import SHIPPED, read_shipped
 
 NEGATIVES = 3
 GROUPS_PER_STEP = 8

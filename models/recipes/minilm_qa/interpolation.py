@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from models.recipes.minilm_qa.model import CrossEncoder
+from rerankd.tools.training.model import CrossEncoder
 
 TRAINED_SHARE = 0.25
 # of CrossEncoder.SIGNALS: cosine (always 1, see `scale_of`), BM25, soft match, share of the query's words that match

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import RANDOM_NEGATIVES, Group
-from models.recipes.minilm_qa.model import CrossEncoder, score_pairs
 from models.recipes.minilm_qa.teacher import Teacher
+from rerankd.tools.training.model import CrossEncoder, score_pairs
 
 HARD_NEGATIVES = 4
 EASY_NEGATIVES = 1

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from models.recipes.minilm_qa.data import read_groups
-from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs, largest_batch_effect, pairs_per_s
 from models.recipes.minilm_qa.steps import Folders
 from models.recipes.minilm_qa.teacher import load_tokenizer
+from rerankd.tools.training.runtime import OnnxScorer, encode_pairs, largest_batch_effect, pairs_per_s
 
 REPEATS = 3
 

@@ -9,9 +9,9 @@ import typer
 
 from models.recipes.minilm_qa.data import read_groups
 from models.recipes.minilm_qa.interpolation import scale_of, weigh_signals
-from models.recipes.minilm_qa.shipped import SHIPPED, read_shipped
 from models.recipes.minilm_qa.steps import Folders, finish
 from models.recipes.minilm_qa.teacher import load_tokenizer
+from rerankd.tools.training.shipped import SHIPPED, read_shipped
 
 
 def main(

@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import softmax
 from tqdm import tqdm
 
-from models.recipes.minilm_qa.encoding import padded
-from models.recipes.minilm_qa.model import UNSEEN, CrossEncoder, lay_out
-from models.recipes.minilm_qa.runtime import THREADS, Row
+from rerankd.tools.training.encoding import padded
+from rerankd.tools.training.model import UNSEEN, CrossEncoder, lay_out
+from rerankd.tools.training.runtime import THREADS, Row
 
 # Of the keys that all queries of a batch see, so that what attention computes stays within some megabytes.
 _MOST_SEEN = 20_000

@@ -18,10 +18,10 @@ from models.recipes.minilm_qa.evaluate import (
     read_candidates,
     unanswerable_auc,
 )
-from models.recipes.minilm_qa.export import export_int8, export_onnx
-from models.recipes.minilm_qa.model import CrossEncoder
-from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs
-from models.recipes.minilm_qa.ship import write_golden, write_hugging_face_folder
+from rerankd.tools.training.export import export_int8, export_onnx
+from rerankd.tools.training.model import CrossEncoder
+from rerankd.tools.training.runtime import OnnxScorer, encode_pairs
+from rerankd.tools.training.ship import write_golden, write_hugging_face_folder
 
 FLOAT32 = "float32"
 INT8 = "int8"

@@ -18,14 +18,12 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import Group
-from models.recipes.minilm_qa.encoding import PairEncoder, length_batches, padded, token_ids
-from models.recipes.minilm_qa.lexical import Bm25
-from models.recipes.precision import in_bfloat16
+from rerankd.tools.training.encoding import PairEncoder, length_batches, padded, token_ids
+from rerankd.tools.training.lexical import Bm25
+from rerankd.tools.training.model import BM25_WEIGHT, COSINE_SCALE
+from rerankd.tools.training.precision import in_bfloat16
 
 MAX_TOKENS = 112
-# the scale that the bi-encoder was trained with
-COSINE_SCALE = 20.0
-BM25_WEIGHT = 0.5
 TOKENS_PER_BATCH = 4096
 
 

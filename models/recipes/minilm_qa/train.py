@@ -14,13 +14,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import POOL_SIZE, Group
-from models.recipes.minilm_qa.encoding import MAX_QUERY_TOKENS, PairEncoder, padded, token_ids
-from models.recipes.minilm_qa.lexical_tables import lexical_tables
 from models.recipes.minilm_qa.losses import GroupLogits, total_loss
-from models.recipes.minilm_qa.model import CrossEncoder, load_model, new_model, save_model
 from models.recipes.minilm_qa.negatives import TrainingGroup, choose, mine
+from models.recipes.minilm_qa.start import new_model
 from models.recipes.minilm_qa.teacher import Teacher, load_tokenizer
-from models.recipes.precision import in_bfloat16
+from rerankd.tools.training.encoding import MAX_QUERY_TOKENS, PairEncoder, padded, token_ids
+from rerankd.tools.training.lexical_tables import lexical_tables
+from rerankd.tools.training.model import CrossEncoder, load_model, save_model
+from rerankd.tools.training.precision import in_bfloat16
 
 GROUPS_PER_STEP = 4
 GROUPS_PER_WINDOW = 64

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from models.recipes.minilm_qa.evaluate import EVALUATION_SETS, Candidates, EvaluationSet, read_candidates
 from models.recipes.minilm_qa.interpolation import SIGNAL_WEIGHTS, scale_of, weigh_signals
-from models.recipes.minilm_qa.model import CrossEncoder
-from models.recipes.minilm_qa.runtime import encode_pairs
 from models.recipes.minilm_qa.shared_texts import SharedTexts
-from models.recipes.minilm_qa.shipped import SHIPPED, read_shipped
 from models.recipes.minilm_qa.teacher import load_tokenizer
+from rerankd.tools.training.model import CrossEncoder
+from rerankd.tools.training.runtime import encode_pairs
+from rerankd.tools.training.shipped import SHIPPED, read_shipped
 
 
 def weights_of(text: str) -> tuple[float, ...]:

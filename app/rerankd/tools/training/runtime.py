@@ -11,8 +11,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from models.recipes.minilm_qa.encoding import PairEncoder, length_batches, token_ids
 from rerankd.engines.onnx.engine import exact_int8
+from rerankd.tools.training.encoding import PairEncoder, length_batches, token_ids
 
 TOKENS_PER_BATCH = 512
 THREADS = 2

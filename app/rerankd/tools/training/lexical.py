@@ -5,10 +5,11 @@ Robertson and Zaragoza 2009, with k1 = 0.9 and b = 0.4, which suit passages, ove
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cache
 
+import numpy as np
 import snowballstemmer
 
 K1 = 0.9
@@ -39,6 +40,33 @@ class Bm25:
 
     def _weight(self, stem: str) -> float:
         return rarity(self._texts_with[stem], self._texts)
+
+
+class Bm25Index:
+    """Ranks a whole collection for a query; `texts` are numbered from 0."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        counts = [Counter(stems_of(text)) for text in texts]
+        lengths = np.array([count.total() for count in counts])
+        room = K1 * (1.0 - B + B * lengths / max(1.0, lengths.mean()))
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, count in enumerate(counts):
+            for found in count:
+                places[found].append(place)
+        self._texts = len(texts)
+        self._postings = {}
+        for found, holding in places.items():
+            times = np.array([counts[place][found] for place in holding])
+            weight = rarity(len(holding), len(texts))
+            self._postings[found] = np.array(holding), weight * times * (K1 + 1) / (times + room[holding])
+
+    def best(self, query: str, *, depth: int) -> list[tuple[int, float]]:
+        """Return numbers and scores of the best texts, of equal ones the first; texts without a match come last."""
+        scores = np.zeros(self._texts)
+        for stem in sorted(set(stems_of(query)) & self._postings.keys()):
+            places, of_stem = self._postings[stem]
+            scores[places] += of_stem
+        return [(place, float(scores[place])) for place in np.argsort(-scores, kind="stable")[:depth].tolist()]
 
 
 def rarity(texts_with: int, texts: int) -> float:

@@ -25,13 +25,15 @@ from torch.nn.functional import gelu, normalize, softmax
 from tqdm import tqdm
 from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 
-from models.recipes.minilm_qa.encoding import MAX_QUERY_TOKENS, PairEncoder, length_batches, padded, token_ids
-from models.recipes.minilm_qa.lexical import K1, B
-from models.recipes.minilm_qa.lexical_tables import LexicalTables
-from models.recipes.minilm_qa.teacher import BM25_WEIGHT, COSINE_SCALE, start_weights
-from models.recipes.precision import in_bfloat16
+from rerankd.tools.training.encoding import MAX_QUERY_TOKENS, PairEncoder, length_batches, padded, token_ids
+from rerankd.tools.training.lexical import K1, B
+from rerankd.tools.training.lexical_tables import LexicalTables
+from rerankd.tools.training.precision import in_bfloat16
 
 TOKENS_PER_BATCH = 2048
+# the scale that the bi-encoder was trained with, and what half of BM25 adds to it
+COSINE_SCALE = 20.0
+BM25_WEIGHT = 0.5
 HEAD_SIZE = 128
 # where the sum of the two parts the training groups' relevant texts from the others
 START_BIAS = -20.0
@@ -215,14 +217,6 @@ def _number(value: torch.Tensor, *, at_most: int) -> int:
 def _mean(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     weights = chosen.to(states.dtype)[:, :, None]
     return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
-
-
-def new_model(tables: LexicalTables) -> CrossEncoder:
-    """Return the model as it starts: the bi-encoder's layers, BM25's tables, and a head that adds the two."""
-    model = CrossEncoder(new_config(start_weights()), tables)
-    bert = BertModel.from_pretrained(start_weights(), add_pooling_layer=False, dtype=torch.float32)
-    model.bert.load_state_dict(bert.state_dict())
-    return model
 
 
 def save_model(model: CrossEncoder, folder: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from models.recipes.minilm_qa.model import CrossEncoder, save_model, score_pairs
-from models.recipes.minilm_qa.runtime import OnnxScorer, encode_pairs
+from rerankd.tools.training.model import CrossEncoder, save_model, score_pairs
+from rerankd.tools.training.runtime import OnnxScorer, encode_pairs
 
 ARCHITECTURE = "MinilmQaCrossEncoder"
 MAX_TOKENS = 512

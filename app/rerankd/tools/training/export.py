@@ -5,8 +5,8 @@ from pathlib import Path
 import onnx
 import torch
 
-from models.recipes.minilm_qa.model import CrossEncoder
 from rerankd.tools.quantizing import quantize_per_token
+from rerankd.tools.training.model import CrossEncoder
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 OPSET = 20

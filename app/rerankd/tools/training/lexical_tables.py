@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from models.recipes.minilm_qa.lexical import rarity, stem
+from rerankd.tools.training.lexical import rarity, stem
 
 CONTINUES = "##"
 # fmt: off

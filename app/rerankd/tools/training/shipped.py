@@ -6,9 +6,10 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from models.recipes.minilm_qa.model import CrossEncoder, new_config
+from rerankd.config.settings import SHIPPED_REGISTRY
+from rerankd.tools.training.model import CrossEncoder, new_config
 
-SHIPPED = Path(__file__).parents[2] / "minilm-qa"
+SHIPPED = SHIPPED_REGISTRY.parent / "minilm-qa"
 
 _MATRICES = (
     "attention.self.query",

@@ -1,0 +1,16 @@
+"""The model as it starts: the bi-encoder's layers, BM25's tables, and a head that adds the two."""
+
+import torch
+from transformers import BertModel
+
+from models.recipes.minilm_qa.teacher import start_weights
+from rerankd.tools.training.lexical_tables import LexicalTables
+from rerankd.tools.training.model import CrossEncoder, new_config
+
+
+def new_model(tables: LexicalTables) -> CrossEncoder:
+    """Return the model before any step; `tables` are those of the texts that it is trained on."""
+    model = CrossEncoder(new_config(start_weights()), tables)
+    bert = BertModel.from_pretrained(start_weights(), add_pooling_layer=False, dtype=torch.float32)
+    model.bert.load_state_dict(bert.state_dict())
+    return model

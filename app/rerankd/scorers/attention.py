@@ -7,7 +7,6 @@ is generated, and nothing was trained. What a query without content looks at is 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Final, Literal
 
 import numpy as np
@@ -22,7 +21,6 @@ from rerankd.scorers.list_prompt import (
     ListPrompt,
     ListTemplate,
     WindowOptions,
-    cut_words,
     dropped_words,
     fit,
     identifier_texts,
@@ -137,17 +135,14 @@ class InContextAttention:
         most = self._template.words_for(len(documents))
         parts, passages = passages_of(self._tokenizer, self._prompt, documents, words=most, tokens=max_document_tokens)
 
-        @cache
-        def write(words: int) -> _Written:
-            return self._write(question, [cut_words(passage, words) for passage in passages[:: self._step]])
-
-        def length(written: _Written) -> int:
-            return len(written.ids)
-
-        written, words = fit(
-            write, length, most=most, longest=self.max_length, unit="tokens", candidates=len(documents)
+        written, kept = fit(
+            lambda kept: self._write(question, kept[:: self._step]),
+            passages,
+            length=lambda written: len(written.ids),
+            most=most,
+            longest=self.max_length,
         )
-        without = self._write(_NO_QUERY, [cut_words(passage, words) for passage in passages[:: self._step]])
+        without = self._write(_NO_QUERY, kept[:: self._step])
         shared = min(written.shared, without.shared, _common(written.ids, without.ids))
         payload = AttendedPrompt(
             written.ids[:shared],
@@ -155,7 +150,7 @@ class InContextAttention:
             without.ids[shared:],
             np.minimum(written.spans, shared)[:: self._step],
         )
-        return EncodedWindow(payload, dropped_words(parts, passages, words))
+        return EncodedWindow(payload, dropped_words(parts, kept))
 
     def drops(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a short text."""

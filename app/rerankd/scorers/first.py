@@ -8,7 +8,6 @@ these rows of the head are taken, exactly: reading the most probable tokens inst
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -24,7 +23,6 @@ from rerankd.scorers.list_prompt import (
     ListPrompt,
     ListTemplate,
     WindowOptions,
-    cut_words,
     dropped_words,
     fit,
     identifier_texts,
@@ -123,14 +121,15 @@ class First:
         most = self._template.words_for(len(documents))
         parts, passages = passages_of(self._tokenizer, self._prompt, documents, words=most, tokens=max_document_tokens)
 
-        @cache
-        def ids_with(words: int) -> IntArray:
-            kept = [cut_words(passage, words) for passage in passages]
-            return self._ids(self._prompt.write(question, kept))
-
-        ids, words = fit(ids_with, len, most=most, longest=self.max_length, unit="tokens", candidates=len(documents))
+        ids, kept = fit(
+            lambda kept: self._ids(self._prompt.write(question, kept)),
+            passages,
+            length=len,
+            most=most,
+            longest=self.max_length,
+        )
         boundary = self._shared_tokens(ids, self._prompt.opening(question, count=len(documents)))
-        return EncodedWindow(Encoding(ids, boundary), dropped_words(parts, passages, words))
+        return EncodedWindow(Encoding(ids, boundary), dropped_words(parts, kept))
 
     def drops(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a short text."""

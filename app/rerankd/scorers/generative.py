@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cache
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -24,8 +23,7 @@ from rerankd.scorers.list_prompt import (
     ListPrompt,
     ListTemplate,
     WindowOptions,
-    count_words,
-    cut_words,
+    dropped_words,
     first_words,
     fit,
     identifier_texts,
@@ -213,24 +211,15 @@ class Generative(Generic[T]):
         passages = [
             self._prompt.clean(document[: part.characters]) for document, part in zip(documents, parts, strict=True)
         ]
-
-        @cache
-        def written(words: int) -> T:
-            return self._writer.write(self._prompt, question, [cut_words(passage, words) for passage in passages])
-
-        payload, words = fit(
-            written,
-            self._writer.length,
+        payload, kept = fit(
+            lambda kept: self._writer.write(self._prompt, question, kept),
+            passages,
+            length=self._writer.length,
             most=most,
             longest=self._writer.longest,
             unit=self._writer.unit,
-            candidates=len(documents),
         )
-        dropped = [
-            max(0, count_words(passage) - words) + part.beyond(part.content)
-            for passage, part in zip(passages, parts, strict=True)
-        ]
-        return EncodedWindow(payload, np.array(dropped, dtype=np.int64))
+        return EncodedWindow(payload, dropped_words(parts, kept))
 
     def drops(self, text: str) -> bool:
         """Whether the tokenizer leaves nothing of a short text. An endpoint's is not known."""

@@ -3,6 +3,7 @@
 import re
 import string
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final, Literal, TypeVar
 
 import numpy as np
@@ -232,29 +233,43 @@ def _beginnings(tokenizer: Tokenizer, documents: Sequence[str], tokens: int | No
     ]
 
 
-def dropped_words(parts: Sequence[Part[int]], passages: Sequence[str], words: int) -> IntArray:
-    """Words cut off each document: an estimate of tokens."""
-    kept = [min(count_words(passage), words) for passage in passages]
-    counts = [max(0, part.content - count) + part.beyond(part.content) for part, count in zip(parts, kept, strict=True)]
+def dropped_words(parts: Sequence[Part[int]], kept: Sequence[str]) -> IntArray:
+    """Words cut off each document, of which the prompt holds what is kept: an estimate of tokens."""
+    counts = [
+        max(0, part.content - count_words(text)) + part.beyond(part.content)
+        for part, text in zip(parts, kept, strict=True)
+    ]
     return np.array(counts, dtype=np.int64)
 
 
 def fit(
-    write: Callable[[int], T], length: Callable[[T], int], *, most: int, longest: int, unit: str, candidates: int
-) -> tuple[T, int]:
-    """The longest prompt that the model reads, and how many words of each passage it holds; `write` writes the prompt
-    with a number of words. A prompt's `length` is in `unit`s, and `longest` is the most that the model reads.
+    write: Callable[[Sequence[str]], T],
+    passages: Sequence[str],
+    *,
+    length: Callable[[T], int],
+    most: int,
+    longest: int,
+    unit: str = "tokens",
+) -> tuple[T, list[str]]:
+    """The longest prompt that the model reads, and what it holds of each passage: the same number of first words, at
+    most `most`. `write` writes the prompt; its `length` is in `unit`s, and `longest` is the most that the model reads.
 
     Raises:
         InvalidRequest: even a few words of each passage do not fit.
     """
-    words = most_words(lambda words: length(write(words)) <= longest, most=most)
+
+    @cache
+    def written(words: int) -> tuple[T, list[str]]:
+        kept = [cut_words(passage, words) for passage in passages]
+        return write(kept), kept
+
+    words = most_words(lambda words: length(written(words)[0]) <= longest, most=most)
     if words is None:
         raise InvalidRequest(
-            f"the query and a few words of each of {candidates} passages are longer than the {longest} {unit} that "
+            f"the query and a few words of each of {len(passages)} passages are longer than the {longest} {unit} that "
             "this model reads: shorten the query or ask for a smaller window"
         )
-    return write(words), words
+    return written(words)
 
 
 def most_words(fits: Callable[[int], bool], *, most: int) -> int | None:

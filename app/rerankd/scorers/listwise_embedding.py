@@ -6,7 +6,6 @@ vector is its own and is the same for every query; the score is the dot product 
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Final
 
 import numpy as np
@@ -19,7 +18,7 @@ from rerankd.errors import ConfigError
 from rerankd.recognition.embedders import Prompts
 from rerankd.recognition.files import number_of
 from rerankd.scorers.base import EncodedTexts, Kinds, Made, Role, ScorerSpec, VectorForm, Vectors
-from rerankd.scorers.list_prompt import cut_words, fit
+from rerankd.scorers.list_prompt import fit
 from rerankd.scorers.stored import STORED, Stored
 from rerankd.scorers.templates import ControlTokenEscaper, single_token
 from rerankd.scorers.text_encoder import TextEncoder, TextScorer
@@ -110,16 +109,13 @@ class ListwiseEmbedding(TextScorer):
         beginning, asked = self._escape(told), self._escape(query)
         room = self._prompts.room("query")
 
-        @cache
-        def write(words: int) -> str:
-            kept = (cut_words(passage, words) for passage in passages)
+        def write(kept: Sequence[str]) -> str:
             listed = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(kept, start=1))
             return f"{_BEGINNING}{beginning}\nDocuments:\n{listed}\nSearch Query: {asked}{_ENDING}"
 
-        def length(prompt: str) -> int:
-            return len(ids_of(self._tokenizer, prompt))
-
-        prompt, _ = fit(write, length, most=_WORDS, longest=room, unit="tokens", candidates=len(passages))
+        prompt, _ = fit(
+            write, passages, length=lambda prompt: len(ids_of(self._tokenizer, prompt)), most=_WORDS, longest=room
+        )
         return prompt
 
     def encode(

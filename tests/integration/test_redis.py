@@ -325,7 +325,7 @@ async def test_what_the_probe_logs_belongs_to_no_request(redis: Server) -> None:
             told[record.getMessage()] = request_id.get()
 
     listener = Listener()
-    logger = logging.getLogger("rerankd.cache.redis")
+    logger = logging.getLogger("rerankd.cache.guarded")
     cache = open_cache(f"redis://127.0.0.1:{redis.port}?timeout_ms=20&probe_ms=20")
     assert isinstance(cache, RedisCache)
     logger.addHandler(listener)
@@ -539,7 +539,7 @@ async def test_a_password_that_changes_is_told_as_an_error_and_forgiven_when_it_
             for number in range(4):
                 await _rerank(service, f"text {number}")
             assert cache.is_open
-            (told,) = [record for record in caplog.records if record.name == "rerankd.cache.redis"]
+            (told,) = [record for record in caplog.records if record.name == "rerankd.cache.guarded"]
             assert "the cache cannot be used, scores are computed instead: that Redis refuses" in told.getMessage()
             client.config_set("requirepass", "")
         await _until(lambda: not cache.is_open)

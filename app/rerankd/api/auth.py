@@ -41,7 +41,7 @@ def key_required(gateway: Gateway, scope: Scope) -> Dependency:
     """The check as a dependency of routes other than rerank's. Their requests count against the key's rate too."""
 
     async def check(connection: HTTPConnection) -> None:
-        gateway.admit(key_in(connection.headers), access_of(connection.scope).call, scope=scope)
+        await gateway.admit(key_in(connection.headers), access_of(connection.scope).call, scope=scope)
 
     dependency: Dependency = Depends(check)
     return dependency
@@ -53,7 +53,7 @@ def admin_key_required(keys: ApiKeys, clock: Callable[[], float] = perf_counter)
     async def check(connection: HTTPConnection) -> None:
         caller = keys.identify(key_in(connection.headers), scope="admin")
         access_of(connection.scope).call.key = caller.name
-        caller.allowance.ask(now=clock())
+        await caller.allowance.ask(now=clock())
 
     dependency: Dependency = Depends(check)
     return dependency

@@ -115,7 +115,7 @@ class _Endpoint:
         facts.dialect = self._choice.default.name
         try:
             with self._gateway.call(facts) as call:
-                call.identify([] if self._gateway.keys.open else key_in(request.headers))
+                await call.identify([] if self._gateway.keys.open else key_in(request.headers))
                 return await call.paced(self._answer(call, request))
         except RerankError as error:
             return error_answer(error, form=self._choice.default.errors)

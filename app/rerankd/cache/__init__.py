@@ -1,7 +1,7 @@
 """The caches by URL scheme. A new one is a file of this folder and one line here."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult
 
 from rerankd.cache.access import Access
@@ -11,6 +11,9 @@ from rerankd.cache.signed import SignedCache
 from rerankd.cache.url import check_no_server, read_parameters, split_url
 from rerankd.errors import ConfigError
 from rerankd.telemetry.observer import Observer, Silent
+
+if TYPE_CHECKING:
+    from rerankd.cache.guarded import GuardedRedis
 
 
 def _no_cache(url: SplitResult) -> None:
@@ -65,6 +68,20 @@ def open_cache(
             f"RERANKD_CACHE_URL is {parts.scheme}://: unset them, or name a Redis"
         )
     return CACHES[parts.scheme](parts)
+
+
+def open_redis(url: str, access: Access, *, instead: str) -> "GuardedRedis":
+    """The Redis that a URL names. Nothing is connected yet. `instead` is what happens while it is away, for the log.
+
+    Raises:
+        ConfigError: the URL is unusable, or names no Redis.
+    """
+    parts = split_url(url)
+    if parts.scheme not in SHARED_CACHES:
+        raise ConfigError(f"RERANKD_QUOTA_STORE is redis, but RERANKD_CACHE_URL is {parts.scheme}://: name a Redis")
+    from rerankd.cache.guarded import GuardedRedis  # noqa: PLC0415 - as above
+
+    return GuardedRedis.from_url(parts, access, instead=instead)
 
 
 async def connect_cache(

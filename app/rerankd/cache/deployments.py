@@ -51,6 +51,9 @@ class Deployment(Protocol):
 
     async def put(self, entries: Mapping[bytes, bytes], *, ttl_s: int) -> None: ...
 
+    async def evaluate(self, script: str, key: str, *arguments: float | str) -> Any:  # noqa: ANN401 - as the script says
+        """What a Lua script answers, which reads and writes one key."""
+
     async def probe(self) -> None:
         """Do what requests do, in every part: a Sentinel, or one server of a cluster, answers pings too."""
 
@@ -85,6 +88,9 @@ class OneServer:
 
     async def put(self, entries: Mapping[bytes, bytes], *, ttl_s: int) -> None:
         await self._run("EVAL", _PUT, len(entries), *_names(entries), ttl_s, *entries.values())
+
+    async def evaluate(self, script: str, key: str, *arguments: float | str) -> Any:  # noqa: ANN401 - as the script says
+        return await self._run("EVAL", script, 1, _PREFIX + key.encode(), *arguments)
 
     async def probe(self) -> None:
         await self._run("MGET", *_PROBES)
@@ -173,6 +179,10 @@ class Cluster:
             values = (entries[key] for key in members)
             commands.append(("EVAL", _PUT, len(members), *_tagged(group, members), ttl_s, *values))
         await self._run(commands)
+
+    async def evaluate(self, script: str, key: str, *arguments: float | str) -> Any:  # noqa: ANN401 - as the script says
+        (answer,) = await self._run([("EVAL", script, 1, _PREFIX + key.encode(), *arguments)])
+        return answer
 
     async def probe(self) -> None:
         names = [_PREFIX + tag + b"probe" for tag in _slot_tags()]

@@ -142,6 +142,11 @@ class Settings(BaseSettings):
         default="shared",
         description="`key`: a score that was computed for one API key is found by that key alone. Needs API keys.",
     )
+    quota_store: Literal["memory", "redis"] = Field(
+        default="memory",
+        description="Where the limits of API keys are counted: each replica by itself, or all together in the Redis of "
+        "`RERANKD_CACHE_URL`.",
+    )
     hub_token: SecretStr | None = Field(
         default=None, description="Token for gated or private repositories on the Hugging Face hub."
     )

@@ -16,7 +16,7 @@ class Meter(Protocol):
     def limited(self) -> bool:
         """Whether the caller has a quota. Without one, nobody needs an estimate before the work."""
 
-    def reserve(self, tokens: int) -> None:
+    async def reserve(self, tokens: int) -> None:
         """Reserve an estimated number of tokens before any work is done.
 
         Raises:
@@ -42,7 +42,7 @@ class Unmetered:
 
     limited = False
 
-    def reserve(self, tokens: int) -> None:
+    async def reserve(self, tokens: int) -> None:
         pass
 
     def read(self, tokens: int) -> None:

@@ -7,7 +7,7 @@ A front end that has the requests already needs one line:
 One that reads them only after the key was checked opens a call:
 
     with gateway.call() as call:
-        call.identify([key])
+        await call.identify([key])
         call.deadline = call.started + 2.0
         results = await call.rerank(await read_requests())
 
@@ -76,7 +76,7 @@ class Gateway:
             RerankError: see `rerankd.errors`; the first failure stops all requests.
         """
         with self.call(facts) as call:
-            call.identify([api_key.encode()] if api_key else [])
+            await call.identify([api_key.encode()] if api_key else [])
             call.deadline = call.started + timeout_s
             claim = call.claim = Claim(self.held, call.facts.key)
             try:
@@ -89,7 +89,7 @@ class Gateway:
         """A call that begins now; `facts` are filled in as they become known."""
         return GatewayCall(self, CallFacts() if facts is None else facts)
 
-    def admit(self, spellings: Sequence[bytes], facts: CallFacts, *, scope: Scope = "rerank") -> Caller:
+    async def admit(self, spellings: Sequence[bytes], facts: CallFacts, *, scope: Scope = "rerank") -> Caller:
         """Identify the caller and count one request, of whatever kind.
 
         Raises:
@@ -99,7 +99,7 @@ class Gateway:
         """
         caller = self.keys.identify(spellings, scope=scope)
         facts.key = caller.name
-        caller.allowance.ask(now=self.service.clock())
+        await caller.allowance.ask(now=self.service.clock())
         return caller
 
 
@@ -145,7 +145,7 @@ class GatewayCall:
         """Seconds until the deadline, at most the service's own limit."""
         return max(0.0, min(self.deadline - self._service.clock(), self._service.limits.request_timeout_s))
 
-    def identify(self, spellings: Sequence[bytes]) -> None:
+    async def identify(self, spellings: Sequence[bytes]) -> None:
         """Check the key, of which these are the possible encodings, and its quota.
 
         Raises:
@@ -153,7 +153,7 @@ class GatewayCall:
             Forbidden: the key may not rank.
             RateLimited: the key has sent too many requests, or its quota of tokens is used up.
         """
-        allowance = self._gateway.admit(spellings, self.facts).allowance
+        allowance = (await self._gateway.admit(spellings, self.facts)).allowance
         allowance.check_tokens(now=self.started)
         self._meter = RequestMeter(allowance, self._service.clock)
         self._gateway.pacing.enter(self.facts.key)

@@ -1,13 +1,13 @@
 """API keys, found by their hashes: whose key it is, what it may ask for, and what it has used of that."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
 from rerankd.config.api_keys import ApiKey, Scope
 from rerankd.errors import Forbidden, Unauthorized
-from rerankd.gateway.rates import Allowance, Rates
+from rerankd.gateway.rates import Allowance, Counted, Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Caller:
     """A client, by the name of its API key, and what it may still ask for."""
 
     name: str
-    allowance: Allowance
+    allowance: Counted
 
 
 _ANYBODY: Final = Caller("", Allowance(Rates()))
@@ -27,13 +27,21 @@ class _Entry:
     caller: Caller
 
 
+def count_here(_name: str, rates: Rates) -> Counted:
+    """In this process, whatever others count."""
+    return Allowance(rates)
+
+
 class ApiKeys:
     """The keys that are valid now. Without keys every request is allowed."""
 
-    def __init__(self, keys: Sequence[ApiKey], *, called: str = "API key") -> None:
-        """`called` is what errors call such a key."""
+    def __init__(
+        self, keys: Sequence[ApiKey], *, called: str = "API key", counted: Callable[[str, Rates], Counted] = count_here
+    ) -> None:
+        """`called` is what errors call such a key. `counted` opens what a name may ask for at these rates."""
         self._called = called
-        self._entries = _by_digest(_entry(key) for key in keys)
+        self._counted = counted
+        self._entries = _by_digest(self._entry(key) for key in keys)
 
     @property
     def open(self) -> bool:
@@ -65,13 +73,20 @@ class ApiKeys:
     def replace(self, keys: Sequence[ApiKey]) -> "KeyChanges":
         """Use these keys instead. A name with the same limits keeps its usage, even when the key itself has changed."""
         before = {entry.key.name: entry for entry in self._entries.values()}
-        self._entries = _by_digest(_entry(key, before.get(key.name)) for key in keys)
+        self._entries = _by_digest(self._entry(key, before.get(key.name)) for key in keys)
         after = {entry.key.name: entry for entry in self._entries.values()}
         return KeyChanges(
             added=sorted(after.keys() - before.keys()),
             removed=sorted(before.keys() - after.keys()),
             changed=sorted(name for name in after.keys() & before.keys() if after[name].key != before[name].key),
         )
+
+    def _entry(self, key: ApiKey, before: _Entry | None = None) -> _Entry:
+        same = before is not None and _rates(before.key) == _rates(key)
+        caller = (
+            before.caller if before is not None and same else Caller(key.name, self._counted(key.name, _rates(key)))
+        )
+        return _Entry(key, caller)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +107,6 @@ class KeyChanges:
 
 def _rates(key: ApiKey) -> Rates:
     return Rates(requests_per_s=key.requests_per_s, tokens_per_min=key.tokens_per_min)
-
-
-def _entry(key: ApiKey, before: _Entry | None = None) -> _Entry:
-    same = before is not None and _rates(before.key) == _rates(key)
-    caller = before.caller if before is not None and same else Caller(key.name, Allowance(_rates(key)))
-    return _Entry(key, caller)
 
 
 def _by_digest(entries: Iterable[_Entry]) -> dict[bytes, _Entry]:

@@ -1,8 +1,12 @@
-"""How much a key may ask for in a time. Pure: the caller of each function says what time it is."""
+"""How much a key may ask for in a time. Pure: the caller of each function says what time it is.
+
+What replicas count together is in `shared_rates`; it has the methods of `Allowance`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
+from typing import Protocol
 
 from rerankd.errors import RateLimited
 
@@ -38,8 +42,30 @@ class Bucket:
         self.filled_at = now
         return max(0.0, (amount - self.level) / self.per_s)
 
+    def missing(self, *, now: float) -> float:
+        """How much would fill it."""
+        self.wait_s(0.0, now=now)
+        return self.capacity - self.level
+
     def take(self, amount: float) -> None:
         self.level -= amount
+
+
+class Counted(Protocol):
+    """What a key may still ask for; see `Allowance` for what each method does and raises."""
+
+    @property
+    def limited(self) -> bool: ...
+
+    async def ask(self, *, now: float) -> None: ...
+
+    def check_tokens(self, *, now: float) -> None: ...
+
+    async def reserve(self, tokens: int, *, by: object, now: float) -> None: ...
+
+    def take(self, tokens: int, *, by: object, now: float) -> None: ...
+
+    def give_back(self, tokens: int) -> None: ...
 
 
 class Allowance:
@@ -48,9 +74,10 @@ class Allowance:
     one request: the one that was admitted when a little was left.
     """
 
-    def __init__(self, rates: Rates) -> None:
-        self._requests = _bucket(rates.requests_per_s, seconds=1.0)
-        self._tokens = _bucket(rates.tokens_per_min and rates.tokens_per_min / _MINUTE_S, seconds=_MINUTE_S)
+    def __init__(self, rates: Rates, *, share: float = 1.0) -> None:
+        """`share`: the part of the rates that this replica gives."""
+        self._requests = request_bucket(rates, share=share)
+        self._tokens = token_bucket(rates, share=share)
         self._rates = rates
         self._overdrawn_by: object = None
 
@@ -59,7 +86,7 @@ class Allowance:
         """Whether tokens are counted."""
         return self._tokens is not None
 
-    def ask(self, *, now: float) -> None:
+    async def ask(self, *, now: float) -> None:
         """Count one request.
 
         Raises:
@@ -67,8 +94,7 @@ class Allowance:
         """
         if self._requests:
             if wait_s := self._requests.wait_s(1.0, now=now):
-                limit_per_s = self._rates.requests_per_s
-                raise RateLimited(f"this API key is limited to {limit_per_s:g} requests a second", retry_after_s=wait_s)
+                raise too_many_requests(self._rates, wait_s)
             self._requests.take(1.0)
 
     def check_tokens(self, *, now: float) -> None:
@@ -78,6 +104,10 @@ class Allowance:
             RateLimited: the key's quota is used up; `retry_after_s` says when it is not any more.
         """
         self.take(0, by=None, now=now)
+
+    async def reserve(self, tokens: int, *, by: object, now: float) -> None:
+        """As `take`, where other replicas count too."""
+        self.take(tokens, by=by, now=now)
 
     def take(self, tokens: int, *, by: object, now: float) -> None:
         """Take tokens for a request. While anything is left, it gets all that it asks for. If that overdraws the quota,
@@ -90,8 +120,7 @@ class Allowance:
             return
         wait_s = self._tokens.wait_s(1.0, now=now)
         if wait_s and (by is None or by is not self._overdrawn_by):
-            limit = self._rates.tokens_per_min
-            raise RateLimited(f"this API key is limited to {limit} tokens a minute", retry_after_s=wait_s)
+            raise too_many_tokens(self._rates, wait_s)
         self._tokens.take(tokens)
         self._overdrawn_by = by if self._tokens.level < 1 else None
 
@@ -100,6 +129,18 @@ class Allowance:
         if self._tokens:
             self._tokens.take(-tokens)
 
+    def missing(self, *, now: float) -> tuple[float, float]:
+        """How many requests and tokens would fill the buckets."""
+        requests, tokens = (bucket.missing(now=now) if bucket else 0.0 for bucket in (self._requests, self._tokens))
+        return requests, tokens
+
+    def debit(self, requests: float, tokens: float, *, now: float) -> None:
+        """Take these, whatever is left."""
+        for bucket, amount in ((self._requests, requests), (self._tokens, tokens)):
+            if bucket:
+                bucket.missing(now=now)
+                bucket.take(amount)
+
 
 class RequestMeter:
     """Counts what one request costs a key. A request that succeeds costs what its answer's usage says. One that fails,
@@ -107,7 +148,7 @@ class RequestMeter:
     were only tokenized.
     """
 
-    def __init__(self, allowance: Allowance, clock: Callable[[], float]) -> None:
+    def __init__(self, allowance: Counted, clock: Callable[[], float]) -> None:
         self._allowance = allowance
         self._clock = clock
         self._taken = 0
@@ -119,13 +160,13 @@ class RequestMeter:
     def limited(self) -> bool:
         return self._allowance.limited
 
-    def reserve(self, tokens: int) -> None:
+    async def reserve(self, tokens: int) -> None:
         """Take an estimate of the request's tokens before any work is done.
 
         Raises:
             RateLimited: the quota is used up.
         """
-        self._allowance.take(tokens, by=self, now=self._clock())
+        await self._allowance.reserve(tokens, by=self, now=self._clock())
         self._taken += tokens
 
     def read(self, tokens: int) -> None:
@@ -135,8 +176,10 @@ class RequestMeter:
             RateLimited: the quota is used up.
         """
         self._read += tokens
-        if self._read > self._taken:
-            self.reserve(self._read - self._taken)
+        more = self._read - self._taken
+        if more > 0:
+            self._allowance.take(more, by=self, now=self._clock())
+            self._taken += more
 
     def compute(self, tokens: int) -> None:
         self._computed += tokens
@@ -160,5 +203,23 @@ class RequestMeter:
         return self._computed + unread // _TOKENIZED_PER_COMPUTED
 
 
-def _bucket(per_s: float | None, *, seconds: float) -> Bucket | None:
-    return None if per_s is None else Bucket(per_s, max(1.0, per_s * seconds))
+def request_bucket(rates: Rates, *, share: float = 1.0) -> Bucket | None:
+    """Full, for one second's requests; None: they are not counted."""
+    return _bucket(rates.requests_per_s, seconds=1.0, share=share)
+
+
+def token_bucket(rates: Rates, *, share: float = 1.0) -> Bucket | None:
+    """Full, for one minute's tokens; None: they are not counted."""
+    return _bucket(rates.tokens_per_min, seconds=_MINUTE_S, share=share)
+
+
+def too_many_requests(rates: Rates, wait_s: float) -> RateLimited:
+    return RateLimited(f"this API key is limited to {rates.requests_per_s:g} requests a second", retry_after_s=wait_s)
+
+
+def too_many_tokens(rates: Rates, wait_s: float) -> RateLimited:
+    return RateLimited(f"this API key is limited to {rates.tokens_per_min} tokens a minute", retry_after_s=wait_s)
+
+
+def _bucket(limit: float | None, *, seconds: float, share: float) -> Bucket | None:
+    return None if limit is None else Bucket(limit * share / seconds, max(1.0, limit * share))

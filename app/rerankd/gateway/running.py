@@ -1,16 +1,18 @@
 """Builds a gateway from the settings, for any front end."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
+from rerankd.cache import open_redis
 from rerankd.concurrency.pacing import Pacing
 from rerankd.concurrency.worker import available_cores
 from rerankd.config.settings import Settings
 from rerankd.gateway.administration import Administration, read_keys
 from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.held_bytes import HeldBytes
-from rerankd.gateway.keys import ApiKeys
-from rerankd.serving.assembly import running_host
+from rerankd.gateway.keys import ApiKeys, count_here
+from rerankd.gateway.rates import Counted, Rates
+from rerankd.serving.assembly import access_of, running_host
 from rerankd.telemetry.observer import Observer
 
 
@@ -27,12 +29,12 @@ async def running_gateway(settings: Settings, observer: Observer) -> AsyncIterat
 
 @asynccontextmanager
 async def running_administration(
-    settings: Settings, observer: Observer
+    settings: Settings, observer: Observer, *, only: Collection[str | None] | None = None
 ) -> AsyncIterator[tuple[Gateway, Administration]]:
-    """As `running_gateway`, with what changes keys and models while it runs."""
+    """As `running_gateway`, with what changes keys and models while it runs. `only`: see `running_service`."""
     clients, admins = read_keys(settings)
-    keys = ApiKeys(clients)
-    async with running_host(settings, observer) as (service, host):
+    async with _counting(settings, observer) as counted, running_host(settings, observer, only=only) as (service, host):
+        keys = ApiKeys(clients, counted=counted)
         gateway = Gateway(
             service,
             keys=keys,
@@ -42,3 +44,23 @@ async def running_administration(
         )
         admin_keys = ApiKeys(admins, called="admin key") if admins else None
         yield gateway, Administration(settings, keys=keys, admin_keys=admin_keys, host=host)
+
+
+@asynccontextmanager
+async def _counting(settings: Settings, observer: Observer) -> AsyncIterator[Callable[[str, Rates], Counted]]:
+    """What counts the limits of keys.
+
+    Raises:
+        ConfigError: they are to be counted in Redis, and there is none that can be used.
+    """
+    if settings.quota_store == "memory":
+        yield count_here
+        return
+    from rerankd.gateway.shared_rates import SharedRates  # noqa: PLC0415 - others need no client of Redis
+
+    url = settings.cache_url.get_secret_value()
+    rates = SharedRates(
+        open_redis(url, access_of(settings), instead="each replica gives its share of quotas"), observer
+    )
+    async with rates.running():
+        yield rates.open

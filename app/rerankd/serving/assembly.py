@@ -117,22 +117,28 @@ async def cache_of(settings: Settings, observer: Observer) -> Cache | None:
     Raises:
         ConfigError: it never can.
     """
+    secret = _text(settings.cache_secret) or None
+    url = settings.cache_url.get_secret_value()
+    return await connect_cache(url, access=access_of(settings), secret=secret, observer=observer)
 
-    def text(secret: SecretStr | None) -> str:
-        return secret.get_secret_value() if secret else ""
+
+def access_of(settings: Settings) -> Access:
+    """What the settings say of reaching Redis, beside its URL."""
 
     def path(file: Path | None) -> str | None:
         return str(file) if file else None
 
-    access = Access(
-        password=text(settings.cache_password),
-        sentinel_password=text(settings.cache_sentinel_password),
+    return Access(
+        password=_text(settings.cache_password),
+        sentinel_password=_text(settings.cache_sentinel_password),
         ca_file=path(settings.cache_ca_file),
         cert_file=path(settings.cache_cert_file),
         key_file=path(settings.cache_key_file),
     )
-    secret = text(settings.cache_secret) or None
-    return await connect_cache(settings.cache_url.get_secret_value(), access=access, secret=secret, observer=observer)
+
+
+def _text(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret else ""
 
 
 @asynccontextmanager

@@ -124,7 +124,7 @@ class RerankService:
         terms = request.options.terms
         if terms.meter.limited:
             estimates = (loaded.estimate(query, request.documents, request.options) for query in queries_of(request))
-            terms.meter.reserve(sum(estimates))
+            await terms.meter.reserve(sum(estimates))
         answered = await self._score_in_time(model, loaded, request)
         name, loaded, scores = answered.model.name, answered.loaded, answered.scores
         self._observer.request_scored(

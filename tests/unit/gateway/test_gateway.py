@@ -214,7 +214,7 @@ async def test_a_cancelled_call_costs_what_was_computed_for_it(hangs_up: bool) -
 async def _hang_up(gateway: Gateway, engine: _OnePass) -> Sequence[RerankResult]:
     """A front end that notices, in the middle of a call, that its client has gone."""
     with gateway.call() as call:
-        call.identify([b"secret-a"])
+        await call.identify([b"secret-a"])
         working = asyncio.create_task(call.rerank([_request(50)]))
         await asyncio.to_thread(engine.begun.wait, 10)
         working.cancel()

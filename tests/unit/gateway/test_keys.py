@@ -67,15 +67,15 @@ def _key(name: str, secret: str, requests_per_s: float | None = None) -> ApiKey:
     return ApiKey(name=name, sha256=sha256(secret.encode()).hexdigest(), requests_per_s=requests_per_s)
 
 
-def test_what_a_key_has_used_is_kept_while_its_limits_stay() -> None:
+async def test_what_a_key_has_used_is_kept_while_its_limits_stay() -> None:
     keys = ApiKeys([_key("a", "one", 1.0), _key("b", "two", 1.0), _key("c", "three")])
     for secret in (b"one", b"two"):
-        keys.identify(_bearer(secret)).allowance.ask(now=100.0)
+        await keys.identify(_bearer(secret)).allowance.ask(now=100.0)
     changes = keys.replace([_key("a", "fresh", 1.0), _key("b", "two", 5.0), _key("d", "four")])
     assert (changes.added, changes.removed, changes.changed) == (["d"], ["c"], ["a", "b"])
     with pytest.raises(RateLimited):
-        keys.identify(_bearer(b"fresh")).allowance.ask(now=100.0)
-    keys.identify(_bearer(b"two")).allowance.ask(now=100.0)
+        await keys.identify(_bearer(b"fresh")).allowance.ask(now=100.0)
+    await keys.identify(_bearer(b"two")).allowance.ask(now=100.0)
     for gone in (b"one", b"three"):
         with pytest.raises(Unauthorized):
             keys.identify(_bearer(gone))

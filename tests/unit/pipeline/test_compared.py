@@ -191,7 +191,7 @@ async def test_known_texts_count_against_a_quota_as_the_first_time() -> None:
         limited = True
         tokens = 0
 
-        def reserve(self, tokens: int) -> None:
+        async def reserve(self, tokens: int) -> None:
             pass
 
         def read(self, tokens: int) -> None:

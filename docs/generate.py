@@ -138,7 +138,7 @@ _MEANINGS = {
     "name": "What requests call the model.",
     "aliases": "Other names for it, such as the one that a client library insists on.",
     "scorer": "What its numbers mean: `cross-encoder`, `prompted-classifier`, `pruning`, `yes-no`, `reasoning`, "
-    "`graded`, `first`, `attention`, `pairwise`, `generative`, `last-but-not-late`, `bi-encoder`, "
+    "`graded`, `groupwise`, `first`, `attention`, `pairwise`, `generative`, `last-but-not-late`, `bi-encoder`, "
     "`listwise-embedding`, `late-interaction`, `splade`, `vision-language`, `remote`; "
     "`auto`: by the model's files.",
     "engine": "What computes them: `onnx`, `openvino`, `torch-encoder`, `torch-vectors`, `torch-causal`, "

@@ -25,6 +25,7 @@ from rerankd.engines.base import LogitsEngine, computed_here, cut_by_length
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
+    AnyGroupScorer,
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
@@ -54,6 +55,9 @@ class _PairEncoding:
         raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
 
     def blocks(self, scorer: AnyBlockScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
+        raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
+
+    def groups(self, scorer: AnyGroupScorer, /) -> Callable[..., EncodedPairs[Encoding]]:
         raise SystemExit(f"{scorer.fingerprint} is no scorer of pairs")
 
     def comparisons(self, scorer: AnyComparisonScorer, /) -> Callable[..., EncodedPairs[Encoding]]:

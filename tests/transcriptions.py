@@ -792,7 +792,7 @@ def greedy_logprobs(folder: Path, ids: Sequence[int], *, tokens: int) -> list[fl
 
 
 def drawn(
-    folder: Path, ids: Sequence[int], numbers: Sequence[float], *, temperature: float, top_k: int
+    folder: Path, ids: Sequence[int], numbers: Sequence[float], *, temperature: float, top_k: int | None
 ) -> tuple[list[int], list[float]]:
     """The tokens that are drawn behind these, one whole pass each: the first whose cumulative probability is above the
     token's number; and their log-probabilities at temperature 1.
@@ -802,7 +802,7 @@ def drawn(
     logprobs: list[float] = []
     for number in numbers:
         logits = _logits_after(folder, [*ids, *written]).astype(np.float64)
-        likely = logits >= np.sort(logits)[-top_k]
+        likely = logits >= np.sort(logits)[-(top_k or len(logits))]
         weights = np.where(likely, np.exp((logits - logits.max()) / temperature), 0)
         token = int(np.flatnonzero(np.cumsum(weights) > number * weights.sum())[0])
         if token == tokenizer.pad_token_id:

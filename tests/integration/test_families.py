@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from rerankd.config.named_models import served_registry
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
@@ -25,6 +27,7 @@ from rerankd.recognition.recognised import Asked, Recognised
 from rerankd.scorers.first import First
 from rerankd.scorers.generative import Generative
 from rerankd.scorers.graded import Graded
+from rerankd.scorers.groupwise import Groupwise
 from rerankd.scorers.templates import known_templates
 from rerankd.serving.assembly import load_parts, running_service
 from rerankd.tasks.sample import seeds_of
@@ -726,6 +729,40 @@ def test_a_judge_that_grades_is_asked_and_writes_as_its_authors_do(
     assert [sampled.written for sampled in together] == written
     ours = [value for sampled in (*together, *alone) for one in sampled.answers for value in one.logprobs or ()]
     hold(family, np.array(ours), np.array(theirs * 2), first=True)
+
+
+@pytest.mark.usefixtures("_torch_on_one_thread")
+def test_a_judge_of_groups_is_asked_and_writes_as_its_authors_do(tmp_path: Path) -> None:
+    """The authors' prompts, and the tokens that follow from the whole logits: alone, and beside longer prompts."""
+    folder = build_qwen2(_place(tmp_path, "AQ-MedAI/Diver-GroupRank-7B"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8192}))
+    entry = {"name": "m", "path": folder, "scorer": "auto", "engine": "auto", "options": {"answer_tokens": 6}}
+    settings = Settings(registry=write_registry(tmp_path, [entry]))
+    parts = load_parts(served_registry(settings).model[0], settings)
+    scorer, engine = parts.scorer, computed_here(parts.engine)
+    assert isinstance(scorer, Groupwise)
+    groups = [[" ".join(text.split()) for text in DOCUMENTS[start : start + 3]] for start in range(4)]
+    prompts = [scorer.encode_window(QUERY, group, max_document_tokens=None).encoding for group in groups]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    chat = in_chat("qwen3", [{"role": "system", "content": "SYSTEM"}, {"role": "user", "content": "USER"}])
+    begin, between, end = re.split("SYSTEM|USER", chat)
+    for prompt, group in zip(prompts, groups, strict=True):
+        passages = "".join(f"[{number}]. {text}\n\n" for number, text in enumerate(group, start=1))
+        asked = plain_text(folder, prompt.ids.tolist())
+        assert asked.startswith(f"{begin}Your task is to evaluate and rank documents based on how well they help")
+        assert f"{between}I will provide you 3 documents, each indicated by a numerical identifier []." in asked
+        assert f"Query:\n{QUERY}\n\nDocuments:\n{passages}\n\n## Final Output Format\n" in asked
+        assert asked.endswith(f"</answer>\n{end}")
+        assert tokenizer.encode(asked, add_special_tokens=False).ids == prompt.ids.tolist()
+    together, alone = engine.run(prompts), [engine.run([prompt])[0] for prompt in prompts]
+    assert [one.answers[0].text for one in together] == [one.answers[0].text for one in alone]
+    theirs: list[float] = []
+    for prompt, seed in zip(prompts, seeds_of(prompts), strict=True):
+        numbers = np.random.default_rng([seed, 0]).random(6).tolist()
+        theirs += drawn(folder, prompt.ids.tolist(), numbers, temperature=0.3, top_k=None)[1]
+    ours = [value for sampled in (*together, *alone) for value in sampled.answers[0].logprobs or ()]
+    hold("GroupRank", np.array(ours), np.array(theirs * 2), first=True)
 
 
 @pytest.mark.usefixtures("_torch_on_one_thread")

@@ -13,10 +13,10 @@ import pytest
 from docs.generate import LIMIT_SETTINGS, PAGES
 from rerankd.config.settings import Settings
 from rerankd.engines import ENGINES
-from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS
+from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, GROUP_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS
 
 _ROOT = Path(__file__).parents[2]
-_SCORERS = [*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS]
+_SCORERS = [*SCORERS, *LIST_SCORERS, *GROUP_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS]
 _PAGES = [*_ROOT.glob("*.md"), *(_ROOT / "docs").rglob("*.md"), *(_ROOT / "models").rglob("*.md")]
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 

@@ -6,6 +6,7 @@ from rerankd.domain.documents import Document, ImageLimits, images_of
 from rerankd.domain.fusion import NO_FUSION, Fused, FusionMode, FusionPlan, FusionWishes
 from rerankd.domain.options import (
     Aggregation,
+    GroupPlan,
     PassagePlan,
     PassageWishes,
     PruneWishes,
@@ -36,6 +37,7 @@ __all__ = [
     "FusionMode",
     "FusionPlan",
     "FusionWishes",
+    "GroupPlan",
     "ImageLimits",
     "IntArray",
     "Meter",

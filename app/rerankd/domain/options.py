@@ -257,6 +257,16 @@ def _bounded(name: str, wish: int | None, least: int, most: int) -> int:
     return wish
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPlan:
+    """How a groupwise model grades a request's documents: `passes` times, each time in groups of at most `size`, which
+    are drawn again.
+    """
+
+    size: int = 10
+    passes: int = 2
+
+
 class Selector(Protocol):
     """A cheap ranker of passages (Hofstätter et al., "Intra-Document Cascading for Efficient Passage and Document
     Ranking", SIGIR 2021).

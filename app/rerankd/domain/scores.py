@@ -101,7 +101,7 @@ class Scores:
     passages: which passage decided. None: documents were read whole.
     placed_by: the model of a cascade that gave the document its place, None for the request's own order.
     unordered: how many windows or comparisons the model said nothing about. Their candidates kept their order.
-    ungraded: how many answers of the model had no grade. A document without any other has no score.
+    ungraded: how many answers of the model about a document had no grade. A document without any other has no score.
     comparisons: how many comparisons of documents were answered, by the model or out of the cache.
     settled: how many of the first places were final when the deadline came. None: all that were asked for.
     query_dropped: how many of the query's tokens were not read.

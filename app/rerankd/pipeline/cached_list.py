@@ -20,13 +20,18 @@ _LISTS: Final = ScoreCodec(b"ls01")
 
 
 class CachedListStage:
-    """Wraps a stage whose scores depend on the whole request. `fingerprint` says everything else that changes them."""
+    """Wraps a stage whose scores depend on the whole request. `fingerprint` says everything else that changes them.
+    `scheduled`: they also depend on how many documents a caller wants to see, and on its wishes for windows.
+    """
 
-    def __init__(self, inner: Stage, cache: Cache, *, fingerprint: str, observer: Observer) -> None:
+    def __init__(
+        self, inner: Stage, cache: Cache, *, fingerprint: str, observer: Observer, scheduled: bool = True
+    ) -> None:
         self._inner = inner
         self._cache = cache
         self._fingerprint = fingerprint
         self._observer = observer
+        self._scheduled = scheduled
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
         """Order the documents.
@@ -35,7 +40,9 @@ class CachedListStage:
             RerankError: what the inner stage raises.
         """
         started = perf_counter()
-        wishes = (options.max_tokens_per_doc, options.instruction, options.top_n, options.windows)
+        wishes: tuple[object, ...] = (options.max_tokens_per_doc, options.instruction)
+        if self._scheduled:
+            wishes += (options.top_n, options.windows)
         scope = f"|{options.scope!r}" if options.scope else ""
         key = await in_steps(list_key(f"{self._fingerprint}|{wishes!r}{scope}", query, documents))
         stored = await self._look_up(key)
@@ -49,7 +56,7 @@ class CachedListStage:
         fresh = await self._inner.score(query, documents, options)
         timings += fresh.timings
         # After a refusal the model is asked again: a cached refusal would never become an answer.
-        if not fresh.unordered:
+        if not fresh.unordered and not fresh.ungraded and fresh.scored is None:
             timings += Timings(cache_s=await self._fill(key, _LISTS.write_whole(fresh), owner=options.terms.caller))
         return replace(fresh, cached=np.zeros(len(documents), dtype=np.bool_), timings=timings)
 

@@ -59,7 +59,7 @@ def top_down(candidates: Sequence[int], *, window: int, stride: int, settle: int
     if not others:
         return known.ranked(first)
     pivot = first[min(settle, window) - 1]
-    chunks = _chunks(others, ceil(len(others) / (window - 1)))
+    chunks = even_chunks(others, ceil(len(others) / (window - 1)))
     orders = yield from known.ask([[pivot, *chunk] for chunk in chunks])
     if open_places := known.unsettled(settle):
         yield from known.ask([open_places[:window]])
@@ -125,7 +125,7 @@ class _Known:
         return [self._candidates[place] for place in self._order.ranked(places)]
 
 
-def _chunks(items: Sequence[int], count: int) -> list[Sequence[int]]:
+def even_chunks(items: Sequence[int], count: int) -> list[Sequence[int]]:
     """`count` pieces in order whose lengths differ by one at most, so that they batch without padding."""
     size, longer = divmod(len(items), count)
     ends = [size * number + min(number, longer) for number in range(count + 1)]

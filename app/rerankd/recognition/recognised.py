@@ -39,6 +39,7 @@ TASKS: Final[Mapping[str, Task]] = {
     "last-but-not-late": "read_vectors",
     "reasoning": "reason",
     "graded": "sample",
+    "groupwise": "sample",
     "vision-language": "read_images",
 }
 GRAPH_ENGINES: Final = ("onnx", "openvino")

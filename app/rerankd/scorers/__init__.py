@@ -11,6 +11,7 @@ from rerankd.scorers.attention import AttentionOptions, InContextAttention
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
+    AnyGroupScorer,
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
@@ -22,6 +23,7 @@ from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
 from rerankd.scorers.first import First, FirstOptions
 from rerankd.scorers.generative import Generative, GenerativeOptions
 from rerankd.scorers.graded import GradedOptions, load_graded
+from rerankd.scorers.groupwise import Groupwise, GroupwiseOptions
 from rerankd.scorers.last_but_not_late import LastButNotLate, LastButNotLateOptions
 from rerankd.scorers.late_interaction import LateInteractionOptions, LateInteractionScorer
 from rerankd.scorers.listwise_embedding import ListwiseEmbedding, ListwiseEmbeddingOptions
@@ -59,6 +61,9 @@ LIST_SCORERS: Final[dict[str, Entry[AnyListScorer]]] = {
     "attention": Entry(InContextAttention.load, AttentionOptions),
     "generative": Entry(Generative.load, GenerativeOptions),
 }
+GROUP_SCORERS: Final[dict[str, Entry[AnyGroupScorer]]] = {
+    "groupwise": Entry(Groupwise.load, GroupwiseOptions),
+}
 VECTOR_SCORERS: Final[dict[str, Entry[AnyVectorScorer]]] = {
     "bi-encoder": Entry(BiEncoder.load, BiEncoderOptions),
     "late-interaction": Entry(LateInteractionScorer.load, LateInteractionOptions),
@@ -74,6 +79,7 @@ COMPARISON_SCORERS: Final[dict[str, Entry[AnyComparisonScorer]]] = {
 _AnyEntry = (
     Entry[AnyPairScorer]
     | Entry[AnyListScorer]
+    | Entry[AnyGroupScorer]
     | Entry[AnyVectorScorer]
     | Entry[AnyBlockScorer]
     | Entry[AnyComparisonScorer]
@@ -117,6 +123,8 @@ def _entry(name: str) -> _AnyEntry:
         return SCORERS[name]
     if name in LIST_SCORERS:
         return LIST_SCORERS[name]
+    if name in GROUP_SCORERS:
+        return GROUP_SCORERS[name]
     if name in VECTOR_SCORERS:
         return VECTOR_SCORERS[name]
     if name in BLOCK_SCORERS:
@@ -127,7 +135,7 @@ def _entry(name: str) -> _AnyEntry:
 
 
 def _unknown(name: str) -> ConfigError:
-    known = [*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS]
+    known = [*SCORERS, *LIST_SCORERS, *GROUP_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS]
     return ConfigError(f"unknown scorer {name!r}; known: {', '.join(known)}")
 
 

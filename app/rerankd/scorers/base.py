@@ -1,8 +1,8 @@
 """What a scorer is: it knows what a model's numbers mean.
 
 A scorer of pairs gives each document its own score; a scorer of lists orders the candidates of one window; a scorer of
-vectors compares those of query and document; a scorer of blocks compares all documents of a request, a
-scorer of comparisons two at a time.
+groups grades them; a scorer of vectors compares those of query and document; a scorer of blocks compares all documents
+of a request, a scorer of comparisons two at a time.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.concurrency.slices import Sliced
-from rerankd.domain import BoolArray, FloatArray, IntArray, WindowPlan
+from rerankd.domain import BoolArray, FloatArray, GroupPlan, IntArray, WindowPlan
 from rerankd.errors import InvalidRequest
 from rerankd.scorers.ranking import Activation
 from rerankd.tasks.base import Task
@@ -360,6 +360,37 @@ class BlockScorer(Scorer, Protocol[T, R_contra]):
         """Turn what the engine gave for all blocks into raw scores of shape [documents]."""
 
 
+class GroupScorer(Scorer, Protocol[T, R_contra]):
+    """Grades the documents of one group beside one another. Grades are absolute as far as the model's scale is."""
+
+    @property
+    def task(self) -> Task[T]:
+        """What it needs of an engine."""
+
+    @property
+    def plan(self) -> GroupPlan:
+        """Into which groups a request's documents are put."""
+
+    def encode_window(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_tokens: int | None,
+        instruction: str | None = None,
+    ) -> EncodedWindow[T]:
+        """As a `ListScorer`'s, of one group."""
+
+    def drops(self, text: str) -> bool:
+        """As a `PairScorer`'s."""
+
+    def written(self, result: R_contra, /) -> int:
+        """How many tokens the model wrote for a result."""
+
+    def grades(self, result: R_contra, /, *, candidates: int) -> FloatArray:
+        """The grades of a group, in [0, 1], shape [candidates]; NaN for those that got none."""
+
+
 # The positions of two documents, in the order in which a model reads them.
 Comparison = tuple[int, int]
 
@@ -405,6 +436,7 @@ AnyPairScorer = PairScorer[Any, Any]
 AnyListScorer = ListScorer[Any, Any]
 AnyVectorScorer = VectorScorer[Any, Any]
 AnyBlockScorer = BlockScorer[Any, Any]
+AnyGroupScorer = GroupScorer[Any, Any]
 AnyComparisonScorer = ComparisonScorer[Any, Any]
 
 
@@ -418,6 +450,8 @@ class Kinds(Protocol[Made_co]):
     def vectors(self, scorer: AnyVectorScorer, /) -> Made_co: ...
 
     def blocks(self, scorer: AnyBlockScorer, /) -> Made_co: ...
+
+    def groups(self, scorer: AnyGroupScorer, /) -> Made_co: ...
 
     def comparisons(self, scorer: AnyComparisonScorer, /) -> Made_co: ...
 

@@ -31,7 +31,7 @@ from rerankd.engines import check_files, load_any_engine, release_memory
 from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngine
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
-from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, LIST_SCORERS, SCORERS, load_any_scorer
+from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, GROUP_SCORERS, LIST_SCORERS, SCORERS, load_any_scorer
 from rerankd.scorers.base import ReadsImages, Scorer, ScorerSpec
 from rerankd.scorers.calibration import Calibration, ConfidenceEstimator
 from rerankd.serving.certifying import Certificate, certify
@@ -73,7 +73,9 @@ _NOT_ASKED = Canary(pairs=(), tolerance=None)
 
 
 # Their scores depend on the other documents of a request.
-_RELATIVE_SCORERS: Final = frozenset([*LIST_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS, "listwise-embedding"])
+_RELATIVE_SCORERS: Final = frozenset(
+    [*LIST_SCORERS, *GROUP_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS, "listwise-embedding"]
+)
 _AnyEngine = Engine[Any, Any] | RemoteEngine[Any, Any]
 
 

@@ -13,10 +13,11 @@ import numpy as np
 from rerankd.concurrency.slices import run_to_end
 from rerankd.domain import IntArray
 from rerankd.engines.base import LogitsEngine
-from rerankd.errors import InvalidRequest
+from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
+    AnyGroupScorer,
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
@@ -140,6 +141,9 @@ class _Asking:
 
     def lists(self, scorer: AnyListScorer, /) -> Certificate:
         return Certificate(len(ENGLISH), [question.text for question in ENGLISH if not self._orders(scorer, question)])
+
+    def groups(self, scorer: AnyGroupScorer, /) -> Certificate:
+        raise ConfigError(f"a model that writes text is not asked ({scorer.task.name})")
 
     def blocks(self, scorer: AnyBlockScorer, /) -> Certificate:
         wrong = [question.text for question in ENGLISH if not self._compares(scorer, question)]

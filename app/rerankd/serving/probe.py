@@ -18,6 +18,7 @@ from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
+    AnyGroupScorer,
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
@@ -120,6 +121,9 @@ class _Sampling:
         except InvalidRequest as error:
             raise ConfigError(f"max_length = {scorer.max_length} leaves no room for a window: {error}") from None
         return _Samples(encodings, (), lambda outputs: np.stack(outputs)[:, :2])
+
+    def groups(self, scorer: AnyGroupScorer, /) -> _Samples:
+        raise ConfigError(f"a model that writes text is not tried ({scorer.task.name})")
 
     def blocks(self, scorer: AnyBlockScorer, /) -> _Samples:
         """Requests of one block each, shorter ones and a longer one."""

@@ -23,6 +23,7 @@ from rerankd.pipeline.compared import ComparedStage
 from rerankd.pipeline.embedded import BatchedTexts, Texts
 from rerankd.pipeline.extracts import ExtractStage
 from rerankd.pipeline.fusion import FusionStage
+from rerankd.pipeline.grouped import GroupedStage
 from rerankd.pipeline.image_limits import ImageLimitStage
 from rerankd.pipeline.known_scores import KnownScores
 from rerankd.pipeline.long_queries import LongQueryStage
@@ -38,6 +39,7 @@ from rerankd.pipeline.windowed import WindowedStage, check_windows
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
+    AnyGroupScorer,
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
@@ -93,6 +95,8 @@ class ScheduleCheck:
     def vectors(self, _: AnyVectorScorer, /) -> None: ...
 
     def blocks(self, _: AnyBlockScorer, /) -> None: ...
+
+    def groups(self, _: AnyGroupScorer, /) -> None: ...
 
     def lists(self, scorer: AnyListScorer, /) -> None:
         if scorer.plan.schedule in METHODS:
@@ -177,6 +181,19 @@ class StageBuilder:
             direct=direct, whole=whole, activation=identity, scores="rank", estimate=estimate, ignores=_NOT_FOR_LISTS
         )
 
+    def groups(self, scorer: AnyGroupScorer, /) -> Stages:
+        """All documents in groups, each several times."""
+        grouped = GroupedStage(scorer, self.batcher, self.tokenizing)
+        direct = TextOnlyStage(grouped, model=self.model)
+        return Stages(
+            direct=direct,
+            whole=self._not_blank(self._cached_whole(direct, scheduled=False), scorer.drops),
+            activation=identity,
+            scores="relevance",
+            estimate=grouped.estimate,
+            ignores=_NOT_FOR_TOGETHER,
+        )
+
     def comparisons(self, scorer: AnyComparisonScorer, /) -> Stages:
         """The first documents against one another."""
         return self._chosen(PairComparator(scorer), drops=scorer.drops)
@@ -237,7 +254,7 @@ class StageBuilder:
     def blocks(self, scorer: AnyBlockScorer, /) -> Stages:
         """All documents together, in as few prompts as they fit into."""
         direct = TextOnlyStage(BlockStage(scorer, self.batcher, self.tokenizing), model=self.model)
-        whole = self._not_blank(self._cached_whole(direct), scorer.drops)
+        whole = self._not_blank(self._cached_whole(direct, scheduled=False), scorer.drops)
         return Stages(
             direct=direct,
             whole=whole,
@@ -252,11 +269,13 @@ class StageBuilder:
         blanks = BlankStage(inner, self.tokenizing, drops=drops)
         return FusionStage(SeveralQueriesStage(blanks), plan=self.fusion)
 
-    def _cached_whole(self, direct: Stage) -> Stage:
+    def _cached_whole(self, direct: Stage, *, scheduled: bool = True) -> Stage:
         """Behind a cache of whole requests, where there is one."""
         if self.cache is None:
             return direct
-        return CachedListStage(direct, self.cache, fingerprint=self.fingerprint, observer=self.observer)
+        return CachedListStage(
+            direct, self.cache, fingerprint=self.fingerprint, observer=self.observer, scheduled=scheduled
+        )
 
 
 def _each_once(query: str, documents: Sequence[str], options: ScoreOptions, *, longest: int) -> Estimate:

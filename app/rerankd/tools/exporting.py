@@ -33,6 +33,7 @@ from rerankd.scorers import load_any_scorer, load_scorer
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
+    AnyGroupScorer,
     AnyListScorer,
     AnyPairScorer,
     AnyVectorScorer,
@@ -186,6 +187,9 @@ class _ProbePrompts:
 
     def vectors(self, scorer: AnyVectorScorer, /) -> _Prompts:
         raise ConfigError(f"{scorer.fingerprint} compares vectors, and reads no tokens of a language model")
+
+    def groups(self, scorer: AnyGroupScorer, /) -> _Prompts:
+        raise ConfigError(f"a scorer of groups cannot be exported ({scorer.task.name})")
 
     def blocks(self, scorer: AnyBlockScorer, /) -> _Prompts:
         raise ConfigError(

@@ -22,6 +22,7 @@ from rerankd.engines.remote.service import ServiceOptions
 from rerankd.scorers import (
     BLOCK_SCORERS,
     COMPARISON_SCORERS,
+    GROUP_SCORERS,
     LIST_SCORERS,
     SCORERS,
     VECTOR_SCORERS,
@@ -35,6 +36,7 @@ from rerankd.scorers.cross_encoder import CrossEncoderOptions
 from rerankd.scorers.first import FirstOptions
 from rerankd.scorers.generative import GenerativeOptions
 from rerankd.scorers.graded import GradedOptions
+from rerankd.scorers.groupwise import GroupwiseOptions
 from rerankd.scorers.last_but_not_late import LastButNotLateOptions
 from rerankd.scorers.late_interaction import LateInteractionOptions
 from rerankd.scorers.listwise_embedding import ListwiseEmbeddingOptions
@@ -116,6 +118,13 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "temperature": [0.5, 1.0],
         "template": ["erank", "retro-star"],
     },
+    "groupwise": {
+        "answer_tokens": [100, 300],
+        "group": [5, 6],
+        "passes": [1, 3],
+        "temperature": [0.5, 1.0],
+        "template": ["group-rank", "group-rank-chat"],
+    },
     "generative": {
         "answer_tokens": [100, 300],
         "depth": [50, 60],
@@ -174,6 +183,7 @@ _BASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "attention": {"template": "icr-chatml", "window": 6},
     "generative": {"template": "rank-zephyr", "window": 6},
     "graded": {"template": "retro-star", "answer_tokens": 50},
+    "groupwise": {"template": "group-rank", "answer_tokens": 50},
     "bi-encoder": {},
     "listwise-embedding": {},
     "late-interaction": {},
@@ -199,6 +209,7 @@ _SCORER_SHAPES: Final[Mapping[str, type[BaseModel]]] = {
     "pairwise": PairwiseOptions,
     "generative": GenerativeOptions,
     "graded": GradedOptions,
+    "groupwise": GroupwiseOptions,
     "reasoning": ReasoningOptions,
     "remote": RemoteOptions,
     "vision-language": VisionLanguageOptions,
@@ -252,7 +263,8 @@ def test_every_option_of_every_engine_changes_the_key_or_is_said_to_change_no_sc
 
 @pytest.mark.parametrize("name", list(_SCORER_SHAPES))
 def test_every_option_of_every_scorer_changes_the_key_or_is_said_to_change_no_score(name: str, tmp_path: Path) -> None:
-    assert set(_SCORER_SHAPES) == {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS}
+    kinds = (SCORERS, LIST_SCORERS, GROUP_SCORERS, VECTOR_SCORERS, BLOCK_SCORERS, COMPARISON_SCORERS)
+    assert set(_SCORER_SHAPES) == {name for kind in kinds for name in kind}
     assert set(_SCORER_OPTIONS[name]) == set(_SCORER_SHAPES[name].model_fields)
     tokenizers = {"last-but-not-late": "jina-v3", "reasoning": "rank1", "vision-language": "qwen3-vl"}
     folder = tokenizer_folder(tmp_path, tokenizers.get(name, "qwen3"))

@@ -13,7 +13,7 @@ from rerankd.engines import ENGINES
 from rerankd.recognition.families import FAMILIES, recognise
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.recognised import TASK_ENGINES, Asked, Recognised, Refused
-from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS
+from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, GROUP_SCORERS, LIST_SCORERS, SCORERS, VECTOR_SCORERS
 from rerankd.scorers.templates import known_templates
 from tests.tokenizer_folders import SHIPPED_TEMPLATES
 
@@ -162,6 +162,7 @@ SERVED = [
     Case("Rank1", language_model("Qwen2"), "jhu-clsp/rank1-0.5b"),
     Case("ERank", language_model("Qwen3"), "Alibaba-NLP/ERank-4B"),
     Case("Retro*", language_model("Qwen3"), "ljw13/retro-star-qwen3-8b-0928"),
+    Case("GroupRank", language_model("Qwen2"), "AQ-MedAI/Diver-GroupRank-32B"),
     Case("monoT5 and InRanker", T5, "castorini/monot5-3b-msmarco-10k"),
     Case("monoT5 and InRanker", T5, options={"template": "monot5"}),
     Case("mT5 on mMARCO", MT5, "unicamp-dl/mt5-base-en-pt-msmarco-v1"),
@@ -320,7 +321,14 @@ def test_a_family_that_is_served_is_recognised(case: Case, tmp_path: Path) -> No
     found = recognised(case, tmp_path)
     assert isinstance(found, Recognised), str(found)
     assert found.family == case.family
-    assert found.scorer in {*SCORERS, *LIST_SCORERS, *VECTOR_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS}
+    assert found.scorer in {
+        *SCORERS,
+        *LIST_SCORERS,
+        *GROUP_SCORERS,
+        *VECTOR_SCORERS,
+        *BLOCK_SCORERS,
+        *COMPARISON_SCORERS,
+    }
     assert found.engines
     assert found.evidence
     assert not any("name ''" in evidence.says for evidence in found.evidence)

@@ -46,6 +46,7 @@ _HEADS: Final[Mapping[str, str]] = {
     "generative": "the order, or the label of the best, that the model writes",
     "reasoning": "the logits of the template's answers behind the thought that the model writes",
     "graded": "the grade that the model writes behind its thought",
+    "groupwise": "the grades that the model writes for the documents of a group",
 }
 
 _INPUTS: Final[Mapping[str, str]] = {"vision-language": "a prompt with texts and images"}
@@ -121,7 +122,7 @@ def _activation(template: PromptTemplate, files: ModelFiles, options: dict[str, 
     """A list's scores say the order, a grade is relevance. A judge's scores are made probabilities, unless its files
     say that they stay logits.
     """
-    if template.method == "graded":
+    if template.method in ("graded", "groupwise"):
         return "identity"
     if template.method not in ("yes-no", "reasoning", "vision-language"):
         return "rank"
@@ -249,6 +250,8 @@ FAMILIES: Final[Sequence[Family]] = (
     _prompted("Retro*", ["ljw13/retro-star-qwen3-8b-0928", "ljw13/retro-star-qwen3-14b-0928",
                          "ljw13/retro-star-qwen3-32b-0928"],
               ["retro-star", "retro-star-chat"], oracle=_DRAWN, exported=False),
+    _prompted("GroupRank", ["AQ-MedAI/Diver-GroupRank-7B", "AQ-MedAI/Diver-GroupRank-32B"],
+              ["group-rank", "group-rank-chat"], oracle=_DRAWN, exported=False),
     Family(
         name=_JUDGE,
         repositories=["what sentence-transformers 5.4 and later save as Transformer -> LogitScore"],

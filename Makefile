@@ -13,8 +13,9 @@ INSTALL := scripts/install.sh $(BIN)/python
 # every package of the service with its hashes; `make lock` writes them
 HASHED := requirements/$(if $(filter gpu,$(subst $(comma), ,$(EXTRAS))),gpu,cpu).txt
 KERNELS := $(wildcard $(addprefix app/rerankd/engines/onnx/kernels/,*.cpp *.h isa/*.cpp isa/*.h))
-FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(KERNELS)
-CXX_SOURCES := $(KERNELS) $(wildcard tests/sanitizers/*.cpp tests/sanitizers/*.h)
+WORDPIECE := app/rerankd/scorers/wordpiece/module.cpp
+FROZEN := pyproject.toml constraints.txt $(HASHED) requirements/build.txt setup.py $(KERNELS) $(WORDPIECE)
+CXX_SOURCES := $(KERNELS) $(WORDPIECE) $(wildcard tests/sanitizers/*.cpp tests/sanitizers/*.h)
 # A file's tests stay together, for the servers that they share; tests/conftest.py brings the longest forward.
 IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 12
 

@@ -1,4 +1,4 @@
-"""The kernels of rerankd/engines/onnx. Where they cannot be compiled, everything works without them, but slower."""
+"""The kernels of rerankd/engines/onnx, and WordPiece. Where they cannot be compiled, all works without, but slower."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from setuptools import setup
 
 ParallelCompile(default=0).install()  # on all CPUs
 
+_KERNELS_MODULE: Final = "rerankd.engines.onnx.kernels._compiled"
 _KERNELS: Final = "app/rerankd/engines/onnx/kernels"
 # The same bits in every compiler: a product and a sum are never merged unless the source says so.
 _FLAGS: Final = ["-O3", "-ffp-contract=off"]
@@ -36,6 +37,11 @@ class _BuildKernels(build_ext):
     """Compiles each instruction set that the compiler knows with flags of its own, and the rest for any CPU."""
 
     def build_extension(self, ext: Pybind11Extension) -> None:
+        if ext.name == _KERNELS_MODULE:
+            self._add_instruction_sets(ext)
+        super().build_extension(ext)
+
+    def _add_instruction_sets(self, ext: Pybind11Extension) -> None:
         sets = _SETS.get(platform.machine().lower(), {})
         known = {name: flags for name, flags in sets.items() if all(has_flag(self.compiler, flag) for flag in flags)}
         ext.define_macros += [(f"RERANKD_WITH_{name.upper()}", None) for name in known]
@@ -52,19 +58,25 @@ class _BuildKernels(build_ext):
         with ThreadPoolExecutor() as pool:
             for objects in pool.map(compile_set, known):
                 ext.extra_objects += objects
-        super().build_extension(ext)
 
 
 setup(
     cmdclass={"build_ext": _BuildKernels},
     ext_modules=[
         Pybind11Extension(
-            "rerankd.engines.onnx.kernels._compiled",
+            _KERNELS_MODULE,
             [f"{_KERNELS}/module.cpp", f"{_KERNELS}/layers.cpp", f"{_KERNELS}/isa/sets.cpp"],
             depends=[str(source) for source in Path(_KERNELS).rglob("*") if source.suffix in {".h", ".cpp"}],
             cxx_std=17,
             extra_compile_args=_FLAGS,
             optional=True,
-        )
+        ),
+        Pybind11Extension(
+            "rerankd.scorers.wordpiece._compiled",
+            ["app/rerankd/scorers/wordpiece/module.cpp"],
+            cxx_std=17,
+            extra_compile_args=["-O3"],
+            optional=True,
+        ),
     ],
 )

@@ -24,7 +24,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from random import Random
 from time import perf_counter, process_time
 from typing import Final
@@ -32,7 +31,7 @@ from urllib.parse import urlsplit
 
 from loadtest.claims import Claim, conclude, parser, run, served
 from loadtest.fairness import Clients, compare
-from loadtest.servers import Server
+from loadtest.servers import THREADS, Server, cpu_s_of
 from rerankd.tools.benchmark.connection import Target
 from rerankd.tools.benchmark.load import Window
 from rerankd.tools.benchmark.measurement import latencies_ms
@@ -42,7 +41,6 @@ _BUSY: Final = "busy"
 # A refused client tries again after this time and ignores Retry-After, but does not flood connections.
 _PAUSE_S: Final = 0.02
 _NICE: Final = 10
-_THREADS: Final = ("event loop", "passes", "texts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +95,10 @@ class _Elsewhere:
 
     async def load(self, window: Window) -> None:
         """Load the service until the window is over."""
-        started, before = perf_counter(), _cpu_s(self.service)
+        started, before = perf_counter(), cpu_s_of(self.service)
         busy_s = await asyncio.get_running_loop().run_in_executor(self.processes, _load, self.worst, window)
-        after, seconds = _cpu_s(self.service), perf_counter() - started
-        self.cores.update({name: (after[name] - before[name]) / seconds for name in _THREADS})
+        after, seconds = cpu_s_of(self.service), perf_counter() - started
+        self.cores.update({name: (after[name] - before[name]) / seconds for name in THREADS})
         self.cores["busy clients"] = busy_s / seconds
 
 
@@ -109,19 +107,6 @@ def _load(worst: Worst, window: Window) -> float:
     before = process_time()
     run(worst.load(window))
     return process_time() - before
-
-
-def _cpu_s(process: int) -> dict[str, float]:
-    """The CPU time of a service's threads by kind. Those that read and write texts have a lower priority."""
-    seconds = dict.fromkeys(_THREADS, 0.0)
-    usual = os.getpriority(os.PRIO_PROCESS, process)
-    for thread in Path(f"/proc/{process}/task").glob("*"):
-        with suppress(OSError):
-            niceness = os.getpriority(os.PRIO_PROCESS, int(thread.name))
-            loop, passes, texts = _THREADS
-            kind = loop if int(thread.name) == process else passes if niceness <= usual else texts
-            seconds[kind] += float((thread / "schedstat").read_text(encoding="ascii").split()[0]) / 1e9
-    return seconds
 
 
 def _body(documents: Sequence[str], **fields: str) -> bytes:

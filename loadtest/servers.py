@@ -7,17 +7,21 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import randrange
+from typing import Final
 
 import httpx
 import psutil
 
 HAPROXY_CONFIGURATION = Path(__file__).resolve().parents[1] / "deploy" / "haproxy" / "haproxy.cfg"
 _START_TIMEOUT_S = 60.0
+# The kinds of a service's threads.
+THREADS: Final = ("event loop", "passes", "texts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,24 @@ class Server:
         """Memory of the process and of those that it started."""
         process = psutil.Process(self.process.pid)
         return sum(int(one.memory_info().rss) for one in (process, *process.children(recursive=True)))
+
+    def cpu_s(self) -> dict[str, float]:
+        """Seconds of CPU time by kind of thread, of the process and of those that it started."""
+        processes = [self.process.pid, *(one.pid for one in psutil.Process(self.process.pid).children(recursive=True))]
+        return dict(sum((Counter(cpu_s_of(one)) for one in processes), start=Counter[str]()))
+
+
+def cpu_s_of(process: int) -> dict[str, float]:
+    """Seconds of CPU time of a service's threads by kind. Those that read and write texts have a lower priority."""
+    seconds = dict.fromkeys(THREADS, 0.0)
+    usual = os.getpriority(os.PRIO_PROCESS, process)
+    for thread in Path(f"/proc/{process}/task").glob("*"):
+        with suppress(OSError):
+            niceness = os.getpriority(os.PRIO_PROCESS, int(thread.name))
+            loop, passes, texts = THREADS
+            kind = loop if int(thread.name) == process else passes if niceness <= usual else texts
+            seconds[kind] += float((thread / "schedstat").read_text(encoding="ascii").split()[0]) / 1e9
+    return seconds
 
 
 def free_port() -> int:

@@ -185,7 +185,8 @@ class CrossEncoder:
         )
         return [
             DocumentTokens(
-                np.array(one.content[:room], dtype=np.int32), len(one.content) + one.beyond(len(one.content))
+                one.content if len(one.content) <= room else one.content[:room].copy(),
+                len(one.content) + one.beyond(len(one.content)),
             )
             for one in beginnings
         ]

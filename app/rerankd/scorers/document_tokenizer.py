@@ -1,51 +1,68 @@
-"""Tokens of documents, of plain ones faster.
+"""Tokens of documents, where BERT's WordPiece makes them with our own code, many times as fast.
 
-BERT's normalisation looks each character up in tables of Unicode, takes it apart and notes where it came from, which is
-two fifths of the time that tokenizing takes. Of printable ASCII it changes the case alone, so such texts go to a
-tokenizer without it.
+BERT's normalisation looks each character up in tables of Unicode, takes it apart and notes where it came from. Words of
+printable ASCII need none of that (`rerankd.scorers.wordpiece`); the tokenizer itself gets the rest.
 """
 
-import re
+import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece as WordPieceModel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-_NOT_PLAIN = re.compile(r"[^\t\n\r -~]")
+if TYPE_CHECKING:
+    from rerankd.scorers.wordpiece._compiled import WordPiece
 
 
 class DocumentTokenizer:
-    """The same tokens as its tokenizer's, without special ones."""
+    """The same tokens as its tokenizer's, without special ones. Safe to use from threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._plain: Tokenizer | None = None
-        normalizer = tokenizer.normalizer
-        if isinstance(normalizer, BertNormalizer) and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer):
-            self._plain = Tokenizer.from_str(tokenizer.to_str())
-            self._plain.normalizer = None
-            self._lowercase: bool = normalizer.lowercase
-        # Such as [SEP], which are looked for before letters become small ones.
-        self._added = [str(token.content).lower() for token in tokenizer.get_added_tokens_decoder().values()]
+        self._wordpiece = _wordpiece_of(tokenizer)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of every text's tokens."""
-        if self._plain is None:
-            return _ids(self._tokenizer, texts)
-        plain = {position: text for position, text in enumerate(texts) if self._is_plain(text)}
-        others = [text for position, text in enumerate(texts) if position not in plain]
-        ids_of_plain = iter(_ids(self._plain, [text.lower() if self._lowercase else text for text in plain.values()]))
-        ids_of_others = iter(_ids(self._tokenizer, others))
-        return [next(ids_of_plain if position in plain else ids_of_others) for position in range(len(texts))]
+    def tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The ids of every text's tokens, shape [tokens]."""
+        return self._all(texts) if self._wordpiece is None else self._wordpiece.encode(texts, self._distinct)
 
-    def _is_plain(self, text: str) -> bool:
-        if _NOT_PLAIN.search(text):
-            return False
-        lowered = text.lower()
-        return not any(token in lowered for token in self._added)
+    def _distinct(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """Of texts that are often equal: words, and punctuation."""
+        distinct = list(dict.fromkeys(texts))
+        ids_of = dict(zip(distinct, self._all(distinct), strict=True))
+        return [ids_of[text] for text in texts]
+
+    def _all(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False) if texts else []
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
-def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False) if texts else []
-    return [encoding.ids for encoding in encodings]
+def _wordpiece_of(tokenizer: Tokenizer) -> "WordPiece | None":
+    """The same tokenizer for plain words; None if it is of another kind, or was not compiled."""
+    normalizer, model = tokenizer.normalizer, tokenizer.model
+    is_bert = isinstance(normalizer, BertNormalizer) and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
+    if not is_bert or not isinstance(model, WordPieceModel):
+        return None
+    try:
+        from rerankd.scorers.wordpiece._compiled import WordPiece  # noqa: PLC0415 - may be missing
+    except ImportError:
+        return None
+    said = json.loads(tokenizer.to_str())["model"]
+    added = [str(token.content) for token in tokenizer.get_added_tokens_decoder().values()]
+    try:
+        return WordPiece(
+            said["vocab"],
+            prefix=said["continuing_subword_prefix"],
+            unknown=said["vocab"][said["unk_token"]],
+            max_characters=said["max_input_chars_per_word"],
+            lowercase=normalizer.lowercase,
+            # Some are looked for in the normalised text.
+            added=[*added, *map(normalizer.normalize_str, added)],
+        )
+    except (KeyError, ValueError):
+        # No token for what is unknown, an added token of several words, or words without end.
+        return None

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rerankd.api.dialects.base import RequestLimits
+from rerankd.api.dialects.cohere import COHERE_V2, CohereV2Body
 from rerankd.api.dialects.superset import meta_of
 from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest, RerankResult, ScoreOptions, Terms
@@ -25,7 +27,7 @@ from rerankd.serving.service import RerankService
 from rerankd.tasks.generate import Prompt
 from rerankd.tasks.sample import Sample, Sampling
 from tests.endpoint_server import Script, serving_endpoint
-from tests.fakes import RecordingObserver
+from tests.fakes import IMAGES, RecordingObserver
 from tests.registry_files import write_registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -34,6 +36,7 @@ Folder = Callable[[str], Path]
 Body = dict[str, Any]
 
 QUERY = "which city is the capital?"
+_LIMITS = RequestLimits(documents=9, queries=9, query_chars=9999, rank_fields=9, fields=9, images=IMAGES)
 
 
 def shown(body: Body) -> str:
@@ -78,7 +81,7 @@ async def graded(
             "options": {"template": template, **options},
             "engine_options": {"url": url, "model": "chat", "max_tokens": 50},
         }
-        few = {**model, "name": "few", "options": {"template": template}}
+        few = {**model, "name": "few", "options": {"template": template, **options, "samples": 1}}
         registry = write_registry(folder, [model, few, {"name": "passes", "stages": ["few:4", "m:2"]}])
         async with running_service(Settings(registry=registry, cache_url="memory://"), observer) as service:
             for name in ("m", "few", "passes"):
@@ -150,6 +153,28 @@ async def test_a_grade_counts_as_much_as_its_model_believes_in_it(tmp_path: Path
         script.respond = Judge({"3": ["<answer>3</answer>"]})
         with pytest.raises(RemoteFailed, match="it has no logprobs, which the template needs"):
             await service.rerank(request(["3"]))
+
+
+async def test_reasons_and_grades_by_criterion_are_explained_also_from_the_cache(tmp_path: Path) -> None:
+    rubric = [{"name": "fits", "description": "It fits.", "weight": 2}, {"name": "new", "description": "It is new."}]
+
+    def respond(body: Body) -> Body:
+        document = re.findall("Document: (.*)", body["messages"][-1]["content"])[0]
+        text = f'About {document}. <answer>{{"fits": {len(document)}, "new": 1}}</answer>'
+        return {"choices": [{"message": {"content": text}}]}
+
+    async with graded(tmp_path, respond, template="rubric-chat", criteria=rubric) as (service, script, _):
+        for cached in (False, True):
+            body = b'{"query": "bees?", "documents": ["bee", "a"], "model": "m", "explain": true}'
+            read = COHERE_V2.parse(json.loads(body), body, limits=_LIMITS)
+            assert isinstance(read, CohereV2Body)
+            result = await service.rerank(read.to_request())
+            told = [one["explain"] for one in read.render_result(result, request_id="")["results"]]
+            assert [one["reason"] for one in told] == ["About bee.", "About a."]
+            assert [one["criteria"] for one in told] == [{"fits": 0.3, "new": 0.1}, {"fits": 0.1, "new": 0.1}]
+            assert [one["score"] for one in told] == pytest.approx([0.7 / 3, 0.1])
+            assert [one["cached"] for one in told] == [cached] * 2
+        assert len(script.asked) == 2
 
 
 async def test_all_documents_once_and_the_best_several_times(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ async def test_a_hundred_documents_are_each_graded_twice_in_one_round_and_then_c
         (facts,) = observer.named("request_scored")
         assert facts["ungraded_answers"] == 0
         assert result.tokens > 20 * TOKENS
+        assert result.scores.remarks is not None
+        assert {remark.reason for remark in result.scores.remarks.tolist()} == {"Because."}
         best = await service.rerank(RerankRequest(query="which city is large?", documents=texts, top_n=3))
         assert len(script.asked) == 20, "how many are shown changes no grade"
         assert best.cached == 100

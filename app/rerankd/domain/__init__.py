@@ -19,7 +19,7 @@ from rerankd.domain.options import (
 )
 from rerankd.domain.queries import QueryMode, QueryWishes
 from rerankd.domain.requests import RankedDocument, RerankRequest, RerankResult
-from rerankd.domain.scores import PassageScores, Scores, Span, Timings
+from rerankd.domain.scores import PassageScores, Remark, Scores, Span, Timings
 from rerankd.domain.terms import LAST_PRIORITY, UNMETERED, Meter, Terms, Unmetered
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "QueryMode",
     "QueryWishes",
     "RankedDocument",
+    "Remark",
     "RerankRequest",
     "RerankResult",
     "ScoreOptions",

@@ -1,6 +1,6 @@
 """What is known of a query's documents once they are scored, and how stages rearrange it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -86,6 +86,15 @@ class Span(NamedTuple):
     relevance: float
 
 
+class Remark(NamedTuple):
+    """What a model said of a document beside its score: the beginning of its reason, and its grade in [0, 1] by each
+    criterion of a rubric.
+    """
+
+    reason: str
+    grades: Mapping[str, float]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """The raw scores of one query's documents, in request order: arrays with one element a document (docs/adr/0002).
@@ -108,6 +117,7 @@ class Scores:
     spans: a tuple of `Span`s for each document, the most relevant first. None: nobody looked for any.
     marks: the log-odds that each token of a document is kept, shape [its tokens]. None: nobody asked.
     kept: a tuple of (start, end) for each document, the characters that are left of it. None: nothing was pruned.
+    remarks: a `Remark` for each document, None where there is none. None: the model makes none.
     fused: the scores that say the order in place of `values`. None: `values` do. Rearranged scores have none.
     """
 
@@ -128,6 +138,7 @@ class Scores:
     spans: SpanArray | None = None
     marks: SpanArray | None = None
     kept: SpanArray | None = None
+    remarks: SpanArray | None = None
     fused: Fused | None = None
 
     def __len__(self) -> int:
@@ -181,6 +192,7 @@ class Scores:
             spans=_end_to_end([part.spans for part in parts], sizes, missing=None),
             marks=_end_to_end([part.marks for part in parts], sizes, missing=None),
             kept=_end_to_end([part.kept for part in parts], sizes, missing=None),
+            remarks=_end_to_end([part.remarks for part in parts], sizes, missing=None),
         )
 
     def take(self, positions: IntArray) -> "Scores":
@@ -225,6 +237,10 @@ class Scores:
         blank[positions] |= _written(by.blank, len(by), missing=False)
         scored[positions] = _written(by.scored, len(by), missing=True)
         placed_by[positions] = _written(by.placed_by, len(by), missing=None)
+        remarks = self.remarks
+        if remarks is not None or by.remarks is not None:
+            remarks = _written(remarks, len(self), missing=None)
+            remarks[positions] = _written(by.remarks, len(by), missing=None)
         return Scores(
             values=values,
             tokens=tokens,
@@ -233,6 +249,7 @@ class Scores:
             blank=blank,
             scored=scored,
             placed_by=placed_by,
+            remarks=remarks,
             timings=self.timings + by.timings,
             unordered=self.unordered + by.unordered,
             ungraded=self.ungraded + by.ungraded,
@@ -258,6 +275,7 @@ class Scores:
             spans=None,
             marks=None,
             kept=None,
+            remarks=None,
             fused=None,
         )
 
@@ -275,6 +293,7 @@ class Scores:
             spans=None if self.spans is None else rearrange(self.spans, missing=None),
             marks=None if self.marks is None else rearrange(self.marks, missing=None),
             kept=None if self.kept is None else rearrange(self.kept, missing=None),
+            remarks=None if self.remarks is None else rearrange(self.remarks, missing=None),
             fused=None,
         )
 

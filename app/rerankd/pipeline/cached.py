@@ -11,12 +11,13 @@ from rerankd.cache.keys import AT_A_TIME, pair_key, pair_keys
 from rerankd.concurrency.worker import in_chunks, in_steps
 from rerankd.domain import ScoreOptions, Scores, Timings
 from rerankd.pipeline.known_scores import KnownScores
-from rerankd.pipeline.score_codec import EntryCodec, MarkedCodec, ScoreCodec
+from rerankd.pipeline.score_codec import EntryCodec, MarkedCodec, RemarkedCodec, ScoreCodec
 from rerankd.pipeline.stage import Stage
 from rerankd.telemetry.observer import Observer
 
 PAIRS: Final = ScoreCodec(b"pr01")
 MARKED_PAIRS: Final = MarkedCodec(b"mk01")
+REMARKED_PAIRS: Final = RemarkedCodec(b"rm01")
 
 
 class CachedStage:

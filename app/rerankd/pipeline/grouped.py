@@ -16,7 +16,7 @@ from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.turns import Share
-from rerankd.domain import GroupPlan, ScoreOptions, Scores
+from rerankd.domain import GroupPlan, Remark, ScoreOptions, Scores
 from rerankd.pipeline.cached import keys_of
 from rerankd.pipeline.window_prompts import WindowPrompts
 from rerankd.pipeline.windows import Window, even_chunks
@@ -64,6 +64,7 @@ class GroupedStage(Generic[T, R]):
         answered = groups if outcome.finished is None else [groups[place] for place in outcome.finished]
         sums = np.zeros(len(documents))
         counts = np.zeros(len(documents), dtype=np.int64)
+        remarks = np.full(len(documents), None, dtype=np.object_)
         for group, result in zip(answered, outcome.results, strict=True):
             grades = self._scorer.grades(result, candidates=len(group))
             graded = np.isfinite(grades)
@@ -73,10 +74,13 @@ class GroupedStage(Generic[T, R]):
             written = self._scorer.written(result)
             options.terms.meter.compute(written)
             prompts.charge(group, written)
+            remark = Remark(self._scorer.reason(result), {})
+            for index in named.tolist():
+                remarks[index] = remarks[index] or remark
         scores = prompts.scores((sums / np.maximum(counts, 1)).astype(np.float32))
         whole = bool(counts.all()) and outcome.finished is None
         ungraded = sum(map(len, answered)) - int(counts.sum())
-        return replace(scores, scored=None if whole else counts > 0, ungraded=ungraded)
+        return replace(scores, scored=None if whole else counts > 0, ungraded=ungraded, remarks=remarks)
 
     def estimate(self, query: str, documents: Sequence[str], _options: ScoreOptions) -> Estimate:
         """What a request should cost."""

@@ -180,6 +180,7 @@ def _gathered(scores: Scores, cuts: Sequence[_Cut], plan: PassagePlan, cutting: 
         joined,
         dropped=joined.dropped + np.array([cut.dropped for cut in cuts], dtype=np.int64),
         passages=PassageScores(starts=spans[:, 0], ends=spans[:, 1], counts=counts),
+        remarks=None if scores.remarks is None else scores.remarks[aggregated.best],
         timings=cutting + joined.timings,
     )
 

@@ -12,7 +12,7 @@ from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, SpanArray, Timings, Truncation
 from rerankd.pipeline.items import EncodedItems, encode_items, encoded_items, finished, tokenized
-from rerankd.scorers.base import Grades, PairScorer, Prunes, Writes
+from rerankd.scorers.base import Grades, PairScorer, Prunes, Remarks, Writes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -56,6 +56,7 @@ class PointwiseStage(Generic[T, R]):
             scored=scored,
             ungraded=ungraded,
             marks=self._marks(pairs, outcome, options),
+            remarks=self._remarks(outcome, len(documents), options),
             tokens=self._tokens(pairs, outcome, done, options),
             dropped=pairs.dropped,
             timings=Timings(tokenize_s=tokenized - started, queue_s=outcome.queue_s, inference_s=outcome.inference_s),
@@ -96,6 +97,17 @@ class PointwiseStage(Generic[T, R]):
         for index, result in zip(done, outcome.results, strict=True):
             marks[index] = self._scorer.keep(pairs.items[index].payload, result)
         return marks
+
+    def _remarks(self, outcome: Outcome[R], documents: int, options: ScoreOptions) -> SpanArray | None:
+        """What the model says of those pairs that it scored."""
+        if not isinstance(self._scorer, Remarks):
+            return None
+        remarks = np.full(documents, None, dtype=np.object_)
+        done = range(documents) if outcome.finished is None else outcome.finished
+        for index, result in zip(done, outcome.results, strict=True):
+            remarks[index] = self._scorer.remark(result)
+        options.terms.hold(sum(len(one.reason) for one in remarks if one is not None))
+        return remarks
 
     async def _encode(
         self, query: str, documents: Sequence[str], options: ScoreOptions, ticket: Ticket[T, R]

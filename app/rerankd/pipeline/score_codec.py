@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
-from rerankd.domain import BoolArray, IntArray, Scores
+from rerankd.domain import BoolArray, IntArray, Remark, Scores
 
 _MARK: Final = np.dtype("<u4")
 
@@ -101,6 +102,39 @@ class MarkedCodec:
                 marks[place] = np.frombuffer(rest, dtype="<f4")
         whole = np.flatnonzero([one is not None and bool(np.isfinite(one).all()) for one in marks])
         return replace(scores, marks=marks).take(whole), found[whole]
+
+
+class RemarkedCodec:
+    """As `ScoreCodec`, with a document's remark behind the score, as JSON."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._scores = ScoreCodec(mark)
+
+    def keeps(self, scores: Scores) -> BoolArray:
+        """As `ScoreCodec`."""
+        return self._scores.keeps(scores)
+
+    def write(self, scores: Scores) -> list[bytes]:
+        """An entry for each document."""
+        remarks = [None] * len(scores) if scores.remarks is None else scores.remarks.tolist()
+        entries = zip(self._scores.write(scores), remarks, strict=True)
+        return [entry + (b"" if remark is None else orjson.dumps([*remark])) for entry, remark in entries]
+
+    def read(self, stored: Sequence[bytes | None]) -> tuple[Scores, IntArray]:
+        """As `ScoreCodec`. A remark that cannot be read is none."""
+        scores, found = self._scores.read([None if entry is None else entry[: self._scores.size] for entry in stored])
+        remarks = np.full(len(found), None, dtype=np.object_)
+        for place, index in enumerate(found.tolist()):
+            remarks[place] = _remark_in((stored[index] or b"")[self._scores.size :])
+        return replace(scores, remarks=remarks), found
+
+
+def _remark_in(text: bytes) -> Remark | None:
+    try:
+        reason, grades = orjson.loads(text)
+        return Remark(str(reason), {str(name): float(grade) for name, grade in grades.items()})
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def _marks_of(scores: Scores) -> Sequence[NDArray[np.float32] | None]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.concurrency.slices import Sliced
-from rerankd.domain import BoolArray, FloatArray, GroupPlan, IntArray, WindowPlan
+from rerankd.domain import BoolArray, FloatArray, GroupPlan, IntArray, Remark, WindowPlan
 from rerankd.errors import InvalidRequest
 from rerankd.scorers.ranking import Activation
 from rerankd.tasks.base import Task
@@ -149,6 +149,14 @@ class Grades(Protocol[R_contra]):
 
     def ungraded(self, result: R_contra, /) -> int:
         """How many of a result's answers have no grade."""
+
+
+@runtime_checkable
+class Remarks(Protocol[R_contra]):
+    """A scorer whose model says more of a document than its score."""
+
+    def remark(self, result: R_contra, /) -> Remark:
+        """What it says, of bounded size."""
 
 
 @runtime_checkable
@@ -386,6 +394,9 @@ class GroupScorer(Scorer, Protocol[T, R_contra]):
 
     def written(self, result: R_contra, /) -> int:
         """How many tokens the model wrote for a result."""
+
+    def reason(self, result: R_contra, /) -> str:
+        """What the model wrote before its grades, of bounded size."""
 
     def grades(self, result: R_contra, /, *, candidates: int) -> FloatArray:
         """The grades of a group, in [0, 1], shape [candidates]; NaN for those that got none."""

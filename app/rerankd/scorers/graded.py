@@ -4,12 +4,13 @@ Cai et al., "ERank: Fusing Supervised Fine-Tuning and Reinforcement Learning for
 Reranking", 2025: a grade of 0 to 10, times the probability of its tokens. Lan et al., "Retro*: Optimizing LLMs for
 Reasoning-Intensive Document Retrieval", 2025: the mean of sampled grades of 0 to 100. Scores are divided by the highest
 grade. The references count an answer without a grade as 0; here it is skipped, and a document without any has no score.
+With a rubric (`rerankd.scorers.rubric`) an answer has a grade for each criterion, and their weighted mean is its grade.
 """
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import exp, isfinite, nan
 from typing import ClassVar, Final, Literal
@@ -19,13 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
-from rerankd.domain import FloatArray
+from rerankd.domain import FloatArray, Remark
 from rerankd.errors import ConfigError
 from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import AnyPairScorer, Edges, EncodedPairs, Kinds, Made, ScorerSpec, refuse_instruction
 from rerankd.scorers.estimated import USUAL_LENGTH, estimated_edges, first_tokens, room_beside, unicode_of
 from rerankd.scorers.pair_prompt import AnsweredPairs, PairPrompt, PairTemplateFile
 from rerankd.scorers.ranking import Activation, identity
+from rerankd.scorers.rubric import Rubric, find_grades, reason_in, written
 from rerankd.scorers.templates import fill, placeholders, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.tasks.generate import Conversation, Message
@@ -36,9 +38,12 @@ _LEAST_PROMPT: Final = 64
 
 class GradedTemplate(PairTemplateFile):
     """A template file of the method "graded". The grade is the last integer between `opening` and `closing`, 0 to
-    `highest`. With `weighted` it is multiplied by the probability of its tokens. With `messages` the prompt goes to an
-    endpoint as a user's message, and `answer_tokens` is the endpoint's to say.
+    `highest`; for a prompt that shows {criteria}, a JSON object with one for each. With `weighted` a grade is
+    multiplied by the probability of its tokens. With `messages` the prompt goes to an endpoint as a user's message,
+    and `answer_tokens` is the endpoint's to say.
     """
+
+    places: ClassVar[frozenset[str]] = PairTemplateFile.places | {"criteria"}
 
     opening: str = Field(min_length=1)
     closing: str = Field(min_length=1)
@@ -49,6 +54,7 @@ class GradedTemplate(PairTemplateFile):
     top_k: int | None = Field(default=None, ge=1)
     answer_tokens: int = Field(default=4096, ge=1)
     messages: bool = False
+    criteria: Rubric = ()
 
 
 class GradedOptions(BaseModel):
@@ -65,6 +71,9 @@ class GradedOptions(BaseModel):
     answer_tokens: int | None = Field(
         default=None, ge=1, description="The longest answer; default: the template's. Of an endpoint: its `max_tokens`."
     )
+    criteria: Rubric | None = Field(
+        default=None, description="A rubric, for a template that shows one; default: the template's."
+    )
 
     @model_validator(mode="after")
     def _differ(self) -> "GradedOptions":
@@ -75,12 +84,13 @@ class GradedOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Grading:
-    """How grades are read, and made a score."""
+    """How grades are read, and made a score. `criteria` says the weight of each; none: there is one grade."""
 
     opening: str
     closing: str
     highest: int
     weighted: bool
+    criteria: Mapping[str, float] = field(default_factory=dict)
 
     def score(self, answers: Sequence[Answer]) -> float:
         """The mean of the answers that have a grade, in [0, 1]; NaN: none has."""
@@ -88,18 +98,42 @@ class Grading:
         return sum(grades) / len(grades) / self.highest if grades else nan
 
     def grade(self, answer: Answer) -> float:
-        """The grade of one answer; NaN: it has none."""
-        found = list(
-            re.finditer(rf"{re.escape(self.opening)}\s*([0-9]{{1,9}})\s*{re.escape(self.closing)}", answer.text)
-        )
-        if not found or int(found[-1][1]) > self.highest:
-            return nan
-        grade = float(found[-1][1])
-        return grade * _probability(answer, *found[-1].span(1)) if self.weighted else grade
+        """The grade of one answer; NaN: it has none, or none for one of the criteria."""
+        grades = self._grades(answer)
+        if not self.criteria or not grades:
+            return grades.get("", nan)
+        return sum(self.criteria[name] * grade for name, grade in grades.items()) / sum(self.criteria.values())
 
     def ungraded(self, sampled: Sampled) -> int:
         """How many answers have no grade."""
         return sum(not isfinite(self.grade(answer)) for answer in sampled.answers)
+
+    def remark(self, answers: Sequence[Answer]) -> Remark:
+        """The reason of the first answer that has a grade, and the mean grade of all those by each criterion."""
+        graded = [answer for answer in answers if isfinite(self.grade(answer))]
+        grades = [self._grades(answer) for answer in graded]
+        before, found, text = (graded or answers)[0].text.rpartition(self.opening)
+        names = self.criteria if grades else ()
+        means = {name: sum(one[name] for one in grades) / len(grades) / self.highest for name in names}
+        return Remark(reason_in(before if found else text), means)
+
+    def _grades(self, answer: Answer) -> Mapping[str, float]:
+        """The grade by each criterion; empty where one is missing or too high."""
+        grades = {}
+        for name, (start, end) in self._places(answer.text).items():
+            grade = int(answer.text[start:end])
+            if grade <= self.highest:
+                grades[name] = grade * (_probability(answer, start, end) if self.weighted else 1.0)
+        return grades if len(grades) == max(1, len(self.criteria)) else {}
+
+    def _places(self, text: str) -> Mapping[str, tuple[int, int]]:
+        """Where the grades stand."""
+        if not self.criteria:
+            pattern = rf"{re.escape(self.opening)}\s*([0-9]{{1,9}})\s*{re.escape(self.closing)}"
+            found = list(re.finditer(pattern, text))
+            return {"": found[-1].span(1)} if found else {}
+        end = max(0, text.rfind(self.closing))
+        return find_grades(text, list(self.criteria), start=max(0, text.rfind(self.opening, 0, end)), end=end)
 
 
 def _probability(answer: Answer, start: int, end: int) -> float:
@@ -144,6 +178,10 @@ class Graded(AnsweredPairs):
     def ungraded(self, sampled: Sampled, /) -> int:
         """How many answers have no grade."""
         return self._grading.ungraded(sampled)
+
+    def remark(self, sampled: Sampled, /) -> Remark:
+        """Its reason, and its grades by a rubric."""
+        return self._grading.remark(sampled.answers)
 
     def interpret(self, results: Iterable[Sampled], /) -> FloatArray:
         """Scores in [0, 1] of shape [pairs]; NaN where no answer has a grade."""
@@ -202,6 +240,10 @@ class GradedChat:
         """As `Graded.ungraded`."""
         return self._grading.ungraded(sampled)
 
+    def remark(self, sampled: Sampled, /) -> Remark:
+        """As `Graded.remark`."""
+        return self._grading.remark(sampled.answers)
+
     def interpret(self, results: Iterable[Sampled], /) -> FloatArray:
         """As `Graded.interpret`."""
         return _scores(self._grading, results)
@@ -225,7 +267,9 @@ def load_graded(spec: ScorerSpec) -> AnyPairScorer:
             "answer_tokens: of an endpoint it is its own option; set engine_options = { max_tokens = ... }"
         )
     changes = options.model_dump(include={"samples", "temperature", "answer_tokens"}, exclude_none=True)
-    template = template.model_copy(update=changes)
+    if options.criteria is not None:
+        changes["criteria"] = options.criteria
+    template = _with_rubric(template.model_copy(update=changes))
     if template.samples > 1 and not template.temperature:
         raise ConfigError("samples: answers at temperature 0 are all the same; set options = { temperature = ... } too")
     instruction = template.instruction if options.instruction is None else options.instruction
@@ -244,7 +288,25 @@ def load_graded(spec: ScorerSpec) -> AnyPairScorer:
 
 
 def _grading(template: GradedTemplate) -> Grading:
-    return Grading(template.opening, template.closing, template.highest, template.weighted)
+    weights = {criterion.name: criterion.weight for criterion in template.criteria}
+    return Grading(template.opening, template.closing, template.highest, template.weighted, weights)
+
+
+def _with_rubric(template: GradedTemplate) -> GradedTemplate:
+    """A template whose prompt holds its criteria.
+
+    Raises:
+        ConfigError: it shows criteria and has none, or has some and does not show them.
+    """
+    shows = "criteria" in placeholders("".join(template.prompt))
+    if shows and not template.criteria:
+        raise ConfigError("criteria: this template grades by a rubric; set options = { criteria = [...] }")
+    if template.criteria and not shows:
+        raise ConfigError("criteria: this template shows no rubric; choose one that does (rubric-chat, rubric-chatml)")
+    if not shows:
+        return template
+    values = {"criteria": written(template.criteria)}
+    return template.model_copy(update={"prompt": tuple(fill(part, values) for part in template.prompt)})
 
 
 def _sampling(template: GradedTemplate) -> Sampling:

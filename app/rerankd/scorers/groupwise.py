@@ -17,6 +17,7 @@ from rerankd.domain import FloatArray, GroupPlan
 from rerankd.scorers.base import Kinds, Made, ScorerSpec
 from rerankd.scorers.list_prompt import identifier_texts
 from rerankd.scorers.list_writers import Writer, WrittenTemplate, WrittenWindows, answer_in, load_writer
+from rerankd.scorers.rubric import reason_in
 from rerankd.scorers.templates import read_prompt_template
 from rerankd.tasks.sample import Sampled, Sampling
 
@@ -85,6 +86,11 @@ class Groupwise(WrittenWindows[T]):
     def written(self, sampled: Sampled, /) -> int:
         """How many tokens the model wrote."""
         return sampled.written
+
+    def reason(self, sampled: Sampled, /) -> str:
+        """What the model wrote before its grades."""
+        before, found, text = sampled.answers[0].text.rpartition("{")
+        return reason_in(before if found else text)
 
     def grades(self, sampled: Sampled, /, *, candidates: int) -> FloatArray:
         """The grades in the last JSON object of the answer, divided by the highest; shape [candidates], NaN for those

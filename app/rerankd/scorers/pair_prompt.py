@@ -5,7 +5,7 @@ Only the document is ever cut. What surrounds it is tokenized once per request a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,7 +26,6 @@ from rerankd.tasks.encoding import Encoding, PromptEncoding
 from rerankd.tasks.generate import Prompt
 
 _MIN_DOCUMENT_TOKENS: Final = 16
-_PLACES: Final = ("query", "document", "instruction")
 _TRIED: Final = (("what is love", "Baby don't hurt me."), (" a ", "b \n"), ("größe", "漢字 🎉"))
 
 
@@ -36,6 +35,7 @@ class PairTemplateFile(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
+    places: ClassVar[frozenset[str]] = frozenset(["query", "document", "instruction"])
 
     prompt: tuple[str, ...] = Field(min_length=1)
     instruction: str | None = Field(default=None, description="What {instruction} says where a request does not.")
@@ -52,7 +52,7 @@ class PairTemplateFile(BaseModel):
             raise ValueError("prompt: exactly one part must hold {document}, once")
         if "{query}" not in text:
             raise ValueError("prompt: one part must hold {query}")
-        unknown = placeholders(text) - set(_PLACES)
+        unknown = placeholders(text) - self.places
         if unknown:
             raise ValueError(f"prompt: unknown placeholder {', '.join(sorted(unknown))}")
         return self

@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
-from rerankd.domain import FloatArray, IntArray
+from rerankd.domain import FloatArray, IntArray, Remark
 from rerankd.errors import ConfigError
 from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.kinds import refuse_other_than_language_model
 from rerankd.scorers.base import Kinds, Made, ScorerSpec
 from rerankd.scorers.pair_prompt import AnsweredPairs, PairPrompt, PairTemplateFile
+from rerankd.scorers.rubric import reason_in
 from rerankd.scorers.templates import placeholders, read_prompt_template, single_token
 from rerankd.scorers.tokenizer_files import TokenizerFolder, ids_of
 from rerankd.tasks.encoding import stacked
@@ -117,6 +118,10 @@ class Reasoning(AnsweredPairs):
     def written(self, judged: Judged, /) -> int:
         """How many tokens the model wrote."""
         return judged.written
+
+    def remark(self, judged: Judged, /) -> Remark:
+        """The beginning of its thought."""
+        return Remark(reason_in(judged.thought.split(self._template.closing)[0]), {})
 
     def interpret(self, judged: Iterable[Judged], /) -> FloatArray:
         """Raw scores of shape [pairs] from two logits each."""

@@ -13,7 +13,7 @@ from rerankd.domain import FusionPlan, ImageLimits, PassagePlan, ScoreOptions, T
 from rerankd.pipeline.blanks import BlankStage, Drops
 from rerankd.pipeline.blocks import BlockStage
 from rerankd.pipeline.budget import BudgetStage
-from rerankd.pipeline.cached import MARKED_PAIRS, CachedStage
+from rerankd.pipeline.cached import MARKED_PAIRS, PAIRS, REMARKED_PAIRS, CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cached_texts import CachedTexts
 from rerankd.pipeline.choices import METHODS
@@ -46,6 +46,7 @@ from rerankd.scorers.base import (
     AsksOverDocuments,
     Prunes,
     ReadsImages,
+    Remarks,
     StatesScores,
 )
 from rerankd.scorers.ranking import Activation, identity
@@ -134,7 +135,8 @@ class StageBuilder:
             direct = TextOnlyStage(direct, model=self.model)
         cached: Stage = BudgetStage(direct, self.batcher, longest=scorer.max_length)
         if self.cache is not None:
-            cached = CachedStage(cached, self.cache, fingerprint=self.fingerprint, observer=self.observer)
+            codec = REMARKED_PAIRS if isinstance(scorer, Remarks) else PAIRS
+            cached = CachedStage(cached, self.cache, fingerprint=self.fingerprint, observer=self.observer, codec=codec)
         read = self._in_passages(cached, scorer)
         if isinstance(scorer, Prunes):
             read = self._pruned(read, direct, scorer, threshold=scorer.prune_threshold)

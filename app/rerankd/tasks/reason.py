@@ -12,10 +12,11 @@ Close = Callable[[IntArray, str], IntArray]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The logits behind a thought, shape [tokens], and how many tokens the model wrote before."""
+    """The logits behind a thought, shape [tokens], how many tokens the model wrote before, and what it wrote."""
 
     logits: FloatArray
     written: int
+    thought: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ _SCORER_OPTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "graded": {
         "answer_tokens": [100, 300],
+        "criteria": "it changes the prompt, and goes with a template that shows it",
         "instruction": ["Judge.", "Judge well."],
         "samples": [2, 3],
         "temperature": [0.5, 1.0],

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.domain import Scores
-from rerankd.pipeline.score_codec import MarkedCodec, ScoreCodec
+from rerankd.domain import Remark, Scores
+from rerankd.pipeline.score_codec import MarkedCodec, RemarkedCodec, ScoreCodec
 
 _CODEC = ScoreCodec(b"own1")
 _ROWS = st.lists(
@@ -123,3 +123,16 @@ def test_a_document_without_marks_is_not_kept() -> None:
     assert scores.marks is not None
     scores.marks[1] = None
     assert MarkedCodec(b"mk01").keeps(scores).tolist() == [True, False]
+
+
+def test_a_remark_comes_back_with_its_score_and_a_broken_one_is_none() -> None:
+    codec = RemarkedCodec(b"own3")
+    remarks = np.full(3, None, dtype=np.object_)
+    remarks[0], remarks[1] = Remark("größe", {"fits": 0.25}), Remark("", {})
+    scores = replace(_scores([(0.5, 1, 0), (1.5, 2, 0), (2.5, 3, 1)]), remarks=remarks)
+    entries = codec.write(scores)
+    read, found = codec.read([*entries, None, entries[0][:-3], entries[0][:16] + b"[1,2]", entries[0][:9]])
+    assert found.tolist() == [0, 1, 2, 4, 5]
+    assert read.remarks is not None
+    assert read.remarks.tolist() == [*remarks.tolist(), None, None]
+    np.testing.assert_array_equal(read.values, [0.5, 1.5, 2.5, 0.5, 0.5])

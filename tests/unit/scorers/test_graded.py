@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.scorers import load_scorer
-from rerankd.scorers.base import AnyPairScorer, Grades, ScorerSpec, StatesScores, Writes
+from rerankd.scorers.base import AnyPairScorer, Grades, Remarks, ScorerSpec, StatesScores, Writes
 from rerankd.scorers.graded import Grading
 from rerankd.tasks.sample import Answer, Sample, SampleChat, Sampled, Sampling
 from tests.tokenizer_folders import SHIPPED_TEMPLATES, tokenizer_folder
@@ -135,6 +135,78 @@ def test_a_chat_model_is_asked_in_a_message_and_its_documents_are_cut(folder: Pa
     ],
 )
 def test_options_that_do_not_suit_are_refused(
+    folder: Path, template: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(folder, template, **options)
+
+
+RUBRIC = [
+    {"name": "answers", "description": "It answers the question.", "weight": 3},
+    {"name": "recent year", "description": "It is of 2020 or later."},
+]
+
+
+def test_a_rubric_gives_a_grade_for_each_criterion_and_their_weighted_mean(folder: Path) -> None:
+    scorer = load(folder, "rubric-chatml", criteria=RUBRIC, samples=3, temperature=1.0)
+    (prompt,) = scorer.encode("who?", ["Bees."], max_document_tokens=None).encodings
+    text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(prompt.ids.tolist())
+    assert 'Criteria:\n- "answers": It answers the question.\n- "recent year": It is of 2020 or later.\n\n' in text
+    answers = says(
+        '<think>{"answers": 1, "recent year": 1}</think> Good. <answer>{"recent year": 4, "answers" : 10}</answer>',
+        'Better. <answer>\n```json\n{"answers": 6, "answers": 8, "recent year": 0}\n```</answer>',
+        '<answer>{"answers": 6}</answer>',
+    )
+    np.testing.assert_allclose(scorer.interpret([answers]), [(3 * 0.9 + 0.2) / 4], rtol=1e-6)
+    assert isinstance(scorer, Grades)
+    assert scorer.ungraded(answers) == 1
+    assert isinstance(scorer, Remarks)
+    reason, grades = scorer.remark(answers)
+    assert reason == '{"answers": 1, "recent year": 1} Good.'
+    assert grades == pytest.approx({"answers": 0.9, "recent year": 0.2})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<answer>{"answers": 11, "recent year": 4}</answer>',
+        '<answer>{"answers": 7.5, "recent year": 4}</answer>',
+        '{"answers": 7, "recent year": 4}',
+        '<answer>{"answers": 7, "recent year": 4',
+        '<answer>"answers": 7, "recent year": 4</answer>',
+        "<answer>" * 20_000,
+        "",
+    ],
+)
+def test_an_answer_that_leaves_out_a_criterion_has_no_grade(text: str, folder: Path) -> None:
+    scorer = load(folder, "rubric-chatml", criteria=RUBRIC)
+    assert np.isnan(scorer.interpret([says(text)])).all()
+    assert isinstance(scorer, Remarks)
+    assert scorer.remark(says(text)).grades == {}
+
+
+def test_a_reason_is_what_stands_before_the_grade_and_of_bounded_size(folder: Path) -> None:
+    scorer = load(folder, "retro-star", answer_tokens=99, samples=2)
+    assert isinstance(scorer, Remarks)
+    said = says("No idea.", "<think>It names the city.</think>\nSo: <score>80</score>")
+    assert scorer.remark(said) == ("It names the city.\nSo:", {})
+    assert scorer.remark(says("No idea.", "None.")).reason == "No idea."
+    long = scorer.remark(says("ö\ud800" * 5000 + "<score>80</score>")).reason
+    assert 1990 <= len(long.encode()) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "message"),
+    [
+        ("rubric-chat", {}, r"set options = { criteria = \[...\] }"),
+        ("retro-star", {"criteria": RUBRIC, "answer_tokens": 9}, "this template shows no rubric"),
+        ("rubric-chat", {"criteria": [*RUBRIC, RUBRIC[0]]}, "each criterion needs a name of its own"),
+        ("rubric-chat", {"criteria": [{"name": 'a"b', "description": "x"}]}, "name"),
+        ("rubric-chat", {"criteria": [{"name": "a", "description": "{document}"}]}, "description"),
+        ("rubric-chat", {"criteria": [{"name": "a", "description": "x", "weight": 0}]}, "weight"),
+    ],
+)
+def test_a_rubric_that_does_not_suit_is_refused(
     folder: Path, template: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

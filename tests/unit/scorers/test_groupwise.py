@@ -93,7 +93,7 @@ def test_a_chat_model_is_asked_in_messages_and_documents_are_cut(folder: Path) -
     ("template", "options", "message"),
     [
         ("group-rank", {}, "of which 8000 are left to the answer"),
-        ("group-rank", {"group": 1}, "group: .*2"),
+        ("group-rank", {"group": 1}, "options of scorer .groupwise.: group"),
         ("retro-star", {}, "there is no template 'retro-star' of this method"),
     ],
 )

@@ -60,7 +60,7 @@ def test_the_prompt_is_the_authors_and_a_thought_without_end_is_closed(folder: P
 
 def test_the_score_is_the_log_odds_of_true(folder: Path) -> None:
     scorer = load(folder, activation={"scale": 2})
-    judged = [Judged(np.array(logits, dtype=np.float32), written=9) for logits in ([2, 0.5], [-1, 1])]
+    judged = [Judged(np.array(logits, dtype=np.float32), written=9, thought="") for logits in ([2, 0.5], [-1, 1])]
     assert scorer.interpret(judged).tolist() == [1.5, -2]
     assert isinstance(scorer, Writes)
     assert scorer.written(judged[0]) == 9

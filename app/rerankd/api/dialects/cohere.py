@@ -20,6 +20,7 @@ from rerankd.domain import (
     RerankRequest,
     RerankResult,
     ScoreOptions,
+    Scores,
     SpanWishes,
     Truncation,
     WindowWishes,
@@ -180,12 +181,20 @@ def _explain(ranked: RankedDocument, result: RerankResult) -> Json:
         "cached": scores.cached is not None and bool(scores.cached[ranked.index]),
         "tokens": int(scores.tokens[ranked.index]),
         "dropped_tokens": int(scores.dropped[ranked.index]),
+        **_remark(scores, ranked.index),
     }
+
+
+def _remark(scores: Scores, index: int) -> Json:
+    remark = None if scores.remarks is None else scores.remarks[index]
+    if remark is None:
+        return {}
+    return {"reason": remark.reason} | ({"criteria": remark.grades} if remark.grades else {})
 
 
 class Explanation(BaseModel):
     """`score` is the raw one, `relevance` what the model makes of it where the result's is a fused one; a `cached`
-    score did not reach the model this time.
+    score did not reach the model this time. `reason` is the beginning of what a model wrote, `criteria` its grades.
     """
 
     stage: str
@@ -194,6 +203,8 @@ class Explanation(BaseModel):
     cached: bool
     tokens: int
     dropped_tokens: int
+    reason: str | None = None
+    criteria: dict[str, float] | None = None
 
 
 class RelevantSpan(BaseModel):

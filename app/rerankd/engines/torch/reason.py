@@ -80,8 +80,10 @@ class ReasonEngine:
             for prompt, thought, steps in zip(prompts, thoughts, endings.steps, strict=True)
         ]
         logits = self._head(self._prefill.run([()] * len(read), read)[0])
-        written = [len(thought) for thought in thoughts]
-        return [Judged(row, count) for row, count in zip(logits, written, strict=True)]
+        return [
+            Judged(row, len(thought), self._task.decode(thought.tolist()))
+            for row, thought in zip(logits, thoughts, strict=True)
+        ]
 
     def _before_the_answer(self, prompt: IntArray, thought: IntArray, steps: int | None) -> IntArray:
         """What the model had read when it answered, or would read if it had to answer now."""

@@ -17,15 +17,16 @@ from rerankd.domain import BoolArray, Document, ScoreOptions, Scores, Side, Term
 from rerankd.errors import InvalidRequest
 from rerankd.pipeline.chunks import chunks
 from rerankd.pipeline.stage import Stage
-from rerankd.scorers.visible import LOOKED_AT, is_plain, visible_characters
+from rerankd.scorers.visible import LOOKED_AT, PLAIN_STARTS, is_plain, visible_characters
 
-# Whether a tokenizer leaves nothing of a few characters.
+# Whether a tokenizer leaves nothing of a short text.
 Drops = Callable[[str], bool]
 
 _TEXTS_PER_CALL: Final = 1000
 _CHARACTERS_PER_CALL: Final = 1_000_000
-# No tokenizer drops this many different characters.
-_MOST_DIFFERENT: Final = 256
+# Of this many characters it is remembered whether the model sees them.
+_REMEMBERED: Final = 1 << 14
+_LOOKED_BEHIND: Final = 64
 
 
 def drops_nothing(_text: str) -> bool:
@@ -39,7 +40,7 @@ class BlankStage:
     def __init__(self, inner: Stage, tokenizing: SharedWorker, *, drops: Drops) -> None:
         self._inner = inner
         self._tokenizing = tokenizing
-        self._drops = drops
+        self._seen = _SeenCharacters(drops)
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
         """Score the documents that are not blank.
@@ -62,22 +63,54 @@ class BlankStage:
         return scores.scatter(written, documents=len(documents))
 
     async def _blank_among(self, texts: Sequence[str], terms: Terms) -> list[int]:
-        """The positions of blank texts. A thread examines the few that do not begin with a letter or a digit."""
+        """The positions of blank texts. A thread examines the few of which a short look does not tell."""
         doubtful: list[int] = []
         async for span in in_chunks(len(texts)):
             doubtful += [
                 index
                 for index, text in enumerate(texts[span], start=span.start)
-                if not is_plain(text) and not isinstance(text, Document)
+                if not (self._seen.begins(text) or is_plain(text) or isinstance(text, Document))
             ]
         if not doubtful:
             return []
         parts = [texts[index][:LOOKED_AT] for index in doubtful]
         blank: list[int] = []
         for span, share in chunks(parts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
-            blanks = await self._tokenizing.run(share, _are_blank, parts[span], self._drops)
+            blanks = await self._tokenizing.run(share, self._seen.are_blank, parts[span])
             blank += [index for index, empty in zip(doubtful[span], blanks, strict=True) if empty]
         return blank
+
+
+class _SeenCharacters:
+    """Knows which characters a model sees: those that show something and that its tokenizer does not drop. To tokenize
+    each doubtful text would take as long as to tokenize it for a score.
+    """
+
+    def __init__(self, drops: Drops) -> None:
+        self._drops = drops
+        self._known = dict.fromkeys(PLAIN_STARTS, True)
+
+    def begins(self, text: str) -> bool:
+        """Whether a text is known to begin with a character that the model sees, perhaps behind white space."""
+        return self._known.get(text[:1], False) or self._known.get(text[:_LOOKED_BEHIND].lstrip()[:1], False)
+
+    def are_blank(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts have no character that the model sees. Blocking."""
+        return [not self._shows(text) for text in texts]
+
+    def _shows(self, text: str) -> bool:
+        characters = visible_characters(text)
+        # Learn the first one, by which the next text like this is known.
+        first = text[:_LOOKED_BEHIND].lstrip()[:1]
+        return (first in characters and self._is_seen(first)) or any(map(self._is_seen, characters))
+
+    def _is_seen(self, character: str) -> bool:
+        seen = self._known.get(character)
+        if seen is None:
+            seen = character.isalnum() or not self._drops(character)
+            if len(self._known) < _REMEMBERED:
+                self._known[character] = seen
+        return seen
 
 
 def _read_parts(documents: Sequence[str], options: ScoreOptions) -> Sequence[str]:
@@ -85,19 +118,6 @@ def _read_parts(documents: Sequence[str], options: ScoreOptions) -> Sequence[str
     if options.truncation_side is Side.RIGHT:
         return documents
     return [document[-LOOKED_AT:] for document in documents]
-
-
-def _are_blank(texts: Sequence[str], drops: Drops) -> list[bool]:
-    return [_is_blank(text, drops) for text in texts]
-
-
-def _is_blank(text: str, drops: Drops) -> bool:
-    characters = visible_characters(text)
-    if not characters:
-        return True
-    if len(characters) > _MOST_DIFFERENT or any(character.isalnum() for character in characters):
-        return False
-    return drops("".join(sorted(characters)))
 
 
 def _wishes(windows: WindowWishes | None, blank: BoolArray) -> WindowWishes | None:

@@ -15,14 +15,15 @@ _UNSEEN: Final = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0 "
     + "".join(map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 )
-_PLAIN_STARTS: Final = frozenset(string.ascii_letters + string.digits)
+# Most texts begin with one of these.
+PLAIN_STARTS: Final = frozenset(string.ascii_letters + string.digits)
 _LETTER: Final = re.compile(r"[^\W_\u115f\u1160\u17b4\u17b5\u3164\uffa0]")
-_FIRST_LOOK: Final = 1000
+_FIRST_LOOK: Final = 100
 
 
 def is_plain(text: str) -> bool:
     """Whether a short look finds a letter or a digit, as in nearly every text. False says nothing."""
-    return text[:1] in _PLAIN_STARTS or _LETTER.search(text, 0, _FIRST_LOOK) is not None
+    return text[:1] in PLAIN_STARTS or _LETTER.search(text, 0, _FIRST_LOOK) is not None
 
 
 def is_visible(text: str) -> bool:

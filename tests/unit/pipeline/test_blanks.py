@@ -74,6 +74,21 @@ async def test_what_the_tokenizer_drops_is_blank_too() -> None:
         assert (await stage.score("query", ["a", *_DROPPED_BY_BERT], ScoreOptions())).blank is None
 
 
+async def test_characters_are_tokenized_once_whatever_the_number_of_texts() -> None:
+    asked: list[str] = []
+
+    def drops(text: str) -> bool:
+        asked.append(text)
+        return text == "\u0301"
+
+    texts = ["\u0301?!", "?!", "\u0301", "!" * 500] * 500
+    async with _opened(drops) as (stage, _):
+        scores = await stage.score("query", texts, ScoreOptions())
+    assert scores.blank is not None
+    assert scores.blank.tolist() == [False, False, True, False] * 500
+    assert sorted(asked) == sorted(set(asked)), "a flood of texts without letters is not tokenized text by text"
+
+
 @pytest.mark.parametrize("query", _UNSEEN)
 async def test_a_blank_query_is_an_error(query: str) -> None:
     async with _opened() as (stage, inner):

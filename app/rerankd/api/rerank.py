@@ -25,7 +25,7 @@ from rerankd.concurrency.slices import Sliced, run_slice, run_to_end
 from rerankd.concurrency.turns import Share
 from rerankd.domain import RerankRequest, RerankResult, Timings
 from rerankd.domain.requests import queries_of
-from rerankd.errors import DeadlineExceeded, InvalidRequest, RerankError
+from rerankd.errors import DeadlineExceeded, InvalidRequest, Overloaded, RerankError
 from rerankd.gateway.failures import CANCELLED, CallerGone
 from rerankd.gateway.gateway import Gateway, GatewayCall
 from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES
@@ -124,6 +124,9 @@ class _Endpoint:
 
     async def _answer(self, call: GatewayCall, request: Request) -> Response:
         call.deadline = call.started + _timeout_s(request.headers)
+        call.size = _announced_bytes(request.headers)
+        if call.size > SMALL_BYTES:
+            await self._check_retry(call, request)
         with traced("parse"):
             parsed = await self._read(call, request)
         try:
@@ -135,6 +138,18 @@ class _Endpoint:
             answer = await self._write(call, parsed, results, request.receive)
         claim_of(request.scope).change(len(answer.body))
         return answer
+
+    async def _check_retry(self, call: GatewayCall, request: Request) -> None:
+        try:
+            await call.check_retry()
+        except Overloaded:
+            # Most clients read no answer before they have sent the body; with `Expect` they ask whether to send it.
+            if "expect" not in request.headers:
+                try:
+                    await self._bodies.discard(request)
+                except ClientDisconnect:
+                    raise CallerGone from None
+            raise
 
     async def _read(self, call: GatewayCall, request: Request) -> _Parsed:
         try:
@@ -182,6 +197,12 @@ class _Endpoint:
                     return await loop.run(Share(caller=call.facts.key, left=size), work)
         except TimeoutError:
             raise DeadlineExceeded(f"not read within {left_s:g} s; send fewer documents or fields") from None
+
+
+def _announced_bytes(headers: Mapping[str, str]) -> int:
+    """The size of a body by its head; 0: not known."""
+    announced = headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() else 0
 
 
 def _parse(

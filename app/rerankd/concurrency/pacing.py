@@ -13,6 +13,8 @@ R = TypeVar("R")
 
 # While light callers have requests here, a heavy one may take this part of all cores' time on the event loop.
 _PART_OF_CORES: Final = 1 / 16
+# What the loop takes for a request outside of its steps: connection, head, and the end of the answer.
+_REQUEST_S: Final = 5e-4
 # A request that is held back looks this often whether the others have gone.
 _LOOK_S: Final = 0.01
 
@@ -32,9 +34,17 @@ class Pacing:
         self._clock = clock
         self._cpu_clock = cpu_clock
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several callers have requests here."""
+        return self._share.is_shared
+
     def enter(self, caller: str) -> None:
         """A request of the caller has begun."""
-        self._share.enter(caller, now=self._clock())
+        now = self._clock()
+        self._share.enter(caller, now=now)
+        if self._share.is_shared:
+            self._share.spend(caller, _REQUEST_S, now=now)
 
     def leave(self, caller: str) -> None:
         """A request of the caller has ended."""

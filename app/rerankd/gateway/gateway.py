@@ -16,6 +16,7 @@ tell the client of an error. When the client hangs up, the front end raises `Cal
 task; either stops the work, and the key pays for what was computed by then.
 """
 
+import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -26,7 +27,8 @@ from rerankd.concurrency.pacing import Pacing
 from rerankd.config.api_keys import Scope
 from rerankd.domain import RerankRequest, RerankResult, images_of
 from rerankd.domain.requests import queries_of
-from rerankd.errors import InvalidRequest, RequestTooLarge
+from rerankd.errors import InvalidRequest, Overloaded, RequestTooLarge
+from rerankd.gateway.early_retries import EarlyRetries
 from rerankd.gateway.failures import failure_of
 from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES, Claim, HeldBytes
 from rerankd.gateway.keys import ApiKeys, Caller
@@ -61,6 +63,7 @@ class Gateway:
         self.held = held
         self.pacing = pacing
         self.observer = observer
+        self.early_retries = EarlyRetries()
 
     async def rerank(
         self,
@@ -105,13 +108,14 @@ class Gateway:
 
 class GatewayCall:
     """One call, from its first byte to its answer. `deadline` is a moment on the service's clock, as `started` is.
-    `claim` is what the front end holds for it, and releases.
+    `claim` is what the front end holds for it, and releases. `size` is that of its body in bytes, where it is known.
     """
 
     def __init__(self, gateway: Gateway, facts: CallFacts) -> None:
         self.facts = facts
         self.started = gateway.service.clock()
         self.deadline = inf
+        self.size = 0
         self._gateway = gateway
         self._service = gateway.service
         self._meter: RequestMeter | None = None
@@ -162,6 +166,21 @@ class GatewayCall:
         """Some of the call's work after `identify`, which leaves other keys their share of the event loop."""
         return self._gateway.pacing.paced(self.facts.key, work) if self.facts.key else work
 
+    async def check_retry(self) -> None:
+        """Refuse a large request that comes back too early, before its body is read, while other keys have requests
+        here.
+
+        Raises:
+            Overloaded: see `EarlyRetries`; not at once.
+        """
+        key, early = self.facts.key, self._gateway.early_retries
+        models = [model.name for model in self._service.models if model.status.answers]
+        wait_s = early.wait_s(key, models, size=self.size, now=self._service.clock())
+        if wait_s and self._gateway.pacing.is_shared:
+            await asyncio.sleep(min(wait_s, self.left_s))
+            self._gateway.observer.request_shed(model=models[0], reason=Overloaded.code)
+            raise early.refusal(key, models, now=self._service.clock())
+
     async def rerank(self, requests: Sequence[RerankRequest]) -> Sequence[RerankResult]:
         """The result of each request; the first failure stops all of them.
 
@@ -174,7 +193,17 @@ class GatewayCall:
             raise InvalidRequest("no queries; send at least one")
         self.facts.documents = sum(len(request.documents) for request in requests)
         self.facts.model = self._service.model_named(requests[0].model).name
-        results = await self._service.rerank_all([self._with_terms(request, self._meter) for request in requests])
+        try:
+            results = await self._service.rerank_all([self._with_terms(request, self._meter) for request in requests])
+        except Overloaded as refusal:
+            self._gateway.early_retries.refused(
+                self.facts.key,
+                self.facts.model,
+                size=self.size,
+                retry_after_s=refusal.retry_after_s,
+                now=self._service.clock(),
+            )
+            raise
         self.facts.tokens = sum(result.tokens for result in results)
         self._meter.settle(self.facts.tokens)
         return results

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 from starlette.requests import Request
 
 from rerankd.api.connected import while_connected
+from rerankd.api.middleware import claim_of
 from rerankd.api.parsing.json_outline import outline
 from rerankd.api.parsing.json_text import (
     MAX_LEVELS,
@@ -80,9 +81,7 @@ class BodyReader:
         chunks = []
         async for chunk in request.stream():
             chunks.append(chunk)
-            if is_held_back(elsewhere_s=_READ_S * len(chunk)):
-                # What comes waits on the connection, where little is buffered.
-                await pause()
+            await _give_way(chunk)
         if sum(map(len, chunks)) > _AT_ONCE_BYTES:
             # in a thread, because bytes.join releases the GIL
             text = without_bom(await asyncio.to_thread(b"".join, chunks))
@@ -93,6 +92,16 @@ class BodyReader:
         if len(text) <= SMALL_BYTES:
             return self._body(read(text), text)
         return self._body(await self.loop.run(Share(caller=caller, left=len(text)), _at_once(text)), text)
+
+    async def discard(self, request: Request) -> None:
+        """Read a body of which nothing is needed.
+
+        Raises:
+            ClientDisconnect: the client went away before all of it had arrived.
+        """
+        async for chunk in request.stream():
+            claim_of(request.scope).hold(-len(chunk))
+            await _give_way(chunk)
 
     async def _in_pieces(self, text: bytes, caller: str) -> Any:  # noqa: ANN401 - whatever JSON holds
         check_encoding(text)
@@ -123,6 +132,14 @@ class BodyReader:
             raise InvalidRequest(f"the body is a JSON {kind_of(value)}; send an object with query and documents")
         check_field_count(len(value), self._limits.max_fields)
         return Body(value, text)
+
+
+async def _give_way(chunk: bytes) -> None:
+    """Count a chunk of a body that has arrived. What comes while its caller is held back waits on the connection, where
+    little is buffered.
+    """
+    if is_held_back(elsewhere_s=_READ_S * len(chunk)):
+        await pause()
 
 
 def _at_once(text: bytes) -> Sliced[Any]:

@@ -92,9 +92,9 @@ def test_what_ships_lies_between_start_and_end_with_its_signals_weighed(model: C
 
 def test_neighbours_and_padding_change_nothing(model: CrossEncoder) -> None:
     long = [("tides", " ".join(TEXTS) * 4), ("why do the tides rise and fall twice a day", "x")]
-    tokenizer = load_tokenizer()
-    together = score_pairs(_trained(model), tokenizer, [*PAIRS, *long])
-    alone = torch.cat([score_pairs(_trained(model), tokenizer, [pair]) for pair in [*PAIRS, *long]])
+    trained, tokenizer = _trained(model), load_tokenizer()
+    together = score_pairs(trained, tokenizer, [*PAIRS, *long])
+    alone = torch.cat([score_pairs(trained, tokenizer, [pair]) for pair in [*PAIRS, *long]])
     assert together.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
 
 

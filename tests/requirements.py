@@ -4,6 +4,8 @@ RERANKD_TEST_STRICT=1 is set (CI), they fail instead, so that nothing is skipped
 
 import os
 import shutil
+import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,21 @@ def require_program(name: str) -> str:
     if path is None:
         missing(f"the program {name} is not installed; tests/install_servers.sh installs it")
     return str(path)
+
+
+def require_package(name: str) -> None:
+    """Import a package, or leave a whole module of tests out; call it above the imports that need it. Some warn of
+    themselves while they are imported.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_module(name)
+    except ModuleNotFoundError as error:
+        reason = f"the package {error.name} is not installed; pip install {error.name}"
+        if os.environ.get("RERANKD_TEST_STRICT") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason, allow_module_level=True)
 
 
 def require_data(name: str) -> Path:

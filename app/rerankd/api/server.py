@@ -53,7 +53,7 @@ async def serve(settings: Settings) -> None:
     async with (
         running_administration(settings, observer) as (gateway, administration),
         reloading_on_hangup(administration.hang_up),
-        _traces(settings) as tracing,
+        traces(settings) as tracing,
     ):
         app = create_app(settings, gateway, observer, lifecycle, administration, tracing)
         app.openapi()  # takes a tenth of a second, which no request should
@@ -72,7 +72,7 @@ async def serve(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _traces(settings: Settings) -> "AsyncIterator[Tracing | None]":
+async def traces(settings: Settings) -> "AsyncIterator[Tracing | None]":
     """What traces requests; None if nothing does.
 
     Raises:

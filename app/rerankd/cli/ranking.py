@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from rerankd.cli.app import PROGRESS_COLUMNS, RegistryOption, interruptible, log_warnings_only, print_problem
+from rerankd.cli.ranking_on_ray import Cluster, rank_on_ray
 from rerankd.config.settings import read_settings
 from rerankd.errors import ConfigError
 from rerankd.tools.outputs import check_files
@@ -46,6 +47,15 @@ def rank(
     depth: Annotated[int | None, typer.Option(min=1, help="Candidates per query; default: all.")] = None,
     model: Annotated[str | None, typer.Option(help="A served model; default: the registry's.")] = None,
     registry: RegistryOption = None,
+    *,
+    ray: Annotated[bool, typer.Option("--ray", help="Rank INPUT on a Ray cluster (docs/ray.md).")] = False,
+    ray_address: Annotated[
+        str, typer.Option(help="With --ray: the cluster; `local` starts one on this machine.")
+    ] = "auto",
+    actors: Annotated[int | None, typer.Option(min=1, help="With --ray: processes; default: one for each CPU.")] = None,
+    num_cpus: Annotated[float, typer.Option(min=0, help="With --ray: CPUs of each process.")] = 1.0,
+    num_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each process.")] = 0.0,
+    chunk_mb: Annotated[float, typer.Option(min=0.001, help="With --ray: megabytes of INPUT a chunk.")] = 8.0,
 ) -> None:
     """Rerank a file of requests, or a TREC run, through the service's own pipeline."""
     settings = read_settings(registry=registry)
@@ -55,6 +65,13 @@ def rank(
         raise ConfigError("a TREC run needs both --corpus and --queries; a file of requests needs neither")
     if depth is not None and corpus is None:
         raise ConfigError("--depth is for TREC runs, with --corpus and --queries")
+    if ray:
+        if corpus is not None:
+            raise ConfigError("--ray ranks files of requests; a TREC run is ranked without it")
+        wanted = Cluster(ray_address, actors, num_cpus=num_cpus, num_gpus=num_gpus, chunk_bytes=round(chunk_mb * 2**20))
+        with interruptible("finished chunks are kept, and the same command continues from there"):
+            failed = rank_on_ray(source, output, model=model, registry=registry, cluster=wanted)
+        raise typer.Exit(1 if failed else 0)
     if corpus is not None and queries is not None:
         plan = plan_run(source, output, corpus=corpus, queries=queries, depth=depth, model=model)
     else:

@@ -1,12 +1,12 @@
 """Prometheus metrics from the facts of the scoring path. Only this file and `/metrics` know Prometheus."""
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -337,6 +337,24 @@ class PrometheusObserver:
     def queue_changed(self, *, model: str, waiting_tokens: int, waiting_s: float) -> None:
         self._queue.labels(model).set(waiting_tokens)
         self._queue_seconds.labels(model).set(waiting_s)
+
+    def exposition(self) -> bytes:
+        """All metrics of this process, in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def waiting_s(self, models: Iterable[str]) -> float:
+        """How long what waits for these models will take."""
+        return sum(self._sample("rerank_queue_seconds", model) for model in models)
+
+    def computed_s(self, models: Iterable[str]) -> float:
+        """How long the engines of these models have computed, each worker's part of it."""
+        return sum(
+            self._sample("rerank_pass_duration_seconds_sum", model) / max(1.0, self._sample("rerank_workers", model))
+            for model in models
+        )
+
+    def _sample(self, name: str, model: str) -> float:
+        return self.registry.get_sample_value(name, {"model": model}) or 0.0
 
     def work_cancelled(self, *, model: str, tokens: int) -> None:
         self._cancelled.labels(model).inc(tokens)

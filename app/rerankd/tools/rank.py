@@ -57,6 +57,11 @@ class Outcome:
     error: RerankError | None
 
 
+def without_limits(settings: Settings) -> Settings:
+    """The same, for files: nobody waits for an answer."""
+    return settings.model_copy(update={"max_waiting_tokens": 2**62, "request_timeout_s": 1e9})
+
+
 async def rerank_file(settings: Settings, plan: Plan, output: Path) -> AsyncIterator[Outcome]:
     """Run a plan's jobs and append to `output`. Yields when each is finished.
 
@@ -70,18 +75,17 @@ async def rerank_file(settings: Settings, plan: Plan, output: Path) -> AsyncIter
         return
     served = {name for name in plan.models if registry.find(name)}
     known = few([spec.name for spec in registry.model])
-    unlimited = settings.model_copy(update={"max_waiting_tokens": 2**62, "request_timeout_s": 1e9})
-    async with running_service(unlimited, Silent(), only=served or {None}) as service:
+    async with running_service(without_limits(settings), Silent(), only=served or {None}) as service:
         for name in served:
             await service.model_named(name).settled()
 
         async def rerank(request: RerankRequest) -> RerankResult | RerankError:
             if request.model not in served:
                 return ModelNotFound(f"unknown model {request.model!r}; known: {known}")
-            return await _outcome(service, request)
+            return await outcome_of(service, request)
 
         with output.open("ab") as file:
-            async for job, outcome in _in_order(plan.jobs, rerank):
+            async for job, outcome in in_order(plan.jobs, rerank):
                 _append(file, job.write(outcome), output)
                 yield Outcome(len(job.request.documents), outcome if isinstance(outcome, RerankError) else None)
 
@@ -99,7 +103,7 @@ def _append(file: BinaryIO, lines: bytes, output: Path) -> None:
         ) from None
 
 
-async def _in_order(
+async def in_order(
     jobs: Iterable[Job], rerank: Callable[[RerankRequest], Awaitable[RerankResult | RerankError]]
 ) -> AsyncIterator[tuple[Job, RerankResult | RerankError]]:
     """Run several requests at a time, so that they share batches, and yield outcomes in the order of the jobs."""
@@ -118,7 +122,7 @@ async def _in_order(
             task.cancel()
 
 
-async def _outcome(service: RerankService, request: RerankRequest) -> RerankResult | RerankError:
+async def outcome_of(service: RerankService, request: RerankRequest) -> RerankResult | RerankError:
     try:
         return await service.rerank(request)
     except RerankError as error:
@@ -131,7 +135,7 @@ def plan_requests(path: Path, output: Path, *, model: str | None) -> Plan:
     Raises:
         ConfigError: the file is missing, or a line is no such request.
     """
-    requests = [_read_request(path, number, entry, model) for number, entry in read_objects(path, fields=_REQUIRED)]
+    requests = [read_request(path, number, entry, model) for number, entry in read_objects(path, fields=_REQUIRED)]
     done = _cut_to_whole_lines(output)
     if done > len(requests):
         raise ConfigError(
@@ -144,7 +148,12 @@ def plan_requests(path: Path, output: Path, *, model: str | None) -> Plan:
 _REQUIRED = ("query", "documents")
 
 
-def _read_request(path: Path, number: int, entry: Mapping[str, Any], model: str | None) -> Job:
+def read_request(path: Path, number: int, entry: Mapping[str, Any], model: str | None) -> Job:
+    """A line of a file of requests as a job.
+
+    Raises:
+        ConfigError: its query or documents are no texts.
+    """
     documents = entry["documents"]
     texts = [document.get("text") if isinstance(document, dict) else document for document in documents]
     strings = [text for text in texts if isinstance(text, str)]
@@ -154,10 +163,11 @@ def _read_request(path: Path, number: int, entry: Mapping[str, Any], model: str 
         query=entry["query"], documents=strings, model=entry.get("model") or model, top_n=entry.get("top_n") or None
     )
     identity = {"id": entry["id"]} if "id" in entry else {}
-    return Job(request, lambda outcome: _answer_line(identity, outcome))
+    return Job(request, lambda outcome: answer_line(identity, outcome))
 
 
-def _answer_line(identity: Mapping[str, Any], outcome: RerankResult | RerankError) -> bytes:
+def answer_line(identity: Mapping[str, Any], outcome: RerankResult | RerankError) -> bytes:
+    """A request's line of the output; `identity` is its id, if it has one."""
     answer: dict[str, Any]
     if isinstance(outcome, RerankError):
         answer = {"error": outcome.message, "error_type": outcome.code}

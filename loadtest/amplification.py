@@ -30,7 +30,7 @@ from rerankd.tools.benchmark.connection import Connection, Target
 MOST_TIMES: Final = 10.0
 MOST_MIB: Final = 64.0
 MOST_LOOP_MS: Final = 100.0
-_TIMEOUT_S: Final = 100.0
+_TIMEOUT_S: Final = 600.0
 _SHOWN: Final = 10
 _PAUSE_S: Final = 0.002
 _MIB: Final = 2.0**20

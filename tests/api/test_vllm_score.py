@@ -69,6 +69,9 @@ async def test_raw_scores(api: Api, name: str) -> None:
         ({"text_1": "q"}, "text_2 is missing"),
         ({"text_1": " ", "text_2": ["a"]}, "query is empty"),
         ({"text_1": "q", "text_2": [None]}, "text_2"),
+        ({"text_1": "q", "text_2": [{"image_url": "http://x/y"}]}, "text_2[0].image_url is the address"),
+        ({"text_1": {"image": "http://x/y"}, "items": ["a"]}, "text_1[0].image is the address"),
+        ({"queries": "q", "documents": [{"image": "http://x/y"}]}, "documents[0].image is the address"),
     ],
 )
 async def test_what_cannot_be_paired_is_refused(api: Api, body: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,8 @@ class _Asked:
     computed_tokens: int
 
 
-async def _ask(world: World, deadline_s: float, on_deadline: str) -> _Asked:
-    body = world.body(world.texts(_DOCUMENTS, characters=(500, 501)), on_deadline=on_deadline)
+async def _ask(world: World, deadline_s: float, **fields: Any) -> _Asked:
+    body = world.body(world.texts(_DOCUMENTS, characters=(500, 501)), **fields)
     before = world.engine.tokens
     reply = await world.post("b", body, deadline_s=deadline_s)
     answer = json.loads(reply.body)
@@ -40,13 +41,13 @@ async def _ask(world: World, deadline_s: float, on_deadline: str) -> _Asked:
     )
 
 
-def _asked(on_deadline: str, *others: Client) -> list[_Asked]:
+def _asked(on_deadline: str, *others: Client, **fields: Any) -> list[_Asked]:
     found: list[_Asked] = []
 
     async def ask(world: World) -> None:
         for _ in range(10):
             await world.post("b", world.body(world.texts(30)))
-        found.extend([await _ask(world, deadline_s, on_deadline) for deadline_s in _DEADLINES_S])
+        found.extend([await _ask(world, deadline_s, on_deadline=on_deadline, **fields) for deadline_s in _DEADLINES_S])
 
     simulated([ask, *others], seconds=8)
     assert len(found) == len(_DEADLINES_S)
@@ -86,3 +87,12 @@ def test_what_others_have_waiting_counts() -> None:
         assert one.latency_s <= one.deadline_s
         assert one.scored == one.depth
     assert sum(one.depth for one in beside) < 0.8 * sum(one.depth for one in alone)
+
+
+def test_several_queries_have_equal_parts_of_the_time() -> None:
+    one, several = _asked("depth"), _asked("depth", queries=["another", "a third"])
+    for alone, asked in zip(one, several, strict=True):
+        assert asked.status == 200
+        assert asked.latency_s <= asked.deadline_s
+        # Each of the three queries is read to about a third of the depth.
+        assert alone.depth / 5 <= asked.depth == asked.scored <= alone.depth / 2

@@ -44,6 +44,7 @@ from rerankd.pipeline.budget import BudgetStage
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.passages import PassageStage
 from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.several_queries import SeveralQueriesStage
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.base import EncodedPairs
 from rerankd.scorers.ranking import sigmoid
@@ -281,7 +282,7 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     budgeted = BudgetStage(pointwise, batcher, longest=scorer.max_length)
     cached = budgeted if cache is None else CachedStage(budgeted, cache, fingerprint="", observer=observer)
     passages = PassageStage(cached, scorer, batcher, tokenizing, plan=PassagePlan())
-    stage: Stage = BlankStage(passages, tokenizing, drops=drops_nothing)
+    stage: Stage = SeveralQueriesStage(BlankStage(passages, tokenizing, drops=drops_nothing), clock=clock)
     model = ServedModel(name="fake", aliases=(), observer=observer)
     serving = asyncio.create_task(batcher.run())
     canary = Canary(pairs=(), tolerance=None)

@@ -326,3 +326,9 @@ class ScoreOptions:
             "on_deadline": self.terms.partial or None,
         }
         return [name for name, wish in wishes.items() if wish is not None]
+
+    @property
+    def idle_wishes(self) -> Sequence[str]:
+        """The wishes among these that mean nothing beside the others, whatever the model."""
+        in_passages = self.truncation in (None, Truncation.CHUNK) or self.prune is not None
+        return [] if in_passages or self.passages == PassageWishes() else ["passages"]

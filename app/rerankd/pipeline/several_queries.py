@@ -1,10 +1,13 @@
 """Ranks by several queries at once: scores the documents for each of them, and makes one score of all.
 
-Each query's scores are cached as if it had been asked alone.
+Each query's scores are cached as if it had been asked alone. Queries of which only as many documents are read as fit
+before the deadline go one after another, each with an equal part of the time that is left: the same documents should
+have scores for all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
 
@@ -22,8 +25,9 @@ _CONCURRENT_QUERIES = 128
 class SeveralQueriesStage:
     """Wraps the stages that score documents for one query."""
 
-    def __init__(self, inner: Stage) -> None:
+    def __init__(self, inner: Stage, *, clock: Callable[[], float] = perf_counter) -> None:
         self._inner = inner
+        self._clock = clock
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
         """Score every document, in the order given, for all queries. By reciprocal ranks `fused` says the order, and
@@ -45,11 +49,18 @@ class SeveralQueriesStage:
 
         async def work() -> None:
             for index, one in waiting:
-                parts[index] = await self._inner.score(one, documents, alone)
+                timed = self._in_part_of_time(alone, len(asked) - index) if options.budgeted else alone
+                parts[index] = await self._inner.score(one, documents, timed)
                 await pause()
 
-        await gather_or_cancel(work() for _ in asked[:_CONCURRENT_QUERIES])
+        await gather_or_cancel(work() for _ in asked[: 1 if options.budgeted else _CONCURRENT_QUERIES])
         return _joined([parts[index] for index in range(len(asked))], wishes, shares)
+
+    def _in_part_of_time(self, options: ScoreOptions, parts: int) -> ScoreOptions:
+        """With a deadline after one of so many equal parts of the time that is left."""
+        now = self._clock()
+        deadline = now + (options.terms.deadline - now) / parts
+        return replace(options, terms=replace(options.terms, deadline=deadline))
 
 
 def _joined(parts: Sequence[Scores], wishes: QueryWishes, shares: Values) -> Scores:

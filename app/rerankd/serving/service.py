@@ -153,7 +153,9 @@ class RerankService:
             scores=scores,
             fallback_for="" if name == model.name else model.name,
             confidence=confidence,
-            ignored=[wish for wish in request.options.wishes if wish in loaded.ignores],
+            ignored=[
+                wish for wish in request.options.wishes if wish in loaded.ignores or wish in request.options.idle_wishes
+            ],
         )
 
     async def _score_in_time(self, model: ServedModel, loaded: LoadedModel, request: RerankRequest) -> Answered:

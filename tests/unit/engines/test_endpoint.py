@@ -12,6 +12,7 @@ import pytest
 import rerankd.engines.remote.client
 from rerankd.engines import load_any_engine
 from rerankd.engines.base import EngineSpec, RemoteEngine
+from rerankd.engines.remote.client import parsed
 from rerankd.errors import ConfigError, RemoteFailed, RemoteUnavailable
 from rerankd.tasks.generate import Chat, Conversation, Generated, Message
 from rerankd.tasks.read_tokens import ReadTokens
@@ -140,6 +141,20 @@ def test_an_answer_that_never_ends_is_given_up() -> None:
     script = Script([(200, completion("[1] > [2]"))], seconds_per_byte=0.05)
     with serving_endpoint(script) as url, pytest.raises(RemoteUnavailable, match=r"within 0\.2 s"):
         ask(engine(url, retries=0, timeout_s=0.2))
+
+
+@pytest.mark.parametrize("entry", [b"[]", b"{}", b"1"])
+def test_an_answer_of_too_many_values_is_not_parsed(entry: bytes) -> None:
+    """Four megabytes of empty lists would hold the event loop for 100 ms and more."""
+    with pytest.raises(ValueError, match="more than 250000 JSON values"):
+        parsed(b"[" + b",".join([entry] * 300_000) + b"]")
+    assert len(parsed(b"[" + b",".join([entry] * 40_000) + b"]")) == 40_000
+
+
+def test_an_endpoint_that_floods_has_failed() -> None:
+    script = Script([(200, {"choices": [[]] * 200_000})])
+    with serving_endpoint(script) as url, pytest.raises(RemoteFailed, match="more than 250000 JSON values"):
+        ask(engine(url))
 
 
 def test_an_answer_that_is_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """vLLM's score API: one text against many, or many pairs, answered in the order of the request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     FailFast,
     Field,
+    ModelWrapValidatorHandler,
     PrivateAttr,
     ValidationInfo,
     WithJsonSchema,
@@ -67,7 +68,20 @@ class ScoreBody(ReadingFields, PairsBody):
     )
 
     _sent: SentImages = PrivateAttr()
+    _names: tuple[str, str] = PrivateAttr(default=(_QUERIES[0], _DOCUMENTS[0]))
     _texts: tuple[list[str], list[str]] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_names(cls, fields: Any, read: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - a body
+        """What the client calls queries and documents."""
+        body = read(fields)
+        if isinstance(fields, Mapping):
+            queries, documents = (
+                next((name for name in names if name in fields), names[0]) for names in (_QUERIES, _DOCUMENTS)
+            )
+            body._names = queries, documents  # noqa: SLF001 - its own
+        return body
 
     @model_validator(mode="after")
     def _bound_images(self, info: ValidationInfo) -> Self:
@@ -79,8 +93,9 @@ class ScoreBody(ReadingFields, PairsBody):
         return self._sent.bytes
 
     def prepare(self) -> Sliced[None]:
-        queries = yield from self._sent.texts_of(self.queries, name="queries")
-        documents = yield from self._sent.texts_of(self.documents, name="documents")
+        of_queries, of_documents = self._names
+        queries = yield from self._sent.texts_of(self.queries, name=of_queries)
+        documents = yield from self._sent.texts_of(self.documents, name=of_documents)
         self._texts = queries, documents
 
     def distinct_queries(self) -> int:

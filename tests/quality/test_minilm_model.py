@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from models.recipes.minilm_qa.interpolation import SIGNAL_WEIGHTS, TRAINED_SHARE, move_towards
+from models.recipes.minilm_qa.interpolation import SIGNAL_WEIGHTS, TRAINED_SHARE, move_towards, weigh_signals
 from models.recipes.minilm_qa.shared_texts import SharedTexts
 from models.recipes.minilm_qa.start import new_model
 from models.recipes.minilm_qa.teacher import load_tokenizer
@@ -85,6 +85,7 @@ def test_what_ships_lies_between_start_and_end_with_its_signals_weighed(model: C
     shipped = _trained(model)
     end = shipped.classifier.weight.clone()
     move_towards(shipped, model)
+    weigh_signals(shipped)
     assert shipped.classifier.weight[0, :4].tolist() == pytest.approx(SIGNAL_WEIGHTS)
     between = TRAINED_SHARE * end + (1 - TRAINED_SHARE) * model.classifier.weight
     assert torch.allclose(shipped.classifier.weight[0, 4:], between[0, 4:])

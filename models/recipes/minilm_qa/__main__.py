@@ -9,7 +9,7 @@ import typer
 
 from models.recipes.minilm_qa.card import write_card
 from models.recipes.minilm_qa.data import read_groups
-from models.recipes.minilm_qa.interpolation import move_towards
+from models.recipes.minilm_qa.interpolation import move_towards, weigh_signals
 from models.recipes.minilm_qa.steps import Folders, finish, measure
 from models.recipes.minilm_qa.teacher import Teacher
 from models.recipes.minilm_qa.train import Trainer
@@ -43,6 +43,7 @@ def main(
     trainer = Trainer(train, teacher, out=out, minutes=minutes, seed=seed)
     model = trainer.run().cpu()
     move_towards(model, trainer.start())
+    weigh_signals(model)
     finish(model, trainer.tokenizer, held_out, folders)
     measure(data, trainer.tokenizer, folders, most_pairs=most_pairs, float32_pairs=float32_pairs, depth=depth)
     write_card(folders, trainer.progress, seed=seed, minutes=minutes)

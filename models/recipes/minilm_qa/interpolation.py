@@ -20,16 +20,15 @@ SIGNAL_WEIGHTS = (1.0, 0.39, 5.4, 0.02)
 
 
 @torch.no_grad()
-def move_towards(model: CrossEncoder, start: CrossEncoder) -> None:
-    """Change `model` to the point between `start` and itself, and its signals' weights to those above.
+def move_towards(model: CrossEncoder, start: CrossEncoder, *, trained_share: float = TRAINED_SHARE) -> None:
+    """Change `model` to the point between `start` and itself that is `trained_share` of the way from the start.
 
     The hidden layer stays: at the start nothing reads it, so that its first weights mean nothing.
     """
     began = dict(start.named_parameters())
     for name, parameter in model.named_parameters():
         if not name.startswith("hidden."):
-            parameter.lerp_(began[name], 1.0 - TRAINED_SHARE)
-    weigh_signals(model)
+            parameter.lerp_(began[name], 1.0 - trained_share)
 
 
 @torch.no_grad()

@@ -305,7 +305,8 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     pacing = Pacing(cores=_CORES, clock=clock, cpu_clock=clock)
     gateway = Gateway(service, keys=keys, held=HeldBytes(256 << 20), pacing=pacing, observer=observer)
     app.add_middleware(BodyLimit, bounds=bounds, held=gateway.held)
-    app.include_router(rerank_routes(DIALECTS, gateway=gateway, bodies=_Bodies(loop), limits=_LIMITS))
+    router, _ = rerank_routes(DIALECTS, gateway=gateway, bodies=_Bodies(loop), limits=_LIMITS)
+    app.include_router(router)
     try:
         yield World(app=app, loop=loop, engine=engine, batcher=batcher, rng=Random(seed))
     finally:

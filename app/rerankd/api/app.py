@@ -22,7 +22,7 @@ from rerankd.api.middleware import BodyBounds, BodyLimit, RequestContext
 from rerankd.api.ops import HEALTH, OperationsEndpoints, operations_routes
 from rerankd.api.parsing.bodies import BodyLimits, BodyReader
 from rerankd.api.playground import playground_files
-from rerankd.api.rerank import rerank_routes
+from rerankd.api.rerank import Endpoint, RerankPaths, rerank_routes
 from rerankd.api.transport.forwarded import ForwardedClient
 from rerankd.api.wrong_paths import WithoutPrefix, WrongPaths
 from rerankd.config.settings import Settings
@@ -56,7 +56,8 @@ def create_app(
         servers=[{"url": settings.root_path}] if settings.root_path else None,
     )
     document = FixedAnswer(lambda: orjson.dumps(app.openapi()), "application/json")
-    app.include_router(_rerank_routes(settings, gateway))
+    router, endpoints = _rerank_routes(settings, gateway)
+    app.include_router(router)
     operations = OperationsEndpoints(gateway=gateway, lifecycle=lifecycle, metrics=observer.registry, document=document)
     app.include_router(operations_routes(operations, gateway=gateway, private=settings.private))
     administered = administration is not None and administration.admin_keys is not None
@@ -68,6 +69,7 @@ def create_app(
     app.add_exception_handler(RerankError, _known_error)
     wrong_paths = WrongPaths(lambda: [*app.openapi()["paths"], *fixed], documented=not settings.private)
     app.add_exception_handler(HTTPException, wrong_paths)
+    app.add_middleware(RerankPaths, endpoints=endpoints)
     _add_middleware(app, settings, gateway, lifecycle, fixed, tracing)
     observer.watch_held_bytes(lambda: gateway.held.total)
     if not gateway.keys.open or administered:
@@ -98,7 +100,7 @@ def _add_middleware(
         app.add_middleware(WithoutPrefix, prefix=settings.root_path)
 
 
-def _rerank_routes(settings: Settings, gateway: Gateway) -> APIRouter:
+def _rerank_routes(settings: Settings, gateway: Gateway) -> tuple[APIRouter, Mapping[str, Endpoint]]:
     bodies = BodyLimits(
         max_values=settings.max_body_values,
         max_fields=settings.max_body_fields,

@@ -3,7 +3,7 @@ the gateway, and writes the answer in the same words.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from typing import Any, Final, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerankd.api.access import access_of
 from rerankd.api.answers import error_answer, json_response, server_timing, write_json
@@ -34,6 +34,8 @@ from rerankd.telemetry.spans import traced
 
 T = TypeVar("T")
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 _SHOWN: Final = 50
 # A larger answer is written slice by slice, in its caller's turns.
 _AT_ONCE_BYTES: Final = 1 << 18
@@ -47,16 +49,22 @@ def rerank_routes(
     bodies: BodyReader,
     limits: RequestLimits,
     strict: bool = False,
-) -> APIRouter:
-    """A router with every path of every dialect; `strict` rejects unknown fields."""
+) -> tuple[APIRouter, Mapping[str, Endpoint]]:
+    """A router with every path of every dialect, and what answers at those without parameters; `strict` rejects unknown
+    fields.
+    """
     router = APIRouter()
+    endpoints: dict[str, Endpoint] = {}
     for path in dict.fromkeys(path for dialect in dialects for path in dialect.paths):
         sharing = [dialect for dialect in dialects if path in dialect.paths]
         others = [dialect for dialect in dialects if dialect not in sharing and dialect.shares]
         choice = _Choice(sharing, others)
+        answer = _Endpoint(choice, gateway=gateway, bodies=bodies, limits=limits, strict=strict).answer
+        if "{" not in path:
+            endpoints[path] = answer
         router.add_api_route(
             path,
-            _Endpoint(choice, gateway=gateway, bodies=bodies, limits=limits, strict=strict).answer,
+            answer,
             methods=["POST"],
             name=f"rerank {path}",
             summary="Order documents by relevance to a query",
@@ -65,7 +73,23 @@ def rerank_routes(
             response_class=Response,
             responses=answers_of(sharing),
         )
-    return router
+    return router, endpoints
+
+
+class RerankPaths:
+    """Answers requests to rank before any routing, which takes as long as much of the rest."""
+
+    def __init__(self, app: ASGIApp, *, endpoints: Mapping[str, Endpoint]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        response = await endpoint(Request(scope, receive))
+        await response(scope, receive, send)
 
 
 class _Choice:

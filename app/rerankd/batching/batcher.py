@@ -325,27 +325,33 @@ class Batcher(Generic[T, R]):
             await self._work_waits.wait()
         now = self._clock()
         batch = self._planner.next_batch(now=now, seconds_per_token=self.admission.seconds_per_token)
-        running = [self._send(entry, now=now) for entry in batch if not self._is_sent(entry)]
+        running = self._send(batch, now=now)
         self._queue_changed()
         return running
 
-    def _is_sent(self, entry: Entry) -> bool:
-        return self._jobs[entry.job].items[entry.position].identity in self._running
+    def _send(self, batch: Sequence[Entry], *, now: float) -> list[_Running[T]]:
+        """Take items, and all that are equal to them, out of the queue."""
+        sent: list[_Running[T]] = []
+        for entry in batch:
+            job = self._jobs[entry.job]
+            item = job.items[entry.position]
+            if item.identity in self._running:
+                continue  # equal to one before it
+            job.started = job.started or now
+            running = self._running[item.identity] = _Running(item, entry.length, self._waiting.pop(item.identity))
+            sent.append(running)
+            job.compute(item.cost)
+            if len(running.wanted_by) > 1:
+                self._take_equal(running, entry)
+        return sent
 
-    def _send(self, entry: Entry, *, now: float) -> _Running[T]:
-        """Take an item, and all that are equal to it, out of the queue."""
-        job = self._jobs[entry.job]
-        job.started = job.started or now
-        item = job.items[entry.position]
-        running = _Running(item, entry.length, self._waiting.pop(item.identity))
+    def _take_equal(self, running: _Running[T], sent: Entry) -> None:
+        """Take those out of the queue that are equal to one that is sent."""
         for other in running.wanted_by:
-            self._jobs[other.job].compute(item.cost)
-            if other != entry:
+            if other != sent:
+                self._jobs[other.job].compute(running.item.cost)
                 self._planner.remove(other)
-        if len(running.wanted_by) > 1:
-            self._observer.pairs_coalesced(model=self._model, pairs=len(running.wanted_by) - 1)
-        self._running[item.identity] = running
-        return running
+        self._observer.pairs_coalesced(model=self._model, pairs=len(running.wanted_by) - 1)
 
     def _queue_changed(self) -> None:
         waiting = self._planner.waiting_tokens
@@ -496,8 +502,9 @@ class Batcher(Generic[T, R]):
 
     def _is_awaited(self, running: _Running[T]) -> bool:
         """Whether its result is still wanted; if not, it is dropped."""
-        if any(not self._jobs[entry.job].answer.done() for entry in running.wanted_by):
-            return True
+        for entry in running.wanted_by:
+            if not self._jobs[entry.job].answer.done():
+                return True
         self._running.pop(running.item.identity, None)
         return False
 

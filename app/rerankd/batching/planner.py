@@ -410,13 +410,14 @@ class BatchPlanner:
             batch.group = job.longest_group
         waiting = job.groups.get(batch.group, [])
         tokens = 0
-        while waiting:
-            end = bisect_right(waiting, batch.room, key=_length)
-            if end == 0 or not batch.takes(waiting[end - 1][0]):
-                break
-            length, position = waiting.pop(end - 1)
+        end = bisect_right(waiting, batch.room, key=_length)
+        while end and batch.takes(waiting[end - 1][0]):
+            end -= 1
+            length, position = waiting.pop(end)
             batch.add(Entry(job.number, position, length, batch.group))
             tokens += length
+            if end and waiting[end - 1][0] > (room := batch.room):
+                end = bisect_right(waiting, room, hi=end, key=_length)
         if tokens:
             job.forget_empty(batch.group)
             caller.served += tokens * sqrt(caller.tokens / _USUAL_TOKENS)

@@ -10,6 +10,7 @@ import numpy as np
 from rerankd.batching.admission import Tokenized
 from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.batching.work import WorkItem, work_of
+from rerankd.concurrency.pacing import is_held_back
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, IntArray, Terms
 from rerankd.pipeline.chunks import chunks
@@ -22,6 +23,9 @@ T = TypeVar("T")
 # stops the rest. With 500, ten documents beside 1,000-document requests waited up to 0.1 s for it.
 _TEXTS_PER_CALL: Final = 100
 _CHARACTERS_PER_CALL: Final = 100_000
+# As many as of a body that is parsed as soon as it is here; about half a millisecond.
+_CHARACTERS_AT_ONCE: Final = 1 << 15
+_TEXTS_AT_ONCE: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +43,25 @@ async def encode_items(
     ticket: Ticket[T, Any],
     tokenizing: SharedWorker,
     terms: Terms,
+    *,
+    is_quick: Callable[[], bool] = bool,
 ) -> EncodedItems[T]:
-    """Encode texts in a thread, a chunk in each turn, and tell the ticket what they turned out to be.
+    """Encode texts in a thread, a chunk in each turn, and tell the ticket what they turned out to be. A few that are
+    quick are encoded here: to hand them to a thread would take longer.
 
     Raises:
         Overloaded, DeadlineExceeded, RateLimited: see `Ticket.correct`.
     """
     encoded: list[EncodedItems[T]] = []
+    if (
+        len(texts) <= _TEXTS_AT_ONCE
+        and sum(map(len, texts)) <= _CHARACTERS_AT_ONCE
+        and not is_held_back()
+        and is_quick()
+    ):
+        whole, part = encode(texts)
+        ticket.correct(part)
+        return whole
     with traced("tokenize", {"rerankd.items": len(texts)}):
         for places, share in chunks(texts, terms, most=_TEXTS_PER_CALL, characters=_CHARACTERS_PER_CALL):
             chunk, part = await tokenizing.run(share, encode, texts[places])

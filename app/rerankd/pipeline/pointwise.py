@@ -12,7 +12,7 @@ from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, SpanArray, Timings, Truncation
 from rerankd.pipeline.items import EncodedItems, encode_items, encoded_items, finished, tokenized
-from rerankd.scorers.base import Grades, PairScorer, Prunes, Remarks, Writes
+from rerankd.scorers.base import EncodesQuickly, Grades, PairScorer, Prunes, Remarks, Writes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,6 +23,7 @@ class PointwiseStage(Generic[T, R]):
         self._scorer = scorer
         self._writes = scorer if isinstance(scorer, Writes) else None
         self._grades = scorer if isinstance(scorer, Grades) else None
+        self._quick = scorer if isinstance(scorer, EncodesQuickly) else None
         self._batcher = batcher
         self._tokenizing = tokenizing
 
@@ -115,7 +116,10 @@ class PointwiseStage(Generic[T, R]):
         def encode(chunk: Sequence[str]) -> tuple[EncodedItems[T], Tokenized]:
             return self._encode_chunk(query, chunk, options)
 
-        return await encode_items(documents, encode, ticket, self._tokenizing, options.terms)
+        def is_quick() -> bool:
+            return self._quick is not None and self._quick.is_quick(query, documents)
+
+        return await encode_items(documents, encode, ticket, self._tokenizing, options.terms, is_quick=is_quick)
 
     def _encode_chunk(
         self, query: str, documents: Sequence[str], options: ScoreOptions

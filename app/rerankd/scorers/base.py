@@ -116,6 +116,14 @@ class PairReader(Protocol):
 
 
 @runtime_checkable
+class EncodesQuickly(Protocol):
+    """A scorer of pairs that may encode texts in less time than it takes to hand them to another thread."""
+
+    def is_quick(self, query: str, documents: Sequence[str]) -> bool:
+        """Whether encoding these takes microseconds a document."""
+
+
+@runtime_checkable
 class StatesScores(Protocol):
     """A scorer whose raw scores may be something else than logits."""
 

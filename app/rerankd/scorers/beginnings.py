@@ -7,7 +7,7 @@ estimate. The part first given holds twice the tokens that are read, so that the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from rerankd.domain import Side
 from rerankd.scorers.visible import LOOKED_AT
@@ -32,8 +32,7 @@ class Reach:
         return cls(max(least, units * first), max(LOOKED_AT, units * most))
 
 
-@dataclass(frozen=True, slots=True)
-class Part(Generic[Content]):
+class Part(NamedTuple, Generic[Content]):
     """What was made of this many characters of a text's beginning or end, and how many others it has."""
 
     content: Content
@@ -54,6 +53,8 @@ def read_parts(
     side: Side = Side.RIGHT,
 ) -> list[Part[Content]]:
     """Read as much of each text as is `enough`, within `reach`: its beginning, or its end where the left is cut."""
+    if max(map(len, texts), default=0) <= reach.first:
+        return [Part(content, len(text), 0) for text, content in zip(texts, read(texts), strict=True)]
     parts = [_part(text, reach.first, side) for text in texts]
     contents = list(read(parts))
     short = [index for index, text in enumerate(texts) if len(text) > len(parts[index]) and not enough(contents[index])]

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from rerankd.config.options import read_options
-from rerankd.domain import FloatArray
+from rerankd.domain import FloatArray, IntArray
 from rerankd.errors import ConfigError, InvalidRequest, TooLong
 from rerankd.recognition.activations import ActivationSetting
 from rerankd.recognition.heads import Head, read_activation, read_head, score_of
@@ -35,7 +35,7 @@ from rerankd.scorers.edges import token_edges
 from rerankd.scorers.pair_template import PairTemplate, read_joined_template, read_template
 from rerankd.scorers.ranking import Activation, activation_of
 from rerankd.scorers.token_cache import DocumentTokens, TokenCache
-from rerankd.scorers.tokenizer_files import TokenizerFolder, drops, ids_of
+from rerankd.scorers.tokenizer_files import TokenizerFolder, drops
 from rerankd.tasks.base import Task
 from rerankd.tasks.classify import Classify
 from rerankd.tasks.encoding import Encoding, stacked
@@ -132,24 +132,18 @@ class CrossEncoder:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
         refuse_instruction(instruction)
-        query_ids = ids_of(self._tokenizer, self._read_query(query))
+        query_ids = self._query_ids(query)
         room = self._room_beside(len(query_ids))
         if max_document_tokens is not None:
             room = min(room, max_document_tokens)
-        encodings = []
-        dropped = np.zeros(len(documents), dtype=np.int64)
-        known = self._tokens.get(
-            documents,
-            lambda texts: self._document_tokens(texts, room=room),
-            room=room,
-            most=Reach.of(room).most,
-            owner=owner,
-        )
-        for position, document in enumerate(known):
-            ids = document.ids[:room]
-            encodings.append(self._template.join(query_ids, ids))
-            dropped[position] = document.total - len(ids)
+        known = self._tokens_of(documents, room=room, owner=owner)
+        encodings = self._template.join_all(query_ids, [document.ids[:room] for document in known])
+        dropped = np.array([one.total - min(len(one.ids), room) for one in known], dtype=np.int64)
         return EncodedPairs(encodings, dropped)
+
+    def is_quick(self, query: str, documents: Sequence[str]) -> bool:
+        """Whether encoding these takes microseconds a document."""
+        return self._documents.is_quick([query, *documents])
 
     def room(self, query: str, instruction: str | None = None) -> int:
         """How many tokens of a document fit beside a query.
@@ -158,7 +152,7 @@ class CrossEncoder:
             InvalidRequest: the query leaves no room for a document, or there is an instruction.
         """
         refuse_instruction(instruction)
-        return self._room_beside(len(ids_of(self._tokenizer, self._read_query(query))))
+        return self._room_beside(len(self._query_ids(query)))
 
     def edges(self, texts: Sequence[str]) -> list[Edges]:
         """Where the tokens of texts lie."""
@@ -175,6 +169,22 @@ class CrossEncoder:
         """Raw scores of shape [pairs] from the logits of each."""
         logits = stacked(rows)
         return score_of(self._head, logits)
+
+    def _query_ids(self, query: str) -> IntArray:
+        (ids,) = self._documents.tokenize([self._read_query(query)])
+        return ids.astype(np.int64)
+
+    def _tokens_of(self, documents: Sequence[str], *, room: int, owner: str) -> Sequence[DocumentTokens]:
+        """At least `room` tokens of every document that has as many, remembered where that is faster."""
+        if self._documents.is_fast:
+            return self._document_tokens(documents, room=room)
+        return self._tokens.get(
+            documents,
+            lambda texts: self._document_tokens(texts, room=room),
+            room=room,
+            most=Reach.of(room).most,
+            owner=owner,
+        )
 
     def _document_tokens(self, documents: Sequence[str], *, room: int) -> list[DocumentTokens]:
         """Each document's first tokens, at least `room` if it has that many. Its number of tokens is an estimate for a

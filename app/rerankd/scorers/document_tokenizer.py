@@ -30,6 +30,15 @@ class DocumentTokenizer:
         """The ids of every text's tokens, shape [tokens]."""
         return self._all(texts) if self._wordpiece is None else self._wordpiece.encode(texts, self._distinct)
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether most texts take no longer than to look their tokens up."""
+        return self._wordpiece is not None
+
+    def is_quick(self, texts: Sequence[str]) -> bool:
+        """Whether these few texts take microseconds each."""
+        return self._wordpiece is not None and self._wordpiece.is_plain(texts)
+
     def _distinct(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Of texts that are often equal: words, and punctuation."""
         distinct = list(dict.fromkeys(texts))

@@ -4,7 +4,9 @@ The query is tokenized once per request instead of once per pair. The assembly i
 tokenizer's own pair encoding, so that a tokenizer that joins pairs in some other way is refused and never misread.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +42,18 @@ class PairTemplate:
         return len(self.head) + len(self.middle) + len(self.tail)
 
     def join(self, query_ids: IntArray, document_ids: IntArray | NDArray[np.int32]) -> Encoding:
-        ids: IntArray = np.concatenate((self.head, query_ids, self.middle, document_ids, self.tail), dtype=np.int64)
-        boundary = len(self.head) + len(query_ids) + self.segment_offset if self.segments else len(ids)
-        return Encoding(ids, boundary)
+        return self.join_all(query_ids, [document_ids])[0]
+
+    def join_all(self, query_ids: IntArray, documents: Sequence[IntArray | NDArray[np.int32]]) -> list[Encoding]:
+        """The pairs of a query with documents, at least one; their ids are parts of one array."""
+        before = np.concatenate((self.head, query_ids, self.middle))
+        parts = [part for document in documents for part in (before, document, self.tail)]
+        ids: IntArray = np.concatenate(parts, dtype=np.int64)
+        ends = accumulate(len(before) + len(document) + len(self.tail) for document in documents)
+        if not self.segments:
+            return [Encoding(ids[start:end], end - start) for start, end in pairwise(chain((0,), ends))]
+        boundary = len(self.head) + len(query_ids) + self.segment_offset
+        return [Encoding(ids[start:end], boundary) for start, end in pairwise(chain((0,), ends))]
 
 
 def read_template(tokenizer: Tokenizer) -> PairTemplate:

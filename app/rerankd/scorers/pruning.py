@@ -18,7 +18,6 @@ from rerankd.recognition.kinds import ModelFiles
 from rerankd.recognition.native import native_form
 from rerankd.scorers.base import EncodedPairs, ScorerSpec
 from rerankd.scorers.cross_encoder import CrossEncoder, CrossEncoderOptions
-from rerankd.scorers.tokenizer_files import ids_of
 from rerankd.tasks.prune import PrunablePair, Prune
 
 
@@ -76,7 +75,7 @@ class PruningCrossEncoder(CrossEncoder):
             query, documents, max_document_tokens=max_document_tokens, instruction=instruction, owner=owner
         )
         template = self._template
-        start = len(template.head) + len(ids_of(self._tokenizer, self._read_query(query))) + len(template.middle)
+        start = len(template.head) + len(self._query_ids(query)) + len(template.middle)
         end = -len(template.tail)
         pairs = [PrunablePair(one.ids, one.boundary, start, len(one.ids) + end) for one in encoded.encodings]
         return EncodedPairs(pairs, encoded.dropped)

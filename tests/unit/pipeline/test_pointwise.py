@@ -1,8 +1,10 @@
 """Encode, one trip through the batcher, interpret."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,40 @@ async def test_every_document_gets_its_own_score_in_request_order() -> None:
     assert scores.cached is None
     assert scores.timings.tokenize_s > 0
     assert scores.timings.inference_s > 0
+
+
+class _QuickScorer(WordScorer):
+    """Encodes plain texts in no time, and tells in which thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+
+    def is_quick(self, query: str, documents: Sequence[str]) -> bool:
+        return query.isascii() and all(map(str.isascii, documents))
+
+    def encode(self, query: str, documents: Sequence[str], **wishes: Any) -> EncodedPairs[Encoding]:
+        self.threads.append(threading.current_thread().name)
+        return super().encode(query, documents, **wishes)
+
+
+@pytest.mark.parametrize(
+    ("documents", "threads"),
+    [
+        (["a b", "c"], 0),
+        (["a b", "\u00e9"], 1),
+        (["x" * (1 << 15), "y"], 1),
+        (["x"] * 61, 1),
+    ],
+)
+async def test_a_few_quick_texts_are_encoded_without_a_thread(documents: list[str], threads: int) -> None:
+    scorer = _QuickScorer()
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
+        async with running_batcher(ArithmeticEngine(pairs=2), RecordingObserver()) as batcher:
+            scores = await PointwiseStage(scorer, batcher, tokenizing).score("query", documents, ScoreOptions())
+    assert scores.values.tolist() == [score_of("query", document) for document in documents]
+    assert len(scorer.threads) == 1
+    assert sum(name.startswith("tokenize") for name in scorer.threads) == threads
 
 
 class _Writer(WordScorer):

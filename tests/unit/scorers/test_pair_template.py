@@ -45,6 +45,17 @@ def test_any_pair_is_joined_as_the_tokenizer_joins_it(family: str, query: str, d
     assert [int(at >= encoding.boundary) for at in range(len(encoding.ids))] == expected.type_ids
 
 
+@FAMILY
+def test_many_pairs_are_those_that_are_joined_alone(family: str) -> None:
+    template, query = template_of(family), np.array([7, 8], dtype=np.int64)
+    documents = [np.arange(length, dtype=np.int32) for length in (3, 0, 1, 40)]
+    joined = template.join_all(query, documents)
+    alone = [template.join(query, document) for document in documents]
+    assert [(pair.ids.tolist(), pair.boundary) for pair in joined] == [
+        (pair.ids.tolist(), pair.boundary) for pair in alone
+    ]
+
+
 @pytest.mark.parametrize(
     ("query", "document"),
     [

@@ -30,3 +30,6 @@ class WordPiece:
 
         Other threads of Python run meanwhile.
         """
+
+    def is_plain(self, texts: Sequence[str]) -> bool:
+        """Whether nothing in any text is for `others`."""

@@ -48,38 +48,46 @@ class Pieces {
 
     // The id of a piece, or -1; `hash` is that of its bytes.
     std::int32_t find(const char* text, std::size_t length, std::uint64_t hash) const {
+        const std::uint32_t mark = mark_of(hash, length);
         for (std::size_t place = place_of(hash);; place = (place + 1) & mask_) {
             const Slot& slot = slots_[place];
             if (slot.id < 0) return -1;
-            if (slot.hash == hash && slot.length == length && !std::memcmp(&bytes_[slot.start], text, length))
+            if (slot.mark == mark && slot.length == length && !std::memcmp(bytes_.data() + slot.start, text, length))
                 return slot.id;
         }
     }
 
   private:
+    // Small, for most of the time is waiting for one that is not in the CPU's cache.
     struct Slot {
-        std::uint64_t hash = 0;
-        std::size_t start = 0;
-        std::size_t length = 0;
+        std::uint32_t mark = 0;
+        std::uint32_t start = 0;
+        std::uint32_t length = 0;
         std::int32_t id = -1;
     };
 
     std::size_t place_of(std::uint64_t hash) const { return (hash ^ (hash >> 32)) & mask_; }
+
+    static std::uint32_t mark_of(std::uint64_t hash, std::size_t length) {
+        return static_cast<std::uint32_t>((hash >> 32) + length);
+    }
 
     void add(const std::string& text, std::int32_t id) {
         std::uint64_t hash = kSeed;
         for (char byte : text) hash = hashed(hash, byte);
         std::size_t place = place_of(hash);
         while (slots_[place].id >= 0) place = (place + 1) & mask_;
-        slots_[place] = {hash, bytes_.size(), text.size(), id};
+        slots_[place] = {mark_of(hash, text.size()), static_cast<std::uint32_t>(bytes_.size()),
+                         static_cast<std::uint32_t>(text.size()), id};
         bytes_ += text;
+        if (bytes_.size() > UINT32_MAX) throw std::invalid_argument("the vocabulary is too large");
         longest_ = std::max(longest_, text.size());
     }
 
     std::vector<Slot> slots_;
     std::size_t mask_ = 0;
     std::size_t longest_ = 0;
-    std::string bytes_ = " ";  // never empty, so that every slot has an address
+    std::string bytes_;
 };
 
 // What is not plain: where it is in its text, and how many ids of the text stand before it.
@@ -130,10 +138,8 @@ class WordPiece {
         std::vector<py::object> held;
         std::vector<Text> read;
         for (py::handle text : texts) {
-            if (!PyUnicode_Check(text.ptr())) throw py::type_error("a text is no str");
             held.push_back(py::reinterpret_borrow<py::object>(text));
-            read.push_back({static_cast<int>(PyUnicode_KIND(text.ptr())), PyUnicode_DATA(text.ptr()),
-                            static_cast<std::size_t>(PyUnicode_GET_LENGTH(text.ptr()))});
+            read.push_back(characters_of(text));
         }
         std::vector<Encoded> encoded(read.size());
         {
@@ -143,7 +149,25 @@ class WordPiece {
         return joined(held, encoded, others);
     }
 
+    bool is_plain(const py::sequence& texts) const {
+        for (py::handle text : texts) {
+            Text read = characters_of(text);
+            if (read.kind != PyUnicode_1BYTE_KIND) return false;
+            const auto* characters = static_cast<const std::uint8_t*>(read.data);
+            for (std::size_t place = 0; place < read.length; ++place)
+                if (kind_of(characters[place]) == Kind::kOther || is_added(characters, read.length, place))
+                    return false;
+        }
+        return true;
+    }
+
   private:
+    static Text characters_of(py::handle text) {
+        if (!PyUnicode_Check(text.ptr())) throw py::type_error("a text is no str");
+        return {static_cast<int>(PyUnicode_KIND(text.ptr())), PyUnicode_DATA(text.ptr()),
+                static_cast<std::size_t>(PyUnicode_GET_LENGTH(text.ptr()))};
+    }
+
     static std::vector<std::pair<std::string, std::int32_t>> without(
         const std::string& prefix, const std::map<std::string, std::int32_t>& vocabulary) {
         std::vector<std::pair<std::string, std::int32_t>> inner;
@@ -329,5 +353,6 @@ PYBIND11_MODULE(_compiled, module) {
                       const std::vector<std::string>&>(),
              py::arg("vocabulary"), py::kw_only(), py::arg("prefix"), py::arg("unknown"), py::arg("max_characters"),
              py::arg("lowercase"), py::arg("added"))
-        .def("encode", &WordPiece::encode, py::arg("texts"), py::arg("others"));
+        .def("encode", &WordPiece::encode, py::arg("texts"), py::arg("others"))
+        .def("is_plain", &WordPiece::is_plain, py::arg("texts"));
 }

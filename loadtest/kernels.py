@@ -1,12 +1,15 @@
 """Measures our own kernels with each instruction set of this CPU: the share of its int8 multiply-adds that a pass uses.
 
-    python -m loadtest.kernels [--rounds 40] [--sequences 4] [--tokens 128]
+    python -m loadtest.kernels [--rounds 40] [--sequences 4] [--tokens 128] [--modernbert]
 
 The peak is a loop of int8 multiply-adds on registers and nothing else, in the same run and on the same thread. The pass
 is that of MiniLM-L6's six layers. It counts the matmuls with weights only, but its time includes attention, GELU,
 normalization and quantization. Times are the CPU's, the shortest of all rounds, and the instruction sets take turns.
 
 A set that is slower than the CPU's best runs here as it does on this CPU, not as on a CPU that has nothing better.
+
+With `--modernbert` it compares ONNX Runtime and our kernels, from token ids to scores, on an int8 graph with three
+layers of ModernBERT-base's shape. ONNX Runtime always uses the best that the CPU has.
 """
 
 import argparse
@@ -51,11 +54,16 @@ def shortest(calls: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
-            kernels.use_instruction_set(name)
             started = thread_time()
             call()
             times[name].append(thread_time() - started)
     return {name: min(taken[1:]) for name, taken in times.items()}
+
+
+def _peak(name: str) -> int:
+    """Multiply-adds on registers by an instruction set."""
+    kernels.use_instruction_set(name)
+    return kernels.peak(_PEAK_STEPS)
 
 
 def main() -> int:
@@ -63,7 +71,26 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=40)
     options.add_argument("--sequences", type=int, default=4)
     options.add_argument("--tokens", type=int, default=128)
+    options.add_argument("--modernbert", action="store_true")
     arguments = options.parse_args()
+    if arguments.modernbert:
+        return _compare_modernbert(arguments)
+    return _measure_shares(arguments)
+
+
+def _compare_modernbert(arguments: argparse.Namespace) -> int:
+    from loadtest import modernbert  # noqa: PLC0415 - needs torch
+
+    made = modernbert.passes(sequences=arguments.sequences, tokens=arguments.tokens)
+    pass_s = shortest(made, rounds=arguments.rounds)
+    table = Table("computed by", f"a pass of {modernbert.LAYERS} layers, ms", "times ONNX Runtime's speed")
+    for name, seconds in pass_s.items():
+        table.add_row(name, f"{seconds * 1e3:.1f}", f"{pass_s['ONNX Runtime'] / seconds:.2f}")
+    Console().print(table)
+    return 0
+
+
+def _measure_shares(arguments: argparse.Namespace) -> int:
     shape = (arguments.sequences, arguments.tokens, _WIDTH)
     hidden = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     bias = np.zeros((1, 1, 1, arguments.tokens), dtype=np.float32)
@@ -73,8 +100,8 @@ def main() -> int:
         kernels.use_instruction_set(name)
         made = layers()
         passes[name] = lambda made=made: made.forward(hidden.copy(), bias)  # type: ignore[misc]
-        counts[name] = kernels.peak(_PEAK_STEPS)
-    peaks = dict.fromkeys(counts, lambda: kernels.peak(_PEAK_STEPS))
+        counts[name] = _peak(name)
+    peaks = {name: lambda name=name: _peak(name) for name in counts}
     fastest, pass_s = shortest(peaks, rounds=arguments.rounds), shortest(passes, rounds=arguments.rounds)
     macs = arguments.sequences * arguments.tokens * _MACS_PER_TOKEN
     table = Table("instruction set", "peak, GMAC/s", "a pass, GMAC/s", "share", "a pass, ms")

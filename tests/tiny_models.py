@@ -81,7 +81,7 @@ def build_xlmr(folder: Path, *, pad_id: int = 1, sizes: Mapping[str, Any] = _SIZ
     return _save_model(XLMRobertaForSequenceClassification, config, folder)
 
 
-def build_modernbert(folder: Path) -> Path:
+def build_modernbert(folder: Path, *, sizes: Mapping[str, Any] = _SIZES) -> Path:
     """Byte-level BPE, `[CLS] a [SEP] b [SEP]` without segments, rotary positions, local attention in one layer."""
     from transformers import ModernBertConfig, ModernBertForSequenceClassification  # noqa: PLC0415 - as above
 
@@ -99,7 +99,7 @@ def build_modernbert(folder: Path) -> Path:
         eos_token_id=tokenizer.token_to_id("[SEP]"),
         num_labels=1,
         initializer_cutoff_factor=3.0,
-        **_SIZES,
+        **sizes,
     )
     return _save_model(ModernBertForSequenceClassification, config, folder)
 

@@ -44,23 +44,33 @@ std::shared_ptr<const Linear> linear(const InstructionSet& set, std::size_t in, 
     return std::make_shared<Linear>(set, weights(in * out).data(), scales.data(), bias.data(), in, out);
 }
 
-// Two layers of 192 columns with six heads or three: the same for every set.
-std::vector<Layer> make_layers(const InstructionSet& set, std::size_t head_size, bool first_row) {
+enum class Kind { kBert, kModernBert };
+
+// Two layers of 192 columns with six heads or three: the same for every set. Those of ModernBERT's kind have a window
+// in the first one.
+std::vector<Layer> make_layers(const InstructionSet& set, Kind kind, std::size_t head_size, bool first_row) {
     constexpr std::size_t width = 192, inner = 256;
     generator.seed(11);
+    std::vector<float> frequencies;
+    for (std::size_t at = 0; at < head_size / 2; ++at)
+        frequencies.push_back(std::pow(0.01f, static_cast<float>(at) / static_cast<float>(head_size)));
+    const auto rotary = kind == Kind::kBert ? nullptr : std::make_shared<const Rotary>(frequencies);
     std::vector<Layer> layers;
     for (const bool last : {false, true}) {
         Layer layer{linear(set, width, 3 * width),
                     linear(set, width, width),
-                    linear(set, width, inner),
+                    linear(set, width, rotary ? 2 * inner : inner),
                     linear(set, inner, width),
                     {normal(width, 1, 0.1f), normal(width, 0, 0.1f), 1e-12f},
                     {normal(width, 1, 0.1f), normal(width, 0, 0.1f), 1e-12f},
                     width / head_size,
                     1 / std::sqrt(static_cast<float>(head_size)),
                     last && first_row,
-                    {}};
-        if (layer.first_row) layer.key_value_rows = key_value_rows(*layer.query_key_value);
+                    {},
+                    rotary != nullptr,
+                    rotary,
+                    rotary && !last ? 3 : kMaxLength};
+        if (layer.first_row && !rotary) layer.key_value_rows = key_value_rows(*layer.query_key_value);
         layers.push_back(std::move(layer));
     }
     return layers;
@@ -83,7 +93,7 @@ void require_near(const std::vector<float>& one, const std::vector<float>& other
             what + ": " + std::to_string(apart[apart.size() / 2]) + ", " + std::to_string(apart.back()));
 }
 
-void compare_layers(const InstructionSet& set) {
+void compare_layers(const InstructionSet& set, Kind kind) {
     constexpr std::size_t sequences = 3, length = 29, width = 192;
     const std::vector<float> hidden = normal(sequences * length * width, 0, 1);
     std::vector<float> bias(sequences * length, 0);
@@ -92,10 +102,12 @@ void compare_layers(const InstructionSet& set) {
         std::fill(&bias[sequence * length] + lengths[sequence], &bias[sequence * length] + length, -1e30f);
     for (const std::size_t head_size : {32, 64})
         for (const bool first_row : {false, true}) {
-            const std::string what = std::string(set.name) + ", heads of " + std::to_string(head_size);
-            const std::vector<Layer> layers = make_layers(set, head_size, first_row);
+            const std::string what = std::string(set.name) + (kind == Kind::kBert ? "" : ", rotary") + ", heads of " +
+                                     std::to_string(head_size);
+            const std::vector<Layer> layers = make_layers(set, kind, head_size, first_row);
             const std::vector<float> together = run(layers, hidden, sequences, bias);
-            require_near(together, run(make_layers(kEmulated, head_size, first_row), hidden, sequences, bias), what);
+            const std::vector<Layer> emulated = make_layers(kEmulated, kind, head_size, first_row);
+            require_near(together, run(emulated, hidden, sequences, bias), what);
             for (std::size_t sequence = 0; sequence < sequences; ++sequence) {
                 const auto first = hidden.begin() + static_cast<std::ptrdiff_t>(sequence * length * width);
                 const std::size_t count = lengths[sequence];
@@ -126,7 +138,8 @@ void compare_embeddings(const InstructionSet& set) {
 
 int main() {
     for (const InstructionSet* set : instruction_sets()) {
-        compare_layers(*set);
+        compare_layers(*set, Kind::kBert);
+        compare_layers(*set, Kind::kModernBert);
         compare_embeddings(*set);
         require(set->peak(3) > 0, "no peak");
         std::printf("%s\n", set->name);

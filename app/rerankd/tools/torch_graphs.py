@@ -83,23 +83,36 @@ def _export(module: torch.nn.Module, *, takes_segments: bool) -> onnx.ModelProto
 @contextmanager
 def _small_masks() -> Iterator[None]:
     """Make models use an attention mask of shape [batch, 1, 1, keys] where it masks only padding, instead of repeating
-    it for every query.
+    it for every query. Where it also masks all that is beyond a window, do that with a few plain operators.
     """
     usual: Callable[..., torch.Tensor] = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["eager"]
+    usual_window: Callable[[int], object] = masking_utils.sliding_window_bidirectional_mask_function
+    # How far tokens see, of the masks that say only that.
+    window_of: dict[object, int | None] = {masking_utils.bidirectional_mask_function: None}
+
+    def within(window: int) -> object:
+        made = usual_window(window)
+        window_of[made] = window
+        return made
 
     def mask(
         *, mask_function: object, attention_mask: torch.Tensor | None = None, dtype: torch.dtype, **rest: object
     ) -> torch.Tensor:
-        if mask_function is not masking_utils.bidirectional_mask_function or attention_mask is None:
+        if mask_function not in window_of or attention_mask is None:
             return usual(mask_function=mask_function, attention_mask=attention_mask, dtype=dtype, **rest)
-        least = torch.finfo(dtype).min
-        return torch.where(attention_mask[:, None, None, :], torch.zeros((), dtype=dtype), least)
+        seen, window = attention_mask[:, None, None, :], window_of[mask_function]
+        if window is not None:
+            places = torch.arange(attention_mask.shape[1])
+            seen = seen & ((places[:, None] - places[None, :]).abs() <= window)
+        return torch.where(seen, torch.zeros((), dtype=dtype), torch.finfo(dtype).min)
 
     masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["eager"] = mask
+    masking_utils.sliding_window_bidirectional_mask_function = within
     try:
         yield
     finally:
         masking_utils.ALL_MASK_ATTENTION_FUNCTIONS["eager"] = usual
+        masking_utils.sliding_window_bidirectional_mask_function = usual_window
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import copytree
 from time import process_time
+from typing import Final, cast
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from rerankd.engines.onnx.encoder_names import (
     LayerNames,
     PaddingBias,
     Positions,
+    RotaryLayerNames,
     read_names,
 )
 from rerankd.engines.onnx.encoder_patterns import find_encoder
@@ -29,7 +31,7 @@ from rerankd.scorers.base import ScorerSpec
 from rerankd.tasks.encoding import Encoding
 from rerankd.tools.exporting import export_classifier
 from tests.requirements import missing
-from tests.tiny_models import CORPUS, MAX_LENGTH, WIDE, build_bert, build_xlmr
+from tests.tiny_models import CORPUS, MAX_LENGTH, WIDE, build_bert, build_modernbert, build_xlmr
 
 _SHIPPED = Path(__file__).parents[3] / "models" / "minilm-qa"
 _INT8 = "model.int8.onnx"
@@ -66,10 +68,13 @@ def pairs(folder: Path, queries: Sequence[str] = QUERIES) -> Sequence[Encoding]:
     ]
 
 
-@pytest.fixture(scope="module", params=["bert", "xlmr"])
+_BUILD: Final = {"bert": build_bert, "xlmr": build_xlmr, "modernbert": build_modernbert}
+
+
+@pytest.fixture(scope="module", params=_BUILD)
 def wide_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model whose layers suit the kernels."""
-    build = build_bert if request.param == "bert" else build_xlmr
+    build = _BUILD[request.param]
     torch_folder = build(tmp_path_factory.mktemp("torch"), sizes=WIDE)
     folder = tmp_path_factory.mktemp("onnx")
     export_classifier(torch_folder, folder, precisions=["float32", "int8"])
@@ -87,7 +92,7 @@ def find(graph: onnx.GraphProto) -> EncoderNames:
 
 
 def find_layers(graph: onnx.GraphProto) -> Sequence[LayerNames]:
-    return find(graph).layers
+    return cast("Sequence[LayerNames]", find(graph).layers)
 
 
 def shapes_of(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
@@ -124,15 +129,15 @@ def test_embeddings_of_the_shipped_model_are_found() -> None:
 def test_masks_and_positions_of_an_exported_model_need_no_runtime(
     wide_folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Except for RoBERTa's positions, which count tokens that are not padding."""
+    """Except for RoBERTa's positions, which count tokens that are not padding. ModernBERT turns queries and keys."""
     names = read_names(graph_of(wide_folder))
     assert names is not None
     assert names.embeddings is not None
-    assert len(names.embeddings.tables) == 3
+    assert len(names.embeddings.tables) == (1 if "modernbert" in request.node.name else 3)
     assert {layer.attention_bias for layer in names.layers} == {names.layers[0].attention_bias}
     assert names.simple[names.layers[0].attention_bias] == PaddingBias(float(np.finfo(np.float32).min))
     positions = [made.constant for made in names.simple.values() if isinstance(made, Positions)]
-    if "xlmr" in request.node.name:
+    if "[bert]" not in request.node.name:
         assert not positions
     else:
         assert [shapes_of(graph_of(wide_folder).graph)[name] for name in positions] == [(1, MAX_LENGTH)]
@@ -277,7 +282,7 @@ def _other_node(kind: str, other: str) -> Change:
 
 def _without_residual(graph: onnx.GraphProto) -> None:
     third = find_layers(graph)[2]
-    down = output_of(graph, third.down.bias)
+    down = output_of(graph, str(third.down.bias))
     node = next(node for node in graph.node if down in node.input and node.op_type == "Add")
     node.input[1 - list(node.input).index(down)] = third.source
 
@@ -312,6 +317,119 @@ def test_layers_that_kernels_do_not_support_stay_in_the_graph(tmp_path: Path, ch
     encodings = pairs(folder)
     expected = load(folder, fused=False).run(encodings)
     np.testing.assert_allclose(fused(folder).run(encodings), expected, atol=0.15)
+
+
+_TINY_ROTARY: Final = {**WIDE, "hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def mean_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported ModernBERT whose head reads the mean of all tokens, with one head of 64."""
+    torch_folder = build_modernbert(
+        tmp_path_factory.mktemp("torch"), sizes={**_TINY_ROTARY, "classifier_pooling": "mean"}
+    )
+    folder = tmp_path_factory.mktemp("onnx")
+    export_classifier(torch_folder, folder, precisions=["float32", "int8"])
+    return folder
+
+
+def test_layers_with_global_and_local_attention_are_named(mean_folder: Path) -> None:
+    names = read_names(graph_of(mean_folder))
+    assert names is not None
+    layers = cast("Sequence[RotaryLayerNames]", names.layers)
+    assert [layer.window for layer in layers] == [None, 8]
+    assert len({layer.frequencies for layer in layers}) == 2
+    assert [layer.first_row for layer in layers] == [False, False]
+    assert all(layer.up.bias is None and layer.output_norm.bias is None for layer in layers)
+
+
+def test_the_mean_of_tokens_with_local_attention_is_near_that_of_float32(mean_folder: Path) -> None:
+    encodings = pairs(mean_folder)
+    expected = load(mean_folder, file="model.onnx").run(encodings)
+    by_runtime = load(mean_folder, fused=False).run(encodings)
+    ours = fused(mean_folder).run(encodings)
+    assert _distance(ours, expected) < 1.3 * _distance(by_runtime, expected)
+    engine = fused(mean_folder)
+    alone = np.concatenate([engine.run([encoding]) for encoding in encodings[:6]])
+    # ONNX Runtime computes the mean and the head, in float32.
+    np.testing.assert_allclose(ours[:6], alone, atol=1e-5)
+
+
+def _first(kind: str, change: Change) -> Change:
+    """Change the first node of a kind, given as a graph of its own."""
+
+    def apply(graph: onnx.GraphProto) -> None:
+        node = next(node for node in graph.node if node.op_type == kind)
+        part = helper.make_graph([node], "one", [], [])
+        change(part)
+        node.CopyFrom(part.node[0])
+
+    return apply
+
+
+def _swapped(graph: onnx.GraphProto) -> None:
+    inputs = list(graph.node[0].input)
+    graph.node[0].input[:] = inputs[::-1]
+
+
+def _less(graph: onnx.GraphProto) -> None:
+    graph.node[0].op_type = "Less"
+
+
+def _tanh(graph: onnx.GraphProto) -> None:
+    graph.node[0].attribute[0].s = b"tanh"
+
+
+def _gate_and_activations_change_places(graph: onnx.GraphProto) -> None:
+    split = next(node for node in graph.node if node.op_type == "Split")
+    split.output[:] = list(split.output)[::-1]
+
+
+def _sine_of_the_double_angle(graph: onnx.GraphProto) -> None:
+    place, sine = next((place, node) for place, node in enumerate(graph.node) if node.op_type == "Sin")
+    graph.node.insert(place, helper.make_node("Add", [sine.input[0], sine.input[0]], ["doubled"]))
+    graph.node[place + 1].input[0] = "doubled"
+
+
+def _residual_of_the_normalized(graph: onnx.GraphProto) -> None:
+    """In the second layer."""
+    second = cast("Sequence[RotaryLayerNames]", find(graph).layers)[1]
+    residual = next(node.input[0] for node in graph.node if second.source in node.output)
+    added = [node for node in graph.node if residual in node.input and node.op_type == "Add"]
+    added[-1].input[list(added[-1].input).index(residual)] = second.source
+
+
+def _other_padding(graph: onnx.GraphProto) -> None:
+    """Where there is a window, hidden keys have another bias."""
+    graph.initializer.append(numpy_helper.from_array(np.array(-5, dtype=np.float32), "hardly_less"))
+    [node for node in graph.node if node.op_type == "Where"][-1].input[2] = "hardly_less"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(_first("LessOrEqual", _less), id="a smaller window"),
+        pytest.param(_first("And", _swapped), id="a mask in another order"),
+        pytest.param(_first("Gelu", _tanh), id="another activation"),
+        pytest.param(_gate_and_activations_change_places, id="the other half is the gate"),
+        pytest.param(_sine_of_the_double_angle, id="another angle"),
+        pytest.param(_residual_of_the_normalized, id="another residual"),
+        pytest.param(_other_padding, id="padding that shows through"),
+    ],
+)
+def test_layers_with_rotary_positions_that_differ_are_left_to_the_runtime(
+    mean_folder: Path, tmp_path: Path, change: Change
+) -> None:
+    """All of them: the kernels hand on two tensors between these layers."""
+    fused(mean_folder)
+    folder = copytree(mean_folder, tmp_path / "changed")
+    model = graph_of(folder)
+    change(model.graph)
+    onnx.save(model, folder / _INT8)
+    assert find_encoder(model.graph) is None
+    engine = load(folder)
+    assert engine.name == f"onnx/cpu/{_INT8}"
+    assert np.isfinite(engine.run(pairs(folder)[:2])).all()
 
 
 def _distance(logits: FloatArray, expected: FloatArray) -> float:

@@ -1,5 +1,7 @@
 """The kernels of encoder layers, compared with the same layer in NumPy."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import erf
@@ -82,22 +84,17 @@ class ReferenceLayer:
             name: kernels.LayerNorm(weight=weight, bias=bias, epsilon=_EPSILON)
             for name, (weight, bias) in self.norms.items()
         }
-        return kernels.Layer(**linear, **norms, heads=self.heads, score_scale=self.size**-0.5, first_row=first_row)
+        settings = {"heads": self.heads, "score_scale": self.size**-0.5, "first_row": first_row, **self.settings()}
+        return kernels.Layer(**linear, **norms, **settings)
+
+    def settings(self) -> dict[str, Any]:
+        return {}
 
     def forward(self, hidden: FloatArray, bias: FloatArray, *, exact: bool = False) -> Matrix:
         """The layer on one sequence, [length, width], with a bias of [length, length]. Attention in 16 bits
         as in the kernels, or `exact`.
         """
-        query, key, value = np.split(self._linear("query_key_value", hidden), 3, axis=1)
-        most = {32: 8191, 64: 5791}[self.size]
-        contexts = []
-        for start in range(0, self.width, self.size):
-            at = slice(start, start + self.size)
-            of_head = query[:, at], key[:, at], value[:, at]
-            queries, keys, values = of_head if exact else map(_quantized, of_head, (most, most, 8191))
-            weights = _softmax(queries @ keys.T * self.size**-0.5 + bias)
-            contexts.append((weights if exact else _quantized_weights(weights)) @ values)
-        return self._feed_forward(hidden, np.concatenate(contexts, axis=1))
+        return self._feed_forward(hidden, self._attention(hidden, bias, exact=exact))
 
     def first_row(self, hidden: FloatArray, bias: FloatArray) -> Matrix:
         """The output of the first token only, with a bias of [length]. Attention is not quantized."""
@@ -110,11 +107,25 @@ class ReferenceLayer:
             contexts.append(_softmax(query[None, at] @ key[:, at].T * self.size**-0.5 + bias) @ value[:, at])
         return self._feed_forward(hidden[:1], np.concatenate(contexts, axis=1))
 
+    def _attention(self, hidden: NDArray[Any], bias: NDArray[Any], *, exact: bool) -> Matrix:
+        query, key, value = np.split(self._linear("query_key_value", hidden), 3, axis=1)
+        most = {32: 8191, 64: 5791}[self.size]
+        contexts = []
+        for start in range(0, self.width, self.size):
+            at = slice(start, start + self.size)
+            of_head = self._turned(query[:, at]), self._turned(key[:, at]), value[:, at]
+            queries, keys, values = of_head if exact else map(_quantized, of_head, (most, most, 8191))
+            weights = _softmax(queries @ keys.T * self.size**-0.5 + bias)
+            contexts.append((weights if exact else _quantized_weights(weights)) @ values)
+        return np.concatenate(contexts, axis=1)
+
+    def _turned(self, vectors: Matrix) -> Matrix:
+        """What positions do to the queries or keys of a head."""
+        return vectors
+
     def _feed_forward(self, hidden: FloatArray, context: Matrix) -> Matrix:
         states = self._layer_norm("attention_norm", hidden + self._linear("output", context))
-        inner = self._linear("up", states)
-        error_function = np.fromiter(map(erf, (inner / np.sqrt(2)).ravel().tolist()), dtype=float)
-        inner *= 0.5 * (1 + error_function.reshape(inner.shape))
+        inner = _gelu(self._linear("up", states))
         return self._layer_norm("output_norm", states + self._linear("down", inner))
 
     def _linear(self, name: str, vectors: NDArray[Any]) -> Matrix:
@@ -132,11 +143,48 @@ class ReferenceLayer:
         return np.asarray(apart / np.sqrt((apart**2).mean(axis=1, keepdims=True) + _EPSILON) * weight + bias)
 
 
+class RotaryLayer(ReferenceLayer):
+    """A layer as in ModernBERT: pre-norm, rotary positions, gated GELU, perhaps attention within a window."""
+
+    def __init__(self, *, width: int, inner: int, size: int, window: int | None = None, seed: int = 0) -> None:
+        super().__init__(width=width, inner=inner, size=size, seed=seed)
+        rng = np.random.default_rng(seed + 100)
+        self.weights["up"] = rng.integers(-127, 128, (width, 2 * inner), dtype=np.int8)
+        self.scales["up"], self.biases["up"] = (np.tile(part["up"], 2) for part in (self.scales, self.biases))
+        self.window = window
+        powers = np.arange(0, size, 2, dtype=np.float32) / size
+        self.frequencies = ((100 if window else 10000) ** -powers).astype(np.float32)
+
+    def settings(self) -> dict[str, Any]:
+        return {"pre_norm": True, "rotary": kernels.Rotary(self.frequencies), "window": self.window}
+
+    def step(self, residual: Matrix, normalized: Matrix, bias: FloatArray) -> tuple[Matrix, Matrix]:
+        """The layer on one sequence: its residual and its normalized states, both before and after it."""
+        places = np.arange(len(residual))
+        apart = np.abs(places[:, None] - places)
+        masked = np.where(apart <= (len(residual) if self.window is None else self.window), bias, -np.inf)
+        residual = residual + self._linear("output", self._attention(normalized, masked, exact=False))
+        inner, gate = np.split(self._linear("up", self._layer_norm("attention_norm", residual)), 2, axis=1)
+        residual = residual + self._linear("down", _gelu(inner) * gate)
+        return residual, self._layer_norm("output_norm", residual)
+
+    def _turned(self, vectors: Matrix) -> Matrix:
+        angles = np.arange(len(vectors), dtype=np.float32)[:, None] * self.frequencies
+        one, other = np.split(vectors, 2, axis=1)
+        cosine, sine = np.cos(angles, dtype=np.float64), np.sin(angles, dtype=np.float64)
+        return np.concatenate([one * cosine - other * sine, other * cosine + one * sine], axis=1)
+
+
 class Unquantized(ReferenceLayer):
     """The same layer without quantization of activations."""
 
     def _linear(self, name: str, vectors: NDArray[Any]) -> Matrix:
         return self._unquantized_linear(name, vectors)
+
+
+def _gelu(numbers: Matrix) -> Matrix:
+    error_function = np.fromiter(map(erf, (numbers / np.sqrt(2)).ravel().tolist()), dtype=float)
+    return np.asarray(numbers * 0.5 * (1 + error_function.reshape(numbers.shape)))
 
 
 def _distance(result: NDArray[Any], expected: Matrix) -> float:
@@ -348,6 +396,154 @@ def test_a_sequence_is_the_same_to_the_bit_in_every_batch_and_behind_it_is_nothi
             assert not result[row, lengths[index] :].any()
 
 
+def rotary_layers(size: int = 32, window: int = 5) -> list[RotaryLayer]:
+    """With global and local attention in turns."""
+    windows = (None, window, None)
+    return [
+        RotaryLayer(width=64, inner=128, size=size, window=within, seed=seed) for seed, within in enumerate(windows)
+    ]
+
+
+def run_rotary(layers: Sequence[RotaryLayer], hidden: FloatArray, bias: FloatArray, *, first_row: bool) -> FloatArray:
+    *others, last = layers
+    compiled = [*(layer.compiled() for layer in others), last.compiled(first_row=first_row)]
+    return kernels.Layers(compiled).forward(hidden.copy(), bias)
+
+
+@in_each_set
+@pytest.mark.parametrize("length", [1, 17, 150])
+@pytest.mark.parametrize(("width", "size"), [(64, 32), (128, 64)])
+@pytest.mark.parametrize("window", [None, 1, 64])
+def test_a_layer_with_rotary_positions_is_the_one_that_numpy_computes(
+    length: int, width: int, size: int, window: int | None
+) -> None:
+    layer = RotaryLayer(width=width, inner=128, size=size, window=window)
+    hidden, bias = states(2, length, width), states(2, 1, 1, length, seed=2)
+    result = run([layer], hidden, bias)
+    expected = [layer.step(one, one, of_keys)[1] for one, of_keys in zip(hidden, bias[:, 0], strict=True)]
+    difference = np.abs(result - np.stack(expected))
+    assert np.median(difference) < 5e-6
+    assert difference.max() < 0.2
+
+
+def test_layers_with_pre_norm_hand_on_their_residuals() -> None:
+    layers, hidden, bias = rotary_layers(), states(1, 40, 64), np.zeros((1, 1, 1, 40), dtype=np.float32)
+    residual = normalized = hidden[0].astype(np.float64)
+    for layer in layers:
+        residual, normalized = layer.step(residual, normalized, bias[0, 0])
+    # What one layer rounds to another number changes all that follow.
+    assert _distance(run(layers, hidden, bias)[0], normalized) < 0.02
+
+
+@in_each_set
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("window", [None, 9])
+def test_the_first_row_of_rotary_positions_is_that_of_all_rows(size: int, window: int | None) -> None:
+    """Its query alone gets a scale of its own, which may decide how a number is quantized."""
+    layers = [*rotary_layers(size)[:2], RotaryLayer(width=64, inner=128, size=size, window=window, seed=7)]
+    lengths = (33, 1, 20, 70)
+    hidden, bias = states(4, 70, 64), np.full((4, 1, 1, 70), _MASKED, dtype=np.float32)
+    for row, length in enumerate(lengths):
+        bias[row, ..., :length] = 0
+    result = run_rotary(layers, hidden, bias, first_row=True)
+    expected = run_rotary(layers, hidden, bias, first_row=False)[:, :1]
+    assert _distance(result, expected.astype(np.float64)) < 0.01
+
+
+@in_each_set
+@pytest.mark.parametrize("first_row", [False, True])
+def test_a_sequence_with_rotary_positions_is_the_same_to_the_bit_in_every_batch(first_row: bool) -> None:
+    layers, lengths = rotary_layers(64), (1, 2, 13, 31, 33, 70, 150)
+    sequences = [states(length, 64, seed=length) for length in lengths]
+    longest = max(lengths) + 3
+    hidden = states(len(lengths), longest, 64, seed=99)
+    bias = np.full((len(lengths), 1, 1, longest), _MASKED, np.float32)
+    for row, sequence in enumerate(sequences):
+        hidden[row, : len(sequence)] = sequence
+        bias[row, ..., : len(sequence)] = 0
+    together = run_rotary(layers, hidden, bias, first_row=first_row)
+    for row, sequence in enumerate(sequences):
+        count = len(sequence)
+        alone = run_rotary(layers, sequence[None], np.zeros((1, 1, 1, count), np.float32), first_row=first_row)[0]
+        np.testing.assert_array_equal(together[row, : len(alone)], alone)
+
+
+@in_each_set
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("length", [512, 513, 1100])
+def test_more_keys_than_a_block_holds_are_one_softmax(size: int, length: int) -> None:
+    """Also where a later block has the largest scores, and where all that a query sees lies in one block."""
+    layer = ReferenceLayer(width=64, inner=64, size=size)
+    hidden, bias = states(1, length, 64), np.zeros((1, 1, length, length), dtype=np.float32)
+    bias[..., length - 40 :] = 8
+    bias[:, :, 5:100, 520:] = _MASKED
+    bias[:, :, 200:300, :515] = -np.inf
+    bias[:, :, 200:300, 510] = 0
+    difference = np.abs(run([layer], hidden, bias)[0] - layer.forward(hidden[0], bias[0, 0], exact=True))
+    assert np.median(difference) < 2e-3
+    assert difference.max() < 0.1
+
+
+def test_a_window_wider_than_a_block_of_keys_is_kept() -> None:
+    layer, length = RotaryLayer(width=64, inner=64, size=64, window=700), 1600
+    hidden, bias = states(1, length, 64), np.zeros((1, 1, 1, length), dtype=np.float32)
+    expected = layer.step(hidden[0], hidden[0], bias[0, 0])[1]
+    difference = np.abs(run([layer], hidden, bias)[0] - expected)
+    assert np.median(difference) < 1e-2
+    assert difference.max() < 0.2
+
+
+_PEAKS = """
+from resource import RUSAGE_SELF, getrusage
+import numpy as np
+from tests.unit.engines.test_kernels import ReferenceLayer, RotaryLayer, states
+kinds = ReferenceLayer(width=64, inner=64, size=64), RotaryLayer(width=64, inner=64, size=64, window=64)
+for layer in kinds:
+    compiled = layer.compiled()
+    for length in (1024, 8192):
+        hidden, bias = states(1, length, 64), np.zeros((1, 1, 1, length), dtype=np.float32)
+        assert np.isfinite(kernels.Layers([compiled]).forward(hidden, bias)).all()
+        print(getrusage(RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the peak in KiB")
+def test_attention_of_8192_tokens_needs_no_memory_for_their_square() -> None:
+    """Scores of all queries and keys would take 256 MiB."""
+    script = f"from rerankd.engines.onnx import kernels{_PEAKS}"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    at_1024, *others = map(int, ran.stdout.split())
+    assert max(others) - at_1024 < 8192 * 8192
+
+
+def test_threads_share_rotary_positions_of_any_length() -> None:
+    layers = [layer.compiled() for layer in rotary_layers()]
+    inputs = [states(1, length, 64, seed=length) for length in (300, 5, 120, 600, 40, 900)]
+    biases = [np.zeros((1, 1, 1, one.shape[1]), dtype=np.float32) for one in inputs]
+    expected = [run(rotary_layers(), *given) for given in zip(inputs, biases, strict=True)]
+    compiled = kernels.Layers(layers)
+    with ThreadPoolExecutor(6) as pool:
+        results = pool.map(lambda given: compiled.forward(given[0].copy(), given[1]), zip(inputs, biases, strict=True))
+        for result, wanted in zip(results, expected, strict=True):
+            np.testing.assert_array_equal(result, wanted)
+
+
+def test_what_rotary_positions_and_windows_do_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="frequencies: expected one for each pair"):
+        kernels.Rotary(np.ones(15, dtype=np.float32))
+    layer = RotaryLayer(width=64, inner=64, size=64)
+    layer.frequencies = np.ones(16, dtype=np.float32)
+    with pytest.raises(ValueError, match="another head size"):
+        layer.compiled()
+    with pytest.raises(ValueError, match="different kinds of norms"):
+        kernels.Layers([SMALL.compiled(), RotaryLayer(width=64, inner=64, size=64).compiled()])
+    for settings, message in (({"window": 3}, "a window only with rotary"), ({"pre_norm": True}, "pre-norm only")):
+        plain = ReferenceLayer(width=64, inner=64, size=64)
+        plain.settings = lambda settings=settings: settings  # type: ignore[method-assign,misc]
+        with pytest.raises(ValueError, match=message):
+            plain.compiled(first_row=True)
+
+
 def test_what_no_other_token_sees_is_no_padding_as_long_as_it_sees_itself() -> None:
     """As the last token of a text that is read from left to right."""
     bias = np.where(np.tri(24, dtype=bool), 0, _MASKED).astype(np.float32)
@@ -464,7 +660,7 @@ def test_parts_that_do_not_fit_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="scales: expected a vector of 64"):
         kernels.Linear(np.zeros((64, 64), dtype=np.int8), scales=ones[:-1], bias=ones)
     odd = ReferenceLayer(width=64, inner=128, size=32)
-    odd.weights["down"], odd.scales["down"], odd.biases["down"] = np.zeros((64, 64), dtype=np.int8), ones, ones
+    odd.weights["down"], odd.scales["down"], odd.biases["down"] = np.zeros((192, 64), dtype=np.int8), ones, ones
     with pytest.raises(ValueError, match="do not match"):
         odd.compiled()
     with pytest.raises(ValueError, match="head size must be 32 or 64"):

@@ -6,9 +6,9 @@ plain ONNX operators, which every runtime loads.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
-from typing import Final
+from typing import Final, Self
 
 import onnx
 from pydantic import TypeAdapter, ValidationError
@@ -22,19 +22,19 @@ _NODES: Final = "rerankd_encoder_nodes"
 
 @dataclass(frozen=True, slots=True)
 class LinearNames:
-    """Constants of a matmul: int8 weights of shape [in, out], a scale and a bias for each column."""
+    """Constants of a matmul: int8 weights of shape [in, out], and a scale and perhaps a bias for each column."""
 
     weights: str
     scales: str
-    bias: str
+    bias: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class NormNames:
-    """Constants of a layer normalization."""
+    """Constants of a layer normalization, perhaps without a bias."""
 
     weight: str
-    bias: str
+    bias: str | None
     epsilon: float
 
 
@@ -58,6 +58,36 @@ class LayerNames:
     head_size: int
     score_scale: float
     first_row: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryLayerNames:
+    """An encoder layer as in ModernBERT (rotary_patterns.py). `frequencies` are angles per token. A token sees those
+    that are at most `window` tokens away, or all. `attention_norm` is the one before the feed-forward network, and
+    `output_norm` the next layer's.
+    """
+
+    source: str
+    attention_bias: str
+    output: str
+    query_key_value: LinearNames
+    attention_output: LinearNames
+    up: LinearNames
+    down: LinearNames
+    attention_norm: NormNames
+    output_norm: NormNames
+    head_size: int
+    score_scale: float
+    frequencies: str
+    window: int | None
+    first_row: bool
+
+    def with_bias(self, name: str) -> Self:
+        """The same layer with another attention bias."""
+        return replace(self, attention_bias=name)
+
+
+AnyLayerNames = LayerNames | RotaryLayerNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +129,7 @@ class EncoderNames:
     kernels compute these. `simple` are tensors that NumPy makes from the graph's inputs.
     """
 
-    layers: Sequence[LayerNames]
+    layers: Sequence[AnyLayerNames]
     embeddings: EmbeddingsNames | None = None
     simple: Mapping[str, PaddingBias | Positions] = field(default_factory=dict)
 

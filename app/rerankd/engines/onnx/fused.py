@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rerankd.domain import FloatArray, IntArray
 from rerankd.engines.base import pad
 from rerankd.engines.onnx.encoder_names import (
+    AnyLayerNames,
     EmbeddingsNames,
     LayerNames,
     LinearNames,
@@ -24,7 +25,7 @@ from rerankd.engines.onnx.encoder_names import (
 )
 from rerankd.engines.onnx.encoder_patterns import find_encoder
 from rerankd.engines.onnx.kernel_support import NO_INT8_LAYERS
-from rerankd.engines.onnx.kernels import MASKED, Embeddings, Layer, LayerNorm, Layers, Linear, lanes
+from rerankd.engines.onnx.kernels import MASKED, Embeddings, Layer, LayerNorm, Layers, Linear, Rotary, lanes
 from rerankd.errors import ConfigError
 from rerankd.tasks.encoding import Encoding
 
@@ -176,19 +177,37 @@ class _Constants:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._rotary: dict[str, Rotary] = {}
 
-    def layer(self, names: LayerNames) -> Layer:
+    def layer(self, names: AnyLayerNames) -> Layer:
         return Layer(
-            query_key_value=self._linear(names.query, names.key, names.value),
+            **self._of_kind(names),
             output=self._linear(names.attention_output),
             up=self._linear(names.up),
             down=self._linear(names.down),
             attention_norm=self._norm(names.attention_norm),
             output_norm=self._norm(names.output_norm),
-            heads=len(self._array(names.query.bias)) // names.head_size,
+            heads=self._array(names.attention_output.weights).shape[0] // names.head_size,
             score_scale=names.score_scale,
             first_row=names.first_row,
         )
+
+    def _of_kind(self, names: AnyLayerNames) -> dict[str, Any]:
+        """The arguments in which both kinds of layers differ."""
+        if isinstance(names, LayerNames):
+            return {"query_key_value": self._linear(names.query, names.key, names.value)}
+        return {
+            "query_key_value": self._linear(names.query_key_value),
+            "pre_norm": True,
+            "rotary": self._rotary_positions(names.frequencies),
+            "window": names.window,
+        }
+
+    def _rotary_positions(self, frequencies: str) -> Rotary:
+        """Shared by all layers that read the same constant."""
+        if frequencies not in self._rotary:
+            self._rotary[frequencies] = Rotary(self._array(frequencies).reshape(-1))
+        return self._rotary[frequencies]
 
     def embeddings(self, names: EmbeddingsNames) -> Embeddings:
         tables = [(self._array(table.vectors), self._array(table.scales).reshape(-1)) for table in names.tables]
@@ -204,13 +223,21 @@ class _Constants:
     def _linear(self, *parts: LinearNames) -> Linear:
         """One matmul, or several of the same input side by side."""
         weights, scales, biases = (
-            np.concatenate([self._array(getattr(part, name)) for part in parts], axis=-1)
-            for name in ("weights", "scales", "bias")
+            np.concatenate(arrays, axis=-1)
+            for arrays in (
+                [self._array(part.weights) for part in parts],
+                [self._array(part.scales) for part in parts],
+                [self._bias(part.bias, like=part.scales) for part in parts],
+            )
         )
         return Linear(weights, scales=scales, bias=biases)
 
     def _norm(self, names: NormNames) -> LayerNorm:
-        return LayerNorm(weight=self._array(names.weight), bias=self._array(names.bias), epsilon=names.epsilon)
+        bias = self._bias(names.bias, like=names.weight)
+        return LayerNorm(weight=self._array(names.weight), bias=bias, epsilon=names.epsilon)
+
+    def _bias(self, name: str | None, *, like: str) -> NDArray[Any]:
+        return np.zeros_like(self._array(like)) if name is None else self._array(name)
 
     def _array(self, name: str) -> NDArray[Any]:
         if name not in self._tensors:

@@ -20,7 +20,9 @@ from typing import Final
 
 # ONNX Runtime's operator for the matmuls that the kernels compute.
 INT8_MATMUL: Final = "MatMulIntegerToFloat"
-NO_INT8_LAYERS: Final = "the graph has no int8 encoder layer like BERT's, as `rerankd export` writes them"
+NO_INT8_LAYERS: Final = (
+    "the graph has no int8 encoder layer like BERT's or ModernBERT's, as `rerankd export` writes them"
+)
 # `make install` alone does nothing if no file has changed.
 _AGAIN: Final = "install rerankd again from its source (in a checkout: make clean install)"
 KERNELS: Final = Path(__file__).parent / "kernels"

@@ -57,9 +57,21 @@ class Embeddings:
             IndexError: a table has no such row.
         """
 
+class Rotary:
+    """Rotary positions (Su et al., arXiv:2104.09864): the angle per token of number i and the one half a head further.
+    Layers may share them.
+    """
+
+    def __init__(self, frequencies: FloatArray) -> None: ...
+
 class Layer:
     """An encoder layer with heads of 32 or 64. `score_scale` is the factor of QK^T. With `first_row` the output is the
-    first token of each sequence only, which is allowed for the last layer.
+    first token of each sequence only, which is allowed for the last layer. The feed-forward network is gated where `up`
+    has twice as many columns as `down` has rows: GELU of the first half, times the second.
+
+    With `pre_norm` residuals skip the norms. `attention_norm` still is the one before the feed-forward network, and
+    `output_norm` the one before the next layer's attention, or of the result. The first layer's input is normalized
+    already. A query sees keys that are at most `window` tokens away. With `first_row` these two need rotary positions.
     """
 
     def __init__(
@@ -74,6 +86,9 @@ class Layer:
         heads: int,
         score_scale: float,
         first_row: bool = False,
+        pre_norm: bool = False,
+        rotary: Rotary | None = None,
+        window: int | None = None,
     ) -> None: ...
 
 class Layers:

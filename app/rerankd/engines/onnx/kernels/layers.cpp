@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace rerankd {
 
@@ -91,6 +92,28 @@ Linear::Linear(const InstructionSet& set, const std::int8_t* weights, const floa
 
 std::int8_t Linear::weight(std::size_t row, std::size_t column) const {
     return panels[place(set.layout, in, row, column)];
+}
+
+Rotary::Rotary(std::vector<float> frequencies) : frequencies_(std::move(frequencies)) {
+    void* memory = std::aligned_alloc(64, kMaxLength * head_size() * sizeof(float));
+    if (memory == nullptr) throw std::bad_alloc();
+    turns_.reset(static_cast<float*>(memory));
+}
+
+const float* Rotary::turns(std::size_t length) const {
+    if (computed_.load(std::memory_order_acquire) < length) {
+        const std::lock_guard<std::mutex> lock(computing_);
+        const std::size_t half = frequencies_.size();
+        for (std::size_t position = computed_.load(std::memory_order_relaxed); position < length; ++position)
+            for (std::size_t at = 0; at < half; ++at) {
+                // Models multiply in float32.
+                const double angle = static_cast<float>(position) * frequencies_[at];
+                turns_[2 * position * half + at] = static_cast<float>(std::cos(angle));
+                turns_[(2 * position + 1) * half + at] = static_cast<float>(std::sin(angle));
+            }
+        computed_.store(std::max(length, computed_.load(std::memory_order_relaxed)), std::memory_order_release);
+    }
+    return turns_.get();
 }
 
 std::vector<std::int8_t> key_value_rows(const Linear& query_key_value) {

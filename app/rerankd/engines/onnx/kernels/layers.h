@@ -1,5 +1,6 @@
-// Embeddings and encoder layers of BERT's kind with int8 weights. Each layer is one fused kernel: matmuls, attention,
-// layer norm and quantization work on a block of tokens that stays in the CPU's cache (docs/adr/0012).
+// Embeddings and encoder layers of BERT's and ModernBERT's kinds with int8 weights. Each layer is one fused kernel:
+// matmuls, attention, layer norm and quantization work on a block of tokens that stays in the CPU's cache
+// (docs/adr/0012).
 //
 // Each token is quantized by itself, and in attention together with its own sequence. So its result does not depend on
 // the rest of the batch, provided that padding is masked for every query.
@@ -9,9 +10,11 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "gelu_table.h"
@@ -66,23 +69,52 @@ struct RowIndices {
     std::size_t sequence_stride;
 };
 
+// The maximum sequence length, in tokens.
+constexpr std::size_t kMaxLength = 16384;
+
+// Rotary positions (Su et al., arXiv:2104.09864): in the queries and keys of the token at `position`, number i and the
+// one half a head further are turned by the angle `position * frequencies[i]`.
+class Rotary {
+  public:
+    explicit Rotary(std::vector<float> frequencies);
+
+    std::size_t head_size() const { return 2 * frequencies_.size(); }
+    // The cosines and then the sines of each position's angles, shape [length, 2, head_size / 2]. The memory of
+    // positions that were never asked for is reserved, but not touched.
+    const float* turns(std::size_t length) const;
+
+  private:
+    std::vector<float> frequencies_;
+    Aligned<float> turns_;
+    mutable std::atomic<std::size_t> computed_{0};
+    mutable std::mutex computing_;
+};
+
 struct Layer {
     std::shared_ptr<const Linear> query_key_value, output, up, down;
+    // Normalizes before the feed-forward network, and after it.
     LayerNorm attention_norm, output_norm;
     std::size_t heads;
     // The factor of QK^T.
     float score_scale;
     // Whether the output is the first token of each sequence only. Allowed for the last layer.
     bool first_row;
-    // With `first_row`: the weights of keys and values, shape [width, 2 width].
+    // With `first_row` and without rotary positions: the weights of keys and values, shape [width, 2 width].
     std::vector<std::int8_t> key_value_rows;
+    // Whether residuals skip the norms (Xiong et al., arXiv:2002.04745): only matmuls read what these make, and the
+    // output norm is the next layer's. After the last layer it makes the result.
+    bool pre_norm = false;
+    // None if null.
+    std::shared_ptr<const Rotary> rotary = nullptr;
+    // A query sees keys that are at most so far away.
+    std::size_t window = kMaxLength;
+
+    // Whether the first half of `up` is activated and then multiplied by the second (Shazeer, arXiv:2002.05202).
+    bool gated() const { return up->out == 2 * down->in; }
 };
 
 // The weights of keys and values, row by row.
 std::vector<std::int8_t> key_value_rows(const Linear& query_key_value);
-
-// The maximum sequence length, in tokens.
-constexpr std::size_t kMaxLength = 16384;
 
 // A bias at or below this masks a key: it multiplies the key's weight by 1e-26.
 constexpr float kMasked = -60;

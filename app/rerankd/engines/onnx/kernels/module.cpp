@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -19,6 +20,7 @@ using rerankd::InstructionSet;
 using rerankd::Layer;
 using rerankd::LayerNorm;
 using rerankd::Linear;
+using rerankd::Rotary;
 
 namespace {
 
@@ -75,15 +77,25 @@ LayerNorm make_layer_norm(const Floats& weight, const Floats& bias, float epsilo
     return {vector_of(weight, size, "weight"), vector_of(bias, size, "bias"), epsilon};
 }
 
+std::shared_ptr<Rotary> make_rotary(const Floats& frequencies) {
+    const auto count = static_cast<std::size_t>(frequencies.size());
+    require(count == 16 || count == 32, "frequencies: expected one for each pair of a head of 32 or 64");
+    return std::make_shared<Rotary>(vector_of(frequencies, count, "frequencies"));
+}
+
 Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear> output, std::shared_ptr<Linear> up,
                  std::shared_ptr<Linear> down, LayerNorm attention_norm, LayerNorm output_norm, std::size_t heads,
-                 float score_scale, bool first_row) {
+                 float score_scale, bool first_row, bool pre_norm, std::shared_ptr<Rotary> rotary,
+                 std::optional<std::size_t> window) {
     const std::size_t width = output->out, size = heads ? width / heads : 0;
     require(query_key_value->in == width && query_key_value->out == 3 * width && output->in == width &&
-                up->in == width && down->in == up->out && down->out == width && attention_norm.weight.size() == width &&
-                output_norm.weight.size() == width,
+                up->in == width && (up->out == down->in || up->out == 2 * down->in) && down->out == width &&
+                attention_norm.weight.size() == width && output_norm.weight.size() == width,
             "the sizes of a layer's parts do not match");
     require((size == 32 || size == 64) && size * heads == width, "the head size must be 32 or 64");
+    require(!rotary || rotary->head_size() == size, "the rotary positions are for another head size");
+    require(!first_row || rotary || !window, "the first row alone has a window only with rotary positions");
+    require(!first_row || rotary || !pre_norm, "the first row alone has pre-norm only with rotary positions");
     for (const auto& part : {output, up, down})
         require(&part->set == &query_key_value->set, "a layer's parts are for different instruction sets");
     return {query_key_value,
@@ -95,7 +107,10 @@ Layer make_layer(std::shared_ptr<Linear> query_key_value, std::shared_ptr<Linear
             heads,
             score_scale,
             first_row,
-            first_row ? rerankd::key_value_rows(*query_key_value) : std::vector<std::int8_t>()};
+            first_row && !rotary ? rerankd::key_value_rows(*query_key_value) : std::vector<std::int8_t>(),
+            pre_norm,
+            std::move(rotary),
+            std::min(window.value_or(rerankd::kMaxLength), rerankd::kMaxLength)};
 }
 
 using Rows = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
@@ -160,6 +175,7 @@ class Layers {
                     "the layers are for different instruction sets");
             require(!layer.first_row || &layer == &layers_.back(),
                     "only the last layer may output the first row alone");
+            require(layer.pre_norm == layers_.front().pre_norm, "the layers have different kinds of norms");
         }
     }
 
@@ -214,10 +230,12 @@ PYBIND11_MODULE(_compiled, module) {
         .def(py::init(&make_linear), py::arg("weights"), py::kw_only(), py::arg("scales"), py::arg("bias"));
     py::class_<LayerNorm>(module, "LayerNorm")
         .def(py::init(&make_layer_norm), py::kw_only(), py::arg("weight"), py::arg("bias"), py::arg("epsilon"));
+    py::class_<Rotary, std::shared_ptr<Rotary>>(module, "Rotary").def(py::init(&make_rotary), py::arg("frequencies"));
     py::class_<Layer>(module, "Layer")
         .def(py::init(&make_layer), py::kw_only(), py::arg("query_key_value"), py::arg("output"), py::arg("up"),
              py::arg("down"), py::arg("attention_norm"), py::arg("output_norm"), py::arg("heads"),
-             py::arg("score_scale"), py::arg("first_row") = false);
+             py::arg("score_scale"), py::arg("first_row") = false, py::arg("pre_norm") = false,
+             py::arg("rotary") = nullptr, py::arg("window") = std::nullopt);
     py::class_<Embeddings>(module, "Embeddings")
         .def(py::init<const std::vector<std::pair<Integers, Floats>>&, LayerNorm>(), py::arg("tables"), py::kw_only(),
              py::arg("norm"))

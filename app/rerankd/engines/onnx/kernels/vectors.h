@@ -69,9 +69,10 @@ inline void quantize_rows(const float* rows, std::size_t width, const QuantizedR
     quantize_rows<Count>(rows, width, magnitudes, to);
 }
 
-// Layer norm of each row, in place. Also returns the largest magnitudes, one per lane.
+// Layer norm of each row, to another place or the same one. Also returns the largest magnitudes, one per lane.
 template <std::size_t Count>
-inline void layer_norm_rows(float* rows, std::size_t width, const LayerNorm& norm, Floats (&magnitudes)[Count]) {
+inline void layer_norm_rows(const float* rows, std::size_t width, const LayerNorm& norm, float* to,
+                            Floats (&magnitudes)[Count]) {
     Floats sums[Count], means[Count], squares[Count], factors[Count];
 #pragma GCC unroll 4
     for (std::size_t row = 0; row < Count; ++row) sums[row] = squares[row] = magnitudes[row] = broadcast(0);
@@ -95,11 +96,11 @@ inline void layer_norm_rows(float* rows, std::size_t width, const LayerNorm& nor
         const Floats weight = load(&norm.weight[column]), bias = load(&norm.bias[column]);
 #pragma GCC unroll 4
         for (std::size_t row = 0; row < Count; ++row) {
-            float* at = rows + row * width + column;
-            const Floats apart = (load(at) - means[row]) * factors[row];
+            const std::size_t at = row * width + column;
+            const Floats apart = (load(rows + at) - means[row]) * factors[row];
             const Floats value = multiply_add(apart, weight, bias);
             magnitudes[row] = max_magnitude(magnitudes[row], value);
-            store(at, value);
+            store(to + at, value);
         }
     }
 }
@@ -107,14 +108,15 @@ inline void layer_norm_rows(float* rows, std::size_t width, const LayerNorm& nor
 template <std::size_t Count>
 inline void layer_norm_rows(float* rows, std::size_t width, const LayerNorm& norm) {
     Floats magnitudes[Count];
-    layer_norm_rows<Count>(rows, width, norm, magnitudes);
+    layer_norm_rows<Count>(rows, width, norm, rows, magnitudes);
 }
 
 template <std::size_t Count>
-inline void layer_norm_quantize_rows(float* rows, std::size_t width, const LayerNorm& norm, const QuantizedRows& to) {
+inline void layer_norm_quantize_rows(const float* rows, std::size_t width, const LayerNorm& norm, float* normalized,
+                                     const QuantizedRows& to) {
     Floats magnitudes[Count];
-    layer_norm_rows<Count>(rows, width, norm, magnitudes);
-    quantize_rows<Count>(rows, width, magnitudes, to);
+    layer_norm_rows<Count>(rows, width, norm, normalized, magnitudes);
+    quantize_rows<Count>(normalized, width, magnitudes, to);
 }
 
 // Any number of rows, four at a time.
@@ -124,12 +126,18 @@ void quantize_all(const float* rows, std::size_t width, std::size_t count, const
     for (; row < count; ++row) quantize_rows<1>(rows + row * width, width, to.from(row, width));
 }
 
+// In place. With `scratch`, which holds four rows, only the quantized rows are normalized.
 void layer_norm_quantize_all(float* rows, std::size_t width, std::size_t count, const LayerNorm& norm,
-                             const QuantizedRows& to) {
+                             const QuantizedRows& to, float* scratch) {
     std::size_t row = 0;
-    for (; row + 4 <= count; row += 4)
-        layer_norm_quantize_rows<4>(rows + row * width, width, norm, to.from(row, width));
-    for (; row < count; ++row) layer_norm_quantize_rows<1>(rows + row * width, width, norm, to.from(row, width));
+    for (; row + 4 <= count; row += 4) {
+        float* at = rows + row * width;
+        layer_norm_quantize_rows<4>(at, width, norm, scratch ? scratch : at, to.from(row, width));
+    }
+    for (; row < count; ++row) {
+        float* at = rows + row * width;
+        layer_norm_quantize_rows<1>(at, width, norm, scratch ? scratch : at, to.from(row, width));
+    }
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 import sys
 
 from rerankd.cli import (
+    adapting,
+    auditing,
     benchmarking,
     calibrating,
     evaluating,
@@ -48,6 +50,20 @@ cli.command(
         "rerankd calibrate data/my-questions --method isotonic --abstain 0.2",
     )
 )(calibrating.calibrate)
+cli.command(
+    epilog=examples(
+        "rerankd adapt data/my-corpus models/ours --held-out data/my-questions --minutes 20",
+        "rerankd adapt corpus.jsonl models/ours --learn-from endpoint --endpoint http://127.0.0.1:8080/v1 "
+        "--endpoint-model qwen3",
+        "rerankd adapt data/my-corpus models/ours --learn-from clicks --clicks clicks.jsonl",
+    )
+)(adapting.adapt)
+cli.command(
+    epilog=examples(
+        "rerankd audit data/my-questions --model minilm-qa --output audit.json",
+        "rerankd audit data/my-questions --certify 200 --k 1 --words 3",
+    )
+)(auditing.audit)
 cli.command(
     epilog=examples(
         "rerankd bench http://127.0.0.1:8000 --clients 1,8,32",

@@ -92,7 +92,7 @@ class _Rewriter:
         if activation not in self._quantized:
             before = self._quantize(activation, width=weight.shape[0])
         integers, token_scales = self._quantized[activation]
-        columns, scales = _to_int8(weight, axis=0)
+        columns, scales = to_int8(weight, axis=0)
         inputs = [
             integers,
             self._own_constant(f"{name}_int8", columns),
@@ -109,7 +109,7 @@ class _Rewriter:
 
     def _weights_only(self, node: onnx.NodeProto, weight: FloatArray) -> list[onnx.NodeProto]:
         (activation, name), output = node.input, node.output[0]
-        columns, scales = _to_int8(weight, axis=0)
+        columns, scales = to_int8(weight, axis=0)
         integers, factors = self._constant(f"{name}_int8", columns), self._constant(f"{name}_scales", scales)
         return [
             helper.make_node("Cast", [integers], [f"{output}_weights_unscaled"], to=onnx.TensorProto.FLOAT),
@@ -151,7 +151,7 @@ class _Rewriter:
 
     def _table(self, node: onnx.NodeProto, table: FloatArray) -> list[onnx.NodeProto]:
         (name, ids), output = node.input, node.output[0]
-        rows, scales = _to_int8(table, axis=1)
+        rows, scales = to_int8(table, axis=1)
         return [
             helper.make_node("Gather", [self._constant(f"{name}_rows_int8", rows), ids], [f"{output}_int8"]),
             helper.make_node("Cast", [f"{output}_int8"], [f"{output}_unscaled"], to=onnx.TensorProto.FLOAT),
@@ -184,7 +184,7 @@ def _attribute(node: onnx.NodeProto, name: str) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)
 
 
-def _to_int8(matrix: FloatArray, *, axis: int) -> tuple[NDArray[np.int8], FloatArray]:
+def to_int8(matrix: FloatArray, *, axis: int) -> tuple[NDArray[np.int8], FloatArray]:
     """Quantize with one scale per column (axis 0) or row (axis 1). The scales keep two dimensions."""
     scales = np.maximum(np.abs(matrix).max(axis=axis, keepdims=True) / _INT8_MAX, _MIN_SCALE).astype(np.float32)
     return np.ascontiguousarray(np.rint(matrix / scales).astype(np.int8)), scales

@@ -14,10 +14,13 @@ TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def write_card(folders: Folders, progress: Progress, *, seed: int, minutes: float) -> None:
-    """Write README.md into the folder to ship. The quantization study's table is in it once that has run."""
+    """Write README.md into the folder to ship. The tables of the quantization study and of the
+    audit are in it once those have run.
+    """
     calibration = json.loads(folders.calibration.read_text(encoding="utf-8"))
     quality = json.loads(folders.quality.read_text(encoding="utf-8"))
     study = folders.out / "study" / "study.json"
+    audit = folders.out / "audit.md"
     files = [path for path in sorted(folders.shipped.iterdir()) if path.name != "README.md"]
     card = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         seed=seed,
@@ -35,6 +38,7 @@ def write_card(folders: Folders, progress: Progress, *, seed: int, minutes: floa
         reliability=_reliability(calibration["reliability"]),
         **dict(zip(("cosine", "bm25", "soft", "share"), SIGNAL_WEIGHTS, strict=True)),
         study=_study_table(json.loads(study.read_text(encoding="utf-8"))) if study.exists() else "Not run.",
+        audit=audit.read_text(encoding="utf-8").strip() if audit.exists() else "Not run.",
         files=_table(("file", "bytes", "sha256"), [(p.name, f"{p.stat().st_size:,}", sha256(p)) for p in files]),
         weights_sha256=sha256(folders.float32 / "model.safetensors"),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.recipes.minilm_qa.ranking_data import Document, Query, read_documents, read_grades, read_queries, read_run
+from rerankd.tools.training.texts import keywords_of, sentences_of
 
 POOL_SIZE = 8
 _LEAST_QUERIES = 4
@@ -19,16 +20,6 @@ KEYWORD_QUERY_SHARE = 0.15
 CLOZE_QUERY_SHARE = 0.12
 CLOZE_SENTENCE_WORDS = (6, 40)
 TITLED_SHARE = 0.3
-
-# fmt: off
-_FUNCTION_WORDS = frozenset([
-    "a", "an", "the", "of", "in", "on", "at", "to", "for", "from", "by", "with", "and", "or", "is", "are",
-    "was", "were", "be", "been", "do", "does", "did", "has", "have", "had", "it", "its", "this", "that",
-    "what", "which", "who", "whom", "whose", "when", "where", "why", "how", "many", "much", "s", "there",
-    "their", "his", "her", "as", "can", "could", "would",
-])
-# fmt: on
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"(])")
 
 
 @dataclass(frozen=True)
@@ -162,7 +153,7 @@ def _chunk_group(query: Query, home: Document, others: Sequence[Document]) -> Gr
 def chunks(text: str, *, words: int = CHUNK_WORDS) -> list[str]:
     """Cut a text at sentence ends into pieces of about `words` words."""
     pieces: list[str] = []
-    for sentence in _SENTENCE_END.split(text):
+    for sentence in sentences_of(text):
         if pieces and len(pieces[-1].split()) + len(sentence.split()) <= words:
             pieces[-1] = f"{pieces[-1]} {sentence}"
         else:
@@ -183,7 +174,7 @@ def _as_cloze(group: Group, rng: random.Random) -> Group:
 
     It stands for the long topical queries that question sets lack.
     """
-    sentences = _SENTENCE_END.split(group.positive)
+    sentences = sentences_of(group.positive)
     fewest, most = CLOZE_SENTENCE_WORDS
     usable = [n for n, sentence in enumerate(sentences) if fewest <= len(sentence.split()) <= most]
     if len(sentences) < 3 or not usable:
@@ -194,8 +185,8 @@ def _as_cloze(group: Group, rng: random.Random) -> Group:
 
 def _as_keywords(group: Group) -> Group:
     """Make a keyword query of a question, as classic collections and search boxes have them."""
-    words = [word for word in group.query.rstrip("?. ").split() if word.lower().strip("()") not in _FUNCTION_WORDS]
-    return replace(group, query=" ".join(words)) if len(words) >= 2 else group
+    words = keywords_of(group.query)
+    return replace(group, query=words) if len(words.split()) >= 2 else group
 
 
 def _holds(text: str, answers: Sequence[str]) -> bool:

@@ -92,15 +92,24 @@ def files_of_folder(folder: Path, *, run: str | None, qrels: str | None) -> File
     Raises:
         ConfigError: a file is missing, or the folder leaves open which run is meant.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"there is no data folder {folder}; correct the path")
     return Files(
         name=folder.resolve().name,
-        corpus=_wanted(folder, "corpus.jsonl"),
+        corpus=corpus_file(folder),
         queries=_wanted(folder, "queries.jsonl"),
         qrels=_qrels_file(folder, qrels),
         run=_run_file(folder, run),
     )
+
+
+def corpus_file(folder: Path) -> Path:
+    """A data folder's documents.
+
+    Raises:
+        ConfigError: there is no such folder, or it has none.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"there is no data folder {folder}; correct the path")
+    return _wanted(folder, "corpus.jsonl")
 
 
 def read_data_set(files: Files, *, depth: int) -> DataSet:

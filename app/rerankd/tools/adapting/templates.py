@@ -1,0 +1,90 @@
+"""Queries made of the documents themselves, without a network: titles, questions, keywords and sentences. Pure.
+
+What the query was taken from is no longer in the document, so that the query is not found by its very words alone
+(inverse cloze task, Lee et al. 2019, arXiv 1906.00300).
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from rerankd.tools.adapting.lessons import Corpus, Document, Lesson, renumbered
+from rerankd.tools.training.texts import keywords_of, sentences_of
+
+# A query and the text that is left of its document.
+Taken = tuple[str, str]
+
+_SENTENCE_WORDS: Final = range(6, 41)
+_KEYWORDS: Final = range(2, 13)
+_FEWEST_SENTENCES: Final = 3
+# "The boundary layer is a thin region ...": what is named, how it is said, and what is said of it.
+_DEFINITION: Final = re.compile(r"(?P<named>(?:[\w-]+ ){0,4}[\w-]+) (?P<verb>is|are|was|were) (?:an?|the|one) [a-z]")
+_POINTING: Final = re.compile(r"(it|this|that|these|those|there|they|he|she|we|which|one)\b", re.IGNORECASE)
+
+
+def template_lessons(document_ids: Iterable[str], corpus: Corpus, *, seed: int) -> list[Lesson]:
+    """At most one lesson for each document, of a kind drawn for it among those that it has."""
+    lessons = []
+    for document_id in document_ids:
+        taken = _take(corpus[document_id], random.Random(f"{seed} {document_id}"))
+        if taken is not None:
+            query, rest = taken
+            lessons.append(
+                Lesson(
+                    query_id=document_id,
+                    query=query,
+                    gains={document_id: 1.0},
+                    family=document_id,
+                    reads={document_id: rest},
+                )
+            )
+    return renumbered(lessons, prefix="template-")
+
+
+def _take(document: Document, rng: random.Random) -> Taken | None:
+    kinds = list(_KINDS)
+    rng.shuffle(kinds)
+    return next((taken for kind in kinds if (taken := _KINDS[kind](document, rng)) is not None), None)
+
+
+def _title(document: Document, _rng: random.Random) -> Taken | None:
+    title = document.title.strip().rstrip(".")
+    return (title, document.text) if title and document.text.strip() else None
+
+
+def _question(document: Document, rng: random.Random) -> Taken | None:
+    """What a sentence defines, as a question; the sentence is its answer, and stays."""
+    found = [match for sentence in sentences_of(document.text) if (match := _DEFINITION.match(sentence))]
+    found = [match for match in found if not _POINTING.match(match["named"])]
+    if not found:
+        return None
+    match = rng.choice(found)
+    named = re.sub(r"^(the|a|an) ", "", match["named"], flags=re.IGNORECASE)
+    return f"what {match['verb']} {named}?", document.text
+
+
+def _sentence(document: Document, rng: random.Random) -> Taken | None:
+    sentences = sentences_of(document.text)
+    usable = [place for place, sentence in enumerate(sentences) if len(sentence.split()) in _SENTENCE_WORDS]
+    if len(sentences) < _FEWEST_SENTENCES or not usable:
+        return None
+    query = sentences.pop(rng.choice(usable))
+    rest = " ".join(sentences)
+    return query, f"{document.title}. {rest}" if document.title else rest
+
+
+def _keywords(document: Document, rng: random.Random) -> Taken | None:
+    taken = _sentence(document, rng)
+    if taken is None:
+        return None
+    words = keywords_of(taken[0]).split()
+    return (" ".join(words[: _KEYWORDS.stop - 1]), taken[1]) if len(words) in range(_KEYWORDS.start, 99) else None
+
+
+_KINDS: Final[Mapping[str, Callable[[Document, random.Random], Taken | None]]] = {
+    "title": _title,
+    "question": _question,
+    "keywords": _keywords,
+    "sentence": _sentence,
+}

@@ -54,6 +54,7 @@ class Nodes:
 def local_cluster(workers: int) -> Iterator[Nodes]:
     """A head node and as many worker nodes; this process is connected to them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
     # Without packages for a dashboard, Ray starts in a third of the CPU time.
     ray_utils.get_dashboard_dependency_error = lambda: ImportError("not wanted")
     cluster: Cluster = _started(

@@ -32,6 +32,7 @@ from rerankd.domain import RankedDocument, RerankRequest, RerankResult, Scores
 from rerankd.tools.rank_ray import Actors, Rerank, Work, finished, join, plan, rank_chunks
 
 _DOCUMENTS: Final = 100
+_LONGEST_S: Final = 600.0
 _KILLS_AT: Final = (0.2, 0.6)
 _SCALE: Final = 2.0**32
 _EMPTY: Final = np.zeros(0, dtype=np.float32)
@@ -100,7 +101,7 @@ def rank_with_kills(source: Path, output: Path, nodes: Nodes, *, chunk_bytes: in
         _wait_for(driver, output, max(second, at_first + 1))
         at_second = len(finished(_parts(output)))
         nodes.kill()
-        status = driver.wait()
+        status = driver.wait(timeout=_LONGEST_S)
     finally:
         driver.kill()
         driver.wait()

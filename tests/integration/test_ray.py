@@ -26,7 +26,7 @@ from loadtest import device_engine, ray_rank  # noqa: E402 - behind the check
 from loadtest import ray as experiment  # noqa: E402
 from loadtest.ray_cluster import SLOT, Nodes, local_cluster, nodes_of_replicas, served  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 _KEY = {"Authorization": "Bearer secret-a"}
 _BODIES = experiment.bodies(24)
@@ -60,7 +60,7 @@ def url(nodes: Nodes, registry: Path) -> Iterator[str]:
     keys.chmod(0o600)
     settings = {"registry": str(registry), "api_keys_file": str(keys), "log_level": "WARNING", "max_body_bytes": 65536}
     deployments: list[dict[str, Any]] = [
-        {"name": "models", "models": ["tiny"], "min_replicas": 2, "max_replicas": 2, "num_cpus": 0.5},
+        {"name": "models", "models": ["tiny"], "max_replicas": 2, "num_cpus": 0.5, "wait_s": 0.2, "upscale_delay_s": 1},
         {"name": "others", "models": ["other"], "num_cpus": 0.5},
     ]
     deployments[0]["resources"] = {SLOT: 1}
@@ -77,6 +77,8 @@ def test_models_of_all_deployments_are_served(url: str) -> None:
     assert (ready.status_code, set(ready.json()["models"])) == (200, {"tiny", "other"})
     models = httpx.get(f"{url}/v1/models", headers=_KEY, timeout=60).json()["data"]
     assert {model["id"] for model in models} == {"tiny", "other"}
+    for name in ("tiny", "other"):
+        assert httpx.get(f"{url}/v1/models/{name}", headers=_KEY, timeout=60).json()["id"] == name
     assert httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok"
 
 
@@ -113,7 +115,17 @@ def test_a_query_comes_back_to_the_replica_that_has_its_scores(url: str) -> None
             if sample.name == "rerank_model_ready":
                 replicas.add(sample.labels["replica"])
     assert looked_up["hit"] >= 2 * 16, "each query but the first time"
-    assert len(replicas) == 3, "every replica of every deployment tells its metrics"
+    assert len(replicas) == 2, "every replica of every deployment tells its metrics"
+
+
+async def test_a_replica_is_added_when_work_waits(url: str, nodes: Nodes, registry: Path) -> None:
+    assert len(await asyncio.to_thread(nodes_of_replicas)) == 1
+    scores = await experiment.expected(registry, _BODIES)
+    async with experiment.loaded(url, _BODIES, scores, clients=12, headers=_KEY) as sent:
+        while len(set(await asyncio.to_thread(nodes_of_replicas))) < 2:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.2)
+        await _answers(sent, len(sent) + 12)
+    assert Counter(one.outcome for one in sent) == {"right": len(sent)}
 
 
 def test_a_file_is_ranked_as_without_a_cluster(nodes: Nodes, registry: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ async def running_administration(
 ) -> AsyncIterator[tuple[Gateway, Administration]]:
     """As `running_gateway`, with what changes keys and models while it runs. `only`: see `running_service`."""
     clients, admins = read_keys(settings)
-    async with _counting(settings, observer) as counted, running_host(settings, observer, only=only) as (service, host):
+    async with counting(settings, observer) as counted, running_host(settings, observer, only=only) as (service, host):
         keys = ApiKeys(clients, counted=counted)
         gateway = Gateway(
             service,
@@ -47,7 +47,7 @@ async def running_administration(
 
 
 @asynccontextmanager
-async def _counting(settings: Settings, observer: Observer) -> AsyncIterator[Callable[[str, Rates], Counted]]:
+async def counting(settings: Settings, observer: Observer) -> AsyncIterator[Callable[[str, Rates], Counted]]:
     """What counts the limits of keys.
 
     Raises:

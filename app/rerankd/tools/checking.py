@@ -13,6 +13,7 @@ from rerankd.config.settings import Settings
 from rerankd.engines import check_engine
 from rerankd.errors import ConfigError
 from rerankd.gateway.administration import read_keys
+from rerankd.gateway.running import counting
 from rerankd.scorers import check_scorer
 from rerankd.serving.assembly import cache_of, check_cutting, check_parts, load_parts
 from rerankd.serving.choosing import choose, is_open
@@ -141,6 +142,8 @@ async def _check_cache(settings: Settings) -> None:
     cache = await cache_of(settings, Silent())
     if cache is not None:
         await cache.close()
+    async with counting(settings, Silent()):
+        pass
 
 
 def _tried(problems: list[str], check: Callable[[], T]) -> T | None:

@@ -144,32 +144,39 @@ def rank_chunks(
         max_restarts=-1,
     )
     waiting, tries = deque(chunks), dict.fromkeys((chunk.number for chunk in chunks), 0)
+    # Actors that rank a chunk, or that start. The others are idle: a chunk may come back to be ranked again.
     running: dict[Any, tuple[Any, Chunk | None]] = {}
     for _ in range(min(actors.number, len(chunks))):
         actor = kind.remote(work, opening or opened)
         running[_greeting(actor)] = actor, None
+    idle: list[Any] = []
     left = len(chunks)
     while left:
+        while idle and waiting:
+            actor, following = idle.pop(), waiting.popleft()
+            running[actor.rank.remote(following)] = actor, following
         (ended, *_), _ = ray.wait(list(running), num_returns=1)
         actor, chunk = running.pop(ended)
         ranked = _result(ended)
         if ranked is None:
             if chunk is not None:
                 tries[chunk.number] += 1
-                if tries[chunk.number] >= _TRIES:
-                    raise ConfigError(
-                        f"the requests in bytes {chunk.start} to {chunk.end} of {work.source} ended {_TRIES} processes "
-                        "one after another; Ray's log says how, for example by too little memory"
-                    )
+                _check_tries(tries[chunk.number], chunk, work)
                 waiting.appendleft(chunk)
             running[_greeting(actor)] = actor, None
             continue
+        idle.append(actor)
         if chunk is not None:
             left -= 1
             yield ranked
-        if waiting:
-            chunk = waiting.popleft()
-            running[actor.rank.remote(chunk)] = actor, chunk
+
+
+def _check_tries(tries: int, chunk: Chunk, work: Work) -> None:
+    if tries >= _TRIES:
+        raise ConfigError(
+            f"the requests in bytes {chunk.start} to {chunk.end} of {work.source} ended {_TRIES} processes one after "
+            "another; Ray's log says how, for example by too little memory"
+        )
 
 
 def _result(reference: Any) -> Any:  # noqa: ANN401 - Ray's references have no types

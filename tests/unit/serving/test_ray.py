@@ -25,7 +25,7 @@ from rerankd.config.settings import Settings  # noqa: E402
 from rerankd.config.variables import name_problems  # noqa: E402
 from rerankd.errors import ConfigError  # noqa: E402
 from rerankd.serving.ray.exposition import merged  # noqa: E402
-from rerankd.serving.ray.front import key_of, owners  # noqa: E402
+from rerankd.serving.ray.front import key_of, owners, query_in  # noqa: E402
 from rerankd.serving.ray.messages import HttpCall, answer_of  # noqa: E402
 from rerankd.serving.ray.options import Options  # noqa: E402
 from rerankd.serving.ray.routing import ordered  # noqa: E402
@@ -69,6 +69,20 @@ def test_calls_without_a_query_have_no_key() -> None:
     assert key_of("m", None) == key_of("m", "") == key_of("m", 7) == b""
     assert key_of("m", "q") != key_of("n", "q")
     assert key_of("m", "\ud800")
+
+
+@pytest.mark.parametrize(
+    ("fields", "query"),
+    [
+        ({"query": "q"}, "q"),
+        ({"query": {"text": "q"}}, "q"),
+        ({"input": {"query": "q", "documents": []}}, "q"),
+        ({"input": ["q"]}, None),
+        ({}, None),
+    ],
+)
+def test_the_query_is_found_in_the_bodies_of_dialects(fields: dict[str, Any], query: object) -> None:
+    assert query_in(fields) == query
 
 
 @pytest.mark.parametrize(

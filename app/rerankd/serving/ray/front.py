@@ -8,13 +8,13 @@ from hashlib import blake2b
 from typing import Any, Final
 
 import orjson
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from rerankd.api.access import start_access
+from rerankd.api.access import access_of, start_access
 from rerankd.api.answers import error_answer
 from rerankd.api.auth import key_in
 from rerankd.api.middleware import BodyBounds, BodyLimit
@@ -33,12 +33,17 @@ from rerankd.telemetry import logs
 
 logger = logging.getLogger(__name__)
 
-_TRIES: Final = 10
+# A request that was there when this many replicas died may be what kills them.
+_DEATHS: Final = 5
 _PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 1.0
+# How long a replica may take to tell its metrics.
+_METRICS_S: Final = 5.0
 # What an answer may take behind a request's time limit.
 _ANSWER_S: Final = 5.0
 # The model of NVIDIA's path; everywhere else it is a field of the body.
 _IN_PATH: Final = re.compile(r"/v1/retrieval/(.+)/reranking")
+_ONE_MODEL: Final = re.compile(r"/v1/models/(.+)")
 _NOT_HERE: Final = "/admin"
 
 
@@ -93,9 +98,10 @@ class Front:
         if path.startswith(_NOT_HERE):
             return HttpAnswer(404, [(b"content-type", b"application/json")], _NO_ADMIN)
         if request.method != "POST":
-            return await self._ask(self._default, call)
-        if not self._keys.open:
-            self._keys.identify(key_in(request.headers))
+            named = _ONE_MODEL.fullmatch(path)
+            return await self._ask(self._owner(named[1] if named else None), call)
+        # Each key has its share of the bytes that are held here, before anything is read.
+        access_of(request.scope).call.key = self._keys.identify(key_in(request.headers)).name
         return await self._ask(*await self._read(request, path, call))
 
     async def _read(self, request: Request, path: str, call: HttpCall) -> tuple[DeploymentHandle[Any], HttpCall]:
@@ -103,19 +109,18 @@ class Front:
         body = await request.body()
         replayed = Request(request.scope, _once(body))
         try:
-            fields = (await self._bodies.read_object(replayed)).fields
+            fields = (await self._bodies.read_object(replayed, caller=access_of(request.scope).call.key)).fields
         except (InvalidRequest, RequestTooLarge):
             # The replica says so in the words of the path's dialect.
-            return self._default, call.with_body(body, key=b"")
+            return self._owner(None), call.with_body(body, key=b"")
         in_path = _IN_PATH.fullmatch(path)
         model = in_path[1] if in_path else fields.get("model")
-        spec = self._registry.find(model) if model is None or isinstance(model, str) else None
-        handle = self._handles[self._owner_of[spec.name]] if spec else self._default
-        return handle, call.with_body(body, key=key_of(spec.name if spec else "", fields.get("query")))
+        return self._owner(model), call.with_body(body, key=key_of(str(model), query_in(fields)))
 
-    @property
-    def _default(self) -> DeploymentHandle[Any]:
-        return self._handles[self._owner_of[self._registry.named(None).name]]
+    def _owner(self, model: object) -> DeploymentHandle[Any]:
+        """The deployment that has a model; of an unknown one, and of None, that which has the default."""
+        spec = self._registry.find(model) if isinstance(model, str) else None
+        return self._handles[self._owner_of[(spec or self._registry.named(None)).name]]
 
     async def _ask(self, handle: DeploymentHandle[Any], call: HttpCall) -> HttpAnswer:
         """Ask a replica, and another one when it dies or its node does.
@@ -126,19 +131,26 @@ class Front:
         """
         try:
             async with asyncio.timeout(self._settings.request_timeout_s + _ANSWER_S):
-                for attempt in range(_TRIES):
-                    try:
-                        answer: HttpAnswer = await handle.answer.remote(call)
-                    except RayError as error:
-                        if isinstance(error, RayTaskError | TaskCancelledError):
-                            raise
-                        logger.warning("a replica was lost and another one is asked: %s", type(error).__name__)
-                        await asyncio.sleep(attempt * _PAUSE_S)
-                    else:
-                        return answer
+                return await self._ask_until_answered(handle, call)
         except TimeoutError:
             raise DeadlineExceeded("no replica answered in time; send fewer documents") from None
-        raise Unavailable("replicas die one after another; the cluster's log says why", retry_after_s=5.0)
+
+    async def _ask_until_answered(self, handle: DeploymentHandle[Any], call: HttpCall) -> HttpAnswer:
+        deaths = attempts = 0
+        while True:
+            try:
+                answer: HttpAnswer = await handle.answer.remote(call)
+            except RayError as error:
+                if isinstance(error, RayTaskError | TaskCancelledError):
+                    raise
+                deaths += isinstance(error, ActorDiedError)
+                attempts += 1
+                logger.warning("a replica was lost and another one is asked: %s", type(error).__name__)
+            else:
+                return answer
+            if deaths == _DEATHS:
+                raise Unavailable("replicas die one after another; the cluster's log says why", retry_after_s=5.0)
+            await asyncio.sleep(min(_LONGEST_PAUSE_S, attempts * _PAUSE_S))
 
     async def _of_all(self, call: HttpCall, path: str) -> HttpAnswer:
         """The answers of all deployments, as one."""
@@ -157,10 +169,15 @@ class Front:
 
     async def _metrics(self, call: HttpCall) -> HttpAnswer:
         """Of all replicas, each with its name."""
-        allowed = await self._ask(self._default, call)
+        allowed = await self._ask(self._owner(None), call)
         if allowed.status != 200:
             return allowed
-        told = [await handle.broadcast("metrics").results_async() for handle in self._handles.values()]
+        try:
+            told = await asyncio.gather(
+                *(handle.broadcast("metrics").results_async(timeout_s=_METRICS_S) for handle in self._handles.values())
+            )
+        except (RayError, TimeoutError):
+            raise Unavailable("a replica has died or does not tell its metrics", retry_after_s=5.0) from None
         expositions = {name: text for texts in told for name, text in texts}
         return HttpAnswer(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], merged(expositions))
 
@@ -185,8 +202,15 @@ def owners(registry: Registry, models: Mapping[str, Sequence[str]]) -> dict[str,
     return {spec.name: owner_of.get(spec.name, first) for spec in registry.model}
 
 
+def query_in(fields: Mapping[str, Any]) -> object:
+    """The query of a body: a field, an object with a text (NVIDIA), or within `input` (DashScope)."""
+    inner = fields.get("input")
+    query = fields.get("query", inner.get("query") if isinstance(inner, dict) else None)
+    return query.get("text") if isinstance(query, dict) else query
+
+
 def key_of(model: str, query: object) -> bytes:
-    """What calls have in common that are best answered by the same replica."""
+    """What calls have in common that are best answered by the same replica; empty without a query."""
     text = query if isinstance(query, str) else ""
     return blake2b(f"{model}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest() if text else b""
 

@@ -253,6 +253,7 @@ def _lessons(
     lessons = without(_all_lessons(wanted, corpus, state, on_progress), held_out)
     on_progress("finding candidates", 0, 1)
     lessons = _with_candidates(wanted, lessons, corpus)
+    on_progress("finding candidates", 1, 1)
     if wanted.learn_from in ("templates", "endpoint"):
         lessons = [lesson for lesson in lessons if is_found(lesson)]
     if held_out:
@@ -298,6 +299,7 @@ def _documents(wanted: Wanted, corpus: Corpus, state: State, on_progress: OnProg
         vectors = document_vectors([corpus[name].full_text for name in ids])
         np.save(state.path("vectors.unfinished.npy"), vectors)
         state.path("vectors.unfinished.npy").replace(known)
+    on_progress("embedding documents", len(ids), len(ids))
     return [ids[place] for place in choose_documents(np.load(known), count, seed=wanted.seed)]
 
 
@@ -386,6 +388,7 @@ def _train(
     if steps is None:
         on_progress("measuring a step", 0, 1)
         steps = max(1, int(60 * wanted.minutes / seconds_per_step(model, groups, schedule)))
+        on_progress("measuring a step", 1, 1)
         state.plan(steps)
     schedule = Schedule(steps=steps, seed=wanted.seed, loss=wanted.loss)
     training = Training(model, groups, schedule, state.path("checkpoint.pt"))

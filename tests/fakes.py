@@ -21,6 +21,8 @@ from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import Worker
 from rerankd.domain import (
     ConfidencePlan,
+    DiversityPlan,
+    Embedder,
     FloatArray,
     FusionPlan,
     ImageLimits,
@@ -35,6 +37,7 @@ from rerankd.errors import CacheUnavailable, InvalidRequest, TooLong
 from rerankd.pipeline.blanks import BlankStage
 from rerankd.pipeline.budget import BudgetStage
 from rerankd.pipeline.cached import CachedStage
+from rerankd.pipeline.diversity import DiversityStage
 from rerankd.pipeline.fusion import FusionStage
 from rerankd.pipeline.long_queries import LongQueryStage
 from rerankd.pipeline.passages import PassageStage
@@ -444,6 +447,7 @@ class FakeService:
     canary: Canary = _CANARY
     passages: PassagePlan = field(default_factory=PassagePlan)
     fusion: FusionPlan = field(default_factory=FusionPlan)
+    embedder: Embedder | None = None
     confidence: ConfidenceEstimator | None = field(default_factory=lambda: ConfidenceEstimator(ConfidencePlan(), None))
     truncation: Truncation = Truncation.TRUNCATE
     max_documents: int = 10_000
@@ -503,9 +507,10 @@ class FakeService:
         passages = PassageStage(
             cached, self.scorer, batcher, tokenizing, plan=self.passages, truncation=self.truncation
         )
-        written = FusionStage(
+        fused = FusionStage(
             SeveralQueriesStage(BlankStage(passages, tokenizing, drops=self.scorer.drops)), plan=self.fusion
         )
+        written = DiversityStage(fused, tokenizing, plan=DiversityPlan(), own=self.embedder)
         spans = SpanStage(written, self.scorer, batcher, tokenizing, plan=self.passages, activation=self.activation)
         return LoadedModel(
             stage=LongQueryStage(spans, self.scorer, tokenizing),

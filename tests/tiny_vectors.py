@@ -50,6 +50,14 @@ def bi_encoder_scores(folder: Path, query: str, documents: Sequence[str], *, pas
     return np.array([float(model.similarity(vector, text)) for text in texts], dtype=np.float32)
 
 
+def bi_encoder_vectors(folder: Path, documents: Sequence[str]) -> FloatArray:
+    """The vector of each document, shape [documents, width]."""
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - imports torch
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    return np.stack([model.encode_document(text) for text in documents]).astype(np.float32)
+
+
 def plain_encoder(folder: Path, family: str) -> Path:
     """An encoder without a head."""
     from transformers import AutoModel  # noqa: PLC0415 - only slow tests have torch

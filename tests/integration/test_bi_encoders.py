@@ -1,6 +1,7 @@
 """Bi-encoders beyond their torch weights: ONNX graphs of several exporters, and cascades."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -10,14 +11,23 @@ import pytest
 
 from rerankd.config.named_models import served_registry
 from rerankd.config.settings import Settings
-from rerankd.domain import FloatArray, RerankRequest
-from rerankd.errors import ConfigError
+from rerankd.domain import (
+    NO_DIVERSITY,
+    DiversityPlan,
+    DiversityWishes,
+    FloatArray,
+    RerankRequest,
+    RerankResult,
+    ScoreOptions,
+    Terms,
+)
+from rerankd.errors import ConfigError, DeadlineExceeded, InvalidRequest
 from rerankd.serving.assembly import load_parts, running_service
 from rerankd.telemetry.observer import Silent
 from rerankd.tools.evaluation.in_process import InProcess
 from tests.registry_files import write_registry
 from tests.tiny_models import CORPUS, TINY_BERT
-from tests.tiny_vectors import bi_encoder, bi_encoder_scores
+from tests.tiny_vectors import bi_encoder, bi_encoder_scores, bi_encoder_vectors
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_torch_on_one_thread")]
 
@@ -127,3 +137,61 @@ async def test_the_best_by_vectors_are_read_again_by_a_cross_encoder(folder: Pat
     assert orders["both"] == [(index, "pairs") for index in first_two] + [
         (index, "vectors") for index in by_vectors[2:]
     ]
+
+
+async def test_orders_are_diverse_by_a_models_own_vectors_or_anothers(folder: Path, tmp_path: Path) -> None:
+    diversity: dict[str, Any] = {"weight": 0.5, "depth": 4}
+    entries: list[dict[str, Any]] = [
+        {"name": "own", "path": folder, "scorer": "auto", "engine": "auto", "diversity": diversity},
+        {"name": "pairs", "path": TINY_BERT, "diversity_model": "own"},
+        {"name": "both", "stages": ["own", "pairs:4"], "diversity": diversity, "diversity_model": "own"},
+        {"name": "wrong", "path": TINY_BERT, "diversity_model": "pairs"},
+    ]
+    plan = DiversityPlan(**diversity)
+    settings = Settings(registry=write_registry(tmp_path, entries), cache_url="memory://")
+    vectors = bi_encoder_vectors(folder, _DOCUMENTS)
+    async with running_service(settings, Silent()) as service:
+        for name in ("own", "pairs", "both", "wrong"):
+            await service.model_named(name).settled()
+
+        async def asked(name: str, **wishes: Any) -> RerankResult:
+            options = ScoreOptions(**wishes)
+            return await service.rerank(RerankRequest(query=_QUERY, documents=_DOCUMENTS, model=name, options=options))
+
+        for name in ("own", "pairs", "both"):
+            plain = await asked(name, diversity=NO_DIVERSITY)
+            merits = plain.scores.values
+            ranked = np.argsort(-merits, kind="stable")
+            best = np.sort(ranked[:4])
+            marginal = plan.marginal_relevance(merits[best], vectors[best])
+            expected = [*best[np.argsort(-marginal, kind="stable")], *ranked[4:]]
+            result = await asked(name, diversity=DiversityWishes(weight=0.5, depth=4))
+            assert [one.index for one in result.results] == expected
+            assert [one.value for one in result.results] == [merits[index] for index in expected]
+            assert result.tokens > plain.tokens
+        without = await asked("own")
+        assert [one.index for one in without.results] == [
+            one.index for one in (await asked("own", diversity=DiversityWishes(weight=0.5))).results
+        ]
+        with pytest.raises(InvalidRequest, match="the model 'pairs', which diversity_model names, gives documents no"):
+            await asked("wrong", diversity=DiversityWishes())
+        unknown = RerankRequest(query="another", documents=["a new text", "and one more"], model="pairs")
+        late = ScoreOptions(diversity=DiversityWishes(), terms=Terms(deadline=0.0))
+        with pytest.raises(DeadlineExceeded):
+            await service.rerank(replace(unknown, options=late))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"path": TINY_BERT, "diversity": {"weight": 0.3}}, "has no vectors of documents; set diversity_model"),
+        ({"path": TINY_BERT, "diversity_model": "x"}, "diversity_model of 'm': no model has the name or alias 'x'"),
+        ({"stages": ["m"], "diversity": {"weight": 0.3}}, "a cascade has no vectors of documents; set diversity_model"),
+    ],
+)
+def test_diversity_without_vectors_is_refused_when_it_is_configured(
+    entry: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    settings = Settings(registry=write_registry(tmp_path, [{"name": "m", **entry}]))
+    with pytest.raises(ConfigError, match=message):
+        load_parts(served_registry(settings).model[0], settings)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rerankd.config.model_names import ModelNames
 from rerankd.config.options import closest, explain, read_toml
 from rerankd.config.variables import ENVIRONMENT_PREFIX
-from rerankd.domain import ConfidencePlan, FusionPlan, PassagePlan
+from rerankd.domain import ConfidencePlan, DiversityPlan, FusionPlan, PassagePlan
 from rerankd.errors import ConfigError
 
 # A scorer or engine that is chosen when the model is loaded.
@@ -81,6 +81,14 @@ class ModelSpec(BaseModel):
     fusion: FusionPlan = Field(
         default=FusionPlan(), description="How the model's scores are fused with those of the first stage."
     )
+    diversity: DiversityPlan = Field(
+        default=DiversityPlan(), description="How orders are made diverse (MMR); requests may ask for it as well."
+    )
+    diversity_model: str | None = Field(
+        default=None,
+        description="A served embedding model whose vectors of documents `diversity` compares, by name or alias; "
+        "default: the model itself, if it is one.",
+    )
     calibration: str = Field(
         default="",
         description="A file of `rerankd calibrate` (relative to the registry), or `none`; default: "
@@ -130,6 +138,8 @@ class ModelSpec(BaseModel):
             raise ValueError("adapter: a cascade has no weights; set it for its members")
         if self.stages and (self.calibration or self.confidence != ConfidencePlan()):
             raise ValueError("calibration and confidence: a cascade's scores only say the order; leave them out")
+        if self.stages and self.diversity.weight and self.diversity_model is None:
+            raise ValueError("diversity: a cascade has no vectors of documents; set diversity_model")
         if self.adapter_of and not self.adapter:
             raise ValueError("adapter_of is there without adapter")
         if self.stages and self.idle_unload_s is not None:
@@ -147,8 +157,11 @@ class ModelSpec(BaseModel):
 
 
 def _others_of(spec: ModelSpec) -> list[str]:
-    """The models that an entry needs: its cascade's members, its fallback and its selector."""
-    return [*(step.model for step in spec.cascade), *filter(None, (spec.fallback, spec.passage_selector))]
+    """The models that an entry needs: its cascade's members, its fallback, selector and embedder."""
+    return [
+        *(step.model for step in spec.cascade),
+        *filter(None, (spec.fallback, spec.passage_selector, spec.diversity_model)),
+    ]
 
 
 def _repository(spec: ModelSpec) -> str:
@@ -181,7 +194,7 @@ class Registry(BaseModel):
         if self.default is not None and self.default not in owners:
             raise ValueError(f"default = {self.default!r}: {_not_served(self.default, owners)}")
         self._check_fallbacks(owners)
-        _check_selectors(self.model, owners)
+        _check_helpers(self.model, owners)
         cascades = {spec.name for spec in self.model if spec.stages}
         for spec in self.model:
             for step in spec.cascade:
@@ -286,10 +299,11 @@ class Registry(BaseModel):
         )
 
 
-def _check_selectors(models: Sequence[ModelSpec], owners: Collection[str]) -> None:
+def _check_helpers(models: Sequence[ModelSpec], owners: Collection[str]) -> None:
     for spec in models:
-        if spec.passage_selector is not None and spec.passage_selector not in owners:
-            raise ValueError(f"passage_selector of {spec.name!r}: {_not_served(spec.passage_selector, owners)}")
+        for key, name in (("passage_selector", spec.passage_selector), ("diversity_model", spec.diversity_model)):
+            if name is not None and name not in owners:
+                raise ValueError(f"{key} of {spec.name!r}: {_not_served(name, owners)}")
 
 
 def _named_twice(name: str, first: str, second: str) -> str:

@@ -2,6 +2,13 @@
 
 from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray, SpanArray
 from rerankd.domain.confidence import Confidence, ConfidenceMethod, ConfidencePlan
+from rerankd.domain.diversity import (
+    NO_DIVERSITY,
+    DiversityPlan,
+    DiversityWishes,
+    EmbeddedDocuments,
+    Embedder,
+)
 from rerankd.domain.documents import Document, ImageLimits, images_of
 from rerankd.domain.fusion import NO_FUSION, Fused, FusionMode, FusionPlan, FusionWishes
 from rerankd.domain.options import (
@@ -24,6 +31,7 @@ from rerankd.domain.terms import LAST_PRIORITY, UNMETERED, Meter, Terms, Unmeter
 
 __all__ = [
     "LAST_PRIORITY",
+    "NO_DIVERSITY",
     "NO_FUSION",
     "UNMETERED",
     "Aggregation",
@@ -31,7 +39,11 @@ __all__ = [
     "Confidence",
     "ConfidenceMethod",
     "ConfidencePlan",
+    "DiversityPlan",
+    "DiversityWishes",
     "Document",
+    "EmbeddedDocuments",
+    "Embedder",
     "FloatArray",
     "Fused",
     "FusionMode",

@@ -7,12 +7,15 @@ Consequences of Scaling Reranker Inference", 2024); the first stage's own scores
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rerankd.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from rerankd.domain.diversity import DiversityPlan
 
 Values = NDArray[np.float64]
 
@@ -116,13 +119,25 @@ NO_FUSION: Final = FusionWishes(mode=FusionMode.NONE)
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """Fused scores of documents, shape [documents], and the plan that made them: of the first stage's scores and the
-    model's, or of the model's for several queries (`of_queries`).
+    """Scores that say the order of documents, shape [documents], and the plan that made them: of the first stage's
+    scores and the model's, or of the model's for several queries (`of_queries`). With `diversity` they were made of
+    those again.
     """
 
     plan: FusionPlan
     values: Values
     of_queries: bool = False
+    diversity: "DiversityPlan | None" = None
+
+    @property
+    def of_first_stage(self) -> bool:
+        """Whether the first stage's scores are a part of them."""
+        return self.plan.mode is not FusionMode.NONE and not self.of_queries
+
+    @property
+    def relevance(self) -> Values:
+        """The scores as numbers from 0 to 1, in the same order."""
+        return self.plan.relevance(self.values) if self.diversity is None else self.values
 
 
 def rank_scores(order: Sequence[int]) -> Values:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from rerankd.domain.arrays import FloatArray
 from rerankd.domain.confidence import ConfidencePlan
+from rerankd.domain.diversity import DiversityWishes, Embedder
 from rerankd.domain.fusion import FusionWishes
 from rerankd.domain.queries import QueryWishes
 from rerankd.domain.terms import Terms
@@ -289,8 +290,8 @@ class ScoreOptions:
     `truncation` None is the model's own policy. `max_tokens_per_pair` counts the query, the document and all that the
     model reads around them; it is for `truncation: truncate`. `instruction` tells an instruction-following model what
     "relevant" means. The caller sees only the best `top_n` documents. Requests of one `scope` do not find what others
-    cached. `selector` chooses the passages of `passages.select`, None: by words. `budgeted`: read only as many
-    documents as fit before the deadline.
+    cached. `selector` chooses the passages of `passages.select`, None: by words. `embedder` gives documents the vectors
+    of `diversity`, None: the model itself. `budgeted`: read only as many documents as fit before the deadline.
     """
 
     max_tokens_per_doc: int | None = None
@@ -305,6 +306,8 @@ class ScoreOptions:
     spans: SpanWishes | None = None
     prune: PruneWishes | None = None
     fusion: FusionWishes | None = None
+    diversity: DiversityWishes | None = None
+    embedder: Embedder | None = None
     queries: QueryWishes | None = None
     budgeted: bool = False
     confidence: ConfidencePlan | None = None

@@ -75,7 +75,7 @@ def rank(scores: Scores, *, activation: Activation, top_n: int | None) -> list[R
     columns = order.tolist(), relevance[order].tolist(), raw[order].tolist(), in_time[order].tolist()
     if scores.fused is None:
         return list(map(RankedDocument, *columns, names))
-    fused = np.where(ranked, scores.fused.plan.relevance(scores.fused.values), 0)
+    fused = np.where(ranked, scores.fused.relevance, 0)
     return list(map(RankedDocument, columns[0], fused[order].tolist(), *columns[2:], names, columns[1]))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from rerankd.domain import FloatArray, ScoreOptions, Scores, Truncation
+from rerankd.domain import EmbeddedDocuments, FloatArray, ScoreOptions, Scores, Truncation
 from rerankd.errors import InvalidRequest, RateLimited, RerankError
 from rerankd.serving.model import LoadedModel, ServedModel
 
@@ -44,7 +44,12 @@ async def answer(
             f"the model {model.name!r} does not prune documents; leave prune out, or name a model that does (Provence)"
         )
     selector = model.passage_selector
-    options = replace(options, selector=None if selector is None else ModelSelector(selector, clock))
+    embedder = model.diversity_model
+    options = replace(
+        options,
+        selector=None if selector is None else ModelSelector(selector, clock),
+        embedder=None if embedder is None else ModelEmbedder(embedder, clock),
+    )
     fallback = model.fallback
     if fallback is None:
         return Answered(model, loaded, await loaded.stage.score(query, documents, options))
@@ -83,6 +88,30 @@ class ModelSelector:
         with loaded.usage:
             answered = await answer(self.model, loaded, query, passages, alone, clock=self.clock)
         return answered.scores.values
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEmbedder:
+    """A served model's vectors of documents."""
+
+    model: ServedModel
+    clock: Callable[[], float]
+
+    async def vectors(self, documents: Sequence[str], options: ScoreOptions, /) -> EmbeddedDocuments:
+        """The vector of each document.
+
+        Raises:
+            InvalidRequest: the model gives documents no vectors.
+            RerankError: it is not in service, or see `Texts.embed`.
+        """
+        loaded = await self.model.loaded_within(options.terms.deadline - self.clock())
+        if loaded.embedder is None:
+            raise InvalidRequest(
+                f"the model {self.model.name!r}, which diversity_model names, gives documents no vectors; its operator "
+                "must name a bi-encoder"
+            )
+        with loaded.usage:
+            return await loaded.embedder.vectors(documents, options)
 
 
 @dataclass(frozen=True, slots=True)

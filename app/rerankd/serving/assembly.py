@@ -76,6 +76,7 @@ _NOT_ASKED = Canary(pairs=(), tolerance=None)
 _RELATIVE_SCORERS: Final = frozenset(
     [*LIST_SCORERS, *GROUP_SCORERS, *BLOCK_SCORERS, *COMPARISON_SCORERS, "listwise-embedding"]
 )
+_EMBEDDING_SCORERS: Final = ("bi-encoder", "listwise-embedding")
 _AnyEngine = Engine[Any, Any] | RemoteEngine[Any, Any]
 
 
@@ -326,6 +327,7 @@ class ModelLoader:
             passages=self.spec.passages,
             truncation=Truncation(self.spec.truncation),
             fusion=self.spec.fusion,
+            diversity=self.spec.diversity,
             calibrated=parts.calibration.relevance.activation if parts.calibration else None,
             images=_image_limits(self.settings),
         )
@@ -349,11 +351,13 @@ class ModelLoader:
             warning=parts.certificate.reason if parts.certificate else "",
             ignores=stages.ignores,
             prunes=stages.prunes,
+            embedder=stages.embedder,
             confidence=_confidence(parts),
             remark=parts.engine.remark if isinstance(parts.engine, RemarkingEngine) else "",
             alive_at=batcher.alive_at,
             trouble=partial(_trouble, parts.engine),
             estimate=partial(_tokens_in, batcher.admission, stages.estimate),
+            fits=partial(_fits, batcher, stages.estimate),
         )
 
 
@@ -373,6 +377,17 @@ def _tokens_in(
 ) -> int:
     """About how many tokens a request has, as admission believes."""
     return admission.forecast(estimate(query, documents, options), caller=options.terms.caller).work.tokens
+
+
+def _fits(
+    batcher: Batcher[Any, Any],
+    estimate: Callable[[str, Sequence[str], ScoreOptions], Estimate],
+    query: str,
+    documents: Sequence[str],
+    options: ScoreOptions,
+) -> bool:
+    """Whether a request would be answered before its deadline, as admission believes."""
+    return batcher.fits(estimate(query, documents, options), options.terms)
 
 
 def _trouble(engine: _AnyEngine) -> str:
@@ -458,6 +473,8 @@ def _engine_spec(spec: ModelSpec, folder: Path, scorer: Scorer, settings: Settin
 
 def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> Scorer:
     check_cutting(spec)
+    if spec.diversity.weight and spec.diversity_model is None and spec.scorer not in _EMBEDDING_SCORERS:
+        raise ConfigError(f"diversity: {spec.scorer!r} has no vectors of documents; set diversity_model")
     scorer_spec = ScorerSpec(
         folder=folder,
         max_length=spec.max_length,

@@ -107,7 +107,7 @@ def compare(
 
 def _loading(spec: ModelSpec) -> ModelSpec:
     """The part of an entry that its version depends on."""
-    return spec.model_copy(update={"aliases": (), "fallback": None, "passage_selector": None})
+    return spec.model_copy(update={"aliases": (), "fallback": None, "passage_selector": None, "diversity_model": None})
 
 
 def _called(spec: ModelSpec, registry: Registry) -> tuple[frozenset[str], str | None]:
@@ -287,7 +287,7 @@ class ModelHost:
         self._retry_failed()
 
     def _bind(self) -> None:
-        """Look up the members of cascades, fallbacks and selectors again: an alias may mean another model now."""
+        """Look up again what entries name: an alias may mean another model now."""
         served = {
             name: entry.model for entry in self._entries.values() for name in (entry.model.name, *entry.model.aliases)
         }
@@ -295,13 +295,21 @@ class ModelHost:
             entry.model.fallback = served[entry.spec.fallback] if entry.spec.fallback else None
             selector = entry.spec.passage_selector
             entry.model.passage_selector = served[selector] if selector else None
+            embedder = entry.spec.diversity_model
+            entry.model.diversity_model = served[embedder] if embedder else None
             entry.members = [ServedMember(step.model, served[step.model], step.depth) for step in entry.spec.cascade]
         self._follow()
 
     def _follow(self) -> None:
         for entry in self._entries.values():
             if entry.members:
-                follow(entry.model, entry.members, self._tokenizing, fusion=entry.spec.fusion)
+                follow(
+                    entry.model,
+                    entry.members,
+                    self._tokenizing,
+                    fusion=entry.spec.fusion,
+                    diversity=entry.spec.diversity,
+                )
 
     def _retry_failed(self) -> None:
         """Try models again that could not be loaded when their entries were read first."""

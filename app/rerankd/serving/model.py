@@ -13,7 +13,7 @@ from time import perf_counter, time
 
 import numpy as np
 
-from rerankd.domain import ScoreOptions, Terms
+from rerankd.domain import Embedder, ScoreOptions, Terms
 from rerankd.errors import ConfigError, ModelNotReady, RerankError
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.calibration import ConfidenceEstimator
@@ -81,6 +81,10 @@ def _nothing() -> None:
     pass
 
 
+def _always(_query: str, _documents: Sequence[str], _options: ScoreOptions) -> bool:
+    return True
+
+
 def _about(query: str, documents: Sequence[str], _options: ScoreOptions) -> int:
     """What usual English has, for a model of which nothing better is known."""
     return (len(query) * len(documents) + sum(map(len, documents))) // _CHARACTERS_PER_TOKEN
@@ -92,9 +96,10 @@ class LoadedModel:
     `alive_at` says when, by `perf_counter`, the engine was last seen to work: see `Batcher.alive_at`.
     `remark` is for operators who wonder about its speed, `warning` says what may be wrong with its scores,
     `trouble` why its remote model does not answer now.
-    `ignores` names the wishes of requests that mean nothing to it. `estimate` says about how many tokens a request has.
+    `ignores` names the wishes of requests that mean nothing to it. `estimate` says about how many tokens a request has,
+    and `fits` whether it would be answered before its deadline.
     `prunes`: it can prune documents. `usage` counts the requests that use it. `confidence` None: its scores only say
-    the order.
+    the order. `embedder` None: it gives documents no vectors.
     """
 
     stage: Stage
@@ -107,9 +112,11 @@ class LoadedModel:
     ignores: Collection[str] = ()
     prunes: bool = False
     confidence: ConfidenceEstimator | None = None
+    embedder: Embedder | None = None
     alive_at: Callable[[], float] = _never
     trouble: Callable[[], str] = str
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
+    fits: Callable[[str, Sequence[str], ScoreOptions], bool] = _always
     usage: Usage = field(default_factory=Usage)
 
 
@@ -140,6 +147,7 @@ class ServedModel:
         self.ignores: Collection[str] = ()
         self.fallback: ServedModel | None = None
         self.passage_selector: ServedModel | None = None
+        self.diversity_model: ServedModel | None = None
         self._warning = ""
         self._loaded: LoadedModel | None = None
         self._settled = asyncio.Event()

@@ -135,7 +135,7 @@ class RerankService:
             ungraded_answers=scores.ungraded,
             comparisons=scores.comparisons,
         )
-        if scores.fused is not None and not scores.fused.of_queries:
+        if scores.fused is not None and scores.fused.of_first_stage:
             self._observer.request_fused(model=name, mode=scores.fused.plan.mode)
         if request.options.truncation is Truncation.ERROR:
             _refuse_cut_documents(scores)

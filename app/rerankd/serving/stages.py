@@ -9,7 +9,7 @@ from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import FusionPlan, ImageLimits, PassagePlan, ScoreOptions, Truncation
+from rerankd.domain import DiversityPlan, Embedder, FusionPlan, ImageLimits, PassagePlan, ScoreOptions, Truncation
 from rerankd.pipeline.blanks import BlankStage, Drops
 from rerankd.pipeline.blocks import BlockStage
 from rerankd.pipeline.budget import BudgetStage
@@ -20,6 +20,7 @@ from rerankd.pipeline.choices import METHODS
 from rerankd.pipeline.chosen import ANSWERS, ChosenStage, check_method
 from rerankd.pipeline.comparators import Comparator, ListComparator, PairComparator
 from rerankd.pipeline.compared import ComparedStage
+from rerankd.pipeline.diversity import DiversityStage, TextEmbedder
 from rerankd.pipeline.embedded import BatchedTexts, Texts
 from rerankd.pipeline.extracts import ExtractStage
 from rerankd.pipeline.fusion import FusionStage
@@ -72,7 +73,7 @@ _NOT_FOR_BLOCKS: Final = (*_NOT_FOR_TOGETHER, "on_deadline")
 class Stages:
     """`direct` only scores, `whole` is that with all around it. `activation` turns values into relevance. `ignores`
     names the wishes of requests that mean nothing here. `estimate` says what a request costs before its texts are read.
-    `prunes`: documents can be pruned.
+    `prunes`: documents can be pruned. `embedder` gives documents vectors.
     """
 
     direct: Stage
@@ -82,6 +83,7 @@ class Stages:
     estimate: Callable[[str, Sequence[str], ScoreOptions], Estimate]
     ignores: Collection[str]
     prunes: bool = False
+    embedder: Embedder | None = None
 
 
 class ScheduleCheck:
@@ -125,6 +127,7 @@ class StageBuilder:
     passages: PassagePlan
     truncation: Truncation
     fusion: FusionPlan
+    diversity: DiversityPlan
     images: ImageLimits
     calibrated: Activation | None = None
 
@@ -162,7 +165,10 @@ class StageBuilder:
             for texts in (batched, cached)
         )
         together = isinstance(scorer, AsksOverDocuments)
-        written = self._not_blank(compared if together else self._in_passages(compared, scorer), scorer.drops)
+        # One vector a text, of numbers.
+        embedder = TextEmbedder(cached) if len(scorer.form.shape) == 1 and scorer.form.dtype.names is None else None
+        inner = compared if together else self._in_passages(compared, scorer)
+        written = self._not_blank(inner, scorer.drops, embedder=embedder)
         return Stages(
             direct=direct,
             whole=written if together else self._around(written, scorer, query_room=scorer.query_room),
@@ -170,6 +176,7 @@ class StageBuilder:
             scores="similarity",
             estimate=partial(_each_once, longest=scorer.max_length),
             ignores=_NOT_FOR_TOGETHER if together else _NOT_FOR_PAIRS,
+            embedder=embedder,
         )
 
     def lists(self, scorer: AnyListScorer, /) -> Stages:
@@ -266,10 +273,11 @@ class StageBuilder:
             ignores=_NOT_FOR_BLOCKS,
         )
 
-    def _not_blank(self, inner: Stage, drops: Drops) -> Stage:
-        """Without blank documents, for several queries, and fused with the first stage's scores."""
+    def _not_blank(self, inner: Stage, drops: Drops, *, embedder: Embedder | None = None) -> Stage:
+        """Without blank documents, for several queries, fused with the first stage's scores, and diverse."""
         blanks = BlankStage(inner, self.tokenizing, drops=drops)
-        return FusionStage(SeveralQueriesStage(blanks), plan=self.fusion)
+        fused = FusionStage(SeveralQueriesStage(blanks), plan=self.fusion)
+        return DiversityStage(fused, self.tokenizing, plan=self.diversity, own=embedder)
 
     def _cached_whole(self, direct: Stage, *, scheduled: bool = True) -> Stage:
         """Behind a cache of whole requests, where there is one."""

@@ -16,7 +16,7 @@ from rerankd.domain import FloatArray, ScoreOptions, Scores, Terms, WindowPlan, 
 from rerankd.errors import ConfigError, DeadlineExceeded, InvalidRequest, Overloaded, ScoringFailed
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
-from rerankd.pipeline.cascade import CascadeStage, Member
+from rerankd.pipeline.cascade import CascadeStage, Fits, Member
 from rerankd.pipeline.pointwise import PointwiseStage
 from rerankd.pipeline.windowed import WindowedStage, values_of_order
 from rerankd.pipeline.windows import SCHEDULES
@@ -340,6 +340,59 @@ async def test_a_member_settles_as_many_as_the_next_one_reads(
     cascade = CascadeStage([Member("one", stage, depth) for stage, depth in zip(stages, depths, strict=True)])
     await cascade.score("query", texts(12), ScoreOptions(top_n=top_n))
     assert [stage.asked[0][2].top_n for stage in stages] == expected
+
+
+def reads_at_most(most: int) -> Fits:
+    return lambda _query, documents, _options: len(documents) <= most
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cuts", "order", "unread"),
+    [
+        (9, 9, {"cheap": 4, "dear": 3}, ["c", "b", "d", "a"], []),
+        (9, 2, {"cheap": 4, "dear": 2}, ["b", "d", "c", "a"], []),
+        (9, 0, {"cheap": 4, "dear": 0}, ["d", "b", "c", "a"], []),
+        (2, 0, {"cheap": 2, "dear": 0}, ["b", "a", "c", "d"], ["c", "d"]),
+        (0, 0, {"cheap": 1, "dear": 0}, ["a", "b", "c", "d"], ["b", "c", "d"]),
+    ],
+)
+async def test_the_deadline_cuts_a_cascade_where_its_members_fit(
+    first: int, second: int, cuts: dict[str, int], order: list[str], unread: list[str]
+) -> None:
+    cheap, dear = RecordingStage(), RecordingStage()
+    cheap.values = {"a": 1, "b": 3, "c": 2, "d": 9}
+    dear.values = {"b": 0.2, "c": 0.3, "d": 0.1}
+    members = [Member("cheap", cheap, None, reads_at_most(first)), Member("dear", dear, 3, reads_at_most(second))]
+    documents = ["a", "b", "c", "d"]
+    options = ScoreOptions(budgeted=True, terms=Terms(partial=True))
+    scores = await CascadeStage(members).score("query", documents, options)
+    assert best_first(documents, scores.values) == order
+    assert scores.cuts == cuts
+    scored = [True] * 4 if scores.scored is None else scores.scored.tolist()
+    assert [text for text, known in zip(documents, scored, strict=True) if not known] == unread
+    assert len(dear.asked) == (cuts["dear"] > 0)
+    plain = await CascadeStage(members).score("query", documents, ScoreOptions())
+    assert plain.cuts is None
+    assert best_first(documents, plain.values) == ["c", "b", "d", "a"]
+
+
+async def test_a_later_member_that_is_late_leaves_the_order_before_it() -> None:
+    cheap, dear = RecordingStage(), LateStage()
+    cheap.values = {"a": 1, "b": 3}
+    cascade = CascadeStage([Member("cheap", cheap, None), Member("dear", dear, None)])
+    for budgeted in (True, False):
+        options = ScoreOptions(budgeted=budgeted, terms=Terms(partial=True))
+        scores = await cascade.score("query", ["a", "b"], options)
+        assert (best_first(["a", "b"], scores.values), scores.cuts) == (["b", "a"], {"cheap": 2, "dear": 0})
+    with pytest.raises(DeadlineExceeded):
+        await cascade.score("query", ["a", "b"], ScoreOptions())
+    with pytest.raises(DeadlineExceeded):
+        await CascadeStage([Member("dear", dear, None)]).score("query", ["a", "b"], options)
+
+
+class LateStage:
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions) -> Scores:
+        raise DeadlineExceeded("too late")
 
 
 async def test_a_cascade_gives_no_order_of_half_the_scores() -> None:

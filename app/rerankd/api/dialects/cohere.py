@@ -11,6 +11,7 @@ from rerankd.api.dialects.base import Dialect, limits_of
 from rerankd.api.dialects.superset import Result, SupersetBody, meta_of
 from rerankd.domain import (
     ConfidencePlan,
+    DiversityWishes,
     Document,
     FusionWishes,
     PassageWishes,
@@ -83,6 +84,9 @@ class CohereV2Body(SupersetBody):
     fusion: FusionWishes | None = Field(
         default=None, description="Order by the model's scores and your first stage's together."
     )
+    diversity: DiversityWishes | None = Field(
+        default=None, description="Order the most relevant documents so that none is much like those before it (MMR)."
+    )
     confidence: ConfidencePlan | None = Field(
         default=None, description="How sure the model is of its order, and below which threshold the answer abstains."
     )
@@ -120,6 +124,7 @@ class CohereV2Body(SupersetBody):
             passages=replace(passages, max_passages=passages.max_passages or self.max_chunks_per_doc),
             windows=self.windows,
             fusion=self.fusion,
+            diversity=self.diversity,
             queries=self._wishes_for_queries(),
             confidence=self.confidence,
             spans=self.relevant_spans.wishes() if self.relevant_spans else None,
@@ -160,10 +165,14 @@ class CohereV2Body(SupersetBody):
     def render_result(self, result: RerankResult, *, request_id: str) -> Json:
         meta = meta_of(result, self.options(), version="2")
         fused = result.scores.fused
-        if fused is not None and not fused.of_queries:
+        if fused is not None and fused.of_first_stage:
             meta["fusion"] = {"mode": fused.plan.mode, "weight": fused.plan.weight}
+        if fused is not None and fused.diversity is not None:
+            meta["diversity"] = {"weight": fused.diversity.weight, "depth": fused.diversity.depth}
         if self.on_deadline == "depth" and "on_deadline" not in result.ignored:
             meta["depth"] = len(result.scores) - result.unscored_documents
+        if result.scores.cuts is not None:
+            meta["cuts"] = result.scores.cuts
         cut = np.flatnonzero(result.scores.dropped).tolist()
         if cut:
             meta["truncated_documents"] = [

@@ -7,6 +7,7 @@ Where spans go, how many requests are sampled and what the service is called say
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from threading import Thread
 from time import time_ns
 from typing import Final
 
@@ -33,6 +34,10 @@ from rerankd.telemetry.spans import Attributes, Span
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _NS_PER_S: Final = 1_000_000_000
+# A collector that does not answer holds up the end of the service this long at most.
+_LAST_SPANS_S: Final = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class Tracing:
@@ -59,9 +64,14 @@ class Tracing:
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         return _Span(span, self._tracer) if span.is_recording() else None
 
-    async def close(self) -> None:
-        """Send what is left."""
-        await asyncio.to_thread(self._provider.shutdown)
+    async def close(self, *, within_s: float = _LAST_SPANS_S) -> None:
+        """Send what is left, as far as the collector takes it in time."""
+        # A daemon, because the interpreter would wait for it: the exporter waits for its collector for half a minute.
+        closing = Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, within_s)
+        if closing.is_alive():
+            logger.warning("the last spans are lost: the collector took more than %g s", within_s)
 
 
 class _Span:

@@ -177,7 +177,7 @@ class _Endpoint:
 
     async def _read(self, call: GatewayCall, request: Request) -> _Parsed:
         try:
-            body = await self._bodies.read_object(request, caller=call.facts.key)
+            body = await self._bodies.read_object(request, caller=call.facts.key, on_arrival=call.arrive)
         except ClientDisconnect:
             raise CallerGone from None
         fields = {**request.path_params, **body.fields}

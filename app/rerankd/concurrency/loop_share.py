@@ -4,7 +4,8 @@ The event loop takes the CPU from the passes of all callers: what it does for on
 
 1. Each caller has a token bucket of loop time. It fills at `part` of the time, and holds at most `_BURST_S`.
 2. A caller whose bucket is empty is heavy. It waits until its bucket has filled up, but only while a caller that is not
-   heavy has a request here. One caller alone, or several heavy ones, never wait.
+   heavy awaits an answer. One caller alone, or several heavy ones, never wait. A request of which the rest has not
+   arrived awaits nothing: else a caller could hold others back by never sending it.
 3. Heavy callers divide `part` among themselves.
 
 The Linux scheduler limits groups of processes in this way (Turner, Rao and Rao, "CPU bandwidth control for CFS", Linux
@@ -26,6 +27,7 @@ class _Caller:
     level_s: float
     filled_at: float
     requests: int = 0
+    awaited: int = 0
 
 
 class LoopShare:
@@ -47,10 +49,15 @@ class LoopShare:
         self._present += not account.requests
         account.requests += 1
 
-    def leave(self, caller: str) -> None:
+    def arrive(self, caller: str) -> None:
+        """All of a request that has begun is here; its answer is awaited."""
+        self._callers[caller].awaited += 1
+
+    def leave(self, caller: str, *, arrived: bool) -> None:
         """A request of the caller has ended."""
         account = self._callers[caller]
         account.requests -= 1
+        account.awaited -= arrived
         self._present -= not account.requests
 
     def spend(self, caller: str, seconds: float, *, now: float) -> None:
@@ -72,7 +79,7 @@ class LoopShare:
 
     def _is_contended(self, account: _Caller, now: float) -> bool:
         return any(
-            other.requests and other is not account and self._level_s(other, now) >= 0
+            other.awaited and other is not account and self._level_s(other, now) >= 0
             for other in self._callers.values()
         )
 

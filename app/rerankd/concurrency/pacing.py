@@ -46,9 +46,13 @@ class Pacing:
         if self._share.is_shared:
             self._share.spend(caller, _REQUEST_S, now=now)
 
-    def leave(self, caller: str) -> None:
+    def arrive(self, caller: str) -> None:
+        """All of a request that has begun is here; its answer is awaited."""
+        self._share.arrive(caller)
+
+    def leave(self, caller: str, *, arrived: bool) -> None:
         """A request of the caller has ended."""
-        self._share.leave(caller)
+        self._share.leave(caller, arrived=arrived)
 
     def paced(self, caller: str, work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R]:
         """A part of a request that has begun. It is held back at each `pause` inside, if it must be."""

@@ -119,6 +119,7 @@ class GatewayCall:
         self._gateway = gateway
         self._service = gateway.service
         self._meter: RequestMeter | None = None
+        self._arrived = False
         self.claim = Claim(gateway.held, "")
 
     def __enter__(self) -> Self:
@@ -130,7 +131,7 @@ class GatewayCall:
     ) -> None:
         if self._meter is not None:
             self._meter.close()
-            self._gateway.pacing.leave(self.facts.key)
+            self._gateway.pacing.leave(self.facts.key, arrived=self._arrived)
         self._gateway.observer.request_finished(
             model=self.facts.model or "none",
             dialect=self.facts.dialect or "none",
@@ -166,6 +167,12 @@ class GatewayCall:
         """Some of the call's work after `identify`, which leaves other keys their share of the event loop."""
         return self._gateway.pacing.paced(self.facts.key, work) if self.facts.key else work
 
+    def arrive(self) -> None:
+        """All of the call is here, and its caller waits. Others leave it its share of the event loop from now on."""
+        if not self._arrived:
+            self._arrived = True
+            self._gateway.pacing.arrive(self.facts.key)
+
     async def check_retry(self) -> None:
         """Refuse a large request that comes back too early, before its body is read, while other keys have requests
         here.
@@ -189,6 +196,7 @@ class GatewayCall:
         """
         if self._meter is None:
             raise RuntimeError("call identify() before rerank()")
+        self.arrive()
         if not requests:
             raise InvalidRequest("no queries; send at least one")
         self.facts.documents = sum(len(request.documents) for request in requests)

@@ -36,6 +36,8 @@ _INSTRUCTION: Final = (
 _WORDS: Final = 1024
 # No more of a document is looked at for its words.
 _CHARACTERS: Final = 64 * _WORDS
+# No prompt's tokens are this long in the mean.
+_CHARACTERS_PER_TOKEN: Final = 32
 
 
 class ListwiseEmbeddingOptions(BaseModel):
@@ -113,9 +115,13 @@ class ListwiseEmbedding(TextScorer):
             listed = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(kept, start=1))
             return f"{_BEGINNING}{beginning}\nDocuments:\n{listed}\nSearch Query: {asked}{_ENDING}"
 
-        prompt, _ = fit(
-            write, passages, length=lambda prompt: len(ids_of(self._tokenizer, prompt)), most=_WORDS, longest=room
-        )
+        def length(prompt: str) -> int:
+            # Megabytes are not tokenized to learn that they are too long.
+            if len(prompt) > _CHARACTERS_PER_TOKEN * room:
+                return room + 1
+            return len(ids_of(self._tokenizer, prompt))
+
+        prompt, _ = fit(write, passages, length=length, most=_WORDS, longest=room)
         return prompt
 
     def encode(

@@ -10,8 +10,14 @@ _PART = 0.125
 def _shared_by(*callers: str, part: float = _PART) -> LoopShare:
     share = LoopShare(part)
     for caller in callers:
-        share.enter(caller, now=0.0)
+        _enter(share, caller)
     return share
+
+
+def _enter(share: LoopShare, caller: str, *, now: float = 0.0) -> None:
+    """Begin a request that is here as a whole."""
+    share.enter(caller, now=now)
+    share.arrive(caller)
 
 
 def _flood(share: LoopShare, caller: str, *, until: float, others: float = 0.0) -> float:
@@ -37,7 +43,7 @@ def test_a_heavy_caller_beside_a_light_one_takes_its_part_and_a_burst(heavy: str
 def test_a_caller_without_another_one_never_waits(others: tuple[str, ...]) -> None:
     share = _shared_by("a", *others)
     for other in others:
-        share.leave(other)
+        share.leave(other, arrived=True)
     assert _flood(share, "a", until=1.0) == pytest.approx(1.0)
 
 
@@ -54,24 +60,34 @@ def test_heavy_callers_divide_their_part() -> None:
     for caller in "ab":
         share.spend(caller, 0.03, now=0.0)
     assert share.wait_s("a", now=0.0) == pytest.approx(2 * 0.01 / _PART)
-    share.leave("b")
+    share.leave("b", arrived=True)
     assert share.wait_s("a", now=0.0) == pytest.approx(0.01 / _PART)
 
 
 def test_what_was_taken_while_nobody_waited_is_soon_forgiven() -> None:
     share = _shared_by("a")
     share.spend("a", 60.0, now=60.0)
-    share.enter("late", now=60.0)
+    _enter(share, "late", now=60.0)
     assert share.wait_s("a", now=60.0) == pytest.approx(0.005 / _PART)
 
 
 def test_a_debt_is_not_forgiven_when_the_others_leave_for_a_moment() -> None:
     share = _shared_by("a", "light")
     share.spend("a", 0.1, now=0.0)
-    share.leave("light")
+    share.leave("light", arrived=True)
     share.spend("a", 0.002, now=0.0)
-    share.enter("light", now=0.0)
+    _enter(share, "light")
     assert share.wait_s("a", now=0.0) == pytest.approx(0.08 / _PART)
+
+
+def test_a_request_that_never_arrives_holds_nobody_back() -> None:
+    share = _shared_by("a")
+    share.enter("slow", now=0.0)
+    assert _flood(share, "a", until=1.0) == pytest.approx(1.0)
+    share.arrive("slow")
+    assert share.wait_s("a", now=1.0) > 0
+    share.leave("slow", arrived=True)
+    assert share.wait_s("a", now=1.0) == 0.0
 
 
 def test_where_there_are_cores_for_all_nobody_waits() -> None:

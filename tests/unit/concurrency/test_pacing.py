@@ -25,6 +25,7 @@ class _Cpu:
         self.pacing = Pacing(cores=2, clock=lambda: self.now, cpu_clock=lambda: self.taken_s)
         for caller in ("heavy", "light"):
             self.pacing.enter(caller)
+            self.pacing.arrive(caller)
 
     def take(self, seconds: float) -> None:
         self.taken_s += seconds
@@ -63,7 +64,7 @@ async def test_a_caller_goes_on_when_the_others_have_left() -> None:
 
     working = asyncio.create_task(cpu.pacing.paced("heavy", work()))
     await asyncio.sleep(0.001)
-    cpu.pacing.leave("light")
+    cpu.pacing.leave("light", arrived=True)
     await asyncio.wait_for(working, timeout=5)
 
 

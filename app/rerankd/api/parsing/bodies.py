@@ -3,6 +3,7 @@ is parsed in pieces, so that it does not block the event loop, and its memory st
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -58,6 +59,9 @@ class Body:
     text: bytes
 
 
+def _nothing() -> None: ...
+
+
 class BodyReader:
     """Reads one large body of each caller at a time, and of a few callers concurrently, because JSON takes more memory
     than its bytes, even if it will be rejected. Callers take turns part by part: none waits for another's whole body.
@@ -69,8 +73,11 @@ class BodyReader:
         self._bodies = Turns(_CONCURRENT_BODIES, per_caller=1)
         self._parts = Turns(1)
 
-    async def read_object(self, request: Request, *, caller: str = "") -> Body:
-        """The JSON object in the body of a request; `caller` is the name of its API key.
+    async def read_object(
+        self, request: Request, *, caller: str = "", on_arrival: Callable[[], None] = _nothing
+    ) -> Body:
+        """The JSON object in the body of a request; `caller` is the name of its API key. `on_arrival` is called when
+        all of its bytes are here.
 
         Raises:
             InvalidRequest: it is not JSON, or not an object.
@@ -82,6 +89,7 @@ class BodyReader:
         async for chunk in request.stream():
             chunks.append(chunk)
             await _give_way(chunk)
+        on_arrival()
         if sum(map(len, chunks)) > _AT_ONCE_BYTES:
             # in a thread, because bytes.join releases the GIL
             text = without_bom(await asyncio.to_thread(b"".join, chunks))

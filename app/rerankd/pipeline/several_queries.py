@@ -57,7 +57,7 @@ class SeveralQueriesStage:
         return _joined([parts[index] for index in range(len(asked))], wishes, shares)
 
     def _in_part_of_time(self, options: ScoreOptions, parts: int) -> ScoreOptions:
-        """With a deadline after one of so many equal parts of the time that is left."""
+        """With a deadline after the first of `parts` equal parts of the time that is left."""
         now = self._clock()
         deadline = now + (options.terms.deadline - now) / parts
         return replace(options, terms=replace(options.terms, deadline=deadline))

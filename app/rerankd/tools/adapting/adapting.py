@@ -178,16 +178,20 @@ def adapt(wanted: Wanted, settings: Settings, on_progress: OnProgress) -> Outcom
     held_out = _judged_sets(wanted)
     identity = {**wanted.identity, "base": asyncio.run(InProcess(settings, wanted.model).identity())}
     state = State(wanted.output, inputs=_inputs(wanted), options=identity, fresh=wanted.fresh)
+    model = open_trainable(spec, settings, seed=wanted.seed)
     lessons, held_out = _lessons(wanted, corpus, held_out, state, on_progress)
+    lessons = [lesson for lesson in lessons if model.reads(lesson.query)]
     teacher = _teacher_scores(wanted, settings, lessons, corpus, state, on_progress)
     groups = [group_of(lesson, corpus, teacher, seed=wanted.seed) for lesson in lessons]
-    model = open_trainable(spec, settings, seed=wanted.seed)
+    groups = [group for group in groups if group.negatives]
+    if not groups:
+        raise ConfigError("no query that the model can read has a negative; give more documents, or a milder teacher")
     schedule = _train(model, groups, wanted, state, on_progress)
     folder = state.path("model")
     model.settle(SHARE)
     shutil.rmtree(folder, ignore_errors=True)
-    model.write(folder)
-    facts = _facts(wanted, lessons, groups, schedule)
+    said = model.write(folder)
+    facts = {**_facts(wanted, lessons, groups, schedule), **said}
     proof = _prove(wanted, settings, spec, folder, held_out, state, on_progress)
     write_card(
         folder,

@@ -6,7 +6,7 @@ Both read what the served scorer writes of a pair, so that a model is trained on
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -24,7 +24,7 @@ from rerankd.domain import FloatArray
 from rerankd.engines.base import pad
 from rerankd.engines.torch.encoder import name_padding
 from rerankd.engines.torch.weights import read_weights, takes_token_types
-from rerankd.errors import ConfigError
+from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.recognition.files import read_json
 from rerankd.recognition.kinds import ModelFiles
 from rerankd.scorers import load_scorer
@@ -38,7 +38,7 @@ from rerankd.tools.training.encoding import PairEncoder, length_batches, padded,
 from rerankd.tools.training.model import CrossEncoder
 from rerankd.tools.training.precision import in_bfloat16
 from rerankd.tools.training.ship import ARCHITECTURE, write_golden
-from rerankd.tools.training.shipped import GRAPH, SHIPPED, read_shipped, write_shipped
+from rerankd.tools.training.shipped import GRAPH, SHIPPED, changed_integers, read_shipped, write_shipped
 
 State = dict[str, torch.Tensor]
 
@@ -46,8 +46,9 @@ State = dict[str, torch.Tensor]
 DOCUMENT_TOKENS: Final = 192
 _VECTOR_TOKENS: Final = 64
 _VECTOR_BATCH: Final = 2048
-_BODY_RATE: Final = 2e-5
-_HEAD_RATE: Final = 1e-4
+# Those of the shipped model's recipe: with much lower ones a short run ends within the rounding of int8.
+_BODY_RATE: Final = 6e-5
+_HEAD_RATE: Final = 5e-4
 _LORA_RATE: Final = 2e-4
 _LORA_RANK: Final = 8
 _COPIED: Final = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -63,6 +64,9 @@ class Trainable(Protocol):
     def parameters(self) -> list[dict[str, Any]]:
         """The optimizer's groups; `lr` is each one's peak."""
 
+    def reads(self, query: str) -> bool:
+        """Whether a query leaves room for a document."""
+
     def scores(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
         """Scores of (query, document) pairs, shape [pairs], float32, with their gradients."""
 
@@ -74,8 +78,8 @@ class Trainable(Protocol):
     def settle(self, share: float) -> None:
         """Go back towards the start: `share` 1 keeps what was learnt, 0 is the start."""
 
-    def write(self, folder: Path) -> None:
-        """Write the folder that is served."""
+    def write(self, folder: Path) -> Mapping[str, object]:
+        """Write the folder that is served, and return what the card says of it."""
 
 
 def open_trainable(spec: ModelSpec, settings: Settings, *, seed: int) -> Trainable:
@@ -120,15 +124,21 @@ class Shipped:
 
     def parameters(self) -> list[dict[str, Any]]:
         body = [parameter for parameter in self._model.bert.parameters() if parameter.requires_grad]
-        parts = (self._model.word_weight, self._model.hidden, self._model.classifier)
-        head = [parameter for part in parts for parameter in part.parameters()]
-        return [{"params": body, "lr": _BODY_RATE}, {"params": head, "lr": _HEAD_RATE / self._scale}]
+        head = [*self._model.word_weight.parameters(), *self._model.hidden.parameters()]
+        return [
+            {"params": body, "lr": _BODY_RATE},
+            {"params": head, "lr": _HEAD_RATE},
+            {"params": list(self._model.classifier.parameters()), "lr": _HEAD_RATE / self._scale},
+        ]
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
         inputs = _padded(_encoded(self._scorer, pairs), self._scorer.pad_id, self._device)
         with in_bfloat16(self._device):
             logits = self._model(**inputs)[:, 0]
         return self._scale * logits.float()
+
+    def reads(self, query: str) -> bool:
+        return _has_room(self._scorer, query)
 
     def state(self) -> State:
         named = self._model.named_parameters()
@@ -141,7 +151,7 @@ class Shipped:
         learnt = self.state()
         self.restore({name: torch.lerp(self._start[name], learnt[name], share) for name in learnt})
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> Mapping[str, object]:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _COPIED:
             shutil.copyfile(self._folder / name, folder / name)
@@ -150,6 +160,8 @@ class Shipped:
         tokenizer = AutoTokenizer.from_pretrained(self._folder)
         write_golden(model, tokenizer, folder / GRAPH, folder / "golden.json")
         self._model.to(self._device)
+        changed, count = changed_integers(self._folder / GRAPH, folder / GRAPH)
+        return {"int8 weights that changed": f"{changed:,} of {count:,}"}
 
 
 class LoraAdapter:
@@ -201,6 +213,9 @@ class LoraAdapter:
         read = logits[torch.arange(len(encodings), device=self._device), last][:, list(self._tokens)].float()
         return read[:, 0] - read[:, 1] if len(self._tokens) > 1 else read[:, 0]
 
+    def reads(self, query: str) -> bool:
+        return _has_room(self._scorer, query)
+
     def state(self) -> State:
         named = self._model.named_parameters()
         return {name: value.detach().cpu().clone() for name, value in named if value.requires_grad}
@@ -212,12 +227,13 @@ class LoraAdapter:
         """B begins at zero, so that a share of it is a share of the change."""
         self.restore({name: share * value for name, value in self.state().items() if ".lora_B." in name})
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> Mapping[str, object]:
         self._model.save_pretrained(folder, save_embedding_layers=False)
         path = folder / "adapter_config.json"
         said = json.loads(path.read_text(encoding="utf-8"))
         said["target_modules"] = sorted(said["target_modules"])
         path.write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return {}
 
 
 def _linear(model: nn.Module) -> list[str]:
@@ -230,6 +246,13 @@ def _linear(model: nn.Module) -> list[str]:
     if not names:
         raise ConfigError(f"{type(model).__name__} has no linear layers that an adapter could change")
     return sorted(names)
+
+
+def _has_room(scorer: AnyPairScorer, query: str) -> bool:
+    try:
+        return scorer.room(query) > 0
+    except InvalidRequest:
+        return False
 
 
 def _encoded(scorer: AnyPairScorer, pairs: Sequence[tuple[str, str]]) -> list[Encoding]:

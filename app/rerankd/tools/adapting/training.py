@@ -86,7 +86,7 @@ def _drawn(group: Group, rng: random.Random, progress: float) -> DrawnGroup:
 
 
 class Training:
-    """Takes the steps of a schedule, from the last checkpoint in the file if there is one."""
+    """Takes the steps of a schedule, from the last checkpoint if there is one. Every group has negatives."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Training:
         checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     ) -> None:
         self._model = model
-        self._groups = [group for group in groups if group.negatives]
+        self._groups = groups
         self._schedule = schedule
         self._checkpoint = checkpoint
         self._checkpoint_every_s = checkpoint_every_s
@@ -161,10 +161,9 @@ def step_loss(model: Trainable, drawn: Sequence[DrawnGroup], *, loss: str) -> to
 
 def seconds_per_step(model: Trainable, groups: Sequence[Group], schedule: Schedule) -> float:
     """How long a step takes here, without taking one: no weight changes."""
-    usable = [group for group in groups if group.negatives]
     started = time.perf_counter()
     for step in range(_MEASURED_STEPS):
-        step_loss(model, draw(usable, step, schedule), loss=schedule.loss).backward()
+        step_loss(model, draw(groups, step, schedule), loss=schedule.loss).backward()
         for parameters in model.parameters():
             for one in parameters["params"]:
                 one.grad = None

@@ -76,6 +76,16 @@ def write_shipped(model: CrossEncoder, source: Path, target: Path) -> None:
     onnx.save(graph, target)
 
 
+def changed_integers(one: Path, other: Path) -> tuple[int, int]:
+    """How many int8 weights differ between two graphs of the same names, and how many there are."""
+    ours, theirs = (
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+        for path in (one, other)
+    )
+    names = [name for name in ours if name.endswith(_COLUMNS)]
+    return sum(int((ours[name] != theirs[name]).sum()) for name in names), sum(ours[name].size for name in names)
+
+
 def _matrix_names(tensors: Iterable[str], *, layers: int) -> list[tuple[str, str]]:
     """The model's matrices, and the graph's names of their integers: the exporter numbers matrices in the order in
     which the model multiplies by them.

@@ -114,6 +114,12 @@ def test_a_step_is_drawn_from_its_number_and_the_seed_alone() -> None:
     assert {len(group.texts) for group in draw(_GROUPS, 0, _SCHEDULE)} == {TEXTS_PER_GROUP}
 
 
+def test_a_query_that_leaves_no_room_for_a_document_is_told(folder: Path) -> None:
+    model = _open(folder)
+    assert model.reads("capital of France")
+    assert not model.reads("capital " * 200)
+
+
 async def test_a_settled_adapter_is_served_as_it_was_trained(folder: Path, tmp_path: Path) -> None:
     model = _open(folder)
     Training(model, _GROUPS, _SCHEDULE, tmp_path / "checkpoint.pt").run(lambda _step, _loss: None)

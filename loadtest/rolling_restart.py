@@ -1,11 +1,18 @@
-"""Checks whether requests fail during a rolling deployment, or when a replica dies.
+"""Checks whether requests fail while replicas are updated, moved to other nodes, restarted, or killed.
 
-    python -m loadtest.rolling_restart [--seconds 20] [--clients 8] [--shutdown-delay-s 8]
+    python -m loadtest.rolling_restart [--requests 5000] [--clients 8] [--documents 20]
 
 Two services behind HAProxy with the configuration of deploy/haproxy, its default checks included, answer clients that
-never pause. First each of them is stopped with SIGTERM and started again, one after the other. Then one is killed with
-SIGKILL and started again at once, as a supervisor does. There are `--seconds` of load before and after each. Needs
-haproxy.
+never pause and keep their connections.
+
+- rolling update, as the manifests of deploy/kubernetes ask for it: a new replica is ready before an old one gets
+  SIGTERM, until both are new
+- node drain: an old replica gets SIGTERM while its replacement starts elsewhere. It has the manifests' grace period,
+  then SIGKILL
+- rolling restart: each is stopped with SIGTERM and started again in its place, one after the other
+- kill -9: one is killed and started again at once, as a supervisor does
+
+In each part, clients send `--requests` at least, half of them after the change. Needs haproxy.
 """
 
 import asyncio
@@ -16,11 +23,12 @@ import tempfile
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
 
 import httpx
 
@@ -29,8 +37,12 @@ from loadtest.servers import Server, free_port, haproxy_server, rerankd_at, wait
 from rerankd.tools.benchmark.connection import Connection, ConnectionLost, Target
 from rerankd.tools.benchmark.workload import Shape, Workload
 
-_LONGEST_STOP_S = 60.0
+# terminationGracePeriodSeconds of deploy/kubernetes
+_GRACE_S = 45.0
+_LONGEST_CHANGE_S = 60.0
 _TIMEOUT_S = 60.0
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -49,10 +61,22 @@ class Replica:
         self._server = self._running.enter_context(server)
 
     def stop(self, how: signal.Signals) -> None:
-        """Send the signal and wait for the end."""
+        """Send the signal and wait for the end.
+
+        Raises:
+            TimeoutExpired: the grace period of the manifests is over.
+        """
+        self.signal(how)
+        self.wait_until_gone()
+
+    def signal(self, how: signal.Signals) -> None:
         assert self._server is not None
         self._server.process.send_signal(how)
-        self._server.process.wait(timeout=_LONGEST_STOP_S)
+
+    def wait_until_gone(self) -> None:
+        """As `stop`."""
+        assert self._server is not None
+        self._server.process.wait(timeout=_GRACE_S)
         self._running.close()
 
     def wait_until_ready(self) -> None:
@@ -65,26 +89,37 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
+    """`replicas` run, on two nodes; `spares` may run in their place, on others. HAProxy knows the ports of all."""
+
     proxy: Server
-    replicas: Sequence[Replica]
+    replicas: list[Replica]
+    spares: list[Replica]
 
     def wait_until_up(self) -> None:
-        """Until HAProxy sends requests to all replicas.
+        """Until HAProxy sends requests to all replicas, and to no spare.
 
         Raises:
             TimeoutError: it does not.
         """
-        ends = perf_counter() + _LONGEST_STOP_S
-        while (states := self.states()) != ["UP"] * len(self.replicas):
+        ends = perf_counter() + _LONGEST_CHANGE_S
+        running = {f"r{replica.port}" for replica in self.replicas}
+        while {name for name, status in self.states().items() if status == "UP"} != running:
             if perf_counter() > ends:
-                raise TimeoutError(f"HAProxy holds the replicas to be {states}")
+                raise TimeoutError(f"HAProxy holds the replicas to be {self.states()}")
             time.sleep(0.1)
 
-    def states(self) -> list[str]:
-        """What HAProxy thinks of each replica."""
+    def states(self) -> dict[str, str]:
+        """What HAProxy thinks of each replica, by its name there."""
         answer = httpx.get(f"{self.proxy.url}/stats;csv", timeout=5)
         rows = csv.DictReader(answer.text.removeprefix("# ").splitlines())
-        return [row["status"] for row in rows if row["svname"].startswith("r")]
+        return {row["svname"]: row["status"] for row in rows if row["svname"].startswith("r")}
+
+    def swap(self) -> tuple[Replica, Replica]:
+        """The oldest replica, and the spare that is in its place from now on."""
+        old, new = self.replicas.pop(0), self.spares.pop(0)
+        self.replicas.append(new)
+        self.spares.append(old)
+        return old, new
 
 
 @contextmanager
@@ -96,14 +131,17 @@ def deployed(registry: Path, *, shutdown_delay_s: float) -> Iterator[Deployment]
         "RERANKD_SHUTDOWN_DELAY_S": f"{shutdown_delay_s:g}",
     }
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        replicas = [Replica(Path(name), registry, environment) for _ in range(2)]
-        for replica in replicas:
+        replicas, spares = ([Replica(Path(name), registry, environment) for _ in range(2)] for _ in range(2))
+        for replica in [*replicas, *spares]:
             stack.callback(replica.close)
+        for replica in replicas:
             replica.start()
         for replica in replicas:
             replica.wait_until_ready()
-        proxy = stack.enter_context(haproxy_server(Path(name), [replica.port for replica in replicas]))
-        yield Deployment(proxy, replicas)
+        ports = [replica.port for replica in [*replicas, *spares]]
+        deployment = Deployment(stack.enter_context(haproxy_server(Path(name), ports)), replicas, spares)
+        deployment.wait_until_up()
+        yield deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +191,26 @@ async def _send(connection: Connection, body: bytes) -> Sent:
         return Sent(at, "connection lost")
 
 
+def update_all(deployment: Deployment) -> None:
+    """As `maxSurge: 1, maxUnavailable: 0` do: a new replica serves before an old one stops."""
+    for _ in range(len(deployment.replicas)):
+        old, new = deployment.swap()
+        new.start()
+        new.wait_until_ready()
+        old.stop(signal.SIGTERM)
+        deployment.wait_until_up()
+
+
+def drain_node(deployment: Deployment) -> None:
+    """Evict the replica of one node: it gets SIGTERM, and its replacement starts at the same time."""
+    old, new = deployment.swap()
+    old.signal(signal.SIGTERM)
+    new.start()
+    old.wait_until_gone()
+    new.wait_until_ready()
+    deployment.wait_until_up()
+
+
 def restart_all(deployment: Deployment) -> None:
     """One after another, as in the deployment of a new version."""
     for replica in deployment.replicas:
@@ -174,36 +232,46 @@ def kill_one(deployment: Deployment) -> float:
 
 
 async def experiment(deployment: Deployment, arguments: Namespace) -> list[Claim]:
-    shape = Shape((arguments.documents,))
-    async with loaded(deployment, shape, clients=arguments.clients) as restarted:
-        await asyncio.sleep(arguments.seconds)
-        await asyncio.to_thread(restart_all, deployment)
-        await asyncio.sleep(arguments.seconds)
-    async with loaded(deployment, shape, clients=arguments.clients) as killed:
-        await asyncio.sleep(arguments.seconds)
-        died = await asyncio.to_thread(kill_one, deployment)
-        await asyncio.sleep(arguments.seconds)
+    claims: list[Claim] = []
+    for what, change in (("rolling update", update_all), ("node drain", drain_node), ("rolling restart", restart_all)):
+        requests, _ = await _under_load(deployment, arguments, change)
+        claims += _told(what, requests, limit=0, at_least=arguments.requests)
+    killed, died = await _under_load(deployment, arguments, kill_one)
     later = [request for request in killed if request.at > died]
     return [
-        *_told("rolling restart", restarted, limit=0),
+        *claims,
         # a client has one request at a time
-        *_told("kill -9", killed, limit=arguments.clients),
+        *_told("kill -9", killed, limit=arguments.clients, at_least=arguments.requests),
         Claim("kill -9: failed requests that were sent after it", sum(one.failed for one in later), "<=", 0),
     ]
 
 
-def _told(what: str, requests: Sequence[Sent], *, limit: int) -> list[Claim]:
+async def _under_load(
+    deployment: Deployment, arguments: Namespace, change: Callable[[Deployment], T]
+) -> tuple[list[Sent], T]:
+    """Change the deployment under load: all requests, and what the change returns."""
+    async with loaded(deployment, Shape((arguments.documents,)), clients=arguments.clients) as requests:
+        await asyncio.sleep(arguments.seconds)
+        outcome = await asyncio.to_thread(change, deployment)
+        changed = len(requests)
+        while len(requests) < max(arguments.requests, changed + arguments.requests // 2):
+            await asyncio.sleep(0.1)
+    return requests, outcome
+
+
+def _told(what: str, requests: Sequence[Sent], *, limit: int, at_least: int) -> list[Claim]:
     outcomes = Counter(request.outcome for request in requests)
     answered = outcomes.pop("200", 0)
     return [
-        Claim(f"{what}: requests", len(requests)),
+        Claim(f"{what}: requests", len(requests), ">=", at_least),
         *(Claim(f"{what}: {outcome}", count) for outcome, count in outcomes.items()),
         Claim(f"{what}: failed requests", len(requests) - answered, "<=", limit),
     ]
 
 
 def main() -> int:
-    options = parser(__doc__, seconds=20)
+    options = parser(__doc__, seconds=2)
+    options.add_argument("--requests", type=int, default=5000, help="in each part")
     options.add_argument("--clients", type=int, default=8)
     options.add_argument("--documents", type=int, default=20)
     options.add_argument("--shutdown-delay-s", type=float, default=8.0, help="RERANKD_SHUTDOWN_DELAY_S")

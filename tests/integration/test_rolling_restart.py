@@ -1,19 +1,19 @@
-"""Two real services behind a real HAProxy with the configuration of deploy/haproxy, under load: a rolling restart costs
-no request, and the death of a replica those that it was answering.
+"""Two real services behind a real HAProxy with the configuration of deploy/haproxy, under load: an update, a drained
+node and a rolling restart cost no request, and the death of a replica those that it was answering.
 """
 
 import asyncio
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from loadtest.rolling_restart import Deployment, deployed, kill_one, loaded, restart_all
+from loadtest.rolling_restart import Deployment, deployed, drain_node, kill_one, loaded, restart_all, update_all
 from loadtest.servers import HAPROXY_CONFIGURATION, free_port, haproxy_server, rerankd_server, wait_until_ready
 from rerankd.tools.benchmark.workload import Shape
 from tests.registry_files import write_registry
@@ -52,9 +52,10 @@ def test_the_log_names_the_client_behind_the_load_balancer(tiny_model: Path, tmp
     assert clients == ["127.0.0.7"]
 
 
-async def test_a_rolling_restart_costs_no_request(deployment: Deployment) -> None:
+@pytest.mark.parametrize("change", [update_all, drain_node, restart_all])
+async def test_a_planned_change_costs_no_request(deployment: Deployment, change: Callable[[Deployment], None]) -> None:
     async with loaded(deployment, Shape((5,)), clients=_CLIENTS) as requests:
-        await asyncio.to_thread(restart_all, deployment)
+        await asyncio.to_thread(change, deployment)
     assert len(requests) > 50
     assert [request for request in requests if request.failed] == []
 

@@ -152,7 +152,7 @@ class Admission:
             Overloaded: too much waits, or the deadline cannot be met now; `retry_after_s` is when it could.
             DeadlineExceeded: the deadline could not be met by an idle server either.
         """
-        if terms.urgent:
+        if terms.urgent or terms.background:
             return
         self._expect(work.tokens - (admitted.tokens if admitted else 0), terms.caller, now=now)
         self._check_room(work, terms)

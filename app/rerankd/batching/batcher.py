@@ -122,6 +122,8 @@ class Batcher(Generic[T, R]):
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._planner = planner
+        # Work that nobody waits for has passes of its own, when nothing else waits.
+        self._background = planner.another()
         self._clock = clock
         self._engine = passes
         self._model = model
@@ -258,7 +260,7 @@ class Batcher(Generic[T, R]):
         async for span in in_chunks(len(job.items), of=self._planner.max_batch_pairs):
             waiting = self._joined(number, job, range(span.start, span.stop))
             if waiting:
-                self._planner.add(waiting, terms)
+                (self._background if terms.background else self._planner).add(waiting, terms)
                 self._queue_changed()
                 self._work_waits.set()
 
@@ -284,7 +286,7 @@ class Batcher(Generic[T, R]):
         delayed.
         """
         job.answer.cancel()
-        saved = self._planner.withdraw(number)
+        saved = self._planner.withdraw(number) + self._background.withdraw(number)
         if saved:
             self._observer.work_cancelled(model=self._model, tokens=saved)
             self._queue_changed()
@@ -320,11 +322,11 @@ class Batcher(Generic[T, R]):
                 del self._waiting[identity]
 
     async def _next_batch(self) -> list[_Running[T]]:
-        while not self._planner:
+        while not (planner := self._planner or self._background):
             self._work_waits.clear()
             await self._work_waits.wait()
         now = self._clock()
-        batch = self._planner.next_batch(now=now, seconds_per_token=self.admission.seconds_per_token)
+        batch = planner.next_batch(now=now, seconds_per_token=self.admission.seconds_per_token)
         running = self._send(batch, now=now)
         self._queue_changed()
         return running
@@ -351,6 +353,7 @@ class Batcher(Generic[T, R]):
             if other != sent:
                 self._jobs[other.job].compute(running.item.cost)
                 self._planner.remove(other)
+                self._background.remove(other)
         self._observer.pairs_coalesced(model=self._model, pairs=len(running.wanted_by) - 1)
 
     def _queue_changed(self) -> None:
@@ -470,7 +473,8 @@ class Batcher(Generic[T, R]):
 
     def _learn_budget(self, batch: Sequence[_Running[T]]) -> None:
         """Cut batches of half this one's area for some time."""
-        self._planner.batch_did_not_fit(area=self._area(batch))
+        for planner in (self._planner, self._background):
+            planner.batch_did_not_fit(area=self._area(batch))
         logger.warning(
             "out of memory: batches have at most %d tokens for some time",
             self._planner.max_batch_tokens,
@@ -511,6 +515,7 @@ class Batcher(Generic[T, R]):
     def _deliver(self, batch: Sequence[_Running[T]], results: Results[R], *, seconds: float) -> None:
         now = self._clock()
         self._planner.batch_fitted()
+        self._background.batch_fitted()
         for one, result in zip(batch, results, strict=True):
             for entry in self._running.pop(one.item.identity).wanted_by:
                 job = self._jobs[entry.job]

@@ -251,6 +251,17 @@ class BatchPlanner:
         self._floor = 0.0
         self.waiting_tokens = 0
 
+    def another(self) -> "BatchPlanner":
+        """An empty one with the same limits, whose passes are never stretched."""
+        return BatchPlanner(
+            max_batch_tokens=self._usual_batch_tokens,
+            max_batch_pairs=self.max_batch_pairs,
+            workers=self._workers,
+            padded=self._padded,
+            max_padding=self._max_padding,
+            rounded_length=self.length,
+        )
+
     def __bool__(self) -> bool:
         return bool(self._caller_of)
 

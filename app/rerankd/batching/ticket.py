@@ -91,8 +91,11 @@ class Ticket(Generic[T, R]):
     def release_to_ask_again(self) -> None:
         """Release, so that the request asks for what is left of it as if it had not asked yet."""
         self.release()
-        self._admission.take_back(self._terms.caller, self._admitted.tokens)
+        if not self._terms.background:
+            self._admission.take_back(self._terms.caller, self._admitted.tokens)
 
     def _reserve(self, tokens: int) -> None:
+        if self._terms.background:
+            return  # nobody waits for it
         self._admission.reserve(self._terms.caller, tokens - self._reserved)
         self._reserved = tokens

@@ -166,7 +166,9 @@ class RerankService:
         """
         now = self.clock()
         limit = now + self.limits.request_timeout_s
-        terms = replace(request.options.terms, deadline=min(request.options.terms.deadline, limit))
+        terms = request.options.terms
+        if not terms.background:
+            terms = replace(terms, deadline=min(terms.deadline, limit))
         options = replace(
             request.options,
             top_n=request.top_n,

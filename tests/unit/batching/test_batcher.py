@@ -316,6 +316,39 @@ async def test_urgent_work_goes_first_and_is_never_refused() -> None:
     assert [batch[0][0] for batch in engine.batches] == [1, 3, 2]
 
 
+async def test_background_work_fills_idle_passes_and_counts_for_nobody() -> None:
+    background = Terms(caller="a", background=True, deadline=perf_counter() + 60)
+    engine, observer = TextEngine(pairs=1), RecordingObserver()
+    async with running_batcher(engine, observer, max_waiting_tokens=10) as batcher:
+        engine.gate.clear()
+        calls = [asyncio.ensure_future(served(batcher, text_items([1], [2], [3] * 50), background))]
+        await until_a_pass_runs(engine)
+        # larger than what may wait, if the background's tokens counted
+        calls.append(asyncio.ensure_future(served(batcher, text_items([4] * 5, [5] * 5), Terms(caller="a"))))
+        await asyncio.sleep(0)
+        assert observer.named("queue_changed")[-1]["waiting_tokens"] == 10
+        engine.gate.set()
+        await asyncio.gather(*calls)
+    assert {batch[0][0] for batch in engine.batches[1:3]} == {4, 5}
+    assert observer.named("request_shed") == []
+
+
+async def test_a_request_takes_what_it_shares_with_background_work_out_of_it() -> None:
+    background = Terms(background=True, deadline=perf_counter() + 60)
+    engine = TextEngine(pairs=1)
+    async with running_batcher(engine, RecordingObserver()) as batcher:
+        engine.gate.clear()
+        calls = [asyncio.ensure_future(served(batcher, text_items([1], [2], [3]), background))]
+        await until_a_pass_runs(engine)
+        calls.append(asyncio.ensure_future(served(batcher, text_items([2]))))
+        await asyncio.sleep(0)
+        engine.gate.set()
+        first, second = await asyncio.gather(*calls)
+    assert _right(first, [[1], [2], [3]])
+    assert _right(second, [[2]])
+    assert len(engine.batches) == 3
+
+
 async def test_equal_items_that_wait_are_computed_once() -> None:
     engine, observer = TextEngine(pairs=1), RecordingObserver()
     async with running_batcher(engine, observer) as batcher:

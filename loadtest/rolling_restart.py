@@ -254,7 +254,7 @@ async def _under_load(
         await asyncio.sleep(arguments.seconds)
         outcome = await asyncio.to_thread(change, deployment)
         changed = len(requests)
-        while len(requests) < max(arguments.requests, changed + arguments.requests // 2):
+        while len(requests) < max(arguments.requests, changed + arguments.requests // 2):  # noqa: ASYNC110 - clients go on
             await asyncio.sleep(0.1)
     return requests, outcome
 

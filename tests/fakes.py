@@ -93,6 +93,12 @@ class RecordingObserver:
     def request_started(self) -> None:
         self._state("request_started")
 
+    def job_line_tried(self, *, model: str, status: int, key: str, tokens: int) -> None:
+        self._state("job_line_tried", model=model, status=status, key=key, tokens=tokens)
+
+    def job_changed(self, *, running: int, ended: str = "") -> None:
+        self._state("job_changed", running=running, ended=ended)
+
     def request_finished(
         self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
     ) -> None:

@@ -39,7 +39,7 @@ def fuzz(server: Server, arguments: Sequence[str]) -> "subprocess.CompletedProce
 def main() -> None:
     with TemporaryDirectory() as folder:
         registry = write_registry(Path(folder), [{"name": "tiny", "path": TINY_BERT}])
-        with rerankd_server(Path(folder), registry) as server:
+        with rerankd_server(Path(folder), registry, RERANKD_JOBS_FOLDER=f"{folder}/jobs") as server:
             wait_until_ready(server)
             done = fuzz(server, sys.argv[1:])
     sys.stdout.write(done.stdout + done.stderr)

@@ -5,14 +5,19 @@
     |  |- Unauthorized          401 unauthorized
     |  |- Forbidden             403 forbidden
     |  |- ModelNotFound         404 model_not_found
+    |  |- NotFound              404 not_found           no such job or file
     |  |- BodyTooSlow           408 request_timeout
+    |  |- NotChanged            409 not_changed
     |  `- RequestTooLarge       413 request_too_large
     |- Unavailable              503 unavailable         the same request may succeed later: Retry-After
     |  |- Overloaded            429 overloaded
     |  |- RateLimited           429 rate_limited
     |  |- ModelNotReady         503 model_not_ready
+    |  |- StoreUnavailable      503 store_unavailable   where jobs are kept does not answer
     |  `- RemoteUnavailable     503 remote_unavailable  a remote model did not answer
     |- DeadlineExceeded         504 deadline_exceeded
+    |- NotConfigured            501 not_configured      the operator has to switch it on
+    |- StoreFull                507 store_full          what is kept for jobs has to be deleted first
     |- RemoteFailed             502 remote_failed       a remote model's answer cannot be used
     `- ScoringFailed            500 scoring_failed      the cause goes to the log, never to the client
 
@@ -100,6 +105,11 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class NotFound(InvalidRequest):
+    status = 404
+    code = "not_found"
+
+
 class BodyTooSlow(InvalidRequest):
     status = 408
     code = "request_timeout"
@@ -141,6 +151,11 @@ class ModelNotReady(Unavailable):
     code = "model_not_ready"
 
 
+class StoreUnavailable(Unavailable):
+    status = 503
+    code = "store_unavailable"
+
+
 class RemoteUnavailable(Unavailable):
     status = 503
     code = "remote_unavailable"
@@ -149,6 +164,16 @@ class RemoteUnavailable(Unavailable):
 class DeadlineExceeded(RerankError):
     status = 504
     code = "deadline_exceeded"
+
+
+class NotConfigured(RerankError):
+    status = 501
+    code = "not_configured"
+
+
+class StoreFull(RerankError):
+    status = 507
+    code = "store_full"
 
 
 class RemoteFailed(RerankError):

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from rerankd.api.app import create_app
+from rerankd.api.app import Reading, create_app
 from rerankd.api.lifecycle import Lifecycle
 from rerankd.concurrency.pacing import Pacing
 from rerankd.config.api_keys import read_api_keys
@@ -18,6 +18,7 @@ from rerankd.config.settings import Settings
 from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.held_bytes import HeldBytes
 from rerankd.gateway.keys import ApiKeys
+from rerankd.jobs.running import running_jobs
 from rerankd.scorers.ranking import sigmoid
 from rerankd.telemetry.metrics import PrometheusObserver
 from rerankd.telemetry.otel import Tracing
@@ -60,12 +61,22 @@ async def _open_api(
         keys = ApiKeys(read_api_keys(read.api_keys, read.api_keys_file))
         held = HeldBytes(read.max_held_bytes)
         gateway = Gateway(service, keys=keys, held=held, pacing=Pacing(cores=2), observer=fake.observer)
-        app = create_app(read, gateway, fake.observer, lifecycle, tracing=tracing)
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
-            yield Api(
-                app=app, client=client, gateway=gateway, engine=fake.engine, observer=fake.observer, lifecycle=lifecycle
-            )
+        reading = Reading.within(read, gateway)
+        lines = reading.line_answers(read, gateway)
+        async with (
+            running_jobs(read, gateway, lines, fake.observer, endpoints=lines.endpoints) as jobs,
+        ):
+            app = create_app(read, gateway, fake.observer, lifecycle, tracing=tracing, reading=reading, jobs=jobs)
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+                yield Api(
+                    app=app,
+                    client=client,
+                    gateway=gateway,
+                    engine=fake.engine,
+                    observer=fake.observer,
+                    lifecycle=lifecycle,
+                )
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ def test_every_answer_to_generated_requests_is_one_that_the_document_describes(
 ) -> None:
     registry = write_registry(tmp_path, [{"name": "tiny", "path": tiny_model}])
     authorized = ["--header", f"Authorization: Bearer {key}"] if key else []
-    keys = {"RERANKD_API_KEYS": key} if key else {}
-    with rerankd_server(tmp_path, registry, **keys) as server:
+    settings = {"RERANKD_JOBS_FOLDER": str(tmp_path / "jobs")} | ({"RERANKD_API_KEYS": key} if key else {})
+    with rerankd_server(tmp_path, registry, **settings) as server:
         wait_until_ready(server)
         # a key changes the answers, not what is read: the bodies of every field are sent once
         phases = "examples,fuzzing" if key else "examples,coverage,fuzzing"

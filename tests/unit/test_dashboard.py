@@ -29,6 +29,8 @@ def _exported() -> dict[str, set[str]]:
     """Every sample name that the observer exports once everything has happened, with its labels."""
     observer = PrometheusObserver(GpuMemoryReader(NvidiaLibrary()))
     observer.request_finished(model="m", dialect="cohere-v2", status=200, duration_s=0.1, key="", tokens=9)
+    observer.job_line_tried(model="m", status=200, key="", tokens=9)
+    observer.job_changed(running=0, ended="completed")
     observer.request_scored(
         model="m", timings=Timings(), dropped_tokens=1, unordered_windows=1, ungraded_answers=1, comparisons=1
     )

@@ -23,6 +23,7 @@ _PUBLIC = {
     "unauthorized": 401,
     "forbidden": 403,
     "model_not_found": 404,
+    "not_found": 404,
     "request_timeout": 408,
     "not_changed": 409,
     "request_too_large": 413,
@@ -31,8 +32,11 @@ _PUBLIC = {
     "rate_limited": 429,
     "model_not_ready": 503,
     "remote_unavailable": 503,
+    "store_unavailable": 503,
     "deadline_exceeded": 504,
     "remote_failed": 502,
+    "not_configured": 501,
+    "store_full": 507,
     "scoring_failed": 500,
 }
 

@@ -6,6 +6,7 @@ Plain ASGI: no body is copied and no task is started.
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -96,10 +97,37 @@ def _identity(headers: Headers) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyBounds:
-    """The most bytes of one body, and how long it may take to arrive."""
+    """The most bytes of one body, and how long it may take to arrive; `way_out` says how to send less."""
 
     max_bytes: int
     timeout_s: float
+    way_out: str = "send fewer documents"
+
+    def check_head(self, headers: Headers) -> None:
+        encoding = headers.get("content-encoding", "").strip()
+        if encoding.lower() not in {"", "identity"}:
+            raise InvalidRequest(f"Content-Encoding {encoding[:_SHOWN]!r} is not supported; send the body as it is")
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            raise self._too_large(int(declared))
+
+    async def in_time(self, receive: Receive, end: float) -> Message:
+        try:
+            async with asyncio.timeout_at(end):
+                return await receive()
+        except TimeoutError:
+            raise BodyTooSlow(
+                f"the body did not arrive within {self.timeout_s:g} s; send it faster, or {self.way_out}"
+            ) from None
+
+    def check_size(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise self._too_large(size)
+
+    def _too_large(self, size: int) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"the body has {size} bytes or more; at most {self.max_bytes} are allowed: {self.way_out}"
+        )
 
 
 class BodyLimit:
@@ -108,9 +136,13 @@ class BodyLimit:
     the answer until it is sent.
     """
 
-    def __init__(self, app: ASGIApp, *, bounds: BodyBounds, held: HeldBytes) -> None:
+    def __init__(
+        self, app: ASGIApp, *, bounds: BodyBounds, held: HeldBytes, others: Mapping[str, BodyBounds] | None = None
+    ) -> None:
+        """`others` are the bounds of some paths."""
         self._app = app
-        self._bounds = bounds
+        self._usual_bounds = bounds
+        self._bounds_of = others or {}
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,20 +151,23 @@ class BodyLimit:
             return
         claim: Claim | None = None
         complete = False
-        end = asyncio.get_running_loop().time() + self._bounds.timeout_s
+        size = 0
+        bounds = self._bounds_of.get(scope["path"], self._usual_bounds)
+        end = asyncio.get_running_loop().time() + bounds.timeout_s
 
         async def bounded_receive() -> Message:
-            nonlocal claim, complete
+            nonlocal claim, complete, size
             if complete:
                 return await receive()
             if claim is None:
                 headers = Headers(scope=scope)
-                self._check_head(headers)
+                bounds.check_head(headers)
                 claim = scope[_CLAIM] = Claim(self._held, access_of(scope).call.key)
-            message = await self._in_time(receive, end)
+            message = await bounds.in_time(receive, end)
             if message["type"] == "http.request":
                 arrived = len(message.get("body", b""))
-                self._check_size(claim.bytes, arrived)
+                size += arrived
+                bounds.check_size(size)
                 claim.take(arrived)
             complete = not message.get("more_body", False)
             return message
@@ -148,32 +183,6 @@ class BodyLimit:
         finally:
             if claim is not None:
                 claim.release()
-
-    def _check_head(self, headers: Headers) -> None:
-        encoding = headers.get("content-encoding", "").strip()
-        if encoding.lower() not in {"", "identity"}:
-            raise InvalidRequest(f"Content-Encoding {encoding[:_SHOWN]!r} is not supported; send the body as it is")
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._bounds.max_bytes:
-            raise self._too_large(int(declared))
-
-    async def _in_time(self, receive: Receive, end: float) -> Message:
-        try:
-            async with asyncio.timeout_at(end):
-                return await receive()
-        except TimeoutError:
-            raise BodyTooSlow(
-                f"the body did not arrive within {self._bounds.timeout_s:g} s; send it faster, or fewer documents"
-            ) from None
-
-    def _check_size(self, own_bytes: int, arrived: int) -> None:
-        if own_bytes + arrived > self._bounds.max_bytes:
-            raise self._too_large(own_bytes + arrived)
-
-    def _too_large(self, size: int) -> RequestTooLarge:
-        return RequestTooLarge(
-            f"the body has {size} bytes or more; at most {self._bounds.max_bytes} are allowed: send fewer documents"
-        )
 
 
 def claim_of(scope: Scope) -> Claim:

@@ -56,9 +56,7 @@ def rerank_routes(
     router = APIRouter()
     endpoints: dict[str, Endpoint] = {}
     for path in dict.fromkeys(path for dialect in dialects for path in dialect.paths):
-        sharing = [dialect for dialect in dialects if path in dialect.paths]
-        others = [dialect for dialect in dialects if dialect not in sharing and dialect.shares]
-        choice = _Choice(sharing, others)
+        choice = Choice.on(path, dialects)
         answer = _Endpoint(choice, gateway=gateway, bodies=bodies, limits=limits, strict=strict).answer
         if "{" not in path:
             endpoints[path] = answer
@@ -69,9 +67,9 @@ def rerank_routes(
             name=f"rerank {path}",
             summary="Order documents by relevance to a query",
             tags=["rerank"],
-            openapi_extra=description_of(path, sharing) | security_of(gateway.keys),
+            openapi_extra=description_of(path, choice.dialects) | security_of(gateway.keys),
             response_class=Response,
-            responses=answers_of(sharing),
+            responses=answers_of(choice.dialects),
         )
     return router, endpoints
 
@@ -92,26 +90,32 @@ class RerankPaths:
         await response(scope, receive, send)
 
 
-class _Choice:
+class Choice:
     """Finds the dialect of a body. A path of one dialect also takes the bodies of others: clients are given a base
     address and append what another server calls the path (llama.cpp's `/reranking` takes `documents`, Mixedbread's
     `input`).
     """
 
     def __init__(self, dialects: Sequence[Dialect], others: Sequence[Dialect]) -> None:
-        self._dialects = dialects
+        self.dialects = dialects
         self._others = others
+
+    @classmethod
+    def on(cls, path: str, dialects: Sequence[Dialect]) -> "Choice":
+        """The choice among those that use a path."""
+        sharing = [dialect for dialect in dialects if path in dialect.paths]
+        return cls(sharing, [dialect for dialect in dialects if dialect not in sharing and dialect.shares])
 
     @property
     def default(self) -> Dialect:
         """The dialect of a body that fits no other one, and of calls that fail before there is a body."""
-        return self._dialects[-1]
+        return self.dialects[-1]
 
     def of(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Dialect:
-        if len(self._dialects) == 1 and not self.default.has_documents(body):
+        if len(self.dialects) == 1 and not self.default.has_documents(body):
             others = (dialect for dialect in self._others if dialect.has_documents(body))
             return next((dialect for dialect in others if dialect.claims(body, headers)), self.default)
-        return next((dialect for dialect in self._dialects if dialect.claims(body, headers)), self.default)
+        return next((dialect for dialect in self.dialects if dialect.claims(body, headers)), self.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class _Parsed:
 
 class _Endpoint:
     def __init__(
-        self, choice: _Choice, *, gateway: Gateway, bodies: BodyReader, limits: RequestLimits, strict: bool
+        self, choice: Choice, *, gateway: Gateway, bodies: BodyReader, limits: RequestLimits, strict: bool
     ) -> None:
         self._choice = choice
         self._gateway = gateway
@@ -185,7 +189,7 @@ class _Endpoint:
         call.facts.dialect = dialect.name
         claim = call.claim = claim_of(request.scope)
         claim.take(DOCUMENT_BYTES * min(dialect.count(fields), self._limits.documents))
-        parsing = _parse(dialect, fields, body.text, limits=self._limits, strict=self._strict)
+        parsing = parse(dialect, fields, body.text, limits=self._limits, strict=self._strict)
         parsed_body, requests = await self._run_sliced(parsing, call, request.receive, size=len(body.text))
         queries = sum(len(queries_of(request)) for request in requests)
         claim.take(QUERY_BYTES * queries + parsed_body.image_bytes)
@@ -195,17 +199,17 @@ class _Endpoint:
         self, call: GatewayCall, parsed: _Parsed, results: Sequence[RerankResult], receive: Receive
     ) -> Response:
         headers = _headers(results, total_s=call.elapsed_s, ignored=[*parsed.ignored, *results[0].ignored])
-        writing = _written(parsed.body, results, request_id=request_id.get() or "")
+        writing = written(parsed.body, results, request_id=request_id.get() or "")
         size = sum(len(result.results) for result in results)
         if size <= _AT_ONCE_RESULTS and parsed.body.raw_body.size <= _AT_ONCE_BYTES:
             return json_response(run_to_end(writing), headers=headers)
         try:
             async with asyncio.timeout(call.left_s):
                 with while_connected(receive):
-                    written = await self._bodies.loop.run(Share(caller=call.facts.key, left=size), writing)
+                    content = await self._bodies.loop.run(Share(caller=call.facts.key, left=size), writing)
         except TimeoutError:
             raise DeadlineExceeded("the answer was not written in time; ask for fewer results") from None
-        return json_response(written, headers=headers)
+        return json_response(content, headers=headers)
 
     async def _run_sliced(self, work: Sliced[T], call: GatewayCall, receive: Receive, *, size: int) -> T:
         """Parse a small body at once, a large one slice by slice in the caller's turns, while the client waits."""
@@ -229,9 +233,10 @@ def _announced_bytes(headers: Mapping[str, str]) -> int:
     return int(announced) if announced.isdecimal() else 0
 
 
-def _parse(
+def parse(
     dialect: Dialect, fields: Mapping[str, Any], text: bytes, *, limits: RequestLimits, strict: bool
 ) -> Sliced[tuple[RequestBody, Sequence[RerankRequest]]]:
+    """A body in its dialect's words, and the requests in it."""
     body = dialect.parse(fields, text, limits=limits, strict=strict)
     yield from body.prepare()
     return body, body.to_requests()
@@ -261,5 +266,6 @@ def _headers(results: Sequence[RerankResult], *, total_s: float, ignored: Sequen
     return headers
 
 
-def _written(body: RequestBody, results: Sequence[RerankResult], *, request_id: str) -> Sliced[bytes]:
+def written(body: RequestBody, results: Sequence[RerankResult], *, request_id: str) -> Sliced[bytes]:
+    """The answer in the words of its body's dialect."""
     return (yield from write_json(body.render(results, request_id=request_id)))

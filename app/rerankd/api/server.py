@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from rerankd.api.announcing import announce, warn_if_exposed
-from rerankd.api.app import create_app
+from rerankd.api.app import Reading, create_app
 from rerankd.api.lifecycle import Lifecycle
 from rerankd.api.signals import ignore_harmless_signals, reloading_on_hangup
 from rerankd.api.transport.connection import Connection
@@ -25,6 +25,8 @@ from rerankd.config.extras import missing
 from rerankd.config.settings import Settings
 from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.running import running_administration
+from rerankd.jobs.jobs import Jobs
+from rerankd.jobs.running import running_jobs
 from rerankd.serving.faults import faults_on_signal
 from rerankd.telemetry.metrics import PrometheusObserver
 
@@ -54,8 +56,9 @@ async def serve(settings: Settings) -> None:
         running_administration(settings, observer) as (gateway, administration),
         reloading_on_hangup(administration.hang_up),
         traces(settings) as tracing,
+        _jobs(settings, gateway, observer) as (reading, jobs),
     ):
-        app = create_app(settings, gateway, observer, lifecycle, administration, tracing)
+        app = create_app(settings, gateway, observer, lifecycle, administration, tracing, reading=reading, jobs=jobs)
         app.openapi()  # takes a tenth of a second, which no request should
         limiter = ConnectionLimiter(_connection_limits(settings), observer)
         _allow_open_files(limiter.limits.max_connections + limiter.limits.probe_connections + _OTHER_FILES)
@@ -69,6 +72,17 @@ async def serve(settings: Settings) -> None:
         finally:
             announcing.cancel()
             await asyncio.gather(announcing, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _jobs(
+    settings: Settings, gateway: Gateway, observer: PrometheusObserver
+) -> AsyncIterator[tuple[Reading, Jobs | None]]:
+    """The jobs that this process works on, and how their lines are read, in turns with requests."""
+    reading = Reading.within(settings, gateway)
+    lines = reading.line_answers(settings, gateway)
+    async with running_jobs(settings, gateway, lines, observer, endpoints=lines.endpoints) as jobs:
+        yield reading, jobs
 
 
 @asynccontextmanager

@@ -54,6 +54,9 @@ class Deployment(Protocol):
     async def evaluate(self, script: str, key: str, *arguments: float | str) -> Any:  # noqa: ANN401 - as the script says
         """What a Lua script answers, which reads and writes one key."""
 
+    async def run(self, *command: Any) -> Any:  # noqa: ANN401 - commands take and give bytes, texts and numbers
+        """The answer to one command, whose keys lie in one slot."""
+
     async def probe(self) -> None:
         """Do what requests do, in every part: a Sentinel, or one server of a cluster, answers pings too."""
 
@@ -83,18 +86,18 @@ class OneServer:
         self._client = client
 
     async def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        found: list[bytes | None] = await self._run("MGET", *_names(keys))
+        found: list[bytes | None] = await self.run("MGET", *_names(keys))
         return found
 
     async def put(self, entries: Mapping[bytes, bytes], *, ttl_s: int) -> None:
-        await self._run("EVAL", _PUT, len(entries), *_names(entries), ttl_s, *entries.values())
+        await self.run("EVAL", _PUT, len(entries), *_names(entries), ttl_s, *entries.values())
 
     async def evaluate(self, script: str, key: str, *arguments: float | str) -> Any:  # noqa: ANN401 - as the script says
-        return await self._run("EVAL", script, 1, _PREFIX + key.encode(), *arguments)
+        return await self.run("EVAL", script, 1, _PREFIX + key.encode(), *arguments)
 
     async def probe(self) -> None:
-        await self._run("MGET", *_PROBES)
-        await self._run("EVAL", _PROBE_PUT, len(_PROBES), *_PROBES)
+        await self.run("MGET", *_PROBES)
+        await self.run("EVAL", _PROBE_PUT, len(_PROBES), *_PROBES)
 
     async def renew(self) -> None:
         await self._client.connection_pool.disconnect(inuse_connections=False)
@@ -102,7 +105,7 @@ class OneServer:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _run(self, *command: Any) -> Any:  # noqa: ANN401 - commands take and give bytes, texts and numbers
+    async def run(self, *command: Any) -> Any:  # noqa: ANN401 - as above
         return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
@@ -136,9 +139,9 @@ class MasterOfSentinels(OneServer):
         for sentinel in self._sentinels.sentinels:
             await sentinel.aclose()
 
-    async def _run(self, *command: Any) -> Any:  # noqa: ANN401 - as above
+    async def run(self, *command: Any) -> Any:  # noqa: ANN401 - as above
         try:
-            return await super()._run(*command)
+            return await super().run(*command)
         except MasterNotFoundError:
             await self._find_why()
             raise NoMaster("the Sentinels have no master that answers") from None
@@ -181,7 +184,10 @@ class Cluster:
         await self._run(commands)
 
     async def evaluate(self, script: str, key: str, *arguments: float | str) -> Any:  # noqa: ANN401 - as the script says
-        (answer,) = await self._run([("EVAL", script, 1, _PREFIX + key.encode(), *arguments)])
+        return await self.run("EVAL", script, 1, _PREFIX + key.encode(), *arguments)
+
+    async def run(self, *command: Any) -> Any:  # noqa: ANN401 - as above
+        (answer,) = await self._run([command])
         return answer
 
     async def probe(self) -> None:

@@ -147,6 +147,28 @@ class Settings(BaseSettings):
         description="Where the limits of API keys are counted: each replica by itself, or all together in the Redis of "
         "`RERANKD_CACHE_URL`.",
     )
+    jobs_folder: Path | None = Field(
+        default=None,
+        description="Folder for jobs (`/v1/batches`) and their files, kept in SQLite. None: there are no jobs.",
+    )
+    jobs_url: SecretStr | None = Field(
+        default=None,
+        description="A Redis for jobs instead, in a form of `RERANKD_CACHE_URL`: replicas continue one another's. It "
+        "must not evict keys.",
+    )
+    jobs_max_file_bytes: int = Field(default=200 * 2**20, ge=1024, description="Largest file of a job, in bytes.")
+    jobs_max_bytes: int = Field(
+        default=10 * 2**30,
+        ge=1024,
+        description="Most bytes of all files and results of jobs. An API key may have as much as it leaves free for "
+        "others.",
+    )
+    jobs_max_lines: int = Field(default=50_000, ge=1, description="Most requests in a file of a job.")
+    jobs_max_waiting: int = Field(default=20, ge=1, description="Most unfinished jobs of one API key.")
+    jobs_max_kept: int = Field(default=1000, ge=1, description="Most files, and most jobs, of one API key.")
+    jobs_keep_days: float = Field(
+        default=30, ge=7, description="Days until files and finished jobs are deleted, from their beginning."
+    )
     hub_token: SecretStr | None = Field(
         default=None, description="Token for gated or private repositories on the Hugging Face hub."
     )

@@ -67,9 +67,9 @@ class Terms:
     """How a request's work is scheduled among that of others.
 
     `caller` owns the work (an API key's name). Among one caller's requests a lower `priority` goes first, 0 to 999.
-    `urgent` work goes before everything that waits, and is never rejected. `background` work goes after all that,
-    and is never rejected either: there must be little of it at a time, and a deadline. `deadline` is a moment on the clock of
-    `time.perf_counter`. When it comes, a `partial` answer holds what is scored by then. Work that is not `divisible`
+    `urgent` work goes before everything that waits, and is never rejected. `background` work goes after everything, and
+    is never rejected either: there must be little of it at a time, and a deadline. `deadline` is a moment on the clock
+    of `time.perf_counter`. When it comes, a `partial` answer holds what is scored by then. Work that is not `divisible`
     cannot be answered in part. `meter` counts what the work costs. `hold` counts bytes that it keeps until there is an
     answer, beside those of the request; it raises Overloaded or RequestTooLarge where there is no room.
     """

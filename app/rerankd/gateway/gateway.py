@@ -27,7 +27,7 @@ from rerankd.concurrency.pacing import Pacing
 from rerankd.config.api_keys import Scope
 from rerankd.domain import RerankRequest, RerankResult, images_of
 from rerankd.domain.requests import queries_of
-from rerankd.errors import InvalidRequest, Overloaded, RequestTooLarge
+from rerankd.errors import InvalidRequest, Overloaded, RateLimited, RequestTooLarge
 from rerankd.gateway.early_retries import EarlyRetries
 from rerankd.gateway.failures import failure_of
 from rerankd.gateway.held_bytes import DOCUMENT_BYTES, QUERY_BYTES, Claim, HeldBytes
@@ -39,6 +39,8 @@ from rerankd.telemetry.observer import Observer
 R = TypeVar("R")
 
 _ANSWERED: Final = 200
+# Of the bytes that may be held, jobs use at most this part.
+_PART_OF_BYTES: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -92,6 +94,10 @@ class Gateway:
         """A call that begins now; `facts` are filled in as they become known."""
         return GatewayCall(self, CallFacts() if facts is None else facts)
 
+    def background_call(self, key: str) -> "BackgroundCall":
+        """A call that begins now and that nobody waits for; `key` is the name of the API key that asked for it."""
+        return BackgroundCall(self, CallFacts(key=key))
+
     async def admit(self, spellings: Sequence[bytes], facts: CallFacts, *, scope: Scope = "rerank") -> Caller:
         """Identify the caller and count one request, of whatever kind.
 
@@ -111,6 +117,8 @@ class GatewayCall:
     `claim` is what the front end holds for it, and releases. `size` is that of its body in bytes, where it is known.
     """
 
+    _background = False
+
     def __init__(self, gateway: Gateway, facts: CallFacts) -> None:
         self.facts = facts
         self.started = gateway.service.clock()
@@ -123,7 +131,7 @@ class GatewayCall:
         self.claim = Claim(gateway.held, "")
 
     def __enter__(self) -> Self:
-        self._gateway.observer.request_started()
+        self._begin()
         return self
 
     def __exit__(
@@ -132,10 +140,16 @@ class GatewayCall:
         if self._meter is not None:
             self._meter.close()
             self._gateway.pacing.leave(self.facts.key, arrived=self._arrived)
+        self._end(_ANSWERED if error is None else failure_of(error).status)
+
+    def _begin(self) -> None:
+        self._gateway.observer.request_started()
+
+    def _end(self, status: int) -> None:
         self._gateway.observer.request_finished(
             model=self.facts.model or "none",
             dialect=self.facts.dialect or "none",
-            status=_ANSWERED if error is None else failure_of(error).status,
+            status=status,
             duration_s=self.elapsed_s,
             key=self.facts.key,
             tokens=self.facts.tokens,
@@ -158,9 +172,11 @@ class GatewayCall:
             Forbidden: the key may not rank.
             RateLimited: the key has sent too many requests, or its quota of tokens is used up.
         """
-        allowance = (await self._gateway.admit(spellings, self.facts)).allowance
-        allowance.check_tokens(now=self.started)
-        self._meter = RequestMeter(allowance, self._service.clock)
+        self._enter(await self._gateway.admit(spellings, self.facts))
+
+    def _enter(self, caller: Caller) -> None:
+        caller.allowance.check_tokens(now=self.started)
+        self._meter = RequestMeter(caller.allowance, self._service.clock)
         self._gateway.pacing.enter(self.facts.key)
 
     def paced(self, work: Coroutine[Any, Any, R]) -> Coroutine[Any, Any, R]:
@@ -204,17 +220,20 @@ class GatewayCall:
         try:
             results = await self._service.rerank_all([self._with_terms(request, self._meter) for request in requests])
         except Overloaded as refusal:
-            self._gateway.early_retries.refused(
-                self.facts.key,
-                self.facts.model,
-                size=self.size,
-                retry_after_s=refusal.retry_after_s,
-                now=self._service.clock(),
-            )
+            self._remember(refusal)
             raise
         self.facts.tokens = sum(result.tokens for result in results)
         self._meter.settle(self.facts.tokens)
         return results
+
+    def _remember(self, refusal: Overloaded) -> None:
+        self._gateway.early_retries.refused(
+            self.facts.key,
+            self.facts.model,
+            size=self.size,
+            retry_after_s=refusal.retry_after_s,
+            now=self._service.clock(),
+        )
 
     def _hold(self, size: int) -> None:
         if size > self.claim.held.max_bytes:
@@ -226,9 +245,47 @@ class GatewayCall:
 
     def _with_terms(self, request: RerankRequest, meter: RequestMeter) -> RerankRequest:
         terms = replace(
-            request.options.terms, caller=self.facts.key, deadline=self.deadline, meter=meter, hold=self._hold
+            request.options.terms,
+            caller=self.facts.key,
+            background=self._background,
+            deadline=self.deadline,
+            meter=meter,
+            hold=self._hold,
         )
         return replace(request, options=replace(request.options, terms=terms))
+
+
+class BackgroundCall(GatewayCall):
+    """A call of a job, in place of a request: it runs when no request waits, and takes no more of a quota or of memory
+    than leaves half of it to requests. It must have a deadline.
+    """
+
+    _background = True
+
+    async def resume(self) -> None:
+        """Go on for a key that was checked when the job was made.
+
+        Raises:
+            Unauthorized, Forbidden: the key is not valid for this any more.
+            RateLimited: less than half of the key's quota is left.
+        """
+        caller = self._gateway.keys.named(self.facts.key)
+        if wait_s := caller.allowance.spare_s(now=self.started):
+            raise RateLimited("half of this API key's quota is left to requests", retry_after_s=wait_s)
+        await caller.allowance.ask(now=self.started)
+        self._enter(caller)
+        self.claim = Claim(self._gateway.held, self.facts.key, part=_PART_OF_BYTES)
+
+    def _begin(self) -> None:
+        pass
+
+    def _remember(self, refusal: Overloaded) -> None:
+        """No request of the key is refused for what its job could not have."""
+
+    def _end(self, status: int) -> None:
+        self._gateway.observer.job_line_tried(
+            model=self.facts.model or "none", status=status, key=self.facts.key, tokens=self.facts.tokens
+        )
 
 
 def _bytes_of(request: RerankRequest) -> int:

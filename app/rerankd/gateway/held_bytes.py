@@ -31,11 +31,14 @@ class HeldBytes:
 
 @dataclass(slots=True)
 class Claim:
-    """The bytes that one request holds; `key` is "" where there are no keys."""
+    """The bytes that one request holds; `key` is "" where there are no keys. Beside other requests it may hold what is
+    left of `part` of all bytes.
+    """
 
     held: HeldBytes
     key: str
     bytes: int = 0
+    part: float = 1.0
 
     def take(self, amount: int) -> None:
         """Hold more.
@@ -45,7 +48,7 @@ class Claim:
         """
         others = self.held.total - self.bytes
         if others:
-            free = self.held.max_bytes - self.held.total - amount
+            free = int(self.part * self.held.max_bytes) - self.held.total - amount
             of_key = self.held.of_key[self.key] + amount
             if free < 0:
                 raise Overloaded(f"other requests hold {others} bytes; try again when some are answered")

@@ -70,6 +70,22 @@ class ApiKeys:
                 return entry.caller
         raise Unauthorized(f"this {self._called} is not valid")
 
+    def named(self, name: str, *, scope: Scope = "rerank") -> Caller:
+        """The caller of this name, whose key was checked before; "": there were no keys then.
+
+        Raises:
+            Unauthorized: there is no such key any more.
+            Forbidden: the key is not for this any more.
+        """
+        if self.open and not name:
+            return _ANYBODY
+        entry = next((entry for entry in self._entries.values() if entry.key.name == name), None)
+        if entry is None:
+            raise Unauthorized(f"the {self._called} was removed")
+        if scope not in entry.key.scopes:
+            raise Forbidden(f"the {self._called} has no scope {scope!r} any more")
+        return entry.caller
+
     def replace(self, keys: Sequence[ApiKey]) -> "KeyChanges":
         """Use these keys instead. A name with the same limits keeps its usage, even when the key itself has changed."""
         before = {entry.key.name: entry for entry in self._entries.values()}

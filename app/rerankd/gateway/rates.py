@@ -3,7 +3,7 @@
 What replicas count together is in `shared_rates`; it has the methods of `Allowance`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
@@ -51,6 +51,11 @@ class Bucket:
         self.level -= amount
 
 
+def spare_s(buckets: Sequence[Bucket], *, now: float) -> float:
+    """Seconds until each bucket is half full."""
+    return max((bucket.wait_s(max(1.0, bucket.capacity / 2), now=now) for bucket in buckets), default=0.0)
+
+
 class Counted(Protocol):
     """What a key may still ask for; see `Allowance` for what each method does and raises."""
 
@@ -58,6 +63,8 @@ class Counted(Protocol):
     def limited(self) -> bool: ...
 
     async def ask(self, *, now: float) -> None: ...
+
+    def spare_s(self, *, now: float) -> float: ...
 
     def check_tokens(self, *, now: float) -> None: ...
 
@@ -96,6 +103,10 @@ class Allowance:
             if wait_s := self._requests.wait_s(1.0, now=now):
                 raise too_many_requests(self._rates, wait_s)
             self._requests.take(1.0)
+
+    def spare_s(self, *, now: float) -> float:
+        """Seconds until half of every quota is left: work that nobody waits for leaves the rest to requests."""
+        return spare_s([bucket for bucket in (self._requests, self._tokens) if bucket], now=now)
 
     def check_tokens(self, *, now: float) -> None:
         """Reject a request at once if its tokens would be rejected later anyway.

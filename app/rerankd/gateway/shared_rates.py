@@ -27,6 +27,7 @@ from rerankd.gateway.rates import (
     Counted,
     Rates,
     request_bucket,
+    spare_s,
     token_bucket,
     too_many_requests,
     too_many_tokens,
@@ -122,6 +123,12 @@ class SharedAllowance:
         self._together(now)
         if self._requests and not taken:
             raise too_many_requests(self._rates, self._requests.known.wait_s(1.0, now=self._store.clock()))
+
+    def spare_s(self, *, now: float) -> float:
+        """As `Allowance.spare_s`, by what is known here."""
+        if self._share:
+            return self._share.spare_s(now=now)
+        return spare_s([bucket.known for bucket in self._buckets if bucket], now=self._store.clock())
 
     def check_tokens(self, *, now: float) -> None:
         """As `Allowance.check_tokens`, by what `ask` has learnt."""

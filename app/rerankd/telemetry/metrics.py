@@ -88,6 +88,7 @@ class PrometheusObserver:
         )
         self._in_flight = Gauge("rerank_requests_in_flight", "Requests that are being answered.", registry=registry)
         self._make_key_metrics()
+        self._make_job_metrics()
         self._make_engine_metrics()
         self._make_batch_metrics()
         self._make_queue_metrics()
@@ -143,6 +144,16 @@ class PrometheusObserver:
         self._key_tokens = Counter(
             "rerank_key_tokens_total", "Tokens read for whose key.", ["key"], registry=self.registry
         )
+
+    def _make_job_metrics(self) -> None:
+        self._job_lines = Counter(
+            "rerank_job_lines_total",
+            "Lines of jobs that were tried; 429 and 503 are tried again.",
+            ["model", "status"],
+            registry=self.registry,
+        )
+        self._jobs_running = Gauge("rerank_jobs_running", "Jobs that this process works on.", registry=self.registry)
+        self._jobs = Counter("rerank_jobs_total", "Jobs that have ended, by how.", ["status"], registry=self.registry)
 
     def _make_engine_metrics(self) -> None:
         self._workers = Gauge("rerank_workers", "Forward passes that run at a time.", ["model"], registry=self.registry)
@@ -268,6 +279,15 @@ class PrometheusObserver:
         label = self._key_label(key)
         self._child(self._key_requests, label, _outcome(status)).inc()
         self._child(self._key_tokens, label).inc(tokens)
+
+    def job_line_tried(self, *, model: str, status: int, key: str, tokens: int) -> None:
+        self._child(self._job_lines, model, str(status)).inc()
+        self._child(self._key_tokens, self._key_label(key)).inc(tokens)
+
+    def job_changed(self, *, running: int, ended: str = "") -> None:
+        self._jobs_running.set(running)
+        if ended:
+            self._child(self._jobs, ended).inc()
 
     def _child(self, metric: Metric, *labels: str) -> Metric:
         """What `labels` gives, without its lock and its checks: each request asks a dozen times."""

@@ -16,6 +16,10 @@ class Observer(Protocol):
         self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
     ) -> None: ...
 
+    def job_line_tried(self, *, model: str, status: int, key: str, tokens: int) -> None: ...
+
+    def job_changed(self, *, running: int, ended: str = "") -> None: ...
+
     def request_scored(
         self,
         *,
@@ -79,6 +83,12 @@ class Silent:
     def request_finished(
         self, *, model: str, dialect: str, status: int, duration_s: float, key: str, tokens: int
     ) -> None:
+        pass
+
+    def job_line_tried(self, *, model: str, status: int, key: str, tokens: int) -> None:
+        pass
+
+    def job_changed(self, *, running: int, ended: str = "") -> None:
         pass
 
     def request_scored(

@@ -96,9 +96,19 @@ class BodyReader:
             del chunks
             with while_connected(request.receive):
                 return self._body(await self._in_pieces(text, caller), text)
-        text = without_bom(b"".join(chunks))
+        return await self.read_text(b"".join(chunks), caller=caller)
+
+    async def read_text(self, text: bytes, *, caller: str = "") -> Body:
+        """The JSON object in bytes that are here already.
+
+        Raises:
+            InvalidRequest, RequestTooLarge: as `read_object`.
+        """
+        text = without_bom(text)
         if len(text) <= SMALL_BYTES:
             return self._body(read(text), text)
+        if len(text) > _AT_ONCE_BYTES:
+            return self._body(await self._in_pieces(text, caller), text)
         return self._body(await self.loop.run(Share(caller=caller, left=len(text)), _at_once(text)), text)
 
     async def discard(self, request: Request) -> None:

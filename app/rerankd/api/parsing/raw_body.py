@@ -30,6 +30,10 @@ class RawBody:
     def size(self) -> int:
         return len(self._text)
 
+    def field(self, name: str) -> bytes:
+        """The value of a field, as it arrived."""
+        return self._text[run_to_end(self._find_field(name))].strip(BLANKS)
+
     def entry(self, field: str, index: int) -> orjson.Fragment:
         """An entry of a list, to be written as it arrived."""
         run_to_end(self._find_entries(field))
@@ -59,20 +63,27 @@ class RawBody:
         self._latest = (field, index)
 
     def _find_entries(self, field: str) -> Sliced[Outline]:
-        if self._outline is None:
-            max_values = 4 * len(self._text)
-            self._outline = yield from outline(self._text, max_values=max_values, max_levels=MAX_LEVELS)
-        found = self._outline
+        found = yield from self._outlined()
         if field not in self._spans:
-            root = found.container(0, len(self._text), level=1)
-            assert root is not None  # noqa: S101 - it was read as an object
-            fields = yield from self._spans_in(*root.members())
-            span = _slice(fields[field])
+            span = yield from self._find_field(field)
             entries = found.container(span.start, span.stop, level=2)
             assert entries is not None  # noqa: S101 - it was read as a list
             starts, ends = entries.members()
             self._spans[field] = starts.tolist(), ends.tolist()
         return found
+
+    def _find_field(self, name: str) -> Sliced[slice]:
+        found = yield from self._outlined()
+        root = found.container(0, len(self._text), level=1)
+        assert root is not None  # noqa: S101 - it was read as an object
+        fields = yield from self._spans_in(*root.members())
+        return _slice(fields[name])
+
+    def _outlined(self) -> Sliced[Outline]:
+        if self._outline is None:
+            max_values = 4 * len(self._text)
+            self._outline = yield from outline(self._text, max_values=max_values, max_levels=MAX_LEVELS)
+        return self._outline
 
     def _spans_in(self, starts: Positions, ends: Positions) -> Sliced[dict[str, int]]:
         """Where the value of each member is. Of members with the same name, the last one counts."""

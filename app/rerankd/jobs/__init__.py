@@ -1,0 +1,1 @@
+"""Jobs: files of requests that are answered in the background, whatever process dies meanwhile."""

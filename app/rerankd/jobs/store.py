@@ -1,0 +1,79 @@
+"""Where jobs and files are kept, for one process or for several that continue one another's jobs.
+
+A process works on a job while it has the lease, which is its `token` until a time. Results are accepted from the holder
+of the lease alone, and once for each line: whatever dies when, a line has one result.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rerankd.jobs.records import Job, Kept, Upload, Waiting
+
+
+class JobStore(Protocol):
+    """Every method raises StoreUnavailable if the store does not answer."""
+
+    async def open(self) -> None:
+        """Get ready.
+
+        Raises:
+            ConfigError: this store can never be used.
+        """
+
+    async def close(self) -> None: ...
+
+    async def used_bytes(self, owner: str) -> tuple[int, int]:
+        """Bytes of all files and results, and of this owner's."""
+
+    # Files. One is not seen before it is finished.
+
+    async def write_chunk(self, file_id: str, owner: str, number: int, chunk: bytes, *, now: float) -> None: ...
+
+    async def finish_file(self, upload: Upload) -> None: ...
+
+    async def file(self, file_id: str) -> Upload | None: ...
+
+    async def files(self, owner: str) -> list[Upload]: ...
+
+    async def read_chunk(self, file_id: str, number: int) -> bytes | None: ...
+
+    async def delete_file(self, file_id: str) -> None:
+        """Delete a file, finished or not."""
+
+    # Jobs.
+
+    async def add_job(self, job: Job) -> None: ...
+
+    async def job(self, job_id: str) -> Kept | None: ...
+
+    async def jobs(self, owner: str) -> list[Kept]: ...
+
+    async def change_job(self, job: Job, *, version: int) -> bool:
+        """Replace a job unless it was changed since; one that has ended has no lease any more."""
+
+    async def delete_job(self, job_id: str) -> None:
+        """Delete a job and its results."""
+
+    async def waiting_jobs(self) -> list[Waiting]:
+        """Those that have not ended, the oldest first."""
+
+    async def lease(self, job_id: str, token: str, *, seconds: float) -> bool:
+        """Take or renew the lease of a job that has not ended, unless another token has it."""
+
+    async def release(self, job_id: str, token: str) -> None: ...
+
+    # Results. `kind` is "answered" or "failed".
+
+    async def add_result(self, job_id: str, token: str, number: int, line: bytes, *, failed: bool) -> bool:
+        """Keep the result of a line unless it has one. False: the token has no lease."""
+
+    async def done_lines(self, job_id: str) -> set[int]:
+        """The numbers of the lines that have a result."""
+
+    async def read_results(self, job_id: str, *, failed: bool, first: int, last: int) -> Sequence[bytes]:
+        """Results of one kind of the lines from `first` to before `last`, in the order of their lines."""
+
+    async def delete_results(self, job_id: str, *, failed: bool) -> None: ...
+
+    async def older_than(self, moment: float) -> tuple[list[str], list[str]]:
+        """The ids of files and of jobs that were begun before this moment."""

@@ -276,6 +276,9 @@ class BackgroundCall(GatewayCall):
         self._enter(caller)
         self.claim = Claim(self._gateway.held, self.facts.key, part=_PART_OF_BYTES)
 
+    def arrive(self) -> None:
+        """Nobody waits for it, so no other caller leaves it a share of the event loop."""
+
     def _begin(self) -> None:
         pass
 

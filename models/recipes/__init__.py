@@ -1,1 +1,1 @@
-"""Training recipes: one folder for each shipped model."""
+"""Training recipes: one folder for each model."""

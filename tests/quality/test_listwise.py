@@ -18,7 +18,7 @@ from models.recipes.minilm_qa.block_pass import encode, logits, signals
 from models.recipes.minilm_qa.blocks import DOCUMENTS, Block, blocks_of
 from models.recipes.minilm_qa.data import Group
 from models.recipes.minilm_qa.larger import LargerVectors
-from models.recipes.minilm_qa.listwise import Lists, ListwiseTrainer, listwise_loss
+from models.recipes.minilm_qa.listwise import Lists, ListTeacher, ListwiseTrainer, listwise_loss
 from models.recipes.minilm_qa.next_edition import TRAINED_SHARES, best_share
 from models.recipes.minilm_qa.teacher import load_tokenizer, start_weights
 from rerankd.tools.training.encoding import PairEncoder, token_ids
@@ -129,7 +129,7 @@ def test_steps_move_the_lists_towards_the_teachers_and_a_stopped_run_goes_on_as_
     def trained(out: Path, *, steps: int) -> CrossEncoder:
         start = CrossEncoder(model.config)
         start.load_state_dict(model.state_dict())
-        trainer = ListwiseTrainer([block, block], OneAxisEach(), start, tokenizer, out=out, seed=1)
+        trainer = ListwiseTrainer([block, block], ListTeacher(start, OneAxisEach(), tokenizer), out=out, seed=1)
         return trainer.run(minutes=10, steps=steps)
 
     whole = trained(tmp_path / "whole", steps=6)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from models.recipes.minilm_qa.data import Group, read_groups
-from models.recipes.minilm_qa.steps import Folders, finish, measure
+from models.recipes.minilm_qa.steps import Folders, Measured, finish, measure
 from models.recipes.minilm_qa.teacher import load_tokenizer
 from models.recipes.minilm_qa.train import learning_rate_factor
 from rerankd.tools.training.encoding import MAX_QUERY_TOKENS, PairEncoder, padded, token_ids
@@ -137,7 +137,8 @@ def main(
     student = cut(master, layers=layers)
     typer.echo(f"trained on {train(student, master, tokenizer, groups, minutes=minutes, seed=seed):,} pairs")
     finish(student, tokenizer, held_out, folders)
-    figures = measure(data, tokenizer, folders, most_pairs=most_pairs, float32_pairs=most_pairs // 5)
+    measured = Measured(most_pairs=most_pairs, float32_pairs=most_pairs // 5)
+    figures = measure(data, tokenizer, folders, measured)
     typer.echo(json.dumps(figures, indent=1))
 
 

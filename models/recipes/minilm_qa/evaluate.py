@@ -25,7 +25,7 @@ class EvaluationSet:
     queries: int | None = None
 
 
-EVALUATION_SETS = (
+EVALUATION_SETS: tuple[EvaluationSet, ...] = (
     EvaluationSet("dl19", grades_file="qrels.full.tsv"),
     EvaluationSet("dl21", grades_file="qrels.full.tsv"),
     EvaluationSet("mediqa_qa"),

@@ -96,26 +96,53 @@ def likeness_loss(vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return (COSINE_SCALE * (vectors @ vectors.T - wanted)).square().mean()
 
 
+class ListTeacher:
+    """The start's signals plus the larger bi-encoder's cosine. `start` has its signals weighed: by these it teaches."""
+
+    def __init__(self, start: CrossEncoder, larger: TextLikeness, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.start = start.eval()
+        self._larger, self._tokenizer = larger, tokenizer
+        self._encoder = PairEncoder(tokenizer)
+
+    def add(self, blocks: Sequence[Block]) -> None:
+        """Prepare to judge these blocks."""
+        self._larger.add(text for block in blocks for text in (*block.queries, *block.documents))
+
+    def rows(self, block: Block, *, max_tokens: int) -> tuple[list[list[int]], list[list[int]]]:
+        """Tokenize queries and documents, `[CLS] text [SEP]` each; documents are cut to `max_tokens`."""
+        of_queries = token_ids(self._tokenizer, block.queries, max_tokens=MAX_QUERY_TOKENS)
+        of_documents = token_ids(self._tokenizer, block.documents, max_tokens=max_tokens - 2)
+        queries, documents = ([self._encoder.single(one)[0] for one in ids] for ids in (of_queries, of_documents))
+        return queries, documents
+
+    def likeness(self, block: Block) -> torch.Tensor:
+        """Return the larger bi-encoder's cosines of all texts with all, queries first, [texts, texts]."""
+        texts = [*block.queries, *block.documents]
+        return self._larger.cosines(texts, texts).to(self.start.classifier.weight.device)
+
+    @torch.no_grad()
+    def start_logits(self, block: Block, *, max_tokens: int) -> torch.Tensor:
+        """Return the start's logits without its bias, [queries, documents]."""
+        weights = self.start.classifier.weight[0, : len(CrossEncoder.SIGNALS)]
+        with in_bfloat16(weights.device):
+            encoded = encode(self.start, *self.rows(block, max_tokens=max_tokens))
+        return signals(self.start, encoded) @ weights
+
+    def logits(self, block: Block, *, max_tokens: int) -> torch.Tensor:
+        """Return the teacher's logits, [queries, documents]."""
+        between = self.likeness(block)[: len(block.queries), len(block.queries) :]
+        return self.start_logits(block, max_tokens=max_tokens) + LARGER_WEIGHT * COSINE_SCALE * between
+
+
 class ListwiseTrainer:
     """Holds everything that a checkpoint holds, and takes the steps."""
 
-    def __init__(
-        self,
-        blocks: Sequence[Block],
-        larger: TextLikeness,
-        start: CrossEncoder,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        out: Path,
-        seed: int,
-    ) -> None:
-        """`start` has its signals weighed: by these it teaches."""
+    def __init__(self, blocks: Sequence[Block], teacher: ListTeacher, *, out: Path, seed: int) -> None:
         self.progress = Progress()
-        self._blocks, self._larger, self._tokenizer = list(blocks), larger, tokenizer
+        self._blocks, self._teacher = list(blocks), teacher
         self._folder, self._seed = out / "checkpoint", seed
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._encoder = PairEncoder(tokenizer)
-        self._start = start.to(self._device).eval()
+        teacher.start.to(self._device)
         self._model, self.mean = (self._restored(name) for name in ("last", "mean"))
         self._model.train()
         self._optimizer = _optimizer(self._model)
@@ -148,8 +175,7 @@ class ListwiseTrainer:
         """Move the bias to between relevant and other documents, so that no step is spent on the level."""
         levels = []
         for block in self._blocks[:LEVEL_BLOCKS]:
-            rows = (self._rows(texts, max_tokens=LEVEL_TOKENS) for texts in (block.queries, block.documents))
-            scores = self._start_logits(*rows).cpu()
+            scores = self._teacher.start_logits(block, max_tokens=LEVEL_TOKENS).cpu()
             relevant = scores.gather(1, torch.tensor(block.relevant)[:, None])
             levels.append((relevant.mean() + scores.mean()) / 2)
         for model in (self._model, self.mean):
@@ -163,7 +189,7 @@ class ListwiseTrainer:
         while True:
             at = number // per_window % windows * BLOCKS_PER_WINDOW
             window = self._blocks[at : at + BLOCKS_PER_WINDOW]
-            self._larger.add(text for block in window for text in (*block.queries, *block.documents))
+            self._teacher.add(window)
             random.Random(f"{self._seed}-{number // per_window}").shuffle(window)
             for first in range(number % per_window, per_window):
                 chosen = window[first * BLOCKS_PER_STEP : (first + 1) * BLOCKS_PER_STEP]
@@ -191,27 +217,12 @@ class ListwiseTrainer:
 
     def _loss(self, block: Block, rng: random.Random) -> torch.Tensor:
         [limit] = rng.choices(list(MAX_TOKENS_SHARES), list(MAX_TOKENS_SHARES.values()))
-        queries = self._rows(block.queries, max_tokens=MAX_QUERY_TOKENS)
-        documents = self._rows(block.documents, max_tokens=limit)
         with in_bfloat16(self._device):
-            encoded = encode(self._model, queries, documents)
+            encoded = encode(self._model, *self._teacher.rows(block, max_tokens=limit))
             student = logits(self._model, encoded)
-        texts = [*block.queries, *block.documents]
-        likeness = self._larger.cosines(texts, texts).to(self._device)
-        between = likeness[: len(queries), len(queries) :]
-        teacher = self._start_logits(queries, documents) + LARGER_WEIGHT * COSINE_SCALE * between
-        lists = _lists(block, student, teacher)
-        return listwise_loss(lists) + LIKENESS_WEIGHT * likeness_loss(_vectors(encoded), likeness)
-
-    @torch.no_grad()
-    def _start_logits(self, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]]) -> torch.Tensor:
-        with in_bfloat16(self._device):
-            encoded = encode(self._start, queries, documents)
-        return signals(self._start, encoded) @ self._start.classifier.weight[0, : len(CrossEncoder.SIGNALS)]
-
-    def _rows(self, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
-        ids = token_ids(self._tokenizer, texts, max_tokens=max_tokens - 2)
-        return [self._encoder.single(one)[0] for one in ids]
+        lists = _lists(block, student, self._teacher.logits(block, max_tokens=limit))
+        likeness = likeness_loss(_vectors(encoded), self._teacher.likeness(block))
+        return listwise_loss(lists) + LIKENESS_WEIGHT * likeness
 
     @torch.no_grad()
     def _update_mean(self) -> None:
@@ -231,8 +242,8 @@ class ListwiseTrainer:
         if (self._folder / "progress.pt").exists():
             model = load_model(self._folder / name)
         else:
-            model = CrossEncoder(self._start.config)
-            model.load_state_dict(self._start.state_dict())
+            model = CrossEncoder(self._teacher.start.config)
+            model.load_state_dict(self._teacher.start.state_dict())
         model.to(self._device)
         return model
 

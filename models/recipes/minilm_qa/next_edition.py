@@ -15,9 +15,9 @@ from models.recipes.minilm_qa.blocks import blocks_of
 from models.recipes.minilm_qa.data import Group, read_groups
 from models.recipes.minilm_qa.interpolation import move_towards, weigh_signals
 from models.recipes.minilm_qa.larger import LargerVectors
-from models.recipes.minilm_qa.listwise import ListwiseTrainer
+from models.recipes.minilm_qa.listwise import ListTeacher, ListwiseTrainer
 from models.recipes.minilm_qa.start import new_model
-from models.recipes.minilm_qa.steps import Folders, finish, measure
+from models.recipes.minilm_qa.steps import Folders, Measured, finish, measure
 from models.recipes.minilm_qa.teacher import load_tokenizer
 from rerankd.tools.training.encoding import PairEncoder, token_ids
 from rerankd.tools.training.lexical_tables import lexical_tables
@@ -84,25 +84,23 @@ def main(
     minutes: Annotated[float, typer.Option(help="Wall-clock time for training in all; raise it to go on.")] = 240.0,
     seed: Annotated[int, typer.Option(help="Seeds the choice of queries and the order.")] = 13,
     most_pairs: Annotated[int, typer.Option(help="Evaluate on about this many pairs of a set.")] = 100_000,
-    depth: Annotated[int, typer.Option(help="Evaluate on so many candidates of each query.")] = 100,
 ) -> None:
     """Train on blocks, choose how much of the training to keep, calibrate, export, quantize and evaluate."""
     out.mkdir(parents=True, exist_ok=True)
     folders, tokenizer = Folders(out), load_tokenizer()
     train, held_out = read_groups(data, seed=seed)
-    start = _start(train, tokenizer, out / "start", seed=seed)
+    start = read_start(train, tokenizer, out / "start", seed=seed)
     blocks = blocks_of([group for group in train if group.source not in UNSEEN], seed=seed)
-    trainer = ListwiseTrainer(
-        blocks, LargerVectors(larger, cache=out / "vectors"), start, tokenizer, out=out, seed=seed
-    )
+    teacher = ListTeacher(start, LargerVectors(larger, cache=out / "vectors"), tokenizer)
+    trainer = ListwiseTrainer(blocks, teacher, out=out, seed=seed)
     trained = trainer.run(minutes=minutes).eval()
     model = best_share(trained, start, tokenizer, held_out, out / "shares.json").cpu()
     finish(model, tokenizer, held_out, folders)
-    figures = measure(data, tokenizer, folders, most_pairs=most_pairs, float32_pairs=most_pairs // 20, depth=depth)
+    figures = measure(data, tokenizer, folders, Measured(most_pairs=most_pairs, float32_pairs=most_pairs // 20))
     typer.echo(json.dumps(figures, indent=1))
 
 
-def _start(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, folder: Path, *, seed: int) -> CrossEncoder:
+def read_start(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, folder: Path, *, seed: int) -> CrossEncoder:
     """Return the model as it starts, its signals weighed by hand; kept, since counting all words takes a while."""
     if not (folder / "config.json").exists():
         texts = sorted({text for group in groups for text in (group.positive, *group.negatives)})

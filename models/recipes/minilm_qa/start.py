@@ -8,9 +8,15 @@ from rerankd.tools.training.lexical_tables import LexicalTables
 from rerankd.tools.training.model import CrossEncoder, new_config
 
 
-def new_model(tables: LexicalTables) -> CrossEncoder:
-    """Return the model before any step; `tables` are those of the texts that it is trained on."""
-    model = CrossEncoder(new_config(start_weights()), tables)
+def new_model(tables: LexicalTables, *, layers: int | None = None) -> CrossEncoder:
+    """Return the model before any step, with all or the first of its layers.
+
+    `tables` are those of the texts that it is trained on.
+    """
+    config = new_config(start_weights())
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    model = CrossEncoder(config, tables)
     bert = BertModel.from_pretrained(start_weights(), add_pooling_layer=False, dtype=torch.float32)
+    del bert.encoder.layer[config.num_hidden_layers :]
     model.bert.load_state_dict(bert.state_dict())
     return model

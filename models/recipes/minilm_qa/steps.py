@@ -12,6 +12,7 @@ from models.recipes.minilm_qa.data import Group
 from models.recipes.minilm_qa.evaluate import (
     EVALUATION_SETS,
     Candidates,
+    EvaluationSet,
     PairScores,
     bi_encoder_scores,
     ndcg_of,
@@ -81,44 +82,44 @@ def finish(
     return calibration
 
 
-def measure(
-    data: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    folders: Folders,
-    *,
-    most_pairs: int,
-    float32_pairs: int,
-    depth: int = 100,
-) -> dict[str, dict[str, float]]:
-    """Return nDCG@10 by set and ranker, on the first `most_pairs` pairs of a set, `depth` candidates of each query;
-    float32 and int8 are also compared on the first `float32_pairs`. What a stopped run has measured is not measured
-    again.
+@dataclass(frozen=True)
+class Measured:
+    """These sets, about the first `most_pairs` pairs of each, `depth` candidates of each query. float32 and int8 are
+    also compared on the first `float32_pairs`.
     """
+
+    sets: tuple[EvaluationSet, ...] = EVALUATION_SETS
+    most_pairs: int = 100_000
+    float32_pairs: int = 5_000
+    depth: int = 100
+
+
+def measure(
+    data: Path, tokenizer: PreTrainedTokenizerBase, folders: Folders, measured: Measured
+) -> dict[str, dict[str, float]]:
+    """Return nDCG@10 by set and ranker. What a stopped run has measured is not measured again."""
     figures: dict[str, dict[str, float]] = {}
     if folders.quality.exists():
         figures = json.loads(folders.quality.read_text())
-    for chosen in EVALUATION_SETS:
+    int8, float32 = (_scored(tokenizer, graph) for graph in (folders.int8_graph, folders.float32_graph))
+    for chosen in measured.sets:
         if chosen.name not in figures:
-            whole = read_candidates(data, chosen, depth=depth).first(pairs=most_pairs)
-            part = whole.first(pairs=float32_pairs)
-            figures[chosen.name] = _measure_set(tokenizer, folders, whole, part)
+            whole = read_candidates(data, chosen, depth=measured.depth).first(pairs=measured.most_pairs)
+            part = whole.first(pairs=measured.float32_pairs)
+            figures[chosen.name] = _figures_of(whole, part, int8=int8, float32=float32)
             folders.quality.write_text(json.dumps(figures, indent=1))
     if "squad2_dev" not in figures:
-        figures["squad2_dev"] = {
-            "AUC": unanswerable_auc(data, _scored(tokenizer, folders.int8_graph), most_pairs=most_pairs)
-        }
+        figures["squad2_dev"] = {"AUC": unanswerable_auc(data, int8, most_pairs=measured.most_pairs)}
         folders.quality.write_text(json.dumps(figures, indent=1))
     return figures
 
 
-def _measure_set(
-    tokenizer: PreTrainedTokenizerBase, folders: Folders, whole: Candidates, part: Candidates
-) -> dict[str, float]:
-    int8 = _scored(tokenizer, folders.int8_graph)(whole.pairs)
-    float32 = _scored(tokenizer, folders.float32_graph)(part.pairs)
+def _figures_of(whole: Candidates, part: Candidates, *, int8: PairScores, float32: PairScores) -> dict[str, float]:
+    scored = int8(whole.pairs)
     figures = {"queries": float(len(whole.queries)), "float32 queries": float(len(part.queries))}
-    figures |= ndcg_of(whole, {"bi-encoder": bi_encoder_scores(whole.pairs), INT8: int8})
-    compared = ndcg_of(part, {FLOAT32: float32, INT8: int8[: len(float32)]})
+    figures |= ndcg_of(whole, {"bi-encoder": bi_encoder_scores(whole.pairs), INT8: scored})
+    exact = float32(part.pairs)
+    compared = ndcg_of(part, {FLOAT32: exact, INT8: scored[: len(exact)]})
     return figures | {f"{name} (part)": compared[name] for name in (FLOAT32, INT8)}
 
 

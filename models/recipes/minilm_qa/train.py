@@ -62,12 +62,21 @@ def teacher_weight(progress: float) -> float:
 class Trainer:
     """Holds everything that a checkpoint holds, and takes the steps."""
 
-    def __init__(self, groups: Sequence[Group], teacher: Teacher, *, out: Path, minutes: float, seed: int) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        teacher: Teacher,
+        *,
+        out: Path,
+        minutes: float,
+        seed: int,
+        layers: int | None = None,
+    ) -> None:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer()
         self.progress = Progress()
         self._groups, self._teacher = list(groups), teacher
         self._folder = out / "checkpoint"
-        self._budget_s, self._seed = 60.0 * minutes, seed
+        self._budget_s, self._seed, self._layers = 60.0 * minutes, seed, layers
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._encoder = PairEncoder(self.tokenizer)
         torch.manual_seed(seed)
@@ -103,7 +112,7 @@ class Trainer:
         """Return the model as it is before any step."""
         texts = sorted({text for group in self._groups for text in (group.positive, *group.negatives)})
         ids = token_ids(self.tokenizer, texts, max_tokens=MAX_TOKENS)
-        return new_model(lexical_tables(self.tokenizer, ids, seed=self._seed))
+        return new_model(lexical_tables(self.tokenizer, ids, seed=self._seed), layers=self._layers)
 
     @property
     def _share(self) -> float:

@@ -70,7 +70,7 @@ class AdapterTrainer:
             self.progress = Progress(**kept["progress"])
 
     def run(self, *, minutes: float, steps: int | None = None) -> None:
-        """Train until it has taken so long in all, or so many steps."""
+        """Train until it has taken so long in all, or that number of steps."""
         last_saved = time.monotonic()
         began = last_saved - self.progress.elapsed_s
         with tqdm(total=round(60 * minutes), initial=round(self.progress.elapsed_s), unit="s", mininterval=10) as bar:

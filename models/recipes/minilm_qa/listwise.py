@@ -153,7 +153,7 @@ class ListwiseTrainer:
             self._centre()
 
     def run(self, *, minutes: float, steps: int | None = None) -> CrossEncoder:
-        """Train until it has taken so long in all, or so many steps, and return the mean of the last weights."""
+        """Train until it has taken so long in all, or that number of steps, and return the mean of the last weights."""
         last_saved = time.monotonic()
         began = last_saved - self.progress.elapsed_s
         with tqdm(total=round(60 * minutes), initial=round(self.progress.elapsed_s), unit="s", mininterval=10) as bar:

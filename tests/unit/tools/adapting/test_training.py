@@ -27,6 +27,7 @@ from rerankd.tools.adapting.training import (
     seconds_per_step,
     step_loss,
 )
+from tests.tiny_causal import build_qwen3
 from tests.tiny_models import CORPUS, build_bert
 
 pytestmark = pytest.mark.slow
@@ -143,3 +144,20 @@ def test_a_model_of_several_outputs_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="adapters are made for cross-encoders of one output"):
         open_trainable(spec, Settings(), seed=1)
+
+
+async def test_an_adapter_of_a_yes_no_model_is_served_as_it_was_trained(tmp_path: Path) -> None:
+    template = {"template": "qwen3-reranker"}
+    base = str(build_qwen3(tmp_path / "qwen3"))
+    spec = ModelSpec(name="qwen3", path=base, scorer="yes-no", engine="torch-causal", options=template)
+    model = open_trainable(spec, Settings(), seed=3)
+    schedule = Schedule(steps=2, seed=3, loss="softmax")
+    Training(model, _GROUPS, schedule, tmp_path / "checkpoint.pt").run(lambda _step, _loss: None)
+    model.write(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model.scores([("capital of France", text) for text in CORPUS[:3]]).tolist()
+    settings = Settings(model=(str(tmp_path / "adapter"),), model_template=template["template"], request_timeout_s=600)
+    async with running_service(settings, Silent()) as service:
+        result = await service.rerank(RerankRequest(query="capital of France", documents=CORPUS[:3]))
+    served = {ranked.index: ranked.value for ranked in result.results}
+    assert [served[place] for place in range(3)] == pytest.approx(expected, abs=0.05)

@@ -134,6 +134,8 @@ def test_steps_move_the_lists_towards_the_teachers_and_a_stopped_run_goes_on_as_
 
     whole = trained(tmp_path / "whole", steps=6)
     trained(tmp_path / "parts", steps=4)
+    (tmp_path / "parts" / "checkpoint").rename(tmp_path / "parts" / "checkpoint.partial")
+    (tmp_path / "parts" / "checkpoint" / "last").mkdir(parents=True)
     parts = trained(tmp_path / "parts", steps=6)
     assert torch.allclose(parts.classifier.weight, whole.classifier.weight, atol=1e-5)
     before, after = (_order(made, tokenizer) for made in (model, whole))

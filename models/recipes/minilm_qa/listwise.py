@@ -6,6 +6,7 @@ helps, and a longer one begins as a shorter one does.
 """
 
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -140,7 +141,8 @@ class ListwiseTrainer:
     def __init__(self, blocks: Sequence[Block], teacher: ListTeacher, *, out: Path, seed: int) -> None:
         self.progress = Progress()
         self._blocks, self._teacher = list(blocks), teacher
-        self._folder, self._seed = out / "checkpoint", seed
+        self._folder, self._partial, self._seed = out / "checkpoint", out / "checkpoint.partial", seed
+        self._recover()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         teacher.start.to(self._device)
         self._model, self.mean = (self._restored(name) for name in ("last", "mean"))
@@ -232,11 +234,20 @@ class ListwiseTrainer:
                 mean.lerp_(last, 1.0 - kept)
 
     def _save(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        save_model(self._model, self._folder / "last")
-        save_model(self.mean, self._folder / "mean")
-        torch.save(self._optimizer.state_dict(), self._folder / "optimizer.pt")
-        torch.save(asdict(self.progress), self._folder / "progress.pt")
+        """Write a checkpoint beside the last one, its progress at the end, and then put it into its place."""
+        shutil.rmtree(self._partial, ignore_errors=True)
+        save_model(self._model, self._partial / "last")
+        save_model(self.mean, self._partial / "mean")
+        torch.save(self._optimizer.state_dict(), self._partial / "optimizer.pt")
+        torch.save(asdict(self.progress), self._partial / "progress.pt")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._partial.rename(self._folder)
+
+    def _recover(self) -> None:
+        """Where a run was stopped between the last two lines of `_save`, do the last."""
+        if not (self._folder / "progress.pt").exists() and (self._partial / "progress.pt").exists():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._partial.rename(self._folder)
 
     def _restored(self, name: str) -> CrossEncoder:
         if (self._folder / "progress.pt").exists():

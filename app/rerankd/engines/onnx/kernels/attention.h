@@ -15,8 +15,8 @@ namespace rerankd {
 namespace {
 
 constexpr std::size_t kTileColumns = kTileVectors * kLanes;
-constexpr std::size_t kKeyBlock = 512;                // keys whose scores are held
-constexpr std::size_t kQueryBlock = 32 * kTileRows;   // queries that read a block of keys while it is in the cache
+constexpr std::size_t kKeyBlock = 512;               // keys whose scores are held
+constexpr std::size_t kQueryBlock = 32 * kTileRows;  // queries that read a block of keys while it is in the cache
 constexpr float kLeast = std::numeric_limits<float>::lowest();
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
@@ -175,11 +175,11 @@ inline void score_rows(const Head& head, const Keys& block, std::size_t first, c
         case 1: score_tile<HeadSize, Count, 1>(head, block, first, column, bias, bias_stride); break;
         case 2:
             score_tile<HeadSize, Count, std::min<std::size_t>(2, kTileVectors)>(head, block, first, column, bias,
-                                                                               bias_stride);
+                                                                                bias_stride);
             break;
         case 3:
             score_tile<HeadSize, Count, std::min<std::size_t>(3, kTileVectors)>(head, block, first, column, bias,
-                                                                               bias_stride);
+                                                                                bias_stride);
             break;
         default: break;
     }
@@ -247,8 +247,7 @@ template <std::size_t HeadSize, std::size_t Count, std::size_t Vectors, bool Fur
         Integers values[Vectors];
 #pragma GCC unroll 4
         for (std::size_t vector = 0; vector < Vectors; ++vector)
-            values[vector] =
-                load_shorts(head.values + (block.first + key) * HeadSize + (column + vector * kLanes) * 2);
+            values[vector] = load_shorts(head.values + (block.first + key) * HeadSize + (column + vector * kLanes) * 2);
 #pragma GCC unroll 8
         for (std::size_t row = 0; row < Count; ++row) {
             const Integers weight = broadcast_4_bytes(head.weights + row * block.padded + key);

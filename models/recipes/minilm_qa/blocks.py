@@ -13,8 +13,8 @@ from models.recipes.minilm_qa.data import Group
 
 QUERIES = 8
 DOCUMENTS = 16
-# by how much a text that only one query's group holds counts less than one that two of them hold
-_SEEDED_FROM = 40
+# what a text counts for each group that has it, before its rank there is taken off
+_WORTH_IN_A_GROUP = 40
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _block(groups: Sequence[Group]) -> Block:
     hardness = Counter[str]()
     for group in groups:
         for rank, text in enumerate(group.negatives):
-            hardness[text] += _SEEDED_FROM - rank
+            hardness[text] += _WORTH_IN_A_GROUP - rank
     for text, _ in hardness.most_common():
         if len(documents) >= DOCUMENTS:
             break

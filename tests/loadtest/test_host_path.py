@@ -35,4 +35,4 @@ def test_threads_and_parts_are_told(tmp_path: Path) -> None:
     (speed,) = report["claims"]
     assert speed["value"] > 0
     told = report["this tree, batches of 512 tokens, microseconds a pair"]
-    assert all(kind in told for kind in ("event loop", "passes", "texts"))
+    assert all(kind in told for kind in ("event loop", "passes")), "texts this short are tokenized on the event loop"

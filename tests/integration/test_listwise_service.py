@@ -172,7 +172,7 @@ async def test_a_listwise_model_names_the_wishes_that_it_ignores(server: Server)
             ({"passages": {"tokens": 32}}, "truncation, passages"),
             ({"truncation": "chunk"}, "truncation"),
             ({"on_deadline": "partial"}, "on_deadline"),
-            ({"on_deadline": "partial", "model": "both"}, "on_deadline"),
+            ({"on_deadline": "partial", "model": "both"}, None),
             ({"truncation": "chunk", "model": "both"}, None),
             ({"truncation": "truncate"}, None),
         ):

@@ -8,6 +8,7 @@ from secrets import token_hex
 import pytest
 
 from rerankd.cache.access import Access
+from rerankd.errors import StoreFull, StoreUnavailable
 from rerankd.jobs.records import Counts, Job, Status, Upload
 from rerankd.jobs.redis import RedisStore
 from rerankd.jobs.sqlite import SqliteStore
@@ -147,9 +148,15 @@ async def test_a_line_has_one_result_whatever_its_kind(store: JobStore, owner: s
     for failed in (False, True):
         assert await store.add_result(job.id, "me", 7, b"again", failed=failed), "it has one, which is no error"
     assert await store.done_lines(job.id) == {2, 3, 7}
-    assert await store.read_results(job.id, failed=False, first=0, last=8) == [b"two", b"seven"]
-    assert await store.read_results(job.id, failed=False, first=3, last=7) == []
-    assert await store.read_results(job.id, failed=True, first=0, last=8) == [b"three"]
+
+    async def read(first: int, end: int, *, failed: bool, most_bytes: int = 100) -> tuple[list[bytes], int]:
+        lines, following = await store.read_results(job.id, failed=failed, first=first, end=end, most_bytes=most_bytes)
+        return [*lines], following
+
+    assert await read(0, 8, failed=False) == ([b"two", b"seven"], 8)
+    assert await read(0, 8, failed=False, most_bytes=3) == ([b"two"], 3)
+    assert await read(3, 7, failed=False) == ([], 7)
+    assert await read(0, 8, failed=True) == ([b"three"], 8)
     kept = await store.job(job.id)
     assert kept is not None
     assert kept.counts == Counts(answered=2, failed=1, answered_bytes=8, failed_bytes=5)
@@ -163,3 +170,63 @@ async def test_what_is_old_is_found(store: JobStore, owner: str) -> None:
     assert {upload.id, "file-never-whole"} <= set(files)
     assert job.id in jobs
     assert await store.older_than(100) == ([], [])
+
+
+async def _fill_up(store: JobStore) -> None:
+    """Write until there is no room."""
+    for number in range(1000):
+        try:
+            await store.write_chunk("file-large", "large", number, b"x" * 10_000, now=100)
+        except StoreFull:
+            return
+    pytest.fail("it was never full")
+
+
+async def _deletes_when_full(store: JobStore, owner: str) -> None:
+    """Clients can make room, and what they delete counts no more."""
+    upload, job = await _file(store, owner, b"x" * 1000), _job(owner)
+    await store.add_job(job)
+    assert await store.lease(job.id, "me", seconds=60)
+    assert await store.add_result(job.id, "me", 0, b"x" * 1000, failed=False)
+    await _fill_up(store)
+    with pytest.raises(StoreFull):
+        await store.write_chunk("file-large", "large", 1000, b"x" * 10_000, now=100)
+    await store.delete_results(job.id, failed=False)
+    await store.delete_job(job.id)
+    await store.delete_file(upload.id)
+    assert (await store.used_bytes(owner))[1] == 0
+    await store.delete_file("file-large")
+    assert await store.used_bytes(owner) == (0, 0)
+
+
+async def test_what_is_on_a_full_disk_can_be_deleted(tmp_path: Path, owner: str) -> None:
+    store = SqliteStore(tmp_path)
+    await store.open()
+    await store._call(store._run, "PRAGMA max_page_count = 100")
+    await _deletes_when_full(store, owner)
+    await _file(store, owner, b"x" * 100_000)
+    await store.close()
+
+
+@pytest.mark.redis
+async def test_what_is_in_a_full_redis_can_be_deleted(tmp_path: Path, owner: str) -> None:
+    with redis_server(tmp_path, "--maxmemory", "3mb", "--maxmemory-policy", "noeviction") as server:
+        store = RedisStore.from_url(f"redis://127.0.0.1:{server.port}", Access())
+        await store.open()
+        await _deletes_when_full(store, owner)
+        await store.close()
+
+
+async def test_a_broken_database_is_told_as_one_that_is_away(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    await store.open()
+    await _file(store, "", b"x" * 100_000)
+    await store.close()
+    file = tmp_path / "jobs.sqlite3"
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + bytes(len(content) - 4096))
+    store = SqliteStore(tmp_path)
+    await store.open()
+    with pytest.raises(StoreUnavailable, match="malformed"):
+        await store.waiting_jobs()
+    await store.close()

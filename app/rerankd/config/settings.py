@@ -163,7 +163,7 @@ class Settings(BaseSettings):
         description="Most bytes of all files and results of jobs. An API key may have as much as it leaves free for "
         "others.",
     )
-    jobs_max_lines: int = Field(default=50_000, ge=1, description="Most requests in a file of a job.")
+    jobs_max_lines: int = Field(default=50_000, ge=1, description="Most lines in a file of a job, blank ones too.")
     jobs_max_waiting: int = Field(default=20, ge=1, description="Most unfinished jobs of one API key.")
     jobs_max_kept: int = Field(default=1000, ge=1, description="Most files, and most jobs, of one API key.")
     jobs_keep_days: float = Field(

@@ -15,7 +15,6 @@ from rerankd.jobs.store import JobStore
 audit = logging.getLogger("rerankd.audit")
 
 CHUNK_BYTES: Final = 1 << 19
-_RESULTS_PER_READ: Final = 64
 _WINDOW: Final = re.compile(r"([1-9]\d?|1[0-5]\d|16[0-8])h")
 _RESULTS: Final = re.compile(r"file-([0-9a-f]{24})-(output|errors)")
 
@@ -153,8 +152,11 @@ class Jobs:
             number += 1
 
     async def _read_results(self, job_id: str, end: int, *, failed: bool) -> AsyncIterator[bytes]:
-        for first in range(0, end, _RESULTS_PER_READ):
-            lines = await self._store.read_results(job_id, failed=failed, first=first, last=first + _RESULTS_PER_READ)
+        first = 0
+        while first < end:
+            lines, first = await self._store.read_results(
+                job_id, failed=failed, first=first, end=end, most_bytes=CHUNK_BYTES
+            )
             if lines:
                 yield b"".join(lines)
 

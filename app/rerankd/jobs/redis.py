@@ -22,6 +22,8 @@ from rerankd.jobs.records import Counts, Job, Kept, Upload, Waiting
 _TIMEOUT_S: Final = 5.0
 _ERRORS: Final = (RedisError, OSError, RuntimeError, TimeoutError)
 _NAME: Final = "{rerankd-jobs}"
+# A script holds up everything else that Redis does.
+_MOST_LINES_READ: Final = 1000
 
 # KEYS: usage, file, chunks, files, all files. ARGV: id, owner, number, chunk, now
 _WRITE_CHUNK: Final = """
@@ -39,16 +41,17 @@ redis.call('HSET', KEYS[1], 'record', ARGV[4], 'owner', ARGV[2])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 redis.call('ZADD', KEYS[3], 'NX', ARGV[3], ARGV[1])
 """
-# KEYS: usage, file, chunks, all files. ARGV: id, prefix of owners' files
+# KEYS: usage, file, chunks, all files. ARGV: id, prefix of owners' files. A full Redis refuses to count, unless the
+# script has deleted something before.
 _DELETE_FILE: Final = """
 local size, owner = tonumber(redis.call('HGET', KEYS[2], 'bytes') or 0), redis.call('HGET', KEYS[2], 'owner')
+redis.call('UNLINK', KEYS[2], KEYS[3])
 if owner then
     redis.call('HINCRBY', KEYS[1], 'total', 0 - size)
     redis.call('HINCRBY', KEYS[1], 'of ' .. owner, 0 - size)
     redis.call('ZREM', ARGV[2] .. owner, ARGV[1])
 end
 redis.call('ZREM', KEYS[4], ARGV[1])
-redis.call('UNLINK', KEYS[2], KEYS[3])
 """
 # KEYS: job, jobs of the owner, all jobs, waiting jobs. ARGV: id, owner, created, record
 _ADD_JOB: Final = """
@@ -74,13 +77,13 @@ local owner = redis.call('HGET', KEYS[2], 'owner')
 if owner then
     local size = (tonumber(redis.call('HGET', KEYS[2], 'answered_bytes') or 0)
         + tonumber(redis.call('HGET', KEYS[2], 'failed_bytes') or 0))
+    redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4])
     redis.call('HINCRBY', KEYS[1], 'total', 0 - size)
     redis.call('HINCRBY', KEYS[1], 'of ' .. owner, 0 - size)
     redis.call('ZREM', ARGV[2] .. owner, ARGV[1])
 end
 redis.call('ZREM', KEYS[5], ARGV[1])
 redis.call('ZREM', KEYS[6], ARGV[1])
-redis.call('UNLINK', KEYS[2], KEYS[3], KEYS[4])
 """
 # KEYS: waiting jobs. ARGV: prefix of jobs
 _WAITING: Final = """
@@ -119,16 +122,30 @@ if redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[4]) == 1 then
 end
 return 1
 """
+# KEYS: results of the kind. ARGV: first, end, most bytes
+_READ_RESULTS: Final = """
+local lines, size, number = {}, 0, tonumber(ARGV[1])
+while number < tonumber(ARGV[2]) and size < tonumber(ARGV[3]) do
+    local line = redis.call('HGET', KEYS[1], number)
+    if line then
+        table.insert(lines, line)
+        size = size + #line
+    end
+    number = number + 1
+end
+table.insert(lines, number)
+return lines
+"""
 # KEYS: usage, job, results of the kind. ARGV: kind
 _DELETE_RESULTS: Final = """
 local size = tonumber(redis.call('HGET', KEYS[2], ARGV[1] .. '_bytes') or 0)
 local owner = redis.call('HGET', KEYS[2], 'owner')
+redis.call('UNLINK', KEYS[3])
 if owner then
     redis.call('HINCRBY', KEYS[1], 'total', 0 - size)
     redis.call('HINCRBY', KEYS[1], 'of ' .. owner, 0 - size)
     redis.call('HSET', KEYS[2], ARGV[1] .. '_bytes', 0)
 end
-redis.call('UNLINK', KEYS[3])
 """
 
 
@@ -249,9 +266,12 @@ class RedisStore:
         numbers = [await self._ask("HKEYS", _results(job_id, failed=failed)) for failed in (False, True)]
         return {int(number) for kind in numbers for number in kind}
 
-    async def read_results(self, job_id: str, *, failed: bool, first: int, last: int) -> Sequence[bytes]:
-        found = await self._ask("HMGET", _results(job_id, failed=failed), *range(first, last))
-        return [line for line in found if line is not None]
+    async def read_results(
+        self, job_id: str, *, failed: bool, first: int, end: int, most_bytes: int
+    ) -> tuple[Sequence[bytes], int]:
+        end = min(end, first + _MOST_LINES_READ)
+        *lines, following = await self._script(_READ_RESULTS, [_results(job_id, failed=failed)], first, end, most_bytes)
+        return lines, following
 
     async def delete_results(self, job_id: str, *, failed: bool) -> None:
         keys = [_key("usage"), _key("job", job_id), _results(job_id, failed=failed)]

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from rerankd.errors import Forbidden, InvalidRequest, StoreFull, StoreUnavailable, Unauthorized, Unavailable
 from rerankd.jobs.jobs import JobLimits
-from rerankd.jobs.lines import Line, LineTooLong, answer_line, error_line, problem_of, read_lines
+from rerankd.jobs.lines import Line, Unreadable, answer_line, error_line, known_id, problem_of, read_lines
 from rerankd.jobs.records import MOST_PROBLEMS, Job, Kept, Problem, Status
 from rerankd.jobs.store import JobStore
 from rerankd.telemetry.observer import Observer
@@ -109,11 +109,16 @@ class JobRunner:
         async with asyncio.TaskGroup() as working:
             while True:
                 self._woken.clear()
-                with suppress(StoreUnavailable, StoreFull):
+                try:
                     if self._place.clock() - swept_at > _SWEEPS_EVERY_S:
                         swept_at = self._place.clock()
                         await self._sweep()
                     await self._take_jobs(working)
+                except (StoreUnavailable, StoreFull):
+                    pass
+                except Exception:
+                    # As in a job, it ends this try alone.
+                    logger.exception("unexpected error while looking for jobs")
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOKS_EVERY_S):
                         await self._woken.wait()
@@ -260,20 +265,16 @@ class _RunningJob:
         """The job in progress, or failed with what is wrong with its file."""
         problems: list[Problem] = []
         lines = 0
-        known: set[str] = set()
+        known: set[bytes] = set()
         try:
             async for line in self._lines(job):
                 lines = line.number + 1
                 problem = await self._problem_of(job, line, known)
-                if len(known) > self._place.limits.lines:
-                    problem = Problem(
-                        code="too_many_lines", message=f"a file has at most {self._place.limits.lines} requests"
-                    )
                 problems += [problem] if problem else []
-                if len(problems) == MOST_PROBLEMS or len(known) > self._place.limits.lines:
+                if len(problems) == MOST_PROBLEMS:
                     break
-        except LineTooLong as error:
-            problems.append(Problem(code="line_too_long", message=str(error), line=error.number + 1))
+        except Unreadable as error:
+            problems.append(Problem(code=error.code, message=str(error), line=error.number + 1))
         if not lines and not problems:
             problems.append(Problem(code="empty_file", message="the file has no requests"))
         status = Status.FAILED if problems else Status.IN_PROGRESS
@@ -288,7 +289,7 @@ class _RunningJob:
             )
         )
 
-    async def _problem_of(self, job: Job, line: Line, known: set[str]) -> Problem | None:
+    async def _problem_of(self, job: Job, line: Line, known: set[bytes]) -> Problem | None:
         await asyncio.sleep(0)
         try:
             fields = await self._place.answers.read(line.text, owner=job.owner)
@@ -296,11 +297,13 @@ class _RunningJob:
             return Problem(code="invalid_json_line", message=error.message, line=line.number + 1)
         problem = problem_of(fields, line, job.endpoint, known)
         if problem is None:
-            known.add(fields["custom_id"])
+            known.add(known_id(fields["custom_id"]))
         return problem
 
     def _lines(self, job: Job) -> AsyncIterator[Line]:
-        return read_lines(self._store, job.input_id, most_bytes=self._place.line_bytes)
+        return read_lines(
+            self._store, job.input_id, most_bytes=self._place.line_bytes, most_lines=self._place.limits.lines
+        )
 
     async def _answer_lines(self, job: Job) -> None:
         done = await self._store.done_lines(job.id)
@@ -315,7 +318,7 @@ class _RunningJob:
                         task.add_done_callback(lambda _: slots.release())
         except ExceptionGroup as several:
             error = several.exceptions[0]
-            if not isinstance(error, LineTooLong | InvalidRequest):
+            if not isinstance(error, Unreadable | InvalidRequest):
                 raise error from None
             # It could be read when it was validated, under other limits.
             self._stop(_End(Status.FAILED, "invalid_json_line", str(error)))

@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -199,9 +199,31 @@ class SqliteStore:
     async def done_lines(self, job_id: str) -> set[int]:
         return {number for (number,) in await self._call(self._all, "SELECT number FROM results WHERE job = ?", job_id)}
 
-    async def read_results(self, job_id: str, *, failed: bool, first: int, last: int) -> Sequence[bytes]:
-        select = "SELECT line FROM results WHERE job = ? AND failed = ? AND number >= ? AND number < ? ORDER BY number"
-        return [bytes(line) for (line,) in await self._call(self._all, select, job_id, failed, first, last)]
+    async def read_results(
+        self, job_id: str, *, failed: bool, first: int, end: int, most_bytes: int
+    ) -> tuple[Sequence[bytes], int]:
+        return await self._call(self._read_results, job_id, failed, first, end, most_bytes)
+
+    def _read_results(
+        self,
+        job_id: str,
+        failed: bool,  # noqa: FBT001 - called by the method above alone
+        first: int,
+        end: int,
+        most_bytes: int,
+    ) -> tuple[Sequence[bytes], int]:
+        select = (
+            "SELECT number, line FROM results WHERE job = ? AND failed = ? AND number >= ? AND number < ? "
+            "ORDER BY number"
+        )
+        lines: list[bytes] = []
+        with closing(self._connected().execute(select, (job_id, failed, first, end))) as rows:
+            for number, line in rows:
+                lines.append(line)
+                most_bytes -= len(line)
+                if most_bytes <= 0:
+                    return lines, number + 1
+        return lines, end
 
     async def delete_results(self, job_id: str, *, failed: bool) -> None:
         await self._call(self._delete_results, job_id, failed)
@@ -223,7 +245,7 @@ class SqliteStore:
     async def _call(self, work: Callable[..., T], *args: object) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args))
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             if "full" in str(error):
                 raise StoreFull("the disk is full; delete files of jobs that have ended") from None
             raise StoreUnavailable(f"jobs cannot be read or written now: {error}") from None
@@ -234,10 +256,12 @@ class SqliteStore:
         database.execute("BEGIN IMMEDIATE")
         try:
             yield
+            database.execute("COMMIT")
         except BaseException:
-            database.execute("ROLLBACK")
+            # A full disk may have rolled it back already.
+            if database.in_transaction:
+                database.execute("ROLLBACK")
             raise
-        database.execute("COMMIT")
 
     def _run(self, command: str, *values: object) -> int:
         """The number of rows that it changed."""

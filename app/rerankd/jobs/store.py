@@ -70,8 +70,12 @@ class JobStore(Protocol):
     async def done_lines(self, job_id: str) -> set[int]:
         """The numbers of the lines that have a result."""
 
-    async def read_results(self, job_id: str, *, failed: bool, first: int, last: int) -> Sequence[bytes]:
-        """Results of one kind of the lines from `first` to before `last`, in the order of their lines."""
+    async def read_results(
+        self, job_id: str, *, failed: bool, first: int, end: int, most_bytes: int
+    ) -> tuple[Sequence[bytes], int]:
+        """Results of one kind, in the order of their lines, from `first` to before `end`. It stops after the one with
+        which they have `most_bytes`, or earlier, and says from which line to go on.
+        """
 
     async def delete_results(self, job_id: str, *, failed: bool) -> None: ...
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerankd.jobs.lines import Line, LineTooLong, answer_line, error_line, problem_of, read_lines
+from rerankd.jobs.lines import Line, Unreadable, answer_line, error_line, known_id, problem_of, read_lines
 from rerankd.jobs.records import Job, has_room
 from rerankd.jobs.sqlite import SqliteStore
 
@@ -25,10 +25,12 @@ class _Chunks(SqliteStore):
         return self._chunks[number] if number < len(self._chunks) else None
 
 
-async def _read(chunks: Sequence[bytes], *, most_bytes: int = 100) -> list[Line]:
-    return [line async for line in read_lines(_Chunks(chunks), "f", most_bytes=most_bytes)]
+async def _read(chunks: Sequence[bytes], *, most_bytes: int = 100, most_lines: int = 100) -> list[Line]:
+    lines = read_lines(_Chunks(chunks), "f", most_bytes=most_bytes, most_lines=most_lines)
+    return [line async for line in lines]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=5))
 async def test_chunks_do_not_matter(content: bytes, cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
@@ -41,10 +43,19 @@ async def test_chunks_do_not_matter(content: bytes, cuts: list[int]) -> None:
     "chunks", [[b"ok\n12345678901"], [b"ok\n123456", b"78901\nx"], [b"ok\n", b"12345678901", b"\n"]]
 )
 async def test_a_line_that_is_too_long_is_told_before_it_is_whole(chunks: list[bytes]) -> None:
-    with pytest.raises(LineTooLong) as refused:
+    with pytest.raises(Unreadable) as refused:
         await _read(chunks, most_bytes=10)
     assert refused.value.number == 1
     assert await _read([b"1234567890\n"], most_bytes=10) == [Line(0, b"1234567890")]
+
+
+@pytest.mark.parametrize(("content", "fits"), [(b"a\n\nb", True), (b"a\n\nb\n", True), (b"a\n\n\nb", False)])
+async def test_blank_lines_count_too(content: bytes, *, fits: bool) -> None:
+    if fits:
+        assert [line.text for line in await _read([content], most_lines=3)] == [b"a", b"b"]
+    else:
+        with pytest.raises(Unreadable, match="at most 3 lines"):
+            await _read([content], most_lines=3)
 
 
 _GOOD = {"custom_id": "a", "method": "POST", "url": "/v1/rerank", "body": {}}
@@ -64,7 +75,7 @@ _GOOD = {"custom_id": "a", "method": "POST", "url": "/v1/rerank", "body": {}}
     ],
 )
 def test_what_is_wrong_with_a_line_is_named(change: dict[str, object], code: str | None) -> None:
-    problem = problem_of({**_GOOD, **change}, Line(4, b""), "/v1/rerank", {"known"})
+    problem = problem_of({**_GOOD, **change}, Line(4, b""), "/v1/rerank", {known_id("known")})
     assert (problem and problem.code, problem and problem.line) == (code, code and 5)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from rerankd.errors import InvalidRequest, NotChanged, RateLimited, StoreFull, Unauthorized
 from rerankd.jobs.jobs import JobLimits, Jobs
-from rerankd.jobs.records import Kept
+from rerankd.jobs.records import Kept, Waiting
 from rerankd.jobs.runner import JobRunner, Workplace
 from rerankd.jobs.sqlite import SqliteStore
 from tests.fakes import RecordingObserver
@@ -243,6 +243,19 @@ async def test_what_may_be_kept_is_bounded(tmp_path: Path) -> None:
             await desk.jobs.receive("a", _chunks(b"x"), lambda: "f")
         with pytest.raises(StoreFull, match="at most 5 files"):
             await desk.jobs.receive("a", _chunks(b"x"), lambda: "f")
+
+
+async def test_an_unexpected_error_does_not_end_the_work_on_jobs(tmp_path: Path) -> None:
+    async with _desk(tmp_path, _Answers()) as desk:
+        waiting_jobs, errors = desk.store.waiting_jobs, iter([ValueError("of a newer version")])
+
+        async def fail_once() -> list[Waiting]:
+            for error in errors:
+                raise error
+            return await waiting_jobs()
+
+        desk.store.waiting_jobs = fail_once  # type: ignore[method-assign] # a mistake of ours
+        await desk.until((await desk.begin("x")).job.id, "completed")
 
 
 async def test_what_is_old_is_deleted(tmp_path: Path) -> None:

@@ -174,8 +174,10 @@ class BodyLimit:
 
         async def holding_send(message: Message) -> None:
             if claim is not None and message["type"] == "http.response.body":
-                # Nothing else is left of the request. There is always room for an error, which is small.
-                claim.hold(len(message.get("body", b"")) - claim.bytes)
+                # When the last part is sent, nothing else is left of the request. There is always room for an error,
+                # which is small.
+                size = len(message.get("body", b""))
+                claim.hold(max(0, size - claim.bytes) if message.get("more_body") else size - claim.bytes)
             await send(message)
 
         try:

@@ -9,7 +9,13 @@ from pydantic import BaseModel
 
 from rerankd.api.answers import FOUR_STRINGS, Json
 from rerankd.api.dialects.base import Dialect
+from rerankd.api.lines import NDJSON
 
+_LINES: Final[Json] = {
+    "type": "string",
+    "description": 'Lines of JSON: any number of {"settled": [{"index", "rank"}]}, documents in their final places, '
+    "then the answer or an error. For requests that accept these and no application/json.",
+}
 _PATH_PARAMETER: Final = re.compile(r"{(\w+)")
 
 
@@ -49,7 +55,10 @@ def answers_of(dialects: Sequence[Dialect]) -> dict[int | str, Json]:
     error_schema = own.schema if own is FOUR_STRINGS else _any_of([own.schema, FOUR_STRINGS.schema])
     schema = _any_of([_schema_of(dialect.answer) for dialect in dialects])
     return {
-        200: {"description": "Results, best first.", "content": {"application/json": {"schema": schema}}},
+        200: {
+            "description": "Results, best first.",
+            "content": {"application/json": {"schema": schema}, NDJSON: {"schema": _LINES}},
+        },
         **{
             status: {"description": text, "content": {"application/json": {"schema": error_schema}}}
             for status, text in errors.items()

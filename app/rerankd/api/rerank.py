@@ -4,7 +4,8 @@ the gateway, and writes the answer in the same words.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, nan
 from typing import Any, Final, TypeVar
 
@@ -18,12 +19,13 @@ from rerankd.api.answers import error_answer, json_response, server_timing, writ
 from rerankd.api.auth import key_in, security_of
 from rerankd.api.connected import while_connected
 from rerankd.api.dialects.base import Dialect, RequestBody, RequestLimits
+from rerankd.api.lines import answer_in_lines, wants_lines
 from rerankd.api.middleware import claim_of
 from rerankd.api.openapi import answers_of, description_of
 from rerankd.api.parsing.bodies import SMALL_BYTES, BodyReader
 from rerankd.concurrency.slices import Sliced, run_slice, run_to_end
 from rerankd.concurrency.turns import Share
-from rerankd.domain import RerankRequest, RerankResult, Timings
+from rerankd.domain import RerankRequest, RerankResult, Settled, Timings
 from rerankd.domain.requests import queries_of
 from rerankd.errors import DeadlineExceeded, InvalidRequest, Overloaded, RerankError
 from rerankd.gateway.failures import CANCELLED, CallerGone
@@ -139,18 +141,23 @@ class _Endpoint:
         self._strict = strict
 
     async def answer(self, request: Request) -> Response:
+        if wants_lines(request.headers):
+            return await answer_in_lines(partial(self._answer_call, request), form=self._choice.default.errors)
+        return await self._answer_call(request)
+
+    async def _answer_call(self, request: Request, settled: Settled | None = None) -> Response:
         facts = access_of(request.scope).call
         facts.dialect = self._choice.default.name
         try:
             with self._gateway.call(facts) as call:
                 await call.identify([] if self._gateway.keys.open else key_in(request.headers))
-                return await call.paced(self._answer(call, request))
+                return await call.paced(self._answer(call, request, settled))
         except RerankError as error:
             return error_answer(error, form=self._choice.default.errors)
         except CallerGone:
             return Response(status_code=CANCELLED.status)
 
-    async def _answer(self, call: GatewayCall, request: Request) -> Response:
+    async def _answer(self, call: GatewayCall, request: Request, settled: Settled | None) -> Response:
         call.deadline = call.started + _timeout_s(request.headers)
         call.size = _announced_bytes(request.headers)
         if call.size > SMALL_BYTES:
@@ -159,7 +166,7 @@ class _Endpoint:
             parsed = await self._read(call, request)
         try:
             with while_connected(request.receive):
-                results = await call.rerank(parsed.requests)
+                results = await call.rerank(_telling(parsed.requests, settled))
         except InvalidRequest as error:
             raise parsed.dialect.reworded(error, parsed.requests) from None
         with traced("write"):
@@ -225,6 +232,14 @@ class _Endpoint:
                     return await loop.run(Share(caller=call.facts.key, left=size), work)
         except TimeoutError:
             raise DeadlineExceeded(f"not read within {left_s:g} s; send fewer documents or fields") from None
+
+
+def _telling(requests: Sequence[RerankRequest], settled: Settled | None) -> Sequence[RerankRequest]:
+    """The requests that tell of final places. Those of several would say nothing about which one they belong to."""
+    if settled is None or len(requests) != 1:
+        return requests
+    (request,) = requests
+    return [replace(request, options=replace(request.options, settled=settled))]
 
 
 def _announced_bytes(headers: Mapping[str, str]) -> int:

@@ -27,6 +27,7 @@ from rerankd.domain.options import (
 from rerankd.domain.queries import QueryMode, QueryWishes
 from rerankd.domain.requests import RankedDocument, RerankRequest, RerankResult
 from rerankd.domain.scores import PassageScores, Remark, Scores, Span, Timings
+from rerankd.domain.settled import Settled, settled_of
 from rerankd.domain.terms import LAST_PRIORITY, UNMETERED, Meter, Terms, Unmetered
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "RerankResult",
     "ScoreOptions",
     "Scores",
+    "Settled",
     "Side",
     "Span",
     "SpanArray",
@@ -77,4 +79,5 @@ __all__ = [
     "WindowPlan",
     "WindowWishes",
     "images_of",
+    "settled_of",
 ]

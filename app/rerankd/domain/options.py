@@ -15,6 +15,7 @@ from rerankd.domain.confidence import ConfidencePlan
 from rerankd.domain.diversity import DiversityWishes, Embedder
 from rerankd.domain.fusion import FusionWishes
 from rerankd.domain.queries import QueryWishes
+from rerankd.domain.settled import Settled
 from rerankd.domain.terms import Terms
 from rerankd.errors import InvalidRequest
 
@@ -292,6 +293,7 @@ class ScoreOptions:
     "relevant" means. The caller sees only the best `top_n` documents. Requests of one `scope` do not find what others
     cached. `selector` chooses the passages of `passages.select`, None: by words. `embedder` gives documents the vectors
     of `diversity`, None: the model itself. `budgeted`: read only as many documents as fit before the deadline.
+    `settled` is told final places while the work goes on; None: nobody asks, or the order is changed afterwards.
     """
 
     max_tokens_per_doc: int | None = None
@@ -313,6 +315,7 @@ class ScoreOptions:
     confidence: ConfidencePlan | None = None
     selector: Selector | None = None
     scope: str = ""
+    settled: Settled | None = None
     terms: Terms = Terms()
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import in_chunks
-from rerankd.domain import BoolArray, Document, ScoreOptions, Scores, Side, Terms, WindowWishes
+from rerankd.domain import BoolArray, Document, ScoreOptions, Scores, Side, Terms, WindowWishes, settled_of
 from rerankd.errors import InvalidRequest
 from rerankd.pipeline.chunks import chunks
 from rerankd.pipeline.stage import Stage
@@ -58,7 +58,9 @@ class BlankStage:
         blank[positions] = True
         written = np.flatnonzero(~blank)
         texts = [documents[index] for index in written.tolist()]
-        options = replace(options, windows=_wishes(options.windows, blank))
+        options = replace(
+            options, windows=_wishes(options.windows, blank), settled=settled_of(options.settled, written)
+        )
         scores = await self._inner.score(query, texts, options) if texts else Scores.unread(0)
         return scores.scatter(written, documents=len(documents))
 

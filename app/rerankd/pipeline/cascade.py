@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rerankd.domain import NO_DIVERSITY, NO_FUSION, BoolArray, ScoreOptions, Scores
+from rerankd.domain import NO_DIVERSITY, NO_FUSION, BoolArray, ScoreOptions, Scores, settled_of
 from rerankd.errors import DeadlineExceeded, Overloaded
 from rerankd.pipeline.budget import deepest
 from rerankd.pipeline.stage import Stage
@@ -56,6 +56,8 @@ class CascadeStage:
             if options.budgeted:
                 texts = texts[: _cut(member, query, texts, asked, least=0 if number else 1)]
             best = order[: len(texts)].copy()
+            if member is self._members[-1] and not options.terms.partial:
+                asked = replace(asked, settled=settled_of(options.settled, best))
             scores = await _scored(member, query, texts, asked, may_be_late=options.terms.partial and number > 0)
             cuts[member.name] = 0 if scores is None else len(texts)
             if scores is None:
@@ -128,5 +130,6 @@ def _as_member(options: ScoreOptions, *, top_n: int | None) -> ScoreOptions:
         embedder=None,
         queries=None,
         budgeted=False,
+        settled=None,
         terms=options.terms.undivided(),
     )

@@ -17,7 +17,7 @@ from rerankd.cache.keys import comparison_key
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.turns import Share
 from rerankd.concurrency.worker import in_chunks
-from rerankd.domain import FloatArray, IntArray, ScoreOptions, Scores, Timings, WindowPlan, WindowWishes
+from rerankd.domain import FloatArray, IntArray, ScoreOptions, Scores, Settled, Timings, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, InvalidRequest
 from rerankd.pipeline.cached import keys_of, with_options
 from rerankd.pipeline.choices import METHODS, Answer, Comparison, Extent, Method, Points, Rounds, of_both_orders
@@ -275,6 +275,10 @@ class _Answering(Generic[T, R]):
         return len(self._documents)
 
     @property
+    def settled(self) -> Settled | None:
+        return self._options.settled
+
+    @property
     def caller(self) -> str:
         return self._options.terms.caller
 
@@ -325,6 +329,7 @@ class _Ranking:
         self._standing = course.method.standing(course.depth)
         self._answers: dict[Comparison, Answer] = {}
         self._costs = _Costs(answering.documents)
+        self._told = 0
 
     async def run(self) -> Scores:
         method, course = self._course.method, self._course
@@ -340,7 +345,15 @@ class _Ranking:
                 self._learn_known(comparisons)
                 return self._scores(settled=len(self._standing.settled))
             comparisons = await self._advance(schedule, comparisons)
+            self._tell_settled()
         return self._scores(settled=None)
+
+    def _tell_settled(self) -> None:
+        """Name the places that were settled since the last time."""
+        settled, told = self._answering.settled, self._told
+        self._told = len(self._standing.settled)
+        if settled is not None and self._told > told:
+            settled(told, self._course.order[self._standing.settled[told:]].tolist())
 
     def _prompts(self, comparisons: Sequence[Comparison]) -> list[Comparison]:
         """What the model is asked that it was not asked yet."""

@@ -73,7 +73,7 @@ class DiversityStage:
                 "this model has no vectors of documents; leave diversity out, or have its operator set diversity_model"
             )
         # The best of the diverse order may be anywhere in the model's.
-        scores = await self._inner.score(query, documents, replace(options, top_n=None, diversity=None))
+        scores = await self._inner.score(query, documents, replace(options, top_n=None, diversity=None, settled=None))
         known = np.flatnonzero(scores.known)
         if not len(known):
             return scores

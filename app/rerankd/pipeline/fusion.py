@@ -31,7 +31,7 @@ class FusionStage:
             return await self._inner.score(query, documents, options)
         first = wishes.first_scores((options.windows or WindowWishes()).order_of(len(documents)))
         # The best of the fused order may be anywhere in the model's.
-        scores = await self._inner.score(query, documents, replace(options, top_n=None, fusion=None))
+        scores = await self._inner.score(query, documents, replace(options, top_n=None, fusion=None, settled=None))
         known = scores.known
         fused = np.zeros(len(documents))
         fused[known] = plan.fuse(first[known], scores.merits[known])

@@ -42,7 +42,7 @@ class SeveralQueriesStage:
             return await self._inner.score(query, documents, options)
         shares = wishes.shares
         # The best for all queries may be anywhere in the order for one of them.
-        alone = replace(options, queries=None, top_n=None)
+        alone = replace(options, queries=None, top_n=None, settled=None)
         asked = (query, *wishes.others)
         parts: dict[int, Scores] = {}
         waiting = iter(enumerate(asked))

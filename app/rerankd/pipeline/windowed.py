@@ -8,7 +8,7 @@ import numpy as np
 
 from rerankd.batching.batcher import Batcher
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import FloatArray, ScoreOptions, Scores, Terms, WindowPlan, WindowWishes
+from rerankd.domain import FloatArray, ScoreOptions, Scores, Settled, Terms, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, InvalidRequest, ScoringFailed
 from rerankd.pipeline.choices import METHODS
 from rerankd.pipeline.window_prompts import WindowPrompts
@@ -42,7 +42,7 @@ class WindowedStage(Generic[T, R]):
         order = wishes.order_of(len(documents))
         prompts = WindowPrompts(self._scorer, self._batcher, self._tokenizing, query, documents, options)
         ranking = _Ranking(self._scorer, self._batcher, prompts)
-        schedule = _schedule(plan, order[: plan.depth], top_n=options.top_n)
+        schedule = _schedule(plan, order[: plan.depth], top_n=options.top_n, settled=options.settled)
         # Half a schedule is no order, so a deadline is an error even where a partial answer was asked for.
         ranked = await ranking.run(schedule, options.terms.undivided())
         return ranking.scores([*ranked, *order[plan.depth :]])
@@ -113,9 +113,9 @@ def _known_schedule(plan: WindowPlan) -> WindowPlan:
     return plan
 
 
-def _schedule(plan: WindowPlan, candidates: Sequence[int], *, top_n: int | None) -> Schedule:
+def _schedule(plan: WindowPlan, candidates: Sequence[int], *, top_n: int | None, settled: Settled | None) -> Schedule:
     """One pass over the overlap settles `window - stride` candidates; no schedule is asked for more."""
     settle = min(top_n or plan.window, plan.window - plan.stride)
     # One candidate needs no model, but a client or a canary that asks about it must learn whether the model answers.
     schedule = full if len(candidates) == 1 else SCHEDULES[plan.schedule]
-    return schedule(candidates, window=plan.window, stride=plan.stride, settle=settle)
+    return schedule(candidates, window=plan.window, stride=plan.stride, settle=settle, settled=settled)

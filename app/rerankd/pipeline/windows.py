@@ -3,7 +3,7 @@
 Pure: no model, asyncio or clock. A schedule is a generator. It yields rounds, lists of windows that may be ranked at
 the same time; it is sent the candidates of each window in order of relevance; and it returns all candidates, best
 first. The answer is a permutation whatever it is sent; answers that fit one true order give exactly its first `settle`
-candidates, but for the limits that `full` and `top_down` name.
+candidates, but for the limits that `full` and `top_down` name. While it goes on, it may tell `settled` of final places.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -11,16 +11,20 @@ from itertools import pairwise
 from math import ceil
 from typing import Final
 
+from rerankd.domain import Settled
 from rerankd.pipeline.partial_order import PartialOrder
 
 Window = list[int]
 Schedule = Generator[list[Window], Sequence[Sequence[int]], list[int]]
 
 
-def sliding(candidates: Sequence[int], *, window: int, stride: int, settle: int) -> Schedule:
+def sliding(
+    candidates: Sequence[int], *, window: int, stride: int, settle: int, settled: Settled | None = None
+) -> Schedule:
     """From the back to the front, each window's order written back: one serial pass after another.
 
-    Sun et al., "Is ChatGPT Good at Search?", 2023. Settles the first `window - stride`, however few are asked for.
+    Sun et al., "Is ChatGPT Good at Search?", 2023. Settles the first `window - stride`, however few are asked for. The
+    last places are told first: each window but the last settles those that the next one does not reach.
     """
     del settle
     ranked = list(candidates)
@@ -29,20 +33,27 @@ def sliding(candidates: Sequence[int], *, window: int, stride: int, settle: int)
         start = max(0, end - window)
         (order,) = yield [ranked[start:end]]
         ranked[start:end] = order
-        end = 0 if start == 0 else end - stride
+        reached = 0 if start == 0 else end - stride
+        if settled is not None and reached:
+            settled(reached, ranked[reached:end])
+        end = reached
     return ranked
 
 
-def full(candidates: Sequence[int], *, window: int, stride: int, settle: int) -> Schedule:
+def full(
+    candidates: Sequence[int], *, window: int, stride: int, settle: int, settled: Settled | None = None
+) -> Schedule:
     """All candidates in one window, those that it does not hold below."""
-    del stride, settle
+    del stride, settle, settled
     if not candidates:
         return []
     (order,) = yield [list(candidates[:window])]
     return [*order, *candidates[window:]]
 
 
-def top_down(candidates: Sequence[int], *, window: int, stride: int, settle: int) -> Schedule:
+def top_down(
+    candidates: Sequence[int], *, window: int, stride: int, settle: int, settled: Settled | None = None
+) -> Schedule:
     """The first window gives a pivot, all others are compared with it at once, and the best of them meet in a last one.
 
     Parry et al., "Top-Down Partitioning for Efficient List-Wise Ranking", 2024, with a budget of one window for what
@@ -61,13 +72,18 @@ def top_down(candidates: Sequence[int], *, window: int, stride: int, settle: int
     pivot = first[min(settle, window) - 1]
     chunks = even_chunks(others, ceil(len(others) / (window - 1)))
     orders = yield from known.ask([[pivot, *chunk] for chunk in chunks])
-    if open_places := known.unsettled(settle):
-        yield from known.ask([open_places[:window]])
     below = [place for order in (first, *orders) for place in order[order.index(pivot) + 1 :]]
-    return [*known.ranked(sorted({*places} - {*below})), *(candidates[place] for place in below)]
+    behind = [candidates[place] for place in below]
+    if open_places := known.unsettled(settle):
+        if settled is not None and behind:
+            settled(len(candidates) - len(behind), behind)
+        yield from known.ask([open_places[:window]])
+    return [*known.ranked(sorted({*places} - {*below})), *behind]
 
 
-def tournament(candidates: Sequence[int], *, window: int, stride: int, settle: int) -> Schedule:
+def tournament(
+    candidates: Sequence[int], *, window: int, stride: int, settle: int, settled: Settled | None = None
+) -> Schedule:
     """All windows at once, then the best of each against one another, with everything learnt so far kept.
 
     A single-token pass orders its whole window, and what follows from several orders is known without asking: of 100
@@ -76,6 +92,8 @@ def tournament(candidates: Sequence[int], *, window: int, stride: int, settle: i
     del stride
     known = _Known(candidates)
     while open_places := known.unsettled(settle):
+        if settled is not None:
+            known.tell(settled)
         best = known.better_than(open_places[0])
         leaders = sum(known.better_than(place) == best for place in open_places)
         count = ceil(leaders / window)
@@ -97,6 +115,7 @@ class _Known:
     def __init__(self, candidates: Sequence[int]) -> None:
         self._candidates = candidates
         self._order = PartialOrder(len(candidates))
+        self._told: set[int] = set()
         self.better_than = self._order.better_than
 
     def ask(
@@ -119,6 +138,14 @@ class _Known:
             and self.better_than(place) + self._order.worse_than(place) < len(self._candidates) - 1
         ]
         return sorted(found, key=self.better_than)
+
+    def tell(self, settled: Settled) -> None:
+        """Name the candidates whose place against all others is known, and was not named before."""
+        for place, candidate in enumerate(self._candidates):
+            better = self.better_than(place)
+            if place not in self._told and better + self._order.worse_than(place) == len(self._candidates) - 1:
+                self._told.add(place)
+                settled(better, [candidate])
 
     def ranked(self, places: Iterable[int]) -> list[int]:
         """The candidates at these places by their expected rank."""

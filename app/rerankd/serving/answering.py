@@ -132,6 +132,10 @@ class AnsweringStage:
 
 
 def _sooner(options: ScoreOptions, *, now: float) -> ScoreOptions:
-    """A partial answer is for the last model: half of the scores are worth less than a fallback's."""
+    """A partial answer is for the last model: half of the scores are worth less than a fallback's. So are final places,
+    which a fallback's answer would change.
+    """
     deadline = now + _FIRST_PART * (options.terms.deadline - now)
-    return replace(options, budgeted=False, terms=replace(options.terms, deadline=deadline, partial=False))
+    return replace(
+        options, budgeted=False, settled=None, terms=replace(options.terms, deadline=deadline, partial=False)
+    )

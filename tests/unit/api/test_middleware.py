@@ -233,3 +233,27 @@ async def test_a_keys_unfinished_bodies_leave_room_for_another_key() -> None:
     assert len(reader.bodies) == 3
     reader.go.set()
     await asyncio.gather(*held[:2], yours_held)
+
+
+async def test_the_request_is_held_until_the_last_part_of_its_answer() -> None:
+    held: list[int] = []
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for line in (b"a", b"bb", b"cccccccccccccc"):
+            await send({"type": "http.response.body", "body": line, "more_body": True})
+        await send({"type": "http.response.body", "body": b"d"})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"0123456789", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            held.append(counted.total)
+
+    counted = HeldBytes(100)
+    limit = BodyLimit(answer, bounds=_BOUNDS, held=counted)
+    await limit(dict(_SCOPE), receive, send)
+    assert held == [10, 10, 14, 1]
+    assert counted.total == 0

@@ -24,12 +24,16 @@ def run(name: str, extent: Extent, answer: Answering) -> tuple[list[int], list[i
     standing = method.standing(extent.candidates)
     schedule = method.run(standing, extent)
     rounds: list[list[Comparison]] = []
+    told: list[list[int]] = []
     answers: list[Answer] | None = None
     while True:
         try:
             comparisons = next(schedule) if answers is None else schedule.send(answers)
         except StopIteration:
-            return standing.order(), standing.settled, rounds
+            order = standing.order()
+            assert all(order[: len(settled)] == settled for settled in told), "what was settled once is final"
+            return order, standing.settled, rounds
+        told.append(list(standing.settled))
         assert comparisons, "a round asks something"
         for one in comparisons:
             assert len(set(one)) == len(one)

@@ -405,3 +405,19 @@ async def test_a_schedule_that_does_not_suit_is_refused_at_load(plan: dict[str, 
     with pytest.raises(ConfigError, match=message):
         async with staged(**plan):
             pass
+
+
+async def test_the_first_places_are_told_while_the_others_are_compared() -> None:
+    told: list[tuple[int, list[int]]] = []
+    known: list[int] = []
+    async with staged(window=4, schedule="setwise", settle=5) as setup:
+
+        def settled(place: int, indices: Sequence[int]) -> None:
+            told.append((place, list(indices)))
+            known.append(len(setup.engine.compared))
+
+        documents = [*range(100, 130), *range(150, 130, -1)]
+        scores = await setup.stage.score("query", list(map(str, documents)), ScoreOptions(settled=settled))
+    assert [place for place, _ in told] == [0, 1, 2, 3, 4]
+    assert [index for _, indices in told for index in indices] == order(scores)[:5]
+    assert known[0] < known[-1], "the first was told before the last comparison"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from threading import Barrier
 from time import perf_counter, sleep
 from typing import Any
@@ -12,12 +13,28 @@ import pytest
 
 from rerankd.batching.admission import Estimate
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import FloatArray, ScoreOptions, Scores, Terms, WindowPlan, WindowWishes
+from rerankd.domain import (
+    FloatArray,
+    FusionMode,
+    FusionPlan,
+    FusionWishes,
+    QueryMode,
+    QueryWishes,
+    ScoreOptions,
+    Scores,
+    Terms,
+    WindowPlan,
+    WindowWishes,
+)
 from rerankd.errors import ConfigError, DeadlineExceeded, InvalidRequest, Overloaded, ScoringFailed
+from rerankd.pipeline.blanks import BlankStage, drops_nothing
 from rerankd.pipeline.cached import CachedStage
 from rerankd.pipeline.cached_list import CachedListStage
 from rerankd.pipeline.cascade import CascadeStage, Fits, Member
+from rerankd.pipeline.fusion import FusionStage
 from rerankd.pipeline.pointwise import PointwiseStage
+from rerankd.pipeline.several_queries import SeveralQueriesStage
+from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.windowed import WindowedStage, values_of_order
 from rerankd.pipeline.windows import SCHEDULES
 from rerankd.scorers.base import EncodedWindow, Kinds, Made
@@ -414,3 +431,52 @@ async def test_no_prompt_is_written_for_a_request_that_is_not_admitted() -> None
             with pytest.raises(Overloaded):
                 await WindowedStage(scorer, batcher, tokenizing).score("query", texts(18), ScoreOptions())
     assert scorer.windows == []
+
+
+async def told_of(stage: Stage, documents: Sequence[str], options: ScoreOptions) -> tuple[dict[int, int], list[int]]:
+    """The documents that were told to have their final places, and the order that came of it."""
+    told: dict[int, int] = {}
+
+    def settled(place: int, indices: Sequence[int]) -> None:
+        told.update(enumerate(indices, place))
+
+    scores = await stage.score("query", documents, replace(options, settled=settled))
+    return told, np.argsort(-scores.merits, kind="stable").tolist()
+
+
+async def test_final_places_are_told_by_the_positions_in_the_request() -> None:
+    documents = ["", *texts(20), "", *texts(5, seed=1)]
+    wishes = WindowWishes(initial_order=[*range(20, 27), *range(20)], depth=20)
+    with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
+        async with staged(NumberScorer(schedule="sliding"), NumberEngine()) as stage:
+            blanks = BlankStage(stage, tokenizing, drops=drops_nothing)
+            told, order = await told_of(blanks, documents, ScoreOptions(windows=wishes))
+    assert sorted(told) == list(range(5, 20)), "the last window settles the first six at once"
+    assert [order[place] for place in told] == list(told.values())
+
+
+async def test_only_the_last_member_of_a_cascade_tells_places() -> None:
+    documents = texts(20)
+    async with staged(NumberScorer(schedule="sliding"), NumberEngine()) as stage:
+        first = Member("first", stage, 16)
+        last = Member("last", stage, 9)
+        told, order = await told_of(CascadeStage([first, last]), documents, ScoreOptions())
+        assert sorted(told) == [6, 7, 8]
+        assert [order[place] for place in sorted(told)] == [told[place] for place in sorted(told)]
+        late = ScoreOptions(terms=Terms(partial=True))
+        assert (await told_of(CascadeStage([first, last]), documents, late))[0] == {}, "it may yet be too late"
+        assert (await told_of(CascadeStage([first, Member("cheap", RecordingStage(), 9)]), documents, ScoreOptions()))[
+            0
+        ] == {}
+
+
+async def test_no_place_is_told_where_the_order_is_changed_afterwards() -> None:
+    documents = texts(20)
+    async with staged(NumberScorer(schedule="sliding"), NumberEngine()) as stage:
+        fused = FusionStage(SeveralQueriesStage(stage), plan=FusionPlan())
+        assert (await told_of(fused, documents, ScoreOptions()))[0]
+        for wishes in (
+            ScoreOptions(queries=QueryWishes(others=["other"], mode=QueryMode.RRF)),
+            ScoreOptions(fusion=FusionWishes(mode=FusionMode.RRF)),
+        ):
+            assert (await told_of(fused, documents, wishes))[0] == {}

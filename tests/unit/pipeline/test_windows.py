@@ -19,7 +19,14 @@ def run(
 ) -> tuple[list[int], list[int]]:
     """The order that a schedule arrives at, and how many windows each of its rounds had."""
     settle = window - stride if settle is None else settle
-    schedule = SCHEDULES[name](list(range(count)), window=window, stride=stride, settle=settle)
+    told: dict[int, int] = {}
+
+    def settled(place: int, candidates: Sequence[int]) -> None:
+        for one, candidate in enumerate(candidates, place):
+            assert one not in told, "each place is told once"
+            told[one] = candidate
+
+    schedule = SCHEDULES[name](list(range(count)), window=window, stride=stride, settle=settle, settled=settled)
     rounds = []
     try:
         windows = next(schedule)
@@ -31,7 +38,9 @@ def run(
             assert len(rounds) < 10 * count + 10, "it does not end"
             windows = schedule.send([rank(one) for one in windows])
     except StopIteration as end:
-        return end.value, rounds
+        ranked = end.value
+    assert {place: ranked[place] for place in told} == told, "what was told is final"
+    return ranked, rounds
 
 
 def perfect(seed: int, count: int) -> tuple[list[int], Rank]:
@@ -208,3 +217,31 @@ def test_answers_that_contradict_one_another_never_undo_what_was_learnt_first() 
     ranked, _ = run("tournament", 8, lambda window: next(answers, sorted(window)), window=4, stride=2, settle=2)
     assert ranked.index(2) < ranked.index(0) < ranked.index(4) < ranked.index(6)
     assert ranked.index(5) < ranked.index(1) < ranked.index(7) < ranked.index(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "expected"),
+    [
+        ("sliding", [0, 1, 2, 3, 4, 5, 6, 7], [(6, [6, 7]), (4, [4, 5])]),
+        ("sliding", [0, 1, 2, 3], []),
+        ("full", [0, 1, 2, 3, 4, 5], []),
+        ("top-down", [5, 4, 7, 6, 0, 1, 2, 3], [(6, [2, 3])]),
+        ("tournament", [0, 1, 2, 3], []),
+    ],
+)
+def test_a_schedule_tells_of_places_that_no_later_window_reaches(
+    name: str, truth: list[int], expected: list[tuple[int, list[int]]]
+) -> None:
+    told: list[tuple[int, list[int]]] = []
+
+    def settled(place: int, candidates: Sequence[int]) -> None:
+        told.append((place, list(candidates)))
+
+    schedule = SCHEDULES[name](list(range(len(truth))), window=4, stride=2, settle=2, settled=settled)
+    windows = next(schedule)
+    while windows:
+        try:
+            windows = schedule.send([sorted(window, key=truth.index) for window in windows])
+        except StopIteration:
+            break
+    assert told == expected

@@ -25,7 +25,7 @@ from rerankd.config.model_names import MOST_PREFIXES
 from rerankd.config.options import fields_of
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import SHIPPED_REGISTRY, Settings
-from rerankd.domain import LAST_PRIORITY, ConfidencePlan, FusionPlan, PassagePlan
+from rerankd.domain import LAST_PRIORITY, AnchorPlan, ConfidencePlan, FusionPlan, PassagePlan
 from rerankd.recognition.families import FAMILIES
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +111,15 @@ Set `confidence = { method = "margin", threshold = 0.1 }` in a model's table. Re
 |---|---|---|
 """
 
+_ANCHORS = """
+### `anchors`
+
+Set `anchors = { file = "anchors.npz", anchors = 20, depth = 50 }` in a model's table; `rerankd anchors` makes the file.
+
+| key | default | meaning |
+|---|---|---|
+"""
+
 
 def configuration_page() -> str:
     """The whole page."""
@@ -120,7 +129,7 @@ def configuration_page() -> str:
 
 
 def _tables() -> str:
-    tables = {_PASSAGES: PassagePlan, _FUSION: FusionPlan, _CONFIDENCE: ConfidencePlan}
+    tables = {_PASSAGES: PassagePlan, _FUSION: FusionPlan, _CONFIDENCE: ConfidencePlan, _ANCHORS: AnchorPlan}
     return "".join(head + "\n".join(_rows(shape)) + "\n" for head, shape in tables.items())
 
 
@@ -154,7 +163,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
     value = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if isinstance(value, PassagePlan | FusionPlan | ConfidencePlan):
+    if isinstance(value, PassagePlan | FusionPlan | ConfidencePlan | AnchorPlan):
         return "below"
     if value is None or value is PydanticUndefined or value in ((), {}, ""):
         return "none"

@@ -4,6 +4,7 @@ import sys
 
 from rerankd.cli import (
     adapting,
+    anchoring,
     auditing,
     benchmarking,
     calibrating,
@@ -50,6 +51,12 @@ cli.command(
         "rerankd calibrate data/my-questions --method isotonic --abstain 0.2",
     )
 )(calibrating.calibrate)
+cli.command(
+    epilog=examples(
+        "rerankd anchors corpus.jsonl queries.jsonl --model minilm-qa --output minilm-qa.anchors.npz",
+        "rerankd anchors corpus.jsonl queries.jsonl --queries 100",
+    )
+)(anchoring.anchors)
 cli.command(
     epilog=examples(
         "rerankd adapt data/my-corpus models/ours --held-out data/my-questions --minutes 20",

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from rerankd.config.model_names import ModelNames
 from rerankd.config.options import closest, explain, read_toml
 from rerankd.config.variables import ENVIRONMENT_PREFIX
-from rerankd.domain import ConfidencePlan, DiversityPlan, FusionPlan, PassagePlan
+from rerankd.domain import AnchorPlan, ConfidencePlan, DiversityPlan, FusionPlan, PassagePlan
 from rerankd.errors import ConfigError
 
 # A scorer or engine that is chosen when the model is loaded.
@@ -89,6 +89,10 @@ class ModelSpec(BaseModel):
         description="A served embedding model whose vectors of documents `diversity` compares, by name or alias; "
         "default: the model itself, if it is one.",
     )
+    anchors: AnchorPlan = Field(
+        default=AnchorPlan(),
+        description="How many documents are read of requests whose other scores can be estimated (ANNCUR).",
+    )
     calibration: str = Field(
         default="",
         description="A file of `rerankd calibrate` (relative to the registry), or `none`; default: "
@@ -150,6 +154,18 @@ class ModelSpec(BaseModel):
             raise ValueError("stages: a depth must be at least 1")
         return self
 
+    @model_validator(mode="after")
+    def _anchors_fit_together(self) -> "ModelSpec":
+        if self.stages and self.anchors.file:
+            raise ValueError("anchors: a cascade scores no pairs; set it for its members")
+        if self.anchors.depth < self.anchors.anchors:
+            raise ValueError(
+                f"anchors: depth counts the anchors as well: at least {self.anchors.anchors}, not {self.anchors.depth}"
+            )
+        if self.anchors != AnchorPlan() and not self.anchors.file:
+            raise ValueError("anchors: file is missing; rerankd anchors makes one")
+        return self
+
     @property
     def cascade(self) -> tuple[CascadeStep, ...]:
         """The steps that `stages` describes."""
@@ -196,12 +212,18 @@ class Registry(BaseModel):
         self._check_fallbacks(owners)
         _check_helpers(self.model, owners)
         cascades = {spec.name for spec in self.model if spec.stages}
+        anchored = {spec.name for spec in self.model if spec.anchors.file}
         for spec in self.model:
             for step in spec.cascade:
                 if step.model not in owners:
                     raise ValueError(f"stages of {spec.name!r}: {_not_served(step.model, owners)}")
                 if owners[step.model] in cascades:
                     raise ValueError(f"stages of {spec.name!r}: {step.model!r} is itself a cascade")
+                if owners[step.model] in anchored:
+                    raise ValueError(
+                        f"stages of {spec.name!r}: {step.model!r} has anchors and would leave out documents; name an "
+                        "entry without"
+                    )
         return self
 
     def _check_fallbacks(self, owners: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """The nouns of reranking. Frozen, and ignorant of HTTP, threads and storage."""
 
+from rerankd.domain.anchors import AnchorPlan
 from rerankd.domain.arrays import BoolArray, FloatArray, IntArray, NameArray, SpanArray
 from rerankd.domain.confidence import Confidence, ConfidenceMethod, ConfidencePlan
 from rerankd.domain.diversity import (
@@ -36,6 +37,7 @@ __all__ = [
     "NO_FUSION",
     "UNMETERED",
     "Aggregation",
+    "AnchorPlan",
     "BoolArray",
     "Confidence",
     "ConfidenceMethod",

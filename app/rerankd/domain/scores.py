@@ -117,6 +117,7 @@ class Scores:
     spans: a tuple of `Span`s for each document, the most relevant first. None: nobody looked for any.
     marks: the log-odds that each token of a document is kept, shape [its tokens]. None: nobody asked.
     kept: a tuple of (start, end) for each document, the characters that are left of it. None: nothing was pruned.
+    skipped: how many documents were not read because others promised more.
     cuts: how many documents each member of a cascade read, by its name, where the deadline decided. None: it did not.
     remarks: a `Remark` for each document, None where there is none. None: the model makes none.
     fused: the scores that say the order in place of `values`. None: `values` do. Rearranged scores have none.
@@ -135,6 +136,7 @@ class Scores:
     ungraded: int = 0
     comparisons: int = 0
     settled: int | None = None
+    skipped: int = 0
     cuts: Mapping[str, int] | None = None
     query_dropped: int = 0
     spans: SpanArray | None = None
@@ -190,6 +192,7 @@ class Scores:
             unordered=sum(part.unordered for part in parts),
             ungraded=sum(part.ungraded for part in parts),
             comparisons=sum(part.comparisons for part in parts),
+            skipped=sum(part.skipped for part in parts),
             query_dropped=max(part.query_dropped for part in parts),
             spans=_end_to_end([part.spans for part in parts], sizes, missing=None),
             marks=_end_to_end([part.marks for part in parts], sizes, missing=None),
@@ -256,6 +259,7 @@ class Scores:
             unordered=self.unordered + by.unordered,
             ungraded=self.ungraded + by.ungraded,
             comparisons=self.comparisons + by.comparisons,
+            skipped=self.skipped + by.skipped,
             cuts=by.cuts or self.cuts,
             query_dropped=max(self.query_dropped, by.query_dropped),
         )

@@ -67,8 +67,11 @@ class SpanStage:
         *,
         plan: PassagePlan,
         activation: Activation,
+        sentences: Stage | None = None,
     ) -> None:
+        """`sentences` scores those; None: `inner` does, as it scores documents."""
         self._inner = inner
+        self._sentences = sentences or inner
         self._reader = reader
         self._batcher = batcher
         self._tokenizing = tokenizing
@@ -128,7 +131,7 @@ class SpanStage:
             fusion=NO_FUSION,
             queries=None,
         )
-        read = await self._inner.score(query, texts, alone)
+        read = await self._sentences.score(query, texts, alone)
         relevance = self._activation(read.values).astype(np.float64)
         relevant = _relevant(read, relevance, wishes)
         spans = np.full(len(documents), None, dtype=np.object_)

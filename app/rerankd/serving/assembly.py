@@ -32,6 +32,7 @@ from rerankd.engines.base import Engine, EngineSpec, RemarkingEngine, RemoteEngi
 from rerankd.engines.fingerprint import engine_fingerprint
 from rerankd.errors import ConfigError
 from rerankd.scorers import BLOCK_SCORERS, COMPARISON_SCORERS, GROUP_SCORERS, LIST_SCORERS, SCORERS, load_any_scorer
+from rerankd.scorers.anchors import Anchors, identity_of
 from rerankd.scorers.base import ReadsImages, Scorer, ScorerSpec
 from rerankd.scorers.calibration import Calibration, ConfidenceEstimator
 from rerankd.serving.certifying import Certificate, certify
@@ -43,6 +44,7 @@ from rerankd.serving.model_files import (
     NO_CALIBRATION,
     adapter_content,
     adapter_folder,
+    anchor_file,
     calibration_file,
     file_marks,
     model_content,
@@ -91,6 +93,7 @@ class _Parts:
     fingerprint: str
     probe: Probe | None
     calibration: Calibration | None
+    anchors: Anchors | None
     certificate: Certificate | None
 
     @property
@@ -328,7 +331,9 @@ class ModelLoader:
             truncation=Truncation(self.spec.truncation),
             fusion=self.spec.fusion,
             diversity=self.spec.diversity,
+            anchor_plan=self.spec.anchors,
             calibrated=parts.calibration.relevance.activation if parts.calibration else None,
+            anchors=parts.anchors,
             images=_image_limits(self.settings),
         )
         stages = parts.scorer.by_kind(builder)
@@ -435,6 +440,7 @@ def load_parts(spec: ModelSpec, settings: Settings) -> _Parts:
         fingerprint=json.dumps(identity),
         # Golden pairs hold a long one already.
         calibration=_calibration(spec, folder, settings),
+        anchors=_anchors(spec, folder, scorer, settings),
         probe=_tried(spec, engine, scorer, full_length=canary.tolerance is None),
         certificate=_certified(spec, engine, scorer),
     )
@@ -451,11 +457,39 @@ def check_parts(spec: ModelSpec, folder: Path, settings: Settings) -> None:
     check_files(spec.engine, _engine_spec(spec, folder, scorer, settings))
     golden_pairs(folder)
     _calibration(spec, folder, settings)
+    _anchors(spec, folder, scorer, settings)
 
 
 def _calibration(spec: ModelSpec, folder: Path, settings: Settings) -> Calibration | None:
     path = calibration_file(spec, folder, settings)
     return Calibration.read(path) if path else None
+
+
+def _anchors(spec: ModelSpec, folder: Path, scorer: Scorer, settings: Settings) -> Anchors | None:
+    path = anchor_file(spec, settings)
+    return Anchors.read(path, identity=_anchor_identity(spec, folder, scorer, settings)) if path else None
+
+
+def _anchor_identity(spec: ModelSpec, folder: Path, scorer: Scorer, settings: Settings) -> str:
+    contents = [model_content(spec, folder), adapter_content(adapter_folder(spec, settings))]
+    return identity_of(contents, scorer=scorer.fingerprint)
+
+
+def anchor_identity(spec: ModelSpec, settings: Settings) -> str:
+    """What tells a model's anchors from those of others. Blocking: its files are fetched and read, but not loaded.
+
+    Raises:
+        ConfigError: it cannot be used, or anchors mean nothing to it.
+    """
+    spec = choose(spec, settings)
+    _check_anchors(spec)
+    folder = model_folder(spec, settings)
+    return _anchor_identity(spec, folder, _load_scorer(spec, folder, settings), settings)
+
+
+def _check_anchors(spec: ModelSpec) -> None:
+    if spec.scorer not in SCORERS:
+        raise ConfigError(f"anchors are for scorers of pairs, and {spec.scorer!r} is none; leave them out")
 
 
 def _engine_spec(spec: ModelSpec, folder: Path, scorer: Scorer, settings: Settings) -> EngineSpec:
@@ -473,6 +507,8 @@ def _engine_spec(spec: ModelSpec, folder: Path, scorer: Scorer, settings: Settin
 
 def _load_scorer(spec: ModelSpec, folder: Path, settings: Settings) -> Scorer:
     check_cutting(spec)
+    if spec.anchors.file:
+        _check_anchors(spec)
     if spec.diversity.weight and spec.diversity_model is None and spec.scorer not in _EMBEDDING_SCORERS:
         raise ConfigError(f"diversity: {spec.scorer!r} has no vectors of documents; set diversity_model")
     scorer_spec = ScorerSpec(

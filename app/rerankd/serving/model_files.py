@@ -62,6 +62,11 @@ def calibration_file(spec: ModelSpec, folder: Path | None, settings: Settings) -
     return beside if beside and beside.is_file() else None
 
 
+def anchor_file(spec: ModelSpec, settings: Settings) -> Path | None:
+    """The anchors that an entry names; None if there are none."""
+    return settings.registry.parent / Path(spec.anchors.file).expanduser() if spec.anchors.file else None
+
+
 def adapter_content(adapter: Path | None) -> str:
     """A hash over an adapter's files; "" for none."""
     return "" if adapter is None else content_hash(adapter, patterns=ADAPTER_FILES)
@@ -134,6 +139,8 @@ def file_marks(spec: ModelSpec, settings: Settings) -> tuple[FileMark, ...]:
     changes = [(beside / Path(spec.adapter).expanduser()) / name for name in ADAPTER_FILES] if adapter else []
     if calibration := calibration_file(spec, None, settings):
         changes.append(calibration)
+    if anchors := anchor_file(spec, settings):
+        changes.append(anchors)
     if is_on_hub(spec.path):
         return tuple(FileMark.of(path) for path in changes if path.is_file())
     template = spec.options.get("template")

@@ -9,7 +9,17 @@ from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
-from rerankd.domain import DiversityPlan, Embedder, FusionPlan, ImageLimits, PassagePlan, ScoreOptions, Truncation
+from rerankd.domain import (
+    AnchorPlan,
+    DiversityPlan,
+    Embedder,
+    FusionPlan,
+    ImageLimits,
+    PassagePlan,
+    ScoreOptions,
+    Truncation,
+)
+from rerankd.pipeline.anchored import AnchorStage
 from rerankd.pipeline.blanks import BlankStage, Drops
 from rerankd.pipeline.blocks import BlockStage
 from rerankd.pipeline.budget import BudgetStage
@@ -37,6 +47,7 @@ from rerankd.pipeline.spans import SpanStage
 from rerankd.pipeline.stage import Stage
 from rerankd.pipeline.text_only import TextOnlyStage
 from rerankd.pipeline.windowed import WindowedStage, check_windows
+from rerankd.scorers.anchors import Anchors
 from rerankd.scorers.base import (
     AnyBlockScorer,
     AnyComparisonScorer,
@@ -115,7 +126,8 @@ class ScheduleCheck:
 class StageBuilder:
     """What stages are built from; `cache` None: nothing is remembered. `passages` and `truncation` are the operator's
     word on long documents, `fusion` on the first stage's scores.
-    `calibrated` gives probabilities of relevance instead of what a scorer's own activation gives.
+    `calibrated` gives probabilities of relevance instead of what a scorer's own activation gives. `anchors` estimate
+    scores of pairs.
     """
 
     batcher: Batcher[Any, Any]
@@ -128,8 +140,10 @@ class StageBuilder:
     truncation: Truncation
     fusion: FusionPlan
     diversity: DiversityPlan
+    anchor_plan: AnchorPlan
     images: ImageLimits
     calibrated: Activation | None = None
+    anchors: Anchors | None = None
 
     def pairs(self, scorer: AnyPairScorer, /) -> Stages:
         """Each document by itself, long ones in passages."""
@@ -143,7 +157,12 @@ class StageBuilder:
         read = self._in_passages(cached, scorer)
         if isinstance(scorer, Prunes):
             read = self._pruned(read, direct, scorer, threshold=scorer.prune_threshold)
-        whole = self._around(self._not_blank(read, scorer.drops), scorer)
+        written = self._not_blank(read, scorer.drops)
+        anchored = written
+        if self.anchors is not None:
+            part = AnchorStage(read, self.tokenizing, self.anchors, plan=self.anchor_plan)
+            anchored = self._not_blank(part, scorer.drops)
+        whole = self._around(anchored, scorer, sentences=written)
         return Stages(
             direct=direct,
             prunes=isinstance(scorer, Prunes),
@@ -247,9 +266,14 @@ class StageBuilder:
         )
 
     def _around(
-        self, inner: Stage, scorer: AnyPairScorer | AnyVectorScorer, *, query_room: Callable[[], int] | None = None
+        self,
+        inner: Stage,
+        scorer: AnyPairScorer | AnyVectorScorer,
+        *,
+        query_room: Callable[[], int] | None = None,
+        sentences: Stage | None = None,
     ) -> Stage:
-        """Relevant spans, and queries that are cut."""
+        """Relevant spans, and queries that are cut. `sentences` scores those of spans, which are all read."""
         spans = SpanStage(
             inner,
             scorer,
@@ -257,6 +281,7 @@ class StageBuilder:
             self.tokenizing,
             plan=self.passages,
             activation=self.calibrated or scorer.activation,
+            sentences=sentences,
         )
         return LongQueryStage(spans, scorer, self.tokenizing, query_room=query_room)
 

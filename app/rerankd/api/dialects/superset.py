@@ -151,9 +151,13 @@ def _warnings(result: RerankResult, options: ScoreOptions) -> list[str]:
         )
     if result.scores.query_dropped:
         warnings.append(f"the query was too long: {_tokens(result.scores.query_dropped)} of it not read")
-    if result.unscored_documents:
+    skipped = result.scores.skipped
+    if skipped:
+        warnings.append(f"{_documents_were(skipped)} not scored, because others promised more, and are in your order")
+    if result.unscored_documents > skipped:
         why = "" if result.scores.ungraded else " before the deadline"
-        warnings.append(f"{_documents_were(result.unscored_documents)} not scored{why}, and are in your order")
+        others = result.unscored_documents - skipped
+        warnings.append(f"{_documents_were(others)} not scored{why}, and are in your order")
     if result.scores.ungraded:
         count = result.scores.ungraded
         warnings.append(f"{count} answer{'' if count == 1 else 's'} of the model had no grade, and did not count")

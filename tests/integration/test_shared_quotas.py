@@ -106,6 +106,14 @@ async def test_requests_a_second_are_counted_together(redis: Server) -> None:
         assert 20 <= sum(answers) <= 21 + 20 * (perf_counter() - started)
 
 
+async def test_a_rate_that_fills_a_bucket_in_ages_is_shared_too(redis: Server) -> None:
+    async with _replicas(_url(redis, 2)) as stores:
+        first, second = (store.open("rare", Rates(requests_per_s=1e-20)) for store in stores)
+        await first.ask(now=perf_counter())
+        with pytest.raises(RateLimited):
+            await second.ask(now=perf_counter())
+
+
 async def test_what_a_request_turns_out_to_cost_is_settled_for_all(redis: Server) -> None:
     async with _replicas(_url(redis, 3)) as stores:
         one, other = (store.open("a", Rates(tokens_per_min=600)) for store in stores)

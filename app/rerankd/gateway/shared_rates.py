@@ -66,7 +66,7 @@ if level >= 1 or forced then
     level = level - amount
 end
 redis.call('HSET', KEYS[1], 'level', string.format('%.17g', level), 'at', string.format('%.17g', now))
-redis.call('PEXPIRE', KEYS[1], math.ceil((capacity - level) / per_s * 1000) + 1000)
+redis.call('PEXPIRE', KEYS[1], math.ceil(math.min((capacity - level) / per_s, 1e9) * 1000) + 1000)
 return {taken, string.format('%.17g', level), string.format('%.6f', now)}
 """
 

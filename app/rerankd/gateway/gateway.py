@@ -271,7 +271,10 @@ class BackgroundCall(GatewayCall):
         """
         caller = self._gateway.keys.named(self.facts.key)
         if wait_s := caller.allowance.spare_s(now=self.started):
-            raise RateLimited("half of this API key's quota is left to requests", retry_after_s=wait_s)
+            raise RateLimited(
+                "half of this API key's quota is left to requests; the job waits for the other half",
+                retry_after_s=wait_s,
+            )
         await caller.allowance.ask(now=self.started)
         self._enter(caller)
         self.claim = Claim(self._gateway.held, self.facts.key, part=_PART_OF_BYTES)

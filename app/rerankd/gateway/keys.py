@@ -81,7 +81,7 @@ class ApiKeys:
             return _ANYBODY
         entry = next((entry for entry in self._entries.values() if entry.key.name == name), None)
         if entry is None:
-            raise Unauthorized(f"the {self._called} was removed")
+            raise Unauthorized(f"the {self._called} was removed; create the batch again with another one")
         if scope not in entry.key.scopes:
             raise Forbidden(f"the {self._called} has no scope {scope!r} any more")
         return entry.caller

@@ -133,7 +133,7 @@ class Jobs:
             if upload is not None and upload.owner == owner:
                 found = self._sent(upload)
         if found is None:
-            raise NotFound("no such file")
+            raise NotFound("no such file; GET /v1/files lists yours")
         return found
 
     async def content(self, owner: str, file_id: str) -> AsyncIterator[bytes]:
@@ -227,7 +227,7 @@ class Jobs:
         """
         kept = await self._store.job(job_id)
         if kept is None or kept.job.owner != owner:
-            raise NotFound("no such batch")
+            raise NotFound("no such batch; GET /v1/batches lists yours")
         return kept
 
     async def jobs(self, owner: str) -> list[Kept]:

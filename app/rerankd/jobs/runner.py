@@ -191,7 +191,7 @@ class _RunningJob:
         async with self._leased():
             kept = await self._store.job(self.id)
             if kept is None:
-                raise _LeaseLost(f"{self.id} was deleted")
+                raise _LeaseLost(f"{self.id} is not there any more")
             job = kept.job
             if job.status is Status.VALIDATING:
                 job = await self._validated(job)
@@ -237,7 +237,7 @@ class _RunningJob:
             yield
         except asyncio.CancelledError:
             if lost and block.uncancel() == 0:
-                raise _LeaseLost(f"another process has {self.id}") from None
+                raise _LeaseLost(f"{self.id} is not ours any more") from None
             raise
         finally:
             renewing.cancel()
@@ -276,7 +276,7 @@ class _RunningJob:
         except Unreadable as error:
             problems.append(Problem(code=error.code, message=str(error), line=error.number + 1))
         if not lines and not problems:
-            problems.append(Problem(code="empty_file", message="the file has no requests"))
+            problems.append(Problem(code="empty_file", message="the file has no requests; each line must be one"))
         status = Status.FAILED if problems else Status.IN_PROGRESS
         total = 0 if problems else len(known)
         return await self._changed(
@@ -338,7 +338,7 @@ class _RunningJob:
                 self._stop(_End(Status.FAILED, "store_full", "there is no room for more results"))
                 return
             if not held:
-                raise _LeaseLost(f"another process has {job.id}")
+                raise _LeaseLost(f"{job.id} is not ours any more")
         finally:
             async with self._room:
                 self._bytes -= len(line.text)
@@ -396,7 +396,7 @@ class _RunningJob:
         while True:
             kept = await self._store.job(self.id)
             if kept is None:
-                raise _LeaseLost(f"{self.id} was deleted")
+                raise _LeaseLost(f"{self.id} is not there any more")
             job = change(kept)
             if await self._store.change_job(job, version=kept.version):
                 return job

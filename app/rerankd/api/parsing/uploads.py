@@ -33,7 +33,7 @@ class FormReader:
         try:
             self._form = _Form(boundary)
         except FormParserError:
-            raise InvalidRequest("the form's boundary is too long") from None
+            raise InvalidRequest("the form's boundary is too long; let your client choose one") from None
 
     async def file(self) -> AsyncIterator[bytes]:
         """The bytes of the file, in chunks of one size but for the last.
@@ -67,7 +67,7 @@ class FormReader:
             InvalidRequest: there was no file.
         """
         if self._form.file_name is None:
-            raise InvalidRequest("the form has no part `file`")
+            raise InvalidRequest("the form has no part `file`; send the JSONL file as `file`")
         return self._form.file_name
 
 
@@ -139,7 +139,9 @@ class _Form:
             return
         self._into += data[start:end]
         if len(self._into) > _MOST_FIELD_BYTES:
-            raise InvalidRequest(f"a field of the form has more than {_MOST_FIELD_BYTES} bytes")
+            raise InvalidRequest(
+                f"a field of the form has more than {_MOST_FIELD_BYTES} bytes; send texts in the part `file`"
+            )
 
     def _end(self) -> None:
         self._complete = True

@@ -41,7 +41,7 @@ class Nodes:
     workers: list[Any]
 
     def add(self) -> None:
-        self.workers.append(_started(lambda: self.cluster.add_node(**_node(num_cpus=1, resources={SLOT: 1, RANK: 1}))))
+        self.workers.append(_started(lambda: self.cluster.add_node(**_node(num_cpus=2, resources={SLOT: 1, RANK: 1}))))
 
     def kill(self, node_id: str | None = None) -> None:
         """As when a machine loses power: nothing on it ends in an orderly way. Without an id the first node."""

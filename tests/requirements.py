@@ -35,7 +35,7 @@ def require_package(name: str) -> None:
 
 
 def require_data(name: str) -> Path:
-    """A folder of the ranking data that RERANKD_TEST_DATA names, for example `dl19`."""
+    """A folder of the ranking data that RERANKD_TEST_DATA names, for example `eval/dl19`."""
     root = os.environ.get("RERANKD_TEST_DATA")
     if not root:
         missing(f"RERANKD_TEST_DATA names no folder with the ranking data ({name} is wanted)")

@@ -46,8 +46,10 @@ _TOO_TALKATIVE: Final = (
     "uvicorn.access",
     "uvicorn.error",
 )
-# Fields of every record. uvicorn adds its message again, with terminal colours.
-_NOT_EXTRA: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"})
+# Fields of every record. uvicorn adds its message again, with terminal colours, and Ray the time.
+_NOT_EXTRA: Final = frozenset(
+    {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message", "_ray_timestamp_ns"}
+)
 _LONGEST_LINE: Final = 32 * 1024
 _LONGEST_VALUE: Final = 1024
 _LONGEST_TRACEBACK: Final = 16 * 1024

@@ -130,7 +130,7 @@ def test_all_of_unicode_has_the_same_tokens() -> None:
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["scifact", "dl19", "xquad_de", "xquad_ru", "xquad_zh"])
 def test_real_corpora_have_the_same_tokens(name: str) -> None:
-    assert_same("shipped", texts_of(require_data(name), most=300))
+    assert_same("shipped", texts_of(require_data(f"eval/{name}"), most=300))
 
 
 def texts_of(folder: Path, *, most: int) -> list[str]:

@@ -66,7 +66,7 @@ from rerankd.telemetry.observer import Observer
 logger = logging.getLogger(__name__)
 
 # Of threads that read and write texts: where cores are short, one key's texts must not slow another key's passes.
-_NICENESS = 5
+_NICENESS = 12
 # What an answer may take behind the deadline of its request.
 _ANSWER_S = 5.0
 _NO_REFERENCE = Canary(pairs=(GoldenPair("what is a canary", "A canary is a small yellow bird.", 0.0),), tolerance=None)

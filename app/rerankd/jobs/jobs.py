@@ -1,4 +1,4 @@
-"""What clients may do with jobs and files. A client sees its own, and learns nothing of others'."""
+"""What clients may do with jobs and files. A client sees only its own."""
 
 import logging
 import re

@@ -1,8 +1,8 @@
 """What the model's lexical part knows of each word piece: the stem it stands for and how rare it is.
 
-The graph sees word pieces, BM25 wants stemmed words. So each piece has a random code, the same for all pieces of one
-stem and zero for endings ("##s", "##ing"); the codes of a word's pieces add up to the word's code, and two words match
-if their codes are equal.
+The graph sees word pieces, BM25 wants stemmed words. So each piece has a random code: the same for all pieces of one
+stem, and zero for endings ("##s", "##ing"). The codes of a word's pieces add up to the word's code. Two words match if
+their codes are equal.
 """
 
 import random

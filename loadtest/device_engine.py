@@ -58,4 +58,9 @@ def install() -> None:
     kind = EngineKind(
         module=__name__, engine="DeviceEngine", options="DeviceOptions", tasks=("classify",), chooses_devices=False
     )
-    ENGINES[NAME] = kind  # type: ignore[index] # nobody else may
+    ENGINES[NAME] = kind  # type: ignore[index] # a dict, which only this changes
+
+
+def remove() -> None:
+    """Make the process forget the engine."""
+    del ENGINES[NAME]  # type: ignore[attr-defined] # as above

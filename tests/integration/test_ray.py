@@ -43,7 +43,7 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The tiny model twice: on the engine that waits as a device does, on two nodes, and on the head by itself."""
     folder = tmp_path_factory.mktemp("ray")
     device = {"engine": "device", "engine_options": {"pass_s": 0.05, "pass_pairs": 8}}
@@ -52,7 +52,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _OTHER,
     ]
     device_engine.install()
-    return write_registry(folder, entries)
+    yield write_registry(folder, entries)
+    device_engine.remove()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Checks whether requests fail while replicas are updated, moved to other nodes, restarted, or killed.
 
-    python -m loadtest.rolling_restart [--requests 5000] [--clients 8] [--documents 20]
+    python -m loadtest.rolling_restart [--requests 5000] [--clients 8] [--documents 4]
 
 Two services behind HAProxy with the configuration of deploy/haproxy, its default checks included, answer clients that
 never pause and keep their connections.
@@ -250,6 +250,7 @@ async def _under_load(
     deployment: Deployment, arguments: Namespace, change: Callable[[Deployment], T]
 ) -> tuple[list[Sent], T]:
     """Change the deployment under load: all requests, and what the change returns."""
+    print(f"{change.__name__}: at least {arguments.requests} requests", file=sys.stderr, flush=True)
     async with loaded(deployment, Shape((arguments.documents,)), clients=arguments.clients) as requests:
         await asyncio.sleep(arguments.seconds)
         outcome = await asyncio.to_thread(change, deployment)
@@ -273,7 +274,7 @@ def main() -> int:
     options = parser(__doc__, seconds=2)
     options.add_argument("--requests", type=int, default=5000, help="in each part")
     options.add_argument("--clients", type=int, default=8)
-    options.add_argument("--documents", type=int, default=20)
+    options.add_argument("--documents", type=int, default=4)
     options.add_argument("--shutdown-delay-s", type=float, default=8.0, help="RERANKD_SHUTDOWN_DELAY_S")
     arguments = options.parse_args()
     with deployed(arguments.registry, shutdown_delay_s=arguments.shutdown_delay_s) as deployment:

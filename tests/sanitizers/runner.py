@@ -19,7 +19,7 @@ KERNELS: Final = _ROOT / "app" / "rerankd" / "engines" / "onnx" / "kernels"
 _TESTS: Final = ("tests/unit/engines/test_kernels.py",)
 COMPILER: Final = "g++"
 _FLAGS: Final = (
-    *("-std=c++17", "-O2", "-g1", "-ffp-contract=off"),
+    *("-std=c++17", "-O1", "-g1", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-attributes", "-DRERANKD_WITH_EMULATED"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"),
 )

@@ -9,7 +9,8 @@ normalization and quantization. Times are the CPU's, the shortest of all rounds,
 A set that is slower than the CPU's best runs here as it does on this CPU, not as on a CPU that has nothing better.
 
 With `--modernbert` it compares ONNX Runtime and our kernels, from token ids to scores, on an int8 graph with three
-layers of ModernBERT-base's shape. ONNX Runtime always uses the best that the CPU has.
+layers of ModernBERT-base's shape. ONNX Runtime always uses the best that the CPU has; `python -m loadtest.without_amx`
+keeps it from AMX.
 """
 
 import argparse

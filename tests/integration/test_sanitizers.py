@@ -49,7 +49,9 @@ def test_the_kernels_make_no_mistake_of_memory_or_arithmetic(tmp_path: Path) -> 
     kernels = tmp_path / "_compiled.so"
     runner.build_kernels(kernels)
     # wide layers take minutes, and go the same ways; there is one instruction set; another process measures memory
-    ran = runner.run_tests(kernels, "-k", "not 1088 and not 384 and not of_this_cpu and not different and not 8192 and not 2000")
+    ran = runner.run_tests(
+        kernels, "-k", "not 1088 and not 384 and not of_this_cpu and not different and not 8192 and not 2000"
+    )
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
     assert " passed" in ran.stdout
     assert "skipped" not in ran.stdout

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,3 +97,50 @@ def test_several_queries_have_equal_parts_of_the_time() -> None:
         assert asked.latency_s <= asked.deadline_s
         # Each of the three queries is read to about a third of the depth.
         assert alone.depth / 5 <= asked.depth == asked.scored <= alone.depth / 2
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A cascade's answer: what `meta.cuts` says, and how many pairs each engine computed."""
+
+    latency_s: float
+    status: int
+    said: dict[str, int]
+    computed: dict[str, int]
+
+
+def _cuts(deadlines_s: Sequence[float]) -> list[_Cut]:
+    found: list[_Cut] = []
+
+    async def ask(world: World) -> None:
+        engines = {"fake": world.engine, "dear": world.dear_engine}
+        for _ in range(10):
+            await world.post("b", world.body(world.texts(30), model="dear"))
+            await world.post("b", world.body(world.texts(30)))
+        for deadline_s in deadlines_s:
+            before = {name: engine.pairs for name, engine in engines.items()}
+            body = world.body(world.texts(200, characters=(500, 501)), model="cascade", on_deadline="depth")
+            reply = await world.post("b", body, deadline_s=deadline_s)
+            computed = {name: engine.pairs - before[name] for name, engine in engines.items()}
+            said = json.loads(reply.body).get("meta", {}).get("cuts", {})
+            found.append(_Cut(reply.latency_s, reply.status, said, computed))
+
+    simulated([ask], seconds=200)
+    return found
+
+
+def test_a_cascade_is_cut_where_its_models_fit_and_the_answer_says_it() -> None:
+    deadlines_s = (0.5, 2.0, 4.0, 8.0, 60.0)
+    cuts = _cuts(deadlines_s)
+    for one, deadline_s in zip(cuts, deadlines_s, strict=True):
+        assert one.status == 200
+        assert one.latency_s <= deadline_s
+        assert one.said["fake"] == one.computed["fake"]
+        # One that the deadline meets on its way counts for nothing.
+        assert one.said["dear"] == one.computed["dear"] or (one.said["dear"], one.computed["dear"]) == (0, 1)
+    # The first model takes what time there is; the second one what is left.
+    assert 10 <= cuts[0].said["fake"] < 200
+    assert {one.said["fake"] for one in cuts[1:]} == {200}
+    dear = [one.said["dear"] for one in cuts]
+    assert dear == sorted(dear)
+    assert dear[0] < dear[2] < dear[3] <= dear[-1] == 100

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from fastapi import FastAPI
@@ -25,6 +25,7 @@ from rerankd.api.dialects.base import RequestLimits
 from rerankd.api.middleware import BodyBounds, BodyLimit
 from rerankd.api.parsing.bodies import STEP_BYTES, BodyLimits, BodyReader
 from rerankd.api.rerank import rerank_routes
+from rerankd.batching.admission import Estimate
 from rerankd.batching.batcher import Batcher
 from rerankd.batching.passes import ThreadPasses
 from rerankd.batching.planner import BatchPlanner
@@ -34,7 +35,7 @@ from rerankd.concurrency.sharing import SharedLoop, SharedWorker
 from rerankd.concurrency.slices import SLICE_S, Sliced
 from rerankd.concurrency.turns import Share
 from rerankd.config.api_keys import ApiKey, hash_key
-from rerankd.domain import FloatArray, PassagePlan
+from rerankd.domain import DiversityPlan, FloatArray, FusionPlan, PassagePlan, ScoreOptions
 from rerankd.engines.base import BatchLimits
 from rerankd.gateway.gateway import Gateway
 from rerankd.gateway.held_bytes import HeldBytes
@@ -48,6 +49,7 @@ from rerankd.pipeline.several_queries import SeveralQueriesStage
 from rerankd.pipeline.stage import Stage
 from rerankd.scorers.base import EncodedPairs
 from rerankd.scorers.ranking import sigmoid
+from rerankd.serving.cascades import ServedMember, follow
 from rerankd.serving.catalog import Catalog
 from rerankd.serving.model import Canary, LoadedModel, ServedModel
 from rerankd.serving.service import Limits, RerankService
@@ -62,6 +64,9 @@ _CORES: Final = 2
 _TOKENIZE_S: Final = 1 / 5e6
 _READ_S: Final = 1 / 100e6
 _RANK_S: Final = 0.02
+# The second model of the cascade.
+_DEAR: Final = 10.0
+_READ_BY_DEAR: Final = 100
 _LIMITS: Final = RequestLimits(
     documents=10_000, queries=100, query_chars=32_768, rank_fields=100, fields=1000, images=IMAGES
 )
@@ -117,20 +122,22 @@ class _Scorer(WordScorer):
 
 
 class _Engine:
-    """Takes as long for a pass as that of `tests.unit.batching.simulation`."""
+    """Takes `slowness` times as long for a pass as that of `tests.unit.batching.simulation`."""
 
     name = "virtual"
     workers = 2
     preferred_batch = BatchLimits(tokens=512, pairs=64)
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, slowness: float = 1.0) -> None:
         self._clock = clock
-        self.tokens = 0
+        self._slowness = slowness
+        self.tokens = self.pairs = 0
 
     def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         lengths = [len(encoding.ids) for encoding in encodings]
         self.tokens += sum(lengths)
-        self._clock.spend(pass_s(lengths))
+        self.pairs += len(lengths)
+        self._clock.spend(self._slowness * pass_s(lengths))
         return np.zeros((len(encodings), 1), dtype=np.float32)
 
 
@@ -173,11 +180,14 @@ def _slow(steps: Sliced[T], loop: VirtualLoop, step_s: float) -> Sliced[T]:
 
 @dataclass(kw_only=True, eq=False)
 class World:
-    """A service with the keys "a" and "b", and what it was sent."""
+    """A service with the keys "a" and "b", and what it was sent. Its models are "fake"; "dear", whose `dear_engine` is
+    slow; and "cascade", where that one reorders the best 100 of the other.
+    """
 
     app: ASGIApp
     loop: VirtualLoop
     engine: _Engine
+    dear_engine: _Engine
     batcher: Batcher[Encoding, FloatArray]
     rng: Random
     _numbers: Iterator[int] = field(default_factory=count)
@@ -265,33 +275,17 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     clock, observer = Clock(loop), RecordingObserver()
-    engine, scorer = _Engine(clock), _Scorer(clock)
-    planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, workers=engine.workers)
-    inference = VirtualWorker(clock, threads=engine.workers)
-    batcher = Batcher(
-        planner,
-        ThreadPasses(engine.run, inference),
-        max_waiting_tokens=4_000_000,
-        model="fake",
-        observer=observer,
-        clock=clock,
-    )
+    engine, dear_engine = _Engine(clock), _Engine(clock, slowness=_DEAR)
     # One of the threads that tokenize is left to others, as where there are keys.
     tokenizing = SharedWorker(VirtualWorker(clock, threads=threads), per_caller=max(1, threads - 1))
-    pointwise = PointwiseStage(scorer, batcher, tokenizing)
-    budgeted = BudgetStage(pointwise, batcher, longest=scorer.max_length)
-    cached = budgeted if cache is None else CachedStage(budgeted, cache, fingerprint="", observer=observer)
-    passages = PassageStage(cached, scorer, batcher, tokenizing, plan=PassagePlan())
-    stage: Stage = SeveralQueriesStage(BlankStage(passages, tokenizing, drops=drops_nothing), clock=clock)
-    model = ServedModel(name="fake", aliases=(), observer=observer)
-    serving = asyncio.create_task(batcher.run())
-    canary = Canary(pairs=(), tolerance=None)
-    await put_into_service(
-        model,
-        LoadedModel(stage=stage, direct=pointwise, activation=sigmoid, canary=canary, details={"scorer": "virtual"}),
-    )
+    cheap = await _served("fake", engine, tokenizing, clock, observer, cache=cache)
+    dear = await _served("dear", dear_engine, tokenizing, clock, observer, cache=None)
+    cascade = ServedModel(name="cascade", aliases=(), observer=observer)
+    members = [ServedMember("fake", cheap.model, None), ServedMember("dear", dear.model, _READ_BY_DEAR)]
+    follow(cascade, members, tokenizing, fusion=FusionPlan(), diversity=DiversityPlan())
+    serving = [asyncio.create_task(served.batcher.run()) for served in (cheap, dear)]
     service = RerankService(
-        Catalog([model], default="fake"),
+        Catalog([cheap.model, dear.model, cascade], default="fake"),
         limits=Limits(
             max_documents=10_000, max_query_chars=32_768, images=IMAGES, request_timeout_s=300.0, loading_timeout_s=10.0
         ),
@@ -308,10 +302,62 @@ async def _world(*, seed: int, threads: int, cache: Cache | None) -> AsyncIterat
     router, _ = rerank_routes(DIALECTS, gateway=gateway, bodies=_Bodies(loop), limits=_LIMITS)
     app.include_router(router)
     try:
-        yield World(app=app, loop=loop, engine=engine, batcher=batcher, rng=Random(seed))
+        yield World(app=app, loop=loop, engine=engine, dear_engine=dear_engine, batcher=cheap.batcher, rng=Random(seed))
     finally:
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+class _Served(NamedTuple):
+    model: ServedModel
+    batcher: Batcher[Encoding, FloatArray]
+
+
+async def _served(
+    name: str,
+    engine: _Engine,
+    tokenizing: SharedWorker,
+    clock: Clock,
+    observer: RecordingObserver,
+    *,
+    cache: Cache | None,
+) -> _Served:
+    """A model that is in service once its batcher runs."""
+    scorer = _Scorer(clock)
+    planner = BatchPlanner(max_batch_tokens=512, max_batch_pairs=64, workers=engine.workers)
+    inference = VirtualWorker(clock, threads=engine.workers)
+    batcher = Batcher(
+        planner,
+        ThreadPasses(engine.run, inference),
+        max_waiting_tokens=4_000_000,
+        model=name,
+        observer=observer,
+        clock=clock,
+    )
+    pointwise = PointwiseStage(scorer, batcher, tokenizing)
+    budgeted = BudgetStage(pointwise, batcher, longest=scorer.max_length)
+    cached = budgeted if cache is None else CachedStage(budgeted, cache, fingerprint="", observer=observer)
+    passages = PassageStage(cached, scorer, batcher, tokenizing, plan=PassagePlan())
+    stage: Stage = SeveralQueriesStage(BlankStage(passages, tokenizing, drops=drops_nothing), clock=clock)
+
+    def fits(query: str, documents: Sequence[str], options: ScoreOptions) -> bool:
+        characters = sum(len(query) + len(document) for document in documents)
+        estimate = Estimate(characters=characters, items=len(documents), longest=scorer.max_length)
+        return batcher.fits(estimate, options.terms)
+
+    model = ServedModel(name=name, aliases=(), observer=observer)
+    canary = Canary(pairs=(), tolerance=None)
+    loaded = LoadedModel(
+        stage=stage,
+        direct=pointwise,
+        activation=sigmoid,
+        canary=canary,
+        details={"scorer": "virtual"},
+        fits=fits,
+    )
+    await put_into_service(model, loaded)
+    return _Served(model, batcher)
 
 
 Client = Callable[[World], Awaitable[None]]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from rerankd.tools.adapting.lessons import Corpus, Document, Lesson, renumbered
-from rerankd.tools.training.texts import keywords_of, sentences_of
+from rerankd.tools.training.texts import keywords_of
 
 # A query and the text that is left of its document.
 Taken = tuple[str, str]
@@ -18,6 +18,11 @@ Taken = tuple[str, str]
 _SENTENCE_WORDS: Final = range(6, 41)
 _KEYWORDS: Final = range(2, 13)
 _FEWEST_SENTENCES: Final = 3
+# A mark before a capital, or one that stands alone, as old collections have it: "... were found . the flow ...".
+_SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"(])|(?<=\s[.!?])\s+")
+# Of a text of few sentences a run of words is taken, a third of it.
+_SPAN_WORDS: Final = range(4, 13)
+_SPAN_SHARE: Final = 3
 # "The boundary layer is a thin region ...": what is named, how it is said, and what is said of it.
 _DEFINITION: Final = re.compile(r"(?P<named>(?:[\w-]+ ){0,4}[\w-]+) (?P<verb>is|are|was|were) (?:an?|the|one) [a-z]")
 _POINTING: Final = re.compile(r"(it|this|that|these|those|there|they|he|she|we|which|one)\b", re.IGNORECASE)
@@ -55,7 +60,7 @@ def _title(document: Document, _rng: random.Random) -> Taken | None:
 
 def _question(document: Document, rng: random.Random) -> Taken | None:
     """What a sentence defines, as a question; the sentence is its answer, and stays."""
-    found = [match for sentence in sentences_of(document.text) if (match := _DEFINITION.match(sentence))]
+    found = [match for sentence in _sentences(document.text) if (match := _DEFINITION.match(sentence))]
     found = [match for match in found if not _POINTING.match(match["named"])]
     if not found:
         return None
@@ -65,13 +70,33 @@ def _question(document: Document, rng: random.Random) -> Taken | None:
 
 
 def _sentence(document: Document, rng: random.Random) -> Taken | None:
-    sentences = sentences_of(document.text)
+    sentences = _sentences(document.text)
+    if len(sentences) < _FEWEST_SENTENCES:
+        return _span(document, rng)
     usable = [place for place, sentence in enumerate(sentences) if len(sentence.split()) in _SENTENCE_WORDS]
-    if len(sentences) < _FEWEST_SENTENCES or not usable:
+    if not usable:
         return None
     query = sentences.pop(rng.choice(usable))
-    rest = " ".join(sentences)
-    return query, f"{document.title}. {rest}" if document.title else rest
+    return query, _titled(document, " ".join(sentences))
+
+
+def _span(document: Document, rng: random.Random) -> Taken | None:
+    """Words that follow one another, where there are too few sentences to take a whole one."""
+    words = document.text.split()
+    length = min(len(words) // _SPAN_SHARE, _SPAN_WORDS.stop - 1)
+    if length < _SPAN_WORDS.start:
+        return None
+    start = rng.randrange(len(words) - length + 1)
+    rest = [*words[:start], *words[start + length :]]
+    return " ".join(words[start : start + length]), _titled(document, " ".join(rest))
+
+
+def _titled(document: Document, text: str) -> str:
+    return f"{document.title}. {text}" if document.title else text
+
+
+def _sentences(text: str) -> list[str]:
+    return _SENTENCE_END.split(text)
 
 
 def _keywords(document: Document, rng: random.Random) -> Taken | None:

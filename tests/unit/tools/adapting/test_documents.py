@@ -63,6 +63,28 @@ def test_every_kind_of_query_is_taken_from_its_document() -> None:
     assert template_lessons(corpus, corpus, seed=3) == lessons
 
 
+def test_sentences_without_capitals_are_taken_one_by_one() -> None:
+    text = "heat flow in a slab was measured . the result agrees with known theory . a table of it is given below ."
+    [lesson] = template_lessons(["x"], {"x": Document("", text)}, seed=1)
+    assert lesson.reads["x"].count(" .") == 2
+    assert all(word in text.split() for word in lesson.query.split())
+
+
+@pytest.mark.parametrize(("words", "taken"), [(11, 0), (12, 4), (30, 10), (90, 12)])
+def test_of_a_text_of_one_sentence_a_run_of_words_is_taken(words: int, taken: int) -> None:
+    text = [f"word{number}" for number in range(words)]
+    queries = [
+        (lesson.query.split(), lesson.reads["x"].split())
+        for seed in range(8)
+        for lesson in template_lessons(["x"], {"x": Document("", " ".join(text))}, seed=seed)
+    ]
+    assert len(queries) == (8 if taken else 0)
+    for query, rest in queries:
+        start = text.index(query[0])
+        assert query == text[start : start + taken]
+        assert rest == text[:start] + text[start + taken :]
+
+
 @pytest.mark.parametrize("document", [Document("", "One sentence."), Document("", ""), Document("Title", "  ")])
 def test_a_document_with_nothing_to_take_gives_no_query(document: Document) -> None:
     assert template_lessons(["x"], {"x": document}, seed=1) == []

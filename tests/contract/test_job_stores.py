@@ -1,6 +1,7 @@
 """One suite over every store of jobs: SQLite, a real Redis, and a real cluster."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -9,7 +10,7 @@ import pytest
 
 from rerankd.cache.access import Access
 from rerankd.errors import StoreFull, StoreUnavailable
-from rerankd.jobs.records import Counts, Job, Status, Upload
+from rerankd.jobs.records import Counts, Job, Passed, Status, Upload
 from rerankd.jobs.redis import RedisStore
 from rerankd.jobs.sqlite import SqliteStore
 from rerankd.jobs.store import JobStore
@@ -63,8 +64,12 @@ async def _file(store: JobStore, owner: str, *chunks: bytes) -> Upload:
     upload = Upload(id=f"file-{token_hex(12)}", owner=owner, name="f", size=sum(map(len, chunks)), created_at=100)
     for number, chunk in enumerate(chunks):
         await store.write_chunk(upload.id, owner, number, chunk, now=100)
-    await store.finish_file(upload)
+    assert await store.finish_file(upload, most=1000)
     return upload
+
+
+async def _add(store: JobStore, job: Job) -> None:
+    assert await store.add_job(job, most_waiting=1000, most_kept=1000) is None
 
 
 async def test_a_file_is_read_as_it_was_written_and_seen_when_it_is_whole(store: JobStore, owner: str) -> None:
@@ -82,7 +87,7 @@ async def test_bytes_are_counted_until_they_are_deleted(store: JobStore, owner: 
     assert own == 0
     upload, empty = await _file(store, owner, b"12345"), await _file(store, owner)
     job = _job(owner)
-    await store.add_job(job)
+    await _add(store, job)
     assert await store.lease(job.id, "me", seconds=60)
     assert await store.add_result(job.id, "me", 0, b"123", failed=False)
     assert await store.add_result(job.id, "me", 1, b"1", failed=True)
@@ -99,7 +104,7 @@ async def test_bytes_are_counted_until_they_are_deleted(store: JobStore, owner: 
 
 async def test_a_job_is_changed_by_the_one_that_has_seen_it_last(store: JobStore, owner: str) -> None:
     job = _job(owner, metadata={"a": "b"})
-    await store.add_job(job)
+    await _add(store, job)
     kept = await store.job(job.id)
     assert kept is not None
     assert (kept.job, kept.counts) == (job, Counts())
@@ -111,9 +116,35 @@ async def test_a_job_is_changed_by_the_one_that_has_seen_it_last(store: JobStore
     assert await store.jobs("another") == []
 
 
+async def test_what_comes_within_one_second_keeps_its_order(store: JobStore, owner: str) -> None:
+    jobs, uploads = [_job(owner) for _ in range(20)], [await _file(store, owner, b"x") for _ in range(20)]
+    for job in jobs:
+        await _add(store, job)
+    assert [kept.job for kept in await store.jobs(owner)] == jobs
+    assert await store.files(owner) == uploads
+    ids = {job.id for job in jobs}
+    assert [one.id for one in await store.waiting_jobs() if one.id in ids] == [job.id for job in jobs]
+
+
+async def test_calls_at_the_same_time_pass_no_limit(store: JobStore, owner: str) -> None:
+    jobs = [_job(owner) for _ in range(8)]
+    added = await asyncio.gather(*(store.add_job(job, most_waiting=3, most_kept=100) for job in jobs))
+    assert Counter(added) == {None: 3, Passed.WAITING: 5}
+    for kept in await store.jobs(owner):
+        assert await store.change_job(kept.job.entering(Status.COMPLETED, now=160), version=0)
+    more = [_job(owner) for _ in range(8)]
+    added = await asyncio.gather(*(store.add_job(job, most_waiting=100, most_kept=5) for job in more))
+    assert Counter(added) == {None: 2, Passed.KEPT: 6}
+    assert len(await store.jobs(owner)) == 5
+    uploads = [Upload(id=f"file-{token_hex(12)}", owner=owner, name="f", size=0, created_at=100) for _ in range(8)]
+    finished = await asyncio.gather(*(store.finish_file(upload, most=3) for upload in uploads))
+    assert sum(finished) == len(await store.files(owner)) == 3
+    assert await store.add_job(_job(f"another than {owner}"), most_waiting=1, most_kept=1) is None
+
+
 async def test_one_at_a_time_has_the_lease_and_a_job_that_has_ended_has_none(store: JobStore, owner: str) -> None:
     job = _job(owner)
-    await store.add_job(job)
+    await _add(store, job)
     assert [one.leased for one in await store.waiting_jobs() if one.id == job.id] == [False]
     taken = await asyncio.gather(*(store.lease(job.id, f"process {one}", seconds=60) for one in range(8)))
     assert sum(taken) == 1
@@ -132,7 +163,7 @@ async def test_one_at_a_time_has_the_lease_and_a_job_that_has_ended_has_none(sto
 
 async def test_the_lease_of_a_process_that_died_is_taken(store: JobStore, owner: str) -> None:
     job = _job(owner)
-    await store.add_job(job)
+    await _add(store, job)
     assert await store.lease(job.id, "dead", seconds=-2)
     assert await store.lease(job.id, "next", seconds=60)
     assert not await store.add_result(job.id, "dead", 0, b"stale", failed=False)
@@ -141,7 +172,7 @@ async def test_the_lease_of_a_process_that_died_is_taken(store: JobStore, owner:
 
 async def test_a_line_has_one_result_whatever_its_kind(store: JobStore, owner: str) -> None:
     job = _job(owner)
-    await store.add_job(job)
+    await _add(store, job)
     await store.lease(job.id, "me", seconds=60)
     for number, line, failed in ((7, b"seven", False), (2, b"two", False), (3, b"three", True)):
         assert await store.add_result(job.id, "me", number, line, failed=failed)
@@ -165,7 +196,7 @@ async def test_a_line_has_one_result_whatever_its_kind(store: JobStore, owner: s
 async def test_what_is_old_is_found(store: JobStore, owner: str) -> None:
     upload, job = await _file(store, owner, b"x"), _job(owner)
     await store.write_chunk("file-never-whole", owner, 0, b"x", now=100)
-    await store.add_job(job)
+    await _add(store, job)
     files, jobs = await store.older_than(100.5)
     assert {upload.id, "file-never-whole"} <= set(files)
     assert job.id in jobs
@@ -185,7 +216,7 @@ async def _fill_up(store: JobStore) -> None:
 async def _deletes_when_full(store: JobStore, owner: str) -> None:
     """Clients can make room, and what they delete counts no more."""
     upload, job = await _file(store, owner, b"x" * 1000), _job(owner)
-    await store.add_job(job)
+    await _add(store, job)
     assert await store.lease(job.id, "me", seconds=60)
     assert await store.add_result(job.id, "me", 0, b"x" * 1000, failed=False)
     await _fill_up(store)

@@ -127,9 +127,8 @@ def test_files_and_batches_are_listed_in_pages_and_deleted(server: Server) -> No
     client = _client(server)
     made = [_ended(client, _begin(client, [_line(number)])) for number in range(3)]
     listed = list(client.batches.list(limit=2))
-    assert {batch.id for batch in made} <= {batch.id for batch in listed}
-    times = [batch.created_at for batch in listed]
-    assert times == sorted(times, reverse=True), "the newest first, to the second"
+    ids = [batch.id for batch in reversed(made)]
+    assert [batch.id for batch in listed if batch.id in ids] == ids, "the newest first"
     outputs = {file.id for file in client.files.list(purpose="batch_output", limit=1)}
     assert {batch.output_file_id for batch in made} <= outputs
     output = made[0].output_file_id

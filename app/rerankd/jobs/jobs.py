@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import Final, Protocol
 
 from rerankd.errors import InvalidRequest, NotChanged, NotFound, Overloaded, RequestTooLarge, StoreFull
-from rerankd.jobs.records import Counts, Job, Kept, Status, Upload, has_room
+from rerankd.jobs.records import Counts, Job, Kept, Passed, Status, Upload, has_room
 from rerankd.jobs.store import JobStore
 
 audit = logging.getLogger("rerankd.audit")
@@ -81,7 +81,7 @@ class Jobs:
             RequestTooLarge, StoreFull, StoreUnavailable: nothing of it is kept.
         """
         if len(await self._store.files(owner)) >= self.limits.kept:
-            raise StoreFull(f"at most {self.limits.kept} files are kept for one key; delete some")
+            raise self._too_many_files()
         now, file_id, size, number = self._clock(), f"file-{token_hex(12)}", 0, 0
         try:
             async for chunk in chunks:
@@ -90,11 +90,15 @@ class Jobs:
                 await self._store.write_chunk(file_id, owner, number, chunk, now=now)
                 number += 1
             upload = Upload(id=file_id, owner=owner, name=name(), size=size, created_at=int(now))
-            await self._store.finish_file(upload)
+            if not await self._store.finish_file(upload, most=self.limits.kept):
+                raise self._too_many_files()
         except BaseException:
             await self._store.delete_file(file_id)
             raise
         return self._sent(upload)
+
+    def _too_many_files(self) -> StoreFull:
+        return StoreFull(f"at most {self.limits.kept} files are kept for one key; delete some")
 
     async def _check_room(self, owner: str, chunk_bytes: int, file_bytes: int) -> None:
         if file_bytes > self.limits.file_bytes:
@@ -115,7 +119,7 @@ class Jobs:
             for file in (self._results(kept, failed=failed) for failed in (False, True))
             if file is not None
         ]
-        return sorted([*sent, *results], key=lambda file: (file.created_at, file.id))
+        return sorted([*sent, *results], key=lambda file: file.created_at)
 
     async def file(self, owner: str, file_id: str) -> File:
         """A file.
@@ -195,14 +199,6 @@ class Jobs:
         if _RESULTS.fullmatch(input_id):
             raise InvalidRequest("input_file_id names results; send a file of requests with purpose batch")
         await self.file(owner, input_id)
-        others = [kept.job for kept in await self._store.jobs(owner)]
-        if sum(not job.status.ended for job in others) >= self.limits.waiting:
-            raise Overloaded(
-                f"at most {self.limits.waiting} batches of one key may be unfinished; wait for one, or cancel it",
-                retry_after_s=60,
-            )
-        if len(others) >= self.limits.kept:
-            raise StoreFull(f"at most {self.limits.kept} batches are kept for one key; old ones are deleted in time")
         now = int(self._clock())
         job = Job(
             id=f"batch_{token_hex(12)}",
@@ -214,7 +210,15 @@ class Jobs:
             expires_at=now + 3600 * int(hours[1]),
             metadata=metadata,
         )
-        await self._store.add_job(job)
+        most = self.limits
+        passed = await self._store.add_job(job, most_waiting=most.waiting, most_kept=most.kept)
+        if passed is Passed.WAITING:
+            raise Overloaded(
+                f"at most {most.waiting} batches of one key may be unfinished; wait for one, or cancel it",
+                retry_after_s=60,
+            )
+        if passed is Passed.KEPT:
+            raise StoreFull(f"at most {most.kept} batches are kept for one key; old ones are deleted in time")
         audit.info("job created", extra={"by": owner, "job": job.id})
         self._runner.wake()
         return Kept(job, 0, Counts())

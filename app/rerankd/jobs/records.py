@@ -35,6 +35,13 @@ class Status(StrEnum):
 _ENDS: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.EXPIRED, Status.CANCELLED})
 
 
+class Passed(StrEnum):
+    """The limit that one more job would pass."""
+
+    WAITING = "waiting"
+    KEPT = "kept"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
     """A file that a client has sent, of `size` bytes. Times are seconds since 1970."""

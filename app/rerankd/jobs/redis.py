@@ -17,7 +17,7 @@ from rerankd.cache.redis_url import DEFAULTS, open_deployment
 from rerankd.cache.refusals import why_hopeless
 from rerankd.cache.url import VARIABLE, read_parameters, split_url
 from rerankd.errors import ConfigError, StoreFull, StoreUnavailable
-from rerankd.jobs.records import Counts, Job, Kept, Upload, Waiting
+from rerankd.jobs.records import Counts, Job, Kept, Passed, Upload, Waiting
 
 _TIMEOUT_S: Final = 5.0
 _ERRORS: Final = (RedisError, OSError, RuntimeError, TimeoutError)
@@ -35,11 +35,20 @@ redis.call('ZADD', KEYS[4], 'NX', ARGV[5], ARGV[1])
 redis.call('HINCRBY', KEYS[1], 'total', #ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'of ' .. ARGV[2], #ARGV[4])
 """
-# KEYS: file, files of the owner, all files. ARGV: id, owner, created, record
-_FINISH_FILE: Final = """
+# What comes later has a higher score, within one second too. A number as an argument would lose its last digits.
+_SCORE: Final = """
+local function score_in(name, created)
+    local last = redis.call('ZRANGE', name, -1, -1, 'WITHSCORES')[2]
+    return string.format('%.6f', math.max(tonumber(created), last and tonumber(last) + 0.000001 or 0))
+end
+"""
+# KEYS: file, files of the owner, all files. ARGV: id, owner, created, record, most files
+_FINISH_FILE: Final = f"""{_SCORE}
+if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[5]) then return 0 end
 redis.call('HSET', KEYS[1], 'record', ARGV[4], 'owner', ARGV[2])
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('ZADD', KEYS[2], score_in(KEYS[2], ARGV[3]), ARGV[1])
 redis.call('ZADD', KEYS[3], 'NX', ARGV[3], ARGV[1])
+return 1
 """
 # KEYS: usage, file, chunks, all files. ARGV: id, prefix of owners' files. A full Redis refuses to count, unless the
 # script has deleted something before.
@@ -53,12 +62,18 @@ if owner then
 end
 redis.call('ZREM', KEYS[4], ARGV[1])
 """
-# KEYS: job, jobs of the owner, all jobs, waiting jobs. ARGV: id, owner, created, record
-_ADD_JOB: Final = """
+# KEYS: job, jobs of the owner, all jobs, waiting jobs. ARGV: id, owner, created, record, most waiting, most kept
+_ADD_JOB: Final = f"""{_SCORE}
+local waiting = 0
+for _, id in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    if redis.call('ZSCORE', KEYS[4], id) then waiting = waiting + 1 end
+end
+if waiting >= tonumber(ARGV[5]) then return 'waiting' end
+if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[6]) then return 'kept' end
 redis.call('HSET', KEYS[1], 'record', ARGV[4], 'owner', ARGV[2], 'version', 0)
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('ZADD', KEYS[2], score_in(KEYS[2], ARGV[3]), ARGV[1])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
-redis.call('ZADD', KEYS[4], ARGV[3], ARGV[1])
+redis.call('ZADD', KEYS[4], score_in(KEYS[4], ARGV[3]), ARGV[1])
 """
 # KEYS: job, waiting jobs. ARGV: id, record, version, ended
 _CHANGE_JOB: Final = """
@@ -198,9 +213,10 @@ class RedisStore:
         keys = [_key("usage"), _key("file", file_id), _key("chunks", file_id), _key("files")]
         await self._script(_WRITE_CHUNK, keys, file_id, owner, number, chunk, int(now))
 
-    async def finish_file(self, upload: Upload) -> None:
+    async def finish_file(self, upload: Upload, *, most: int) -> bool:
         keys = [_key("file", upload.id), _key("files of", upload.owner), _key("files")]
-        await self._script(_FINISH_FILE, keys, upload.id, upload.owner, upload.created_at, upload.to_json())
+        fields = (upload.id, upload.owner, upload.created_at, upload.to_json())
+        return bool(await self._script(_FINISH_FILE, keys, *fields, most))
 
     async def file(self, file_id: str) -> Upload | None:
         record = await self._ask("HGET", _key("file", file_id), "record")
@@ -219,9 +235,11 @@ class RedisStore:
         keys = [_key("usage"), _key("file", file_id), _key("chunks", file_id), _key("files")]
         await self._script(_DELETE_FILE, keys, file_id, _key("files of", ""))
 
-    async def add_job(self, job: Job) -> None:
+    async def add_job(self, job: Job, *, most_waiting: int, most_kept: int) -> Passed | None:
         keys = [_key("job", job.id), _key("jobs of", job.owner), _key("jobs"), _key("waiting")]
-        await self._script(_ADD_JOB, keys, job.id, job.owner, job.created_at, job.to_json())
+        fields = (job.id, job.owner, job.created_at, job.to_json())
+        passed = await self._script(_ADD_JOB, keys, *fields, most_waiting, most_kept)
+        return None if passed is None else Passed(passed.decode())
 
     async def job(self, job_id: str) -> Kept | None:
         names = ("record", "version", "answered", "failed", "answered_bytes", "failed_bytes")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rerankd.errors import ConfigError, StoreFull, StoreUnavailable
-from rerankd.jobs.records import Counts, Job, Kept, Upload, Waiting
+from rerankd.jobs.records import Counts, Job, Kept, Passed, Upload, Waiting
 
 T = TypeVar("T")
 
@@ -95,22 +95,26 @@ class SqliteStore:
             self._run("INSERT INTO chunks VALUES (?, ?, ?)", file_id, number, chunk)
             self._count(owner, len(chunk))
 
-    async def finish_file(self, upload: Upload) -> None:
-        await self._call(self._finish_file, upload)
+    async def finish_file(self, upload: Upload, *, most: int) -> bool:
+        return await self._call(self._finish_file, upload, most)
 
-    def _finish_file(self, upload: Upload) -> None:
+    def _finish_file(self, upload: Upload, most: int) -> bool:
         with self._transaction():
+            count = "SELECT COUNT(*) FROM files WHERE owner = ? AND record IS NOT NULL"
+            if self._one(count, upload.owner)[0] >= most:
+                return False
             self._run(
                 "INSERT OR IGNORE INTO files VALUES (?, ?, ?, 0, NULL)", upload.id, upload.owner, upload.created_at
             )
             self._run("UPDATE files SET record = ? WHERE id = ?", upload.to_json(), upload.id)
+        return True
 
     async def file(self, file_id: str) -> Upload | None:
         rows = await self._call(self._all, "SELECT record FROM files WHERE id = ? AND record IS NOT NULL", file_id)
         return Upload.from_json(rows[0][0]) if rows else None
 
     async def files(self, owner: str) -> list[Upload]:
-        select = "SELECT record FROM files WHERE owner = ? AND record IS NOT NULL ORDER BY created, id"
+        select = "SELECT record FROM files WHERE owner = ? AND record IS NOT NULL ORDER BY CAST(created AS INT), rowid"
         return [Upload.from_json(record) for (record,) in await self._call(self._all, select, owner)]
 
     async def read_chunk(self, file_id: str, number: int) -> bytes | None:
@@ -129,23 +133,32 @@ class SqliteStore:
             self._run("DELETE FROM files WHERE id = ?", file_id)
         self._vacuum()
 
-    async def add_job(self, job: Job) -> None:
-        await self._call(
-            self._run,
-            "INSERT INTO jobs (id, owner, created, record, version, ended) VALUES (?, ?, ?, ?, 0, 0)",
-            job.id,
-            job.owner,
-            job.created_at,
-            job.to_json(),
-        )
+    async def add_job(self, job: Job, *, most_waiting: int, most_kept: int) -> Passed | None:
+        return await self._call(self._add_job, job, most_waiting, most_kept)
+
+    def _add_job(self, job: Job, most_waiting: int, most_kept: int) -> Passed | None:
+        with self._transaction():
+            count = "SELECT COUNT(*), COUNT(*) FILTER (WHERE NOT ended) FROM jobs WHERE owner = ?"
+            kept, waiting = self._one(count, job.owner)
+            if waiting >= most_waiting:
+                return Passed.WAITING
+            if kept >= most_kept:
+                return Passed.KEPT
+            insert = "INSERT INTO jobs (id, owner, created, record, version, ended) VALUES (?, ?, ?, ?, 0, 0)"
+            self._run(insert, job.id, job.owner, job.created_at, job.to_json())
+        return None
 
     async def job(self, job_id: str) -> Kept | None:
         rows = await self._call(self._all, f"SELECT record, version, {_COUNTS} FROM jobs WHERE id = ?", job_id)  # noqa: S608 - a constant
         return _kept(rows[0]) if rows else None
 
     async def jobs(self, owner: str) -> list[Kept]:
-        select = f"SELECT record, version, {_COUNTS} FROM jobs WHERE owner = ? ORDER BY created, id"  # noqa: S608 - a constant
-        return [_kept(row) for row in await self._call(self._all, select, owner)]
+        return await self._call(self._jobs, owner)
+
+    def _jobs(self, owner: str) -> list[Kept]:
+        """Read here and not on the event loop: they may have many megabytes."""
+        select = f"SELECT record, version, {_COUNTS} FROM jobs WHERE owner = ? ORDER BY rowid"  # noqa: S608 - a constant
+        return [_kept(row) for row in self._all(select, owner)]
 
     async def change_job(self, job: Job, *, version: int) -> bool:
         update = "UPDATE jobs SET record = ?, version = version + 1, ended = ? WHERE id = ? AND version = ?"
@@ -163,7 +176,7 @@ class SqliteStore:
         self._vacuum()
 
     async def waiting_jobs(self) -> list[Waiting]:
-        select = "SELECT id, owner, leased_until >= ? FROM jobs WHERE NOT ended ORDER BY created, id"
+        select = "SELECT id, owner, leased_until >= ? FROM jobs WHERE NOT ended ORDER BY rowid"
         rows = await self._call(self._all, select, self._clock())
         return [Waiting(job_id, owner, bool(leased)) for job_id, owner, leased in rows]
 

@@ -7,7 +7,7 @@ of the lease alone, and once for each line: whatever dies when, a line has one r
 from collections.abc import Sequence
 from typing import Protocol
 
-from rerankd.jobs.records import Job, Kept, Upload, Waiting
+from rerankd.jobs.records import Job, Kept, Passed, Upload, Waiting
 
 
 class JobStore(Protocol):
@@ -29,11 +29,13 @@ class JobStore(Protocol):
 
     async def write_chunk(self, file_id: str, owner: str, number: int, chunk: bytes, *, now: float) -> None: ...
 
-    async def finish_file(self, upload: Upload) -> None: ...
+    async def finish_file(self, upload: Upload, *, most: int) -> bool:
+        """Show a file, unless its owner has `most` others."""
 
     async def file(self, file_id: str) -> Upload | None: ...
 
-    async def files(self, owner: str) -> list[Upload]: ...
+    async def files(self, owner: str) -> list[Upload]:
+        """As they came."""
 
     async def read_chunk(self, file_id: str, number: int) -> bytes | None: ...
 
@@ -42,11 +44,13 @@ class JobStore(Protocol):
 
     # Jobs.
 
-    async def add_job(self, job: Job) -> None: ...
+    async def add_job(self, job: Job, *, most_waiting: int, most_kept: int) -> Passed | None:
+        """Keep a job, unless its owner has `most_waiting` others that have not ended, or `most_kept` others."""
 
     async def job(self, job_id: str) -> Kept | None: ...
 
-    async def jobs(self, owner: str) -> list[Kept]: ...
+    async def jobs(self, owner: str) -> list[Kept]:
+        """As they came."""
 
     async def change_job(self, job: Job, *, version: int) -> bool:
         """Replace a job unless it was changed since; one that has ended has no lease any more."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from rerankd.domain import FloatArray
@@ -12,19 +13,27 @@ from rerankd.engines.onnx.engine import check as check_graph
 from rerankd.tasks.encoding import Encoding
 
 NAME: Final = "device"
+_HANGS: Final = "hangs"
+_FAILS: Final = "fails"
 
 
 class DeviceOptions(OnnxOptions):
-    """`pass_s` is how long a pass waits, whatever is in it; `pass_pairs` how many pairs it holds."""
+    """`pass_s` is how long a pass waits, whatever is in it; `pass_pairs` how many pairs it holds. `state` is a file
+    that says how the device is: seconds of a pass instead of `pass_s`, or `hangs`, or `fails`.
+    """
 
     pass_s: float = 0.0
     pass_pairs: int = 32
+    state: Path | None = None
+
+
+_OURS: Final = DeviceOptions.model_fields.keys() - OnnxOptions.model_fields.keys()
 
 
 def check(spec: EngineSpec) -> tuple[DeviceOptions, EngineSpec]:
     """The options, and what the graph's own engine is to be loaded from."""
     options = DeviceOptions.model_validate(spec.options)
-    of_graph = {name: value for name, value in spec.options.items() if name not in ("pass_s", "pass_pairs")}
+    of_graph = {name: value for name, value in spec.options.items() if name not in _OURS}
     inner = EngineSpec(folder=spec.folder, pad_id=spec.pad_id, task=spec.task, workers=1, options=of_graph)
     check_graph(inner)
     return options, inner
@@ -37,7 +46,7 @@ class DeviceEngine:
 
     def __init__(self, inner: OnnxEngine, options: DeviceOptions) -> None:
         self._inner = inner
-        self._pass_s = options.pass_s
+        self._options = options
         self.name = f"device/{inner.name}"
         self.preferred_batch = BatchLimits(tokens=1 << 20, pairs=options.pass_pairs, padded=False)
 
@@ -49,8 +58,17 @@ class DeviceEngine:
     def run(self, encodings: Sequence[Encoding]) -> FloatArray:
         started = time.perf_counter()
         scores = self._inner.run(encodings)
-        time.sleep(max(0.0, self._pass_s - (time.perf_counter() - started)))
+        while (state := self._state()) == _HANGS:
+            time.sleep(0.05)
+        if state == _FAILS:
+            raise RuntimeError("the device has failed")
+        time.sleep(max(0.0, float(state) - (time.perf_counter() - started)))
         return scores
+
+    def _state(self) -> str:
+        if self._options.state is None:
+            return str(self._options.pass_s)
+        return self._options.state.read_text(encoding="utf-8")
 
 
 def install() -> None:

@@ -19,7 +19,7 @@ import httpx
 import psutil
 
 HAPROXY_CONFIGURATION = Path(__file__).resolve().parents[1] / "deploy" / "haproxy" / "haproxy.cfg"
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 180.0
 # The kinds of a service's threads.
 THREADS: Final = ("event loop", "passes", "texts")
 
@@ -79,9 +79,11 @@ def rerankd_server(folder: Path, registry: Path, **environment: str) -> Iterator
 
 
 @contextmanager
-def rerankd_at(port: int, folder: Path, registry: Path, environment: Mapping[str, str]) -> Iterator[Server]:
-    """The same on a port of the caller's."""
-    command = [sys.executable, "-m", "rerankd", "serve", "--port", str(port), "--registry", str(registry)]
+def rerankd_at(
+    port: int, folder: Path, registry: Path, environment: Mapping[str, str], *, program: str = "rerankd"
+) -> Iterator[Server]:
+    """The same on a port of the caller's; `program` is a module with the same command line."""
+    command = [sys.executable, "-m", program, "serve", "--port", str(port), "--registry", str(registry)]
     with running(command, port, folder / f"rerankd-{port}.log", environment) as server:
         wait(server, lambda: httpx.get(f"{server.url}/health", timeout=5).status_code == 200)
         yield server

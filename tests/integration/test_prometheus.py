@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from loadtest.alerts import CAUSES, a_replica_is_killed, accelerated, tried
 from tests.registry_files import write_registry
 from tests.requirements import require_program
 from tests.servers import Server, free_port, rerankd_server, wait_until_ready
@@ -234,6 +235,35 @@ def test_one_request_of_a_quiet_service_that_is_refused_or_fails_fires_nothing(s
 def test_every_alert_has_its_symptom() -> None:
     groups = [group for path in _RULES for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]]
     assert {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule} == _SYMPTOMS.keys()
+
+
+def test_every_alert_has_a_cause_that_can_be_tried() -> None:
+    """`python -m loadtest.alerts` tries them all, one of them is tried here."""
+    assert sorted(alert for alerts in CAUSES.values() for alert in alerts) == sorted(_SYMPTOMS)
+
+
+_FASTER = {"3m": 3, "5m": 5, "10m": 10, "15m": 15, "30m": 30, "1h": 60, "6h": 360}
+
+
+def test_rules_are_accelerated_and_otherwise_the_same(tmp_path: Path) -> None:
+    configuration = accelerated(tmp_path / "fast", 60)
+    _promtool("check", "config", configuration)
+    for path in _RULES:
+        ours, fast = (yaml.safe_load(one.read_text()) for one in (path, configuration.parent / "rules" / path.name))
+        for group, faster in zip(ours["groups"], fast["groups"], strict=True):
+            for rule, other in zip(group["rules"], faster["rules"], strict=True):
+                for duration, seconds in _FASTER.items():
+                    other["expr"] = other["expr"].replace(f"[{seconds}000ms]", f"[{duration}]")
+                assert rule.pop("for", "0m").rstrip("m") == other.pop("for", "0000ms").removesuffix("000ms")
+                assert rule == other
+
+
+@pytest.mark.slow
+def test_an_alert_fires_after_its_cause_and_not_before() -> None:
+    require_program("prometheus")
+    outcome = tried(a_replica_is_killed, ["RerankdDown"], faster=30, healthy_s=3, longest_s=60)
+    assert not outcome.before
+    assert "RerankdDown" in outcome.after_s
 
 
 # What each rule records of the healthy service, with these series beside it.

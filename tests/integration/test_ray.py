@@ -101,7 +101,10 @@ def test_errors_are_those_of_the_service(url: str) -> None:
     assert _post(url, documents=["x" * 70_000]).status_code == 413
     broken = httpx.post(f"{url}/v2/rerank", content="{", headers=_KEY, timeout=60)
     assert (broken.status_code, "not valid JSON" in broken.json()["message"]) == (400, True)
-    assert httpx.get(f"{url}/admin/models", headers=_KEY, timeout=60).status_code == 404
+    admin = httpx.get(f"{url}/admin/models", headers=_KEY, timeout=60)
+    assert (admin.status_code, "serve deploy" in admin.json()["message"]) == (404, True)
+    for jobs in (httpx.get(f"{url}/v1/batches", timeout=60), httpx.post(f"{url}/v1/files", content=b"x", timeout=60)):
+        assert (jobs.status_code, "rank --ray" in jobs.json()["message"]) == (501, True)
     assert httpx.get(f"{url}/nowhere", headers=_KEY, timeout=60).status_code == 404
 
 

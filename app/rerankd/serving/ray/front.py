@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from rerankd.api.access import access_of, start_access
 from rerankd.api.answers import error_answer
 from rerankd.api.auth import key_in
+from rerankd.api.jobs import BATCHES, FILES
 from rerankd.api.middleware import BodyBounds, BodyLimit
 from rerankd.api.ops import HEALTH
 from rerankd.api.parsing.bodies import BodyLimits, BodyReader
@@ -24,7 +25,15 @@ from rerankd.config.api_keys import read_api_keys
 from rerankd.config.named_models import served_registry
 from rerankd.config.registry import Registry
 from rerankd.config.settings import Settings, read_settings
-from rerankd.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge, RerankError, Unavailable
+from rerankd.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotConfigured,
+    NotFound,
+    RequestTooLarge,
+    RerankError,
+    Unavailable,
+)
 from rerankd.gateway.held_bytes import HeldBytes
 from rerankd.gateway.keys import ApiKeys
 from rerankd.serving.ray.exposition import merged
@@ -44,7 +53,8 @@ _ANSWER_S: Final = 5.0
 # The model of NVIDIA's path; everywhere else it is a field of the body.
 _IN_PATH: Final = re.compile(r"/v1/retrieval/(.+)/reranking")
 _ONE_MODEL: Final = re.compile(r"/v1/models/(.+)")
-_NOT_HERE: Final = "/admin"
+_NO_ADMIN: Final = "on Ray, replicas are changed by deploying again: edit the file and call `serve deploy`"
+_NO_JOBS: Final = "on Ray there are no jobs: rank files with `rerankd rank --ray`, or send jobs to a `rerankd serve`"
 
 
 class Front:
@@ -95,8 +105,10 @@ class Front:
             return await self._of_all(call, path)
         if path == "/metrics":
             return await self._metrics(call)
-        if path.startswith(_NOT_HERE):
-            return HttpAnswer(404, [(b"content-type", b"application/json")], _NO_ADMIN)
+        if path.startswith("/admin"):
+            raise NotFound(_NO_ADMIN)
+        if path.startswith((FILES, BATCHES)):
+            raise NotConfigured(_NO_JOBS)
         if request.method != "POST":
             named = _ONE_MODEL.fullmatch(path)
             return await self._ask(self._owner(named[1] if named else None), call)
@@ -180,11 +192,6 @@ class Front:
             raise Unavailable("a replica has died or does not tell its metrics", retry_after_s=5.0) from None
         expositions = {name: text for texts in told for name, text in texts}
         return HttpAnswer(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], merged(expositions))
-
-
-_NO_ADMIN: Final = orjson.dumps(
-    {"error": {"code": "not_found", "message": "on Ray, replicas are changed by deploying again: `serve deploy`"}}
-)
 
 
 def owners(registry: Registry, models: Mapping[str, Sequence[str]]) -> dict[str, str]:

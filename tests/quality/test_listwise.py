@@ -1,5 +1,7 @@
 """Training on blocks: a block's scores are those of its pairs, and its lists are drawn towards the teacher's."""
 
+import copy
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,12 +16,22 @@ from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 from transformers import BertConfig, PreTrainedTokenizerBase
 
-from models.recipes.minilm_qa.block_pass import encode, logits, signals
+from models.recipes.minilm_qa.block_pass import encode, logits
 from models.recipes.minilm_qa.blocks import DOCUMENTS, Block, blocks_of
 from models.recipes.minilm_qa.data import Group
+from models.recipes.minilm_qa.interpolation import unfold
 from models.recipes.minilm_qa.larger import LargerVectors
-from models.recipes.minilm_qa.listwise import Lists, ListTeacher, ListwiseTrainer, listwise_loss
+from models.recipes.minilm_qa.listwise import (
+    CONTINUE,
+    IMITATE,
+    Lists,
+    ListTeacher,
+    ListwiseTrainer,
+    listwise_loss,
+    states_loss,
+)
 from models.recipes.minilm_qa.next_edition import TRAINED_SHARES, best_share
+from models.recipes.minilm_qa.start import cut
 from models.recipes.minilm_qa.teacher import load_tokenizer, start_weights
 from rerankd.tools.training.encoding import PairEncoder, token_ids
 from rerankd.tools.training.lexical_tables import lexical_tables
@@ -64,10 +76,7 @@ def model(tokenizer: PreTrainedTokenizerBase) -> CrossEncoder:
     config = BertConfig(**size, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     tables = lexical_tables(tokenizer, token_ids(tokenizer, TEXTS, max_tokens=64), seed=1)
     made = CrossEncoder(config, tables)
-    made.eval()
-    with torch.no_grad():
-        made.classifier.weight.normal_(std=0.2)
-        made.bert.embeddings.word_embeddings.weight.mul_(5.0)
+    _randomize(made)
     return made
 
 
@@ -78,11 +87,6 @@ def test_a_block_scores_its_pairs_as_the_model_does_one_by_one(
     expected = score_pairs(model, tokenizer, [(query, text) for query in QUERIES for text in TEXTS])
     assert expected.std() > 0.1
     torch.testing.assert_close(logits(model, block).flatten(), expected, atol=1e-5, rtol=1e-5)
-    with torch.no_grad():
-        model.classifier.weight[0, len(CrossEncoder.SIGNALS) :] = 0.0
-        model.classifier.bias.zero_()
-    weights = model.classifier.weight[0, : len(CrossEncoder.SIGNALS)]
-    torch.testing.assert_close(signals(model, block) @ weights, logits(model, block), atol=1e-5, rtol=1e-5)
 
 
 def test_every_group_is_in_one_block_with_its_relevant_text_and_groups_that_share_texts_are_together() -> None:
@@ -127,10 +131,8 @@ def test_steps_move_the_lists_towards_the_teachers_and_a_stopped_run_goes_on_as_
     block = Block("squad", QUERIES, TEXTS, (0, 2, 3), (frozenset([1]), frozenset([1, 4]), frozenset()))
 
     def trained(out: Path, *, steps: int) -> CrossEncoder:
-        start = CrossEncoder(model.config)
-        start.load_state_dict(model.state_dict())
-        trainer = ListwiseTrainer([block, block], ListTeacher(start, OneAxisEach(), tokenizer), out=out, seed=1)
-        return trainer.run(minutes=10, steps=steps)
+        teacher = ListTeacher(copy.deepcopy(model), OneAxisEach(), tokenizer)
+        return ListwiseTrainer([block, block], teacher, model, CONTINUE, out=out, seed=1).run(minutes=10, steps=steps)
 
     whole = trained(tmp_path / "whole", steps=6)
     trained(tmp_path / "parts", steps=4)
@@ -143,6 +145,52 @@ def test_steps_move_the_lists_towards_the_teachers_and_a_stopped_run_goes_on_as_
     assert not torch.equal(
         whole.bert.encoder.layer[0].output.dense.weight, model.bert.encoder.layer[0].output.dense.weight
     )
+
+
+def test_a_model_of_fewer_layers_learns_the_states_of_the_one_that_it_was_cut_from(
+    model: CrossEncoder, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    block = Block("squad", QUERIES, TEXTS, (0, 2, 3), (frozenset([1]), frozenset([1, 4]), frozenset()))
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = 4
+    torch.manual_seed(4)
+    deep = CrossEncoder(config)
+    _randomize(deep)
+    with torch.no_grad():
+        for layer in deep.bert.encoder.layer:
+            layer.output.dense.weight.mul_(20.0)
+    rows = (_rows(tokenizer, QUERIES), _rows(tokenizer, TEXTS))
+    wanted = encode(deep, *rows)
+    assert [part.shape for part in encode(deep, *rows).states] == [
+        (sum(map(len, rows[0])), 32),
+        (sum(map(len, rows[1])), 32),
+        (sum(map(len, rows[0])) * len(TEXTS), 32),
+    ]
+    assert float(states_loss(wanted, wanted).detach()) == pytest.approx(0.0, abs=1e-6)
+    student = cut(deep, layers=2)
+    for ours, theirs in ((0, 0), (1, 3)):
+        mine, his = (made.bert.encoder.layer[n] for made, n in ((student, ours), (deep, theirs)))
+        assert torch.equal(mine.intermediate.dense.weight, his.intermediate.dense.weight)
+    assert torch.equal(student.classifier.weight, deep.classifier.weight)
+    plan = dataclasses.replace(IMITATE, learning_rate=3e-3, states_weight=100.0)
+    teacher = ListTeacher(deep, OneAxisEach(), tokenizer)
+    trainer = ListwiseTrainer([block, block], teacher, student, plan, out=tmp_path, seed=1)
+    before = float(states_loss(encode(student, *rows), wanted).detach())
+    after = float(states_loss(encode(trainer.run(minutes=10, steps=12), *rows), wanted).detach())
+    assert before > 0.01
+    assert after < 0.9 * before
+
+
+def test_without_its_calibration_a_model_has_the_same_order_and_the_same_zero(
+    model: CrossEncoder, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with torch.no_grad():
+        model.classifier.weight[0, 0] = 0.07
+    block = encode(model, _rows(tokenizer, QUERIES), _rows(tokenizer, TEXTS))
+    before = logits(model, block)
+    unfold(model)
+    assert float(model.classifier.weight[0, 0].detach()) == 1.0
+    torch.testing.assert_close(logits(model, block), before / 0.07, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("start_weight", "trained_weight", "expected"), [(1.0, -1.0, 1.0), (-1.0, 1.0, -1.0)])
@@ -187,6 +235,13 @@ def test_the_larger_vectors_are_those_of_sentence_transformers_and_are_embedded_
     of_a_second_run = LargerVectors(tmp_path / "nothing to embed with", cache=tmp_path)
     of_a_second_run.add([*TEXTS, *QUERIES])
     assert torch.equal(of_a_second_run.cosines(QUERIES, TEXTS), cosines)
+
+
+def _randomize(model: CrossEncoder) -> None:
+    model.eval()
+    with torch.no_grad():
+        model.classifier.weight.normal_(std=0.2)
+        model.bert.embeddings.word_embeddings.weight.mul_(5.0)
 
 
 def _order(model: CrossEncoder, tokenizer: PreTrainedTokenizerBase) -> float:

@@ -15,9 +15,10 @@ from models.recipes.minilm_qa.blocks import blocks_of
 from models.recipes.minilm_qa.data import read_groups
 from models.recipes.minilm_qa.larger import LargerVectors
 from models.recipes.minilm_qa.listwise import ListTeacher
-from models.recipes.minilm_qa.next_edition import UNSEEN, read_start
+from models.recipes.minilm_qa.next_edition import UNSEEN, read_present
 from models.recipes.minilm_qa.teacher import load_tokenizer
 from rerankd.scorers.tokenizer_files import TokenizerFolder
+from rerankd.tools.training.shipped import SHIPPED
 
 TEACHER_TOKENS = 192
 
@@ -35,8 +36,7 @@ def main(
     """Train on the teacher's orders; OUT/registry.toml then serves the adapter over its base."""
     torch.manual_seed(seed)
     train, _ = read_groups(data, seed=seed)
-    start = read_start(train, load_tokenizer(), out / "start", seed=seed)
-    teacher = ListTeacher(start, LargerVectors(larger, cache=out / "vectors"), load_tokenizer())
+    teacher = ListTeacher(read_present(SHIPPED), LargerVectors(larger, cache=out / "vectors"), load_tokenizer())
     blocks = blocks_of([group for group in train if group.source not in UNSEEN], seed=seed)
     write_served(out, base=base, window=window)
     encoder = WindowEncoder(load_scorer(out, base=base), TokenizerFolder.read(base))
@@ -45,7 +45,7 @@ def main(
     def windows(number: int) -> list[Window]:
         block = blocks[number % len(blocks)]
         teacher.add([block])
-        return windows_of(block, teacher.logits(block, max_tokens=TEACHER_TOKENS), size=window, rng=rng)
+        return windows_of(block, teacher.judge(block, max_tokens=TEACHER_TOKENS).logits, size=window, rng=rng)
 
     model = with_adapter(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
     trainer = AdapterTrainer(model, encoder, windows, out=out)

@@ -39,38 +39,42 @@ class Texts(NamedTuple):
 
 
 class EncodedBlock(NamedTuple):
-    """A block's texts with their last states, [texts, tokens, size], and the documents' keys and values by layer."""
+    """A block's texts with their last states, [texts, tokens, size], and those of each query that reads each document,
+    [documents, queries, tokens of a query, size].
+    """
 
     queries: Texts
     query_states: torch.Tensor
     documents: Texts
     document_states: torch.Tensor
-    seen: list[KeysAndValues]
+    reading_states: torch.Tensor
+
+    @property
+    def states(self) -> list[torch.Tensor]:
+        """The last states of all tokens that are no padding, [tokens, size]: of queries, documents, and readers."""
+        readers = self.queries.real.expand(self.reading_states.shape[:-1])
+        return [
+            self.query_states[self.queries.real],
+            self.document_states[self.documents.real],
+            self.reading_states[readers],
+        ]
 
 
 def encode(model: CrossEncoder, queries: Sequence[Sequence[int]], documents: Sequence[Sequence[int]]) -> EncodedBlock:
-    """Encode queries and documents, `[CLS] text [SEP]` each, alone."""
+    """Encode queries and documents, `[CLS] text [SEP]` each: alone, and each query as it reads each document."""
     device = model.classifier.weight.device
     query_texts, document_texts = Texts.of(queries).to(device), Texts.of(documents).to(device)
     query_states, _ = _alone(model, query_texts)
     document_states, seen = _alone(model, document_texts)
-    return EncodedBlock(query_texts, query_states, document_texts, document_states, seen)
-
-
-def signals(model: CrossEncoder, block: EncodedBlock) -> torch.Tensor:
-    """Return the head's signals before anything is read, [queries, documents, signals]."""
-    queries, documents = len(block.queries.ids), len(block.documents.ids)
-    unread = torch.zeros(documents, *block.query_states.shape, device=block.query_states.device)
-    of_pairs = model.head_inputs(*_laid_out(block, unread))[:, : len(CrossEncoder.SIGNALS)]
-    return of_pairs.unflatten(0, (queries, documents))
+    reading_states = _read(model, query_texts, document_texts, seen)
+    return EncodedBlock(query_texts, query_states, document_texts, document_states, reading_states)
 
 
 def logits(model: CrossEncoder, block: EncodedBlock) -> torch.Tensor:
     """Return the logits, [queries, documents]."""
-    reading = _read(model, block)
     device = block.queries.ids.device
     with torch.autocast(device.type, enabled=False):
-        of_pairs: torch.Tensor = model.classifier(model.head_inputs(*_laid_out(block, reading)))
+        of_pairs: torch.Tensor = model.classifier(model.head_inputs(*_laid_out(block)))
     return of_pairs[:, 0].unflatten(0, (len(block.queries.ids), len(block.documents.ids)))
 
 
@@ -85,14 +89,13 @@ def _alone(model: CrossEncoder, texts: Texts) -> tuple[torch.Tensor, list[KeysAn
     return hidden, seen
 
 
-def _read(model: CrossEncoder, block: EncodedBlock) -> torch.Tensor:
+def _read(model: CrossEncoder, queries: Texts, documents: Texts, of_documents: Sequence[KeysAndValues]) -> torch.Tensor:
     """Return the last states of the queries that read: [documents, queries, tokens of a query, size]."""
-    queries, documents = block.queries, block.documents
     count, width = queries.ids.shape
     hidden = model.embed(queries.ids, _positions(queries.ids), torch.ones_like(queries.ids))
     hidden = hidden.repeat(len(documents.ids), 1, 1)
     own_bias = queries.bias.repeat(len(documents.ids), 1, 1, 1)
-    for layer, (document_key, document_value) in zip(model.bert.encoder.layer, block.seen, strict=True):
+    for layer, (document_key, document_value) in zip(model.bert.encoder.layer, of_documents, strict=True):
         query, key, value = model.projections(layer, hidden)
         own = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + own_bias
         together = _by_document(query, count)
@@ -114,7 +117,7 @@ def _by_query(tensor: torch.Tensor, queries: int) -> torch.Tensor:
     return tensor.unflatten(2, (queries, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _laid_out(block: EncodedBlock, reading: torch.Tensor) -> tuple[Columns, torch.Tensor]:
+def _laid_out(block: EncodedBlock) -> tuple[Columns, torch.Tensor]:
     """Return columns and states as the head wants them, a row for each pair: queries first, documents within."""
     queries, documents = block.queries, block.documents
     query_rows = [row[real].tolist() for row, real in zip(queries.ids, queries.real, strict=True)]
@@ -123,9 +126,9 @@ def _laid_out(block: EncodedBlock, reading: torch.Tensor) -> tuple[Columns, torc
     columns = lay_out(**padded(rows, queries.ids.device))
     size = block.query_states.shape[2]
     states = torch.cat(
-        [part.float().reshape(-1, size) for part in (block.query_states, reading, block.document_states)]
+        [part.float().reshape(-1, size) for part in (block.query_states, block.reading_states, block.document_states)]
     )
-    places = _places(query_rows, document_rows, columns.ids.shape[1], reading.shape)
+    places = _places(query_rows, document_rows, columns.ids.shape[1], block.reading_states.shape)
     return columns, states[places.to(states.device)]
 
 

@@ -40,3 +40,11 @@ def weigh_signals(model: CrossEncoder, weights: Sequence[float] = SIGNAL_WEIGHTS
 def scale_of(model: CrossEncoder) -> float:
     """By how much a calibration that was folded in has stretched all weights alike: the cosine's was 1."""
     return float(model.classifier.weight[0, 0].detach())
+
+
+@torch.no_grad()
+def unfold(model: CrossEncoder) -> None:
+    """Take a calibration's slope out of the classifier again, so that the cosine's weight is 1; 0 stays 0."""
+    scale = scale_of(model)
+    model.classifier.weight.div_(scale)
+    model.classifier.bias.div_(scale)

@@ -1,24 +1,34 @@
 """Trains on blocks: every query's distribution over all of a block's documents is drawn towards the teacher's.
 
-The teacher is the model as it starts plus a larger bi-encoder. The learning rate stays the same after the warm-up, and
+The teacher is the shipped model plus a larger bi-encoder. The learning rate stays the same after the warm-up, and
 what is kept is the mean of the last weights (EMA), which is good to use at any step: a run may go on for as long as it
 helps, and a longer one begins as a shorter one does.
 """
 
+import copy
 import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, kl_div, log_softmax, normalize, softmax
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cosine_similarity,
+    cross_entropy,
+    kl_div,
+    log_softmax,
+    normalize,
+    softmax,
+)
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from models.recipes.minilm_qa.block_pass import EncodedBlock, Texts, encode, logits, signals
+from models.recipes.minilm_qa.block_pass import EncodedBlock, Texts, encode, logits
 from models.recipes.minilm_qa.blocks import Block
 from models.recipes.minilm_qa.larger import TextLikeness
 from models.recipes.minilm_qa.negatives import LOOSELY_LABELLED
@@ -29,17 +39,13 @@ from rerankd.tools.training.precision import in_bfloat16
 BLOCKS_PER_STEP = 2
 BLOCKS_PER_WINDOW = 24
 MAX_TOKENS_SHARES = {64: 0.15, 96: 0.25, 128: 0.3, 192: 0.15, 320: 0.1, 512: 0.05}
-LEARNING_RATE = 4e-5
-HEAD_LEARNING_RATE = 3e-4
 WARM_UP_STEPS = 30
 MEAN_OVER_STEPS = 100
 CHECKPOINT_EVERY_S = 150.0
-LEVEL_BLOCKS = 12
-LEVEL_TOKENS = 128
 # brings the logits, whose signals are large, to where a softmax over a list is neither flat nor one document's
 TEMPERATURE = 5.0
-# of the larger bi-encoder's cosine, in units of the start's own
-LARGER_WEIGHT = 3.0
+# of the larger bi-encoder's cosine, in units of the model's own
+LARGER_WEIGHT = 4.0
 # a document is taken for irrelevant if the teacher puts it so far below the relevant one, in its logits, ...
 CREDIBLE_MARGIN = 5.0
 # ... or if the labels say so, and the teacher puts it at most so far above, where labels leave relevant texts out
@@ -47,7 +53,24 @@ DOUBT = 2.0
 LABEL_WEIGHT = 0.3
 MARGIN_WEIGHT = 0.05
 POINTWISE_WEIGHT = 0.1
-LIKENESS_WEIGHT = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How fast a student learns, and what it takes from the teacher beside the order of lists: the larger bi-encoder's
+    likeness of texts, and the last states of the teacher's model.
+    """
+
+    learning_rate: float
+    head_learning_rate: float
+    likeness_weight: float = 0.0
+    states_weight: float = 0.0
+
+
+# for a student that begins with all of the teacher's weights
+CONTINUE = Plan(learning_rate=2e-5, head_learning_rate=1e-4, likeness_weight=0.05)
+# for one that has lost layers: every token's states teach it far more than a pair's score
+IMITATE = Plan(learning_rate=2e-4, head_learning_rate=2e-4, states_weight=5.0)
 
 
 @dataclass
@@ -97,11 +120,25 @@ def likeness_loss(vectors: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return (COSINE_SCALE * (vectors @ vectors.T - wanted)).square().mean()
 
 
-class ListTeacher:
-    """The start's signals plus the larger bi-encoder's cosine. `start` has its signals weighed: by these it teaches."""
+def states_loss(ours: EncodedBlock, theirs: EncodedBlock) -> torch.Tensor:
+    """How far the directions of all tokens' last states are from the teacher's; the head reads nothing else."""
+    pairs = zip(ours.states, theirs.states, strict=True)
+    alike = [cosine_similarity(one.float(), other.float(), dim=1).mean() for one, other in pairs]
+    return 1.0 - torch.stack(alike).mean()
 
-    def __init__(self, start: CrossEncoder, larger: TextLikeness, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.start = start.eval()
+
+class Judgement(NamedTuple):
+    """What the teacher thinks of a block: logits of [queries, documents], and its model's states."""
+
+    logits: torch.Tensor
+    encoded: EncodedBlock
+
+
+class ListTeacher:
+    """A model's logits plus the larger bi-encoder's cosine. The model's own cosine has the weight 1 (`unfold`)."""
+
+    def __init__(self, model: CrossEncoder, larger: TextLikeness, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model.eval()
         self._larger, self._tokenizer = larger, tokenizer
         self._encoder = PairEncoder(tokenizer)
 
@@ -119,40 +156,36 @@ class ListTeacher:
     def likeness(self, block: Block) -> torch.Tensor:
         """Return the larger bi-encoder's cosines of all texts with all, queries first, [texts, texts]."""
         texts = [*block.queries, *block.documents]
-        return self._larger.cosines(texts, texts).to(self.start.classifier.weight.device)
+        return self._larger.cosines(texts, texts).to(self.model.classifier.weight.device)
 
     @torch.no_grad()
-    def start_logits(self, block: Block, *, max_tokens: int) -> torch.Tensor:
-        """Return the start's logits without its bias, [queries, documents]."""
-        weights = self.start.classifier.weight[0, : len(CrossEncoder.SIGNALS)]
-        with in_bfloat16(weights.device):
-            encoded = encode(self.start, *self.rows(block, max_tokens=max_tokens))
-        return signals(self.start, encoded) @ weights
-
-    def logits(self, block: Block, *, max_tokens: int) -> torch.Tensor:
-        """Return the teacher's logits, [queries, documents]."""
+    def judge(self, block: Block, *, max_tokens: int) -> Judgement:
+        """Score each query with each document."""
+        with in_bfloat16(self.model.classifier.weight.device):
+            encoded = encode(self.model, *self.rows(block, max_tokens=max_tokens))
+            own = logits(self.model, encoded)
         between = self.likeness(block)[: len(block.queries), len(block.queries) :]
-        return self.start_logits(block, max_tokens=max_tokens) + LARGER_WEIGHT * COSINE_SCALE * between
+        return Judgement(own + LARGER_WEIGHT * COSINE_SCALE * between, encoded)
 
 
 class ListwiseTrainer:
-    """Holds everything that a checkpoint holds, and takes the steps."""
+    """Holds everything that a checkpoint holds, and takes the steps. `start` is the student before the first."""
 
-    def __init__(self, blocks: Sequence[Block], teacher: ListTeacher, *, out: Path, seed: int) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], teacher: ListTeacher, start: CrossEncoder, plan: Plan, *, out: Path, seed: int
+    ) -> None:
         self.progress = Progress()
-        self._blocks, self._teacher = list(blocks), teacher
+        self._blocks, self._teacher, self._plan = list(blocks), teacher, plan
         self._folder, self._partial, self._seed = out / "checkpoint", out / "checkpoint.partial", seed
         self._recover()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        teacher.start.to(self._device)
-        self._model, self.mean = (self._restored(name) for name in ("last", "mean"))
+        teacher.model.to(self._device)
+        self._model, self.mean = (self._restored(name, start) for name in ("last", "mean"))
         self._model.train()
-        self._optimizer = _optimizer(self._model)
+        self._optimizer = _optimizer(self._model, plan)
         if (self._folder / "progress.pt").exists():
             self._optimizer.load_state_dict(torch.load(self._folder / "optimizer.pt"))
             self.progress = Progress(**torch.load(self._folder / "progress.pt"))
-        else:
-            self._centre()
 
     def run(self, *, minutes: float, steps: int | None = None) -> CrossEncoder:
         """Train until it has taken so long in all, or that number of steps, and return the mean of the last weights."""
@@ -171,17 +204,6 @@ class ListwiseTrainer:
                     last_saved = time.monotonic()
         self._save()
         return self.mean
-
-    @torch.no_grad()
-    def _centre(self) -> None:
-        """Move the bias to between relevant and other documents, so that no step is spent on the level."""
-        levels = []
-        for block in self._blocks[:LEVEL_BLOCKS]:
-            scores = self._teacher.start_logits(block, max_tokens=LEVEL_TOKENS).cpu()
-            relevant = scores.gather(1, torch.tensor(block.relevant)[:, None])
-            levels.append((relevant.mean() + scores.mean()) / 2)
-        for model in (self._model, self.mean):
-            model.classifier.bias.fill_(-sum(levels) / len(levels))
 
     def _steps(self) -> Iterator[list[Block]]:
         """Yield the blocks of a step, window by window, from where the run stopped, for as many passes as it takes."""
@@ -222,9 +244,14 @@ class ListwiseTrainer:
         with in_bfloat16(self._device):
             encoded = encode(self._model, *self._teacher.rows(block, max_tokens=limit))
             student = logits(self._model, encoded)
-        lists = _lists(block, student, self._teacher.logits(block, max_tokens=limit))
-        likeness = likeness_loss(_vectors(encoded), self._teacher.likeness(block))
-        return listwise_loss(lists) + LIKENESS_WEIGHT * likeness
+        judgement = self._teacher.judge(block, max_tokens=limit)
+        loss = listwise_loss(_lists(block, student, judgement.logits))
+        if self._plan.likeness_weight:
+            likeness = likeness_loss(_vectors(encoded), self._teacher.likeness(block))
+            loss = loss + self._plan.likeness_weight * likeness
+        if self._plan.states_weight:
+            loss = loss + self._plan.states_weight * states_loss(encoded, judgement.encoded)
+        return loss
 
     @torch.no_grad()
     def _update_mean(self) -> None:
@@ -249,12 +276,9 @@ class ListwiseTrainer:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._partial.rename(self._folder)
 
-    def _restored(self, name: str) -> CrossEncoder:
-        if (self._folder / "progress.pt").exists():
-            model = load_model(self._folder / name)
-        else:
-            model = CrossEncoder(self._teacher.start.config)
-            model.load_state_dict(self._teacher.start.state_dict())
+    def _restored(self, name: str, start: CrossEncoder) -> CrossEncoder:
+        kept = (self._folder / "progress.pt").exists()
+        model = load_model(self._folder / name) if kept else copy.deepcopy(start)
         model.to(self._device)
         return model
 
@@ -279,9 +303,9 @@ def _means(texts: Texts, states: torch.Tensor) -> torch.Tensor:
     return normalize((states.float() * texts.real[:, :, None]).sum(dim=1), dim=1)
 
 
-def _optimizer(model: CrossEncoder) -> torch.optim.AdamW:
+def _optimizer(model: CrossEncoder, plan: Plan) -> torch.optim.AdamW:
     """The signals' weights are trained with the rest: the teacher's lists hold them about where they are."""
     body = [parameter for parameter in model.bert.parameters() if parameter.requires_grad]
     head = [*model.word_weight.parameters(), *model.hidden.parameters(), *model.classifier.parameters()]
-    groups = [{"params": body, "peak": LEARNING_RATE}, {"params": head, "peak": HEAD_LEARNING_RATE}]
+    groups = [{"params": body, "peak": plan.learning_rate}, {"params": head, "peak": plan.head_learning_rate}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, fused=True)

@@ -73,7 +73,7 @@ class EngineAlone:
         self._engine: LogitsEngine = computed_here(parts.engine)
         self._encode = parts.scorer.by_kind(_PairEncoding())
         preferred = parts.engine.preferred_batch
-        self._limits = replace(preferred, tokens=parts.spec.batch_tokens or preferred.tokens)
+        self._limits = replace(preferred, tokens=parts.read.spec.batch_tokens or preferred.tokens)
         self._pool = ThreadPoolExecutor(parts.engine.workers)
 
     def requests(self, *, seed: int) -> list[list[Encoding]]:

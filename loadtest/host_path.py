@@ -1,6 +1,7 @@
 """What the service itself costs: with an engine that costs nothing, all CPU time is HTTP, texts, queue and arrays.
 
     python -m loadtest.host_path [--against REF] [--batch-tokens 512 65536] [--documents 30] [--clients 32] [--rounds 3]
+    python -m loadtest.host_path --processes 2 [--batch-tokens 65536] [--documents 100]
 
 Prints pairs for each second of CPU time of the service, and microseconds of it a pair by kind of thread. With py-spy
 installed, a last round, which does not count otherwise, tells which parts hold Python's lock how much. `--against` also
@@ -8,6 +9,11 @@ serves an older commit, from a git worktree that is made for it and removed, and
 that the worktree lacks are linked from here. Requests are those of the reference workload, or, with `--corpus`,
 documents of a BEIR folder (`corpus.jsonl`, or `.gz`). No document of the workload comes twice, and there is no cache
 unless `--cache` names one.
+
+`--processes` also serves by that many front-end processes, in turns with one process, and prints microseconds a pair of
+a front end and of the process with the engines. From these follows what both can do on a machine with enough cores: n
+front ends move n pairs in the time of one, until the process with the engine, or one process alone, is busy all of the
+time (its Python runs on one core).
 
 The generator runs on the same machine, which does not matter: CPU time counts here, and wall time does not.
 """
@@ -31,8 +37,10 @@ from random import Random
 from statistics import median
 from typing import Final
 
+import psutil
+
 from loadtest.claims import Claim, conclude, run
-from loadtest.servers import Server, free_port, running, wait_until_ready
+from loadtest.servers import Server, cpu_s_of, free_port, running, wait_until_ready
 from rerankd.config.settings import SHIPPED_REGISTRY
 from rerankd.tools.benchmark.connection import Target
 from rerankd.tools.benchmark.load import Window, closed_loop
@@ -40,6 +48,11 @@ from rerankd.tools.benchmark.workload import Body, Shape, Workload
 
 _ROOT: Final = Path(__file__).parents[1]
 _HERE: Final = "this tree"
+_PROCESSES: Final = "front-end processes"
+_FRONT_END: Final = "front end"
+_FRONT_MODULE: Final = "rerankd.api.front"
+# Two front ends move at least so many times the pairs of one process.
+_LEAST_RATIO: Final = 1.8
 _FILES: Final = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _CORPUS_BODIES: Final = 400
 _MOST_TEXTS: Final = 20_000
@@ -76,10 +89,13 @@ _PARTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One version of the service: its name, and the folder that its package is imported from."""
+    """One version of the service: its name, the folder that its package is imported from, and its front-end
+    processes.
+    """
 
     name: str
     app: Path
+    processes: int = 1
 
 
 @dataclass(slots=True)
@@ -87,11 +103,14 @@ class _Measured:
     """Of one side in one regime, a number for each round; `shares` of the time with Python's lock."""
 
     pairs_per_cpu_s: list[float] = field(default_factory=list)
+    # Most pairs a second with enough cores.
+    bounds: list[float] = field(default_factory=list)
     microseconds: dict[str, list[float]] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
 
-    def add(self, pairs: int, seconds: Mapping[str, float]) -> None:
+    def add(self, pairs: int, seconds: Mapping[str, float], *, processes: int) -> None:
         self.pairs_per_cpu_s.append(pairs / sum(seconds.values()))
+        self.bounds.append(pairs / max(_busy_s(seconds, processes)))
         for kind, taken in seconds.items():
             self.microseconds.setdefault(kind, []).append(1e6 * taken / pairs)
 
@@ -100,6 +119,12 @@ class _Measured:
             yield f"{median(values):7.1f}  {kind}"
         for part, share in sorted(self.shares.items(), key=lambda one: -one[1]):
             yield f"{100 * share:9.1f} %  {part}"
+
+
+def _busy_s(seconds: Mapping[str, float], processes: int) -> list[float]:
+    """How long each process was busy, all of whose threads share its Python's lock."""
+    front_ends = sum(taken for kind, taken in seconds.items() if kind.startswith(_FRONT_END))
+    return [front_ends / processes, sum(seconds.values()) - front_ends]
 
 
 class _Serving:
@@ -112,10 +137,21 @@ class _Serving:
 
     def load(self, bodies: Iterator[Body], window: Window, *, clients: int) -> tuple[int, Mapping[str, float]]:
         """The pairs that were answered, and the CPU time by kind of thread."""
-        before = self.server.cpu_s()
+        before = self._cpu_s()
         measured = run(closed_loop(Target.from_url(self.server.url), bodies, window, clients=clients))
         pairs = sum(sample.documents for sample in measured.samples if sample.answered)
-        return pairs, {kind: taken - before.get(kind, 0.0) for kind, taken in self.server.cpu_s().items()}
+        return pairs, {kind: taken - before.get(kind, 0.0) for kind, taken in self._cpu_s().items()}
+
+    def _cpu_s(self) -> Mapping[str, float]:
+        if self.side.processes == 1:
+            return self.server.cpu_s()
+        children = psutil.Process(self.server.process.pid).children()
+        fronts = [child.pid for child in children if _FRONT_MODULE in child.cmdline()]
+        of_fronts = sum((Counter(cpu_s_of(front)) for front in fronts), start=Counter[str]())
+        return {
+            **{f"{_FRONT_END}: {kind}": taken for kind, taken in of_fronts.items()},
+            **{f"process with the engine: {kind}": taken for kind, taken in cpu_s_of(self.server.process.pid).items()},
+        }
 
     def shares(self, bodies: Iterator[Body], window: Window, *, clients: int) -> Mapping[str, float]:
         """Of the time with Python's lock by part, as py-spy sees it; empty if it is not there."""
@@ -184,6 +220,8 @@ def _serving(side: Side, folder: Path, registry: str, environment: Mapping[str, 
     file.write_text(registry, encoding="utf-8")
     port = free_port()
     command = [sys.executable, "-m", "loadtest.free_service", "serve", "--port", str(port), "--registry", str(file)]
+    if side.processes > 1:
+        command += ["--processes", str(side.processes)]
     paths = {"PYTHONPATH": f"{side.app}{os.pathsep}{_ROOT}"}
     with running(command, port, folder / "log", {**environment, **paths}) as server:
         wait_until_ready(server)
@@ -223,10 +261,13 @@ def main() -> int:
         sides = [Side(_HERE, _ROOT / "app")]
         if arguments.against:
             sides.append(stack.enter_context(older(arguments.against)))
+        if arguments.processes > 1:
+            sides.append(Side(f"{arguments.processes} {_PROCESSES}", _ROOT / "app", arguments.processes))
         for batch_tokens in arguments.batch_tokens:
             for name, measured in _in_turns(sides, folder, model, arguments, window, batch_tokens).items():
                 found[name, batch_tokens] = measured
-    return conclude(_claims(found, arguments.batch_tokens, arguments.against), arguments, _facts(found))
+    others = [side.name for side in sides[1:]]
+    return conclude(_claims(found, arguments.batch_tokens, others), arguments, _facts(found))
 
 
 def _parse() -> argparse.Namespace:
@@ -234,6 +275,7 @@ def _parse() -> argparse.Namespace:
     options.add_argument("--seconds", type=float, default=5.0, help="of each load, at most 60; default: 5")
     options.add_argument("--output", type=Path, help="a JSON file to write")
     options.add_argument("--against", help="a git commit to serve beside this tree")
+    options.add_argument("--processes", type=int, default=1, help="front-end processes to serve with as well")
     options.add_argument("--batch-tokens", nargs="+", type=int, default=[512, 65_536])
     options.add_argument("--documents", type=int, default=30, help="of each request; default: 30")
     options.add_argument("--clients", type=int, default=32)
@@ -263,7 +305,8 @@ def _in_turns(
                 bodies = _bodies(arguments.corpus, documents=arguments.documents, seed=number)
                 measured = found[service.side.name]
                 if number < rounds:
-                    measured.add(*service.load(bodies, window, clients=arguments.clients))
+                    pairs, seconds = service.load(bodies, window, clients=arguments.clients)
+                    measured.add(pairs, seconds, processes=service.side.processes)
                 else:
                     measured.shares = service.shares(bodies, window, clients=arguments.clients)
     return found
@@ -276,13 +319,22 @@ def _without_weights(model: Path, folder: Path) -> Path:
     return folder
 
 
-def _claims(found: Mapping[tuple[str, int], _Measured], budgets: Sequence[int], against: str | None) -> list[Claim]:
+def _claims(found: Mapping[tuple[str, int], _Measured], budgets: Sequence[int], others: Sequence[str]) -> list[Claim]:
     claims = []
     for tokens in budgets:
-        speed = {name: median(one.pairs_per_cpu_s) for (name, of), one in found.items() if of == tokens}
-        claims += [Claim(f"batches of {tokens} tokens: {name}, pairs/s per core", one) for name, one in speed.items()]
-        if against:
-            claims.append(Claim(f"batches of {tokens} tokens: {_HERE} / {against}", speed[_HERE] / speed[against]))
+        measured = {name: one for (name, of), one in found.items() if of == tokens}
+        for name, one in measured.items():
+            claims.append(Claim(f"batches of {tokens} tokens: {name}, pairs/s per core", median(one.pairs_per_cpu_s)))
+            claims.append(Claim(f"batches of {tokens} tokens: {name}, most pairs/s", median(one.bounds)))
+        here = measured[_HERE]
+        for name in others:
+            one = measured[name]
+            if name.endswith(_PROCESSES):
+                ratio = median(one.bounds) / median(here.bounds)
+                claims.append(Claim(f"batches of {tokens} tokens: {name} / one process", ratio, ">=", _LEAST_RATIO))
+            else:
+                ratio = median(here.pairs_per_cpu_s) / median(one.pairs_per_cpu_s)
+                claims.append(Claim(f"batches of {tokens} tokens: {_HERE} / {name}", ratio))
     return claims
 
 

@@ -33,7 +33,7 @@ _OTHER_IDS = np.array([5, 6], dtype=np.int64)
 _SPANS = np.array([[0, 2]], dtype=np.int64)
 
 
-def _no_patches() -> FloatArray:
+def _no_patches(_image: bytes, _digest: bytes, _owner: str) -> FloatArray:
     return np.zeros((4, 2), dtype=np.float32)
 
 
@@ -52,7 +52,7 @@ TASKS: dict[str, tuple[Task[Any], list[Any], list[int]]] = {
         ReadImages((1, 2)),
         [
             Encoding(_IDS, 1),
-            *(IllustratedEncoding(_IDS, 1, (SeenImage(name, 2, 2, _no_patches),)) for name in (b"a", b"b")),
+            *(IllustratedEncoding(_IDS, 1, (SeenImage(name, 2, 2, b"", "", _no_patches),)) for name in (b"a", b"b")),
         ],
         [3, 3, 3],
     ),

@@ -341,10 +341,10 @@ async def _served(
     passages = PassageStage(cached, scorer, batcher, tokenizing, plan=PassagePlan())
     stage: Stage = SeveralQueriesStage(BlankStage(passages, tokenizing, drops=drops_nothing), clock=clock)
 
-    def fits(query: str, documents: Sequence[str], options: ScoreOptions) -> bool:
+    async def fits(query: str, documents: Sequence[str], options: ScoreOptions) -> bool:
         characters = sum(len(query) + len(document) for document in documents)
         estimate = Estimate(characters=characters, items=len(documents), longest=scorer.max_length)
-        return batcher.fits(estimate, options.terms)
+        return await batcher.fits(estimate, options.terms)
 
     model = ServedModel(name=name, aliases=(), observer=observer)
     canary = Canary(pairs=(), tolerance=None)

@@ -22,7 +22,7 @@ from rerankd.api.job_lines import LineAnswers
 from rerankd.api.jobs import FILES, job_routes
 from rerankd.api.lifecycle import Lifecycle
 from rerankd.api.middleware import BodyBounds, BodyLimit, RequestContext
-from rerankd.api.ops import HEALTH, OperationsEndpoints, operations_routes
+from rerankd.api.ops import HEALTH, CollectMetrics, OperationsEndpoints, operations_routes
 from rerankd.api.parsing.bodies import BodyLimits, BodyReader
 from rerankd.api.playground import playground_files
 from rerankd.api.rerank import RerankPaths, rerank_routes
@@ -34,6 +34,7 @@ from rerankd.gateway.administration import Administration
 from rerankd.gateway.failures import CANCELLED, CallerGone
 from rerankd.gateway.gateway import Gateway
 from rerankd.jobs.jobs import Jobs
+from rerankd.telemetry.merged_metrics import Collecting
 from rerankd.telemetry.metrics import PrometheusObserver
 
 if TYPE_CHECKING:
@@ -82,10 +83,15 @@ def create_app(  # noqa: PLR0913 - what it puts HTTP before
     *,
     reading: "Reading | None" = None,
     jobs: Jobs | None = None,
+    metrics: CollectMetrics | None = None,
 ) -> FastAPI:
     """The HTTP application in front of a running gateway. Without admin keys it has no `/admin`. `reading` is what it
-    shares with whatever answers the lines of its `jobs`.
+    shares with whatever answers the lines of its `jobs`. `metrics` None: those of this process.
     """
+
+    async def own_metrics() -> Collecting:
+        return observer.registry
+
     app = FastAPI(
         title="rerankd",
         version=__version__,
@@ -104,7 +110,9 @@ def create_app(  # noqa: PLR0913 - what it puts HTTP before
     )
     app.include_router(router)
     app.include_router(job_routes(jobs, reading.bodies, gateway=gateway))
-    operations = OperationsEndpoints(gateway=gateway, lifecycle=lifecycle, metrics=observer.registry, document=document)
+    operations = OperationsEndpoints(
+        gateway=gateway, lifecycle=lifecycle, metrics=metrics or own_metrics, document=document
+    )
     app.include_router(operations_routes(operations, gateway=gateway, private=settings.private))
     administered = administration is not None and administration.admin_keys is not None
     if administration is not None and administration.admin_keys is not None:

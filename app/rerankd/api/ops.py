@@ -1,13 +1,12 @@
 """Endpoints besides reranking: health, readiness, metrics, the served models."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import orjson
 from fastapi import APIRouter
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -21,8 +20,11 @@ from rerankd.api.lifecycle import Lifecycle
 from rerankd.config.api_keys import Scope
 from rerankd.gateway.gateway import Gateway
 from rerankd.serving.model import ServedModel
+from rerankd.telemetry.merged_metrics import Collecting
 
 Json = dict[str, Any]
+# The metrics of this process, or of all processes of this service.
+CollectMetrics = Callable[[], Awaitable[Collecting]]
 
 _ERRORS: Final[Json] = {
     "description": "An error; the message says what to change.",
@@ -111,7 +113,7 @@ class OperationsEndpoints:
         *,
         gateway: Gateway,
         lifecycle: Lifecycle,
-        metrics: CollectorRegistry,
+        metrics: CollectMetrics,
         document: FixedAnswer,
     ) -> None:
         self._service = gateway.service
@@ -151,10 +153,10 @@ class OperationsEndpoints:
             self._expositions[content_type] = asyncio.create_task(self._exposition(encode, content_type))
         return Response(await asyncio.shield(self._expositions[content_type]), media_type=content_type)
 
-    async def _exposition(self, encode: Callable[[CollectorRegistry], bytes], content_type: str) -> bytes:
+    async def _exposition(self, encode: Callable[[Any], bytes], content_type: str) -> bytes:
         await asyncio.sleep(0)
         del self._expositions[content_type]
-        return encode(self._metrics)
+        return encode(await self._metrics())
 
     async def models(self) -> Response:
         """The served models, as OpenAI's clients and NVIDIA's expect the list."""

@@ -31,6 +31,7 @@ from rerankd.serving.faults import faults_on_signal
 from rerankd.telemetry.metrics import PrometheusObserver
 
 if TYPE_CHECKING:
+    from rerankd.api.front import FrontEnd
     from rerankd.telemetry.otel import Tracing
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,9 @@ _OTHER_FILES: Final = 256
 _STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or SIGQUIT, then drain. SIGHUP reads the API keys and the registry again.
+async def serve(settings: Settings, front: "FrontEnd | None" = None) -> None:
+    """Serve until SIGTERM, SIGINT or SIGQUIT, then drain. SIGHUP reads the API keys and the registry again. `front`:
+    this is one of several front-end processes.
 
     Raises:
         ConfigError: the registry or the cache URL is unusable.
@@ -53,22 +55,28 @@ async def serve(settings: Settings) -> None:
     observer = PrometheusObserver(names_keys=settings.private)
     lifecycle = Lifecycle()
     async with (
-        running_administration(settings, observer) as (gateway, administration),
+        running_administration(settings, observer, channel=None if front is None else front.channel) as (
+            gateway,
+            administration,
+        ),
         reloading_on_hangup(administration.hang_up),
         traces(settings) as tracing,
         _jobs(settings, gateway, observer) as (reading, jobs),
     ):
-        app = create_app(settings, gateway, observer, lifecycle, administration, tracing, reading=reading, jobs=jobs)
+        metrics = None if front is None else front.metrics_with(observer)
+        app = create_app(
+            settings, gateway, observer, lifecycle, administration, tracing, reading=reading, jobs=jobs, metrics=metrics
+        )
         app.openapi()  # takes a tenth of a second, which no request should
         limiter = ConnectionLimiter(_connection_limits(settings), observer)
         _allow_open_files(limiter.limits.max_connections + limiter.limits.probe_connections + _OTHER_FILES)
         server = DrainingServer(_uvicorn(app, settings, limiter), lifecycle, delay_s=settings.shutdown_delay_s)
-        announcing = asyncio.create_task(_announce(server, gateway, settings), name="announce")
+        announcing = asyncio.create_task(_announce(server, gateway, settings, front), name="announce")
         tune_garbage_collector()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
             with faults_on_signal() if settings.debug_faults else nullcontext():
-                await server.serve()
+                await server.serve(sockets=None if front is None else front.attach(server))
         finally:
             announcing.cancel()
             await asyncio.gather(announcing, return_exceptions=True)
@@ -106,8 +114,10 @@ async def traces(settings: Settings) -> "AsyncIterator[Tracing | None]":
         await tracing.close()
 
 
-async def _announce(server: "DrainingServer", gateway: Gateway, settings: Settings) -> None:
+async def _announce(server: "DrainingServer", gateway: Gateway, settings: Settings, front: "FrontEnd | None") -> None:
     await server.listening.wait()
+    if front is not None and not front.speaks:
+        return
     keyed = not gateway.keys.open
     port: int = server.servers[0].sockets[0].getsockname()[1]
     if not keyed:
@@ -178,6 +188,7 @@ class DrainingServer(uvicorn.Server):
         self._lifecycle = lifecycle
         self._delay_s = delay_s
         self.listening = asyncio.Event()
+        self.is_front = False
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Open the port, and set `listening`."""
@@ -190,16 +201,28 @@ class DrainingServer(uvicorn.Server):
         """Unlike uvicorn's own, do not raise the signal again afterwards: models and caches must be closed first."""
         loop = asyncio.get_running_loop()
         for number in _STOPPING:
-            loop.add_signal_handler(number, self._drain)
+            loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
             for number in _STOPPING:
                 loop.remove_signal_handler(number)
 
-    def _drain(self) -> None:
+    def _on_signal(self) -> None:
+        if self._lifecycle.draining and self.is_front:
+            return  # a supervisor may signal all processes, and the scheduler tells this one too
         if self._lifecycle.draining:
-            self.force_exit = self.should_exit = True
+            self.stop_now()
+        else:
+            self.drain()
+
+    def stop_now(self) -> None:
+        """Stop without waiting for running requests."""
+        self.force_exit = self.should_exit = True
+
+    def drain(self) -> None:
+        """Begin to drain, unless that has begun."""
+        if self._lifecycle.draining:
             return
         logger.info("stopping: running requests will finish; new ones are accepted for another %g s", self._delay_s)
         self._lifecycle.draining = True

@@ -95,6 +95,31 @@ class Forecast:
         return Work(self._seen.tokens + tokens, self._seen.squares + tokens * tokens / self._items)
 
 
+class TextLengths:
+    """Learns how many tokens texts have, by their characters. Each caller's texts are of their own kind."""
+
+    def __init__(self) -> None:
+        # The caller last heard of is last.
+        self._tokens_per_character: dict[str, float] = {}
+
+    def forecast(self, estimate: Estimate, *, caller: str = "") -> Forecast:
+        """How much work a caller's texts should be, by how many tokens its characters have been so far."""
+        return Forecast(estimate, density=self._tokens_per_character.get(caller, _TOKENS_PER_CHARACTER))
+
+    def learn(self, *, characters: int, tokens: int, caller: str = "") -> None:
+        """Take in how many tokens a caller's characters were."""
+        if characters:
+            known = self._tokens_per_character.pop(caller, _TOKENS_PER_CHARACTER)
+            self._tokens_per_character[caller] = _MEMORY * known + (1 - _MEMORY) * tokens / characters
+            if len(self._tokens_per_character) > _REMEMBERED_CALLERS:
+                del self._tokens_per_character[next(iter(self._tokens_per_character))]
+
+
+def is_surprising(work: Work, *, admitted: Work) -> bool:
+    """Whether a request exceeds what it was admitted for by a factor that calls for a new check."""
+    return work.tokens > _SURPRISING * admitted.tokens
+
+
 class Admission:
     """Answers for one model."""
 
@@ -103,8 +128,6 @@ class Admission:
         self._cost = cost
         self._max_waiting_tokens = max_waiting_tokens
         self._workers = workers
-        # Each caller's texts are of their own kind; the caller last heard of is last.
-        self._tokens_per_character: dict[str, float] = {}
         self._admitted_at = -inf
         self._reserved: Counter[str] = Counter()
         # Tokens that callers asked for lately, each counting less and less.
@@ -126,23 +149,6 @@ class Admission:
         self._reserved[caller] += tokens
         if not self._reserved[caller]:
             del self._reserved[caller]
-
-    def forecast(self, estimate: Estimate, *, caller: str = "") -> Forecast:
-        """How much work a caller's texts should be, by how many tokens its characters have been so far."""
-        return Forecast(estimate, density=self._tokens_per_character.get(caller, _TOKENS_PER_CHARACTER))
-
-    def learn_length(self, *, characters: int, tokens: int, caller: str = "") -> None:
-        """Take in how many tokens a caller's characters were."""
-        if characters:
-            known = self._tokens_per_character.pop(caller, _TOKENS_PER_CHARACTER)
-            self._tokens_per_character[caller] = _MEMORY * known + (1 - _MEMORY) * tokens / characters
-            if len(self._tokens_per_character) > _REMEMBERED_CALLERS:
-                del self._tokens_per_character[next(iter(self._tokens_per_character))]
-
-    @staticmethod
-    def is_surprising(work: Work, *, admitted: Work) -> bool:
-        """Whether a request exceeds what it was admitted for by a factor that calls for a new check."""
-        return work.tokens > _SURPRISING * admitted.tokens
 
     def check(self, work: Work, terms: Terms, *, now: float, busy_s: float, admitted: Work | None = None) -> None:
         """Admit a request, or say why not. `busy_s` is what the passes that run will still take; `admitted` is what a

@@ -16,7 +16,7 @@ from math import inf
 from time import perf_counter
 from typing import Final, Generic, TypeVar
 
-from rerankd.batching.admission import Admission, Estimate
+from rerankd.batching.admission import Admission, Estimate, TextLengths
 from rerankd.batching.cost import CostModel
 from rerankd.batching.passes import Pass, Passes
 from rerankd.batching.planner import BatchPlanner, Entry
@@ -132,6 +132,7 @@ class Batcher(Generic[T, R]):
         self._stuck_after_s = stuck_after_s
         self._coalesce = coalesce
         self._failures_logged: set[type[Exception]] = set()
+        self.lengths = TextLengths()
         self.admission = Admission(planner, self._cost, max_waiting_tokens=max_waiting_tokens, workers=passes.limit)
         self._jobs: dict[int, _Job[T, R]] = {}
         # Open entries by what tells their items apart: those that wait, and those whose pass runs.
@@ -162,25 +163,36 @@ class Batcher(Generic[T, R]):
             DeadlineExceeded: the deadline could not be met by an idle server either.
             Unavailable: the model was stopped.
         """
-        forecast = self.admission.forecast(estimate, caller=terms.caller)
-        self._check(forecast.work, terms)
-        ticket = Ticket(self.admission, self._check, self._serve, terms, forecast)
+        forecast = self.lengths.forecast(estimate, caller=terms.caller)
+        ticket = Ticket(self.lengths, self.reserve(forecast.work, terms), terms, forecast)
         try:
             yield ticket
         finally:
             ticket.release()
 
-    def fits(self, estimate: Estimate, terms: Terms) -> bool:
+    def reserve(self, work: Work, terms: Terms) -> "BatcherReservation[T, R]":
+        """Admit this much work, or refuse it; nothing is held for it yet.
+
+        Raises:
+            Overloaded, DeadlineExceeded, Unavailable: see `admit`.
+        """
+        self.check(work, terms)
+        return BatcherReservation(self, terms)
+
+    async def fits(self, estimate: Estimate, terms: Terms) -> bool:
         """Whether a request would be answered whole before its deadline, as far as can be known now."""
-        forecast = self.admission.forecast(estimate, caller=terms.caller)
+        return self.fits_work(self.lengths.forecast(estimate, caller=terms.caller).work, terms)
+
+    def fits_work(self, work: Work, terms: Terms) -> bool:
+        """The same for this much work."""
         now = self._clock()
-        return self.admission.fits(forecast.work, replace(terms, partial=False), now=now, busy_s=self._busy_s(now))
+        return self.admission.fits(work, replace(terms, partial=False), now=now, busy_s=self._busy_s(now))
 
     def _busy_s(self, now: float) -> float:
         """What the passes that run will still take."""
         return sum(one.left_s(now) for one in self._passes) / self._engine.limit
 
-    async def _serve(self, items: list[WorkItem[T]], terms: Terms) -> Outcome[R]:
+    async def serve(self, items: list[WorkItem[T]], terms: Terms) -> Outcome[R]:
         """Compute the items of an admitted request.
 
         Raises:
@@ -226,6 +238,10 @@ class Batcher(Generic[T, R]):
         """In tokens, as the engine computes them."""
         return [self._planner.length(item.cost) for item in items]
 
+    def rounded(self, longest: int) -> list[int]:
+        """As how many tokens the engine computes each length, from 0 to `longest`."""
+        return [0, *map(self._planner.length, range(1, longest + 1))]
+
     async def run(self) -> None:
         """Serve until cancelled; requests that still wait then fail, since the model is gone."""
         leave_trace()
@@ -238,7 +254,7 @@ class Batcher(Generic[T, R]):
             for job in self._jobs.values():
                 _fail(job, _gone(self._model))
 
-    def _check(self, work: Work, terms: Terms, admitted: Work | None = None) -> None:
+    def check(self, work: Work, terms: Terms, admitted: Work | None = None) -> None:
         """Refuse a request, or do nothing; `admitted` is what one that is checked again was admitted for.
 
         Raises:
@@ -528,6 +544,30 @@ class Batcher(Generic[T, R]):
             padded_tokens=self._area(batch),
             seconds=seconds,
         )
+
+
+class BatcherReservation(Generic[T, R]):
+    """What a request holds of the queue of a batcher."""
+
+    def __init__(self, batcher: Batcher[T, R], terms: Terms) -> None:
+        self._batcher = batcher
+        self._terms = terms
+        self._held = 0
+
+    def hold(self, tokens: int) -> None:
+        if tokens != self._held:
+            self._batcher.admission.reserve(self._terms.caller, tokens - self._held)
+            self._held = tokens
+
+    def check_again(self, work: Work, admitted: Work) -> None:
+        self.hold(0)
+        self._batcher.check(work, self._terms, admitted)
+
+    def take_back(self, tokens: int) -> None:
+        self._batcher.admission.take_back(self._terms.caller, tokens)
+
+    async def serve(self, items: list[WorkItem[T]]) -> Outcome[R]:
+        return await self._batcher.serve(items, self._terms)
 
 
 def _fail(job: _Job[T, R], failure: RerankError) -> None:

@@ -1,10 +1,15 @@
-"""An admitted request's way through the batcher: what it should cost is reserved, then its items are computed."""
+"""An admitted request's way to the engine: what it should cost is reserved, then its items are computed.
 
-from collections.abc import Awaitable, Callable, Sequence
+Stages submit work through an `Intake`. The batcher of this process is one; where front-end processes share a scheduler
+(`rerankd.serving.processes`), its client there is another.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from rerankd.batching.admission import Admission, Forecast, Tokenized
+from rerankd.batching.admission import Estimate, Forecast, TextLengths, Tokenized, is_surprising
 from rerankd.batching.work import Work, WorkItem
 from rerankd.domain import Terms
 
@@ -26,9 +31,24 @@ class Outcome(Generic[R]):
     inference_s: float
 
 
-# Refuses a request or does nothing; the last work is what one that is checked again was admitted for.
-Check = Callable[[Work, Terms, Work | None], None]
-Serve = Callable[[list[WorkItem[T]], Terms], Awaitable[Outcome[R]]]
+class Reservation(Protocol[T, R]):
+    """What an admitted request holds of the queue."""
+
+    def hold(self, tokens: int) -> None:
+        """Reserve this many tokens from now on, in place of those before."""
+
+    def check_again(self, work: Work, admitted: Work) -> None:
+        """Check a request that turned out to be more than it was admitted for. What it held is released.
+
+        Raises:
+            Overloaded, DeadlineExceeded, Unavailable: as for a request that comes now.
+        """
+
+    def take_back(self, tokens: int) -> None:
+        """Expect that much less of the caller: its request comes again."""
+
+    async def serve(self, items: list[WorkItem[T]]) -> Outcome[R]:
+        """Compute items; nothing is reserved any more. See `Ticket.run` for what it raises."""
 
 
 class Ticket(Generic[T, R]):
@@ -36,17 +56,13 @@ class Ticket(Generic[T, R]):
     it that is tokenized.
     """
 
-    def __init__(
-        self, admission: Admission, check: Check, serve: Serve[T, R], terms: Terms, forecast: Forecast
-    ) -> None:
-        self._admission = admission
-        self._check = check
-        self._serve = serve
+    def __init__(self, lengths: TextLengths, reservation: Reservation[T, R], terms: Terms, forecast: Forecast) -> None:
+        self._lengths = lengths
+        self._reservation = reservation
         self._terms = terms
         self._forecast = forecast
         self._admitted = forecast.work
         self._begun = False
-        self._reserved = 0
         self._reserve(forecast.work.tokens)
 
     def correct(self, part: Tokenized) -> None:
@@ -58,16 +74,13 @@ class Ticket(Generic[T, R]):
             RateLimited: the caller's quota does not last for it.
         """
         self._terms.meter.read(part.tokens)
-        self._admission.learn_length(
-            caller=self._terms.caller, characters=part.whole_characters, tokens=part.whole_tokens
-        )
+        self._lengths.learn(caller=self._terms.caller, characters=part.whole_characters, tokens=part.whole_tokens)
         if self._begun:
             return
         self._forecast.correct(part)
         work = self._forecast.work
-        if self._admission.is_surprising(work, admitted=self._admitted):
-            self.release()
-            self._check(work, self._terms, self._admitted)
+        if is_surprising(work, admitted=self._admitted):
+            self._reservation.check_again(work, self._admitted)
             self._admitted = work
         self._reserve(work.tokens)
 
@@ -82,7 +95,7 @@ class Ticket(Generic[T, R]):
         """
         self._begun = True
         self.release()
-        return await self._serve(items, self._terms)
+        return await self._reservation.serve(items)
 
     def release(self) -> None:
         """Reserve nothing more."""
@@ -92,10 +105,34 @@ class Ticket(Generic[T, R]):
         """Release, so that the request asks for what is left of it as if it had not asked yet."""
         self.release()
         if not self._terms.background:
-            self._admission.take_back(self._terms.caller, self._admitted.tokens)
+            self._reservation.take_back(self._admitted.tokens)
 
     def _reserve(self, tokens: int) -> None:
-        if self._terms.background:
-            return  # nobody waits for it
-        self._admission.reserve(self._terms.caller, tokens - self._reserved)
-        self._reserved = tokens
+        if not self._terms.background:  # nobody waits for it
+            self._reservation.hold(tokens)
+
+
+class Intake(Protocol[T, R]):
+    """Where stages submit a model's work."""
+
+    @property
+    def lengths(self) -> TextLengths:
+        """How long texts are expected to be."""
+
+    def admit(self, estimate: Estimate, terms: Terms) -> AbstractAsyncContextManager[Ticket[T, R]]:
+        """Admit a request, or refuse it, before its texts are tokenized.
+
+        Raises:
+            Overloaded: too much waits, or the deadline cannot be met now; `retry_after_s` says when to come back.
+            DeadlineExceeded: the deadline could not be met by an idle server either.
+            Unavailable: the model was stopped.
+        """
+
+    async def fits(self, estimate: Estimate, terms: Terms) -> bool:
+        """Whether a request would be answered whole before its deadline, as far as can be known now."""
+
+    def lengths_of(self, items: Sequence[WorkItem[T]]) -> list[int]:
+        """In tokens, as the engine computes them."""
+
+    def alive_at(self) -> float:
+        """When the engine was last seen to work, on the clock of `time.perf_counter`."""

@@ -70,6 +70,16 @@ def open_cache(
     return CACHES[parts.scheme](parts)
 
 
+def part_of(url: str, *, processes: int) -> str:
+    """The URL of the cache of each of several processes, which together hold what this one says.
+
+    Raises:
+        ConfigError: an unknown parameter.
+    """
+    parts = split_url(url)
+    return MemoryCache.part_of_url(parts, processes=processes) if parts.scheme == "memory" else url
+
+
 def open_redis(url: str, access: Access, *, instead: str) -> "GuardedRedis":
     """The Redis that a URL names. Nothing is connected yet. `instead` is what happens while it is away, for the log.
 

@@ -33,6 +33,15 @@ class MemoryCache:
         limits = (given["max_mb"] * 2**20 // _SMALL_BYTES, given["max_entries"])
         return cls(max_entries=min(limit for limit in limits if limit))
 
+    @staticmethod
+    def part_of_url(url: SplitResult, *, processes: int) -> str:
+        """The URL of the cache of each of several processes, which together hold as much."""
+        given = read_parameters(url, {"max_mb": 0, "max_entries": 0})
+        if not given["max_entries"]:
+            given["max_mb"] = given["max_mb"] or DEFAULT_MAX_MB
+        parts = [f"{name}={max(1, limit // processes)}" for name, limit in given.items() if limit]
+        return f"memory://?{'&'.join(parts)}"
+
     def __len__(self) -> int:
         return len(self._entries)
 

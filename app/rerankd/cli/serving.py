@@ -1,21 +1,18 @@
 """`rerankd serve`: models over HTTP, or a check of the configuration."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-import uvloop
 from rich.console import Console
 
+from rerankd.api.service_process import run_service
 from rerankd.api.transport.listening import check_address
 from rerankd.cli.app import RegistryOption, log_warnings_only
 from rerankd.cli.listing import list_problems
-from rerankd.concurrency.worker import exit_beside_hung_calls
 from rerankd.config.settings import Settings, read_settings, try_settings
 from rerankd.errors import ConfigError
 from rerankd.serving.choosing import refuse_unserved_folders
-from rerankd.telemetry import logs
 from rerankd.tools.checking import Checked, check_settings
 
 Models = Annotated[
@@ -28,6 +25,12 @@ Models = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)]
 Port = Annotated[int | None, typer.Option(help="Port to listen on.", show_default=False)]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, help="Front-end processes; with several, one more has the engines.", show_default=False
+    ),
+]
 Names = Annotated[
     list[str] | None, typer.Option(help="What requests call the MODEL; one for each.", show_default=False)
 ]
@@ -59,6 +62,7 @@ def serve(
     *,
     host: Host = None,
     port: Port = None,
+    processes: Processes = None,
     registry: RegistryOption = None,
     name: Names = None,
     device: Device = None,
@@ -79,7 +83,7 @@ def serve(
         raise ConfigError("give MODEL or --registry, not both; a registry can name further models itself")
     of_model: dict[str, object] = {"name": tuple(name or ()), "device": device, "dtype": dtype, "template": template}
     of_model |= {"adapter": adapter, "adapter_of": adapter_of, "certify": certify}
-    given: dict[str, object] = {"host": host, "port": port, "registry": registry}
+    given: dict[str, object] = {"host": host, "port": port, "processes": processes, "registry": registry}
     given["model"] = tuple(models or ()) or (() if registry else None)
     given |= {f"model_{option}": value or None for option, value in of_model.items()}
     options = [f"--{option.replace('_', '-')}" for option, value in of_model.items() if value]
@@ -90,18 +94,16 @@ def serve(
         raise typer.Exit(_report(check_settings(settings, known=known, load=load), settings, loaded=load))
     settings = read_settings(**given)
     _refuse_without_model(settings, options)
-    _run(settings)
-
-
-def _run(settings: Settings) -> None:
-    from rerankd.api.server import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
-
     check_address(settings.host, settings.port)
     refuse_unserved_folders(settings)
-    with logs.serving(settings.log_level, logs.LogFormat(settings.log_format)):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve_http(settings))
-        exit_beside_hung_calls()
+    if settings.processes > 1:
+        from rerankd.api.fronts import serve as serve_by_fronts  # noqa: PLC0415 - as below
+
+        run_service(settings, serve_by_fronts(settings, given))
+    else:
+        from rerankd.api.server import serve as serve_http  # noqa: PLC0415 - other commands need no web framework
+
+        run_service(settings, serve_http(settings))
 
 
 def _refuse_without_model(settings: Settings, options: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ The only file that reads the environment. Only the composition root and the comm
 import os
 import re
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from ipaddress import ip_network
 from pathlib import Path
@@ -25,7 +26,7 @@ from rerankd.config.variables import ENVIRONMENT_PREFIX, name_problems
 from rerankd.errors import ConfigError
 
 _ROOT_PATH: Final = re.compile(r"(/[^/?#]+)*")
-_NEEDING_KEYS: Final = frozenset({"private", "cache_scope"})
+_NEEDING_KEYS: Final = frozenset({"private", "cache_scope", "processes_cores"})
 _LEAST_SECRET_CHARS: Final = 16
 
 SHIPPED_REGISTRY = Path(str(files("rerankd") / "models" / "registry.toml"))
@@ -42,6 +43,18 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Front-end processes, which read, tokenize and answer requests. With more than one, a process of "
+        "its own has the engines (docs/processes.md).",
+    )
+    processes_cores: Annotated[tuple[frozenset[int], ...], NoDecode] = Field(
+        default=(),
+        description="The CPU cores of each front-end process, then those of the process with the engines, as "
+        "`0-3;4-7;8-31`. Not set: they share all cores.",
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(),
         description="Comma-separated API keys. Not set: every client that reaches the service may use it. May not be "
@@ -316,6 +329,25 @@ class Settings(BaseSettings):
     def _split_models(cls, value: object) -> object:
         return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
 
+    @field_validator("processes_cores", mode="before")
+    @classmethod
+    def _read_cores(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(frozenset(_cores(part)) for part in value.split(";") if part.strip())
+        except ValueError:
+            raise ValueError(f"must be lists of cores such as 0-3;4-7;8,10-31, not {value!r:.60}") from None
+
+    @model_validator(mode="after")
+    def _cores_for_each_process(self) -> "Settings":
+        if self.processes_cores and len(self.processes_cores) != self.processes + 1:
+            raise ValueError(
+                f"RERANKD_PROCESSES_CORES has {len(self.processes_cores)} lists of cores; {self.processes} front-end "
+                f"processes and the one with the engines need {self.processes + 1}"
+            )
+        return self
+
     @field_validator("root_path")
     @classmethod
     def _is_a_prefix(cls, value: str) -> str:
@@ -416,6 +448,13 @@ def try_settings(**overrides: Any) -> tuple[Settings, list[str]]:  # noqa: ANN40
     wrong |= _NEEDING_KEYS
     defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in wrong}
     return Settings(**(given | defaults)), problems
+
+
+def _cores(part: str) -> Iterator[int]:
+    """The cores of a list such as `0-3,8`."""
+    for piece in part.split(","):
+        first, _, last = piece.partition("-")
+        yield from range(int(first), int(last or first) + 1)
 
 
 def _no_network(text: str) -> str:

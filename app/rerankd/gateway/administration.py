@@ -5,19 +5,17 @@ Each command leaves a line in the log `rerankd.audit`, with its origin and its o
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
+from rerankd.concurrency.channel import Channel
 from rerankd.config.api_keys import ApiKey, read_admin_keys, read_api_keys
 from rerankd.config.settings import Settings
 from rerankd.errors import ConfigError, NotChanged, RerankError
 from rerankd.gateway.keys import ApiKeys, KeyChanges
+from rerankd.gateway.together import Command, Together
 from rerankd.serving.hosting import Changes, HostedModel, ModelHost
 from rerankd.serving.model import ServedModel
-
-T = TypeVar("T")
 
 audit = logging.getLogger("rerankd.audit")
 logger = logging.getLogger(__name__)
@@ -28,12 +26,29 @@ HANGUP: Final = "SIGHUP"
 class Administration:
     """Commands to a running service. `by` is the name of an admin key, or of a signal."""
 
-    def __init__(self, settings: Settings, *, keys: ApiKeys, admin_keys: ApiKeys | None, host: ModelHost) -> None:
-        """`admin_keys` None: nobody may send commands, and only signals do."""
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        keys: ApiKeys,
+        admin_keys: ApiKeys | None,
+        host: ModelHost,
+        channel: Channel | None = None,
+    ) -> None:
+        """`admin_keys` None: nobody may send commands, and only signals do. `channel`: to the scheduler, where this is
+        one of several front ends.
+        """
         self._settings = settings
         self._keys = keys
         self.admin_keys = admin_keys
         self._host = host
+        self._commands: dict[str, Command] = {
+            "reload of keys": lambda _: read_keys_again(settings, keys, admin_keys),
+            "reload": lambda _: host.reload(),
+            "load": host.load,
+            "unload": host.unload,
+        }
+        self._together = None if channel is None else Together(channel, self._commands)
 
     async def hang_up(self) -> None:
         """Read models again, and API keys where they come from files. What cannot be used changes nothing, and the log
@@ -52,8 +67,8 @@ class Administration:
         Raises:
             NotChanged: a file cannot be used; the message never holds a key.
         """
-        reload = partial(read_keys_again, self._settings, self._keys, self.admin_keys)
-        return await self._do(reload, "reload of keys", by=by)
+        changes: KeyChanges = await self._do("reload of keys", by=by)
+        return changes
 
     async def reload_models(self, *, by: str) -> Changes:
         """Read the registry again and serve what it says, or change nothing.
@@ -61,7 +76,8 @@ class Administration:
         Raises:
             NotChanged: something in it cannot be served; the message names every problem.
         """
-        return await self._do(self._host.reload, "reload", by=by)
+        changes: Changes = await self._do("reload", by=by)
+        return changes
 
     async def load(self, name: str, *, by: str) -> HostedModel:
         """Load a model from its files, again if it serves already.
@@ -70,7 +86,7 @@ class Administration:
             ModelNotFound, InvalidRequest: see `ModelHost.load`.
             NotChanged: it cannot be loaded; if it served before, it still does.
         """
-        await self._do(lambda: self._host.load(name), "load", by=by, model=name)
+        await self._do("load", by=by, model=name)
         return self._host.hosted(name)
 
     async def unload(self, name: str, *, by: str) -> HostedModel:
@@ -79,7 +95,7 @@ class Administration:
         Raises:
             ModelNotFound, InvalidRequest: see `ModelHost.unload`.
         """
-        await self._do(lambda: self._host.unload(name), "unload", by=by, model=name)
+        await self._do("unload", by=by, model=name)
         return self._host.hosted(name)
 
     @property
@@ -91,10 +107,15 @@ class Administration:
         """The models that are served, and their versions."""
         return [self._host.hosted(model.name) for model in self._host.catalog.models]
 
-    async def _do(self, command: Callable[[], Awaitable[T]], name: str, *, by: str, **told: Any) -> T:  # noqa: ANN401
+    async def _do(self, name: str, *, by: str, model: str = "") -> Any:  # noqa: ANN401 - each has its own outcome
         """Run a command and log it."""
+        told = {"model": model} if model else {}
         try:
-            outcome = await command()
+            if self._together is None:
+                outcome = await self._commands[name](model)
+            else:
+                named = self._host.catalog.named(model).name if model else ""
+                outcome = await self._together.run(name, named)
         except (ConfigError, RerankError) as error:
             audit.error("%s changed nothing: %s", name, error, extra={"by": by, **told})
             if isinstance(error, RerankError):

@@ -193,7 +193,13 @@ class RequestMeter:
             self._taken += more
 
     def compute(self, tokens: int) -> None:
+        """Count tokens that went to the engine. A request that was cancelled may hear of some after it has ended: they
+        are taken then.
+        """
+        before = self.spent
         self._computed += tokens
+        if self._settled:
+            self._allowance.give_back(before - self.spent)
 
     def start_over(self) -> None:
         """Forget what was read and computed, but keep what was reserved: another model answers instead."""
@@ -202,14 +208,16 @@ class RequestMeter:
     def settle(self, tokens: int) -> None:
         """The request succeeded and costs `tokens`; a partial answer costs at least what was computed for it."""
         self._settled = True
-        self._allowance.give_back(self._taken - max(tokens, self._spent()))
+        self._allowance.give_back(self._taken - max(tokens, self.spent))
 
     def close(self) -> None:
         """The request has ended. If it did not succeed, it costs what was computed for it."""
         if not self._settled:
             self.settle(0)
 
-    def _spent(self) -> int:
+    @property
+    def spent(self) -> int:
+        """What it costs if it fails now."""
         unread = max(0, self._read - self._computed)
         return self._computed + unread // _TOKENIZED_PER_COMPUTED
 

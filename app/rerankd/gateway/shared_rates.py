@@ -16,7 +16,7 @@ from functools import partial
 from hashlib import blake2b
 from math import inf
 from time import perf_counter
-from typing import Final
+from typing import Final, Protocol
 from uuid import uuid4
 
 from rerankd.cache.guarded import GuardedRedis
@@ -71,7 +71,7 @@ return {taken, string.format('%.17g', level), string.format('%.6f', now)}
 """
 
 
-class _SharedBucket:
+class SharedBucket:
     """One limit of a key. `known` is the bucket as Redis told it last, less what was taken here since. `unsent` was
     used here, and Redis does not know it yet.
     """
@@ -87,15 +87,34 @@ class _SharedBucket:
         self.unsent += amount
 
 
+class RateStore(Protocol):
+    """Counts the limits of keys for several processes. `replicas`: how many were seen last."""
+
+    clock: Callable[[], float]
+
+    @property
+    def replicas(self) -> int: ...
+
+    async def take(self, bucket: SharedBucket, amount: float, *, forced: bool = False) -> bool:
+        """Take an amount if anything is left, or by force, and learn what is left then.
+
+        Raises:
+            CacheUnavailable: the store is away.
+        """
+
+    def settle(self, bucket: SharedBucket) -> None:
+        """Tell the store soon what a bucket has not sent."""
+
+
 class SharedAllowance:
     """A key's limits in Redis, and while that is away this replica's share of them; see `rates.Counted`."""
 
-    def __init__(self, rates: Rates, key: str, store: "SharedRates") -> None:
+    def __init__(self, rates: Rates, key: str, store: RateStore) -> None:
         self._rates = rates
         self._store = store
         requests, tokens = request_bucket(rates), token_bucket(rates)
-        self._requests = _SharedBucket(f"quota:{key}:requests", requests) if requests else None
-        self._tokens = _SharedBucket(f"quota:{key}:tokens", tokens) if tokens else None
+        self._requests = SharedBucket(f"quota:{key}:requests", requests) if requests else None
+        self._tokens = SharedBucket(f"quota:{key}:tokens", tokens) if tokens else None
         self._buckets = (self._requests, self._tokens)
         # While Redis is away: what is left of this replica's share, and what would be if nobody had asked.
         self._share: Allowance | None = None
@@ -215,7 +234,7 @@ class SharedRates:
         self._name = uuid4().hex
         # Redis's clock by ours; unknown before the first answer.
         self._ahead_s = inf
-        self._unsettled: dict[_SharedBucket, None] = {}
+        self._unsettled: dict[SharedBucket, None] = {}
         self._work_waits = asyncio.Event()
 
     def open(self, name: str, rates: Rates) -> Counted:
@@ -224,7 +243,7 @@ class SharedRates:
             return Allowance(rates)
         return SharedAllowance(rates, blake2b(name.encode(), digest_size=16).hexdigest(), self)
 
-    async def take(self, bucket: _SharedBucket, amount: float, *, forced: bool = False) -> bool:
+    async def take(self, bucket: SharedBucket, amount: float, *, forced: bool = False) -> bool:
         """Take an amount if anything is left, or by force, and learn what is left then.
 
         Raises:
@@ -248,7 +267,7 @@ class SharedRates:
         bucket.known.level, bucket.known.filled_at = float(level) - bucket.unsent, self.clock()
         return bool(taken)
 
-    def settle(self, bucket: _SharedBucket) -> None:
+    def settle(self, bucket: SharedBucket) -> None:
         """Tell Redis soon what a bucket has not sent."""
         self._unsettled[bucket] = None
         self._work_waits.set()

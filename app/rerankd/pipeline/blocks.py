@@ -8,7 +8,7 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import IntArray, ScoreOptions, Scores, Timings
 from rerankd.errors import ScoringFailed
@@ -24,7 +24,7 @@ _CHARACTERS_PER_SLICE: Final = 10_000
 
 
 class BlockStage(Generic[T, R]):
-    def __init__(self, scorer: BlockScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
+    def __init__(self, scorer: BlockScorer[T, R], batcher: Intake[T, R], tokenizing: SharedWorker) -> None:
         self._scorer = scorer
         self._batcher = batcher
         self._tokenizing = tokenizing
@@ -35,7 +35,7 @@ class BlockStage(Generic[T, R]):
         Raises:
             InvalidRequest: the query leaves no room for a document.
             ScoringFailed: the model's score of a document is not a finite number.
-            Overloaded, DeadlineExceeded, Unavailable: see `Batcher.admit` and `Ticket.run`.
+            Overloaded, DeadlineExceeded, Unavailable: see `Intake.admit` and `Ticket.run`.
         """
         started = perf_counter()
         estimate = Estimate(characters=sum(map(len, documents)) + len(query), items=1, longest=self._scorer.max_length)

@@ -2,7 +2,7 @@
 the deadline, beside what waits already. The others have no score, and follow in the order of the request.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.domain import ScoreOptions, Scores
 from rerankd.pipeline.stage import Stage
 
@@ -20,7 +20,7 @@ class BudgetStage:
     model reads of a pair.
     """
 
-    def __init__(self, inner: Stage, batcher: Batcher[Any, Any], *, longest: int) -> None:
+    def __init__(self, inner: Stage, batcher: Intake[Any, Any], *, longest: int) -> None:
         self._inner = inner
         self._batcher = batcher
         self._longest = longest
@@ -35,11 +35,11 @@ class BudgetStage:
             return await self._inner.score(query, documents, options)
         ends = list(accumulate(len(query) + len(document) for document in documents))
 
-        def fits(depth: int) -> bool:
+        async def fits(depth: int) -> bool:
             estimate = Estimate(characters=ends[depth - 1], items=depth, longest=self._longest)
-            return self._batcher.fits(estimate, options.terms)
+            return await self._batcher.fits(estimate, options.terms)
 
-        depth = deepest(len(documents), fits)
+        depth = await deepest(len(documents), fits)
         if depth == len(documents):
             return await self._inner.score(query, documents, options)
         others = len(documents) - depth
@@ -47,12 +47,12 @@ class BudgetStage:
         return Scores.concatenate([await self._inner.score(query, documents[:depth], options), unread])
 
 
-def deepest(most: int, fits: Callable[[int], bool]) -> int:
+async def deepest(most: int, fits: Callable[[int], Awaitable[bool]]) -> int:
     """The largest depth from 1 to `most` that fits, where less than a depth that fits does too; 1 if none does."""
-    if fits(most):
+    if await fits(most):
         return most
     fitting, failing = 1, most
     while failing - fitting > 1:
         middle = (fitting + failing) // 2
-        fitting, failing = (middle, failing) if fits(middle) else (fitting, middle)
+        fitting, failing = (middle, failing) if await fits(middle) else (fitting, middle)
     return fitting

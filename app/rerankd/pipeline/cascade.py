@@ -1,6 +1,6 @@
 """A cheap model first, then expensive ones: each member reorders the best documents of the member before."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,12 +13,12 @@ from rerankd.pipeline.windowed import values_of_order
 from rerankd.telemetry.spans import traced
 
 
-def _always(_query: str, _documents: Sequence[str], _options: ScoreOptions) -> bool:
+async def _always(_query: str, _documents: Sequence[str], _options: ScoreOptions) -> bool:
     return True
 
 
 # Whether a model would score documents for a query before the deadline, as far as can be known now.
-Fits = Callable[[str, Sequence[str], ScoreOptions], bool]
+Fits = Callable[[str, Sequence[str], ScoreOptions], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class CascadeStage:
             asked = _as_member(options, top_n=top_n)
             texts = [documents[index] for index in order[: member.depth].tolist()]
             if options.budgeted:
-                texts = texts[: _cut(member, query, texts, asked, least=0 if number else 1)]
+                texts = texts[: await _cut(member, query, texts, asked, least=0 if number else 1)]
             best = order[: len(texts)].copy()
             if member is self._members[-1] and not options.terms.partial:
                 asked = replace(asked, settled=settled_of(options.settled, best))
@@ -80,14 +80,14 @@ class CascadeStage:
         yield top_n
 
 
-def _cut(member: Member, query: str, texts: Sequence[str], options: ScoreOptions, *, least: int) -> int:
+async def _cut(member: Member, query: str, texts: Sequence[str], options: ScoreOptions, *, least: int) -> int:
     """How many of these documents a member can score in time, `least` of them at least."""
 
-    def fits(depth: int) -> bool:
-        return member.fits(query, texts[:depth], options)
+    async def fits(depth: int) -> bool:
+        return await member.fits(query, texts[:depth], options)
 
-    depth = deepest(len(texts), fits)
-    return depth if depth > 1 or fits(1) else least
+    depth = await deepest(len(texts), fits)
+    return depth if depth > 1 or await fits(1) else least
 
 
 async def _scored(

@@ -10,8 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 
 from rerankd.batching.admission import Estimate, Tokenized
-from rerankd.batching.batcher import Batcher
-from rerankd.batching.ticket import Ticket
+from rerankd.batching.ticket import Intake, Ticket
 from rerankd.batching.work import WorkItem
 from rerankd.cache.keys import comparison_key
 from rerankd.concurrency.sharing import SharedWorker
@@ -133,7 +132,7 @@ class ChosenStage(Generic[T, R]):
     def __init__(
         self,
         comparator: Comparator[T, R],
-        batcher: Batcher[T, R],
+        batcher: Intake[T, R],
         tokenizing: SharedWorker,
         *,
         known: KnownScores | None,
@@ -153,7 +152,7 @@ class ChosenStage(Generic[T, R]):
         Raises:
             InvalidRequest: a wish is out of the operator's bounds, or a prompt does not fit into the model.
             ScoringFailed: the model's score of a document is not a finite number.
-            Overloaded, DeadlineExceeded, Unavailable: see `Batcher.admit` and `Ticket.run`.
+            Overloaded, DeadlineExceeded, Unavailable: see `Intake.admit` and `Ticket.run`.
             RateLimited: the caller's quota does not last for another round.
         """
         course = self._course(documents, options)
@@ -181,7 +180,7 @@ class _Asking(Generic[T, R]):
     """Asks the model."""
 
     comparator: Comparator[T, R]
-    batcher: Batcher[T, R]
+    batcher: Intake[T, R]
     tokenizing: SharedWorker
 
     def estimate(self, query: str, documents: Sequence[str], course: Course, *, prompts: int) -> Estimate:

@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from rerankd.batching.admission import Estimate, Tokenized
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import in_chunks
 from rerankd.domain import BoolArray, IntArray, ScoreOptions, Timings, Truncation
@@ -47,7 +47,7 @@ class Texts(Protocol):
 class BatchedTexts(Generic[T, R]):
     """Embeds every text, by the model."""
 
-    def __init__(self, scorer: VectorScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
+    def __init__(self, scorer: VectorScorer[T, R], batcher: Intake[T, R], tokenizing: SharedWorker) -> None:
         self._scorer = scorer
         self._batcher = batcher
         self._tokenizing = tokenizing
@@ -57,7 +57,7 @@ class BatchedTexts(Generic[T, R]):
 
         Raises:
             InvalidRequest: a query is too long, or the model reads no instruction.
-            Overloaded, DeadlineExceeded, ScoringFailed, Unavailable: see `Batcher.admit` and `Ticket.run`.
+            Overloaded, DeadlineExceeded, ScoringFailed, Unavailable: see `Intake.admit` and `Ticket.run`.
         """
         started = perf_counter()
         longest = self._scorer.max_length

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import Document, PassagePlan, ScoreOptions, Scores, Timings, Truncation
 from rerankd.pipeline.chunks import chunks, share_of
@@ -40,7 +40,7 @@ class ExtractStage:
         self,
         inner: Stage,
         reader: PairReader,
-        batcher: Batcher[Any, Any],
+        batcher: Intake[Any, Any],
         tokenizing: SharedWorker,
         *,
         plan: PassagePlan,

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.turns import Share
 from rerankd.domain import GroupPlan, Remark, ScoreOptions, Scores
@@ -41,7 +41,7 @@ def groups_of(keys: Sequence[bytes], plan: GroupPlan) -> list[Window]:
 class GroupedStage(Generic[T, R]):
     """All groups of a request are one trip through the batcher: one serial round."""
 
-    def __init__(self, scorer: GroupScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
+    def __init__(self, scorer: GroupScorer[T, R], batcher: Intake[T, R], tokenizing: SharedWorker) -> None:
         self._scorer = scorer
         self._batcher = batcher
         self._tokenizing = tokenizing
@@ -52,7 +52,7 @@ class GroupedStage(Generic[T, R]):
 
         Raises:
             InvalidRequest: a prompt does not fit into the model, or the model reads no instruction.
-            Overloaded, DeadlineExceeded, ScoringFailed, Unavailable: see `Batcher.admit` and `Ticket.run`.
+            Overloaded, DeadlineExceeded, ScoringFailed, Unavailable: see `Intake.admit` and `Ticket.run`.
         """
         keys = await keys_of("groups", query, documents)
         passes = self._scorer.plan.passes

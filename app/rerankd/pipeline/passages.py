@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import (
     FloatArray,
@@ -89,7 +89,7 @@ class PassageStage:
         self,
         inner: Stage,
         reader: PairReader,
-        batcher: Batcher[Any, Any],
+        batcher: Intake[Any, Any],
         tokenizing: SharedWorker,
         *,
         plan: PassagePlan,

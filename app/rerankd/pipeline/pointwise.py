@@ -7,8 +7,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rerankd.batching.admission import Estimate, Tokenized
-from rerankd.batching.batcher import Batcher
-from rerankd.batching.ticket import Outcome, Ticket
+from rerankd.batching.ticket import Intake, Outcome, Ticket
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import BoolArray, FloatArray, IntArray, ScoreOptions, Scores, SpanArray, Timings, Truncation
 from rerankd.pipeline.items import EncodedItems, encode_items, encoded_items, finished, tokenized
@@ -19,7 +18,7 @@ R = TypeVar("R")
 
 
 class PointwiseStage(Generic[T, R]):
-    def __init__(self, scorer: PairScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
+    def __init__(self, scorer: PairScorer[T, R], batcher: Intake[T, R], tokenizing: SharedWorker) -> None:
         self._scorer = scorer
         self._writes = scorer if isinstance(scorer, Writes) else None
         self._grades = scorer if isinstance(scorer, Grades) else None
@@ -33,7 +32,7 @@ class PointwiseStage(Generic[T, R]):
 
         Raises:
             InvalidRequest: the query leaves no room for a document.
-            Overloaded, DeadlineExceeded, ScoringFailed, Unavailable: see `Batcher.admit` and `Ticket.run`.
+            Overloaded, DeadlineExceeded, ScoringFailed, Unavailable: see `Intake.admit` and `Ticket.run`.
         """
         started = perf_counter()
         estimate = Estimate(

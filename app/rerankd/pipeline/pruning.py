@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import (
     Aggregation,
@@ -77,7 +77,7 @@ class PruneStage:
         inner: Stage,
         marking: Marking,
         reader: PairReader,
-        batcher: Batcher[Any, Any],
+        batcher: Intake[Any, Any],
         tokenizing: SharedWorker,
         *,
         plan: PassagePlan,

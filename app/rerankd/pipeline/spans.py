@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.concurrency.worker import in_chunks
 from rerankd.domain import (
@@ -62,7 +62,7 @@ class SpanStage:
         self,
         inner: Stage,
         reader: PairReader,
-        batcher: Batcher[Any, Any],
+        batcher: Intake[Any, Any],
         tokenizing: SharedWorker,
         *,
         plan: PassagePlan,

@@ -7,8 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from rerankd.batching.admission import Estimate, Tokenized
-from rerankd.batching.batcher import Batcher
-from rerankd.batching.ticket import Outcome, Ticket
+from rerankd.batching.ticket import Intake, Outcome, Ticket
 from rerankd.batching.work import WorkItem
 from rerankd.concurrency.gathering import gather_or_cancel
 from rerankd.concurrency.sharing import SharedWorker
@@ -47,7 +46,7 @@ class WindowPrompts(Generic[T, R]):
     def __init__(
         self,
         scorer: WindowWriter[T],
-        batcher: Batcher[T, R],
+        batcher: Intake[T, R],
         tokenizing: SharedWorker,
         query: str,
         documents: Sequence[str],

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import FloatArray, ScoreOptions, Scores, Settled, Terms, WindowPlan, WindowWishes
 from rerankd.errors import ConfigError, InvalidRequest, ScoringFailed
@@ -22,7 +22,7 @@ R = TypeVar("R")
 class WindowedStage(Generic[T, R]):
     """Its scores say the order and nothing else: n for the best of n documents down to 1, divided by n."""
 
-    def __init__(self, scorer: ListScorer[T, R], batcher: Batcher[T, R], tokenizing: SharedWorker) -> None:
+    def __init__(self, scorer: ListScorer[T, R], batcher: Intake[T, R], tokenizing: SharedWorker) -> None:
         check_windows(scorer)
         self._scorer = scorer
         self._batcher = batcher
@@ -34,7 +34,7 @@ class WindowedStage(Generic[T, R]):
         Raises:
             InvalidRequest: a wish is out of the operator's bounds, or a prompt does not fit into the model.
             ScoringFailed: the model's score of a candidate is not a finite number.
-            Overloaded, DeadlineExceeded, Unavailable: see `Batcher.admit` and `Ticket.run`.
+            Overloaded, DeadlineExceeded, Unavailable: see `Intake.admit` and `Ticket.run`.
             RateLimited: the caller's quota does not last for another round.
         """
         wishes = options.windows or WindowWishes()
@@ -51,7 +51,7 @@ class WindowedStage(Generic[T, R]):
 class _Ranking(Generic[T, R]):
     """One request on its way through its schedule."""
 
-    def __init__(self, scorer: ListScorer[T, R], batcher: Batcher[T, R], prompts: WindowPrompts[T, R]) -> None:
+    def __init__(self, scorer: ListScorer[T, R], batcher: Intake[T, R], prompts: WindowPrompts[T, R]) -> None:
         self._scorer = scorer
         self._batcher = batcher
         self._prompts = prompts

@@ -174,6 +174,9 @@ class ReadsImages(Protocol):
     def samples(self, text: str) -> Sequence[str]:
         """Documents for trying the model, one of each kind that it reads; the last has an image."""
 
+    def patches(self, image: bytes, digest: bytes, owner: str) -> FloatArray:
+        """What its engine reads of an image; see `SeenImage`."""
+
 
 class PairScorer(Scorer, PairReader, Protocol[T, R_contra]):
     """Scores are absolute: a pair's score does not depend on the request's other documents."""

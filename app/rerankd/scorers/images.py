@@ -6,7 +6,6 @@ checked by the header, before a pixel is decoded.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
@@ -109,10 +108,10 @@ class ImageReader:
         pixels = self._pixels(document.image, document.digest, owner)
         height, width, _ = pixels.shape
         size = self._preprocess.patch_size
-        patches = partial(self._patches, document.image, document.digest, owner)
-        return SeenImage(document.digest, height // size, width // size, patches)
+        return SeenImage(document.digest, height // size, width // size, document.image, owner, self.patches)
 
-    def _patches(self, image: bytes, digest: bytes, owner: str) -> FloatArray:
+    def patches(self, image: bytes, digest: bytes, owner: str) -> FloatArray:
+        """The patches of an image that was read; see `SeenImage`."""
         pixels = self._pixels(image, digest, owner)
         read = self._preprocess(
             images=[pixels],

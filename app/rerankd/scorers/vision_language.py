@@ -81,6 +81,7 @@ class VisionLanguage:
             if answer is not None
         )
         self._reads = template.reads
+        self._reader = reader
         self.task = ReadImages(tuple(tokens))
         self.max_length = max_length
         self.pad_id = read.pad_id
@@ -123,6 +124,10 @@ class VisionLanguage:
         """Documents for trying the model, one of each kind that it reads; the last has an image."""
         plain = [] if self._reads == "image" else [text]
         return [*plain, Document(text if self._reads == "text and image" else "", image=_SAMPLE)]
+
+    def patches(self, image: bytes, digest: bytes, owner: str) -> FloatArray:
+        """As `ImageReader.patches`."""
+        return self._reader.patches(image, digest, owner)
 
     def encode(
         self,

@@ -4,7 +4,7 @@ newer version may replace it, and it may be unloaded and loaded again.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -81,7 +81,7 @@ def _nothing() -> None:
     pass
 
 
-def _always(_query: str, _documents: Sequence[str], _options: ScoreOptions) -> bool:
+async def _always(_query: str, _documents: Sequence[str], _options: ScoreOptions) -> bool:
     return True
 
 
@@ -116,7 +116,7 @@ class LoadedModel:
     alive_at: Callable[[], float] = _never
     trouble: Callable[[], str] = str
     estimate: Callable[[str, Sequence[str], ScoreOptions], int] = _about
-    fits: Callable[[str, Sequence[str], ScoreOptions], bool] = _always
+    fits: Callable[[str, Sequence[str], ScoreOptions], Awaitable[bool]] = _always
     usage: Usage = field(default_factory=Usage)
 
 

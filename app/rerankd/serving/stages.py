@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from rerankd.batching.admission import Estimate
-from rerankd.batching.batcher import Batcher
+from rerankd.batching.ticket import Intake
 from rerankd.cache.base import Cache
 from rerankd.concurrency.sharing import SharedWorker
 from rerankd.domain import (
@@ -130,7 +130,7 @@ class StageBuilder:
     scores of pairs.
     """
 
-    batcher: Batcher[Any, Any]
+    batcher: Intake[Any, Any]
     tokenizing: SharedWorker
     cache: Cache | None
     fingerprint: str

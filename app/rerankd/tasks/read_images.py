@@ -10,14 +10,22 @@ from rerankd.tasks.encoding import Encoding, lengths_of
 
 @dataclass(frozen=True, slots=True)
 class SeenImage:
-    """An image as a model sees it: `rows` by `columns` patches. `patches` computes their numbers, shape
-    [rows * columns, numbers of a patch], float32: megabytes, so that only those of a pass are in memory.
+    """An image as a model sees it: `rows` by `columns` patches. `read` makes their numbers of the `image`, its digest
+    and its owner.
     """
 
     digest: bytes
     rows: int
     columns: int
-    patches: Callable[[], FloatArray]
+    image: bytes
+    owner: str
+    read: Callable[[bytes, bytes, str], FloatArray]
+
+    def patches(self) -> FloatArray:
+        """Shape [rows * columns, numbers of a patch], float32: megabytes, so that only those of a pass are in
+        memory.
+        """
+        return self.read(self.image, self.digest, self.owner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ class LogWriter:
     def __init__(
         self, descriptor: int, *, report: Callable[[int], bytes], max_held_bytes: int = MAX_HELD_BYTES
     ) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._report = report
         self._max_held_bytes = max_held_bytes
         self._lines: SimpleQueue[bytes | None] = SimpleQueue()
@@ -90,7 +90,7 @@ class LogWriter:
         view = memoryview(content)
         while view:
             try:
-                view = view[os.write(self._descriptor, view) :]
+                view = view[os.write(self.descriptor, view) :]
             except BlockingIOError:
                 # Another program with the same terminal or pipe made it non-blocking.
                 self._wait_until_writable()
@@ -102,5 +102,5 @@ class LogWriter:
     def _wait_until_writable(self) -> None:
         poll = select.poll()
         with suppress(OSError):
-            poll.register(self._descriptor, select.POLLOUT)
+            poll.register(self.descriptor, select.POLLOUT)
             poll.poll(1000)

@@ -116,6 +116,11 @@ def serving(level: str, form: LogFormat) -> Iterator[None]:
             os.dup2(real, _STANDARD_ERROR)
 
 
+def log_descriptor() -> int:
+    """Where the log of this process goes, for a process that it starts; call it within `serving`."""
+    return _writers[-1].descriptor
+
+
 def _real_standard_error() -> int:
     try:
         return os.dup(_STANDARD_ERROR)

@@ -5,7 +5,7 @@ from time import perf_counter
 
 import pytest
 
-from rerankd.batching.admission import Admission, Estimate, Forecast, Tokenized
+from rerankd.batching.admission import Admission, Estimate, Forecast, TextLengths, Tokenized, is_surprising
 from rerankd.batching.cost import CostModel
 from rerankd.batching.planner import BatchPlanner, Entry
 from rerankd.batching.work import Work
@@ -266,31 +266,31 @@ def _part(characters: int, *, items: int, work: Work) -> Tokenized:
 
 
 def test_an_estimate_learns_from_what_texts_turned_out_to_be() -> None:
-    admission = _admission()
-    assert admission.forecast(_estimate(400, items=1)).work.tokens == 100
+    lengths = TextLengths()
+    assert lengths.forecast(_estimate(400, items=1)).work.tokens == 100
     for _ in range(200):
-        admission.learn_length(characters=400, tokens=200)
-    admission.learn_length(characters=0, tokens=5)
-    estimate = admission.forecast(_estimate(400, items=4)).work
+        lengths.learn(characters=400, tokens=200)
+    lengths.learn(characters=0, tokens=5)
+    estimate = lengths.forecast(_estimate(400, items=4)).work
     assert estimate.tokens == pytest.approx(200, rel=0.01)
     assert estimate.squares == pytest.approx(200 * 200 / 4, rel=0.02)
-    assert admission.forecast(_estimate(4_000_000, items=4)).work.tokens == 4 * 512
+    assert lengths.forecast(_estimate(4_000_000, items=4)).work.tokens == 4 * 512
 
 
 def test_texts_of_one_caller_say_nothing_of_those_of_another() -> None:
-    admission = _admission()
+    lengths = TextLengths()
     for _ in range(200):
-        admission.learn_length(characters=400, tokens=400, caller="dense")
-    dense, other = (admission.forecast(_estimate(400, items=1), caller=name).work for name in ("dense", "other"))
+        lengths.learn(characters=400, tokens=400, caller="dense")
+    dense, other = (lengths.forecast(_estimate(400, items=1), caller=name).work for name in ("dense", "other"))
     assert dense.tokens == pytest.approx(400, rel=0.01)
     assert other.tokens == 100
 
 
 def test_of_callers_without_number_only_the_latest_are_remembered() -> None:
-    admission = _admission()
+    lengths = TextLengths()
     for number in range(1001):
-        admission.learn_length(characters=100, tokens=100, caller=str(number))
-    tokens = [admission.forecast(_estimate(100, items=1), caller=name).work.tokens for name in ("0", "1")]
+        lengths.learn(characters=100, tokens=100, caller=str(number))
+    tokens = [lengths.forecast(_estimate(100, items=1), caller=name).work.tokens for name in ("0", "1")]
     assert tokens == [25, 29]
 
 
@@ -312,7 +312,7 @@ def test_no_text_is_expected_to_be_longer_than_it_is_cut() -> None:
 
 @pytest.mark.parametrize(("tokens", "surprising"), [(100, False), (125, False), (126, True)])
 def test_a_request_much_larger_than_it_was_admitted_for_is_surprising(tokens: int, surprising: bool) -> None:
-    assert Admission.is_surprising(_work(tokens), admitted=_work(100)) == surprising
+    assert is_surprising(_work(tokens), admitted=_work(100)) == surprising
 
 
 def test_a_request_that_is_asked_about_again_is_expected_but_once() -> None:

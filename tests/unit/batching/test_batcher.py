@@ -536,11 +536,11 @@ def _tokenized(*, characters: int, tokens: int, whole: bool = True) -> Tokenized
 
 async def test_texts_that_were_cut_teach_nothing_about_their_length() -> None:
     async with running_batcher(TextEngine(), RecordingObserver()) as batcher:
-        before = batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512)).work
+        before = batcher.lengths.forecast(Estimate(characters=1000, items=1, longest=512)).work
         async with batcher.admit(Estimate(characters=1_000_000, items=1, longest=8), Terms()) as ticket:
             ticket.correct(_tokenized(characters=1_000_000, tokens=8, whole=False))
             await ticket.run(text_items([1] * 8))
-        assert batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512)).work == before
+        assert batcher.lengths.forecast(Estimate(characters=1000, items=1, longest=512)).work == before
 
 
 async def test_nothing_is_left_reserved_so_that_a_large_request_finds_nothing_waiting() -> None:
@@ -560,7 +560,7 @@ async def test_how_many_tokens_a_character_is_gets_learnt_for_each_caller() -> N
             async with batcher.admit(Estimate(characters=1000, items=1, longest=512), Terms(caller="a")) as ticket:
                 ticket.correct(_tokenized(characters=1000, tokens=50))
         tokens = [
-            batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512), caller=name).work.tokens
+            batcher.lengths.forecast(Estimate(characters=1000, items=1, longest=512), caller=name).work.tokens
             for name in ("a", "b")
         ]
         assert tokens[0] == pytest.approx(50, rel=0.1)

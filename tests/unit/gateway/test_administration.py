@@ -19,6 +19,10 @@ class _Host:
     async def reload(self) -> Changes:
         return Changes(default="a")
 
+    async def load(self, name: str) -> None: ...
+
+    async def unload(self, name: str) -> None: ...
+
 
 @pytest.mark.parametrize("in_a_file", [False, True])
 async def test_a_hangup_reads_keys_again_where_a_file_has_them(

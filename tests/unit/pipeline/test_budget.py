@@ -17,20 +17,20 @@ class _Batcher:
     def __init__(self, characters: int) -> None:
         self._characters = characters
 
-    def fits(self, estimate: Estimate, _terms: Terms) -> bool:
+    async def fits(self, estimate: Estimate, _terms: Terms) -> bool:
         return estimate.characters <= self._characters
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 10, 1000])
-def test_the_deepest_is_the_last_that_fits(most: int) -> None:
+async def test_the_deepest_is_the_last_that_fits(most: int) -> None:
     for limit in {0, 1, 2, most // 2, most - 1, most, most + 1}:
         tried: list[int] = []
 
-        def fits(depth: int, limit: int = limit, tried: list[int] = tried) -> bool:
+        async def fits(depth: int, limit: int = limit, tried: list[int] = tried) -> bool:
             tried.append(depth)
             return depth <= limit
 
-        assert deepest(most, fits) == max(1, min(limit, most))
+        assert await deepest(most, fits) == max(1, min(limit, most))
         assert len(tried) <= 12
 
 

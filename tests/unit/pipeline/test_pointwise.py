@@ -107,10 +107,10 @@ async def test_documents_that_the_caller_has_cut_short_do_not_make_others_look_s
     with SharedWorker.open(name="tokenize", threads=1) as tokenizing:
         async with running_batcher(ArithmeticEngine(), RecordingObserver()) as batcher:
             stage = PointwiseStage(WordScorer(), batcher, tokenizing)
-            before = batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512)).work
+            before = batcher.lengths.forecast(Estimate(characters=1000, items=1, longest=512)).work
             for _ in range(20):
                 await stage.score("query", ["a long document " * 50], ScoreOptions(max_tokens_per_doc=2))
-            assert batcher.admission.forecast(Estimate(characters=1000, items=1, longest=512)).work == before
+            assert batcher.lengths.forecast(Estimate(characters=1000, items=1, longest=512)).work == before
 
 
 async def test_documents_that_the_caller_will_have_cut_short_take_little_room() -> None:

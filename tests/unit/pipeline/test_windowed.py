@@ -360,7 +360,10 @@ async def test_a_member_settles_as_many_as_the_next_one_reads(
 
 
 def reads_at_most(most: int) -> Fits:
-    return lambda _query, documents, _options: len(documents) <= most
+    async def fits(_query: str, documents: Sequence[str], _options: ScoreOptions) -> bool:
+        return len(documents) <= most
+
+    return fits
 
 
 @pytest.mark.parametrize(

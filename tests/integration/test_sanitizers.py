@@ -1,4 +1,4 @@
-"""The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on any CPU."""
+"""The C++ kernels and WordPiece under AddressSanitizer and UndefinedBehaviorSanitizer, on any CPU."""
 
 import subprocess
 from pathlib import Path
@@ -49,9 +49,20 @@ def test_the_kernels_make_no_mistake_of_memory_or_arithmetic(tmp_path: Path) -> 
     kernels = tmp_path / "_compiled.so"
     runner.build_kernels(kernels)
     # wide layers take minutes, and go the same ways; there is one instruction set; another process measures memory
-    ran = runner.run_tests(
-        kernels, "-k", "not 1088 and not 384 and not of_this_cpu and not different and not 8192 and not 2000"
-    )
+    others = "not 1088 and not 384 and not of_this_cpu and not different and not 8192 and not 2000"
+    check_that_tests_pass(runner.run_tests(runner.KERNELS_MODULE, kernels, "-k", others))
+
+
+@pytest.mark.timeout(900)
+def test_wordpiece_makes_no_mistake_of_memory_or_arithmetic(tmp_path: Path) -> None:
+    require_program(runner.COMPILER)
+    wordpiece = tmp_path / "_compiled.so"
+    runner.build_wordpiece(wordpiece)
+    # "tiny": random texts, by hypothesis; the other vocabularies go the same ways and take longer
+    check_that_tests_pass(runner.run_tests(runner.WORDPIECE_MODULE, wordpiece, "-k", "adversarial or tiny"))
+
+
+def check_that_tests_pass(ran: "subprocess.CompletedProcess[str]") -> None:
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-4000:]
     assert " passed" in ran.stdout
     assert "skipped" not in ran.stdout

@@ -1,4 +1,4 @@
-"""Runs the tests of the C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Runs the tests of the C++ kernels and of WordPiece under AddressSanitizer and UndefinedBehaviorSanitizer.
 
 The layers are compiled with an instruction set in plain C++ (emulated.h), so this runs on any CPU. Each load, store and
 alignment is checked, and each dot product for overflow. A report ends the tests. It takes about a minute to compile.
@@ -16,7 +16,13 @@ import pybind11
 
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 KERNELS: Final = _ROOT / "app" / "rerankd" / "engines" / "onnx" / "kernels"
-_TESTS: Final = ("tests/unit/engines/test_kernels.py",)
+WORDPIECE: Final = _ROOT / "app" / "rerankd" / "scorers" / "wordpiece"
+KERNELS_MODULE: Final = "rerankd.engines.onnx.kernels._compiled"
+WORDPIECE_MODULE: Final = "rerankd.scorers.wordpiece._compiled"
+_TESTS: Final = {
+    KERNELS_MODULE: "tests/unit/engines/test_kernels.py",
+    WORDPIECE_MODULE: "tests/unit/scorers/test_document_tokenizer.py",
+}
 COMPILER: Final = "g++"
 _FLAGS: Final = (
     *("-std=c++17", "-O1", "-g1", "-ffp-contract=off"),
@@ -48,19 +54,24 @@ def build_kernels(target: Path) -> None:
     build([*sorted(KERNELS.glob("*.cpp")), KERNELS / "isa" / "sets.cpp", emulated], target, shared=True)
 
 
-def run_tests(kernels: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    """Run the kernels' tests with the compiled file. A report ends them with a status that is not 0."""
+def build_wordpiece(target: Path) -> None:
+    """The same of WordPiece."""
+    build([WORDPIECE / "module.cpp"], target, shared=True)
+
+
+def run_tests(module: str, compiled: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Run an extension module's tests with the compiled file. A report ends them with a status that is not 0."""
     command = [sys.executable, "-m", "pytest", "-p", "tests.sanitizers.plugin", "-p", "no:cacheprovider", "-q"]
+    environment = _environment() | {"RERANKD_TEST_MODULE": module, "RERANKD_TEST_COMPILED": str(compiled)}
     return subprocess.run(
-        [*command, *_TESTS, *options], env=_environment(kernels), cwd=_ROOT, check=False, capture_output=True, text=True
+        [*command, _TESTS[module], *options], env=environment, cwd=_ROOT, check=False, capture_output=True, text=True
     )
 
 
-def _environment(kernels: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     # Python itself is not compiled with the sanitizers, so they must be there before it; what it leaks is not ours.
     runtimes = " ".join(_library(name) for name in ("libasan.so", "libubsan.so"))
     return os.environ | {
-        "RERANKD_TEST_KERNELS": str(kernels),
         "LD_PRELOAD": runtimes,
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from rerankd.domain import RerankRequest
+from rerankd.errors import ConfigError
 from rerankd.tools.auditing.certificates import is_certified, largest_change, sampling_error
 from rerankd.tools.auditing.perturbations import Perturbation, changed_documents, perturbed
 from rerankd.tools.auditing.synonyms import Synonyms
@@ -67,8 +68,14 @@ async def plan(
     """All questions to ask: each set as it is, and perturbed.
 
     Raises:
-        ConfigError: the target is not there.
+        ConfigError: the target is not there, or a set has no question whose order can be measured.
     """
+    for one in data_sets:
+        if not one.ranked:
+            raise ConfigError(
+                f"{one.name} has no question to audit: one needs candidates and a relevant document; "
+                "docs/evaluation.md says which files hold them"
+            )
     sets = [perturbed(one, change, seed=seed) for one in data_sets for change in wanted]
     return await plan_scoring([target], [*data_sets, *sets], journal, max_tokens_per_doc=None)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rerankd.domain import RerankRequest
+from rerankd.errors import ConfigError
 from rerankd.tools.auditing.auditing import Row, audit, certify, plan
 from rerankd.tools.auditing.perturbations import perturbations, perturbed
 from rerankd.tools.auditing.synonyms import Synonyms
@@ -68,6 +70,13 @@ async def test_a_model_that_counts_words_is_stuffed_and_not_moved_by_filler() ->
     assert rows["filler before the text", "all"].change.mean == 0.0
     assert rows["'relevant' before the text", "irrelevant"].flips == 0.0
     assert rows["upper case", "query"].rank_shift == 0.0, "all scores are equal, and stay as they came"
+
+
+@pytest.mark.parametrize("changes", [{"questions": []}, {"candidates": None}])
+async def test_a_set_without_an_order_to_measure_is_rejected(changes: dict[str, Any]) -> None:
+    empty = replace(_SET, name="empty", **changes)
+    with pytest.raises(ConfigError, match=r"empty has no question to audit.*docs/evaluation\.md"):
+        await plan(WordCounter(), [_SET, empty], _WANTED, Journal(None, fresh=True), seed=1)
 
 
 def test_only_wanted_documents_are_changed_and_their_grades_go_along() -> None:

@@ -51,7 +51,7 @@ _HERE: Final = "this tree"
 _PROCESSES: Final = "front-end processes"
 _FRONT_END: Final = "front end"
 _FRONT_MODULE: Final = "rerankd.api.front"
-# Two front ends move at least so many times the pairs of one process.
+# Two front ends move at least this many times the pairs of one process.
 _LEAST_RATIO: Final = 1.8
 _FILES: Final = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _CORPUS_BODIES: Final = 400

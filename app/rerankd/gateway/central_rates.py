@@ -75,7 +75,7 @@ class CentralBuckets:
         return bucket
 
     def _bucket(self, told: dict[str, Any]) -> Bucket:
-        """One whose limit was changed begins anew, as in one process."""
+        """One whose limit was changed begins again, as in one process."""
         place = (told["key"], told["per_s"], told["capacity"])
         if place not in self._buckets:
             self._buckets = {other: kept for other, kept in self._buckets.items() if other[0] != told["key"]}

@@ -177,7 +177,7 @@ class Scheduler:
         return next(self._leases), _Lease(engine, opened.intake, opened)
 
     def _forget(self, place: Hashable, unused: _Engine) -> None:
-        """The next lease loads the model anew."""
+        """The next lease loads the model again."""
         if self._loaded.get(place) is unused:
             del self._loaded[place]
 

@@ -4,13 +4,13 @@ Cai et al., "ERank: Fusing Supervised Fine-Tuning and Reinforcement Learning for
 Reranking", 2025: a grade of 0 to 10, times the probability of its tokens. Lan et al., "Retro*: Optimizing LLMs for
 Reasoning-Intensive Document Retrieval", 2025: the mean of sampled grades of 0 to 100. Scores are divided by the highest
 grade. The references count an answer without a grade as 0; here it is skipped, and a document without any has no score.
-With a rubric (`rerankd.scorers.rubric`) an answer has a grade for each criterion, and their weighted mean is its grade.
+With a rubric (`rerankd.scorers.rubric`) an answer has a grade for each criterion, of which one score is made.
 """
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from math import exp, isfinite, nan
 from typing import ClassVar, Final, Literal
@@ -27,7 +27,7 @@ from rerankd.scorers.base import AnyPairScorer, Edges, EncodedPairs, Kinds, Made
 from rerankd.scorers.estimated import USUAL_LENGTH, estimated_edges, first_tokens, room_beside, unicode_of
 from rerankd.scorers.pair_prompt import AnsweredPairs, PairPrompt, PairTemplateFile
 from rerankd.scorers.ranking import Activation, identity
-from rerankd.scorers.rubric import Rubric, find_grades, reason_in, written
+from rerankd.scorers.rubric import Rubric, aggregated, find_grades, reason_in, written
 from rerankd.scorers.templates import fill, placeholders, read_prompt_template
 from rerankd.scorers.tokenizer_files import TokenizerFolder
 from rerankd.tasks.generate import Conversation, Message
@@ -84,25 +84,25 @@ class GradedOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Grading:
-    """How grades are read, and made a score. `criteria` says the weight of each; none: there is one grade."""
+    """How grades are read, and made a score. Without `criteria` there is one grade."""
 
     opening: str
     closing: str
     highest: int
     weighted: bool
-    criteria: Mapping[str, float] = field(default_factory=dict)
+    criteria: Rubric = ()
 
     def score(self, answers: Sequence[Answer]) -> float:
         """The mean of the answers that have a grade, in [0, 1]; NaN: none has."""
         grades = [grade for grade in map(self.grade, answers) if isfinite(grade)]
-        return sum(grades) / len(grades) / self.highest if grades else nan
+        return sum(grades) / len(grades) if grades else nan
 
     def grade(self, answer: Answer) -> float:
-        """The grade of one answer; NaN: it has none, or none for one of the criteria."""
+        """The grade of one answer in [0, 1]; NaN: it has none, or none for one of the criteria."""
         grades = self._grades(answer)
         if not self.criteria or not grades:
             return grades.get("", nan)
-        return sum(self.criteria[name] * grade for name, grade in grades.items()) / sum(self.criteria.values())
+        return aggregated(self.criteria, grades)
 
     def ungraded(self, sampled: Sampled) -> int:
         """How many answers have no grade."""
@@ -113,17 +113,17 @@ class Grading:
         graded = [answer for answer in answers if isfinite(self.grade(answer))]
         grades = [self._grades(answer) for answer in graded]
         before, found, text = (graded or answers)[0].text.rpartition(self.opening)
-        names = self.criteria if grades else ()
-        means = {name: sum(one[name] for one in grades) / len(grades) / self.highest for name in names}
+        names = [criterion.name for criterion in self.criteria] if grades else ()
+        means = {name: sum(one[name] for one in grades) / len(grades) for name in names}
         return Remark(reason_in(before if found else text), means)
 
     def _grades(self, answer: Answer) -> Mapping[str, float]:
-        """The grade by each criterion; empty where one is missing or too high."""
+        """The grade by each criterion in [0, 1]; empty where one is missing or too high."""
         grades = {}
         for name, (start, end) in self._places(answer.text).items():
             grade = int(answer.text[start:end])
             if grade <= self.highest:
-                grades[name] = grade * (_probability(answer, start, end) if self.weighted else 1.0)
+                grades[name] = grade / self.highest * (_probability(answer, start, end) if self.weighted else 1.0)
         return grades if len(grades) == max(1, len(self.criteria)) else {}
 
     def _places(self, text: str) -> Mapping[str, tuple[int, int]]:
@@ -132,8 +132,9 @@ class Grading:
             pattern = rf"{re.escape(self.opening)}\s*([0-9]{{1,9}})\s*{re.escape(self.closing)}"
             found = list(re.finditer(pattern, text))
             return {"": found[-1].span(1)} if found else {}
+        names = [criterion.name for criterion in self.criteria]
         end = max(0, text.rfind(self.closing))
-        return find_grades(text, list(self.criteria), start=max(0, text.rfind(self.opening, 0, end)), end=end)
+        return find_grades(text, names, start=max(0, text.rfind(self.opening, 0, end)), end=end)
 
 
 def _probability(answer: Answer, start: int, end: int) -> float:
@@ -288,8 +289,7 @@ def load_graded(spec: ScorerSpec) -> AnyPairScorer:
 
 
 def _grading(template: GradedTemplate) -> Grading:
-    weights = {criterion.name: criterion.weight for criterion in template.criteria}
-    return Grading(template.opening, template.closing, template.highest, template.weighted, weights)
+    return Grading(template.opening, template.closing, template.highest, template.weighted, template.criteria)
 
 
 def _with_rubric(template: GradedTemplate) -> GradedTemplate:

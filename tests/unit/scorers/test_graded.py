@@ -57,17 +57,17 @@ def says(*texts: str) -> Sampled:
 )
 def test_the_grade_is_the_last_integer_between_its_marks(text: str, grade: int | None) -> None:
     found = TEN.grade(Answer((text,)))
-    assert isnan(found) if grade is None else found == grade
+    assert isnan(found) if grade is None else found == grade / 10
 
 
 def test_a_weighted_grade_is_multiplied_by_the_probability_of_its_digits() -> None:
     tokens = ("3 <", "answer", ">", "1", "0", "</answer>")
     logprobs = [-9.0, -9.0, -9.0, log(0.5), log(0.25), -9.0]
-    assert WEIGHTED.grade(Answer(tokens, logprobs)) == pytest.approx(10 * 0.5 * 0.25)
+    assert WEIGHTED.grade(Answer(tokens, logprobs)) == pytest.approx(0.5 * 0.25)
     merged = Answer(("<answer>", " 4</", "answer>"), [-9.0, -0.5, -9.0])
-    assert WEIGHTED.grade(merged) == pytest.approx(4 * exp(-0.5))
+    assert WEIGHTED.grade(merged) == pytest.approx(0.4 * exp(-0.5))
     assert isnan(WEIGHTED.grade(Answer(("<answer>4</answer>",))))
-    assert WEIGHTED.grade(Answer(("<answer>4</answer>",), [0.3])) == 4
+    assert WEIGHTED.grade(Answer(("<answer>4</answer>",), [0.3])) == 0.4
 
 
 def test_the_score_is_the_mean_of_the_answers_with_a_grade(folder: Path) -> None:
@@ -166,6 +166,24 @@ def test_a_rubric_gives_a_grade_for_each_criterion_and_their_weighted_mean(folde
     assert grades == pytest.approx({"answers": 0.9, "recent year": 0.2})
 
 
+def test_conditions_are_scored_as_trialgpt_does(folder: Path) -> None:
+    roles = {"age": "inclusion", "stage": "inclusion", "pregnant": "exclusion"}
+    rubric = [{"name": name, "description": f"About {name}.", "role": role} for name, role in roles.items()]
+    scorer = load(folder, "rubric-chatml", criteria=rubric)
+    (prompt,) = scorer.encode("who?", ["Bees."], max_document_tokens=None).encodings
+    text = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(prompt.ids.tolist())
+    assert '"stage" (must be met): About stage.\n- "pregnant" (must not be met): About' in text
+    # 10 says met, 5 unknown, 0 not met
+    answers = {(10, 10, 0): 1, (10, 5, 5): 0.5, (5, 5, 0): 0, (10, 0, 0): -0.5, (10, 10, 10): 0, (0, 0, 10): -2}
+    said = [
+        says(f'<answer>{{"age": {age}, "stage": {stage}, "pregnant": {pregnant}}}</answer>')
+        for age, stage, pregnant in answers
+    ]
+    np.testing.assert_allclose(scorer.interpret(said), (np.array(list(answers.values())) + 2) / 3, rtol=1e-6)
+    alone = load(folder, "rubric-chatml", criteria=rubric[2:])
+    np.testing.assert_allclose(alone.interpret([says('<answer>{"pregnant": 0}</answer>')]), [1.0], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -204,6 +222,12 @@ def test_a_reason_is_what_stands_before_the_grade_and_of_bounded_size(folder: Pa
         ("rubric-chat", {"criteria": [{"name": 'a"b', "description": "x"}]}, "name"),
         ("rubric-chat", {"criteria": [{"name": "a", "description": "{document}"}]}, "description"),
         ("rubric-chat", {"criteria": [{"name": "a", "description": "x", "weight": 0}]}, "weight"),
+        ("rubric-chat", {"criteria": [*RUBRIC, {"name": "a", "description": "x", "role": "inclusion"}]}, "role"),
+        (
+            "rubric-chat",
+            {"criteria": [{"name": "a", "description": "x", "role": "exclusion", "weight": 2}]},
+            "conditions have none",
+        ),
     ],
 )
 def test_a_rubric_that_does_not_suit_is_refused(

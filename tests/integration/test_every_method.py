@@ -19,6 +19,7 @@ from typing import Any, Final
 import pytest
 
 from loadtest.methods import Trips
+from rerankd.batching.batcher import BatcherReservation
 from rerankd.batching.ticket import Outcome, Ticket
 from rerankd.batching.work import WorkItem
 from rerankd.config.settings import Settings
@@ -235,7 +236,9 @@ def trips_until(
 
 
 async def come_due(ticket: Ticket[Any, Any]) -> None:
-    ticket._terms = replace(ticket._terms, deadline=perf_counter())
+    reservation = ticket._reservation
+    assert isinstance(reservation, BatcherReservation)
+    reservation._terms = replace(reservation._terms, deadline=perf_counter())
 
 
 @pytest.mark.parametrize("name", METHODS)

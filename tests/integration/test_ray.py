@@ -136,28 +136,16 @@ async def test_a_replica_is_added_when_work_waits(url: str, nodes: Nodes, regist
     assert Counter(one.outcome for one in sent) == {"right": len(sent)}
 
 
-def test_a_file_is_ranked_as_without_a_cluster(nodes: Nodes, registry: Path, tmp_path: Path) -> None:
+def test_a_file_is_ranked_as_without_a_cluster(nodes: Nodes, tmp_path: Path) -> None:
     source = tmp_path / "requests.jsonl"
     lines = [json.dumps({"id": one, **body, "top_n": 3}) for one, body in enumerate(_BODIES)]
     source.write_text("\n".join([*lines, "", '{"id": "last", "query": "q", "documents": ["a"]}']), encoding="utf-8")
     plain = write_registry(tmp_path, [_OTHER])
     options = ["--model", "other", "--registry", str(plain)]
-    on_ray = [
-        "--ray",
-        "--ray-address",
-        nodes.cluster.address,
-        "--actors",
-        "1",
-        "--num-cpus",
-        "0.5",
-        "--chunk-mb",
-        "0.001",
-    ]
+    on_ray = ["--ray", "--ray-address", nodes.cluster.address]
+    on_ray += ["--actors", "1", "--num-cpus", "0.5", "--chunk-mb", "0.001"]
     outputs = []
     for name, extra in (("here.jsonl", []), ("ray.jsonl", on_ray)):
-        plain = registry.parent / "plain.toml"
-        plain.write_text(registry.read_text().split("[[model]]\n")[2].join(["[[model]]\n", ""]), encoding="utf-8")
-        options[-1] = str(plain)
         command = [sys.executable, "-m", "rerankd", "rank", str(source), str(tmp_path / name), *options, *extra]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert ran.returncode == 0, ran.stderr

@@ -32,7 +32,7 @@ def test_threads_and_parts_are_told(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     report = json.loads(output.read_text())
-    (speed,) = report["claims"]
-    assert speed["value"] > 0
+    speed, bound = report["claims"]
+    assert bound["value"] >= speed["value"] > 0
     told = report["this tree, batches of 512 tokens, microseconds a pair"]
     assert all(kind in told for kind in ("event loop", "passes")), "texts this short are tokenized on the event loop"

@@ -168,7 +168,13 @@ def test_a_hang_up_reaches_all_front_ends(server: Server) -> None:
 
 def test_a_front_end_that_is_killed_is_started_again(server: Server) -> None:
     before, (killed, other) = _answered(server), _fronts(server)
+    keys = server.log.parent / "keys.toml"
+    keys.write_text("no keys")
     killed.send_signal(signal.SIGKILL)
+    # With what others still serve by, but nobody can start with any more.
+    _until(lambda: '"status":2' in server.log.read_text())
+    assert other.is_running()
+    keys.write_text(_KEYS)
     # Connections that it would have had wait for the next one.
     assert all(_ask(server).status_code == 200 for _ in range(8))
     _until(lambda: len(_fronts(server)) == _FRONTS)

@@ -56,6 +56,20 @@ class _Running:
     families: list[Family] = field(default_factory=list)
 
 
+def check_cores(cores: Sequence[frozenset[int]]) -> None:
+    """Check that each process can have its cores.
+
+    Raises:
+        ConfigError: one names none that this process may use.
+    """
+    known = os.sched_getaffinity(0)
+    for one in cores:
+        if not one & known:
+            raise ConfigError(
+                f"RERANKD_PROCESSES_CORES: this service may use cores {sorted(known)}, and none of {sorted(one)}"
+            )
+
+
 class Fronts:
     """All front ends of this service."""
 
@@ -95,6 +109,8 @@ class Fronts:
             async with reloading_on_hangup(self._hang_up):
                 await asyncio.gather(*(self._keep(number) for number in range(self._settings.processes)))
         finally:
+            # None is started again.
+            self._draining.set()
             for number in _STOPPING:
                 loop.remove_signal_handler(number)
             for running in self._running.values():
@@ -103,13 +119,15 @@ class Fronts:
             self._close_port()
 
     async def _keep(self, number: int) -> None:
-        """Start a front end again whenever it ends."""
-        pause_s = _FIRST_PAUSE_S
+        """Start a front end again whenever it ends. If it never served, its configuration cannot be used; if it did,
+        the others still serve by the one before.
+        """
+        was_up, pause_s = False, _FIRST_PAUSE_S
         while not self._draining.is_set():
             started = perf_counter()
-            running = await self._start(number, speaks=number == 0 and pause_s == _FIRST_PAUSE_S)
+            running = await self._start(number, speaks=number == 0 and not was_up)
             status = await self._end_of(running)
-            was_up = running.up
+            was_up = was_up or running.up
             self._forget(number, running)
             if self._draining.is_set():
                 return
@@ -147,6 +165,8 @@ class Fronts:
         self._buckets.attend(channel)
         channel.notices["up"] = lambda _: setattr(running, "up", True)
         channel.calls |= {"everywhere": self._everywhere, "metrics": self._metrics}
+        if self._draining.is_set():
+            process.terminate()
         return running
 
     async def _end_of(self, running: _Running) -> int:
@@ -237,6 +257,7 @@ async def serve(settings: Settings, given: Mapping[str, object], command: Sequen
     ignore_harmless_signals()
     read_keys(settings)
     if settings.processes_cores:
+        check_cores(settings.processes_cores)
         os.sched_setaffinity(0, settings.processes_cores[-1])
     observer = PrometheusObserver(names_keys=settings.private)
     async with Scheduler.running(settings, observer) as scheduler:

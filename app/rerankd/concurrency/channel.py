@@ -26,7 +26,7 @@ Handler = Callable[[Head, bytes], Reply | Awaitable[Reply]]
 Notice = Callable[[Head], None]
 
 # Bytes of the head and of the body, what kind of message it is, and the number of the call.
-_FRAME: Final = Struct("<IIBI")
+_FRAME: Final = Struct("<IIBQ")
 _CALL, _TELL, _ANSWER, _FAILURE, _CANCEL = range(5)
 _READ_BYTES: Final = 1 << 18
 _ERRORS: Final[dict[str, type[Exception]]] = {
@@ -47,8 +47,9 @@ class Channel(asyncio.BufferedProtocol):
         self._other = other
         self._lost = lost
         self._numbers = count()
-        self._waiting: dict[int, asyncio.Future[Reply] | Notice] = {}
-        self._answering: dict[int, asyncio.Task[None]] = {}
+        # Calls that have no answer yet, and what hears it if nobody waits any more.
+        self._waiting: dict[int, tuple[asyncio.Future[Reply], Notice]] = {}
+        self._answering: dict[int, asyncio.Future[Reply]] = {}
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = bytearray(_READ_BYTES)
         self._begin = self._end = 0
@@ -63,14 +64,16 @@ class Channel(asyncio.BufferedProtocol):
         """
         number = next(self._numbers)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        late = late or _ignore
+        self._waiting[number] = answer, late
         self._send(_CALL, number, [name, head], body)
         try:
             return await answer
         except asyncio.CancelledError:
             if number in self._waiting:
-                self._waiting[number] = late or _ignore
                 self._send(_CANCEL, number, None)
+            elif not answer.cancelled() and answer.exception() is None:
+                late(answer.result()[0])
             raise
 
     def tell(self, name: str, head: Head) -> None:
@@ -90,9 +93,9 @@ class Channel(asyncio.BufferedProtocol):
         self.is_lost = True
         for task in self._answering.values():
             task.cancel()
-        for waiting in self._waiting.values():
-            if isinstance(waiting, asyncio.Future) and not waiting.done():
-                waiting.set_exception(self._gone())
+        for answer, _ in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(self._gone())
         self._waiting.clear()
         self._lost()
 
@@ -131,16 +134,13 @@ class Channel(asyncio.BufferedProtocol):
             if number in self._answering:
                 self._answering[number].cancel()
         else:
-            self._take_answer(kind, self._waiting.pop(number), head, body)
-
-    def _take_answer(self, kind: int, waiting: "asyncio.Future[Reply] | Notice", head: Head, body: bytes) -> None:
-        if not isinstance(waiting, asyncio.Future):
-            waiting(head)
-        elif not waiting.done():
-            if kind == _ANSWER:
-                waiting.set_result((head, body))
+            answer, late = self._waiting.pop(number)
+            if answer.done():  # it was cancelled
+                late(head)
+            elif kind == _ANSWER:
+                answer.set_result((head, body))
             else:
-                waiting.set_exception(revived(head))
+                answer.set_exception(revived(head))
 
     def _answer(self, number: int, name: str, head: Head, body: bytes) -> None:
         try:
@@ -149,29 +149,26 @@ class Channel(asyncio.BufferedProtocol):
             self._send(_FAILURE, number, described(error))
             return
         if isawaitable(reply):
-            task = asyncio.create_task(self._answer_later(number, reply), name=f"answer {name}")
-            self._answering[number] = task
-            task.add_done_callback(lambda _: self._answering.pop(number, None))
+            task = self._answering[number] = asyncio.ensure_future(reply)
+            task.add_done_callback(lambda _: self._tell_outcome(number, task))
         else:
             self._send(_ANSWER, number, *reply)
 
-    async def _answer_later(self, number: int, reply: Awaitable[Reply]) -> None:
-        try:
-            head, body = await reply
-        except asyncio.CancelledError:
+    def _tell_outcome(self, number: int, task: "asyncio.Future[Reply]") -> None:
+        """Every call has an answer, even one that was cancelled before it began."""
+        del self._answering[number]
+        if task.cancelled():
             self._send(_FAILURE, number, described(Unavailable("cancelled")))
-            raise
-        except Exception as error:  # noqa: BLE001 - as above
+        elif error := task.exception():
             self._send(_FAILURE, number, described(error))
         else:
-            self._send(_ANSWER, number, head, body)
+            self._send(_ANSWER, number, *task.result())
 
     def _send(self, kind: int, number: int, head: Any, body: bytes = b"") -> None:  # noqa: ANN401 - JSON
         if self.is_lost or self._transport is None:
             if kind == _CALL:
-                waiting = self._waiting.pop(number)
-                assert isinstance(waiting, asyncio.Future)  # noqa: S101 - it was made just now
-                waiting.set_exception(self._gone())
+                answer, _ = self._waiting.pop(number)
+                answer.set_exception(self._gone())
             return
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
@@ -187,13 +184,16 @@ class Channel(asyncio.BufferedProtocol):
         return Unavailable(f"{self._other} is gone; try again in a moment", retry_after_s=2.0)
 
 
-def described(error: Exception) -> Head:
-    """An error for the other end. One that is none of ours is logged here, where its trace is."""
+def described(error: BaseException) -> Head:
+    """An error for the other end, as the nearest kind that it knows. One that is none of ours is logged here, where its
+    trace is.
+    """
     if not isinstance(error, RerankError | ConfigError):
         logger.error("a call of another process failed", exc_info=error)
         return {"error": RerankError.__name__, "message": f"{error!r:.200}"}
     waits = {"retry_after_s": error.retry_after_s} if isinstance(error, Unavailable) else {}
-    return {"error": type(error).__name__, "message": str(error), **waits}
+    known = next(kind for kind in type(error).__mro__ if kind in _ERRORS.values())
+    return {"error": known.__name__, "message": str(error), **waits}
 
 
 def revived(head: Mapping[str, Any]) -> Exception:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from socket import AF_UNIX, SOCK_STREAM, socketpair
 from typing import Any
 
@@ -148,3 +149,61 @@ async def test_nobody_waits_for_an_end_that_is_gone() -> None:
         with pytest.raises(Unavailable):
             await asking.call("work", {})
         asking.tell("anything", {})
+
+
+async def test_a_call_that_is_cancelled_before_it_begins_is_forgotten_at_both_ends() -> None:
+    """Both messages can come in one read when the other end is busy."""
+    async with channels() as (asking, answering, _):
+        late: list[dict[str, Any]] = []
+        began: list[bool] = []
+
+        async def work(_head: dict[str, Any], _body: bytes) -> tuple[dict[str, Any], bytes]:
+            began.append(True)
+            return {}, b""
+
+        answering.calls |= {"work": work, "quick": lambda head, body: (head, body)}
+        call = asyncio.create_task(asking.call("work", {}, late=late.append))
+        asyncio.get_running_loop().call_soon(call.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        for _ in range(3):
+            await asking.call("quick", {})
+        assert not began
+        assert [told["error"] for told in late] == ["Unavailable"]
+
+
+async def test_an_answer_that_comes_as_the_caller_is_cancelled_is_heard() -> None:
+    async with channels() as (asking, answering, _):
+        late: list[dict[str, Any]] = []
+        call = asyncio.create_task(asking.call("cost", {}, late=late.append))
+
+        def cancel(_head: dict[str, Any]) -> None:
+            call.cancel()
+
+        # It arrives in the same read as the answer, behind it.
+        asking.notices["cancel"] = cancel
+
+        def cost(_head: dict[str, Any], _body: bytes) -> tuple[dict[str, Any], bytes]:
+            asyncio.get_running_loop().call_soon(answering.tell, "cancel", {})
+            return {"cost": 12}, b""
+
+        answering.calls["cost"] = cost
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert late == [{"cost": 12}]
+
+
+async def test_calls_are_numbered_beyond_what_a_busy_service_can_make() -> None:
+    async with channels() as (asking, answering, _):
+        asking._numbers = count(2**32)  # some days of calls
+        answering.calls["quick"] = lambda head, body: (head, body)
+        assert await asking.call("quick", {"a": 1}) == ({"a": 1}, b"")
+
+
+def test_an_error_of_an_extension_is_told_as_the_kind_it_is_of() -> None:
+    class Crowded(Overloaded):
+        pass
+
+    told = revived(described(Crowded("too much", retry_after_s=3.0)))
+    assert type(told) is Overloaded
+    assert told.retry_after_s == 3.0

@@ -1,8 +1,9 @@
 """Two front ends share a scheduler: its queue, passes, fairness and deadlines are those of one process."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from math import inf
 from time import perf_counter
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rerankd.api.fronts import check_cores
 from rerankd.batching.admission import Estimate, Tokenized
 from rerankd.batching.ticket import Intake
 from rerankd.batching.work import Work, WorkItem
-from rerankd.concurrency.channel import Channel
+from rerankd.concurrency.channel import Channel, Reply
 from rerankd.config.registry import ModelSpec
 from rerankd.config.settings import Settings
 from rerankd.domain import Terms
@@ -286,3 +288,45 @@ class _Unlimited:
     def take(self, tokens: int, *, by: object, now: float) -> None: ...
 
     def give_back(self, tokens: int) -> None: ...
+
+
+async def test_a_lease_that_is_answered_as_its_caller_is_cancelled_is_given_back() -> None:
+    engines = _Engines(ArithmeticEngine())
+    settings = Settings()
+    async with Scheduler.over(engines, settings, Silent()) as scheduler, channels() as (ours, theirs, _):
+        session = scheduler.attend(theirs)
+        leased = theirs.calls["open"]
+        with SchedulerEngines.running(ours, settings) as remote, ExitStack() as stack:
+            stack.callback(session.end)
+
+            async def ask() -> None:
+                async with remote.open(_SPEC, wanted=False):
+                    raise AssertionError
+
+            opening = asyncio.create_task(ask())
+
+            async def lease(head: dict[str, Any], body: bytes) -> Reply:
+                answer = leased(head, body)
+                assert not isinstance(answer, tuple)
+                told = await answer
+                assert engines.open_now == 1
+                asyncio.get_running_loop().call_soon(theirs.tell, "cancel", {})
+                return told
+
+            def cancel(_told: dict[str, Any]) -> None:
+                opening.cancel()
+
+            ours.notices["cancel"] = cancel
+            theirs.calls["open"] = lease
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            async with asyncio.timeout(20):
+                while engines.open_now:  # noqa: ASYNC110 - its task ends in the next turns
+                    await asyncio.sleep(0.001)
+
+
+def test_cores_that_are_not_there_are_named() -> None:
+    known = os.sched_getaffinity(0)
+    check_cores([frozenset(known)])
+    with pytest.raises(ConfigError, match=r"RERANKD_PROCESSES_CORES.* none of \[100000\]"):
+        check_cores([frozenset(known), frozenset({100_000})])

@@ -138,7 +138,8 @@ class SchedulerEngines:
     @asynccontextmanager
     async def open(self, spec: ModelSpec, *, wanted: bool) -> AsyncIterator[Opened]:
         """Lease a model's engine; the scheduler loads it for the first front end that asks."""
-        told, rounded = await self._channel.call("open", {"spec": spec.model_dump(mode="json"), "wanted": wanted})
+        asked = {"spec": spec.model_dump(mode="json"), "wanted": wanted}
+        told, rounded = await self._channel.call("open", asked, late=self._close)
         lease = told["lease"]
         try:
             read = await self._loading.run(_read, told, self._settings)
@@ -149,7 +150,12 @@ class SchedulerEngines:
             yield Opened(read, intake, lambda: intake.trouble)
         finally:
             self._intakes.pop(lease, None)
-            self._channel.tell("close", {"lease": lease})
+            self._close(told)
+
+    def _close(self, told: Head) -> None:
+        """Give a lease back, if there is one."""
+        if "lease" in told:
+            self._channel.tell("close", {"lease": told["lease"]})
 
     def _hear_state(self, told: Head) -> None:
         """When each engine was last seen to work, and why its remote model does not answer now."""

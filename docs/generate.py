@@ -180,6 +180,7 @@ docs.generate` writes the page; a test fails if it is stale or lacks a setting t
 The service rejects what exceeds a limit before it builds anything from it, with the error body of [api.md](api.md). The
 message names the limit, the received amount and the accepted amount. Below its limits a body takes time in proportion
 to its bytes, and memory of at most ten times its bytes and 64 MiB. Tests check that for every field of every dialect.
+With several front-end processes some limits are divided among them: [processes.md](processes.md).
 
 | limit | default | setting | beyond it |
 |---|---|---|---|

@@ -17,7 +17,8 @@ from rerankd.domain import RerankRequest
 from rerankd.errors import ConfigError, RateLimited
 from rerankd.gateway.rates import Counted, Rates, RequestMeter
 from rerankd.gateway.running import running_gateway
-from rerankd.gateway.shared_rates import SharedAllowance, SharedRates
+from rerankd.gateway.shared_allowance import SharedAllowance
+from rerankd.gateway.shared_rates import SharedRates
 from rerankd.telemetry.observer import Silent
 from tests.fakes import RecordingObserver
 from tests.redis_deployments import redis_cluster

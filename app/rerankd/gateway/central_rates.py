@@ -6,11 +6,11 @@ from typing import Any
 
 from rerankd.concurrency.channel import Channel, Head, Reply
 from rerankd.gateway.rates import Allowance, Bucket, Counted, Rates
-from rerankd.gateway.shared_rates import SharedAllowance, SharedBucket
+from rerankd.gateway.shared_allowance import SharedAllowance, SharedBucket
 
 
 class CentralRates:
-    """A front end's side; see `shared_rates.RateStore`. What was used here is told at once, since that costs little."""
+    """A front end's side; see `shared_allowance.RateStore`. What was used here is told at once: that costs little."""
 
     replicas = 1
 

@@ -55,6 +55,7 @@ _PHRASES: Final = {
     "path_type": "must be a path in quotes",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
+    "frozen_set_type": "must be a list",
     "too_short": "must have at least {min_length} in it",
     "too_long": "must have at most {max_length} in it",
     "dict_type": "must be {table}",

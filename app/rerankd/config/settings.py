@@ -26,7 +26,9 @@ from rerankd.config.variables import ENVIRONMENT_PREFIX, name_problems
 from rerankd.errors import ConfigError
 
 _ROOT_PATH: Final = re.compile(r"(/[^/?#]+)*")
-_NEEDING_KEYS: Final = frozenset({"private", "cache_scope", "processes_cores"})
+# Settings that depend on others.
+_DEPENDENT: Final = frozenset({"private", "cache_scope", "processes_cores"})
+_MOST_CORES: Final = 1 << 20
 _LEAST_SECRET_CHARS: Final = 16
 
 SHIPPED_REGISTRY = Path(str(files("rerankd") / "models" / "registry.toml"))
@@ -444,17 +446,24 @@ def try_settings(**overrides: Any) -> tuple[Settings, list[str]]:  # noqa: ANN40
     except ValidationError as error:
         problems.append(explain(error, Settings, variable_prefix=ENVIRONMENT_PREFIX))
         wrong = {str(problem["loc"][0]) for problem in error.errors() if problem["loc"]}
-    # They depend on other settings, which may be among the unusable ones.
-    wrong |= _NEEDING_KEYS
+    # What they depend on may be among the unusable ones.
+    wrong |= _DEPENDENT
     defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in wrong}
     return Settings(**(given | defaults)), problems
 
 
 def _cores(part: str) -> Iterator[int]:
-    """The cores of a list such as `0-3,8`."""
+    """The cores of a list such as `0-3,8`.
+
+    Raises:
+        ValueError: it is none.
+    """
     for piece in part.split(","):
         first, _, last = piece.partition("-")
-        yield from range(int(first), int(last or first) + 1)
+        cores = range(int(first), int(last or first) + 1)
+        if not cores or cores[-1] >= _MOST_CORES:
+            raise ValueError(f"{piece} is no range of cores")
+        yield from cores
 
 
 def _no_network(text: str) -> str:

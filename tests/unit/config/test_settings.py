@@ -41,6 +41,8 @@ def test_keys_and_tokens_do_not_show_when_settings_are_printed(monkeypatch: pyte
         ("RERANKD_PORT", "70000", "RERANKD_PORT must be at most 65535, not '70000'"),
         ("RERANKD_PORT", "tcp://10.0.0.1:8000", "RERANKD_PORT must be a port.*enableServiceLinks: false"),
         ("RERANKD_MAX_DOCUMENTS", "0", "RERANKD_MAX_DOCUMENTS must be at least 1, not '0'"),
+        ("RERANKD_PROCESSES_CORES", "0-99999999999", "RERANKD_PROCESSES_CORES must be lists of cores such as"),
+        ("RERANKD_PROCESSES_CORES", "3-1;2", "RERANKD_PROCESSES_CORES must be lists of cores such as"),
         ("RERANKD_LOG_LEVEL", "chatty", "RERANKD_LOG_LEVEL must be DEBUG, INFO, WARNING or ERROR, not 'chatty'"),
         ("RERANKD_REQUEST_TIMEOUT_S", "-1", "RERANKD_REQUEST_TIMEOUT_S must be greater than 0, not '-1'"),
         (

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from socket import socketpair
 from typing import Any, Final
 
 import httpx
@@ -16,6 +17,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from rerankd.api.front import FrontStart
+from rerankd.api.fronts import FRONT_END
+from rerankd.api.transport.listening import listen
 from rerankd.config.settings import Settings
 from rerankd.domain import RerankRequest
 from rerankd.serving.assembly import running_service
@@ -49,23 +53,19 @@ _FREE: Final = {"Authorization": "Bearer free-secret"}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("processes")
-    with _serving(folder) as server:
-        wait_until_ready(server)
-        yield server
-
-
-def _serving(folder: Path) -> Any:
     registry = write_registry(folder, [{"name": "tiny", "path": TINY_BERT}])
     (folder / "keys.toml").write_text(_KEYS)
     (folder / "admins.toml").write_text(_ADMINS)
-    return rerankd_server(
+    with rerankd_server(
         folder,
         registry,
         RERANKD_PROCESSES=str(_FRONTS),
         RERANKD_API_KEYS_FILE=str(folder / "keys.toml"),
         RERANKD_ADMIN_KEYS_FILE=str(folder / "admins.toml"),
         RERANKD_CACHE_URL="none://",
-    )
+    ) as server:
+        wait_until_ready(server)
+        yield server
 
 
 def _fronts(server: Server) -> list[psutil.Process]:
@@ -185,41 +185,52 @@ def test_a_front_end_that_is_killed_is_started_again(server: Server) -> None:
     assert any(line["message"].startswith("front-end process ended") for line in lines)
 
 
-def test_without_the_process_of_the_engines_all_front_ends_end(server: Server) -> None:
+def test_without_the_process_of_the_engines_a_front_end_ends(tmp_path: Path) -> None:
+    """The test is that process."""
+    registry = write_registry(tmp_path, [{"name": "tiny", "path": TINY_BERT}])
+    ours, theirs = socketpair()
+    (listening,) = listen("127.0.0.1", 0)
+    start = FrontStart(0, theirs.fileno(), (listening.fileno(),), {"registry": str(registry)}, speaks=False)
+    with ours, listening, (tmp_path / "log").open("w") as log:
+        with theirs:
+            front = subprocess.Popen(
+                [*FRONT_END, start.dumped()], pass_fds=(theirs.fileno(), listening.fileno()), stderr=log
+            )
+        told = b""
+        while b'"up"' not in told:
+            piece = ours.recv(1 << 16)
+            assert piece, "it ended before"
+            told += piece
+        ours.close()
+        assert front.wait(timeout=30) == 0
+    assert "the process with the engines is gone" in (tmp_path / "log").read_text()
+
+
+def test_no_request_is_lost_when_the_service_drains(server: Server) -> None:
     """The last test of this server."""
-    fronts = _fronts(server)
-    os.kill(server.process.pid, signal.SIGKILL)
-    server.process.wait(timeout=30)
-    _, alive = psutil.wait_procs(fronts, timeout=30)
-    assert not alive
-    assert server.log.read_text().count("the process with the engines is gone") == _FRONTS
+    before = server.log.read_text()
+    statuses: list[int | str] = []
+    stopping = threading.Event()
 
+    def ask_on() -> None:
+        """Each request over a connection of its own: one that is kept may be closed between two requests."""
+        while True:
+            try:
+                statuses.append(_ask(server).status_code)
+            except httpx.TransportError as error:
+                # The port is closed.
+                if stopping.is_set():
+                    return
+                statuses.append(repr(error))
 
-def test_no_request_is_lost_when_the_service_drains(tmp_path: Path) -> None:
-    with _serving(tmp_path) as server:
-        wait_until_ready(server)
-        statuses: list[int | str] = []
-        stopping = threading.Event()
-
-        def ask_on() -> None:
-            """Each request over a connection of its own: one that is kept may be closed between two requests."""
-            while True:
-                try:
-                    statuses.append(_ask(server).status_code)
-                except httpx.TransportError as error:
-                    # The port is closed.
-                    if stopping.is_set():
-                        return
-                    statuses.append(repr(error))
-
-        with ThreadPoolExecutor(4) as clients:
-            running = [clients.submit(ask_on) for _ in range(4)]
-            _until(lambda: len(statuses) > 20)
-            stopping.set()
-            server.process.send_signal(signal.SIGTERM)
-            for one in running:
-                one.result(timeout=60)
-        assert server.process.wait(timeout=30) == 0
-        assert set(statuses) == {200}
-        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-        assert {line["status"] for line in lines if line.get("path") == "/v2/rerank"} == {200}, "none was cut off"
+    with ThreadPoolExecutor(4) as clients:
+        running = [clients.submit(ask_on) for _ in range(4)]
+        _until(lambda: len(statuses) > 20)
+        stopping.set()
+        server.process.send_signal(signal.SIGTERM)
+        for one in running:
+            one.result(timeout=60)
+    assert server.process.wait(timeout=30) == 0
+    assert set(statuses) == {200}
+    lines = [json.loads(line) for line in server.log.read_text().removeprefix(before).splitlines()]
+    assert {line["status"] for line in lines if line.get("path") == "/v2/rerank"} == {200}, "none was cut off"

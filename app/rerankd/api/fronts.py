@@ -228,7 +228,7 @@ class Fronts:
         )
         failed = [(one, bad) for one, bad in zip(up, outcomes, strict=True) if isinstance(bad, BaseException)]
         if len(failed) == len(up):
-            raise failed[0][1] if failed else Unavailable("no front-end process is up")
+            raise failed[0][1] if failed else Unavailable("no front-end process is up: the log says why")
         for running, error in failed:
             logger.error("a command failed in one front-end process, which is started again", exc_info=error)
             running.process.terminate()

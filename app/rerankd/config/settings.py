@@ -462,7 +462,7 @@ def _cores(part: str) -> Iterator[int]:
         first, _, last = piece.partition("-")
         cores = range(int(first), int(last or first) + 1)
         if not cores or cores[-1] >= _MOST_CORES:
-            raise ValueError(f"{piece} is no range of cores")
+            raise ValueError(piece)
         yield from cores
 
 

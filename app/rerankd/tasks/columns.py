@@ -64,7 +64,7 @@ _SCALARS: Final = {"bool": np.bool_, "int": np.int64, "float": np.float64}
 
 
 def _no_images(_image: bytes, _digest: bytes, _owner: str) -> FloatArray:
-    raise TypeError("this model reads no images")
+    raise TypeError("cannot read an image: the model has only texts")
 
 
 class ColumnWriter:
@@ -110,7 +110,7 @@ class ColumnWriter:
         if kind in (tuple, list):
             lengths = self._put(np.array([*map(len, values)], dtype=np.int64))
             return [kind.__name__, lengths, self.write([*chain.from_iterable(values)])]
-        raise TypeError(f"{kind.__qualname__} cannot be sent to another process")
+        raise TypeError(f"cannot send {kind.__qualname__} to another process")
 
     def _write_parts(self, kinds: Sequence[object], values: Sequence[Any]) -> Form:
         """Values of several kinds: the number of each one's kind, and a column a kind."""

@@ -308,7 +308,7 @@ class FrontSession:
         try:
             return self._leases[told["lease"]]
         except KeyError:
-            raise Unavailable("the model was released") from None
+            raise Unavailable("the model was released: send the request again") from None
 
     def _ticket(self, told: Head) -> _Ticket | None:
         lease = self._leases.get(told["lease"])

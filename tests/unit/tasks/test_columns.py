@@ -103,7 +103,7 @@ def test_columns_of_any_lengths_stay_apart(rows: list[tuple[bytes, list[int], st
 
 
 def test_what_is_not_listed_is_refused() -> None:
-    with pytest.raises(TypeError, match="cannot be sent"):
+    with pytest.raises(TypeError, match="cannot send"):
         ColumnWriter().write([Encoding])
 
 

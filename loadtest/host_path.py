@@ -40,6 +40,7 @@ from typing import Final
 import psutil
 
 from loadtest.claims import Claim, conclude, run
+from loadtest.free_service import free_registry, without_weights
 from loadtest.servers import Server, cpu_s_of, free_port, running, wait_until_ready
 from rerankd.config.settings import SHIPPED_REGISTRY
 from rerankd.tools.benchmark.connection import Target
@@ -53,7 +54,6 @@ _FRONT_END: Final = "front end"
 _FRONT_MODULE: Final = "rerankd.api.front"
 # Two front ends move at least this many times the pairs of one process.
 _LEAST_RATIO: Final = 1.8
-_FILES: Final = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _CORPUS_BODIES: Final = 400
 _MOST_TEXTS: Final = 20_000
 _MOST_ROUNDS: Final = 20
@@ -228,12 +228,6 @@ def _serving(side: Side, folder: Path, registry: str, environment: Mapping[str, 
         yield _Serving(side, server, folder)
 
 
-def _registry(model: Path, *, batch_tokens: int) -> str:
-    fields = {"name": "free", "path": str(model), "scorer": "cross-encoder", "engine": "free"}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
-    return "\n".join(["[[model]]", *lines, f"batch_tokens = {batch_tokens}", ""])
-
-
 def _bodies(corpus: Path | None, *, documents: int, seed: int) -> Iterator[Body]:
     if corpus is None:
         return iter(Workload(Shape((documents,)), seed=seed))
@@ -257,7 +251,7 @@ def main() -> int:
     found: dict[tuple[str, int], _Measured] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = _without_weights(arguments.model, folder / "model")
+        model = without_weights(arguments.model, folder / "model")
         sides = [Side(_HERE, _ROOT / "app")]
         if arguments.against:
             sides.append(stack.enter_context(older(arguments.against)))
@@ -292,7 +286,7 @@ def _in_turns(
     """All sides under one batch budget, one load each a round."""
     found = {side.name: _Measured() for side in sides}
     environment = {**_SETTINGS, "RERANKD_CACHE_URL": arguments.cache}
-    registry = _registry(model, batch_tokens=batch_tokens)
+    registry = free_registry(model, batch_tokens=batch_tokens)
     rounds = min(arguments.rounds, _MOST_ROUNDS)
     with ExitStack() as stack:
         services = []
@@ -310,13 +304,6 @@ def _in_turns(
                 else:
                     measured.shares = service.shares(bodies, window, clients=arguments.clients)
     return found
-
-
-def _without_weights(model: Path, folder: Path) -> Path:
-    folder.mkdir()
-    for name in _FILES:
-        (folder / name).write_bytes((model / name).read_bytes())
-    return folder
 
 
 def _claims(found: Mapping[tuple[str, int], _Measured], budgets: Sequence[int], others: Sequence[str]) -> list[Claim]:
